@@ -1,0 +1,104 @@
+"""Blocks that the recipes share. Every field is read by the code; units are in the comments."""
+
+import difflib
+
+import ml_collections
+
+
+def trainer() -> ml_collections.ConfigDict:
+    """Fields of every run, at the top level of its config."""
+    config = ml_collections.ConfigDict()
+    config.seed = 12345  # of parameters, data order, masking and dropout
+    config.total_steps = 0  # optimizer updates
+    config.batch_size = 256  # sequences per update over all devices: half captions, half text where mixed
+    config.grad_accumulation_steps = 1  # parts into which a batch is cut; the result is the same
+    config.learning_rate = 0.0  # the peak, as it is applied: no scaling by batch size
+    config.warmup_steps = 0
+    config.compute_dtype = "bfloat16"  # of activations; parameters and losses are float32
+    config.prng_impl = "rbg"  # threefry2x32: dropout does not depend on the mesh, slower
+
+    config.log_every_steps = 100
+    config.eval_every_steps = 5000  # 0 = only at the end
+    config.checkpoint_every_steps = 1000  # 0 = only at the end
+    config.keep_checkpoints = 3  # the newest; the best by `best_metric` is kept besides
+    config.best_metric = "mlm_caption_accuracy"
+    config.report = True  # write report/index.html at the end
+
+    config.optimizer = ml_collections.ConfigDict(
+        dict(name="adamw", b1=0.9, b2=0.999, eps=1e-6, weight_decay=1e-4, clip_norm=10.0, schedule="triangle")
+    )
+    # Sizes of the device mesh; -1 = all remaining devices.
+    config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    # Paths; empty = not used. Order: own run in workdir, then checkpoint, then bert + resnet, then scratch.
+    config.init = ml_collections.ConfigDict(dict(bert="", resnet="", checkpoint=""))
+    return config
+
+
+def encoder(size: str) -> ml_collections.ConfigDict:
+    """The BERT-style encoder: `base` or `large` (paper, section 3)."""
+    hidden, layers, heads, mlp = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}[size]
+    return ml_collections.ConfigDict(
+        dict(
+            vocab_size=30522,
+            hidden_size=hidden,
+            num_layers=layers,
+            num_heads=heads,
+            mlp_size=mlp,
+            max_positions=512,
+            num_segments=3,
+            dropout_rate=0.1,
+            visual_gain_init=0.0,  # of the two visual layer norms: at step 0 the network is BERT
+            pooler=False,  # tanh layer on [CLS]; needed by the relationship loss and VCR
+            scan_layers=True,  # False compiles longer and is a little faster
+            remat="none",  # recompute in the backward pass: none | dots | full
+        )
+    )
+
+
+def region_head() -> ml_collections.ConfigDict:
+    """ResNet-101 with RoIAlign and a dilated C5 (official `base_e2e`)."""
+    return ml_collections.ConfigDict(
+        dict(
+            stem_width=64,
+            widths=(64, 128, 256, 512),  # of the 3x3 convolutions of stages C2..C5; a stage puts out four times that
+            blocks=(3, 4, 23, 3),
+            strides=(1, 2, 2),  # of C2..C4; with the stem's 4 the feature map has stride 16
+            stride_in_1x1=True,
+            dilated_c5=True,
+            frozen_stages=(1, 2),  # 1 = stem, 2..4 = C2..C4, 5 = C5
+            frozen_batch_norm=True,  # gains and offsets; the statistics are constants in any case
+            roi_size=14,
+            roi_samples=1,  # sampling points per bin and axis; 0 = adaptive
+            roi_chunk=16,  # regions that pass C5 at once; padding is skipped chunk-wise
+            remat=False,  # recompute C5 in the backward pass
+            dropout_rate=0.1,  # before the projection to hidden_size
+        )
+    )
+
+
+def image_pipeline() -> ml_collections.ConfigDict:
+    """Where the records are and how they become examples. Sizes in pixels."""
+    return ml_collections.ConfigDict(
+        dict(
+            data_dir="data",
+            vocab="",  # vocab.txt or a Hugging Face tokenizer name
+            image_scale=(600, 1000),  # short side, unless the long side would pass the second
+            one_orientation=True,  # a batch is all landscape or all portrait; False pads to a square
+            flip_probability=0.5,
+            max_regions=62,  # besides the whole image
+            sequence_length=64,  # text tokens + regions; [END] is not counted
+            geometry_on_device=False,
+            num_threads=16,  # of the input pipeline, per host
+            prefetch=16,  # batches
+        )
+    )
+
+
+def choose(variant: str, variants) -> ml_collections.ConfigDict:
+    """Calls the variant of that name. Raises ValueError with the names there are."""
+    by_name = {v.__name__: v for v in variants}
+    if variant not in by_name:
+        close = difflib.get_close_matches(variant, by_name, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown config variant {variant!r}; there are: {', '.join(by_name)}.{hint}")
+    return by_name[variant]()

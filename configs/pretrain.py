@@ -1,0 +1,129 @@
+"""Pre-training on captions with images, mixed 1:1 with text. Variants: `--config=configs/pretrain.py[:VARIANT]`."""
+
+import ml_collections
+
+from configs import common
+
+
+def demo() -> ml_collections.ConfigDict:
+    """A small VL-BERT learns to read masked words with the help of drawn images.
+
+    python -m vlbert_jax.main --config=configs/pretrain.py --workdir=workdirs/demo
+    """
+    config = base_e2e()
+    config.seed = 0
+    config.total_steps = 2000
+    config.batch_size = 128
+    config.learning_rate = 7e-4
+    config.warmup_steps = 100
+    config.compute_dtype = "float32"
+    config.log_every_steps = 50
+    config.eval_every_steps = 500
+    config.checkpoint_every_steps = 500
+    config.optimizer.schedule = "constant"
+    config.model.encoder.update(
+        dict(vocab_size=512, hidden_size=128, num_layers=3, num_heads=4, mlp_size=512, max_positions=64,
+             dropout_rate=0.0, visual_gain_init=1.0, scan_layers=False)
+    )
+    config.model.region_head.update(
+        dict(stem_width=16, widths=(16, 32, 32, 32), blocks=(1, 1, 1, 1), strides=(1, 2, 1), frozen_stages=(),
+             frozen_batch_norm=False, roi_size=6, dropout_rate=0.0)
+    )
+    config.model.num_region_classes = 32
+    config.losses.region = 1.0
+    config.losses.region_only_steps = 400
+    config.data.update(
+        dict(embedded=True, captions="region_captions/scenes", text="text_corpus/scenes",
+             vocab="data/scenes/vocab.txt", image_scale=(96, 128), max_regions=6, sequence_length=32,
+             text_min_words=24, num_threads=2, prefetch=4)
+    )
+    return config
+
+
+def base_e2e() -> ml_collections.ConfigDict:
+    """VL-BERT base, its ResNet-101 region head trained along."""
+    config = common.trainer()
+    config.task = "pretrain"
+    config.total_steps = 250_000
+    config.learning_rate = 2.56e-5
+    config.warmup_steps = 16_000
+    config.model = ml_collections.ConfigDict(
+        dict(
+            encoder=common.encoder("base"),
+            region_head=common.region_head(),
+            train_region_head=True,  # False = its convolutions are constants, like the paper's ablation (a)-(d)
+            num_region_classes=1601,  # 1600 + background
+        )
+    )
+    config.losses = ml_collections.ConfigDict(
+        dict(
+            mlm=True,
+            mrc=True,  # masked RoI classification
+            relationship=False,  # does the caption belong to the image; switch on model.encoder.pooler with it
+            text_only=True,  # mix text-only sequences 1:1
+            region=0.0,  # weight of classifying each region from its pooled feature (official CNN loss "at the bottom")
+            region_only_steps=0,  # first updates train the region head on that loss alone
+            mrc_targets="soft",  # the detector's distribution (official code) | hard: its best class (paper)
+            normalise="targets",  # mean over all targets of the batch | examples: over examples first
+        )
+    )
+    config.data = common.image_pipeline()
+    config.data.update(
+        dict(
+            embedded=False,  # True = the drawn corpus, made on first use
+            captions="region_captions/conceptual_captions",  # under data_dir
+            text="text_corpus/books_wikipedia",
+            train_split="train",
+            eval_split="val",
+            features="image",  # image | precomputed
+            vocab="bert-base-uncased",
+            text_min_words=64,  # lines are joined until they have as many
+            mask_probability=0.15,  # of words and of regions
+            hide_pixels=True,  # blank hidden regions in the image; False = a learned vector replaces the feature
+            max_mlm_targets=24,  # per sequence; what is masked beyond is not scored
+            max_mrc_targets=20,  # per image
+            visual_words=(),  # words that only an image can tell, scored apart
+            group_words=(),  # scores by how many of these a caption has
+        )
+    )
+    return config
+
+
+def base_prec() -> ml_collections.ConfigDict:
+    """VL-BERT base on precomputed region features: ablation (d)."""
+    config = base_e2e()
+    config.data.features = "precomputed"
+    config.model.train_region_head = False
+    config.data.hide_pixels = False
+    return config
+
+
+def base_prec_no_text() -> ml_collections.ConfigDict:
+    """VL-BERT base on precomputed features without text-only sequences: ablations (a)-(c)."""
+    config = base_prec()
+    config.losses.text_only = False
+    config.total_steps = 125_000
+    config.warmup_steps = 8_000
+    return config
+
+
+def large_e2e() -> ml_collections.ConfigDict:
+    """VL-BERT large, end to end."""
+    config = base_e2e()
+    config.model.encoder = common.encoder("large")
+    config.grad_accumulation_steps = 2
+    return config
+
+
+def large_prec() -> ml_collections.ConfigDict:
+    """VL-BERT large on precomputed features."""
+    config = base_prec()
+    config.model.encoder = common.encoder("large")
+    return config
+
+
+VARIANTS = (demo, base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec)
+
+
+def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
+    return common.choose(variant, VARIANTS)

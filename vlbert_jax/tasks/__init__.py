@@ -1,0 +1,28 @@
+"""A task is a module: how to lay out a sequence, a head, a loss, a score. `train.py` knows no task by name.
+
+Each module in `TASKS` has these functions, `config` being the run's ConfigDict:
+
+build_model(config, rngs)             the nnx.Module that is trained
+is_frozen(path, config)               whether the parameter at that path (tuple of names) is a constant
+train_batches(config, start_step, process_index, process_count)
+                                      infinite iterator of this host's part of global batch start_step, +1, ...
+                                      (`Batch` of numpy arrays)
+eval_batches(config, process_index, process_count)
+                                      dict: subset -> iterator over this host's part of the split, exactly once
+                                      (the last batch is padded with empty examples)
+active_losses(config, step)           names of the losses that count at this step (static under jit)
+loss_weights(config)                  dict: loss -> weight
+loss_counts(batch, config, names)     dict: loss -> what its sum is divided by; needs no model
+loss_sums(model, batch, key, config, names)
+                                      dict: loss -> sum, and dict: metric -> (sum, count);
+                                      `key` draws dropout, None = no dropout
+score(model, batch, config)           dict: metric -> (sum, count) of an evaluation batch, no dropout
+write_report(directory, model, config, history)
+                                      the run's page for people; `history` = rows of metrics.jsonl
+
+Losses are sums and counts over the *global* batch, so that 1 or 256 devices, cut into parts or not, agree.
+"""
+
+from vlbert_jax.tasks import pretrain
+
+TASKS = {"pretrain": pretrain}
