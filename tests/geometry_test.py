@@ -1,0 +1,43 @@
+import os
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlbert_jax.geometry import box_geometry
+
+HERE = pathlib.Path(__file__).parent / "golden"
+FOLDERS = [HERE] + ([pathlib.Path(os.environ["VLBERT_GOLDEN"])] if os.environ.get("VLBERT_GOLDEN") else [])
+FIXTURES = sorted(p for f in FOLDERS for p in (f / "model").glob("i_coordinate_embeddings*.npz"))
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=str)
+@pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
+def test_equals_the_official_embedding(path, xp):
+    with np.load(path) as fixture:
+        rows, expected = fixture["in/boxes"], fixture["out/emb"]
+    # The official rows carry the image size of each box: one image per box here.
+    got = box_geometry(xp.asarray(rows[:, None, :4]), xp.asarray(rows[:, 4:6]), dim=expected.shape[-1] // 2)
+    assert isinstance(got, np.ndarray if xp is np else jnp.ndarray)
+    assert got.dtype == np.float32
+    # The float32 original is within 1.1e-5 of itself in float64.
+    np.testing.assert_allclose(np.asarray(got).reshape(expected.shape), expected, atol=1e-4, rtol=0)
+
+
+def test_order_by_hand():
+    """Half-way box: centre 25 %, 50 %, size 50 %, 100 %; two wavelengths 1 and sqrt(1000)."""
+    got = box_geometry(np.array([[0, 0, 100, 50]], np.float32), np.array([200, 50], np.float32), dim=2)
+    long = np.sqrt(1000.0)
+    expected = [f(p / w) for p in (25, 50, 50, 100) for f in (np.sin, np.cos) for w in (1, long)]
+    np.testing.assert_allclose(got[0], expected, atol=1e-5)
+
+
+def test_batches_equal_single_images_and_padding_is_finite():
+    rng = np.random.default_rng(0)
+    boxes = np.sort(rng.uniform(0, 90, (2, 3, 5, 4)).astype(np.float32), axis=-1)
+    sizes = rng.uniform(90, 100, (2, 3, 2)).astype(np.float32)
+    sizes[1, 2] = 0  # an example that pads the last batch
+    got = box_geometry(boxes, sizes, dim=8)
+    assert got.shape == (2, 3, 5, 64) and np.isfinite(got).all()
+    np.testing.assert_array_equal(got[1, 0], box_geometry(boxes[1, 0], sizes[1, 0], dim=8))
