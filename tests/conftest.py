@@ -1,0 +1,14 @@
+"""Eight CPU devices, rank promotion raises, and shape annotations are checked at run time."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Before any test imports the package: the hook rewrites modules as they are imported.
+jaxtyping.install_import_hook("vlbert_jax", "beartype.beartype")

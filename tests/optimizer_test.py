@@ -1,0 +1,111 @@
+"""The optimizer against recordings of the official one, and its schedules by hand."""
+
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from vlbert_jax import optimizer
+
+FOLDERS = [pathlib.Path(__file__).parent / "golden"]
+FOLDERS += [pathlib.Path(os.environ["VLBERT_GOLDEN"])] if "VLBERT_GOLDEN" in os.environ else []
+RECORDINGS = [path for folder in FOLDERS for path in sorted((folder / "model").glob("x_*.json"))]
+
+
+def make_config(**fields):
+    config = dict(learning_rate=1e-3, warmup_steps=4, total_steps=12)
+    config["optimizer"] = dict(
+        name="adamw", b1=0.9, b2=0.999, eps=1e-6, weight_decay=1e-4, clip_norm=10.0, schedule="triangle"
+    )
+    config = ml_collections.ConfigDict(config)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_official_updates(path):
+    """Rates, norms and parameters of every update within 1e-6, relative (float32 resolves 6e-8)."""
+    case, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+    config = make_config(
+        learning_rate=case["lr"],
+        warmup_steps=case["warmup_steps"],
+        total_steps=case["t_total"],
+        **{
+            "optimizer.b1": case["betas"][0],
+            "optimizer.b2": case["betas"][1],
+            "optimizer.eps": case["eps"],
+            "optimizer.weight_decay": case["wd"],
+            "optimizer.clip_norm": float(case["clip_grad_norm"]),
+        },
+    )
+    schedule = optimizer.learning_rate_schedule(config)
+    tx = optimizer.make_optimizer(config.optimizer, schedule)
+    names = [key.removeprefix("in/p0_") for key in arrays if key.startswith("in/p0_")]
+    params = {name: jnp.asarray(arrays[f"in/p0_{name}"]) for name in names}
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for k in range(len(case["lrs"])):
+        gradients = {name: jnp.asarray(arrays[f"in/grads_{name}"][k]) for name in names}
+        np.testing.assert_allclose(optax.tree.norm(gradients), arrays["out/total_norm"][k], rtol=1e-6)
+        np.testing.assert_allclose(schedule(k + 1), case["lrs"][k], rtol=1e-6)
+        updates, state = update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        for name in names:
+            np.testing.assert_allclose(params[name], arrays[f"out/p_{name}"][k], rtol=1e-6, atol=1e-7)
+
+
+def test_recordings_clip_and_do_not_clip():
+    """Otherwise the comparison above would say nothing about clipping."""
+    case = np.load(RECORDINGS[0].with_suffix(".npz"))
+    limit = json.loads(RECORDINGS[0].read_text())["clip_grad_norm"]
+    assert (case["out/total_norm"] > limit).any() and (case["out/total_norm"] < limit).any()
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("triangle", [0.25, 0.5, 0.75, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0, 0.0]),
+        ("constant", [0.25, 0.5, 0.75] + 10 * [1.0]),
+        ("cosine", [0.25, 0.5, 0.75] + [0.5 + 0.5 * np.cos(np.pi * k / 8) for k in range(9)] + [0.0]),
+    ],
+)
+def test_schedules(name, expected):
+    schedule = optimizer.learning_rate_schedule(make_config(**{"optimizer.schedule": name}))
+    rates = [schedule(k) for k in range(1, 14)]  # one beyond the end
+    np.testing.assert_allclose(rates, 1e-3 * np.array(expected), rtol=1e-6, atol=1e-10)
+    assert name == "constant" or rates[11] == 0  # exactly
+
+
+def test_no_warmup_starts_at_the_top():
+    schedule = optimizer.learning_rate_schedule(make_config(warmup_steps=0, **{"optimizer.schedule": "constant"}))
+    np.testing.assert_allclose(schedule(1), 1e-3, rtol=1e-6)
+
+
+def test_norms_and_biases_decay_too():
+    """With no gradient, what remains is the decay at the scheduled rate."""
+    config = make_config()
+    tx = optimizer.make_optimizer(config.optimizer, lambda k: 0.5)
+    params = {"bias": jnp.ones(3)}
+    updates, _ = tx.update({"bias": jnp.zeros(3)}, tx.init(params), params)
+    np.testing.assert_allclose(params["bias"] + updates["bias"], 1 - 0.5 * 1e-4, rtol=1e-6)
+
+
+def test_clip_norm_zero_does_not_clip():
+    config = make_config(**{"optimizer.clip_norm": 0.0, "optimizer.b1": 0.0})
+    tx = optimizer.make_optimizer(config.optimizer, lambda k: 1.0)
+    params = {"x": jnp.zeros(2)}
+    _, state = tx.update({"x": jnp.full(2, 1e4)}, tx.init(params), params)
+    np.testing.assert_allclose(state[1].mu["x"], 1e4)
+
+
+@pytest.mark.parametrize("field", ["name", "schedule"])
+def test_unknown_names(field):
+    config = make_config(**{f"optimizer.{field}": "adam"})
+    with pytest.raises(ValueError, match=f"optimizer.{field} is 'adam'; it can be "):
+        optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
