@@ -22,20 +22,46 @@ def demo() -> ml_collections.ConfigDict:
     config.checkpoint_every_steps = 500
     config.optimizer.schedule = "constant"
     config.model.encoder.update(
-        dict(vocab_size=512, hidden_size=128, num_layers=3, num_heads=4, mlp_size=512, max_positions=64,
-             dropout_rate=0.0, visual_gain_init=1.0, scan_layers=False)
+        dict(
+            vocab_size=512,
+            hidden_size=128,
+            num_layers=3,
+            num_heads=4,
+            mlp_size=512,
+            max_positions=64,
+            dropout_rate=0.0,
+            visual_gain_init=1.0,
+            scan_layers=False,
+        )
     )
     config.model.region_head.update(
-        dict(stem_width=16, widths=(16, 32, 32, 32), blocks=(1, 1, 1, 1), strides=(1, 2, 1), frozen_stages=(),
-             frozen_batch_norm=False, roi_size=6, dropout_rate=0.0)
+        dict(
+            stem_width=16,
+            widths=(16, 32, 32, 32),
+            blocks=(1, 1, 1, 1),
+            strides=(1, 2, 1),
+            frozen_stages=(),
+            frozen_batch_norm=False,
+            roi_size=6,
+            dropout_rate=0.0,
+        )
     )
     config.model.num_region_classes = 32
     config.losses.region = 1.0
     config.losses.region_only_steps = 400
     config.data.update(
-        dict(embedded=True, captions="region_captions/scenes", text="text_corpus/scenes",
-             vocab="data/scenes/vocab.txt", image_scale=(96, 128), max_regions=6, sequence_length=32,
-             text_min_words=24, num_threads=2, prefetch=4)
+        dict(
+            embedded=True,
+            captions="region_captions/scenes",
+            text="text_corpus/scenes",
+            vocab="data/scenes/vocab.txt",
+            image_scale=(96, 128),
+            max_regions=6,
+            sequence_length=32,
+            text_min_words=24,
+            num_threads=2,
+            prefetch=4,
+        )
     )
     return config
 
@@ -52,6 +78,7 @@ def base_e2e() -> ml_collections.ConfigDict:
             encoder=common.encoder("base"),
             region_head=common.region_head(),
             train_region_head=True,  # False = its convolutions are constants, like the paper's ablation (a)-(d)
+            feature_size=2048,  # columns of precomputed features
             num_region_classes=1601,  # 1600 + background
         )
     )

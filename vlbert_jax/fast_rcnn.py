@@ -1,0 +1,196 @@
+"""Fast R-CNN branch: an image and its boxes, or precomputed features, to one vector per region (paper, section 3.2)."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Shaped
+
+from vlbert_jax.encoder import dropout
+from vlbert_jax.geometry import box_geometry
+from vlbert_jax.resnet import EXPANSION, Backbone, Stage
+from vlbert_jax.roi_align import roi_align
+
+PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # B, G, R
+GEOMETRY_SIZE = 2048
+
+
+class FastRCNN(nnx.Module):
+    """Region features: C4 -> RoIAlign -> C5 -> mean, joined with box geometry and projected.
+
+    With `backbone=None` appearance comes precomputed with `feature_size` columns. `hidden_vector` adds the learned
+    appearance that stands in for hidden regions where their pixels are not blanked.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        backbone: dict | None,
+        feature_size: int,
+        dilated_c5: bool = True,
+        frozen_c5: bool = False,
+        roi_size: int = 14,
+        roi_samples: int = 1,
+        roi_chunk: int = 16,
+        remat: bool = False,
+        hidden_vector: bool = False,
+        dropout_rate: float = 0.1,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.roi_size, self.roi_samples, self.roi_chunk = roi_size, roi_samples, roi_chunk
+        self.remat, self.frozen_c5, self.dropout_rate, self.dtype = remat, frozen_c5, dropout_rate, dtype
+        self.backbone = self.c5 = None
+        if backbone is not None:
+            *widths, c5_width = backbone["widths"]
+            *blocks, c5_blocks = backbone["blocks"]
+            backbone = {**backbone, "widths": tuple(widths), "blocks": tuple(blocks)}
+            self.backbone = Backbone(**backbone, dtype=dtype, rngs=rngs)
+            self.c5 = Stage(
+                self.backbone.outputs,
+                c5_width,
+                c5_blocks,
+                stride=1 if dilated_c5 else 2,
+                dilation=2 if dilated_c5 else 1,
+                stride_in_1x1=backbone["stride_in_1x1"],
+                dtype=dtype,
+                rngs=rngs,
+            )
+            feature_size = c5_width * EXPANSION
+        self.hidden_appearance = (
+            nnx.Param(jnp.zeros(feature_size), axes=("feature",)) if hidden_vector else None
+        )
+        bound = 1 / math.sqrt(
+            GEOMETRY_SIZE + feature_size
+        )  # PyTorch's default, which the official code keeps
+
+        def uniform(key, shape, dtype=jnp.float32):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        self.projection = nnx.Linear(
+            GEOMETRY_SIZE + feature_size,
+            hidden_size,
+            kernel_init=nnx.with_metadata(uniform, axes=("feature", "embed")),
+            bias_init=nnx.with_metadata(uniform, axes=("embed",)),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def appearance(
+        self,
+        pixels: Float[Array, "b y x 3"],
+        boxes: Float[Array, "b r 4"],
+        region_mask: Bool[Array, "b r"],
+        region_shapes: Float[Array, "b r p p"] | None = None,
+    ) -> Float[Array, "b r g"]:
+        """Pooled C5 features of real regions; zeros elsewhere. `region_shapes` multiply the C5 map (VCR masks)."""
+        pool = functools.partial(_pool_regions, nnx.graphdef(self.c5), self._roi_options())
+        arguments = (nnx.state(self.c5), self.backbone(pixels), boxes, region_mask, region_shapes)
+        mesh = jax.sharding.get_abstract_mesh()
+        batch_axes = tuple(name for name in ("data", "fsdp") if mesh.shape.get(name, 1) > 1)
+        if batch_axes:
+            # Every device packs its own regions: left to the partitioner, sorting them would cross devices.
+            from_batch = jax.P(batch_axes)
+            specs = (jax.P(), from_batch, from_batch, from_batch, from_batch)
+            pool = jax.shard_map(
+                pool, in_specs=specs, out_specs=from_batch, axis_names=set(batch_axes), check_vma=False
+            )
+        return pool(*arguments)
+
+    def _roi_options(self):
+        return (
+            self.roi_size,
+            self.roi_samples,
+            1 / self.backbone.stride,
+            self.roi_chunk,
+            self.remat,
+            self.frozen_c5,
+        )
+
+    def project(
+        self,
+        appearance: Float[Array, "b r g"],
+        boxes: Float[Array, "b r 4"],
+        image_size: Float[Array, "b 2"],
+        region_mask: Bool[Array, "b r"],
+        region_hidden: Bool[Array, "b r"] | None = None,
+        geometry: Float[Array, "b r e"] | None = None,
+        key=None,
+    ) -> Float[Array, "b r d"]:
+        """Appearance and geometry to the encoder's width; zeros where there is no region."""
+        if self.hidden_appearance is not None and region_hidden is not None:
+            appearance = jnp.where(
+                region_hidden[..., None],
+                self.hidden_appearance[...].astype(appearance.dtype)[None, None],
+                appearance,
+            )
+        if geometry is None:
+            geometry = box_geometry(boxes, image_size)
+        joined = jnp.concatenate([geometry.astype(self.dtype), appearance.astype(self.dtype)], axis=-1)
+        states = jax.nn.relu(self.projection(dropout(joined, self.dropout_rate, key)))
+        return jnp.where(region_mask[..., None], states, 0)
+
+
+def _pool_regions(graphdef, options, c5_state, feature_map, boxes, region_mask, region_shapes):
+    """RoIAlign and C5, `chunk` regions at a time, real ones packed to the front; chunks of padding are skipped."""
+    size, samples, scale, chunk, remat, frozen = options
+    c5 = nnx.merge(graphdef, c5_state)
+    b, r = region_mask.shape
+    total = b * r
+    chunk = min(chunk, total)
+    order = jnp.argsort(~region_mask.reshape(total), stable=True)
+    place = jnp.argsort(order)  # where each region went
+    order = jnp.pad(order, (0, -total % chunk))  # repeats region order[0]; never read back
+    flat_boxes, flat_mask = boxes.reshape(total, 4), region_mask.reshape(total)
+    flat_shapes = None if region_shapes is None else region_shapes.reshape(total, *region_shapes.shape[2:])
+
+    def head(index):
+        x = roi_align(feature_map, flat_boxes[index], index // r, (size, size), samples, scale)
+        x = c5(x)
+        if flat_shapes is not None:
+            x = x * flat_shapes[index][..., None].astype(x.dtype)
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+
+    if remat:
+        head = jax.checkpoint(head)
+
+    def pool_chunk(_, index):
+        shape = jax.eval_shape(head, index)
+        pooled = jax.lax.cond(
+            flat_mask[index].any(), head, lambda _: jnp.zeros(shape.shape, shape.dtype), index
+        )
+        return None, pooled
+
+    _, pooled = jax.lax.scan(pool_chunk, None, order.reshape(-1, chunk))
+    pooled = pooled.reshape(-1, pooled.shape[-1])[place].reshape(b, r, -1)
+    pooled = jax.lax.stop_gradient(pooled) if frozen else pooled
+    return jnp.where(region_mask[..., None], pooled, 0)
+
+
+def prepare_pixels(
+    image: Shaped[Array, "b y x 3"],
+    image_size: Float[Array, "b 2"],
+    boxes: Float[Array, "b r 4"] | None = None,
+    hidden: Bool[Array, "b r"] | None = None,
+) -> Float[Array, "b y x 3"]:
+    """uint8 RGB to BGR minus the means, zero (the mean colour) in the padding and under hidden boxes.
+
+    A box covers the pixels from trunc(x1), trunc(y1) to trunc(x2), trunc(y2), both included (official raw-pixel mask).
+    Float images are taken as prepared already.
+    """
+    if image.dtype != jnp.uint8:
+        return image
+    pixels = image[..., ::-1].astype(jnp.float32) - jnp.asarray(PIXEL_MEANS, jnp.float32)[None, None, None]
+    rows, columns = jnp.arange(image.shape[1])[None], jnp.arange(image.shape[2])[None]
+    keep = (rows < image_size[:, 1:])[:, :, None] & (columns < image_size[:, :1])[:, None, :]
+    if hidden is not None:
+        x1, y1, x2, y2 = jnp.split(jnp.trunc(boxes), 4, axis=-1)
+        in_rows = (rows[None] >= y1) & (rows[None] <= y2) & hidden[..., None]
+        in_columns = (columns[None] >= x1) & (columns[None] <= x2)
+        # The union of rectangles as a matrix product: how many hidden boxes cover a pixel.
+        covered = jnp.einsum("bry,brx->byx", in_rows.astype(jnp.float32), in_columns.astype(jnp.float32))
+        keep = keep & (covered == 0)
+    return jnp.where(keep[..., None], pixels, 0)

@@ -1,0 +1,343 @@
+"""Pre-training: masked words with visual clues, masked RoI classification, optionally caption-image matching."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
+from vlbert_jax.encoder import EncoderConfig, dense, keys, layer_norm
+from vlbert_jax.fast_rcnn import GEOMETRY_SIZE, FastRCNN, prepare_pixels
+from vlbert_jax.tasks.pretrain_examples import eval_batches, train_batches, word_ids
+from vlbert_jax.vlbert import VLBert
+
+__all__ = ["eval_batches", "train_batches"]  # parts of the task protocol that live in pretrain_examples
+
+LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region")
+NUM_GROUPS = 3  # groups whose scores are reported apart
+
+
+class MLMHead(nnx.Module):
+    """Hidden layer, GELU, norm; the decoder is the token table itself with a bias of its own."""
+
+    def __init__(self, config: EncoderConfig, rows: int, rngs: nnx.Rngs):
+        size = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.transform = dense(size, size, ("embed", None), config.dtype, rngs)
+        self.norm = layer_norm(size, config.dtype, rngs)
+        self.bias = nnx.Param(jnp.zeros(rows), axes=("vocab",))
+
+    def __call__(
+        self, states: Float[Array, "... d"], table: Float[Array, "rows d"]
+    ) -> Float[Array, "... rows"]:
+        """float32 logits; rows of the table that are no words get -inf."""
+        hidden = self.norm(jax.nn.gelu(self.transform(states), approximate=False))
+        logits = jnp.einsum(
+            "...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+        bias = jnp.where(jnp.arange(table.shape[0]) < self.vocab_size, self.bias[...], -jnp.inf)
+        return logits + jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
+
+
+class MRCHead(nnx.Module):
+    """Hidden layer and GELU, without a norm, then the detector's classes."""
+
+    def __init__(self, config: EncoderConfig, num_classes: int, rngs: nnx.Rngs):
+        size = config.hidden_size
+        self.transform = dense(size, size, ("embed", None), config.dtype, rngs)
+        self.classes = dense(size, num_classes, ("embed", None), config.dtype, rngs)
+
+    def __call__(self, states: Float[Array, "... d"]) -> Float[Array, "... c"]:
+        return self.classes(jax.nn.gelu(self.transform(states), approximate=False)).astype(jnp.float32)
+
+
+class PretrainingModel(nnx.Module):
+    """Region head, VL-BERT and the pre-training heads."""
+
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        fast_rcnn: dict,
+        num_region_classes: int,
+        *,
+        relationship: bool = False,
+        region_classifier: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        if relationship and not encoder.pooler:
+            raise ValueError("the relationship loss reads the pooler: set model.encoder.pooler=True with it")
+        self.fast_rcnn = FastRCNN(
+            **fast_rcnn, hidden_size=encoder.visual_size or encoder.hidden_size, rngs=rngs
+        )
+        self.vlbert = VLBert(encoder, rngs)
+        self.mlm_head = MLMHead(encoder, self.vlbert.token_embeddings.shape[0], rngs)
+        self.mrc_head = MRCHead(encoder, num_region_classes, rngs)
+        size, dtype = encoder.hidden_size, encoder.dtype
+        self.relationship_head = dense(size, 2, ("embed", None), dtype, rngs) if relationship else None
+        feature_size = self.fast_rcnn.projection.kernel.shape[0] - GEOMETRY_SIZE
+        classifier = (
+            dense(feature_size, num_region_classes, ("feature", None), dtype, rngs)
+            if region_classifier
+            else None
+        )
+        self.region_classifier = classifier
+
+    def appearance(self, batch: Batch) -> Float[Array, "b r g"] | None:
+        """Pooled or precomputed features of the regions, before projection."""
+        if batch.image is None:
+            return batch.region_features
+        blanked = batch.region_hidden if self.fast_rcnn.hidden_appearance is None else None
+        pixels = prepare_pixels(batch.image, batch.image_size, batch.boxes, blanked)
+        return self.fast_rcnn.appearance(pixels, batch.boxes, batch.region_mask, batch.region_shapes)
+
+    def region_states(self, batch: Batch, appearance, key=None) -> Float[Array, "b r d"] | None:
+        """The visual vector of each region; None without an image."""
+        if appearance is None:
+            return None
+        return self.fast_rcnn.project(
+            appearance,
+            batch.boxes,
+            batch.image_size,
+            batch.region_mask,
+            batch.region_hidden,
+            batch.box_geometry,
+            key,
+        )
+
+    def encode(self, batch: Batch, region_states, key=None) -> Float[Array, "b n s d"]:
+        return self.vlbert(
+            batch.token_ids,
+            batch.region_ids,
+            batch.segment_ids,
+            batch.position_ids,
+            batch.element_mask,
+            region_states,
+            key,
+        )
+
+    def mlm_logits(
+        self, states: Float[Array, "b n s d"], positions: Int[Array, "b n m"]
+    ) -> Float[Array, "b n m v"]:
+        chosen = jnp.take_along_axis(states, positions[..., None], axis=2)
+        return self.mlm_head(chosen, self.vlbert.token_embeddings[...])
+
+    def mrc_logits(
+        self, states: Float[Array, "b n s d"], positions: Int[Array, "b k"]
+    ) -> Float[Array, "b k c"]:
+        return self.mrc_head(jnp.take_along_axis(states[:, 0], positions[..., None], axis=1))
+
+    def relationship_logits(self, states: Float[Array, "b n s d"]) -> Float[Array, "b 2"]:
+        return self.relationship_head(self.vlbert.pool(states[:, 0])).astype(jnp.float32)
+
+
+def build_model(config, rngs: nnx.Rngs) -> PretrainingModel:
+    """The model of a config; see configs/pretrain.py for the fields."""
+    model, dtype = config.model, jnp.dtype(config.compute_dtype)
+    head = dict(model.region_head)
+    frozen_stages = tuple(head.pop("frozen_stages")) if model.train_region_head else (1, 2, 3, 4, 5)
+    del head["frozen_batch_norm"]  # read by is_frozen
+    backbone = {
+        name: head.pop(name) for name in ("stem_width", "widths", "blocks", "strides", "stride_in_1x1")
+    }
+    return PretrainingModel(
+        EncoderConfig(**model.encoder, dtype=dtype),
+        dict(
+            backbone=dict(backbone, frozen_stages=frozen_stages) if config.data.features == "image" else None,
+            feature_size=model.feature_size,
+            frozen_c5=5 in frozen_stages,
+            hidden_vector=not config.data.hide_pixels,
+            dtype=dtype,
+            **head,
+        ),
+        model.num_region_classes,
+        relationship=config.losses.relationship,
+        region_classifier=config.losses.region > 0,
+        rngs=rngs,
+    )
+
+
+def is_frozen(path: tuple[str, ...], config) -> bool:
+    """Frozen: batch norm and the first stages as configured, or all convolutions of the region head."""
+    if path[0] != "fast_rcnn" or path[1] not in ("backbone", "c5"):
+        return False
+    if not config.model.train_region_head:
+        return True
+    head = config.model.region_head
+    if head.frozen_batch_norm and path[-1] in ("gain", "offset"):
+        return True
+    stage = 5 if path[1] == "c5" else 1 if path[2] == "stem" else 2 + int(path[3])
+    return stage in head.frozen_stages
+
+
+# --- Losses ---------------------------------------------------------------------------------------------------------
+
+
+def active_losses(config, step: int) -> tuple[str, ...]:
+    """Names of the losses that count at `step`; the opening phase trains the region head alone."""
+    losses = config.losses
+    if step < losses.region_only_steps:
+        return ("region",)
+    on = dict(
+        mlm_caption=losses.mlm,
+        mlm_text=losses.mlm and losses.text_only,
+        mrc=losses.mrc,
+        relationship=losses.relationship,
+        region=losses.region > 0,
+    )
+    return tuple(name for name in LOSSES if on[name])
+
+
+def loss_weights(config) -> dict[str, float]:
+    """All one in the official code, but for the auxiliary region classification."""
+    return {name: config.losses.region if name == "region" else 1.0 for name in LOSSES}
+
+
+def _target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]]:
+    """Per loss: the weight of each target, and what the weighted sum is divided by.
+
+    `normalise="targets"`: the mean over targets; "examples": the mean over the targets of a sequence, then over the
+    sequences that have any (official `*_LOSS_NORM_IN_BATCH_FIRST`, with its 1e-4).
+    """
+    masks = {}
+    if batch.mlm_mask is not None:
+        captions = 0 if batch.boxes is None else 1  # without an image, every sequence is text alone
+        masks["mlm_caption"] = batch.mlm_mask[:, :captions]
+        masks["mlm_text"] = batch.mlm_mask[:, captions:]
+    if batch.mrc_mask is not None:
+        masks["mrc"] = batch.mrc_mask
+    if batch.relationship is not None:
+        masks["relationship"] = batch.region_mask.any(axis=1)
+    if batch.region_classes is not None:
+        masks["region"] = batch.region_mask & ~batch.region_hidden & (batch.region_classes >= 0)
+    weights = {}
+    for name in names:
+        mask = masks[name].astype(jnp.float32)
+        if config.losses.normalise == "examples" and name.startswith(("mlm", "mrc")):
+            per_sequence = mask.sum(-1, keepdims=True)
+            weights[name] = mask / (per_sequence + 1e-4), (per_sequence > 0).sum() + 1e-4
+        else:
+            weights[name] = mask, jnp.maximum(mask.sum(), 1.0)  # no target at all: a loss of 0
+    return weights
+
+
+def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
+    """What the sum of each loss is divided by; needs no model."""
+    return {name: count for name, (_, count) in _target_weights(batch, config, names).items()}
+
+
+def cross_entropy(logits: Float[Array, "... c"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
+    """-log softmax(logits)[labels], float32."""
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def soft_cross_entropy(logits: Float[Array, "... c"], targets: Float[Array, "... c"]) -> Float[Array, "..."]:
+    """-sum of targets * log softmax(logits); the targets are not renormalised (official behaviour)."""
+    return -jnp.sum(targets.astype(jnp.float32) * jax.nn.log_softmax(logits, axis=-1), axis=-1)
+
+
+def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
+    """Sums of the losses called `names`, and training accuracies as (sum, count)."""
+    key_project, key_encode = keys(key, 2)
+    weights = {name: weight for name, (weight, _) in _target_weights(batch, config, names).items()}
+    appearance = model.appearance(batch)
+    sums, metrics = {}, {}
+
+    def add(name, losses, hits, weight):
+        sums[name] = jnp.sum(losses * weight)
+        real = weight > 0
+        metrics[f"{name}_accuracy"] = jnp.sum(hits & real), jnp.sum(real)
+
+    if "region" in names:
+        logits = model.region_classifier(appearance).astype(jnp.float32)
+        classes = jnp.maximum(batch.region_classes, 0)
+        add("region", cross_entropy(logits, classes), logits.argmax(-1) == classes, weights["region"])
+    if set(names) == {"region"}:
+        return sums, metrics
+
+    states = model.encode(batch, model.region_states(batch, appearance, key_project), key_encode)
+    if "mlm_caption" in names or "mlm_text" in names:
+        logits = model.mlm_logits(states, batch.mlm_positions)
+        losses, hits = cross_entropy(logits, batch.mlm_labels), logits.argmax(-1) == batch.mlm_labels
+        captions = 0 if batch.boxes is None else 1
+        for name, rows in (("mlm_caption", slice(0, captions)), ("mlm_text", slice(captions, None))):
+            if name in names:
+                add(name, losses[:, rows], hits[:, rows], weights[name])
+    if "mrc" in names:
+        logits = model.mrc_logits(states, batch.mrc_positions)
+        best = batch.mrc_targets.argmax(-1)
+        soft = config.losses.mrc_targets == "soft"
+        losses = soft_cross_entropy(logits, batch.mrc_targets) if soft else cross_entropy(logits, best)
+        add("mrc", losses, logits.argmax(-1) == best, weights["mrc"])
+    if "relationship" in names:
+        logits = model.relationship_logits(states)
+        hits = logits.argmax(-1) == batch.relationship
+        add("relationship", cross_entropy(logits, batch.relationship), hits, weights["relationship"])
+    return sums, metrics
+
+
+# --- Scores ---------------------------------------------------------------------------------------------------------
+
+
+def without_image(batch: Batch, vocab_size: int) -> Batch:
+    """The blind twin of a caption: what a sequence of text alone looks like, its regions gone."""
+    is_region = (batch.token_ids == vocab_size + IMG) | (batch.token_ids == vocab_size + IMG_MASK)
+    return batch.replace(
+        region_ids=jnp.full_like(batch.region_ids, NO_IMAGE), element_mask=batch.element_mask & ~is_region
+    )
+
+
+def without_words(batch: Batch, vocab_size: int, special_ids: tuple[int, ...], mask_id: int) -> Batch:
+    """Every word masked: what the image alone says of a hidden region."""
+    is_word = (batch.token_ids < vocab_size) & batch.element_mask
+    for special in special_ids:
+        is_word &= batch.token_ids != special
+    return batch.replace(token_ids=jnp.where(is_word, mask_id, batch.token_ids))
+
+
+def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+    """Losses and accuracies of an evaluation batch, each beside its blind twin; (sum, count) per metric."""
+    vocab_size = config.model.encoder.vocab_size
+    appearance = model.appearance(batch)
+    region_states = model.region_states(batch, appearance)
+    states = model.encode(batch, region_states)
+    metrics = {}
+    kind = "text" if batch.boxes is None else "caption"
+
+    def add(name, values, mask):
+        metrics[name] = (
+            jnp.sum(jnp.where(mask, values, 0)).astype(jnp.float32),
+            jnp.sum(mask).astype(jnp.float32),
+        )
+
+    if config.losses.mlm:
+        words_by = {"": states}
+        if kind == "caption":
+            words_by["_blind"] = model.encode(without_image(batch, vocab_size), None)
+        for suffix, element_states in words_by.items():
+            logits = model.mlm_logits(element_states, batch.mlm_positions)
+            hits = logits.argmax(-1) == batch.mlm_labels
+            add(f"mlm_{kind}_accuracy{suffix}", hits, batch.mlm_mask)
+            add(f"mlm_{kind}_loss{suffix}", cross_entropy(logits, batch.mlm_labels), batch.mlm_mask)
+            if kind == "caption" and config.data.visual_words:
+                visual = jnp.isin(batch.mlm_labels, jnp.asarray(word_ids(config, config.data.visual_words)))
+                visual &= batch.mlm_mask
+                add(f"visual_word_accuracy{suffix}", hits, visual)
+                for count in range(1, NUM_GROUPS + 1):
+                    in_group = visual & (batch.group == count)[:, None, None]
+                    add(f"visual_word_accuracy_objects_{count}{suffix}", hits, in_group)
+    if kind == "caption" and config.losses.mrc:
+        mask_id, *special_ids = word_ids(config, ("[MASK]", "[CLS]", "[SEP]"))
+        wordless = without_words(batch, vocab_size, special_ids, mask_id)
+        best = batch.mrc_targets.argmax(-1)
+        for suffix, element_states in {"": states, "_blind": model.encode(wordless, region_states)}.items():
+            logits = model.mrc_logits(element_states, batch.mrc_positions)
+            add(f"mrc_accuracy{suffix}", logits.argmax(-1) == best, batch.mrc_mask)
+            add(f"mrc_loss{suffix}", soft_cross_entropy(logits, batch.mrc_targets), batch.mrc_mask)
+    if kind == "caption" and config.losses.relationship:
+        logits = model.relationship_logits(states)
+        add("relationship_accuracy", logits.argmax(-1) == batch.relationship, batch.region_mask.any(1))
+    if kind == "caption" and config.losses.region > 0:
+        hits = model.region_classifier(appearance).argmax(-1) == batch.region_classes
+        add("region_accuracy", hits, _target_weights(batch, config, ("region",))["region"][0] > 0)
+    return metrics
