@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# One run on the GPUs of one machine. One process drives all of them; config.mesh says how they share the work.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+launch/gpu_node.sh [options] [-- flags of vlbert_jax.main]
+
+  --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
+  --workdir=DIR            checkpoints, metrics, report        (workdirs/<recipe>_<variant>)
+  --gpus=N                 the first N GPUs                    (all)
+  --devices=LIST           these GPUs, e.g. 0,2; not together with --gpus
+  --restarts=N             starts after failures, at most      (3)
+  --restart-delay=SECONDS  pause before each                   (30)
+  --memory=FRACTION        of each GPU, taken at the start     (0.92)
+  --python=PATH            the interpreter                     (.venv/bin/python if it is there, else python3)
+  --dry-run                print what would run, run nothing
+  --help                   this text
+
+A start on a workdir with checkpoints continues from the newest, so a restart loses the steps since then. SIGINT and
+SIGTERM reach the run as SIGTERM: it saves and stops, and is not restarted. Variables that the environment already has
+(XLA_FLAGS, XLA_PYTHON_CLIENT_MEM_FRACTION, JAX_PLATFORMS, JAX_COMPILATION_CACHE_DIR) win over the values set here.
+
+  launch/gpu_node.sh --config=configs/pretrain.py:base_prec --gpus=4 -- --config.data.data_dir=/data/vlbert
+TEXT
+}
+
+fail() { echo "gpu_node.sh: $*; see --help" >&2; exit 2; }
+
+config=configs/pretrain.py:base_e2e workdir='' gpus='' devices='' restarts=3 restart_delay=30 memory=0.92
+python='' dry_run=false
+while (($#)); do
+  case $1 in
+    --config=?*) config=${1#*=} ;;
+    --workdir=?*) workdir=${1#*=} ;;
+    --gpus=?*) gpus=${1#*=} ;;
+    --devices=?*) devices=${1#*=} ;;
+    --restarts=?*) restarts=${1#*=} ;;
+    --restart-delay=?*) restart_delay=${1#*=} ;;
+    --memory=?*) memory=${1#*=} ;;
+    --python=?*) python=${1#*=} ;;
+    --dry-run) dry_run=true ;;
+    --help | -h) usage; exit 0 ;;
+    --) shift; break ;;
+    *) fail "unknown option or missing value: $1 (flags of the program stand after --)" ;;
+  esac
+  shift
+done
+[[ -z $gpus || $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus=$gpus is not a positive number"
+[[ -z $devices || $devices =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--devices=$devices is not a list like 0,2"
+[[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts=$restarts is not a number"
+[[ $restart_delay =~ ^[0-9]+$ ]] || fail "--restart-delay=$restart_delay is not a number of seconds"
+[[ $memory =~ ^(0?\.[0-9]+|1(\.0*)?)$ ]] || fail "--memory=$memory is not a fraction"
+[[ -z $gpus || -z $devices ]] || fail "--gpus and --devices exclude each other"
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[[ -f ${config%%:*} ]] || fail "no config file ${config%%:*} in $PWD"
+if [[ -z $workdir ]]; then
+  name=$(basename "${config%%:*}" .py)
+  [[ $config == *:* ]] && name+=_${config#*:}
+  workdir=workdirs/$name
+fi
+if [[ -z $python ]]; then
+  python=python3
+  [[ -x .venv/bin/python ]] && python=.venv/bin/python
+fi
+[[ -n $gpus ]] && devices=$(seq -s, 0 $((gpus - 1)))
+
+# Collectives overlap with computation, and gradients travel in few large all-reduces (bytes).
+xla_flags="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_all_reduce_combine_threshold_bytes=134217728"
+environment=(
+  "JAX_PLATFORMS=${JAX_PLATFORMS:-cuda}" # a machine without working GPUs is an error, not a slow run
+  "XLA_FLAGS=$xla_flags${XLA_FLAGS:+ $XLA_FLAGS}"
+  "XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-$memory}"
+  "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}" # restarts do not compile again
+)
+[[ -n $devices ]] && environment+=("CUDA_VISIBLE_DEVICES=$devices")
+command=(env "${environment[@]}" "$python" -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")
+
+show() { printf '%q ' "$@"; echo; }
+if $dry_run; then
+  show mkdir -p "$workdir"
+  show "${command[@]}"
+  echo "# after a failure: the same again, at most $restarts times, $restart_delay s later"
+  exit 0
+fi
+
+child='' stopping=false
+# shellcheck disable=SC2317,SC2329  # reached by the trap
+stop() {
+  stopping=true
+  if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi
+}
+trap stop INT TERM
+
+# `wait` returns early when a signal comes: wait until the process is really gone.
+await() {
+  status=0
+  wait "$1" || status=$?
+  while kill -0 "$1" 2>/dev/null; do
+    status=0
+    wait "$1" || status=$?
+  done
+}
+
+mkdir -p "$workdir"
+show "${command[@]}"
+for ((attempt = 0; ; attempt++)); do
+  "${command[@]}" &
+  child=$!
+  await "$child"
+  child=''
+  if ((status == 0)) || $stopping || ((attempt == restarts)); then break; fi
+  echo "gpu_node.sh: exit status $status; restart $((attempt + 1)) of $restarts in $restart_delay s" >&2
+  sleep "$restart_delay" &
+  child=$!
+  await "$child"
+  child=''
+  if $stopping; then break; fi
+done
+echo "gpu_node.sh: exit status $status after $((attempt + 1)) start(s)" >&2
+exit "$status"
