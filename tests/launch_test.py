@@ -120,15 +120,21 @@ def test_a_restart_that_works_is_a_success(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_the_run_and_nothing_restarts(tmp_path, number):
-    body = f"trap 'echo saved > {tmp_path}/saved; exit 1' TERM; while :; do sleep 0.05; done"
-    with subprocess.Popen([GPU_NODE, *fake_python(tmp_path, body)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL) as process:
+    body = f"trap 'echo saved > {tmp_path}/saved; exit 1' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
+    process = subprocess.Popen(
+        [GPU_NODE, *fake_python(tmp_path, body)], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+    try:
         deadline = time.monotonic() + 20
-        while not (tmp_path / "starts").exists():
+        while not (tmp_path / "ready").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        time.sleep(0.3)  # the trap is set after the start is written
         process.send_signal(number)
-        assert process.wait(timeout=20) != 0
+        assert process.wait(timeout=10) != 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     assert (tmp_path / "saved").read_text() == "saved\n"
     assert len(starts(tmp_path)) == 1
