@@ -1,0 +1,1 @@
+"""TFDS builders, one per corpus, and the embedded corpus `scenes`."""

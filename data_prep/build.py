@@ -1,0 +1,155 @@
+"""Builds a corpus: `python -m data_prep.build NAME --data_dir=data [...]`; `NAME --help` tells the rest."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import pathlib
+import shutil
+import sys
+import tempfile
+
+from data_prep import scenes
+from data_prep.ordered_builder import OrderedBuilder, SourceError
+from data_prep.region_captions import RegionCaptions
+from data_prep.text_corpus import TextCorpus
+
+
+@contextlib.contextmanager
+def only_builder(data_dir: pathlib.Path):
+    """Waits until no other process on this machine builds in `data_dir`."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with open(data_dir / ".build_lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run_builder(builder: OrderedBuilder) -> pathlib.Path:
+    """Builds unless it is there already; returns the directory. Leftovers of killed builds are removed."""
+    directory = pathlib.Path(builder.data_dir)
+    if directory.exists():
+        print(f"{directory}: already built")
+        return directory
+    for leftover in directory.parent.glob("incomplete.*"):
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory() as downloads:  # nothing is downloaded, TFDS makes the folder anyway
+        builder.download_and_prepare(download_dir=downloads)
+    manifest = builder.manifest
+    counts = ", ".join(f"{split} {number:,}" for split, number in manifest.records.items())
+    print(f"{directory}: {counts}")
+    if manifest.problems:
+        told = ", ".join(f"{manifest.count(a):,} {a}" for a in ("skipped", "repaired", "kept"))
+        print(f"{directory / 'manifest.json'} lists what was wrong in the source: {told}")
+    return directory
+
+
+def build_scenes(
+    data_dir: str | pathlib.Path,
+    seed: int = 0,
+    num_train: int = 12_000,
+    num_val: int = 1_000,
+    num_train_stories: int = 12_000,
+    num_val_stories: int = 600,
+    feature_width: int = 0,
+) -> dict[str, pathlib.Path]:
+    """Draws the embedded corpus into `{data_dir}/scenes` and builds its records; does nothing if it is there.
+
+    Returns the paths: source (folder), vocab (file), captions, text (directories of records).
+    Raises SourceError if other settings made what is there. An interrupted call is made up for by the next.
+    """
+    data_dir = pathlib.Path(data_dir)
+    settings = dict(
+        version=scenes.VERSION, seed=seed, num_train=num_train, num_val=num_val,
+        num_train_stories=num_train_stories, num_val_stories=num_val_stories, feature_width=feature_width,
+    )
+    source = data_dir / "scenes"
+    with only_builder(data_dir):
+        if source.exists():
+            there = source / "scenes.json"
+            found = json.loads(there.read_text()) if there.is_file() else None
+            if found != settings:
+                raise SourceError(
+                    f"{source} was made with {found}, not {settings}; remove it or take another data_dir"
+                )
+        else:
+            for stale in ("region_captions/scenes", "text_corpus/scenes", "scenes.incomplete"):
+                shutil.rmtree(data_dir / stale, ignore_errors=True)
+            drawing = data_dir / "scenes.incomplete"
+            drawing.mkdir()
+            scenes.write_corpus(drawing, settings)
+            drawing.rename(source)
+        captions = RegionCaptions("scenes", data_dir, source, features=bool(feature_width))
+        text = TextCorpus("scenes", data_dir, [source / "train.doc"], [source / "val.doc"])
+        return dict(
+            source=source, vocab=source / "vocab.txt", captions=run_builder(captions), text=run_builder(text)
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.build", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+
+    def command(name, about):
+        made = commands.add_parser(name, help=about, description=about)
+        made.add_argument("--data_dir", default="data", help="where the records go (default: %(default)s)")
+        return made
+
+    made = command("scenes", "the embedded corpus: drawn, no download")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--num_train", type=int, default=12_000, help="scenes, stories (default: %(default)s)")
+    made.add_argument("--num_val", type=int, default=1_000, help="scenes (default: %(default)s)")
+    made.add_argument("--features", type=int, default=0, metavar="WIDTH", help="also write region features")
+
+    made = command("conceptual_captions", "images, captions and regions in the official layout")
+    made.add_argument("--source", required=True, help="folder with train_frcnn.json and val_frcnn.json")
+    made.add_argument("--corpus", default="conceptual_captions", help="name it gets (default: %(default)s)")
+    made.add_argument("--splits", default="train,val", help="official splits (default: %(default)s)")
+    made.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of class scores")
+    made.add_argument("--features", action="store_true", help="keep the detector's region features")
+    made.add_argument("--no_images", action="store_true", help="leave the images out (with --features)")
+    made.add_argument("--drop_unreadable", action="store_true", help="skip what has no readable image")
+    made.add_argument("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
+
+    made = command("text", "documents as lines of text files")
+    made.add_argument("--source", required=True, help="text files in order, comma-separated; .gz is fine")
+    made.add_argument("--corpus", default="books_wikipedia", help="name it gets (default: %(default)s)")
+    made.add_argument("--val_source", default="", help="text files of the val split")
+    made.add_argument("--val_fraction", type=float, default=0.0, help="or this share of lines, from the end")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS is talkative
+    args = _parser().parse_args(argv)
+    try:
+        if args.name == "scenes":
+            build_scenes(
+                args.data_dir, args.seed, args.num_train, args.num_val, args.num_train,
+                feature_width=args.features,
+            )
+            return 0
+        if args.name == "conceptual_captions":
+            if args.no_images and not args.features:
+                raise SourceError("--no_images without --features leaves nothing to look at")
+            builder = RegionCaptions(
+                args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
+                args.features, not args.no_images, args.drop_unreadable, args.num_threads,
+            )
+        else:
+            sources, val_sources = (
+                [path for path in paths.split(",") if path] for paths in (args.source, args.val_source)
+            )
+            builder = TextCorpus(args.corpus, args.data_dir, sources, val_sources, args.val_fraction)
+        with only_builder(pathlib.Path(args.data_dir)):
+            run_builder(builder)
+    except (SourceError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

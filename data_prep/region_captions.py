@@ -1,0 +1,284 @@
+"""TFDS builder `region_captions`: images with captions and a detector's regions, for pre-training.
+
+Source: Conceptual Captions (captions and image addresses from Google, free to use, images under their
+owners' terms) prepared as the official VL-BERT repository describes: images downloaded, 10 to 100 regions per
+image from the bottom-up-attention detector. The folder `--source`:
+
+    train_frcnn.json  val_frcnn.json       a line each: {"image": "train_image.zip@/00000000.jpg",
+                                           "caption": ["a", "dog"], "frcnn": "train_frcnn.zip@/00000000.json"}
+    train_image.zip   or  train_image/     X.zip@/name is `name` in the archive X.zip or in the folder X
+    train_frcnn.zip   or  train_frcnn/     per image: image_w, image_h, num_boxes; float32 in base64: boxes
+                                           [n, 4], classes [n, 1601], features [n, 2048]
+
+    python -m data_prep.build conceptual_captions --source=conceptual-captions --data_dir=data
+
+One CPU core builds about 150 images of 800x600 with 100 regions a second; such a record takes 0.35 MB
+(regions' class scores 0.32), with `--features` 0.8 MB more. A batch holds one orientation, so each official
+split becomes two: `train_landscape` (width >= height), `train_portrait`, and the same for `val`.
+
+Record (n regions, sorted by their highest class score, background included, descending; ties in file order):
+
+    index         int64     line of the official file, from 0
+    image_id      bytes     `image` of that line
+    image         bytes     the JPEG as downloaded, RGB; empty where it could not be read: then the official
+                            code takes a black one of `image_size`. Empty with --no_images
+    image_size    int32 2   width, height of the image, of the detector's JSON if empty or with --features
+    caption       bytes *   words as in the file
+    boxes         float32 n 4   x1 y1 x2 y2 in pixels of the image, not clipped
+    class_scores  float16 or float32 n c
+    features      float32 n g; (0, 0) without --features
+
+What is wrong in the download never stops a build. `manifest.json` lists each case with its file, its line
+and what was done: kept (as the official code does), repaired (changed) or skipped (no record).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import itertools
+import json
+import pathlib
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+from data_prep.ordered_builder import OrderedBuilder, SourceError
+
+# What Pillow and zipfile raise for images that are missing, cut off or no images.
+UNREADABLE = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError)
+SUM_TOLERANCE = 0.1  # class scores further from 1 are no target (official rule)
+
+
+class ArchiveFolder:
+    """Reads `X.zip@/name` from the archive X.zip or the folder X, whichever is there; the archive first."""
+
+    def __init__(self, root: pathlib.Path):
+        self.root = root
+        self._archives: dict[str, zipfile.ZipFile | None] = {}
+
+    def _archive(self, name: str) -> zipfile.ZipFile | None:
+        if name not in self._archives:
+            path = self.root / name
+            try:
+                self._archives[name] = zipfile.ZipFile(path) if path.is_file() else None
+            except zipfile.BadZipFile as error:
+                raise SourceError(f"{path}: not a whole zip archive ({error}); download it again") from None
+        return self._archives[name]
+
+    def read(self, path: str) -> bytes:
+        """Raises FileNotFoundError, or OSError, zipfile.BadZipFile for what cannot be read."""
+        archive, _, inner = path.rpartition("@/")
+        if archive and (opened := self._archive(archive)):
+            try:
+                return opened.read(inner)
+            except KeyError:
+                raise FileNotFoundError(f"no {inner} in {archive}") from None
+        if not archive:
+            return (self.root / inner).read_bytes()
+        folder = archive.removesuffix(".zip")
+        # The official code reads parts of an archive (`train_frcnn.zip.0@/`) from one folder.
+        names = (folder, folder.rsplit(".", 1)[0].removesuffix(".zip"))
+        for name in names:
+            if (self.root / name / inner).is_file():
+                return (self.root / name / inner).read_bytes()
+        raise FileNotFoundError(f"neither {archive} nor {names[-1]}/{inner}")
+
+    def check(self, path: str) -> None:
+        """Raises SourceError if neither the archive nor the folder of that path exists."""
+        archive = path.rpartition("@/")[0]
+        folder = archive.removesuffix(".zip").rsplit(".", 1)[0]
+        if archive and not any((self.root / name).exists() for name in (archive, folder)):
+            raise SourceError(f"{self.root / archive}: neither this archive nor the folder {folder} is there")
+
+
+class Unusable(Exception):
+    """An item that gives no record; the message says why."""
+
+
+def decode_floats(record: dict, field: str) -> np.ndarray:
+    """The base64 float32 array `field` as [num_boxes, width]. Raises Unusable."""
+    try:
+        flat = np.frombuffer(base64.b64decode(record[field], validate=True), "<f4")
+    except KeyError:
+        raise Unusable(f"detector file has no {field}") from None
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise Unusable(f"{field}: not base64 float32 ({error})") from None
+    number = record["num_boxes"]
+    if flat.size % number or (field == "boxes" and flat.size != 4 * number):
+        raise Unusable(f"{field}: {flat.size} numbers do not fit {number} boxes")
+    return flat.reshape(number, -1)
+
+
+def read_detections(content: bytes, with_features: bool) -> tuple[tuple[int, int], np.ndarray, ...]:
+    """(width, height), boxes, class scores, features of a detector file. Raises Unusable."""
+    try:
+        record = json.loads(content)
+        size = int(record["image_w"]), int(record["image_h"])
+        record["num_boxes"] = int(record["num_boxes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unusable(f"detector file: {type(error).__name__} {error}") from None
+    if record["num_boxes"] < 1:
+        raise Unusable("no region")
+    if min(size) < 1:
+        raise Unusable(f"image size {size}")
+    boxes, scores = decode_floats(record, "boxes"), decode_floats(record, "classes")
+    features = decode_floats(record, "features") if with_features else np.zeros((0, 0), np.float32)
+    if not np.isfinite(scores).all() or not np.isfinite(features).all():
+        raise Unusable("class scores or features that are not finite")
+    return size, boxes, scores, features
+
+
+def read_image(content: bytes) -> tuple[bytes, tuple[int, int], str]:
+    """(JPEG bytes, (width, height), what was repaired). An image that is no RGB JPEG is encoded again.
+
+    Raises OSError, ValueError or SyntaxError (Pillow's ways) where the whole of it cannot be decoded.
+    """
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    if image.format == "JPEG" and image.mode == "RGB":
+        return content, image.size, ""
+    encoded = io.BytesIO()
+    image.convert("RGB").save(encoded, "JPEG", quality=95, subsampling=0)
+    return encoded.getvalue(), image.size, f"{image.format} in mode {image.mode} encoded as an RGB JPEG"
+
+
+def bad_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Bool [n]: boxes that are not finite, inverted, or without area inside the image."""
+    with np.errstate(invalid="ignore"):
+        low = np.clip(boxes[:, :2], 0, (width - 1, height - 1))
+        high = np.clip(boxes[:, 2:], 0, (width - 1, height - 1))
+        return ~(np.isfinite(boxes).all(1) & (high > low).all(1))
+
+
+def map_ahead(function: Callable, items: Iterable, num_threads: int) -> Iterator:
+    """Like `map`, in order, but some items ahead in threads."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        items = iter(items)
+        pending = deque(pool.submit(function, item) for item in itertools.islice(items, 4 * num_threads))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+            yield result
+
+
+class RegionCaptions(OrderedBuilder, skip_registration=True):
+    """`python -m data_prep.build conceptual_captions --help` explains the options."""
+
+    name = "region_captions"
+
+    def __init__(
+        self,
+        corpus: str,
+        data_dir: str | pathlib.Path,
+        source: str | pathlib.Path,
+        splits: tuple[str, ...] = ("train", "val"),
+        dtype: str = "float16",
+        features: bool = False,
+        images: bool = True,
+        drop_unreadable: bool = False,
+        num_threads: int = 4,
+    ):
+        self.root = ArchiveFolder(pathlib.Path(source))
+        self.splits, self.dtype, self.num_threads = splits, np.dtype(dtype), num_threads
+        self.features, self.images, self.drop_unreadable = features, images, drop_unreadable
+        super().__init__(corpus, data_dir, str(source))
+
+    def _info(self):
+        f = tfds.features
+        feature_shape = (None, None) if self.features else (0, 0)  # (None, None) cannot be read back if empty
+        features = dict(
+            index=f.Scalar(np.int64),
+            image_id=f.Text(),
+            image=f.Scalar(np.object_),  # bytes, so that nothing decodes them on the way
+            image_size=f.Tensor(shape=(2,), dtype=np.int32),
+            caption=f.Sequence(f.Text()),
+            boxes=f.Tensor(shape=(None, 4), dtype=np.float32, encoding="bytes"),
+            class_scores=f.Tensor(shape=(None, None), dtype=self.dtype, encoding="bytes"),
+            features=f.Tensor(shape=feature_shape, dtype=np.float32, encoding="bytes"),
+        )
+        return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features), disable_shuffling=True)
+
+    def records(self) -> Iterator[tuple[str, dict]]:
+        for split in self.splits:
+            path = self.root.root / f"{split}_frcnn.json"
+            if not path.is_file():
+                raise SourceError(f"{path}: not there; --source must be the folder of the index files")
+        for split in self.splits:
+            lines = (self.root.root / f"{split}_frcnn.json").read_bytes().splitlines()
+            progress = tqdm(lines, split, unit=" images", mininterval=1)
+            items = ((split, number, line) for number, line in enumerate(progress))
+            for record, notes in map_ahead(self._record, items, self.num_threads):
+                for note in notes:
+                    self.manifest.note(*note)
+                if record:
+                    width, height = record["image_size"]
+                    yield f"{split}_{'landscape' if width >= height else 'portrait'}", record
+
+    def _record(self, item: tuple[str, int, bytes]) -> tuple[dict | None, list[tuple]]:
+        """The record of an index line, None if there is none, and the manifest's notes about it."""
+        split, number, line = item
+        file, notes = f"{split}_frcnn.json", []
+
+        def note(action, reason):
+            notes.append((action, file, number, reason))
+
+        try:
+            try:
+                entry = json.loads(line)
+                image_id, detections, caption = entry["image"], entry["frcnn"], entry["caption"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise Unusable(f"index line: {type(error).__name__} {error}") from None
+            file = detections
+            if not isinstance(caption, list) or not "".join(map(str, caption)).strip():
+                raise Unusable("no caption")
+            try:
+                content = self.root.read(detections)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise Unusable(f"detector file: {error}") from None
+            size, boxes, scores, features = read_detections(content, self.features)
+            image = b""
+            if self.images:
+                file = image_id
+                try:
+                    image, image_size, repair = read_image(self.root.read(image_id))
+                except UNREADABLE as error:
+                    if self.drop_unreadable:
+                        raise Unusable(f"image: {error}") from None
+                    note("kept", f"image left empty: {error}")
+                else:
+                    if repair:
+                        note("repaired", repair)
+                    if image_size != size:
+                        note("kept", f"image is {image_size}, the detector saw {size}")
+                    if not self.features:
+                        size = image_size
+            file = detections
+            bad = bad_boxes(boxes, *size)
+            if bad.any():
+                for box in boxes[bad]:
+                    note("repaired", f"dropped box {box.tolist()} of an image of {size}")
+                boxes, scores, features = boxes[~bad], scores[~bad], features[~bad[: len(features)]]
+                if not len(boxes):
+                    raise Unusable("no region left")
+            off = np.abs(scores.sum(1) - 1) >= SUM_TOLERANCE
+            if off.any():
+                note("kept", f"class scores of {off.sum()} regions do not sum to 1: these are never a target")
+            order = np.argsort(-scores.max(1), kind="stable")
+            record = dict(
+                index=number, image_id=image_id, image=image, image_size=np.array(size, np.int32),
+                caption=[str(word) for word in caption], boxes=boxes[order],
+                class_scores=scores[order].astype(self.dtype),
+                features=features[order] if len(features) else features,
+            )
+            return record, notes
+        except Unusable as error:
+            note("skipped", str(error))
+            return None, notes
