@@ -1,0 +1,190 @@
+"""Records on disk -> batches on this host -> global arrays on the devices. Knows no task.
+
+A stream is a Grain dataset over record *numbers*; a task's function reads the record and makes the example. What
+batch k holds is a function of (seed, k) alone, so a run resumes from its step and any number of hosts makes the
+same global batch: the numbers are shuffled as a whole, every host takes its stride *before* anything is batched
+or mixed (a stride of a mixed stream would give a host a single corpus).
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vlbert_jax.batch import Batch
+
+Fields = dict[str, np.ndarray]
+
+BATCH_AXES = ("data", "fsdp")  # of the mesh: the examples of a batch are spread over both
+
+# --- Records ----------------------------------------------------------------------------------------------
+
+
+def open_split(data_dir: str, name: str, split: str, optional: bool = False) -> Sequence[dict]:
+    """Random access to a split that `data_prep` built; texts are str, images encoded.
+
+    `name` is builder/corpus, the folder under `data_dir`. Raises FileNotFoundError with the command that builds
+    it. A split that is not there is empty if `optional`, else a ValueError.
+    """
+    folder = os.path.join(os.path.expanduser(data_dir), name)
+    versions = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    versions = [v for v in versions if os.path.exists(os.path.join(folder, v, "dataset_info.json"))]
+    if not versions:
+        raise FileNotFoundError(f"no records in {folder}; build them: {_build_command(data_dir, name)}")
+    builder = tfds.builder_from_directory(os.path.join(folder, versions[-1]))
+    if split not in builder.info.splits:
+        if optional:
+            return []
+        raise ValueError(f"{folder} has no split {split!r}; there are: {', '.join(builder.info.splits)}")
+    return _Split(builder, split)
+
+
+class _Split:
+    """TFDS gives texts as bytes; this gives str, and lists of str."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self._source = builder.as_data_source(split)
+        self._texts, self._lists = [], []
+        for key, feature in builder.info.features.items():
+            if isinstance(feature, tfds.features.Text):
+                self._texts.append(key)
+            elif isinstance(getattr(feature, "feature", None), tfds.features.Text):
+                self._lists.append(key)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, number: int) -> dict:
+        record = self._source[number]
+        for key in self._texts:
+            record[key] = record[key].decode()
+        for key in self._lists:
+            record[key] = [text.decode() for text in record[key]]
+        return record
+
+
+def _build_command(data_dir: str, name: str) -> str:
+    builder, _, corpus = name.partition("/")
+    sources = {
+        "region_captions": f"conceptual_captions --source=FOLDER --corpus={corpus}",
+        "text_corpus": f"text --source=FILES --corpus={corpus}",
+    }
+    what = "scenes" if corpus == "scenes" else sources.get(builder, builder)
+    return f"python -m data_prep.build {what} --data_dir={data_dir}"
+
+
+class Records:
+    """Sources behind each other under one numbering."""
+
+    def __init__(self, *sources: Sequence[dict]):
+        self._sources = [source for source in sources if len(source)]
+        self._ends = list(itertools.accumulate(len(source) for source in self._sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, number: int) -> dict:
+        which = bisect.bisect_right(self._ends, number)
+        return self._sources[which][number - (self._ends[which - 1] if which else 0)]
+
+
+# --- Streams ----------------------------------------------------------------------------------------------
+
+
+def per_host(batch_size: int, process_count: int) -> int:
+    """Examples of a global batch that one host loads. Raises ValueError if hosts cannot share evenly."""
+    if batch_size % process_count:
+        raise ValueError(f"{batch_size} examples per batch cannot be shared by {process_count} hosts evenly")
+    return batch_size // process_count
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """A seed of its own for each stream: without it, all streams would shuffle and mask alike."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(stream.encode())]).generate_state(1)[0])
+
+
+def shuffled(
+    numbers: range,
+    seed: int,
+    example: Callable[[int, np.random.Generator], Fields],
+    *,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+) -> grain.MapDataset:
+    """Endless batches of this host, `batch_size` examples each; every epoch in an order of its own."""
+    dataset = grain.MapDataset.source(numbers).seed(seed).shuffle().repeat(None).random_map(example)
+    return dataset[process_index::process_count].batch(batch_size)
+
+
+def in_order(
+    numbers: range,
+    example: Callable[[int], Fields],
+    empty: Callable[[Fields], Fields],
+    *,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+) -> grain.MapDataset:
+    """Every number once over all hosts, in as many batches on each; `empty(an example)` fills up the last."""
+    whole = -(-len(numbers) // (batch_size * process_count)) * batch_size * process_count
+
+    def at(index: int) -> Fields:
+        return example(numbers[index]) if index < len(numbers) else empty(example(numbers[0]))
+
+    return grain.MapDataset.range(whole).map(at)[process_index::process_count].batch(batch_size)
+
+
+def mixed(datasets: Sequence[grain.MapDataset], sizes: Sequence[int]) -> grain.MapDataset:
+    """Element k comes from one of `datasets`, in proportion to `sizes`, spread evenly: a function of k alone.
+
+    Raises ValueError if there is none.
+    """
+    if not datasets:
+        raise ValueError("the split has no record")
+    return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, sizes)
+
+
+def paired(
+    first: grain.MapDataset, second: grain.MapDataset, join: Callable[[Fields, Fields], Fields]
+) -> grain.MapDataset:
+    """Element k joins both elements k: strictly 1:1."""
+    return first.map_with_index(lambda k, element: join(element, second[k]))
+
+
+def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Iterator[Fields]:
+    """Elements in order, `prefetch` of them being made by `num_threads` threads (0 = when asked for).
+
+    Threads, as decoding, resizing and NumPy release the lock; worker processes cost 2 ms of CPU more per record.
+    """
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
+    return iter(dataset.to_iter_dataset(options))
+
+
+# --- Devices ----------------------------------------------------------------------------------------------
+
+
+def to_global(batch: Batch, mesh: Mesh) -> Batch:
+    """This host's part as a part of the global batch: every field sharded over the batch axes of the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(sharding, part), batch)
+
+
+def prefetch_to_device(batches: Iterator[Batch], mesh: Mesh, size: int = 2) -> Iterator[Batch]:
+    """Global batches, `size` of them on their way to the devices while the step before runs."""
+    waiting: collections.deque[Batch] = collections.deque()
+    for batch in batches:
+        waiting.append(to_global(batch, mesh))
+        if len(waiting) >= size:
+            yield waiting.popleft()
+    yield from waiting

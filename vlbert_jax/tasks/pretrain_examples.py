@@ -1,0 +1,403 @@
+"""What a pre-training example looks like: <Caption, Image> and, beside it, <Text>. NumPy, no model.
+
+A caption and its regions fill one sequence; a text-only sequence has words alone, without [CLS] and [SEP]
+(official `ConceptualCaptionsDataset` and `GeneralCorpus`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float32
+
+from vlbert_jax import data, sequence, transforms
+from vlbert_jax.batch import NO_IMAGE, Batch
+from vlbert_jax.geometry import box_geometry
+from vlbert_jax.sequence import Tokenizer
+from vlbert_jax.transforms import Draws
+
+EVAL_SEED = 20_200_115  # masks of evaluation are the same in every run, whatever its seed
+# Fields with an axis n: what a caption and its text-only partner share.
+SEQUENCE_FIELDS = (
+    *("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask"),
+    *("mlm_positions", "mlm_labels", "mlm_mask"),
+)
+
+Example = dict[str, np.ndarray]  # by the name of the `Batch` field, without the axis b
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What of a config shapes an example; see configs/ for units."""
+
+    precomputed: bool
+    image_scale: tuple[int, int]
+    orientation: str  # of the canvas: landscape, portrait, square
+    flip_probability: float
+    max_regions: int
+    sequence_length: int
+    num_classes: int
+    feature_size: int
+    mlm: bool
+    mrc: bool
+    relationship: bool
+    mask_probability: float
+    max_mlm_targets: int
+    max_mrc_targets: int
+    text_min_words: int
+    group_words: frozenset[str]
+    geometry_dtype: np.dtype | None  # None = the device computes it
+
+    @classmethod
+    def of(cls, config, orientation: str = "landscape", train: bool = True) -> Layout:
+        """The layout of a run's config. Evaluation does not flip."""
+        d, losses = config.data, config.losses
+        dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
+        return cls(
+            precomputed=is_precomputed(config),
+            image_scale=tuple(d.image_scale),
+            orientation=orientation,
+            flip_probability=d.flip_probability if train else 0.0,
+            max_regions=d.max_regions,
+            sequence_length=d.sequence_length,
+            num_classes=config.model.num_region_classes,
+            feature_size=config.model.feature_size,
+            mlm=losses.mlm,
+            mrc=losses.mrc,
+            relationship=losses.relationship,
+            mask_probability=d.mask_probability,
+            max_mlm_targets=d.max_mlm_targets,
+            max_mrc_targets=d.max_mrc_targets,
+            text_min_words=d.text_min_words,
+            group_words=frozenset(d.group_words),
+            geometry_dtype=None if d.geometry_on_device else dtype,
+        )
+
+
+def is_precomputed(config) -> bool:
+    """Whether region features come with the record. Raises ValueError on an unknown kind."""
+    kinds = {"image": False, "precomputed": True}
+    if config.data.features not in kinds:
+        raise ValueError(f"config.data.features is {config.data.features!r}, not one of {', '.join(kinds)}")
+    return kinds[config.data.features]
+
+
+@functools.cache
+def _tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
+    return sequence.load_tokenizer(vocab, vocab_size)
+
+
+def tokenizer_of(config) -> Tokenizer:
+    """The run's tokenizer, loaded once."""
+    return _tokenizer(config.data.vocab, config.model.encoder.vocab_size)
+
+
+def word_ids(config, words: Sequence[str]) -> tuple[int, ...]:
+    """The piece id of each word. Raises ValueError for a word that is not one piece of the vocabulary."""
+    tokenizer = tokenizer_of(config)
+    found = [[piece for word in tokenizer.words(text) for piece in word] for text in words]
+    unknown = tokenizer.backend.token_to_id("[UNK]")
+    bad = [text for text, ids in zip(words, found, strict=True) if len(ids) != 1 or ids[0] == unknown]
+    if bad:
+        raise ValueError(f"not one piece of {config.data.vocab!r} each: {', '.join(bad)}")
+    return tuple(ids[0] for ids in found)
+
+
+# --- One example ------------------------------------------------------------------------------------------
+
+
+def caption_example(
+    record: dict,
+    draws: Draws,
+    tokenizer: Tokenizer,
+    layout: Layout,
+    other_caption: Sequence[str] | None = None,
+) -> Example:
+    """An image with its caption, or with `other_caption` where the relationship task draws so; n = 1.
+
+    `record` has `image` (encoded; empty = the colour of the means), `image_size` (width, height), `caption`
+    (words), `boxes` [n, 4], `class_scores` [n, c] and, if precomputed, `features` [n, g]; boxes by descending
+    score. Rows of the result are the whole image and the first `max_regions` boxes; further boxes do not exist
+    for the model, but count in the mean that is the whole image's precomputed feature. `region_mask` is True for
+    rows that the sequence holds. Hidden rows beyond it keep box and `region_hidden`: their pixels are blanked as
+    well (official behaviour). Raises ValueError if classes or features are of another number than the config's.
+    """
+    scores = np.asarray(record["class_scores"], np.float32)
+    _check_width("class scores", scores, "num_region_classes", layout.num_classes)
+    num_rows = min(len(scores), layout.max_regions) + 1
+    rows = layout.max_regions + 1
+    flip = draws.flip < layout.flip_probability
+    pixels = None if layout.precomputed else _pixels(record)
+    original = tuple(record["image_size"]) if pixels is None else pixels.shape[1::-1]
+    size = transforms.resized_size(original, layout.image_scale)
+
+    asked = hidden = np.zeros(len(scores), bool)
+    if layout.mrc:
+        asked, hidden = transforms.mask_regions(draws, layout.mask_probability)
+    row_hidden = _rows(np.append(False, hidden[: num_rows - 1]), rows)
+
+    own = other_caption is None or not layout.relationship or draws.relationship < 0.5
+    caption = record["caption"] if own else other_caption
+    ids, labels = _masked(
+        tokenizer.words(" ".join(caption), layout.sequence_length), draws, tokenizer, layout
+    )
+    ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
+    labels = np.concatenate([[-1], labels, [-1]])
+    num_text, kept = sequence.truncate(len(ids), num_rows, layout.sequence_length)
+    if num_text < len(ids):  # the last one, [SEP], stays
+        ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
+    zeros = np.zeros(num_text, np.int32)
+    example = _sequence_fields(
+        sequence.pack(ids, zeros, kept, row_hidden, zeros, layout.sequence_length, tokenizer.vocab_size),
+        labels,
+        layout,
+    )
+
+    boxes = _rows(transforms.place_boxes(record["boxes"], original, size, flip)[:num_rows], rows)
+    classes = np.where(np.abs(scores.sum(axis=1) - 1) < 0.1, scores.argmax(axis=1), -1)  # official test
+    example.update(
+        boxes=boxes,
+        region_mask=np.arange(rows) < kept,
+        region_hidden=row_hidden,
+        image_size=np.array(size, np.float32),
+        relationship=np.int32(own),
+        region_classes=_rows(np.append(-1, classes[: kept - 1]).astype(np.int32), rows, fill=-1),
+        group=np.int32(sum(word.lower() in layout.group_words for word in caption)),
+    )
+    if pixels is not None:
+        canvas = transforms.canvas_size(layout.image_scale, layout.orientation)
+        example["image"] = transforms.place_image(pixels, size, canvas, flip)
+    if layout.geometry_dtype is not None:
+        geometry = box_geometry(boxes[:kept], example["image_size"])  # rows that nothing reads stay 0
+        example["box_geometry"] = _rows(geometry.astype(layout.geometry_dtype), rows)
+    if layout.mrc:
+        k = layout.max_mrc_targets
+        targets = np.flatnonzero(asked[: kept - 1] & (classes[: kept - 1] >= 0))[:k]
+        example.update(
+            mrc_regions=_rows((targets + 1).astype(np.int32), k),
+            mrc_positions=_rows((num_text + targets + 1).astype(np.int32), k),
+            mrc_targets=_rows(scores[targets], k),
+            mrc_mask=np.arange(k) < len(targets),
+        )
+    if layout.precomputed:
+        example["region_features"] = _rows(_region_features(record, hidden, layout)[:num_rows], rows)
+    return example
+
+
+def text_example(words: list[list[int]], draws: Draws, tokenizer: Tokenizer, layout: Layout) -> Example:
+    """A text-only sequence, n = 1: the first pieces of `words`, neither [CLS] nor [SEP], no image."""
+    ids, labels = _masked(words, draws, tokenizer, layout)
+    none, nowhere = np.zeros(len(ids), np.int32), np.full(len(ids), NO_IMAGE)
+    packed = sequence.pack(ids, none, 0, (), nowhere, layout.sequence_length, tokenizer.vocab_size)
+    return _sequence_fields(packed, labels, layout)
+
+
+def empty_example(like: Example) -> Example:
+    """What fills up the last batch of an evaluation: shapes of `like`, every mask False, nothing to score."""
+    marks = {"region_ids": NO_IMAGE, "region_classes": -1, "image_size": 1}
+    return {name: np.full_like(value, marks.get(name, 0)) for name, value in like.items()}
+
+
+def text_words(lines, number: int, tokenizer: Tokenizer, layout: Layout) -> list[list[int]]:
+    """Words of line `number` and, until there are `text_min_words`, of the lines after it, around the end."""
+    words: list[list[int]] = []
+    limit = max(layout.text_min_words, layout.sequence_length)
+    for step in range(layout.text_min_words):  # a line has a word at least
+        words += tokenizer.words(lines[(number + step) % len(lines)]["text"], limit)
+        if len(words) >= layout.text_min_words:
+            break
+    return words
+
+
+def _pixels(record: dict) -> np.ndarray:
+    if record["image"]:
+        try:
+            return transforms.decode_image(record["image"])
+        except (
+            ValueError
+        ) as error:  # one broken file must not end a run of days; the official code does the same
+            logging.warning("record %s: %s; taken as an empty image", record.get("index"), error)
+    width, height = record["image_size"]
+    return np.full((height, width, 3), transforms.MEAN_RGB, np.uint8)
+
+
+def _masked(words: list[list[int]], draws: Draws, tokenizer: Tokenizer, layout: Layout):
+    """(ids, labels) of the first `sequence_length` pieces: later ones fit no sequence, whatever the regions do."""
+    cut, room = [], layout.sequence_length
+    for word in words:
+        cut.append(word[:room])
+        room -= len(cut[-1])
+        if room == 0:
+            break
+    probability = layout.mask_probability if layout.mlm else 0.0
+    return transforms.mask_words(cut, draws, probability, tokenizer.mask_id)
+
+
+def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: Layout) -> Example:
+    """The packed sequence and its masked words, with the axis n."""
+    m = layout.max_mlm_targets
+    positions = np.flatnonzero(labels >= 0)[:m].astype(np.int32)
+    words = dict(
+        mlm_positions=_rows(positions, m),
+        mlm_labels=_rows(labels[positions].astype(np.int32), m),
+        mlm_mask=np.arange(m) < len(positions),
+    )
+    return {name: value[None] for name, value in (packed | words).items()}
+
+
+def _region_features(record: dict, hidden: np.ndarray, layout: Layout) -> Float32[np.ndarray, "n+1 g"]:
+    """The boxes' features behind that of the whole image: the mean over all boxes that are not hidden."""
+    features = np.asarray(record["features"], np.float32)
+    _check_width("features", features, "feature_size", layout.feature_size)
+    seen = features[~hidden]
+    # The official code divides by the number + 1e-5 where regions are masked, and by the number where not.
+    count = len(seen) + 1e-5 if layout.mrc else max(len(seen), 1)
+    return np.concatenate([seen.sum(axis=0, keepdims=True) / np.float32(count), features])
+
+
+def _check_width(what: str, values: np.ndarray, field: str, expected: int) -> None:
+    if values.shape[1] != expected:
+        raise ValueError(f"a record has {values.shape[1]} {what} per box, config.model.{field} is {expected}")
+
+
+def _rows(values: np.ndarray, rows: int, fill: float = 0) -> np.ndarray:
+    """`values` with `rows` rows, `fill` behind."""
+    out = np.full((rows, *values.shape[1:]), fill, values.dtype)
+    out[: len(values)] = values
+    return out
+
+
+# --- Streams ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Captions:
+    """The records of a split and how they become examples."""
+
+    records: data.Records
+    tokenizer: Tokenizer
+    layout: Layout
+
+    def example(self, number: int, rng: np.random.Generator) -> Example:
+        record = self.records[number]
+        length = self.layout.sequence_length
+        draws = transforms.draw(rng, length, len(record["boxes"]), self.tokenizer.ordinary_ids)
+        other = None
+        if self.layout.relationship and draws.relationship >= 0.5 and len(self.records) > 1:
+            # Any record but this one; all of it is read for the sake of its caption.
+            other = int(draws.other * (len(self.records) - 1))
+            other = self.records[other + (other >= number)]["caption"]
+        return caption_example(record, draws, self.tokenizer, self.layout, other)
+
+    def evaluate(self, number: int) -> Example:
+        return self.example(number, np.random.default_rng([EVAL_SEED, 0, number]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    lines: data.Records
+    tokenizer: Tokenizer
+    layout: Layout
+
+    def example(self, number: int, rng: np.random.Generator) -> Example:
+        draws = transforms.draw(rng, self.layout.sequence_length, 0, self.tokenizer.ordinary_ids)
+        words = text_words(self.lines, number, self.tokenizer, self.layout)
+        return text_example(words, draws, self.tokenizer, self.layout)
+
+    def evaluate(self, number: int) -> Example:
+        return self.example(number, np.random.default_rng([EVAL_SEED, 1, number]))
+
+
+def _caption_parts(config, split: str, train: bool) -> list[tuple[range, _Captions]]:
+    """The record numbers that may share a batch, and their examples: by orientation where canvases differ."""
+    d = config.data
+    landscape, portrait = (
+        data.open_split(d.data_dir, d.captions, f"{split}_{orientation}")
+        for orientation in ("landscape", "portrait")
+    )
+    records = data.Records(landscape, portrait)
+    tokenizer = tokenizer_of(config)
+    first = range(len(landscape))
+    second = range(len(landscape), len(records))
+    if is_precomputed(config) or not d.one_orientation:
+        parts = [(range(len(records)), "square")]
+    else:
+        parts = [(first, "landscape"), (second, "portrait")]
+    return [
+        (numbers, _Captions(records, tokenizer, Layout.of(config, orientation, train)))
+        for numbers, orientation in parts
+        if numbers
+    ]
+
+
+def _captions_per_batch(config) -> int:
+    """Images of a global batch: all sequences, or half of them where text is mixed in."""
+    if config.losses.text_only and config.batch_size % 2:
+        raise ValueError(f"batch_size {config.batch_size} is odd: half are captions, half text")
+    return config.batch_size // 2 if config.losses.text_only else config.batch_size
+
+
+def _pair(captions: Example, text: Example) -> Example:
+    """The 1:1 mix: sequence 0 is the caption, sequence 1 a text of its own."""
+    both = {name: np.concatenate([captions[name], text[name]], axis=1) for name in SEQUENCE_FIELDS}
+    return captions | both
+
+
+def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
+    """This host's part of global batches start_step, start_step + 1, ..., without end.
+
+    Batch k depends on config and k alone. With `one_orientation` a batch has landscape or portrait images, chosen
+    by k, as often as the split has them.
+    """
+    share = data.per_host(_captions_per_batch(config), process_count)
+    hosts = dict(batch_size=share, process_index=process_index, process_count=process_count)
+    parts = _caption_parts(config, config.data.train_split, train=True)
+    batches = data.mixed(
+        [
+            data.shuffled(
+                numbers, data.stream_seed(config.seed, source.layout.orientation), source.example, **hosts
+            )
+            for numbers, source in parts
+        ],
+        [len(numbers) for numbers, _ in parts],
+    )
+    if config.losses.text_only:
+        text = _text(config, config.data.train_split)
+        seed = data.stream_seed(config.seed, "text")
+        batches = data.paired(
+            batches, data.shuffled(range(len(text.lines)), seed, text.example, **hosts), _pair
+        )
+    for fields in data.iterate(batches[start_step:], config.data.num_threads, config.data.prefetch):
+        yield Batch(**fields)
+
+
+def _text(config, split: str) -> _Text:
+    lines = data.Records(data.open_split(config.data.data_dir, config.data.text, split))
+    return _Text(lines, tokenizer_of(config), Layout.of(config))
+
+
+def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
+    """This host's part of the evaluation split, every record once: `captions`, and `text` where it is mixed in.
+
+    Masks are drawn from the record's number alone. All hosts get as many batches, filled up with empty examples.
+    """
+    share = data.per_host(_captions_per_batch(config), process_count)
+    hosts = dict(batch_size=share, process_index=process_index, process_count=process_count)
+
+    def batches(parts) -> Iterator[Batch]:
+        for numbers, source in parts:
+            ordered = data.in_order(numbers, source.evaluate, empty_example, **hosts)
+            for fields in data.iterate(ordered, config.data.num_threads, config.data.prefetch):
+                yield Batch(**fields)
+
+    split = config.data.eval_split
+    subsets = {"captions": batches(_caption_parts(config, split, train=False))}
+    if config.losses.text_only:
+        text = _text(config, split)
+        subsets["text"] = batches([(range(len(text.lines)), text)])
+    return subsets
