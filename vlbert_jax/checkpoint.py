@@ -1,0 +1,192 @@
+"""Checkpoints of a run, written while training goes on (Orbax): state, step, config and scores in one.
+
+WORKDIR/checkpoints/STEP/ holds `state` (step, params, constants, opt_state as nested dicts of arrays, named as the
+model's attributes are) and `meta` (JSON). The data position is the step: batch k of a run is a function of
+(config, k). A checkpoint is whole or, after a crash while writing, not there.
+"""
+
+import contextlib
+import errno
+import pathlib
+import signal
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from flax import nnx
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+# Fields that may change between the runs that share a workdir: they decide where and when things are computed or
+# written, not what. `total_steps` is one of them with the constant schedule, which does not depend on it.
+FREE_FIELDS = (
+    "log_every_steps",
+    "eval_every_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "best_metric",
+    "report",
+    "grad_accumulation_steps",
+    "mesh.",
+    "init.",
+    "data.data_dir",
+    "data.num_threads",
+    "data.prefetch",
+    "model.encoder.scan_layers",
+    "model.encoder.remat",
+    "model.region_head.remat",
+)
+LOWER_IS_BETTER = ("loss", "error", "perplexity")  # in the name of the best metric
+
+
+def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields (dotted) whose values differ and may not; both configs are nested dicts as read from JSON."""
+    old, new = (ml_collections.ConfigDict(c) for c in (old, new))
+    constant = new.optimizer.schedule == old.optimizer.schedule == "constant"
+    free = FREE_FIELDS + (("total_steps",) if constant else ())
+    old, new = ({k: v for k, v in _flat(c.to_dict()).items()} for c in (old, new))
+    missing = object()
+    names = [name for name in old | new if old.get(name, missing) != new.get(name, missing)]
+    return [name for name in names if not any(name == f or (f[-1] == "." and name.startswith(f)) for f in free)]
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+@contextlib.contextmanager
+def _disk_full(directory: pathlib.Path):
+    """Turns the many faces of a full disk (OSError, or a ValueError from the array store) into one clear line."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            raise OSError(
+                f"no space left on device while saving to {directory}; the checkpoints before are intact: "
+                "free some space and run the same command again"
+            ) from error
+        raise
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: the newest `keep_checkpoints`, and the best by `best_metric`."""
+
+    def __init__(self, workdir: pathlib.Path, config: ml_collections.ConfigDict):
+        """Raises ValueError, naming the fields, where the workdir's newest checkpoint has another config."""
+        self.directory, self.config = pathlib.Path(workdir).absolute() / "checkpoints", config.to_dict()
+        metric = config.best_metric
+        policies = ocp.checkpoint_managers
+        keep = [policies.LatestN(config.keep_checkpoints)]
+        if metric:
+            best = policies.BestN(
+                get_metric_fn=lambda scores: scores.get(metric, float("-inf")),
+                reverse=any(word in metric for word in LOWER_IS_BETTER),
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+            keep.append(best)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,  # of an earlier process that was killed while saving
+        )
+        with _disk_full(self.directory):
+            self.manager = ocp.CheckpointManager(self.directory, options=options)
+        if self.latest_step() is not None and (names := config_differences(self.meta()["config"], self.config)):
+            raise ValueError(
+                f"{workdir} holds a run with another config; these fields differ: {', '.join(names)}. "
+                "Choose another --workdir, or start from its weights with --config.init.checkpoint"
+            )
+
+    def latest_step(self) -> int | None:
+        return self.manager.latest_step()
+
+    def meta(self) -> dict[str, Any]:
+        """What `save` stored beside the newest state: `config` and its own `meta`."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self.manager.restore(self.latest_step(), args=args)["meta"]
+
+    def restore(self, abstract: PyTree, shardings: PyTree) -> PyTree:
+        """The newest state, each device reading its own part; the mesh may be another than the one that saved."""
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain(abstract), plain(shardings)
+        )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        restored = self.manager.restore(self.latest_step(), args=args)["state"]
+        return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(restored))
+
+    def save(self, step: int, state: PyTree, meta: dict[str, Any], scores: dict[str, float] | None = None):
+        """Starts saving; returns when the state is copied to the host. A step that is there already is left alone.
+
+        `scores` of an evaluation at this very step make the checkpoint a candidate for the best.
+        Raises OSError when the disk is full, for this save or at the latest at the next call or `close`.
+        """
+        if step in self.manager.all_steps():
+            return
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta | {"config": self.config})
+        )
+        with _disk_full(self.directory):
+            self.manager.save(step, args=args, metrics=scores)
+
+    def close(self):
+        """Waits for the save under way."""
+        with _disk_full(self.directory):
+            self.manager.wait_until_finished()
+        self.manager.close()
+
+
+class Preemption:
+    """Within its context: whether the machine has asked this process to stop (SIGTERM)."""
+
+    def __enter__(self):
+        self.signalled, self.alone = False, jax.process_count() == 1
+        if self.alone:  # with more processes JAX listens itself, to find a step that suits all
+            self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_):
+        self.signalled = True
+
+    def reached(self, step: int) -> bool:
+        """True on the same step on every host."""
+        return self.signalled if self.alone else multihost_utils.reached_preemption_sync_point(step)
+
+    def __exit__(self, *_):
+        if self.alone:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def plain(tree: PyTree) -> PyTree:
+    """NNX states without their variables' metadata: what is on disk does not depend on Flax."""
+    return nnx.as_pure(tree)
+
+
+def read_weights(path: str | pathlib.Path) -> dict[str, Any]:
+    """{"params": ..., "constants": ...}: nested dicts of numpy arrays.
+
+    `path` is a workdir, its `checkpoints` folder, or one STEP in it. Raises FileNotFoundError.
+    """
+    path = pathlib.Path(path).expanduser().absolute()
+    for folder in (path / "checkpoints", path):
+        if not (path / "state").exists() and folder.is_dir():
+            steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "state").exists()]
+            path = folder / str(max(steps)) if steps else path
+    if not (path / "state").exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: give a workdir, or the folder of one step in it")
+    logging.info("reading weights from %s", path)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        metadata = checkpointer.metadata(path / "state").item_metadata.tree
+        wanted = {name: metadata[name] for name in ("params", "constants") if metadata.get(name)}
+        # As numpy: the mesh that wrote them may not exist here.
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
+        return checkpointer.restore(path / "state", args=args)

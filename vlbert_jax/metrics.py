@@ -1,0 +1,98 @@
+"""Numbers on their way to people: (sum, count) pairs, `metrics.jsonl`, TensorBoard, the progress bar.
+
+A metric is a sum and a count until it is written, so that averages over batches, hosts and steps are exact.
+Rows of `metrics.jsonl` are objects with `step`, `split` (train or val) and the values. Rows of an interrupted and
+resumed run equal those of an uninterrupted one, but for durations: their names contain `time` or `per_sec`.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorboardX
+import tqdm
+
+
+class Sums:
+    """Running (sum, count) per metric, added in float64 in the order of the calls."""
+
+    def __init__(self, start: Mapping[str, Iterable[float]] = {}):  # noqa: B006 (only read)
+        self.sums = {name: list(map(float, pair)) for name, pair in start.items()}
+
+    def add(self, metrics: Mapping[str, tuple[Any, Any]]):
+        for name, (value, count) in metrics.items():
+            total = self.sums.setdefault(name, [0.0, 0.0])
+            total[0] += float(value)
+            total[1] += float(count)
+
+    def means(self) -> dict[str, float]:
+        """Metric -> sum / count; what was never counted is left out."""
+        return {name: value / count for name, (value, count) in self.sums.items() if count}
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """Rows of a metrics.jsonl; a last line that is not whole (the process was killed) is left out."""
+    rows = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        if line.endswith("\n") and line.strip():
+            rows.append(json.loads(line))
+    return rows
+
+
+class Writer:
+    """Writes rows to WORKDIR/metrics.jsonl, WORKDIR/tensorboard and the terminal; silent on hosts other than 0."""
+
+    def __init__(self, workdir: pathlib.Path, start_step: int, total_steps: int, active: bool = True):
+        """Continues a run at `start_step`: rows of later steps are removed, they will be computed again."""
+        self.path, self.active = workdir / "metrics.jsonl", active
+        self.rows = [row for row in read_rows(self.path) if row["step"] <= start_step]
+        if not active:
+            return
+        kept = self.path.with_suffix(".jsonl.tmp")
+        kept.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        os.replace(kept, self.path)
+        self.file = self.path.open("a")
+        self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        # On a terminal a bar; elsewhere one line per row.
+        self.bar = tqdm.tqdm(
+            total=total_steps, initial=start_step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True
+        )
+
+    def write(self, step: int, split: str, values: Mapping[str, float]):
+        """One row. Values that are not finite become null: JSON has no word for them."""
+        row = {"step": step, "split": split}
+        row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.rows.append(row)
+        if not self.active:
+            return
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()  # survives SIGKILL from here on
+        for name, value in values.items():
+            self.board.add_scalar(f"{split}/{name}", value, step)
+        short = {name: f"{value:.4g}" for name, value in values.items()}
+        if self.bar.disable or split != "train":
+            self.bar.write(f"step {step}/{self.bar.total} {split}: " + ", ".join(f"{k} {v}" for k, v in short.items()))
+        else:
+            self.bar.set_postfix({name: short[name] for name in ("loss", "samples_per_sec") if name in short})
+
+    def progress(self, step: int):
+        if self.active:
+            self.bar.update(step - self.bar.n)
+
+    def has(self, step: int, split: str) -> bool:
+        return any(row["step"] == step and row["split"] == split for row in self.rows)
+
+    def values(self, step: int, split: str) -> dict[str, float]:
+        """The newest row of that step and split; empty where there is none."""
+        found = [row for row in self.rows if row["step"] == step and row["split"] == split]
+        return {k: v for k, v in found[-1].items() if k not in ("step", "split")} if found else {}
+
+    def close(self):
+        if self.active:
+            self.file.close()
+            self.board.close()
+            self.bar.close()

@@ -1,0 +1,260 @@
+"""Training: the state, one update as a pure function, and the loop. It knows no task by name.
+
+Reproducibility: parameters are drawn with threefry from `seed`, so they do not depend on the mesh. The dropout key
+of update k is fold_in(key(seed, prng_impl), k - 1), folded once more with the index of the micro-batch when a batch
+is cut. A resumed run repeats the uninterrupted one bit for bit on the same devices.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int, PyTree
+
+from vlbert_jax import checkpoint, evaluate, metrics, optimizer, sharding
+
+AHEAD = 2  # updates that may be dispatched before the devices have finished: bounds the batches in their memory
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything an update reads and writes."""
+
+    step: Int[Array, ""]  # updates made
+    finite: Bool[Array, ""]  # False: an update met a loss or gradient that was not finite; nothing changes any more
+    params: nnx.State  # trained
+    constants: nnx.State  # frozen parameters and statistics
+    opt_state: PyTree
+
+
+def create_state(
+    config: ml_collections.ConfigDict, task: ModuleType, tx: optax.GradientTransformation, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState, TrainState, Callable[[], TrainState]]:
+    """Returns the model's structure, the abstract state, its shardings, and a function that makes it from scratch.
+
+    The function is compiled with the shardings of its output: nothing is ever whole on one device.
+    """
+
+    def trainable(path: tuple, variable) -> bool:
+        return isinstance(variable, nnx.Param) and not task.is_frozen(tuple(map(str, path)), config)
+
+    def create() -> tuple[nnx.GraphDef, TrainState]:
+        model = task.build_model(config, nnx.Rngs(jax.random.key(config.seed, impl="threefry2x32")))
+        graphdef, params, constants = nnx.split(model, trainable, ...)
+        state = TrainState(jnp.int32(0), jnp.bool(True), params, constants, tx.init(params))
+        return graphdef, state
+
+    graphdef, abstract = abstract_with_static(create)
+    shardings = sharding.tree_shardings(abstract, mesh)
+    return graphdef, abstract, shardings, jax.jit(lambda: create()[1], out_shardings=shardings)
+
+
+def abstract_with_static(create: Callable) -> tuple[Any, PyTree]:
+    """Shapes of `create()[1]` without computing it, and the static `create()[0]` as it is."""
+    static = []
+
+    def dynamic():
+        first, second = create()
+        static.append(first)
+        return second
+
+    abstract = jax.eval_shape(dynamic)
+    return static[0], abstract
+
+
+def train_step(
+    state: TrainState,
+    batch: PyTree,
+    *,
+    graphdef: nnx.GraphDef,
+    task: ModuleType,
+    config: ml_collections.ConfigDict,
+    tx: optax.GradientTransformation,
+    names: tuple[str, ...],
+    mesh: Mesh,
+    shardings: TrainState,
+) -> tuple[TrainState, dict[str, tuple[Array, Array]]]:
+    """One update on a global batch, and its metrics as (sum, count) pairs.
+
+    `names` are the losses that count. Each is divided by its count over the whole batch before the batch is cut into
+    `grad_accumulation_steps` micro-batches, so the gradient does not depend on the cut (dropout draws differ).
+    """
+    parts, weights = config.grad_accumulation_steps, task.loss_weights(config)
+    key = jax.random.fold_in(jax.random.key(config.seed, impl=config.prng_impl), state.step)
+    counts = task.loss_counts(batch, config, names)
+
+    def objective(params, micro_batch, key):
+        model = nnx.merge(graphdef, params, state.constants)
+        sums, scores = task.loss_sums(model, micro_batch, key, config, names)
+        loss = sum(weights[name] * sums[name] / counts[name] for name in names)
+        return loss, (loss, sums, scores)
+
+    def gradients(micro_batch, key):
+        grads, out = jax.grad(objective, has_aux=True)(state.params, micro_batch, key)
+        return jax.lax.with_sharding_constraint(grads, shardings.params), out
+
+    if parts == 1:
+        grads, (loss, sums, scores) = gradients(batch, key)
+    else:
+
+        def accumulate(total, part):
+            micro_batch, index = part
+            return jax.tree.map(jnp.add, total, gradients(micro_batch, jax.random.fold_in(key, index))), None
+
+        cut = sharding.cut(batch, parts, mesh), jnp.arange(parts)
+        like = jax.eval_shape(lambda part: gradients(part[0], key), jax.tree.map(lambda x: x[0], cut))
+        total, _ = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, like), cut)
+        grads, (loss, sums, scores) = total
+
+    norm = optax.tree.norm(grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
+    old = state.step, state.params, state.opt_state
+    new = state.step + 1, optax.apply_updates(state.params, updates), opt_state
+    # Not finite: keep the last good state, also from the updates dispatched before the host has noticed.
+    step, params, opt_state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
+    report = {"loss": (loss, 1.0), "grad_norm": (norm, 1.0)}
+    report["learning_rate"] = optimizer.learning_rate_schedule(config)(state.step + 1), 1.0
+    report |= {f"{name}_loss": (sums[name], counts[name]) for name in names}
+    return TrainState(step, finite, params, state.constants, opt_state), report | scores
+
+
+
+
+def initial_weights(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
+    """The state with the weights that `config.init` names filled in, and a log of where every part came from."""
+    from vlbert_jax import convert
+
+    params, constants = convert.load_into(state.params, state.constants, **config.init)
+    return dataclasses.replace(state, params=params, constants=constants)
+
+
+def train(
+    config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Runs or continues the run of `workdir` to its end, or to the step at which the machine asked it to stop.
+
+    Raises FloatingPointError, naming the step, when the loss or its gradient is not finite; the state before that
+    step is saved. Raises OSError when the disk is full.
+    """
+    # --- The model, the optimizer, and their places on the mesh
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
+    for kind in ("params", "constants"):
+        sizes = [x.size for x in jax.tree.leaves(getattr(abstract, kind))]
+        logging.info("%s: %s numbers in %d arrays", kind, f"{sum(sizes):,}", len(sizes))
+
+    # --- Where the state comes from, in this order:
+    # 1. this run's own newest checkpoint;
+    # 2. init.checkpoint: the weights of another run, or converted ones;
+    # 3. init.bert and init.resnet, the rest from scratch;
+    # 4. scratch.
+    checkpoints = checkpoint.Checkpoints(workdir, config)
+    window, evaluated, scores = metrics.Sums(), -1, None
+    if (start := checkpoints.latest_step()) is not None:
+        state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
+        window, evaluated = metrics.Sums(meta["window"]), meta["evaluated"]
+        logging.info("all parameters: step %d of this run", start)
+    else:
+        start, state = 0, create()
+        if any(config.init.values()):
+            state = initial_weights(config, state)
+        else:
+            logging.info("all parameters: from scratch, seed %d", config.seed)
+
+    # --- Input and outputs. Batch k feeds update k + 1.
+    batches = task.train_batches(config, start, jax.process_index(), jax.process_count())
+    writer = metrics.Writer(workdir, start, config.total_steps, active=jax.process_index() == 0)
+    score = evaluate.make_score(graphdef, task, config, mesh)
+
+    @functools.cache  # one program per set of losses
+    def update(names: tuple[str, ...]) -> Callable:
+        static = dict(graphdef=graphdef, task=task, config=config, tx=tx, mesh=mesh, shardings=shardings)
+        return jax.jit(
+            functools.partial(train_step, names=names, **static),
+            in_shardings=(shardings, sharding.batch_sharding(mesh)),
+            out_shardings=(shardings, sharding.replicated(mesh)),
+            donate_argnums=0,
+        )
+
+    # --- Updates
+    pending, timed, seconds, waited = [], 0, 0.0, 0.0  # reports not yet fetched; durations since the last row
+    with contextlib.closing(checkpoints), contextlib.closing(writer), checkpoint.Preemption() as preemption:
+        for step in range(start + 1, config.total_steps + 1):
+            began = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - began
+            with jax.transfer_guard("disallow"):  # nothing crosses unless it says so
+                batch = sharding.global_batch(batch, mesh)
+                state, report = update(task.active_losses(config, step - 1))(state, batch)
+            pending.append(report)
+            if len(pending) > AHEAD:
+                jax.block_until_ready(pending[-1 - AHEAD])
+            timed, seconds = timed + 1, seconds + time.perf_counter() - began
+            writer.progress(step)
+
+            # --- Nothing below happens on most steps: the host does not wait for the devices.
+            last, stop = step == config.total_steps, preemption.reached(step)
+            due = {
+                name: last or (every > 0 and step % every == 0)
+                for name, every in (
+                    ("log", config.log_every_steps),
+                    ("evaluate", config.eval_every_steps),
+                    ("save", config.checkpoint_every_steps),
+                )
+            }
+            due["save"] |= stop or (due["evaluate"] and config.checkpoint_every_steps > 0)
+            if not any(due.values()):
+                continue
+            began = time.perf_counter()
+            reports, good, pending = jax.device_get(pending), int(jax.device_get(state.step)), []
+            seconds += time.perf_counter() - began
+            for report in reports[: len(reports) - (step - good)]:
+                window.add(report)
+
+            # --- Not finite
+            if good < step:
+                state = dataclasses.replace(state, finite=jax.device_put(np.True_, sharding.replicated(mesh)))
+                checkpoints.save(good, state, dict(window=window.sums, evaluated=evaluated))
+                raise FloatingPointError(
+                    f"the loss or its gradient is not finite at step {good + 1}; the state before it is saved as "
+                    f"step {good} in {checkpoints.directory}"
+                )
+
+            # --- Log: means over the updates since the last row. The window survives a restart in the checkpoint.
+            if due["log"]:
+                values = window.means() | {"learning_rate": float(reports[-1]["learning_rate"][0])}
+                values["step_time_ms"] = 1e3 * seconds / timed
+                values["data_wait_time_ms"] = 1e3 * waited / timed
+                values["samples_per_sec"] = config.batch_size * timed / seconds
+                writer.write(step, "train", values)
+                window, timed, seconds, waited = metrics.Sums(), 0, 0.0, 0.0
+
+            # --- Evaluate
+            scores = None
+            if due["evaluate"]:
+                scores = evaluate.evaluate(score, state.params, state.constants, task, config, mesh)
+                writer.write(step, "val", scores)
+                evaluated = step
+
+            # --- Save: after the rows of this step are written, so that a restart finds them
+            if due["save"]:
+                checkpoints.save(step, state, dict(window=window.sums, evaluated=evaluated), scores)
+            if stop and not last:
+                logging.warning("asked to stop: step %d is saved; the same command continues from it", step)
+                break
+    return graphdef, state
