@@ -31,11 +31,17 @@ def run_builder(builder: OrderedBuilder) -> pathlib.Path:
     """Builds unless it is there already; returns the directory. Leftovers of killed builds are removed."""
     directory = pathlib.Path(builder.data_dir)
     if directory.exists():
+        found = json.loads((directory / "manifest.json").read_text())["options"]
+        if found != builder.manifest.options:
+            raise SourceError(
+                f"{directory} was built with {found}, not {builder.manifest.options}: remove it, or change --corpus"
+            )
         print(f"{directory}: already built")
         return directory
     for leftover in directory.parent.glob("incomplete.*"):
         shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory() as downloads:  # nothing is downloaded, TFDS makes the folder anyway
+    # TFDS announces a download and makes a folder for it; there is none.
+    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(None):
         builder.download_and_prepare(download_dir=downloads)
     manifest = builder.manifest
     counts = ", ".join(f"{split} {number:,}" for split, number in manifest.records.items())

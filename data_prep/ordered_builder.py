@@ -25,8 +25,9 @@ class SourceError(Exception):
 class Manifest:
     """What became of each item of the download; `manifest.json` beside the records."""
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, options: dict[str, Any]):
         self.source = source
+        self.options = options  # of the builder, as far as they shape the records
         self.records: dict[str, int] = {}  # by split
         self.problems: list[dict[str, Any]] = []
 
@@ -39,7 +40,7 @@ class Manifest:
 
     def write(self, path: pathlib.Path) -> None:
         counts = {action: self.count(action) for action in ("skipped", "repaired", "kept")}
-        content = dict(source=self.source, records=self.records, **counts, problems=self.problems)
+        content = dict(source=self.source, options=self.options, records=self.records, **counts, problems=self.problems)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -53,13 +54,13 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     RECORDS_PER_SHARD = 2048
     code_path = None  # TFDS would look for checksums beside it, by a package that may be missing
 
-    def __init__(self, corpus: str, data_dir: str | pathlib.Path, source: str):
+    def __init__(self, corpus: str, data_dir: str | pathlib.Path, source: str, options: dict[str, Any]):
         super().__init__(
             data_dir=str(data_dir),
             config=tfds.core.BuilderConfig(name=corpus, version=self.VERSION),
             file_format="array_record",
         )
-        self.manifest = Manifest(source)
+        self.manifest = Manifest(source, options)
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields (split, record) in the order of the source. Raises SourceError."""

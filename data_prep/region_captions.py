@@ -57,6 +57,12 @@ UNREADABLE = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.Decomp
 SUM_TOLERANCE = 0.1  # class scores further from 1 are no target (official rule)
 
 
+def folders(archive: str) -> tuple[str, str]:
+    """Folders that stand for an archive; the parts of one (`X.zip.0`, `X.0.zip`) officially share a folder."""
+    folder = archive.removesuffix(".zip")
+    return folder, folder.rsplit(".", 1)[0].removesuffix(".zip")
+
+
 class ArchiveFolder:
     """Reads `X.zip@/name` from the archive X.zip or the folder X, whichever is there; the archive first."""
 
@@ -83,20 +89,21 @@ class ArchiveFolder:
                 raise FileNotFoundError(f"no {inner} in {archive}") from None
         if not archive:
             return (self.root / inner).read_bytes()
-        folder = archive.removesuffix(".zip")
-        # The official code reads parts of an archive (`train_frcnn.zip.0@/`) from one folder.
-        names = (folder, folder.rsplit(".", 1)[0].removesuffix(".zip"))
-        for name in names:
-            if (self.root / name / inner).is_file():
-                return (self.root / name / inner).read_bytes()
-        raise FileNotFoundError(f"neither {archive} nor {names[-1]}/{inner}")
+        for folder in folders(archive):
+            if (self.root / folder / inner).is_file():
+                return (self.root / folder / inner).read_bytes()
+        raise FileNotFoundError(f"no {folders(archive)[-1]}/{inner}")
 
     def check(self, path: str) -> None:
-        """Raises SourceError if neither the archive nor the folder of that path exists."""
+        """Opens the archive of that path. Raises SourceError if neither it nor the folder is there."""
         archive = path.rpartition("@/")[0]
-        folder = archive.removesuffix(".zip").rsplit(".", 1)[0]
-        if archive and not any((self.root / name).exists() for name in (archive, folder)):
-            raise SourceError(f"{self.root / archive}: neither this archive nor the folder {folder} is there")
+        if archive and not self._archive(archive) and not any((self.root / f).is_dir() for f in folders(archive)):
+            raise SourceError(f"{self.root / archive}: neither this archive nor the folder {folders(archive)[-1]}")
+
+    def close(self) -> None:
+        for archive in filter(None, self._archives.values()):
+            archive.close()
+        self._archives.clear()
 
 
 class Unusable(Exception):
@@ -146,7 +153,7 @@ def read_image(content: bytes) -> tuple[bytes, tuple[int, int], str]:
     if image.format == "JPEG" and image.mode == "RGB":
         return content, image.size, ""
     encoded = io.BytesIO()
-    image.convert("RGB").save(encoded, "JPEG", quality=95, subsampling=0)
+    image.convert("RGB").save(encoded, "JPEG", quality=98, subsampling=0)
     return encoded.getvalue(), image.size, f"{image.format} in mode {image.mode} encoded as an RGB JPEG"
 
 
@@ -189,7 +196,8 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         self.root = ArchiveFolder(pathlib.Path(source))
         self.splits, self.dtype, self.num_threads = splits, np.dtype(dtype), num_threads
         self.features, self.images, self.drop_unreadable = features, images, drop_unreadable
-        super().__init__(corpus, data_dir, str(source))
+        options = dict(dtype=dtype, features=features, images=images, drop_unreadable=drop_unreadable)
+        super().__init__(corpus, data_dir, str(source), options)
 
     def _info(self):
         f = tfds.features
@@ -211,16 +219,30 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             path = self.root.root / f"{split}_frcnn.json"
             if not path.is_file():
                 raise SourceError(f"{path}: not there; --source must be the folder of the index files")
+            self._check_archives(path)
         for split in self.splits:
-            lines = (self.root.root / f"{split}_frcnn.json").read_bytes().splitlines()
-            progress = tqdm(lines, split, unit=" images", mininterval=1)
-            items = ((split, number, line) for number, line in enumerate(progress))
-            for record, notes in map_ahead(self._record, items, self.num_threads):
-                for note in notes:
-                    self.manifest.note(*note)
-                if record:
-                    width, height = record["image_size"]
-                    yield f"{split}_{'landscape' if width >= height else 'portrait'}", record
+            with open(self.root.root / f"{split}_frcnn.json", "rb") as index:
+                total = sum(1 for _ in index)
+                index.seek(0)
+                progress = tqdm(index, split, total, unit=" images", mininterval=1)
+                items = ((split, number, line) for number, line in enumerate(progress))
+                for record, notes in map_ahead(self._record, items, self.num_threads):
+                    for note in notes:
+                        self.manifest.note(*note)
+                    if record:
+                        width, height = record["image_size"]
+                        yield f"{split}_{'landscape' if width >= height else 'portrait'}", record
+        self.root.close()
+
+    def _check_archives(self, index: pathlib.Path) -> None:
+        with open(index, "rb") as lines:
+            try:
+                entry = json.loads(lines.readline())
+                paths = [entry["frcnn"], entry["image"]][: 1 + self.images]
+            except (KeyError, TypeError, ValueError):
+                return  # the manifest will list this line
+        for path in paths:
+            self.root.check(path)
 
     def _record(self, item: tuple[str, int, bytes]) -> tuple[dict | None, list[tuple]]:
         """The record of an index line, None if there is none, and the manifest's notes about it."""
@@ -238,7 +260,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
                 raise Unusable(f"index line: {type(error).__name__} {error}") from None
             file = detections
             if not isinstance(caption, list) or not "".join(map(str, caption)).strip():
-                raise Unusable("no caption")
+                raise Unusable("the caption is not a list of words, or empty")
             try:
                 content = self.root.read(detections)
             except (OSError, zipfile.BadZipFile) as error:

@@ -66,7 +66,8 @@ class TextCorpus(OrderedBuilder, skip_registration=True):
         self.sources = [pathlib.Path(path) for path in sources]
         self.val_sources = [pathlib.Path(path) for path in val_sources]
         self.val_fraction = val_fraction
-        super().__init__(corpus, data_dir, source=", ".join(map(str, self.sources + self.val_sources)))
+        source = ", ".join(map(str, self.sources + self.val_sources))
+        super().__init__(corpus, data_dir, source, options=dict(val_fraction=val_fraction))
 
     def _info(self):
         features = tfds.features.FeaturesDict(
