@@ -22,8 +22,7 @@ NUM_EXTRA_IDS = 3
 NO_IMAGE = -1  # `region_ids` of elements that carry the learned vector of text-only sequences
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
     """A global batch as the model reads it. Masks are bool, True = real. Absent fields are None."""
 
@@ -65,3 +64,18 @@ class Batch:
 
     def replace(self, **fields) -> Batch:
         return dataclasses.replace(self, **fields)
+
+
+def _flatten(batch: Batch):
+    return [(jax.tree_util.GetAttrKey(name), getattr(batch, name)) for name in _NAMES], None
+
+
+def _unflatten(_, leaves) -> Batch:
+    # Around __init__, whose annotations are for arrays: trees of shardings or shapes pass here too.
+    batch = object.__new__(Batch)
+    batch.__dict__.update(zip(_NAMES, leaves, strict=True))
+    return batch
+
+
+_NAMES = tuple(field.name for field in dataclasses.fields(Batch))
+jax.tree_util.register_pytree_with_keys(Batch, _flatten, _unflatten)

@@ -128,7 +128,7 @@ class Encoder(nnx.Module):
         if config.remat not in ("none", "dots", "full"):
             raise ValueError(f"model.encoder.remat is {config.remat!r}; it can be none, dots or full")
         make = nnx.vmap(functools.partial(Layer, config), in_axes=0, out_axes=0)
-        self.layers = make(rngs.fork(split=config.num_layers))
+        self.layers = make(rngs.split(config.num_layers))
 
     def __call__(self, x: Float[Array, "b s d"], mask: Bool[Array, "b s"], key=None, collect: bool = False):
         """Returns the last states; with `collect` also every layer's states and attention probabilities, stacked."""

@@ -43,8 +43,9 @@ class FastRCNN(nnx.Module):
     ):
         self.roi_size, self.roi_samples, self.roi_chunk = roi_size, roi_samples, roi_chunk
         self.remat, self.frozen_c5, self.dropout_rate, self.dtype = remat, frozen_c5, dropout_rate, dtype
-        self.backbone = self.c5 = None
-        if backbone is not None:
+        if backbone is None:
+            self.backbone = self.c5 = None
+        else:
             *widths, c5_width = backbone["widths"]
             *blocks, c5_blocks = backbone["blocks"]
             backbone = {**backbone, "widths": tuple(widths), "blocks": tuple(blocks)}

@@ -32,6 +32,6 @@ def box_geometry(
     low, high = boxes[..., :2], boxes[..., 2:]
     percent = xp.concatenate([(low + high) / 2 / size, (high - low) / size], axis=-1) * xp.float32(100.0)
     wavelengths = np.float32(_LONGEST) ** (np.arange(dim, dtype=np.float32) / dim)
-    angles = percent[..., None] / wavelengths
+    angles = percent[..., None] / wavelengths.reshape(*(1,) * percent.ndim, dim)
     waves = xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=-1)  # *b r 4 2*dim
     return waves.reshape(*boxes.shape[:-1], 8 * dim)

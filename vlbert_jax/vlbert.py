@@ -32,10 +32,12 @@ class VLBert(nnx.Module):
         self.text_only_visual = table(
             visual_size, axes=("embed",)
         )  # the visual vector of text without an image
-        self.text_resize = self.region_resize = None
-        if visual_size != size:
-            self.text_resize = dense(visual_size, size, (None, "embed"), config.dtype, rngs)
-            self.region_resize = dense(visual_size, size, (None, "embed"), config.dtype, rngs)
+        resize = visual_size != size
+
+        def resizing():
+            return dense(visual_size, size, (None, "embed"), config.dtype, rngs) if resize else None
+
+        self.text_resize, self.region_resize = resizing(), resizing()
         if config.visual_layer_norm:
             self.text_visual_norm = layer_norm(size, config.dtype, rngs, gain=config.visual_gain_init)
             self.region_visual_norm = layer_norm(size, config.dtype, rngs, gain=config.visual_gain_init)

@@ -156,7 +156,7 @@ def build_model(config, rngs: nnx.Rngs) -> PretrainingModel:
     )
 
 
-def is_frozen(path: tuple[str, ...], config) -> bool:
+def is_frozen(path: tuple, config) -> bool:
     """Frozen: batch norm and the first stages as configured, or all convolutions of the region head."""
     if path[0] != "fast_rcnn" or path[1] not in ("backbone", "c5"):
         return False
