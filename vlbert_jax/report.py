@@ -1,8 +1,8 @@
 """Pictures a person wants to see: one HTML page with curves, scores and predictions, all in the file itself.
 
 Functions turn data into pieces of HTML, `write` joins them. Nothing here knows a model or a task, nothing is loaded
-from anywhere when the page is opened. A metric `X` evaluated without the image is called `X_blind`, and is drawn next
-to `X`; `X_objects_2` is `X` over the examples of group 2.
+from anywhere when the page is opened. A metric `X` is drawn next to its blind twin, `X_blind`: words guessed without
+the image, or hidden regions (`mrc`) without the caption. `X_objects_2` is `X` over the examples of group 2.
 """
 
 import base64
@@ -38,7 +38,7 @@ class HiddenRegion:
     box: int  # row of Card.boxes
     truth: str
     guesses: Guesses
-    blind: Guesses = ()  # the same without the other regions
+    blind: Guesses = ()  # the same without the caption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Card:
 
 def write(directory: pathlib.Path | str, title: str, sections: Iterable[tuple[str, str]]) -> pathlib.Path:
     """Writes `directory`/index.html from (heading, HTML) pairs and returns its path."""
-    body = "".join(f"<section>{f'<h2>{_text(heading)}</h2>' if heading else ''}{part}</section>"
-                   for heading, part in sections)
+    body = "".join(f"<section>{_heading(heading, 'h2')}{part}</section>" for heading, part in sections)
     style = pathlib.Path(__file__).with_suffix(".css").read_text()
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -87,14 +86,11 @@ def curves(rows: Iterable[Mapping], names: Sequence[str] | None = None) -> str:
                 continue
             base, blind, group = _parse(name)
             if not group:
-                points = series.setdefault(base, {}).setdefault((row["split"], blind), [])
-                points.append((row["step"], value))
+                series.setdefault(base, {}).setdefault((row["split"], blind), []).append((row["step"], value))
     if not series:
         return paragraph("No rows yet.")
     charts = {name: _chart(name, series[name]) for name in (names or series) if name in series}
-    if names:
-        return f'<div class="charts">{"".join(charts.values())}</div>'
-    first = [n for n in charts if "loss" in n] + [n for n in charts if "accuracy" in n and "loss" not in n]
+    first = list(charts) if names else [n for n in charts if "loss" in n] + [n for n in charts if "accuracy" in n]
     rest = [n for n in charts if n not in first]
     result = f'<div class="charts">{"".join(charts[n] for n in first)}</div>'
     if rest:
@@ -104,10 +100,7 @@ def curves(rows: Iterable[Mapping], names: Sequence[str] | None = None) -> str:
 
 
 def scores(values: Mapping) -> str:
-    """A table of an evaluation's metrics, e.g. the last val row: with and without the image, and by group.
-
-    What is not a number (the split, a null) is left out.
-    """
+    """A table of metrics, e.g. the last val row, with blind twins and groups. What is not a number is left out."""
     table: dict[str, dict[tuple, dict[bool, Real]]] = {}
     for name, value in values.items():
         if name not in ("step", "split") and isinstance(value, Real):
@@ -118,17 +111,18 @@ def scores(values: Mapping) -> str:
     for base, groups in sorted(table.items(), key=lambda item: "accuracy" not in item[0]):
         for group in sorted(groups):
             cells = groups[group]
-            label = " ".join(map(str, group)) or _title(base)
+            label = " ".join(map(str, group)) or base.replace("_", " ")
             line = f'<th scope="row"{" class=sub" if group else ""}>{_text(label)}</th>'
             for blind in (False, True) if pairs else (False,):
                 value = cells.get(blind)
                 bar = f' class="bar {"blind" if blind else "sighted"}" style="--p:{value:.1%}"' if (
                     value is not None and "accuracy" in base) else ""
-                line += f"<td{bar}>{'' if value is None else _number(base, value)}</td>"
+                note = f"<small>no {_missing(base)}</small> " if blind and value is not None else ""
+                line += f"<td{bar}>{note}{'' if value is None else _number(base, value)}</td>"
             if pairs:
                 line += f"<td>{_difference(base, cells)}</td>"
             lines.append(f"<tr>{line}</tr>")
-    head = "<th></th><th>with image</th><th>without</th><th>gain</th>" if pairs else "<th></th><th></th>"
+    head = "<th></th><th>with both</th><th>blind</th><th>difference</th>" if pairs else "<th></th><th></th>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
@@ -144,10 +138,10 @@ def predictions(cards: Iterable[Card]) -> str:
     for card in cards:
         blocks = [_guess_block(f"word {g.position + 1}", g.truth, g.with_image, g.blind, ("with image", "without"))
                   for g in card.masked]
-        blocks += [_guess_block(f"hidden region {h.box}", h.truth, h.guesses, h.blind, ("guess", "caption alone"))
+        blocks += [_guess_block(f"hidden region {h.box}", h.truth, h.guesses, h.blind, ("with caption", "without"))
                    for h in card.hidden_regions]
-        items.append(f'<article class="card prediction">{_heading(card.title)}<div class="seen">{_picture(card)}'
-                     f'{_caption(card)}</div><div class="guesses">{"".join(blocks)}</div></article>')
+        items.append(f'<article class="card prediction">{_heading(card.title)}<div>{_picture(card)}{_caption(card)}'
+                     f'</div><div class="guesses">{"".join(blocks)}</div></article>')
     how = paragraph("Marked words were masked; the hatched regions were hidden. Guesses are the most probable first.")
     return f'{how}<div class="cards">{"".join(items)}</div>'
 
@@ -160,8 +154,8 @@ def _parse(name: str) -> tuple[str, bool, tuple]:
     return (match[1], blind, (match[2], int(match[3]))) if match else (name, blind, ())
 
 
-def _title(name: str) -> str:
-    return name.replace("_", " ")
+def _missing(name: str) -> str:
+    return "caption" if name.startswith("mrc") else "image"
 
 
 def _number(name: str, value: Real) -> str:
@@ -169,7 +163,7 @@ def _number(name: str, value: Real) -> str:
 
 
 def _difference(base: str, cells: Mapping[bool, Real]) -> str:
-    if len(cells) < 2 or None in cells.values():
+    if len(cells) < 2:
         return ""
     difference = cells[False] - cells[True]
     return f"{100 * difference:+.1f}" if "accuracy" in base else f"{difference:+.3g}"
@@ -179,8 +173,8 @@ def _text(text) -> str:
     return html.escape(str(text), quote=True)
 
 
-def _heading(text: str) -> str:
-    return f"<h3>{_text(text)}</h3>" if text else ""
+def _heading(text: str, tag: str = "h3") -> str:
+    return f"<{tag}>{_text(text)}</{tag}>" if text else ""
 
 
 def _ticks(low: Real, high: Real, count: int = 5) -> list[float]:
@@ -197,11 +191,8 @@ def _chart(name: str, lines: Mapping[tuple[str, bool], list], width: int = 440, 
     lines = {key: sorted(dict(points).items()) for key, points in sorted(lines.items())}
     values = [v for points in lines.values() for _, v in points]
     steps = [s for points in lines.values() for s, _ in points]
-    low, high = min(values), max(values)
-    if "accuracy" in name:
-        low, high = 0.0, 1.0
-    elif 0 <= low < 0.6 * high:
-        low = 0.0
+    low, high = (0.0, 1.0) if "accuracy" in name else (min(values), max(values))
+    low = 0.0 if 0 <= low < 0.6 * high else low
     ys, xs = _ticks(low, high), _ticks(min(0, *steps), max(1, *steps), 4)
     low, high, first, last = ys[0], ys[-1], xs[0], max(1, *steps)
     left, right, top, bottom = 52, 24, 8, 26
@@ -229,15 +220,16 @@ def _chart(name: str, lines: Mapping[tuple[str, bool], list], width: int = 440, 
         if len(places) <= 60 and split != "train" or len(places) == 1:
             parts += [f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>step {s}: {_number(name, v)}'
                       f"</title></circle>" for (x, y), (s, v) in zip(places, thinned, strict=True)]
-        label = split + (", no image" if blind else "")
+        label = split + (f", no {_missing(name)}" if blind else "")
         key.append(f'<span class="{kind}"><i></i>{_text(label)} <b>{_number(name, points[-1][1])}</b></span>')
-    return (f'<figure><h3>{_text(_title(name))}</h3><svg viewBox="0 0 {width} {height}" role="img" '
-            f'aria-label="{_text(_title(name))} over steps">{"".join(parts)}</svg>'
+    title = _text(name.replace("_", " "))
+    return (f'<figure><h3>{title}</h3><svg viewBox="0 0 {width} {height}" role="img" '
+            f'aria-label="{title} over steps">{"".join(parts)}</svg>'
             f'<figcaption class="key">{"".join(key)}</figcaption></figure>')
 
 
 _COLOURS = ("#1668c7", "#b4431a", "#187a3c", "#8a34b8", "#a3154f", "#0f727d", "#7a5b00", "#4b4f8f")
-_WIDTH = 400  # of every picture in its own units, so that lines, letters and hatching look alike
+_WIDTH = 280  # of every picture in its own units, so that lines, letters and hatching look alike
 
 
 def _picture(card: Card, longest: int = 480) -> str:
@@ -279,11 +271,10 @@ def _caption(card: Card) -> str:
     masked = {guess.position: guess for guess in card.masked}
     result = ""
     for i, word in enumerate(card.words):
-        piece = word.startswith("##")
         shown = _text(word.removeprefix("##"))
         if i in masked:
             shown = f'<mark class="{_hit(masked[i].with_image, masked[i].truth)}">{shown}</mark>'
-        result += shown if piece or not result else f" {shown}"
+        result += shown if word.startswith("##") or not result else f" {shown}"
     return f'<p class="caption">{result}</p>' if result else ""
 
 
