@@ -1,9 +1,9 @@
 """Records on disk -> batches on this host -> global arrays on the devices. Knows no task.
 
-A stream is a Grain dataset over record *numbers*; a task's function reads the record and makes the example. What
-batch k holds is a function of (seed, k) alone, so a run resumes from its step and any number of hosts makes the
-same global batch: the numbers are shuffled as a whole, every host takes its stride *before* anything is batched
-or mixed (a stride of a mixed stream would give a host a single corpus).
+A stream is a Grain dataset over record *numbers*; a task's function reads the record and makes the example.
+What batch k holds is a function of (seed, k) alone, so a run resumes from its step and any number of hosts
+makes the same global batch: the numbers are shuffled as a whole, every host takes its stride *before*
+anything is batched or mixed (a stride of a mixed stream would give a host a single corpus).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import grain
 import jax
@@ -30,11 +31,20 @@ BATCH_AXES = ("data", "fsdp")  # of the mesh: the examples of a batch are spread
 # --- Records ----------------------------------------------------------------------------------------------
 
 
-def open_split(data_dir: str, name: str, split: str, optional: bool = False) -> Sequence[dict]:
+@runtime_checkable
+class Source(Protocol):
+    """Records by number: a list, a `Records`, what `open_split` returns."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> dict: ...
+
+
+def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: bool = False) -> Source:
     """Random access to a split that `data_prep` built; texts are str, images encoded.
 
-    `name` is builder/corpus, the folder under `data_dir`. Raises FileNotFoundError with the command that builds
-    it. A split that is not there is empty if `optional`, else a ValueError.
+    `name` is builder/corpus, the folder under `data_dir`. Raises FileNotFoundError with the command that
+    builds it. A split that is not there is empty if `optional`, else a ValueError.
     """
     folder = os.path.join(os.path.expanduser(data_dir), name)
     versions = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -73,7 +83,7 @@ class _Split:
         return record
 
 
-def _build_command(data_dir: str, name: str) -> str:
+def _build_command(data_dir: str | os.PathLike, name: str) -> str:
     builder, _, corpus = name.partition("/")
     sources = {
         "region_captions": f"conceptual_captions --source=FOLDER --corpus={corpus}",
@@ -86,7 +96,7 @@ def _build_command(data_dir: str, name: str) -> str:
 class Records:
     """Sources behind each other under one numbering."""
 
-    def __init__(self, *sources: Sequence[dict]):
+    def __init__(self, *sources: Source):
         self._sources = [source for source in sources if len(source)]
         self._ends = list(itertools.accumulate(len(source) for source in self._sources))
 
@@ -165,7 +175,8 @@ def paired(
 def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Iterator[Fields]:
     """Elements in order, `prefetch` of them being made by `num_threads` threads (0 = when asked for).
 
-    Threads, as decoding, resizing and NumPy release the lock; worker processes cost 2 ms of CPU more per record.
+    Threads, as decoding, resizing and NumPy release the lock; worker processes cost 2 ms of CPU more per
+    record.
     """
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
     return iter(dataset.to_iter_dataset(options))

@@ -18,7 +18,7 @@ from vlbert_jax import batch
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """BERT's uncased WordPiece, with the grouping of pieces into basic words that whole-word masking needs."""
+    """BERT's uncased WordPiece, with the grouping into basic words that whole-word masking needs."""
 
     backend: tokenizers.Tokenizer
     vocab_size: int
@@ -28,10 +28,10 @@ class Tokenizer:
     ordinary_ids: Int[np.ndarray, "v"]  # what a random word may be: no special and no unused piece
 
     def words(self, text: str, limit: int | None = None) -> list[list[int]]:
-        """Piece ids of each basic word (official `BasicTokenizer`: lower case, no accents, split at punctuation).
+        """Piece ids of each basic word (`BasicTokenizer`: lower case, no accents, split at punctuation).
 
-        With `limit`, at least as many of the first words as that if there are so many: the rest of a long text
-        is then left unread.
+        With `limit`, at least as many of the first words as that if there are so many: the rest of a long
+        text is then left unread.
         """
         head = text if limit is None else " ".join(text.split(maxsplit=limit)[:limit])
         encoding = self.backend.encode(head, add_special_tokens=False)
@@ -52,7 +52,8 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
     Raises FileNotFoundError if there is no such file, ValueError if it has not `vocab_size` pieces.
     """
     if os.path.exists(vocab):
-        # `vocab=`: transformers 5 ignores the old `vocab_file=` and then knows no word; hence the check below.
+        # `vocab=`: transformers 5 ignores the old `vocab_file=` and then knows no word; hence the check
+        # below.
         fast = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=True)
     elif vocab.endswith(".txt"):
         raise FileNotFoundError(f"no vocabulary at {vocab!r} (config.data.vocab)")
@@ -60,9 +61,8 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
         fast = transformers.BertTokenizerFast.from_pretrained(vocab)
     pieces = fast.get_vocab()
     if len(pieces) != vocab_size:
-        raise ValueError(
-            f"the vocabulary {vocab!r} has {len(pieces)} pieces, but config.model.encoder.vocab_size is {vocab_size}"
-        )
+        found = f"the vocabulary {vocab!r} has {len(pieces)} pieces"
+        raise ValueError(f"{found}, config.model.encoder.vocab_size is {vocab_size}")
     special = set(fast.all_special_ids)
     ordinary = [i for piece, i in pieces.items() if i not in special and not piece.startswith("[unused")]
     return Tokenizer(
@@ -81,9 +81,9 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
 def truncate(num_text: int, num_regions: int, length: int) -> tuple[int, int]:
     """How many text elements and regions (the whole image counts) stay in a sequence of `length`.
 
-    The longer part gives way one by one, text at a tie, but two text elements and one region always stay. Of the
-    text the last element, [SEP], is to be kept (official code since 2020-05-21; the released weights were trained
-    before, on sequences whose cut text lost it).
+    The longer part gives way one by one, text at a tie, but two text elements and one region always stay. Of
+    the text the last element, [SEP], is to be kept (official code since 2020-05-21; the released weights were
+    trained before, on sequences whose cut text lost it).
     """
     while num_text + num_regions > length and num_text > 0 and num_regions > 0:
         if num_regions > num_text:
@@ -105,8 +105,8 @@ def pack(
 ) -> dict[str, np.ndarray]:
     """One sequence, each array of `length` + 1 elements: text, regions 0..num_regions-1, [END], padding.
 
-    `segment_ids` and `text_region_ids` belong to the text; `region_hidden` has an entry for each region (more are
-    ignored). All regions share the position behind the text and carry segment 2, and so does [END], one
+    `segment_ids` and `text_region_ids` belong to the text; `region_hidden` has an entry for each region (more
+    are ignored). All regions share the position behind the text and carry segment 2, and so does [END], one
     position on. Padding is 0 with region NO_IMAGE. Returns `token_ids`, `region_ids`, `segment_ids`,
     `position_ids` (int32) and `element_mask` (bool). Raises ValueError if it does not fit.
     """

@@ -1,4 +1,4 @@
-"""From a stored image and its boxes to fixed shapes; and which words and regions are masked. NumPy, per example.
+"""From a stored image and its boxes to fixed shapes; which words and regions are masked. NumPy, per example.
 
 Chance is apart from its use: `draw` makes all random numbers of an example, everything else is a function of
 them, so that a test can replay the numbers of the official code.
@@ -45,9 +45,10 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "y x 3"]:
 def resized_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
     """(width, height) after the resize of an image of `size` = (width, height) pixels.
 
-    The short side becomes `scale[0]`, less where the long side would pass `scale[1]` (official `Resize.get_size`).
+    The short side becomes `scale[0]`, less where the long side would pass `scale[1]` (official
+    `Resize.get_size`).
     """
-    width, height = int(size[0]), int(size[1])
+    width, height = size
     short, long = min(width, height), max(width, height)
     target = scale[0]
     if long * target > scale[1] * short:
@@ -72,9 +73,10 @@ def place_image(
 ) -> UInt8[np.ndarray, "cy cx 3"]:
     """`pixels` resized to `size` = (width, height), mirrored if `flip`, at the top left of a zero canvas.
 
-    The official resize is Pillow's antialiased bilinear. Where the image grows, OpenCV's bilinear is the same to
-    one grey level in a seventh of the time (0.5 against 3.5 ms of CPU to 600x800); where it shrinks, OpenCV does
-    not antialias and Pillow does the work. Raises ValueError if the canvas, (height, width), is too small.
+    The official resize is Pillow's antialiased bilinear. Where the image grows, OpenCV's bilinear is the same
+    to one grey level in a seventh of the time (0.5 against 3.5 ms of CPU to 600x800); where it shrinks,
+    OpenCV does not antialias and Pillow does the work. Raises ValueError if the canvas, (height, width), is
+    too small.
     """
     width, height = size
     if height > canvas[0] or width > canvas[1]:
@@ -100,9 +102,9 @@ def place_boxes(
 ) -> Float32[np.ndarray, "n+1 4"]:
     """Boxes (x1 y1 x2 y2) in pixels of the resized image; the whole image comes first.
 
-    `original` and `size` are (width, height) before and after the resize. As in the official code: the whole image
-    is (0, 0, w0 - 1, h0 - 1) *before* the resize; ratios are float32 reciprocals times the new side, so that
-    5.0000005 occurs; a flip is x -> w - 1 - x; everything is clamped into the image at last.
+    `original` and `size` are (width, height) before and after the resize. As in the official code: the whole
+    image is (0, 0, w0 - 1, h0 - 1) *before* the resize; ratios are float32 reciprocals times the new side, so
+    that 5.0000005 occurs; a flip is x -> w - 1 - x; everything is clamped into the image at last.
     """
     w0, h0 = original
     placed = np.concatenate([np.array([[0, 0, w0 - 1, h0 - 1]], np.float32), np.asarray(boxes, np.float32)])
@@ -134,8 +136,8 @@ def draw(
 ) -> Draws:
     """All draws of one example of at most `length` words and pieces.
 
-    Replacements come from `ordinary_ids`. The official code draws from the whole vocabulary: [PAD] there makes a
-    hole in the text, [unused] pieces occur nowhere else.
+    Replacements come from `ordinary_ids`. The official code draws from the whole vocabulary: [PAD] there
+    makes a hole in the text, [unused] pieces occur nowhere else.
     """
     return Draws(
         flip=rng.random(),
@@ -150,7 +152,7 @@ def draw(
 def mask_words(
     words: list[list[int]], draws: Draws, probability: float, mask_id: int
 ) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
-    """Whole-word masking. `words` are the piece ids of each basic word. Returns (ids, labels); label -1 = not asked.
+    """Whole-word masking: (ids, labels) of the pieces, label -1 = not asked for; `words` are piece ids by word.
 
     A word is asked for with `probability`; of those, 80 % become [MASK], 10 % random pieces, 10 % stay
     (official `random_word_wwm`). Raises ValueError if there are fewer draws than words or pieces.
@@ -177,6 +179,6 @@ def mask_words(
 
 
 def mask_regions(draws: Draws, probability: float) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
-    """(asked, hidden) per box: asked for with `probability`, and hidden in 90 % of these (`random_mask_region`)."""
+    """(asked, hidden) per box: asked for with `probability`, hidden in 90 % of these (`random_mask_region`)."""
     asked = draws.regions < probability
     return asked, asked & (draws.regions / max(probability, 1e-12) < 0.9)

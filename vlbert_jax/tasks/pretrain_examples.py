@@ -122,10 +122,11 @@ def caption_example(
 
     `record` has `image` (encoded; empty = the colour of the means), `image_size` (width, height), `caption`
     (words), `boxes` [n, 4], `class_scores` [n, c] and, if precomputed, `features` [n, g]; boxes by descending
-    score. Rows of the result are the whole image and the first `max_regions` boxes; further boxes do not exist
-    for the model, but count in the mean that is the whole image's precomputed feature. `region_mask` is True for
-    rows that the sequence holds. Hidden rows beyond it keep box and `region_hidden`: their pixels are blanked as
-    well (official behaviour). Raises ValueError if classes or features are of another number than the config's.
+    score. Rows of the result are the whole image and the first `max_regions` boxes; further boxes do not
+    exist for the model, but count in the mean that is the whole image's precomputed feature. `region_mask` is
+    True for rows that the sequence holds. Hidden rows beyond it keep box and `region_hidden`: their pixels
+    are blanked as well (official behaviour). Raises ValueError if classes or features are of another number
+    than the config's.
     """
     scores = np.asarray(record["class_scores"], np.float32)
     _check_width("class scores", scores, "num_region_classes", layout.num_classes)
@@ -133,7 +134,7 @@ def caption_example(
     rows = layout.max_regions + 1
     flip = draws.flip < layout.flip_probability
     pixels = None if layout.precomputed else _pixels(record)
-    original = tuple(record["image_size"]) if pixels is None else pixels.shape[1::-1]
+    original = tuple(map(int, record["image_size"])) if pixels is None else pixels.shape[1::-1]
     size = transforms.resized_size(original, layout.image_scale)
 
     asked = hidden = np.zeros(len(scores), bool)
@@ -227,7 +228,7 @@ def _pixels(record: dict) -> np.ndarray:
 
 
 def _masked(words: list[list[int]], draws: Draws, tokenizer: Tokenizer, layout: Layout):
-    """(ids, labels) of the first `sequence_length` pieces: later ones fit no sequence, whatever the regions do."""
+    """(ids, labels) of the first `sequence_length` pieces: later ones fit no sequence, with any regions."""
     cut, room = [], layout.sequence_length
     for word in words:
         cut.append(word[:room])
@@ -250,7 +251,7 @@ def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: 
     return {name: value[None] for name, value in (packed | words).items()}
 
 
-def _region_features(record: dict, hidden: np.ndarray, layout: Layout) -> Float32[np.ndarray, "n+1 g"]:
+def _region_features(record: dict, hidden: np.ndarray, layout: Layout) -> Float32[np.ndarray, "_ g"]:
     """The boxes' features behind that of the whole image: the mean over all boxes that are not hidden."""
     features = np.asarray(record["features"], np.float32)
     _check_width("features", features, "feature_size", layout.feature_size)
@@ -265,7 +266,7 @@ def _check_width(what: str, values: np.ndarray, field: str, expected: int) -> No
         raise ValueError(f"a record has {values.shape[1]} {what} per box, config.model.{field} is {expected}")
 
 
-def _rows(values: np.ndarray, rows: int, fill: float = 0) -> np.ndarray:
+def _rows(values: np.ndarray, rows: int, fill: int = 0) -> np.ndarray:
     """`values` with `rows` rows, `fill` behind."""
     out = np.full((rows, *values.shape[1:]), fill, values.dtype)
     out[: len(values)] = values
@@ -351,8 +352,8 @@ def _pair(captions: Example, text: Example) -> Example:
 def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
     """This host's part of global batches start_step, start_step + 1, ..., without end.
 
-    Batch k depends on config and k alone. With `one_orientation` a batch has landscape or portrait images, chosen
-    by k, as often as the split has them.
+    Batch k depends on config and k alone. With `one_orientation` a batch has landscape or portrait images,
+    chosen by k, as often as the split has them.
     """
     share = data.per_host(_captions_per_batch(config), process_count)
     hosts = dict(batch_size=share, process_index=process_index, process_count=process_count)
@@ -382,9 +383,10 @@ def _text(config, split: str) -> _Text:
 
 
 def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
-    """This host's part of the evaluation split, every record once: `captions`, and `text` where it is mixed in.
+    """This host's part of the evaluation split, every record once: `captions`, and `text` if mixed in.
 
-    Masks are drawn from the record's number alone. All hosts get as many batches, filled up with empty examples.
+    Masks are drawn from the record's number alone. All hosts get as many batches, filled up with empty
+    examples.
     """
     share = data.per_host(_captions_per_batch(config), process_count)
     hosts = dict(batch_size=share, process_index=process_index, process_count=process_count)
