@@ -6,14 +6,13 @@ import argparse
 import contextlib
 import fcntl
 import json
-import logging
 import pathlib
 import shutil
 import sys
 import tempfile
 
 from data_prep import scenes
-from data_prep.ordered_builder import OrderedBuilder, SourceError
+from data_prep.ordered_builder import OrderedBuilder, SourceError, quiet_tfds
 from data_prep.region_captions import RegionCaptions
 from data_prep.text_corpus import TextCorpus
 
@@ -40,8 +39,8 @@ def run_builder(builder: OrderedBuilder) -> pathlib.Path:
         return directory
     for leftover in directory.parent.glob("incomplete.*"):
         shutil.rmtree(leftover)
-    # TFDS announces a download and makes a folder for it; there is none.
-    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(None):
+    # Nothing is downloaded, TFDS makes a folder for it anyway.
+    with tempfile.TemporaryDirectory() as downloads, quiet_tfds():
         builder.download_and_prepare(download_dir=downloads)
     manifest = builder.manifest
     counts = ", ".join(f"{split} {number:,}" for split, number in manifest.records.items())
@@ -128,7 +127,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS is talkative
     args = _parser().parse_args(argv)
     try:
         if args.name == "scenes":

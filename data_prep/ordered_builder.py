@@ -8,7 +8,9 @@ is written, `dataset_info.json`, `features.json`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +46,19 @@ class Manifest:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+@contextlib.contextmanager
+def quiet_tfds():
+    """TFDS announces downloads that there are not, on stdout, and warns that the corpus is none of its own."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Subclasses give `_info` and `records`; records of a split keep the order in which they are given.
 
@@ -55,11 +70,12 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     code_path = None  # TFDS would look for checksums beside it, by a package that may be missing
 
     def __init__(self, corpus: str, data_dir: str | pathlib.Path, source: str, options: dict[str, Any]):
-        super().__init__(
-            data_dir=str(data_dir),
-            config=tfds.core.BuilderConfig(name=corpus, version=self.VERSION),
-            file_format="array_record",
-        )
+        with quiet_tfds():
+            super().__init__(
+                data_dir=str(data_dir),
+                config=tfds.core.BuilderConfig(name=corpus, version=self.VERSION),
+                file_format="array_record",
+            )
         self.manifest = Manifest(source, options)
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
