@@ -83,7 +83,9 @@ def test_schedules(name, expected):
 
 
 def test_no_warmup_starts_at_the_top():
-    schedule = optimizer.learning_rate_schedule(make_config(warmup_steps=0, **{"optimizer.schedule": "constant"}))
+    schedule = optimizer.learning_rate_schedule(
+        make_config(warmup_steps=0, **{"optimizer.schedule": "constant"})
+    )
     np.testing.assert_allclose(schedule(1), 1e-3, rtol=1e-6)
 
 

@@ -14,7 +14,9 @@ def make_mesh(data=-1, fsdp=1, tensor=1):
     return sharding.make_mesh(ml_collections.ConfigDict(dict(data=data, fsdp=fsdp, tensor=tensor)))
 
 
-@pytest.mark.parametrize("sizes, shape", [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 4, 2), (1, 4, 2))])
+@pytest.mark.parametrize(
+    "sizes, shape", [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 4, 2), (1, 4, 2))]
+)
 def test_mesh(sizes, shape):
     mesh = make_mesh(*sizes)
     assert tuple(mesh.shape.values()) == shape and mesh.axis_names == ("data", "fsdp", "tensor")
@@ -49,7 +51,9 @@ def test_unknown_axis():
 
 def test_moments_live_where_their_parameters_do():
     mesh = make_mesh(1, 4, 2)
-    params = nnx.State({"w": nnx.Param(jnp.zeros((8, 16)), axes=("embed", "mlp")), "b": nnx.Param(jnp.zeros(3))})
+    params = nnx.State(
+        {"w": nnx.Param(jnp.zeros((8, 16)), axes=("embed", "mlp")), "b": nnx.Param(jnp.zeros(3))}
+    )
     state = jax.eval_shape(optax.adam(1.0).init, params)
     places = sharding.tree_shardings((params, state), mesh)
     specs = [place.spec for place in jax.tree.leaves(places)]

@@ -1,4 +1,4 @@
-"""A task small enough that a whole training run takes a second: two dense layers, dropout, one `Batch` field each.
+"""A task small enough that a whole training run takes a second: two dense layers and dropout.
 
 It follows the protocol of `vlbert_jax/tasks/__init__.py` and is what the loop's tests train.
 """
@@ -75,7 +75,9 @@ def eval_batches(config, process_index, process_count):
         for start in range(0, VALIDATION, 16):
             part = jax.tree.map(lambda x, start=start: x[start : start + 16], batch)
             missing = 16 - part.boxes.shape[0]
-            part = jax.tree.map(lambda x, m=missing: np.concatenate([x, np.zeros((m, *x.shape[1:]), x.dtype)]), part)
+            part = jax.tree.map(
+                lambda x, m=missing: np.concatenate([x, np.zeros((m, *x.shape[1:]), x.dtype)]), part
+            )
             yield jax.tree.map(lambda x: x[process_index::process_count], part)
 
     return {"val": subset(1), "other": subset(2)}
@@ -91,7 +93,7 @@ def loss_weights(config):
 
 def loss_counts(batch, config, names):
     count = jnp.maximum(batch.element_mask.sum().astype(jnp.float32), 1)
-    return {name: count for name in names}
+    return dict.fromkeys(names, count)
 
 
 def loss_sums(model, batch, key, config, names):

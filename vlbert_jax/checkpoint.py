@@ -1,12 +1,13 @@
 """Checkpoints of a run, written while training goes on (Orbax): state, step, config and scores in one.
 
-WORKDIR/checkpoints/STEP/ holds `state` (step, params, constants, opt_state as nested dicts of arrays, named as the
-model's attributes are) and `meta` (JSON). The data position is the step: batch k of a run is a function of
-(config, k). A checkpoint is whole or, after a crash while writing, not there.
+WORKDIR/checkpoints/STEP/ holds `state` (step, params, constants, opt_state as nested dicts of arrays, named
+as the model's attributes are) and `meta` (JSON). The data position is the step: batch k of a run is a
+function of (config, k). A checkpoint is whole or, after a crash while writing, not there.
 """
 
 import contextlib
 import errno
+import logging
 import pathlib
 import signal
 from typing import Any
@@ -15,13 +16,14 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-# Fields that may change between the runs that share a workdir: they decide where and when things are computed or
-# written, not what. `total_steps` is one of them with the constant schedule, which does not depend on it.
+log = logging.getLogger(__name__)
+
+# Fields that may change between the runs that share a workdir: they decide where and when things are computed
+# or written, not what. `total_steps` is one of them with the constant schedule, which does not depend on it.
 FREE_FIELDS = (
     "log_every_steps",
     "eval_every_steps",
@@ -42,22 +44,26 @@ FREE_FIELDS = (
 LOWER_IS_BETTER = ("loss", "error", "perplexity")  # in the name of the best metric
 
 
-def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields (dotted) whose values differ and may not; both configs are nested dicts as read from JSON."""
-    old, new = (ml_collections.ConfigDict(c) for c in (old, new))
-    constant = new.optimizer.schedule == old.optimizer.schedule == "constant"
+def config_differences(old: dict[str, Any], new: dict[str, Any], fixed: tuple[str, ...] = ("",)) -> list[str]:
+    """Dotted names of the fields below `fixed` that differ and may not. Both configs are nested dicts."""
+    old, new = flat_config(old), flat_config(new)
+    constant = old.get("optimizer.schedule") == new.get("optimizer.schedule") == "constant"
     free = FREE_FIELDS + (("total_steps",) if constant else ())
-    old, new = ({k: v for k, v in _flat(c.to_dict()).items()} for c in (old, new))
     missing = object()
-    names = [name for name in old | new if old.get(name, missing) != new.get(name, missing)]
-    return [name for name in names if not any(name == f or (f[-1] == "." and name.startswith(f)) for f in free)]
+    differ = [name for name in old | new if old.get(name, missing) != new.get(name, missing)]
+    return [name for name in differ if name.startswith(fixed) and not _matches(name, free)]
 
 
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+def _matches(name: str, fields: tuple[str, ...]) -> bool:
+    return any(name.startswith(field) if field.endswith(".") else name == field for field in fields)
+
+
+def flat_config(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of every field; tuples as lists, as JSON has none."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= flat_config(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
@@ -65,7 +71,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _disk_full(directory: pathlib.Path):
-    """Turns the many faces of a full disk (OSError, or a ValueError from the array store) into one clear line."""
+    """Turns the many faces of a full disk (OSError, ValueError from the array store) into one clear line."""
     try:
         yield
     except Exception as error:
@@ -80,8 +86,14 @@ def _disk_full(directory: pathlib.Path):
 class Checkpoints:
     """The checkpoints of one workdir: the newest `keep_checkpoints`, and the best by `best_metric`."""
 
-    def __init__(self, workdir: pathlib.Path, config: ml_collections.ConfigDict):
-        """Raises ValueError, naming the fields, where the workdir's newest checkpoint has another config."""
+    def __init__(
+        self, workdir: pathlib.Path, config: ml_collections.ConfigDict, fixed: tuple[str, ...] = ("",)
+    ):
+        """Raises ValueError where the newest checkpoint's config differs in a field that may not.
+
+        `fixed` are the beginnings of the fields to compare: all by default, ("task", "model.") to only
+        evaluate.
+        """
         self.directory, self.config = pathlib.Path(workdir).absolute() / "checkpoints", config.to_dict()
         metric = config.best_metric
         policies = ocp.checkpoint_managers
@@ -100,7 +112,9 @@ class Checkpoints:
         )
         with _disk_full(self.directory):
             self.manager = ocp.CheckpointManager(self.directory, options=options)
-        if self.latest_step() is not None and (names := config_differences(self.meta()["config"], self.config)):
+        if self.latest_step() is None:
+            return
+        if names := config_differences(self.meta()["config"], self.config, fixed):
             raise ValueError(
                 f"{workdir} holds a run with another config; these fields differ: {', '.join(names)}. "
                 "Choose another --workdir, or start from its weights with --config.init.checkpoint"
@@ -115,7 +129,7 @@ class Checkpoints:
         return self.manager.restore(self.latest_step(), args=args)["meta"]
 
     def restore(self, abstract: PyTree, shardings: PyTree) -> PyTree:
-        """The newest state, each device reading its own part; the mesh may be another than the one that saved."""
+        """The newest state, each device reading its part; another mesh than the one that saved is fine."""
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain(abstract), plain(shardings)
         )
@@ -124,7 +138,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(restored))
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any], scores: dict[str, float] | None = None):
-        """Starts saving; returns when the state is copied to the host. A step that is there already is left alone.
+        """Starts saving; returns when the state is copied to the host. A step that is there is left alone.
 
         `scores` of an evaluation at this very step make the checkpoint a candidate for the best.
         Raises OSError when the disk is full, for this save or at the latest at the next call or `close`.
@@ -170,23 +184,28 @@ def plain(tree: PyTree) -> PyTree:
     return nnx.as_pure(tree)
 
 
+def newest_step(workdir: str | pathlib.Path) -> int | None:
+    """The newest whole checkpoint in a workdir, without opening it."""
+    folder = pathlib.Path(workdir).expanduser() / "checkpoints"
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit() and (path / "state").exists()]
+    return max(steps, default=None)
+
+
 def read_weights(path: str | pathlib.Path) -> dict[str, Any]:
     """{"params": ..., "constants": ...}: nested dicts of numpy arrays.
 
-    `path` is a workdir, its `checkpoints` folder, or one STEP in it. Raises FileNotFoundError.
+    `path` is a workdir, or the folder of one step (`WORKDIR/checkpoints/STEP`). Raises FileNotFoundError.
     """
     path = pathlib.Path(path).expanduser().absolute()
-    for folder in (path / "checkpoints", path):
-        if not (path / "state").exists() and folder.is_dir():
-            steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "state").exists()]
-            path = folder / str(max(steps)) if steps else path
+    if (step := newest_step(path)) is not None:
+        path = path / "checkpoints" / str(step)
     if not (path / "state").exists():
         raise FileNotFoundError(f"no checkpoint at {path}: give a workdir, or the folder of one step in it")
-    logging.info("reading weights from %s", path)
+    log.info("reading weights from %s", path)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        metadata = checkpointer.metadata(path / "state").item_metadata.tree
-        wanted = {name: metadata[name] for name in ("params", "constants") if metadata.get(name)}
+        tree = checkpointer.metadata(path / "state").item_metadata.tree
+        wanted = {name: tree[name] for name in ("params", "constants") if tree.get(name)}
         # As numpy: the mesh that wrote them may not exist here.
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        args = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
         return checkpointer.restore(path / "state", args=args)

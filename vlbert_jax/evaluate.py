@@ -14,7 +14,9 @@ from vlbert_jax import metrics, sharding
 AHEAD = 2  # batches that may be on their way to the devices
 
 
-def make_score(graphdef: nnx.GraphDef, task: ModuleType, config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
+def make_score(
+    graphdef: nnx.GraphDef, task: ModuleType, config: ml_collections.ConfigDict, mesh: Mesh
+) -> Callable:
     """The compiled `score(params, constants, batch)` of a task; make it once per run."""
 
     def score(params: PyTree, constants: PyTree, batch: PyTree) -> dict:
@@ -24,12 +26,17 @@ def make_score(graphdef: nnx.GraphDef, task: ModuleType, config: ml_collections.
 
 
 def evaluate(
-    score: Callable, params: PyTree, constants: PyTree, task: ModuleType, config: ml_collections.ConfigDict, mesh: Mesh
+    score: Callable,
+    params: PyTree,
+    constants: PyTree,
+    task: ModuleType,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
 ) -> dict[str, float]:
     """Metric -> sum / count over each subset of `task.eval_batches`; `score` is from `make_score`.
 
-    Where several subsets have a metric of the same name, the first has the plain name, the others `subset/name`.
-    Every host gets the same numbers. A metric that counted nothing is left out.
+    Where several subsets have a metric of the same name, the first has the plain name, the others
+    `subset/name`. Every host gets the same numbers. A metric that counted nothing is left out.
     """
     values, seen = {}, set()
     for subset, batches in task.eval_batches(config, jax.process_index(), jax.process_count()).items():
@@ -42,6 +49,8 @@ def evaluate(
         sums = metrics.Sums()
         for scores in jax.device_get(pending):
             sums.add(scores)
-        values |= {f"{subset}/{name}" if name in seen else name: value for name, value in sums.means().items()}
+        values |= {
+            f"{subset}/{name}" if name in seen else name: value for name, value in sums.means().items()
+        }
         seen |= set(sums.sums)
     return values

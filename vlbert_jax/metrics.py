@@ -1,20 +1,57 @@
 """Numbers on their way to people: (sum, count) pairs, `metrics.jsonl`, TensorBoard, the progress bar.
 
 A metric is a sum and a count until it is written, so that averages over batches, hosts and steps are exact.
-Rows of `metrics.jsonl` are objects with `step`, `split` (train or val) and the values. Rows of an interrupted and
-resumed run equal those of an uninterrupted one, but for durations: their names contain `time` or `per_sec`.
+Rows of `metrics.jsonl` are objects with `step`, `split` (train or val) and the values. Rows of an interrupted
+and resumed run equal those of an uninterrupted one, but for durations: their names contain `time` or
+`per_sec`.
 """
 
+import collections
+import contextlib
+import importlib.metadata
 import json
 import math
 import os
 import pathlib
+import platform
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+import ml_collections
 import tensorboardX
 import tqdm
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "numpy",
+    "vlbert_jax",
+)
+
+
+def write_description(workdir: pathlib.Path, config: ml_collections.ConfigDict):
+    """config.json and versions.json (packages, devices, git revision) of the newest start."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    devices = collections.Counter(device.device_kind for device in jax.devices())
+    git = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # not a checkout, or no git
+        revision = None
+    about = {"packages": versions, "devices": devices, "hosts": jax.process_count(), "revision": revision}
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    (workdir / "versions.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 class Sums:
@@ -44,29 +81,32 @@ def read_rows(path: pathlib.Path) -> list[dict]:
 
 
 class Writer:
-    """Writes rows to WORKDIR/metrics.jsonl, WORKDIR/tensorboard and the terminal; silent on hosts other than 0."""
+    """Writes rows to WORKDIR/metrics.jsonl, WORKDIR/tensorboard and the terminal, if `active` (host 0)."""
 
     def __init__(self, workdir: pathlib.Path, start_step: int, total_steps: int, active: bool = True):
         """Continues a run at `start_step`: rows of later steps are removed, they will be computed again."""
         self.path, self.active = workdir / "metrics.jsonl", active
-        self.rows = [row for row in read_rows(self.path) if row["step"] <= start_step]
         if not active:
             return
+        rows = [row for row in read_rows(self.path) if row["step"] <= start_step]
         kept = self.path.with_suffix(".jsonl.tmp")
-        kept.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(kept, self.path)
         self.file = self.path.open("a")
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         # On a terminal a bar; elsewhere one line per row.
         self.bar = tqdm.tqdm(
-            total=total_steps, initial=start_step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True
+            total=total_steps,
+            initial=start_step,
+            disable=not sys.stderr.isatty(),
+            unit="step",
+            dynamic_ncols=True,
         )
 
     def write(self, step: int, split: str, values: Mapping[str, float]):
         """One row. Values that are not finite become null: JSON has no word for them."""
         row = {"step": step, "split": split}
         row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.rows.append(row)
         if not self.active:
             return
         self.file.write(json.dumps(row) + "\n")
@@ -75,21 +115,15 @@ class Writer:
             self.board.add_scalar(f"{split}/{name}", value, step)
         short = {name: f"{value:.4g}" for name, value in values.items()}
         if self.bar.disable or split != "train":
-            self.bar.write(f"step {step}/{self.bar.total} {split}: " + ", ".join(f"{k} {v}" for k, v in short.items()))
+            self.bar.write(
+                f"step {step}/{self.bar.total} {split}: " + ", ".join(f"{k} {v}" for k, v in short.items())
+            )
         else:
             self.bar.set_postfix({name: short[name] for name in ("loss", "samples_per_sec") if name in short})
 
     def progress(self, step: int):
         if self.active:
             self.bar.update(step - self.bar.n)
-
-    def has(self, step: int, split: str) -> bool:
-        return any(row["step"] == step and row["split"] == split for row in self.rows)
-
-    def values(self, step: int, split: str) -> dict[str, float]:
-        """The newest row of that step and split; empty where there is none."""
-        found = [row for row in self.rows if row["step"] == step and row["split"] == split]
-        return {k: v for k, v in found[-1].items() if k not in ("step", "split")} if found else {}
 
     def close(self):
         if self.active:

@@ -15,9 +15,9 @@ Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
     """The learning rate of update k, which counts from 1 (the official scheduler steps before its optimizer).
 
-    All three rise linearly from 0 to `learning_rate` at update `warmup_steps`. Then `triangle` falls linearly to 0
-    and `cosine` along half a cosine, both at update `total_steps`: the very last update has rate 0, as in the
-    official code. `constant` stays. Raises ValueError for another name.
+    All three rise linearly from 0 to `learning_rate` at update `warmup_steps`. Then `triangle` falls linearly
+    to 0 and `cosine` along half a cosine, both at update `total_steps`: the very last update has rate 0, as
+    in the official code. `constant` stays. Raises ValueError for another name.
     """
     name, peak = config.optimizer.schedule, config.learning_rate
     warmup, total = config.warmup_steps, config.total_steps
@@ -31,14 +31,16 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
 
     def rate(update):
         rise = update / max(warmup, 1)
-        left = jnp.maximum(total - update, 0) / max(total - warmup, 1)  # 1 at the end of warmup, 0 at the last
+        left = jnp.maximum(total - update, 0) / max(
+            total - warmup, 1
+        )  # 1 at the end of warmup, 0 at the last
         return peak * jnp.where(update < warmup, rise, decays[name](left))
 
     return rate
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales gradients by max_norm / (norm + 1e-6) where that is below 1: `torch.nn.utils.clip_grad_norm_`."""
+    """Scales gradients by max_norm / (norm + 1e-6) where that is below 1, as PyTorch does."""
 
     def update(updates, state, params=None):
         scale = jnp.minimum(max_norm / (optax.tree.norm(updates) + 1e-6), 1.0)
@@ -53,12 +55,14 @@ class AdamWState(NamedTuple):
     nu: PyTree  # of their squares
 
 
-def adamw(schedule: Schedule, b1: float, b2: float, eps: float, weight_decay: float) -> optax.GradientTransformation:
+def adamw(
+    schedule: Schedule, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
     """The official AdamW (pytorch-transformers). It differs from `optax.adamw` twice.
 
     `eps` is added to sqrt(nu) before the bias correction, and the decay comes after the step and shrinks the
-    stepped parameter, with the scheduled rate: p <- (p + u) (1 - rate * weight_decay). Every parameter decays,
-    biases and norms too.
+    stepped parameter, with the scheduled rate: p <- (p + u) (1 - rate * weight_decay). Every parameter
+    decays, biases and norms too.
     """
 
     def init(params):
@@ -70,7 +74,8 @@ def adamw(schedule: Schedule, b1: float, b2: float, eps: float, weight_decay: fl
         rate = schedule(count)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
-        # 1 - b^count cancels badly in float32 (b2 = 0.999 loses five digits at the first update); expm1 does not.
+        # 1 - b^count cancels badly in float32 (b2 = 0.999 loses five digits at the first update); expm1 does
+        # not.
         correction1, correction2 = (-jnp.expm1(count * jnp.log1p(b - 1)) for b in (b1, b2))
         size = rate * jnp.sqrt(correction2) / correction1
 

@@ -1,10 +1,12 @@
-"""Where arrays live: the device mesh, the one table from logical axes to mesh axes, and the shardings it gives.
+"""Where arrays live: the device mesh, the one table from logical to mesh axes, the shardings it gives.
 
-The model names the dimensions of its parameters (`nnx.Param(..., axes=("embed", "mlp"))`); what a name means on
-the machine is decided here and nowhere else. Batches are split over `data` and `fsdp` along their first axis.
+The model names the dimensions of its parameters (`nnx.Param(..., axes=("embed", "mlp"))`); what a name means
+on the machine is decided here and nowhere else. Batches are split over `data` and `fsdp` along their first
+axis.
 """
 
 import math
+import os
 from collections.abc import Sequence
 
 import jax
@@ -28,18 +30,38 @@ RULES = {
 BATCH_AXES = ("data", "fsdp")
 
 
+def join_hosts():
+    """Joins the other processes of this run where the environment says that there are any.
+
+    That is: srun, mpirun, a TPU pod, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    counts = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    several = any(int(os.environ.get(name) or 1) > 1 for name in counts)
+    if several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        total, number = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+        jax.distributed.initialize(
+            num_processes=int(total) if total else None,
+            process_id=int(number) if number else None,
+            heartbeat_timeout_seconds=30,  # how long the others wait for a host that died
+        )
+
+
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh `data x fsdp x tensor` of the sizes in `config` (the block `mesh`); one of them may be -1, the rest.
+    """The mesh `data x fsdp x tensor` of the sizes in the block `mesh`; one may be -1, the rest.
 
     Raises ValueError where the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(data=config.data, fsdp=config.fsdp, tensor=config.tensor)
     known = math.prod(size for size in sizes.values() if size != -1)
-    filled = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()} if known > 0 else {}
+    filled = (
+        {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
+        if known > 0
+        else {}
+    )
     if known < 1 or list(sizes.values()).count(-1) > 1 or math.prod(filled.values()) != len(devices):
         raise ValueError(
-            f"mesh sizes {', '.join(f'{k}={v}' for k, v in sizes.items())} do not fit {len(devices)} devices; "
+            f"mesh sizes {dict(sizes)} do not fit {len(devices)} devices; "
             "they must multiply to that number, and one of them may be -1"
         )
     shape = tuple(filled.values())
@@ -49,8 +71,8 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     """The table applied to the logical `axes` of the trailing dimensions of `shape`.
 
-    A dimension that the mesh axis does not divide, or whose mesh axis is taken by an earlier dimension, stays whole.
-    Raises ValueError for a name that is not in the table.
+    A dimension that the mesh axis does not divide, or whose mesh axis is taken by an earlier dimension, stays
+    whole. Raises ValueError for a name that is not in the table.
     """
     spec: list[str | None] = [None] * (len(shape) - len(axes))
     for name, size in zip(axes, shape[len(shape) - len(axes) :], strict=True):
@@ -100,7 +122,8 @@ def global_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     def place(array: np.ndarray) -> jax.Array:
         if array.shape[0] % max(local, 1):
             raise ValueError(
-                f"{array.shape[0]} examples per host do not divide among {local} devices: change batch_size or mesh"
+                f"{array.shape[0]} examples per host do not divide among {local} devices: "
+                "change batch_size or mesh"
             )
         return jax.make_array_from_process_local_data(sharding, array)
 

@@ -1,13 +1,15 @@
 """Training: the state, one update as a pure function, and the loop. It knows no task by name.
 
-Reproducibility: parameters are drawn with threefry from `seed`, so they do not depend on the mesh. The dropout key
-of update k is fold_in(key(seed, prng_impl), k - 1), folded once more with the index of the micro-batch when a batch
-is cut. A resumed run repeats the uninterrupted one bit for bit on the same devices.
+Reproducibility: parameters are drawn with threefry from `seed`, so they do not depend on the mesh. The
+dropout key of update k is fold_in(key(seed, prng_impl), k - 1), folded once more with the index of the
+micro-batch when a batch is cut. A resumed run repeats the uninterrupted one bit for bit on the same devices.
 """
 
 import contextlib
 import dataclasses
 import functools
+import json
+import logging
 import pathlib
 import time
 from collections.abc import Callable
@@ -19,14 +21,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from absl import logging
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree
 
 from vlbert_jax import checkpoint, evaluate, metrics, optimizer, sharding
 
-AHEAD = 2  # updates that may be dispatched before the devices have finished: bounds the batches in their memory
+log = logging.getLogger(__name__)
+AHEAD = (
+    2  # updates that may be dispatched before the devices have finished: bounds the batches in their memory
+)
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +40,9 @@ class TrainState:
     """Everything an update reads and writes."""
 
     step: Int[Array, ""]  # updates made
-    finite: Bool[Array, ""]  # False: an update met a loss or gradient that was not finite; nothing changes any more
+    finite: Bool[
+        Array, ""
+    ]  # False: an update met a loss or gradient that was not finite; nothing changes any more
     params: nnx.State  # trained
     constants: nnx.State  # frozen parameters and statistics
     opt_state: PyTree
@@ -44,7 +51,7 @@ class TrainState:
 def create_state(
     config: ml_collections.ConfigDict, task: ModuleType, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState, TrainState, Callable[[], TrainState]]:
-    """Returns the model's structure, the abstract state, its shardings, and a function that makes it from scratch.
+    """The model's structure, the abstract state, its shardings, and a function that makes it from scratch.
 
     The function is compiled with the shardings of its output: nothing is ever whole on one device.
     """
@@ -90,8 +97,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, tuple[Array, Array]]]:
     """One update on a global batch, and its metrics as (sum, count) pairs.
 
-    `names` are the losses that count. Each is divided by its count over the whole batch before the batch is cut into
-    `grad_accumulation_steps` micro-batches, so the gradient does not depend on the cut (dropout draws differ).
+    `names` are the losses that count. Each is divided by its count over the whole batch before the batch is
+    cut into `grad_accumulation_steps` micro-batches, so the gradient does not depend on the cut (dropout
+    draws differ).
     """
     parts, weights = config.grad_accumulation_steps, task.loss_weights(config)
     key = jax.random.fold_in(jax.random.key(config.seed, impl=config.prng_impl), state.step)
@@ -133,52 +141,82 @@ def train_step(
     return TrainState(step, finite, params, state.constants, opt_state), report | scores
 
 
-
-
 def initial_weights(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
-    """The state with the weights that `config.init` names filled in, and a log of where every part came from."""
+    """The state with the weights that `config.init` names; logs where every part came from."""
     from vlbert_jax import convert
 
     params, constants = convert.load_into(state.params, state.constants, **config.init)
     return dataclasses.replace(state, params=params, constants=constants)
 
 
-def train(
-    config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
-    """Runs or continues the run of `workdir` to its end, or to the step at which the machine asked it to stop.
+@dataclasses.dataclass
+class Run:
+    """The run of a workdir, ready to go on."""
 
-    Raises FloatingPointError, naming the step, when the loss or its gradient is not finite; the state before that
-    step is saved. Raises OSError when the disk is full.
-    """
-    # --- The model, the optimizer, and their places on the mesh
+    graphdef: nnx.GraphDef
+    tx: optax.GradientTransformation
+    shardings: TrainState
+    state: TrainState
+    meta: dict[
+        str, Any
+    ]  # `window`: (sum, count) pairs since the last row; `evaluated`: the last step that was
+    checkpoints: checkpoint.Checkpoints
+
+
+def open_run(
+    config: ml_collections.ConfigDict,
+    task: ModuleType,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    fixed: tuple[str, ...] = ("",),
+) -> Run:
+    """Builds the model's state on the mesh and fills it; `fixed` as in `checkpoint.Checkpoints`."""
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
     for kind in ("params", "constants"):
         sizes = [x.size for x in jax.tree.leaves(getattr(abstract, kind))]
-        logging.info("%s: %s numbers in %d arrays", kind, f"{sum(sizes):,}", len(sizes))
+        log.info("%s: %s numbers in %d arrays", kind, f"{sum(sizes):,}", len(sizes))
 
-    # --- Where the state comes from, in this order:
-    # 1. this run's own newest checkpoint;
+    # Where the state comes from, in this order:
+    # 1. the newest checkpoint of this workdir;
     # 2. init.checkpoint: the weights of another run, or converted ones;
     # 3. init.bert and init.resnet, the rest from scratch;
     # 4. scratch.
-    checkpoints = checkpoint.Checkpoints(workdir, config)
-    window, evaluated, scores = metrics.Sums(), -1, None
-    if (start := checkpoints.latest_step()) is not None:
+    checkpoints, meta = checkpoint.Checkpoints(workdir, config, fixed), dict(window={}, evaluated=-1)
+    if (step := checkpoints.latest_step()) is not None:
         state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
-        window, evaluated = metrics.Sums(meta["window"]), meta["evaluated"]
-        logging.info("all parameters: step %d of this run", start)
+        log.info("all parameters: step %d of %s", step, workdir)
     else:
-        start, state = 0, create()
+        state = create()
         if any(config.init.values()):
             state = initial_weights(config, state)
         else:
-            logging.info("all parameters: from scratch, seed %d", config.seed)
+            log.info("all parameters: from scratch, seed %d", config.seed)
+    return Run(graphdef, tx, shardings, state, meta, checkpoints)
+
+
+def train(
+    config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Runs or continues the run of `workdir` to its end, or to the step at which it is asked to stop.
+
+    Raises FloatingPointError, naming the step, when the loss or its gradient is not finite; the state before
+    that step is saved. Raises OSError when the disk is full.
+    """
+    # --- The model and its state
+    run = open_run(config, task, workdir, mesh)
+    graphdef, shardings, state, checkpoints = run.graphdef, run.shardings, run.state, run.checkpoints
+    window, evaluated = metrics.Sums(run.meta["window"]), run.meta["evaluated"]
+    start = int(state.step)
+    tx = run.tx
+    del run  # its state is donated to the first update
 
     # --- Input and outputs. Batch k feeds update k + 1.
     batches = task.train_batches(config, start, jax.process_index(), jax.process_count())
-    writer = metrics.Writer(workdir, start, config.total_steps, active=jax.process_index() == 0)
+    chief = jax.process_index() == 0
+    if chief:
+        metrics.write_description(workdir, config)
+    writer = metrics.Writer(workdir, start, config.total_steps, active=chief)
     score = evaluate.make_score(graphdef, task, config, mesh)
 
     @functools.cache  # one program per set of losses
@@ -231,11 +269,11 @@ def train(
                 state = dataclasses.replace(state, finite=jax.device_put(np.True_, sharding.replicated(mesh)))
                 checkpoints.save(good, state, dict(window=window.sums, evaluated=evaluated))
                 raise FloatingPointError(
-                    f"the loss or its gradient is not finite at step {good + 1}; the state before it is saved as "
-                    f"step {good} in {checkpoints.directory}"
+                    f"the loss or its gradient is not finite at step {good + 1}; the state before it is "
+                    f"saved as step {good} in {checkpoints.directory}"
                 )
 
-            # --- Log: means over the updates since the last row. The window survives a restart in the checkpoint.
+            # --- Log: means over the updates since the last row; a restart finds their sums in the checkpoint
             if due["log"]:
                 values = window.means() | {"learning_rate": float(reports[-1]["learning_rate"][0])}
                 values["step_time_ms"] = 1e3 * seconds / timed
@@ -255,6 +293,39 @@ def train(
             if due["save"]:
                 checkpoints.save(step, state, dict(window=window.sums, evaluated=evaluated), scores)
             if stop and not last:
-                logging.warning("asked to stop: step %d is saved; the same command continues from it", step)
+                log.warning("asked to stop: step %d is saved; the same command continues from it", step)
                 break
     return graphdef, state
+
+
+def evaluate_run(
+    config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh
+) -> dict[str, float]:
+    """Scores, and `step`, of the newest checkpoint of `workdir` or of `config.init`; also in scores.json.
+
+    Only the fields that shape the model must be those of the run. Raises FileNotFoundError without any
+    weights.
+    """
+    if checkpoint.newest_step(workdir) is None and not any(config.init.values()):
+        raise FileNotFoundError(f"nothing to evaluate: no checkpoint in {workdir}, and config.init is empty")
+    run = open_run(config, task, workdir, mesh, fixed=("task", "model."))
+    score = evaluate.make_score(run.graphdef, task, config, mesh)
+    scores = evaluate.evaluate(score, run.state.params, run.state.constants, task, config, mesh)
+    scores = {"step": int(run.state.step)} | scores
+    if jax.process_index() == 0:
+        (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def report(
+    config: ml_collections.ConfigDict,
+    task: ModuleType,
+    workdir: pathlib.Path,
+    graphdef: nnx.GraphDef,
+    state: TrainState,
+):
+    """Has the task write its page into WORKDIR/report, on host 0, which gets all weights for it."""
+    weights = multihost_utils.process_allgather((state.params, state.constants), tiled=True)
+    if jax.process_index() == 0:
+        rows = metrics.read_rows(workdir / "metrics.jsonl")
+        task.write_report(workdir / "report", nnx.merge(graphdef, *weights), config, rows)

@@ -1,0 +1,101 @@
+"""Trains or evaluates a recipe.
+
+python -m vlbert_jax.main --config=configs/pretrain.py[:VARIANT] --workdir=DIR [--mode=train|evaluate]
+    [--config.FIELD=VALUE ...]
+
+The same command continues an interrupted run. Exit status: 0 done; 2 an error that one line explains
+(VLBERT_DEBUG=1 shows the traceback); 143 stopped by SIGTERM, everything saved.
+"""
+
+import difflib
+import json
+import logging
+import os
+import pathlib
+import re
+import sys
+
+import jax
+import ml_collections
+from absl import flags
+from jax.experimental import multihost_utils
+from ml_collections import config_flags
+
+from data_prep import build
+from data_prep.ordered_builder import SourceError
+from vlbert_jax import checkpoint, sharding, train
+from vlbert_jax.tasks import TASKS
+
+
+def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str]:
+    """Config, workdir and mode. Raises ValueError: one line, with the nearest name for a misspelt one."""
+    try:
+        for with_fields in (False, True):  # first without the fields, to tell which of them exist
+            values = flags.FlagValues()
+            flags.DEFINE_string("workdir", None, "where checkpoints and metrics go", flag_values=values)
+            flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do", flag_values=values)
+            given = [arg for arg in argv if with_fields or not re.match(r"--?(no)?config\.", arg)]
+            config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given, lock_config=True)
+            values(given)
+            if values.config is None or not values.workdir:
+                raise ValueError("--config=FILE[:VARIANT] and --workdir=DIR are needed")
+            names = list(checkpoint.flat_config(values.config.to_dict()))
+            for name in re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE):
+                if name not in names:
+                    (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
+                    raise ValueError(f"the config has no field {name!r}; the nearest name is {nearest!r}")
+    except (flags.Error, OSError) as error:  # the last line is what the variant or the parser said
+        raise ValueError(re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())) from error
+    return values.config, pathlib.Path(values.workdir), values.mode
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> int:
+    """Returns the exit status. Importable: a notebook calls it with a config of its own."""
+    if config.task not in TASKS:
+        raise ValueError(f"unknown task {config.task!r}; there are: {', '.join(TASKS)}")
+    task, chief = TASKS[config.task], jax.process_index() == 0
+    workdir.mkdir(parents=True, exist_ok=True)
+    mesh = sharding.make_mesh(config.mesh)
+
+    if config.data.embedded:  # the drawn corpus is made on first use
+        data_dir = pathlib.Path(config.data.data_dir)
+        config.data.vocab = str(data_dir / "scenes" / "vocab.txt")
+        parts = [config.data.vocab, data_dir / config.data.captions, data_dir / config.data.text]
+        if chief and not all(map(os.path.exists, parts)):
+            build.build_scenes(data_dir)
+        multihost_utils.sync_global_devices("corpus")
+
+    if mode == "evaluate":
+        scores = train.evaluate_run(config, task, workdir, mesh)
+        if chief:
+            print(json.dumps(scores, indent=2))
+        return 0
+    graphdef, state = train.train(config, task, workdir, mesh)
+    if int(state.step) < config.total_steps:
+        return 143
+    if config.report:
+        train.report(config, task, workdir, graphdef, state)
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("vlbert_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and Grain tell every step they take
+    if "--help" in argv:
+        print(__doc__)
+        return 0
+    try:
+        config, workdir, mode = parse(argv)
+        sharding.join_hosts()
+        jax.config.update("jax_default_prng_impl", config.prng_impl)
+        return run(config, workdir, mode)
+    except (ValueError, OSError, FloatingPointError, SourceError) as error:
+        if os.environ.get("VLBERT_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
