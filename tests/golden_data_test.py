@@ -91,7 +91,7 @@ def variant(request, tmp_path_factory):
 
 
 def read_words(log, words) -> tuple[list, list]:
-    """(uniform number per word, replacement per piece); the log has a `choice` per piece of a replaced word."""
+    """(uniform number per word, replacement per piece); a replaced word has a `choice` per piece."""
     uniforms, replacements = [], []
     for word in words:
         kind, value = next(log)

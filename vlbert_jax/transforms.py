@@ -152,7 +152,7 @@ def draw(
 def mask_words(
     words: list[list[int]], draws: Draws, probability: float, mask_id: int
 ) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
-    """Whole-word masking: (ids, labels) of the pieces, label -1 = not asked for; `words` are piece ids by word.
+    """Whole-word masking: (ids, labels) of the pieces, label -1 = not asked for; `words` are piece ids.
 
     A word is asked for with `probability`; of those, 80 % become [MASK], 10 % random pieces, 10 % stay
     (official `random_word_wwm`). Raises ValueError if there are fewer draws than words or pieces.
@@ -179,6 +179,6 @@ def mask_words(
 
 
 def mask_regions(draws: Draws, probability: float) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
-    """(asked, hidden) per box: asked for with `probability`, hidden in 90 % of these (`random_mask_region`)."""
+    """(asked, hidden) per box: asked with `probability`, hidden in 90 % of these (`random_mask_region`)."""
     asked = draws.regions < probability
     return asked, asked & (draws.regions / max(probability, 1e-12) < 0.9)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -318,10 +319,12 @@ def _caption_parts(config, split: str, train: bool) -> list[tuple[range, _Captio
     """The record numbers that may share a batch, and their examples: by orientation where canvases differ."""
     d = config.data
     landscape, portrait = (
-        data.open_split(d.data_dir, d.captions, f"{split}_{orientation}")
+        data.open_split(d.data_dir, d.captions, f"{split}_{orientation}", optional=True)
         for orientation in ("landscape", "portrait")
     )
     records = data.Records(landscape, portrait)
+    if not len(records):
+        raise ValueError(f"{d.captions} has neither {split}_landscape nor {split}_portrait")
     tokenizer = tokenizer_of(config)
     first = range(len(landscape))
     second = range(len(landscape), len(records))
@@ -373,8 +376,7 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
         batches = data.paired(
             batches, data.shuffled(range(len(text.lines)), seed, text.example, **hosts), _pair
         )
-    for fields in data.iterate(batches[start_step:], config.data.num_threads, config.data.prefetch):
-        yield Batch(**fields)
+    return _batches(batches[start_step:], config)
 
 
 def _text(config, split: str) -> _Text:
@@ -391,15 +393,21 @@ def eval_batches(config, process_index: int, process_count: int) -> dict[str, It
     share = data.per_host(_captions_per_batch(config), process_count)
     hosts = dict(batch_size=share, process_index=process_index, process_count=process_count)
 
-    def batches(parts) -> Iterator[Batch]:
-        for numbers, source in parts:
-            ordered = data.in_order(numbers, source.evaluate, empty_example, **hosts)
-            for fields in data.iterate(ordered, config.data.num_threads, config.data.prefetch):
-                yield Batch(**fields)
-
     split = config.data.eval_split
-    subsets = {"captions": batches(_caption_parts(config, split, train=False))}
+    parts = {"captions": _caption_parts(config, split, train=False)}
     if config.losses.text_only:
         text = _text(config, split)
-        subsets["text"] = batches([(range(len(text.lines)), text)])
-    return subsets
+        parts["text"] = [(range(len(text.lines)), text)]
+    return {
+        subset: itertools.chain.from_iterable(
+            _batches(data.in_order(numbers, source.evaluate, empty_example, **hosts), config)
+            for numbers, source in sources
+        )
+        for subset, sources in parts.items()
+    }
+
+
+def _batches(dataset, config) -> Iterator[Batch]:
+    return (
+        Batch(**fields) for fields in data.iterate(dataset, config.data.num_threads, config.data.prefetch)
+    )
