@@ -2,9 +2,10 @@
 
     python benchmarks/input_pipeline.py --height=600 --width=800
 
-Makes synthetic records (JPEG photographs of noise and gradients, 100 boxes with 1601 class scores, captions of ten
-words), writes them with the real builders and reads them with `train_batches` of the shipped recipe. CPU time is
-that of the whole process, all threads: what limits a host is CPU, not the wall clock of a machine in other use.
+Makes synthetic records (JPEG photographs of noise and gradients, 100 boxes with 1601 class scores, captions
+of ten words), writes them with the real builders and reads them with `train_batches` of the shipped recipe.
+CPU time is that of the whole process, all threads: what limits a host is CPU, not the wall clock of a machine
+in other use.
 """
 
 from __future__ import annotations

@@ -136,6 +136,7 @@ def layout_of(run, record) -> Layout:
         mlm=True,
         mrc=True,
         relationship=run["with_rel_task"],
+        region_classes=True,
         mask_probability=MASK_PROBABILITY,
         max_mlm_targets=64,
         max_mrc_targets=64,

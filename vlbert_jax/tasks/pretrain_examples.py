@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from vlbert_jax import data, sequence, transforms
 from vlbert_jax.batch import NO_IMAGE, Batch
@@ -47,6 +47,7 @@ class Layout:
     mlm: bool
     mrc: bool
     relationship: bool
+    region_classes: bool
     mask_probability: float
     max_mlm_targets: int
     max_mrc_targets: int
@@ -71,6 +72,7 @@ class Layout:
             mlm=losses.mlm,
             mrc=losses.mrc,
             relationship=losses.relationship,
+            region_classes=losses.region > 0,
             mask_probability=d.mask_probability,
             max_mlm_targets=d.max_mlm_targets,
             max_mrc_targets=d.max_mrc_targets,
@@ -129,7 +131,7 @@ def caption_example(
     are blanked as well (official behaviour). Raises ValueError if classes or features are of another number
     than the config's.
     """
-    scores = np.asarray(record["class_scores"], np.float32)
+    scores = record["class_scores"]  # float16 perhaps: converting all of it costs a millisecond
     _check_width("class scores", scores, "num_region_classes", layout.num_classes)
     num_rows = min(len(scores), layout.max_regions) + 1
     rows = layout.max_regions + 1
@@ -161,14 +163,12 @@ def caption_example(
     )
 
     boxes = _rows(transforms.place_boxes(record["boxes"], original, size, flip)[:num_rows], rows)
-    classes = np.where(np.abs(scores.sum(axis=1) - 1) < 0.1, scores.argmax(axis=1), -1)  # official test
     example.update(
         boxes=boxes,
         region_mask=np.arange(rows) < kept,
         region_hidden=row_hidden,
         image_size=np.array(size, np.float32),
         relationship=np.int32(own),
-        region_classes=_rows(np.append(-1, classes[: kept - 1]).astype(np.int32), rows, fill=-1),
         group=np.int32(sum(word.lower() in layout.group_words for word in caption)),
     )
     if pixels is not None:
@@ -179,13 +179,18 @@ def caption_example(
         example["box_geometry"] = _rows(geometry.astype(layout.geometry_dtype), rows)
     if layout.mrc:
         k = layout.max_mrc_targets
-        targets = np.flatnonzero(asked[: kept - 1] & (classes[: kept - 1] >= 0))[:k]
+        targets = np.flatnonzero(asked[: kept - 1])
+        targets = targets[_is_distribution(scores[targets])][:k]
         example.update(
             mrc_regions=_rows((targets + 1).astype(np.int32), k),
             mrc_positions=_rows((num_text + targets + 1).astype(np.int32), k),
-            mrc_targets=_rows(scores[targets], k),
+            mrc_targets=_rows(scores[targets].astype(np.float32), k),
             mrc_mask=np.arange(k) < len(targets),
         )
+    if layout.region_classes:
+        seen = scores[: kept - 1]
+        classes = np.where(_is_distribution(seen), seen.argmax(axis=1), -1)
+        example["region_classes"] = _rows(np.append(-1, classes).astype(np.int32), rows, fill=-1)
     if layout.precomputed:
         example["region_features"] = _rows(_region_features(record, hidden, layout)[:num_rows], rows)
     return example
@@ -260,6 +265,11 @@ def _region_features(record: dict, hidden: np.ndarray, layout: Layout) -> Float3
     # The official code divides by the number + 1e-5 where regions are masked, and by the number where not.
     count = len(seen) + 1e-5 if layout.mrc else max(len(seen), 1)
     return np.concatenate([seen.sum(axis=0, keepdims=True) / np.float32(count), features])
+
+
+def _is_distribution(scores: np.ndarray) -> Bool[np.ndarray, "n"]:
+    """Whether class scores are a target at all (official test)."""
+    return np.abs(scores.sum(axis=1, dtype=np.float32) - 1) < 0.1
 
 
 def _check_width(what: str, values: np.ndarray, field: str, expected: int) -> None:
