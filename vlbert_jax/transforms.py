@@ -52,7 +52,9 @@ def resized_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, in
     short, long = min(width, height), max(width, height)
     target = scale[0]
     if long * target > scale[1] * short:
-        target = max(1, scale[1] * short // long)
+        target = scale[1] * short // long
+        if not target:  # a line; the official code fails
+            return (1, scale[1]) if width < height else (scale[1], 1)
     if width < height:
         return target, target * height // width
     return target * width // height, target
