@@ -29,11 +29,12 @@ def some_draws(**fields) -> Draws:
 # --- Images -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P", "1"])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_every_kind_of_image_is_pillows_rgb(mode, kind):
-    if (mode, kind) in [("RGBA", "JPEG"), ("P", "JPEG"), ("CMYK", "PNG")]:
-        pytest.skip("there is no such file")
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", mode) for mode in ("RGB", "L", "CMYK")]
+    + [("PNG", mode) for mode in ("RGB", "L", "RGBA", "P", "1")],
+)
+def test_every_kind_of_image_is_pillows_rgb(kind, mode):
     data = encoded(Image.fromarray(photo(37, 53)).convert(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     # OpenCV and Pillow both carry libjpeg-turbo; another build of it may differ by a grey level.
@@ -68,16 +69,18 @@ def test_resized_size_is_the_official_one():
     cases += [(600, 1000), (1000, 600), (600, 600), (1200, 2000), (500, 500), (333, 999), (3, 5)]
     for scale in [(600, 1000), (600, 1200), (60, 100), (96, 128)]:
         for size in cases:
-            assert transforms.resized_size(size, scale) == official_size(*size, *scale), (size, scale)
+            official = official_size(*size, *scale)
+            if min(official) > 0:
+                assert transforms.resized_size(size, scale) == official, (size, scale)
     assert transforms.resized_size((640, 480), (600, 1000)) == (800, 600)
-    assert transforms.resized_size((5000, 2), (600, 1000)) == (2500, 1)  # never 0
+    assert transforms.resized_size((5000, 2), (600, 1000)) == (1000, 1)  # officially (0, 0)
 
 
 def test_every_resized_image_fits_its_canvas():
     assert transforms.canvas_size((600, 1000), "landscape") == (608, 1024)
     assert transforms.canvas_size((600, 1000), "portrait") == (1024, 608)
     assert transforms.canvas_size((600, 1000), "square") == (1024, 1024)
-    for w, h in np.random.default_rng(1).integers(20, 3000, (2000, 2)).tolist():
+    for w, h in [(5000, 2), (3, 4000)] + np.random.default_rng(1).integers(2, 3000, (2000, 2)).tolist():
         width, height = transforms.resized_size((w, h), (600, 1000))
         canvas = transforms.canvas_size((600, 1000), "landscape" if w >= h else "portrait")
         assert height <= canvas[0] and width <= canvas[1]
@@ -118,7 +121,7 @@ def test_boxes_by_hand():
     np.testing.assert_allclose(placed[1], [54.5, 109.0909, 163.5, 218.1818], rtol=1e-6)
     np.testing.assert_allclose(placed[2], [0, 0, 871, 599])  # clamped
     flipped = transforms.place_boxes(boxes, (160, 110), (872, 600), flip=True)
-    np.testing.assert_allclose(flipped[0, [0, 2]], [871 - 159 * 5.45, 871], rtol=1e-5)  # 4.45, not 0
+    np.testing.assert_allclose(flipped[0, [0, 2]], [871 - 159 * 5.45, 871], rtol=2e-5)  # 4.45, not 0
     np.testing.assert_allclose(flipped[1, [0, 2]], [871 - 163.5, 871 - 54.5], rtol=1e-6)
     np.testing.assert_array_equal(flipped[:, [1, 3]], placed[:, [1, 3]])
 
@@ -148,7 +151,7 @@ def test_whole_words_are_masked_by_the_official_thresholds():
     uniform = np.array([p * 0.79, p * 0.81, p, p * 0.899, p * 0.95, 0.9])
     draws = some_draws(words=uniform, replacements=np.arange(100, 120))
     ids, labels = transforms.mask_words(words, draws, p, mask_id=1)
-    # masked | random pieces, one for each position | p itself is not below p | random | kept, asked | not asked
+    # masked | random pieces | p itself is not below p | random | kept, asked for | not asked for
     assert ids.tolist() == [1, 101, 102, 30, 104, 105, 106, 50, 60]
     assert labels.tolist() == [10, 20, 21, -1, 40, 41, 42, 50, -1]
     ids, labels = transforms.mask_words(words, draws, 0.0, mask_id=1)
@@ -170,7 +173,6 @@ def test_shares_of_masking():
 
 
 def test_too_few_draws_are_an_error():
+    draws = some_draws(words=np.zeros(2), replacements=np.zeros(2, int))
     with pytest.raises(ValueError, match="2 words of 3 pieces, draws for 2 words"):
-        transforms.mask_words(
-            [[1], [2, 3]], some_draws(words=np.zeros(2), replacements=np.zeros(2, int)), 0.15, 1
-        )
+        transforms.mask_words([[1], [2, 3]], draws, 0.15, 1)
