@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-_WRITE_EVERY = 256  # records; each write renews the metadata on disk
+_WRITE_EVERY = 256  # records; each call of the writer has its price
 
 
 class SourceError(Exception):
@@ -89,11 +89,14 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         info = self._info()  # another than self.info: it knows the temporary directory
+        # The writer would renew dataset_info.json all the time; TFDS writes it when all is there, so that its
+        # presence means just that.
+        info.write_to_directory = lambda *_, **__: None
         writer = tfds.core.SequentialWriter(info, self.RECORDS_PER_SHARD, file_format="array_record")
         waiting: dict[str, list] = {}
 
         def flush():
-            writer.initialize_splits([split for split in waiting if waiting[split]], fail_if_exists=False)
+            writer.initialize_splits(list(waiting), fail_if_exists=False)
             writer.add_examples(waiting)
             waiting.clear()
 

@@ -332,6 +332,7 @@ def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
     assert result.returncode == -9, result.stderr
     corpus = tmp_path / "text_corpus/c"
     assert [path.name[:11] for path in corpus.iterdir()] == ["incomplete."]
+    assert list(corpus.rglob("*array_record*")) and not list(corpus.rglob("dataset_info.json"))
     assert build.main(["text", f"--source={tmp_path}/a.doc", f"--data_dir={tmp_path}", "--corpus=c"]) == 0
     assert [path.name for path in corpus.iterdir()] == ["1.0.0"]
     assert len(read_all(corpus / "1.0.0", "train")) == 700
