@@ -4,6 +4,10 @@ import ml_collections
 
 from configs import common
 
+# Of the embedded corpus (data_prep/scenes.py): words that only the image tells.
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
+CATEGORIES = ("ball", "box", "tree", "house", "star", "car", "fish", "cup", "flower", "moon")
+
 
 def demo() -> ml_collections.ConfigDict:
     """A small VL-BERT learns to read masked words with the help of drawn images.
@@ -23,7 +27,7 @@ def demo() -> ml_collections.ConfigDict:
     config.optimizer.schedule = "constant"
     config.model.encoder.update(
         dict(
-            vocab_size=512,
+            vocab_size=256,
             hidden_size=128,
             num_layers=3,
             num_heads=4,
@@ -46,7 +50,7 @@ def demo() -> ml_collections.ConfigDict:
             dropout_rate=0.0,
         )
     )
-    config.model.num_region_classes = 32
+    config.model.num_region_classes = 81
     config.losses.region = 1.0
     config.losses.region_only_steps = 400
     config.data.update(
@@ -59,6 +63,8 @@ def demo() -> ml_collections.ConfigDict:
             max_regions=6,
             sequence_length=32,
             text_min_words=24,
+            visual_words=COLOURS + CATEGORIES,
+            group_words=CATEGORIES,
             num_threads=2,
             prefetch=4,
         )
