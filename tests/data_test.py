@@ -1,0 +1,167 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from vlbert_jax import data
+from vlbert_jax.batch import Batch
+
+
+def marked(name: str):
+    """An example that tells its stream, its record and what chance gave it."""
+
+    def example(number: int, rng: np.random.Generator):
+        return {name: np.array([number, rng.integers(1 << 30)])}
+
+    return example
+
+
+def stream(process_index: int, process_count: int, start: int = 0, global_batch: int = 8):
+    """Two corpora by orientation, mixed, and a text with each: what pre-training does."""
+    hosts = dict(
+        batch_size=data.per_host(global_batch, process_count),
+        process_index=process_index,
+        process_count=process_count,
+    )
+    wide = data.shuffled(range(0, 30), data.stream_seed(3, "wide"), marked("caption"), **hosts)
+    tall = data.shuffled(range(30, 40), data.stream_seed(3, "tall"), marked("caption"), **hosts)
+    text = data.shuffled(range(17), data.stream_seed(3, "text"), marked("text"), **hosts)
+    batches = data.paired(data.mixed([wide, tall], [30, 10]), text, lambda a, b: a | b)
+    return data.iterate(batches[start:], num_threads=2, prefetch=3)
+
+
+def global_batches(process_count: int, start: int, count: int):
+    hosts = [stream(p, process_count, start) for p in range(process_count)]
+    for _ in range(count):
+        parts = [next(host) for host in hosts]
+        assert {len(part["caption"]) for part in parts} == {8 // process_count}
+        yield {
+            name: sorted(map(tuple, np.concatenate([p[name] for p in parts]).tolist())) for name in parts[0]
+        }
+
+
+def test_global_batches_do_not_depend_on_hosts_or_on_when_they_began():
+    expected = list(global_batches(1, 0, 20))
+    for process_count, start in itertools.product((1, 2, 4), (0, 1, 7, 13)):
+        got = list(global_batches(process_count, start, 20 - start))
+        assert got == expected[start:], (process_count, start)
+
+
+def test_every_record_once_per_epoch_in_another_order_each_time():
+    hosts = dict(batch_size=4, process_index=0, process_count=1)
+    batches = data.iterate(data.shuffled(range(20), 5, marked("x"), **hosts), 0, 0)
+    epochs = [np.concatenate([next(batches)["x"] for _ in range(5)]) for _ in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch[:, 0]) == list(range(20))
+    assert len({tuple(epoch[:, 0]) for epoch in epochs}) == 3
+    draws = np.concatenate(epochs)[:, 1]
+    assert len(set(draws.tolist())) == len(draws)  # chance is new at each visit
+
+
+def test_streams_have_orders_of_their_own():
+    seeds = [data.stream_seed(0, name) for name in ("a", "b")] + [data.stream_seed(1, "a")]
+    assert len(set(seeds)) == 3
+    assert data.stream_seed(0, "a") == seeds[0]
+
+
+def test_a_batch_is_of_one_orientation_in_proportion():
+    wide = [batch["caption"][:, 0] < 30 for batch in itertools.islice(stream(0, 1), 80)]
+    assert all(mask.all() or not mask.any() for mask in wide)
+    assert sum(mask.all() for mask in wide) == 60
+    assert not all(mask.all() for mask in wide[:8])  # spread, not one after the other
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+@pytest.mark.parametrize("size", [16, 17, 1])
+def test_in_order_gives_all_once_and_hosts_as_many_batches(process_count, size):
+    lengths, seen = set(), []
+    for p in range(process_count):
+        dataset = data.in_order(
+            range(100, 100 + size),
+            lambda number: {"x": np.array(number)},
+            lambda like: {"x": np.full_like(like["x"], -1)},
+            batch_size=8 // process_count,
+            process_index=p,
+            process_count=process_count,
+        )
+        batches = [batch["x"] for batch in data.iterate(dataset, 2, 2)]
+        assert {len(x) for x in batches} == {8 // process_count}
+        lengths.add(len(batches))
+        seen += np.concatenate(batches).tolist()
+    assert lengths == {-(-size // 8)}
+    assert sorted(x for x in seen if x >= 0) == list(range(100, 100 + size))
+
+
+def test_hosts_share_evenly_or_not_at_all():
+    assert data.per_host(12, 4) == 3
+    with pytest.raises(ValueError, match="10 examples per batch cannot be shared by 4 hosts"):
+        data.per_host(10, 4)
+
+
+def test_nothing_to_read_is_an_error():
+    with pytest.raises(ValueError, match="no record"):
+        data.mixed([], [])
+
+
+def test_records_are_numbered_through():
+    records = data.Records([{"x": 0}, {"x": 1}], [], [{"x": 2}])
+    assert [records[i]["x"] for i in range(len(records))] == [0, 1, 2]
+    assert len(data.Records([], [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("region_captions/scenes", "data_prep.build scenes --data_dir="),
+        ("text_corpus/scenes", "data_prep.build scenes --data_dir="),
+        (
+            "region_captions/mine",
+            "data_prep.build conceptual_captions --source=FOLDER --corpus=mine --data_dir=",
+        ),
+        (
+            "text_corpus/books_wikipedia",
+            "data_prep.build text --source=FILES --corpus=books_wikipedia --data_dir=",
+        ),
+    ],
+)
+def test_what_is_not_built_names_the_command(tmp_path, name, command):
+    with pytest.raises(FileNotFoundError) as error:
+        data.open_split(tmp_path, name, "train")
+    assert f"python -m {command}{tmp_path}" in str(error.value)
+
+
+# --- Devices ------------------------------------------------------------------------------------------------
+
+
+def small_batch(k: int) -> Batch:
+    elements = dict.fromkeys(("token_ids", "region_ids", "segment_ids", "position_ids"))
+    fields = {
+        name: np.full((8, 2, 5), k, np.int32) + np.arange(8, dtype=np.int32)[:, None, None]
+        for name in elements
+    }
+    image = np.full((8, 4, 6, 3), k, np.uint8)
+    return Batch(**fields, element_mask=np.ones((8, 2, 5), bool), image=image)
+
+
+def test_batches_arrive_in_order_spread_over_the_batch_axes():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    arrived = list(data.prefetch_to_device(map(small_batch, range(5)), mesh))
+    assert len(arrived) == 5
+    for k, batch in enumerate(arrived):
+        expected = small_batch(k)
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
+        assert batch.boxes is None and batch.image.dtype == np.uint8
+        for field in (batch.token_ids, batch.image):
+            shards = {str(shard.index[0]) for shard in field.addressable_shards}
+            assert len(shards) == 4 and field.addressable_shards[0].data.shape[0] == 2
+
+
+def test_prefetching_reads_no_further_than_it_must():
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    taken = []
+    source = (taken.append(k) or small_batch(k) for k in range(9))
+    arriving = data.prefetch_to_device(source, mesh, size=2)
+    next(arriving)
+    assert taken == [0, 1]
