@@ -41,6 +41,7 @@ import itertools
 import json
 import pathlib
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,8 +53,6 @@ from tqdm import tqdm
 
 from data_prep.ordered_builder import OrderedBuilder, SourceError
 
-# What Pillow and zipfile raise for images that are missing, cut off or no images.
-UNREADABLE = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError)
 SUM_TOLERANCE = 0.1  # class scores further from 1 are no target (official rule)
 
 
@@ -80,13 +79,15 @@ class ArchiveFolder:
         return self._archives[name]
 
     def read(self, path: str) -> bytes:
-        """Raises FileNotFoundError, or OSError, zipfile.BadZipFile for what cannot be read."""
+        """Raises OSError for what is not there or cannot be read, SourceError for a broken archive."""
         archive, _, inner = path.rpartition("@/")
         if archive and (opened := self._archive(archive)):
             try:
                 return opened.read(inner)
             except KeyError:
                 raise FileNotFoundError(f"no {inner} in {archive}") from None
+            except (zipfile.BadZipFile, zlib.error) as error:
+                raise OSError(f"{inner} in {archive}: {error}") from None
         if not archive:
             return (self.root / inner).read_bytes()
         for folder in folders(archive):
@@ -146,7 +147,7 @@ def read_detections(content: bytes, with_features: bool) -> tuple[tuple[int, int
 def read_image(content: bytes) -> tuple[bytes, tuple[int, int], str]:
     """(JPEG bytes, (width, height), what was repaired). An image that is no RGB JPEG is encoded again.
 
-    Raises OSError, ValueError or SyntaxError (Pillow's ways) where the whole of it cannot be decoded.
+    Raises what Pillow raises (OSError mostly) where the whole of it cannot be decoded.
     """
     image = Image.open(io.BytesIO(content))
     size = image.size
@@ -240,7 +241,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         with open(index, "rb") as lines:
             try:
                 entry = json.loads(lines.readline())
-                paths = [entry["frcnn"], entry["image"]][: 1 + self.images]
+                paths = [str(entry["frcnn"]), str(entry["image"])][: 1 + self.images]
             except (KeyError, TypeError, ValueError):
                 return  # the manifest will list this line
         for path in paths:
@@ -257,7 +258,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         try:
             try:
                 entry = json.loads(line)
-                image_id, detections, caption = entry["image"], entry["frcnn"], entry["caption"]
+                image_id, detections, caption = str(entry["image"]), str(entry["frcnn"]), entry["caption"]
             except (KeyError, TypeError, ValueError) as error:
                 raise Unusable(f"index line: {type(error).__name__} {error}") from None
             file = detections
@@ -265,7 +266,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
                 raise Unusable("the caption is not a list of words, or empty")
             try:
                 content = self.root.read(detections)
-            except (OSError, zipfile.BadZipFile) as error:
+            except OSError as error:
                 raise Unusable(f"detector file: {error}") from None
             size, boxes, scores, features = read_detections(content, self.features)
             image = b""
@@ -273,7 +274,9 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
                 file = image_id
                 try:
                     image, image_size, repair = read_image(self.root.read(image_id))
-                except UNREADABLE as error:
+                except SourceError:
+                    raise
+                except Exception as error:  # Pillow raises many kinds for bytes that are no whole image
                     if self.drop_unreadable:
                         raise Unusable(f"image: {error}") from None
                     note("kept", f"image left empty: {error}")

@@ -7,6 +7,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def detections(boxes=((1, 2, 30, 30), (5, 5, 50, 35)), scores=None, size=(60, 40
     return json.dumps(record | changes)
 
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 TWO = ((1, 2, 30, 30), (5, 5, 50, 35))
 # name: (caption, image, detector file, what the manifest says, boxes in the record or None)
 BAD = dict(
@@ -177,15 +178,18 @@ BAD = dict(
     png_image=(["a"], jpeg("RGBA", form="PNG"), detections(), ("repaired", "PNG in mode RGBA"), 2),
     other_size=(["a"], jpeg(size=(40, 60)), detections(), ("kept", "the detector saw (60, 40)"), 2),
     nan_box=(["a"], jpeg(), detections([(NAN, 2, 3, 4), TWO[1]]), ("repaired", "dropped box [nan"), 1),
+    infinite_box=(["a"], jpeg(), detections([TWO[0], (30, 5, INF, 9)]), ("repaired", "dropped box [30.0"), 1),
     inverted_box=(["a"], jpeg(), detections([TWO[0], (30, 5, 20, 9)]), ("repaired", "dropped box [30.0"), 1),
     outside_box=(["a"], jpeg(), detections([TWO[0], (70, 5, 80, 9)]), ("repaired", "dropped box [70.0"), 1),
     no_box_left=(["a"], jpeg(), detections([(NAN, 2, 3, 4)]), ("skipped", "no region inside"), None),
     no_box=(["a"], jpeg(), detections([]), ("skipped", "no region"), None),
     short_boxes=(["a"], jpeg(), detections(num_boxes=3), ("skipped", "boxes: 8 numbers do not fit 3"), None),
+    short_classes=(["a"], jpeg(), detections(scores=[[1.0] * 5]), ("skipped", "classes: 5 numbers do not"), None),
     bad_base64=(["a"], jpeg(), detections(classes="?!"), ("skipped", "classes: not base64"), None),
     no_classes=(["a"], jpeg(), '{"image_w": 9, "image_h": 9, "num_boxes": 1, "boxes": ""}', ("skipped", "boxes"), None),
     nan_scores=(["a"], jpeg(), detections(scores=[[NAN] * 4] * 2), ("skipped", "not finite"), None),
     off_scores=(["a"], jpeg(), detections(scores=[[0.5] * 4, [0.25] * 4]), ("kept", "1 regions do not sum"), 2),
+    no_object=(["a"], jpeg(), "[1]", ("skipped", "detector file"), None),
     no_json=(["a"], jpeg(), "{", ("skipped", "detector file"), None),
     no_detections=(["a"], jpeg(), None, ("skipped", "detector file: no "), None),
     empty_caption=([], jpeg(), detections(), ("skipped", "caption"), None),
@@ -243,7 +247,7 @@ def test_counts_and_index_lines_are_in_the_manifest(bad_build):
     assert sum(manifest["records"].values()) == len(records)
     (problem,) = [p for p in manifest["problems"] if p["file"] == "train_frcnn.json"]
     assert problem["action"] == "skipped" and problem["line"] == len(BAD)
-    assert manifest["skipped"] == sum(p["action"] == "skipped" for p in manifest["problems"]) == 11
+    assert manifest["skipped"] == sum(p["action"] == "skipped" for p in manifest["problems"]) == 13
 
 
 def test_images_are_rgb_jpegs_or_empty(bad_build):
@@ -264,6 +268,25 @@ def test_drop_unreadable(bad_source, tmp_path):
     assert all(record["image"] for record in read_all(directory, "train_landscape"))
     problems = json.loads((directory / "manifest.json").read_text())["problems"]
     assert sum(p["action"] == "skipped" and p["reason"].startswith("image: ") for p in problems) == 3
+
+
+def test_damaged_archives(bad_source, tmp_path):
+    index = [dict(image=f"i.zip@/{n}.jpg", caption=["a"], frcnn="train_frcnn.zip@/good.json") for n in "ab"]
+    (tmp_path / "train_frcnn.json").write_text("\n".join(map(json.dumps, index)))
+    (tmp_path / "train_frcnn").symlink_to(bad_source / "train_frcnn")
+    with zipfile.ZipFile(tmp_path / "i.zip", "w") as archive:
+        archive.writestr("a.jpg", jpeg())
+        archive.writestr("b.jpg", jpeg())
+    content = bytearray((tmp_path / "i.zip").read_bytes())
+    content[500] ^= 255  # within a.jpg
+    (tmp_path / "i.zip").write_bytes(content)
+    directory = build.run_builder(RegionCaptions("c", tmp_path, tmp_path, splits=("train",)))
+    assert [len(record["image"]) > 0 for record in read_all(directory, "train_landscape")] == [False, True]
+    (problem,) = json.loads((directory / "manifest.json").read_text())["problems"]
+    assert problem["action"] == "kept" and "Bad CRC" in problem["reason"]
+    (tmp_path / "i.zip").write_bytes(content[:-30])
+    with pytest.raises(SourceError, match="i.zip: not a whole zip archive"):
+        build.run_builder(RegionCaptions("d", tmp_path, tmp_path, splits=("train",)))
 
 
 def test_regions_are_sorted_by_their_best_class_background_included(tmp_path):
