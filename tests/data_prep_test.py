@@ -270,21 +270,26 @@ def test_drop_unreadable(bad_source, tmp_path):
     assert sum(p["action"] == "skipped" and p["reason"].startswith("image: ") for p in problems) == 3
 
 
-def test_damaged_archives(bad_source, tmp_path):
-    index = [dict(image=f"i.zip@/{n}.jpg", caption=["a"], frcnn="train_frcnn.zip@/good.json") for n in "ab"]
+def test_damaged_archives(tmp_path):
+    index = [dict(image=f"i.zip@/{n}.jpg", caption=["a"], frcnn=f"r.zip@/{n}.json") for n in "abc"]
     (tmp_path / "train_frcnn.json").write_text("\n".join(map(json.dumps, index)))
-    (tmp_path / "train_frcnn").symlink_to(bad_source / "train_frcnn")
-    with zipfile.ZipFile(tmp_path / "i.zip", "w") as archive:
-        archive.writestr("a.jpg", jpeg())
-        archive.writestr("b.jpg", jpeg())
-    content = bytearray((tmp_path / "i.zip").read_bytes())
-    content[500] ^= 255  # within a.jpg
-    (tmp_path / "i.zip").write_bytes(content)
+    for name, damaged, suffix, content in (("i", "a", "jpg", jpeg()), ("r", "b", "json", detections().encode())):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for n in "abc":
+                archive.writestr(f"{n}.{suffix}", content)
+            place = archive.getinfo(f"{damaged}.{suffix}").header_offset + 100
+        whole = bytearray((tmp_path / f"{name}.zip").read_bytes())
+        whole[place] ^= 255
+        (tmp_path / f"{name}.zip").write_bytes(whole)
     directory = build.run_builder(RegionCaptions("c", tmp_path, tmp_path, splits=("train",)))
-    assert [len(record["image"]) > 0 for record in read_all(directory, "train_landscape")] == [False, True]
-    (problem,) = json.loads((directory / "manifest.json").read_text())["problems"]
-    assert problem["action"] == "kept" and "Bad CRC" in problem["reason"]
-    (tmp_path / "i.zip").write_bytes(content[:-30])
+    records = read_all(directory, "train_landscape")
+    assert [(int(record["index"]), len(record["image"]) > 0) for record in records] == [(0, False), (2, True)]
+    problems = json.loads((directory / "manifest.json").read_text())["problems"]
+    assert [(p["action"], p["line"], "Bad CRC" in p["reason"]) for p in problems] == [
+        ("kept", 0, True),
+        ("skipped", 1, True),
+    ]
+    (tmp_path / "i.zip").write_bytes((tmp_path / "i.zip").read_bytes()[:-30])
     with pytest.raises(SourceError, match="i.zip: not a whole zip archive"):
         build.run_builder(RegionCaptions("d", tmp_path, tmp_path, splits=("train",)))
 
