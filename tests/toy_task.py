@@ -4,6 +4,7 @@ It follows the protocol of `vlbert_jax/tasks/__init__.py` and is what the loop's
 """
 
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ FEATURES, WIDTH, VALIDATION = 8, 16, 24  # VALIDATION = records of the val split
 
 
 class Toy(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, dropout_rate, rngs):
+        self.dropout_rate = dropout_rate
         normal = jax.random.normal
         self.frozen = nnx.Param(normal(rngs.params(), (FEATURES, FEATURES)) / 3, axes=("feature", None))
         self.first = nnx.Param(normal(rngs.params(), (FEATURES, WIDTH)) / 3, axes=("embed", "mlp"))
@@ -27,7 +29,7 @@ class Toy(nnx.Module):
 
     def __call__(self, batch, key=None):
         x = batch.boxes[:, 0] @ self.frozen[...][:4]
-        x = dropout(jnp.tanh(x @ self.first[...]), 0.1, key)
+        x = dropout(jnp.tanh(x @ self.first[...]), self.dropout_rate, key)
         return (x @ self.last[...])[:, 0]
 
 
@@ -38,15 +40,22 @@ def make_config(**fields) -> ml_collections.ConfigDict:
     config.compute_dtype, config.report = "float32", False
     config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps = 4, 10, 5
     config.best_metric = "loss"
+    config.dropout_rate = 0.1
     config.poison_step = -1  # the batch at this step has a NaN in it
+    config.step_delay = 0.0  # seconds that a batch takes to come
     config.second_loss_from = 0  # the loss `size` counts from this step on
     config.data = ml_collections.ConfigDict(dict(embedded=False, data_dir="data", num_threads=1, prefetch=1))
     config.update_from_flattened_dict(fields)
     return config
 
 
+def get_config() -> ml_collections.ConfigDict:
+    """For `--config=tests/toy_task.py`."""
+    return make_config()
+
+
 def build_model(config, rngs):
-    return Toy(rngs)
+    return Toy(config.dropout_rate, rngs)
 
 
 def is_frozen(path, config):
@@ -64,6 +73,7 @@ def _batch(rng, size) -> Batch:
 def train_batches(config, start_step, process_index, process_count):
     for step in range(start_step, sys.maxsize):
         batch = _batch(np.random.default_rng((config.seed, step)), config.batch_size)
+        time.sleep(config.step_delay)
         if step == config.poison_step:
             batch.boxes[0] = np.nan
         yield jax.tree.map(lambda x: x[process_index::process_count], batch)

@@ -24,7 +24,7 @@ import optax
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from vlbert_jax import checkpoint, evaluate, metrics, optimizer, sharding
 
@@ -37,14 +37,12 @@ AHEAD = (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything an update reads and writes."""
+    """Everything an update reads and writes: arrays, or their shapes or shardings in the same places."""
 
-    step: Int[Array, ""]  # updates made
-    finite: Bool[
-        Array, ""
-    ]  # False: an update met a loss or gradient that was not finite; nothing changes any more
-    params: nnx.State  # trained
-    constants: nnx.State  # frozen parameters and statistics
+    step: Any  # int32: updates made
+    finite: Any  # bool; False after a loss or gradient that was not finite, and nothing changes any more
+    params: PyTree  # nnx.State: what is trained
+    constants: PyTree  # nnx.State: frozen parameters and statistics
     opt_state: PyTree
 
 
@@ -135,8 +133,8 @@ def train_step(
     new = state.step + 1, optax.apply_updates(state.params, updates), opt_state
     # Not finite: keep the last good state, also from the updates dispatched before the host has noticed.
     step, params, opt_state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
-    report = {"loss": (loss, 1.0), "grad_norm": (norm, 1.0)}
-    report["learning_rate"] = optimizer.learning_rate_schedule(config)(state.step + 1), 1.0
+    rate, once = optimizer.learning_rate_schedule(config)(state.step + 1), jnp.float32(1)
+    report = {"loss": (loss, once), "grad_norm": (norm, once), "learning_rate": (rate, once)}
     report |= {f"{name}_loss": (sums[name], counts[name]) for name in names}
     return TrainState(step, finite, params, state.constants, opt_state), report | scores
 
@@ -300,7 +298,7 @@ def train(
 
 def evaluate_run(
     config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Scores, and `step`, of the newest checkpoint of `workdir` or of `config.init`; also in scores.json.
 
     Only the fields that shape the model must be those of the run. Raises FileNotFoundError without any
@@ -328,4 +326,5 @@ def report(
     weights = multihost_utils.process_allgather((state.params, state.constants), tiled=True)
     if jax.process_index() == 0:
         rows = metrics.read_rows(workdir / "metrics.jsonl")
+        (workdir / "report").mkdir(exist_ok=True)
         task.write_report(workdir / "report", nnx.merge(graphdef, *weights), config, rows)

@@ -1,0 +1,316 @@
+"""The update and the loop, on a task that trains in a second."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import toy_task
+
+from vlbert_jax import checkpoint, metrics, optimizer, sharding, train
+
+
+def make_mesh(data=-1, fsdp=1, tensor=1):
+    return sharding.make_mesh(ml_collections.ConfigDict(dict(data=data, fsdp=fsdp, tensor=tensor)))
+
+
+def two_devices():
+    return sharding.make_mesh(toy_task.make_config().mesh, jax.devices()[:2])
+
+
+def task_with(**functions):
+    """The toy task with some functions replaced."""
+    task = types.ModuleType("task")
+    vars(task).update(vars(toy_task) | functions)
+    return task
+
+
+def rows_of(workdir):
+    """Rows of metrics.jsonl without durations."""
+    return [
+        {name: value for name, value in row.items() if "time" not in name and "per_sec" not in name}
+        for row in metrics.read_rows(workdir / "metrics.jsonl")
+    ]
+
+
+def updates(config, mesh, count=3, same_batch=False, task=toy_task):
+    """Runs `count` updates without the loop; returns the state and the metrics of each."""
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    graphdef, _, shardings, create = train.create_state(config, task, tx, mesh)
+    state, reports = create(), []
+
+    @jax.jit
+    def step(state, batch):
+        names = task.active_losses(config, 0)
+        return train.train_step(
+            state, batch, graphdef=graphdef, task=task, config=config, tx=tx, names=names, mesh=mesh,
+            shardings=shardings,
+        )  # fmt: skip
+
+    for batch in itertools.islice(task.train_batches(config, 0, 0, 1), count):
+        batch = next(task.train_batches(config, 0, 0, 1)) if same_batch else batch
+        state, report = step(state, sharding.global_batch(batch, mesh))
+        reports.append({name: float(value) / float(n) for name, (value, n) in report.items()})
+    return state, reports
+
+
+@functools.cache
+def expected(**fields):
+    """On one data-parallel axis, uncut."""
+    return updates(toy_task.make_config(**fields), make_mesh())
+
+
+def assert_close(a, b):
+    """Within 1e-5 of the largest number: float32 sums in another order."""
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * float(np.max(np.abs(y))))
+
+
+# --- One update -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 2), (2, 4, 1), (1, 4, 2)])
+def test_mesh_does_not_matter(sizes):
+    """Parameters, metrics and dropout (threefry) are those of one data-parallel axis."""
+    fields = dict(prng_impl="threefry2x32")
+    state, reports = updates(toy_task.make_config(**fields), make_mesh(*sizes))
+    assert_close((state.params, reports), (expected(**fields)[0].params, expected(**fields)[1]))
+
+
+def test_state_is_cut_where_it_is_made():
+    """`embed` over fsdp, `mlp` over tensor; the moments beside their parameters."""
+    state, _ = updates(toy_task.make_config(), make_mesh(1, 4, 2), count=0)
+    moments = state.opt_state[1]
+    for tree in (state.params, moments.mu, moments.nu):
+        assert {s.data.shape for s in tree.first[...].addressable_shards} == {(2, 8)}
+        assert {s.data.shape for s in tree.last[...].addressable_shards} == {(8, 1)}
+
+
+@pytest.mark.parametrize("parts, devices", [(2, 1), (4, 1), (2, 4)])
+def test_accumulation_does_not_matter(parts, devices):
+    """Although the micro-batches hold different numbers of targets."""
+    mesh = sharding.make_mesh(toy_task.make_config().mesh, jax.devices()[:devices])
+    fields = dict(dropout_rate=0.0)
+    state, reports = updates(toy_task.make_config(**fields, grad_accumulation_steps=parts), mesh)
+    assert_close((state.params, reports), (expected(**fields)[0].params, expected(**fields)[1]))
+
+
+def test_accumulation_draws_new_dropout_for_every_part():
+    """Parts with equal examples lose different units: the sum is not `parts` times the first."""
+    config = toy_task.make_config(dropout_rate=0.5, grad_accumulation_steps=2, batch_size=2)
+    batch = jax.tree.map(lambda x: np.repeat(x[:1], 2, 0), next(toy_task.train_batches(config, 0, 0, 1)))
+    seen = []
+
+    def loss_sums(model, batch, key, config, names):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), model(batch, key))
+        return toy_task.loss_sums(model, batch, key, config, names)
+
+    task = task_with(loss_sums=loss_sums, train_batches=lambda *_: iter([batch]))
+    updates(config, sharding.make_mesh(config.mesh, jax.devices()[:1]), count=1, task=task)
+    jax.effects_barrier()
+    assert len(seen) == 2 and not np.array_equal(*seen)
+
+
+def test_every_update_draws_new_dropout():
+    config = toy_task.make_config(learning_rate=0.0, dropout_rate=0.5)
+    config.optimizer.weight_decay = 0.0
+    _, reports = updates(config, two_devices(), same_batch=True)
+    assert len({report["loss"] for report in reports}) == 3
+
+
+def test_frozen_parameters_stay_and_have_no_moments():
+    config = toy_task.make_config()
+    state, _ = updates(config, two_devices())
+    before, _ = updates(config, two_devices(), count=0)
+    np.testing.assert_array_equal(state.constants.frozen, before.constants.frozen)
+    assert not np.array_equal(state.params.first, before.params.first)
+    assert set(state.opt_state[1].mu) == {"first", "last"} == set(state.params)
+
+
+def test_not_finite_stops_everything():
+    """The state stays the last good one even when later batches are fine."""
+    config = toy_task.make_config(poison_step=2)
+    state, reports = updates(config, two_devices(), count=5)
+    good, _ = updates(config, two_devices(), count=2)
+    assert int(state.step) == 2 and not bool(state.finite) and np.isnan(reports[2]["loss"])
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(dataclasses.replace(good, finite=False)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- The loop ---------------------------------------------------------------------------------------------
+
+
+class Crash(Exception):
+    pass
+
+
+def crashing_before(step):
+    """`train_batches` of a machine that dies when batch `step` is asked for."""
+
+    def train_batches(config, start_step, *hosts):
+        for k, batch in enumerate(toy_task.train_batches(config, start_step, *hosts), start_step):
+            if k == step:
+                raise Crash
+            yield batch
+
+    return train_batches
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted: its config, workdir and last state."""
+    config, workdir = toy_task.make_config(second_loss_from=6), tmp_path_factory.mktemp("whole")
+    _, state = train.train(config, toy_task, workdir, two_devices())
+    return config, workdir, state
+
+
+def test_rows(whole):
+    config, workdir, _ = whole
+    rows = rows_of(workdir)
+    assert [(row["step"], row["split"]) for row in rows] == [
+        (4, "train"), (8, "train"), (10, "val"), (12, "train"), (16, "train"), (20, "train"), (20, "val"),
+    ]  # fmt: skip
+    assert set(rows[0]) == {"step", "split", "loss", "fit_loss", "fit_accuracy", "grad_norm", "learning_rate"}
+    assert set(rows[1]) - set(rows[0]) == {"size_loss"}  # its opening phase was over
+    assert set(rows[2]) == {"step", "split", "accuracy", "loss", "other/accuracy", "other/loss"}
+    assert rows[5]["learning_rate"] == 0
+    timed = metrics.read_rows(workdir / "metrics.jsonl")[1]
+    assert {"step_time_ms", "data_wait_time_ms", "samples_per_sec"} <= set(timed)
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [10, 15, 20]
+    assert json.loads((workdir / "config.json").read_text())["seed"] == config.seed
+    assert {"packages", "devices", "revision"} <= set(json.loads((workdir / "versions.json").read_text()))
+
+
+def test_train_row_is_the_mean_since_the_last(whole):
+    _, workdir, _ = whole
+    _, reports = updates(whole[0], two_devices(), count=4)
+    expected = np.mean([report["loss"] for report in reports])
+    np.testing.assert_allclose(rows_of(workdir)[0]["loss"], expected, rtol=1e-5)
+
+
+def test_val_row_counts_every_record_once(whole):
+    """By hand, over the records without padding."""
+    config, workdir, state = whole
+    batch = jax.tree.map(
+        lambda *parts: np.concatenate(parts)[: toy_task.VALIDATION], *toy_task.eval_batches(config, 0, 1)["val"]
+    )
+    weights = [np.asarray(x) for x in (state.constants.frozen, state.params.first, state.params.last)]
+    logits = (np.tanh(batch.boxes[:, 0] @ weights[0][:4] @ weights[1]) @ weights[2])[:, 0]
+    mask = batch.element_mask[:, 0, 0]
+    expected = np.mean((logits - batch.group)[mask] ** 2)
+    np.testing.assert_allclose(rows_of(workdir)[-1]["loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("crashes", [(3, 6), (5, 13)], ids=str)
+def test_resumed_run_is_the_whole_run(whole, tmp_path, crashes):
+    """Bit for bit, wherever it stopped: before the first checkpoint, on one, between one and the next row."""
+    config, workdir, state = whole
+    for step in crashes:
+        with pytest.raises(Crash):
+            train.train(config, task_with(train_batches=crashing_before(step)), tmp_path, two_devices())
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "sp')  # killed while writing
+    _, resumed = train.train(config, toy_task, tmp_path, two_devices())
+    assert rows_of(tmp_path) == rows_of(workdir)
+    jax.tree.map(np.testing.assert_array_equal, resumed, state)
+
+
+def test_finished_run_is_left_alone(whole):
+    config, workdir, state = whole
+    before = (workdir / "metrics.jsonl").read_text()
+    _, again = train.train(config, task_with(train_batches=crashing_before(20)), workdir, two_devices())
+    assert (workdir / "metrics.jsonl").read_text() == before
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_sigterm_saves_and_stops(whole, tmp_path):
+    config, workdir, _ = whole
+
+    def train_batches(config, start_step, *hosts):
+        for k, batch in enumerate(toy_task.train_batches(config, start_step, *hosts), start_step):
+            if k == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    handler = signal.getsignal(signal.SIGTERM)
+    _, state = train.train(config, task_with(train_batches=train_batches), tmp_path, two_devices())
+    assert int(state.step) == 7 == checkpoint.newest_step(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    train.train(config, toy_task, tmp_path, two_devices())
+    assert rows_of(tmp_path) == rows_of(workdir)
+
+
+def test_not_finite_names_the_step_and_saves_the_state_before(whole, tmp_path):
+    config = toy_task.make_config(second_loss_from=6, poison_step=13)
+    for _ in range(2):  # the second start finds the same
+        with pytest.raises(FloatingPointError, match="not finite at step 14; .* saved as step 13"):
+            train.train(config, toy_task, tmp_path, two_devices())
+    assert rows_of(tmp_path) == [row for row in rows_of(whole[1]) if row["step"] <= 12]
+    assert checkpoint.newest_step(tmp_path) == 13
+
+
+def test_implicit_transfers_are_errors(tmp_path, monkeypatch):
+    """Here: a batch that was not put on the devices."""
+    monkeypatch.setattr(sharding, "global_batch", lambda batch, mesh: batch)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train.train(toy_task.make_config(), toy_task, tmp_path, two_devices())
+
+
+def test_evaluate_run_scores_the_newest_checkpoint(whole, tmp_path):
+    config, workdir, _ = whole
+    scores = train.evaluate_run(config, toy_task, workdir, two_devices())
+    row = rows_of(workdir)[-1]
+    assert scores == {name: value for name, value in row.items() if name != "split"}
+    assert json.loads((workdir / "scores.json").read_text()) == scores
+    with pytest.raises(FileNotFoundError, match="nothing to evaluate"):
+        train.evaluate_run(config, toy_task, tmp_path, two_devices())
+
+
+# --- Killed -----------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import pathlib, sys
+import jax
+import toy_task
+from vlbert_jax import sharding, train
+config = toy_task.make_config(second_loss_from=6, step_delay=0.05)
+train.train(config, toy_task, pathlib.Path(sys.argv[1]), sharding.make_mesh(config.mesh, jax.devices()[:2]))
+"""
+
+
+def test_killed_at_any_moment(whole, tmp_path):
+    """SIGKILL while it starts, computes, writes a row or a checkpoint: the finished run is the same."""
+    draw = random.Random()
+    root = pathlib.Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root.parent}"}
+    kills, stderr = 0, ""
+    for attempt in range(9):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        if attempt < 3:
+            newest = checkpoint.newest_step(tmp_path)
+            while checkpoint.newest_step(tmp_path) == newest and process.poll() is None:
+                time.sleep(0.01)  # at least one checkpoint further, then any time
+            time.sleep(draw.uniform(0, 0.4))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+            process.stderr.close()
+        else:
+            _, stderr = process.communicate(timeout=60)
+            break
+    assert process.returncode == 0, stderr
+    assert kills >= 2
+    assert rows_of(tmp_path) == rows_of(whole[1])
