@@ -1,12 +1,9 @@
 import itertools
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from vlbert_jax import data
-from vlbert_jax.batch import Batch
 
 
 def marked(name: str):
@@ -130,38 +127,3 @@ def test_what_is_not_built_names_the_command(tmp_path, name, command):
     with pytest.raises(FileNotFoundError) as error:
         data.open_split(tmp_path, name, "train")
     assert f"python -m {command}{tmp_path}" in str(error.value)
-
-
-# --- Devices ------------------------------------------------------------------------------------------------
-
-
-def small_batch(k: int) -> Batch:
-    elements = dict.fromkeys(("token_ids", "region_ids", "segment_ids", "position_ids"))
-    fields = {
-        name: np.full((8, 2, 5), k, np.int32) + np.arange(8, dtype=np.int32)[:, None, None]
-        for name in elements
-    }
-    image = np.full((8, 4, 6, 3), k, np.uint8)
-    return Batch(**fields, element_mask=np.ones((8, 2, 5), bool), image=image)
-
-
-def test_batches_arrive_in_order_spread_over_the_batch_axes():
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    arrived = list(data.prefetch_to_device(map(small_batch, range(5)), mesh))
-    assert len(arrived) == 5
-    for k, batch in enumerate(arrived):
-        expected = small_batch(k)
-        jax.tree.map(np.testing.assert_array_equal, batch, expected)
-        assert batch.boxes is None and batch.image.dtype == np.uint8
-        for field in (batch.token_ids, batch.image):
-            shards = {str(shard.index[0]) for shard in field.addressable_shards}
-            assert len(shards) == 4 and field.addressable_shards[0].data.shape[0] == 2
-
-
-def test_prefetching_reads_no_further_than_it_must():
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    taken = []
-    source = (taken.append(k) or small_batch(k) for k in range(9))
-    arriving = data.prefetch_to_device(source, mesh, size=2)
-    next(arriving)
-    assert taken == [0, 1]

@@ -285,7 +285,7 @@ def test_relationship(tokenizer, layout):
 
 def test_other_captions_are_of_other_records(config):
     config.losses.relationship = True
-    (numbers, source), *_ = pretrain_examples._caption_parts(config, "val", train=True)
+    source, *_ = pretrain_examples._captions(config, "val", train=True)
     read = []
 
     class Spy(data.Records):
@@ -294,7 +294,7 @@ def test_other_captions_are_of_other_records(config):
             return super().__getitem__(number)
 
     spied = dataclasses.replace(source, records=Spy(source.records))
-    for number in list(numbers) * 20:
+    for number in list(source.numbers) * 20:
         read.clear()
         example = spied.example(number, np.random.default_rng(len(read) + number * 31))
         assert read[0] == number and len(set(read)) == len(read) == 2 - example["relationship"]

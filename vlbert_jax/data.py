@@ -1,4 +1,4 @@
-"""Records on disk -> batches on this host -> global arrays on the devices. Knows no task.
+"""Records on disk -> batches on this host; `sharding.global_batch` takes them from there. Knows no task.
 
 A stream is a Grain dataset over record *numbers*; a task's function reads the record and makes the example.
 What batch k holds is a function of (seed, k) alone, so a run resumes from its step and any number of hosts
@@ -9,7 +9,6 @@ anything is batched or mixed (a stride of a mixed stream would give a host a sin
 from __future__ import annotations
 
 import bisect
-import collections
 import itertools
 import os
 import zlib
@@ -17,16 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import grain
-import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from vlbert_jax.batch import Batch
 
 Fields = dict[str, np.ndarray]
-
-BATCH_AXES = ("data", "fsdp")  # of the mesh: the examples of a batch are spread over both
 
 # --- Records ----------------------------------------------------------------------------------------------
 
@@ -180,22 +173,3 @@ def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Itera
     """
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
     return iter(dataset.to_iter_dataset(options))
-
-
-# --- Devices ----------------------------------------------------------------------------------------------
-
-
-def to_global(batch: Batch, mesh: Mesh) -> Batch:
-    """This host's part as a part of the global batch: every field sharded over the batch axes of the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(sharding, part), batch)
-
-
-def prefetch_to_device(batches: Iterator[Batch], mesh: Mesh, size: int = 2) -> Iterator[Batch]:
-    """Global batches, `size` of them on their way to the devices while the step before runs."""
-    waiting: collections.deque[Batch] = collections.deque()
-    for batch in batches:
-        waiting.append(to_global(batch, mesh))
-        if len(waiting) >= size:
-            yield waiting.popleft()
-    yield from waiting

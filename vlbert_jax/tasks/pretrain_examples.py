@@ -38,7 +38,7 @@ class Layout:
 
     precomputed: bool
     image_scale: tuple[int, int]
-    orientation: str  # of the canvas: landscape, portrait, square
+    orientation: str  # of the canvas: landscape, portrait or square
     flip_probability: float
     max_regions: int
     sequence_length: int
@@ -60,25 +60,19 @@ class Layout:
         """The layout of a run's config. Evaluation does not flip."""
         d, losses = config.data, config.losses
         dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
+        same = ("max_regions", "sequence_length", "mask_probability", "text_min_words")
         return cls(
             precomputed=is_precomputed(config),
             image_scale=tuple(d.image_scale),
             orientation=orientation,
             flip_probability=d.flip_probability if train else 0.0,
-            max_regions=d.max_regions,
-            sequence_length=d.sequence_length,
             num_classes=config.model.num_region_classes,
             feature_size=config.model.feature_size,
-            mlm=losses.mlm,
-            mrc=losses.mrc,
-            relationship=losses.relationship,
             region_classes=losses.region > 0,
-            mask_probability=d.mask_probability,
-            max_mlm_targets=d.max_mlm_targets,
-            max_mrc_targets=d.max_mrc_targets,
-            text_min_words=d.text_min_words,
             group_words=frozenset(d.group_words),
             geometry_dtype=None if d.geometry_on_device else dtype,
+            **{name: losses[name] for name in ("mlm", "mrc", "relationship")},
+            **{name: d[name] for name in (*same, "max_mlm_targets", "max_mrc_targets")},
         )
 
 
@@ -147,20 +141,17 @@ def caption_example(
 
     own = other_caption is None or not layout.relationship or draws.relationship < 0.5
     caption = record["caption"] if own else other_caption
-    ids, labels = _masked(
-        tokenizer.words(" ".join(caption), layout.sequence_length), draws, tokenizer, layout
-    )
+    words = tokenizer.words(" ".join(caption), layout.sequence_length)
+    ids, labels = _masked(words, draws, tokenizer, layout)
     ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
     labels = np.concatenate([[-1], labels, [-1]])
     num_text, kept = sequence.truncate(len(ids), num_rows, layout.sequence_length)
     if num_text < len(ids):  # the last one, [SEP], stays
         ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
     zeros = np.zeros(num_text, np.int32)
-    example = _sequence_fields(
-        sequence.pack(ids, zeros, kept, row_hidden, zeros, layout.sequence_length, tokenizer.vocab_size),
-        labels,
-        layout,
-    )
+    length, vocab_size = layout.sequence_length, tokenizer.vocab_size
+    packed = sequence.pack(ids, zeros, kept, row_hidden, zeros, length, vocab_size)
+    example = _sequence_fields(packed, labels, layout)
 
     boxes = _rows(transforms.place_boxes(record["boxes"], original, size, flip)[:num_rows], rows)
     example.update(
@@ -225,9 +216,7 @@ def _pixels(record: dict) -> np.ndarray:
     if record["image"]:
         try:
             return transforms.decode_image(record["image"])
-        except (
-            ValueError
-        ) as error:  # one broken file must not end a run of days; the official code does the same
+        except ValueError as error:  # officially so, too: one broken file must not end a run of days
             logging.warning("record %s: %s; taken as an empty image", record.get("index"), error)
     width, height = record["image_size"]
     return np.full((height, width, 3), transforms.MEAN_RGB, np.uint8)
@@ -288,13 +277,20 @@ def _rows(values: np.ndarray, rows: int, fill: int = 0) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Captions:
-    """The records of a split and how they become examples."""
+class _Corpus:
+    """Records and how they become examples; `numbers` are those that may share a batch."""
 
     records: data.Records
+    numbers: range
     tokenizer: Tokenizer
     layout: Layout
 
+    def evaluate(self, number: int) -> Example:
+        seed = data.stream_seed(EVAL_SEED, type(self).__name__)
+        return self.example(number, np.random.default_rng([seed, number]))
+
+
+class _Captions(_Corpus):
     def example(self, number: int, rng: np.random.Generator) -> Example:
         record = self.records[number]
         length = self.layout.sequence_length
@@ -306,54 +302,46 @@ class _Captions:
             other = self.records[other + (other >= number)]["caption"]
         return caption_example(record, draws, self.tokenizer, self.layout, other)
 
-    def evaluate(self, number: int) -> Example:
-        return self.example(number, np.random.default_rng([EVAL_SEED, 0, number]))
 
-
-@dataclasses.dataclass(frozen=True)
-class _Text:
-    lines: data.Records
-    tokenizer: Tokenizer
-    layout: Layout
-
+class _Text(_Corpus):
     def example(self, number: int, rng: np.random.Generator) -> Example:
         draws = transforms.draw(rng, self.layout.sequence_length, 0, self.tokenizer.ordinary_ids)
-        words = text_words(self.lines, number, self.tokenizer, self.layout)
+        words = text_words(self.records, number, self.tokenizer, self.layout)
         return text_example(words, draws, self.tokenizer, self.layout)
 
-    def evaluate(self, number: int) -> Example:
-        return self.example(number, np.random.default_rng([EVAL_SEED, 1, number]))
 
-
-def _caption_parts(config, split: str, train: bool) -> list[tuple[range, _Captions]]:
-    """The record numbers that may share a batch, and their examples: by orientation where canvases differ."""
+def _captions(config, split: str, train: bool) -> list[_Captions]:
+    """The split, by orientation where canvases differ."""
     d = config.data
     landscape, portrait = (
         data.open_split(d.data_dir, d.captions, f"{split}_{orientation}", optional=True)
         for orientation in ("landscape", "portrait")
     )
-    records = data.Records(landscape, portrait)
+    records, edge = data.Records(landscape, portrait), len(landscape)
     if not len(records):
         raise ValueError(f"{d.captions} has neither {split}_landscape nor {split}_portrait")
-    tokenizer = tokenizer_of(config)
-    first = range(len(landscape))
-    second = range(len(landscape), len(records))
+    parts = {"landscape": range(edge), "portrait": range(edge, len(records))}
     if is_precomputed(config) or not d.one_orientation:
-        parts = [(range(len(records)), "square")]
-    else:
-        parts = [(first, "landscape"), (second, "portrait")]
+        parts = {"square": range(len(records))}
     return [
-        (numbers, _Captions(records, tokenizer, Layout.of(config, orientation, train)))
-        for numbers, orientation in parts
+        _Captions(records, numbers, tokenizer_of(config), Layout.of(config, orientation, train))
+        for orientation, numbers in parts.items()
         if numbers
     ]
 
 
-def _captions_per_batch(config) -> int:
-    """Images of a global batch: all sequences, or half of them where text is mixed in."""
+def _text(config, split: str) -> _Text:
+    lines = data.Records(data.open_split(config.data.data_dir, config.data.text, split))
+    return _Text(lines, range(len(lines)), tokenizer_of(config), Layout.of(config))
+
+
+def _share(config, process_index: int, process_count: int) -> dict[str, int]:
+    """Which part of a global batch this host loads. Images are all of its sequences, or half with text."""
     if config.losses.text_only and config.batch_size % 2:
         raise ValueError(f"batch_size {config.batch_size} is odd: half are captions, half text")
-    return config.batch_size // 2 if config.losses.text_only else config.batch_size
+    images = config.batch_size // 2 if config.losses.text_only else config.batch_size
+    share = data.per_host(images, process_count)
+    return dict(batch_size=share, process_index=process_index, process_count=process_count)
 
 
 def _pair(captions: Example, text: Example) -> Example:
@@ -368,56 +356,39 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
     Batch k depends on config and k alone. With `one_orientation` a batch has landscape or portrait images,
     chosen by k, as often as the split has them.
     """
-    share = data.per_host(_captions_per_batch(config), process_count)
-    hosts = dict(batch_size=share, process_index=process_index, process_count=process_count)
-    parts = _caption_parts(config, config.data.train_split, train=True)
+    share = _share(config, process_index, process_count)
+
+    def shuffled(corpus: _Corpus, stream: str):
+        seed = data.stream_seed(config.seed, stream)
+        return data.shuffled(corpus.numbers, seed, corpus.example, **share)
+
+    parts = _captions(config, config.data.train_split, train=True)
     batches = data.mixed(
-        [
-            data.shuffled(
-                numbers, data.stream_seed(config.seed, source.layout.orientation), source.example, **hosts
-            )
-            for numbers, source in parts
-        ],
-        [len(numbers) for numbers, _ in parts],
+        [shuffled(part, part.layout.orientation) for part in parts], [len(part.numbers) for part in parts]
     )
     if config.losses.text_only:
-        text = _text(config, config.data.train_split)
-        seed = data.stream_seed(config.seed, "text")
-        batches = data.paired(
-            batches, data.shuffled(range(len(text.lines)), seed, text.example, **hosts), _pair
-        )
+        batches = data.paired(batches, shuffled(_text(config, config.data.train_split), "text"), _pair)
     return _batches(batches[start_step:], config)
-
-
-def _text(config, split: str) -> _Text:
-    lines = data.Records(data.open_split(config.data.data_dir, config.data.text, split))
-    return _Text(lines, tokenizer_of(config), Layout.of(config))
 
 
 def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
     """This host's part of the evaluation split, every record once: `captions`, and `text` if mixed in.
 
-    Masks are drawn from the record's number alone. All hosts get as many batches, filled up with empty
-    examples.
+    Masks are drawn from the record's number alone. All hosts get as many batches, filled up with empty ones.
     """
-    share = data.per_host(_captions_per_batch(config), process_count)
-    hosts = dict(batch_size=share, process_index=process_index, process_count=process_count)
-
-    split = config.data.eval_split
-    parts = {"captions": _caption_parts(config, split, train=False)}
+    share = _share(config, process_index, process_count)
+    subsets = {"captions": _captions(config, config.data.eval_split, train=False)}
     if config.losses.text_only:
-        text = _text(config, split)
-        parts["text"] = [(range(len(text.lines)), text)]
+        subsets["text"] = [_text(config, config.data.eval_split)]
     return {
-        subset: itertools.chain.from_iterable(
-            _batches(data.in_order(numbers, source.evaluate, empty_example, **hosts), config)
-            for numbers, source in sources
+        name: itertools.chain.from_iterable(
+            _batches(data.in_order(part.numbers, part.evaluate, empty_example, **share), config)
+            for part in parts
         )
-        for subset, sources in parts.items()
+        for name, parts in subsets.items()
     }
 
 
 def _batches(dataset, config) -> Iterator[Batch]:
-    return (
-        Batch(**fields) for fields in data.iterate(dataset, config.data.num_threads, config.data.prefetch)
-    )
+    fields = data.iterate(dataset, config.data.num_threads, config.data.prefetch)
+    return (Batch(**batch) for batch in fields)
