@@ -124,6 +124,8 @@ def test_records_are_numbered_through():
     ],
 )
 def test_what_is_not_built_names_the_command(tmp_path, name, command):
+    (tmp_path / name / "incomplete.1.0.0").mkdir(parents=True)  # what a killed build leaves
+    (tmp_path / name / "incomplete.1.0.0" / "dataset_info.json").write_text("{}")
     with pytest.raises(FileNotFoundError) as error:
         data.open_split(tmp_path, name, "train")
     assert f"python -m {command}{tmp_path}" in str(error.value)

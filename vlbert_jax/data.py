@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
@@ -40,8 +41,9 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
     builds it. A split that is not there is empty if `optional`, else a ValueError.
     """
     folder = os.path.join(os.path.expanduser(data_dir), name)
-    versions = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    versions = [v for v in versions if os.path.exists(os.path.join(folder, v, "dataset_info.json"))]
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    # A build that did not end leaves a folder of another name.
+    versions = sorted(v for v in found if re.fullmatch(r"\d+\.\d+\.\d+", v))
     if not versions:
         raise FileNotFoundError(f"no records in {folder}; build them: {_build_command(data_dir, name)}")
     builder = tfds.builder_from_directory(os.path.join(folder, versions[-1]))
