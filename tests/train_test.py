@@ -145,7 +145,9 @@ def test_not_finite_stops_everything():
     state, reports = updates(config, two_devices(), count=5)
     good, _ = updates(config, two_devices(), count=2)
     assert int(state.step) == 2 and not bool(state.finite) and np.isnan(reports[2]["loss"])
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(dataclasses.replace(good, finite=False)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(state), jax.tree.leaves(dataclasses.replace(good, finite=False)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -204,7 +206,8 @@ def test_val_row_counts_every_record_once(whole):
     """By hand, over the records without padding."""
     config, workdir, state = whole
     batch = jax.tree.map(
-        lambda *parts: np.concatenate(parts)[: toy_task.VALIDATION], *toy_task.eval_batches(config, 0, 1)["val"]
+        lambda *parts: np.concatenate(parts)[: toy_task.VALIDATION],
+        *toy_task.eval_batches(config, 0, 1)["val"],
     )
     weights = [np.asarray(x) for x in (state.constants.frozen, state.params.first, state.params.last)]
     logits = (np.tanh(batch.boxes[:, 0] @ weights[0][:4] @ weights[1]) @ weights[2])[:, 0]

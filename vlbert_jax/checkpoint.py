@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import pathlib
+import shutil
 import signal
 from typing import Any
 
@@ -70,12 +71,17 @@ def flat_config(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _disk_full(directory: pathlib.Path):
-    """Turns the many faces of a full disk (OSError, ValueError from the array store) into one clear line."""
+def disk_full(directory: pathlib.Path):
+    """Turns the many faces of a full disk (OSError, ValueError from the array store) into one clear line.
+
+    What was written of the newest checkpoint is removed, so that small files can still be closed.
+    """
     try:
         yield
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            for partial in directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(partial, ignore_errors=True)
             raise OSError(
                 f"no space left on device while saving to {directory}; the checkpoints before are intact: "
                 "free some space and run the same command again"
@@ -110,7 +116,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,  # of an earlier process that was killed while saving
         )
-        with _disk_full(self.directory):
+        with disk_full(self.directory):
             self.manager = ocp.CheckpointManager(self.directory, options=options)
         if self.latest_step() is None:
             return
@@ -148,12 +154,12 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta | {"config": self.config})
         )
-        with _disk_full(self.directory):
+        with disk_full(self.directory):
             self.manager.save(step, args=args, metrics=scores)
 
     def close(self):
         """Waits for the save under way."""
-        with _disk_full(self.directory):
+        with disk_full(self.directory):
             self.manager.wait_until_finished()
         self.manager.close()
 

@@ -81,7 +81,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
 def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("vlbert_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and Grain tell every step they take
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells all; what matters it raises
     if "--help" in argv:
         print(__doc__)
         return 0

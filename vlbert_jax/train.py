@@ -229,7 +229,11 @@ def train(
 
     # --- Updates
     pending, timed, seconds, waited = [], 0, 0.0, 0.0  # reports not yet fetched; durations since the last row
-    with contextlib.closing(checkpoints), contextlib.closing(writer), checkpoint.Preemption() as preemption:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(writer))
+        stack.enter_context(checkpoint.disk_full(checkpoints.directory))
+        stack.enter_context(contextlib.closing(checkpoints))
+        preemption = stack.enter_context(checkpoint.Preemption())
         for step in range(start + 1, config.total_steps + 1):
             began = time.perf_counter()
             batch = next(batches)

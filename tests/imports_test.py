@@ -1,0 +1,94 @@
+"""Imports point downwards: main -> train, evaluate -> tasks -> model files -> batch."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = [
+    path
+    for folder in ("vlbert_jax", "configs", "data_prep")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+NAMES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES
+}
+MODEL = {
+    f"vlbert_jax.{name}" for name in ("geometry", "roi_align", "resnet", "fast_rcnn", "encoder", "vlbert")
+}
+TASKS = {name for name in NAMES if name.startswith("vlbert_jax.tasks")}
+# From top to bottom; a module may import from its own row and the rows below.
+ROWS = [
+    {"vlbert_jax.main"},
+    {"vlbert_jax.train"},
+    {"vlbert_jax.evaluate"},
+    TASKS,
+    {f"vlbert_jax.{name}" for name in ("report", "convert", "checkpoint", "optimizer", "data", "sequence",
+                                       "transforms", "metrics", "sharding")},
+    {"vlbert_jax.vlbert", "vlbert_jax.fast_rcnn"},
+    {"vlbert_jax.encoder", "vlbert_jax.resnet", "vlbert_jax.roi_align", "vlbert_jax.geometry"},
+    {"vlbert_jax.batch"},
+]  # fmt: skip
+LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
+
+
+def imported(name: str) -> set[str]:
+    """Every module that the file imports, at any depth of its code; ours with their full names."""
+    found = set()
+    for node in ast.walk(ast.parse(NAMES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in NAMES else node.module)
+    return found
+
+
+def packages(name: str) -> set[str]:
+    return {module.split(".")[0] for module in imported(name)}
+
+
+def test_every_module_has_a_row():
+    package = {name for name in NAMES if name.startswith("vlbert_jax.")}
+    assert package <= set(LEVEL)
+
+
+@pytest.mark.parametrize("name", sorted(LEVEL & NAMES.keys()))
+def test_downwards(name):
+    upwards = {module for module in imported(name) & LEVEL.keys() if LEVEL[module] < LEVEL[name]}
+    assert not upwards
+
+
+@pytest.mark.parametrize("name", sorted((MODEL | {"vlbert_jax.batch"}) & NAMES.keys()))
+def test_model_files_know_neither_config_nor_data_nor_files(name):
+    forbidden = {"configs", "data_prep", "ml_collections", "absl", "tensorflow_datasets", "grain", "os", "pathlib",
+                 "io", "json", "open"}  # fmt: skip
+    assert not packages(name) & forbidden
+    assert "open(" not in NAMES[name].read_text()
+
+
+@pytest.mark.parametrize("name", ["vlbert_jax.train", "vlbert_jax.evaluate", "vlbert_jax.checkpoint"])
+def test_loop_names_no_task(name):
+    tasks = {task.rpartition(".")[2] for task in TASKS} - {"tasks"}
+    assert not imported(name) & TASKS
+    text = NAMES[name].read_text()
+    assert tasks and not [task for task in tasks if task in text]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("configs")))
+def test_configs_import_only_ml_collections(name):
+    assert packages(name) <= {"ml_collections", "difflib", "configs"}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("data_prep")))
+def test_data_prep_never_imports_jax(name):
+    assert not packages(name) & {"jax", "flax", "vlbert_jax"}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_nothing_imports_tensorflow(name):
+    assert not packages(name) & {"tensorflow", "clu", "tensorflow_text"}
+    assert "torch" not in packages(name) or name == "vlbert_jax.convert"

@@ -1,0 +1,168 @@
+"""The command line: one clear line for every mistake, and both modes, with the toy task."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import toy_task
+
+from vlbert_jax import main, metrics, sharding
+from vlbert_jax.tasks import TASKS
+
+ROOT = pathlib.Path(__file__).parent.parent
+TOY = "--config=tests/toy_task.py"
+
+# ml_collections loads config files in a way that Python will drop some day.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setitem(TASKS, "toy", toy_task)
+    monkeypatch.chdir(ROOT)
+
+
+def call(workdir, *args):
+    return main.main(["main", f"--workdir={workdir}", *args])
+
+
+@pytest.mark.parametrize(
+    "args, line",
+    [
+        (
+            ["--config=configs/pretrain.py:dem"],
+            "unknown config variant 'dem'; there are: demo, .* mean 'demo'?",
+        ),
+        (["--config=configs/pretrian.py"], "No such file or directory: 'configs/pretrian.py'"),
+        ([TOY, "--config.learnin_rate=1"], "no field 'learnin_rate'; the nearest name is 'learning_rate'"),
+        ([TOY, "--config.optimizer.esp=1"], "no field 'optimizer.esp'; the nearest name is 'optimizer.eps'"),
+        ([TOY, "--noconfig.reprot"], "no field 'reprot'; the nearest name is 'report'"),
+        ([TOY, "--config.total_steps=many"], "config.total_steps=many"),
+        ([TOY, "--mode=test"], "should be one of <train|evaluate>"),
+        ([TOY, "--wordkir=x"], "Unknown command line flag 'wordkir'"),
+        ([], "--config=FILE.* and --workdir=DIR are needed"),
+        ([TOY, "--config.task=toi"], "unknown task 'toi'; there are: .*toy"),
+        ([TOY, "--config.mesh.tensor=3"], "'tensor': 3.* do not fit 8 devices"),
+        ([TOY, "--config.batch_size=12"], "12 examples per host do not divide among 8 devices"),
+        ([TOY, "--config.optimizer.name=adam"], "optimizer.name is 'adam'"),
+        ([TOY, "--mode=evaluate"], "nothing to evaluate: no checkpoint in"),
+        ([TOY, "--config.poison_step=0"], "not finite at step 1; .* saved as step 0"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and value else None,
+)
+def test_mistakes_are_one_line(args, line, tmp_path, capsys):
+    assert call(tmp_path / "run", *args) == 2
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(line, errors[0]), errors[0]
+
+
+def test_debug_shows_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLBERT_DEBUG", "1")
+    with pytest.raises(ValueError, match="no field"):
+        call(tmp_path, TOY, "--config.learnin_rate=1")
+
+
+def test_help(capsys):
+    assert main.main(["main", "--help"]) == 0
+    assert "--workdir=DIR" in capsys.readouterr().out
+
+
+def test_trains_reports_and_evaluates(tmp_path, capsys):
+    fields = ["--config.total_steps=6", "--config.report", "--config.data.num_threads=2"]
+    assert call(tmp_path, TOY, *fields) == 0
+    rows = metrics.read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [4, 6, 6]
+    assert (tmp_path / "report" / "index.html").read_text() == "3 rows, (8, 16)"
+    assert list((tmp_path / "tensorboard").iterdir())
+    capsys.readouterr()
+    assert call(tmp_path, TOY, *fields, "--mode=evaluate") == 0
+    assert f'"loss": {rows[-1]["loss"]}' in capsys.readouterr().out
+    # The same workdir with another recipe.
+    assert call(tmp_path, TOY, *fields, "--config.learning_rate=0.5") == 2
+    assert "these fields differ: learning_rate." in capsys.readouterr().err
+    assert '"learning_rate": 0.01' in (tmp_path / "config.json").read_text()  # untouched
+
+
+def test_stopped_run_has_its_own_exit_status(tmp_path, monkeypatch):
+    monkeypatch.setattr(main.train.checkpoint.Preemption, "reached", lambda self, step: step == 3)
+    assert call(tmp_path, TOY) == 143
+
+
+def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
+    made = []
+
+    def build_scenes(data_dir):
+        made.append(data_dir)
+        for name in ("scenes/vocab.txt", "captions/x", "text/x"):
+            (data_dir / name).parent.mkdir(parents=True)
+            (data_dir / name).touch()
+
+    monkeypatch.setattr(main.build, "build_scenes", build_scenes)
+    config = toy_task.make_config(total_steps=1)
+    config.data.update(
+        embedded=True, data_dir=str(tmp_path / "data"), captions="captions", text="text", vocab=""
+    )
+    for _ in range(2):
+        assert main.run(config, tmp_path / "run", "train") == 0
+    assert made == [tmp_path / "data"]
+    assert config.data.vocab == str(tmp_path / "data" / "scenes" / "vocab.txt")
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, None),
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"},
+            None,
+        ),  # an allocation is not yet a step of four processes
+        ({"SLURM_STEP_NUM_TASKS": "4"}, (None, None)),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, (None, None)),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "a:1"}, (2, 1)),
+    ],
+    ids=str,
+)
+def test_joins_other_hosts_only_where_there_are_any(environment, expected, monkeypatch):
+    for name in os.environ:
+        if name.startswith(("SLURM", "OMPI", "JAX_NUM", "JAX_PROCESS", "JAX_COORD", "TPU")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(sharding.jax.distributed, "initialize", lambda **kwargs: calls.append(kwargs))
+    sharding.join_hosts()
+    assert [(call["num_processes"], call["process_id"]) for call in calls] == ([expected] if expected else [])
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """A run on a small file system of its own: one line, status 2, the checkpoints before intact."""
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
+    ):
+        pytest.skip("this system gives no mount namespace")
+    script = (
+        "import sys, toy_task; from vlbert_jax import main, tasks; tasks.TASKS['toy'] = toy_task; "
+        "sys.exit(main.main(sys.argv))"
+    )
+    run = f'{sys.executable} -c "{script}" {TOY} --workdir={tmp_path}/run --config.keep_checkpoints=99 '
+    run += "--config.checkpoint_every_steps=1 --config.total_steps=100 --config.eval_every_steps=0"
+    look = f"{run} --mode=evaluate"  # reads the newest checkpoint: it is whole
+    steps = f"mount -t tmpfs -o size=300k tmpfs {tmp_path}; {run}; status=$?; {look}; exit $status"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", steps],
+        capture_output=True, text=True, cwd=ROOT, timeout=120, env=os.environ | {"PYTHONPATH": "tests:."},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "vlbert_jax/" not in done.stderr, done.stderr  # no traceback of ours; Orbax's threads may show one
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: no space left on device while saving to "), (
+        errors
+    )
+    assert '"step": ' in done.stdout and '"step": 0' not in done.stdout
