@@ -86,7 +86,7 @@ def image_pipeline() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             data_dir="data",
-            vocab="",  # vocab.txt or a Hugging Face tokenizer name
+            vocab="",  # a vocab.txt, under data_dir or anywhere, or a Hugging Face tokenizer name
             image_scale=(600, 1000),  # short side, unless the long side would pass the second
             one_orientation=True,  # a batch is all landscape or all portrait; False pads to a square
             flip_probability=0.5,

@@ -58,7 +58,8 @@ def demo() -> ml_collections.ConfigDict:
             embedded=True,
             captions="region_captions/scenes",
             text="text_corpus/scenes",
-            vocab="data/scenes/vocab.txt",
+            vocab="scenes/vocab.txt",
+            class_names="scenes/objects_vocab.txt",
             image_scale=(96, 128),
             max_regions=6,
             sequence_length=32,
@@ -110,6 +111,7 @@ def base_e2e() -> ml_collections.ConfigDict:
             eval_split="val",
             features="image",  # image | precomputed
             vocab="bert-base-uncased",
+            class_names="objects_vocab.txt",  # under data_dir; names of the detector's classes, for reports
             text_min_words=64,  # lines are joined until they have as many
             mask_probability=0.15,  # of words and of regions
             hide_pixels=True,  # blank hidden regions in the image; False = a learned vector replaces the feature

@@ -7,6 +7,7 @@ corpora have, so the real builders read it:
     val_frcnn.json    val_image.zip    val_frcnn.zip     names them, a detector's boxes and class scores
     train.doc  val.doc                                   stories about the same world, a sentence a line
     vocab.txt                                            WordPiece vocabulary in BERT's layout, 256 entries
+    objects_vocab.txt                                    names of the detector's classes from 1 on
     scenes.json                                          what it was drawn with
 
 What can be learned is known. Colours are uniform and independent: language alone guesses one in eight.
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from data_prep import glyphs
 from data_prep.glyphs import CATEGORIES
 
-VERSION = 1  # of the drawing; another number makes other scenes
+VERSION = 2  # of the drawing; another number makes other scenes
 COLOURS = tuple(glyphs.COLOURS)
 # The detector's classes: a pair of colour and category each, so that a region's target tells both.
 CLASS_NAMES = ("background", *(f"{colour} {category}" for colour in COLOURS for category in CATEGORIES))
@@ -306,5 +307,6 @@ def write_corpus(folder: pathlib.Path, settings: dict) -> None:
         stories = (write_story(rng) for _ in range(settings[f"num_{split}_stories"]))
         text = "".join(line + "\n" for story in stories for line in story)
         (folder / f"{split}.doc").write_text(text, encoding="utf-8")
+    (folder / "objects_vocab.txt").write_text("\n".join(CLASS_NAMES[1:]) + "\n", encoding="utf-8")
     (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
     (folder / "scenes.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optimizer_test
 import pytest
 from flax import nnx
-import optimizer_test
 
 from configs import pretrain as recipes
 from vlbert_jax import convert
 from vlbert_jax.batch import END, NO_IMAGE, Batch
 from vlbert_jax.encoder import EncoderConfig
-from vlbert_jax.fast_rcnn import GEOMETRY_SIZE, FastRCNN
+from vlbert_jax.fast_rcnn import FastRCNN
 from vlbert_jax.geometry import box_geometry
 from vlbert_jax.roi_align import roi_align
 from vlbert_jax.sequence import pack
@@ -120,9 +120,11 @@ def region_head(case, **options) -> dict:
 
 
 def stem_width(case) -> int:
-    shapes = case.meta["arrays"] if not case.meta.get("weight_spec") else {
-        f"sd/{name}": [None, shape] for name, (_, shape) in case.meta["weight_spec"].items()
-    }
+    shapes = (
+        case.meta["arrays"]
+        if not case.meta.get("weight_spec")
+        else {f"sd/{name}": [None, shape] for name, (_, shape) in case.meta["weight_spec"].items()}
+    )
     return next(spec[1][0] for name, spec in shapes.items() if name.endswith("backbone.conv1.weight"))
 
 
@@ -306,7 +308,9 @@ def check_pretraining_heads(case, execution):
     assert all(not name.startswith("vlbert.") for name in report.missing), report.missing
     table = model.vlbert.token_embeddings
     with_token_rows(model, table, config.vocab_size, extra)
-    model.mlm_head.bias.set_value(jnp.zeros(table.shape[0]).at[: config.vocab_size].set(case.sd["mlm_head.predictions.bias"]))
+    model.mlm_head.bias.set_value(
+        jnp.zeros(table.shape[0]).at[: config.vocab_size].set(case.sd["mlm_head.predictions.bias"])
+    )
 
     @nnx.jit
     def run(model):
@@ -366,7 +370,11 @@ def pretraining_batch(case, config) -> Batch:
     inputs, network = case.inputs, case.network
     vocab_size = config.model.encoder.vocab_size
     aux = sorted(name for name in inputs if re.fullmatch(r"aux\d+_text", name))
-    texts = [(ids, labels) for name in aux for ids, labels in zip(inputs[name], inputs[name.replace("text", "mlm_labels")], strict=True)]
+    texts = [
+        (ids, labels)
+        for name in aux
+        for ids, labels in zip(inputs[name], inputs[name.replace("text", "mlm_labels")], strict=True)
+    ]
     region_mask = inputs["boxes"][:, :, 0] > -1.5
     captions, regions = region_mask.shape
     num_rows = max(captions, len(texts))
@@ -449,7 +457,9 @@ def compare_logits(case, model, states, batch, vocab_size):
         start = int(lengths[row, 0])
         close(mrc[row, start : start + kept.sum()], official[: len(kept)][kept])
     if "relationship_logits" in case.out:
-        close(model.relationship_logits(states)[: len(case.out["relationship_logits"])], case.out["relationship_logits"])
+        close(
+            model.relationship_logits(states)[: len(case.out["relationship_logits"])], case.out["relationship_logits"]
+        )
 
 
 LOSS_NAMES = {

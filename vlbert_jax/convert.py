@@ -6,14 +6,20 @@ Paths are ours, as tuples of an NNX state; official names are those of a `state_
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Shaped
 
 from vlbert_jax.batch import END, IMG, IMG_MASK
+from vlbert_jax.checkpoint import read_weights
+
+log = logging.getLogger(__name__)
 
 # --- The table ------------------------------------------------------------------------------------------------------
 
@@ -249,3 +255,62 @@ def resnet_to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         else f"image_feature_extractor.backbone.{name}": array
         for name, array in tensors.items()
     }
+
+
+# --- Starting a run from weights ------------------------------------------------------------------------------------
+
+
+def load_into(params: nnx.State, constants: nnx.State, vocab_size: int, *, bert="", resnet="", checkpoint=""):
+    """The two states with the weights of the named files in them, on the devices they were on.
+
+    `checkpoint` is a workdir of ours or an official VL-BERT file and stands alone; `bert` and `resnet` fill their parts
+    and leave the rest as initialised. What came from where is logged. Raises FileNotFoundError, or ValueError where
+    sizes differ.
+    """
+    sources = dict(checkpoint=checkpoint) if checkpoint else dict(bert=bert, resnet=resnet)
+    renaming = dict(checkpoint=dict, bert=bert_to_official, resnet=resnet_to_official)
+    variables = {path: v for state in (params, constants) for path, v in nnx.to_flat_state(state)}
+    arrays = {path: np.asarray(v[...]) for path, v in variables.items()}
+    origin = dict.fromkeys(("vlbert", "fast_rcnn", "mlm_head"), "scratch")
+    for kind, path in sources.items():
+        if not path:
+            continue
+        if kind == "checkpoint" and Path(path).expanduser().is_dir():
+            tensors = to_official(_flatten(read_weights(path)), vocab_size)
+        else:
+            tensors = renaming[kind](read_tensors(path))
+        arrays, report = from_official(tensors, arrays, vocab_size)
+        if not report.matched:
+            raise ValueError(f"init.{kind}: nothing in {path} belongs to this model; is it a {kind} file?")
+        log.info(
+            "init.%s %s: %d tensors taken, %d of the model not in it, %d not needed%s",
+            *(kind, path, len(report.matched), len(report.missing), len(report.unused)),
+            f" ({', '.join(report.unused[:3])} …)" if report.unused else "",
+        )
+        for name in origin:
+            if any(_group(official) == name for official in report.matched):
+                origin[name] = f"init.{kind}"
+    for name, source in origin.items():
+        log.info("parameters of %s: from %s", name, source)
+
+    def place(state: nnx.State) -> nnx.State:
+        placed = []
+        for path, v in nnx.to_flat_state(state):
+            array = arrays[path].astype(v[...].dtype)
+            whole = jax.make_array_from_callback(array.shape, v[...].sharding, lambda index, array=array: array[index])
+            placed.append((path, v.replace(whole)))
+        return nnx.from_flat_state(placed)
+
+    return place(params), place(constants)
+
+
+def _flatten(weights: Mapping) -> dict[tuple, np.ndarray]:
+    """Paths to arrays, of the nested dicts that a checkpoint holds; list indices are strings there."""
+    flat = jax.tree_util.tree_flatten_with_path((weights["params"], weights.get("constants", {})))[0]
+    return {tuple(str(key.key) for key in path[1:]): np.asarray(array) for path, array in flat}
+
+
+def _group(official: str) -> str:
+    if official.startswith("image_feature_extractor"):
+        return "fast_rcnn"
+    return "mlm_head" if "mlm_head" in official else "vlbert"

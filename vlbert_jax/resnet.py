@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 
 EXPANSION = 4  # a bottleneck puts out this many times its width
 BATCH_NORM_EPSILON = 1e-5
+# Where nothing is loaded, these keep activations near unit variance, as batch statistics would.
+PIXEL_VARIANCE = 60.0**2
+BRANCH_GAIN = 0.3
 
 
 class ConvNorm(nnx.Module):
@@ -17,46 +20,49 @@ class ConvNorm(nnx.Module):
     Both are linear, so the norm's scale is folded into the kernel: the activation is touched once.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride=1, dilation=1, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, size: int, *, stride=1, dilation=1, gain=1.0, variance=1.0, dtype, rngs
+    ):
         self.stride, self.dilation, self.dtype = stride, dilation, dtype
         self.padding = dilation * (size - 1) // 2  # symmetric, as in PyTorch
         deviation = math.sqrt(2 / (size * size * inputs))
         kernel = jax.random.normal(rngs.params(), (size, size, inputs, outputs)) * deviation
         self.kernel = nnx.Param(kernel, axes=(None, None, "conv_in", "conv_out"))
-        self.gain = nnx.Param(jnp.ones(outputs), axes=("conv_out",))
+        self.gain = nnx.Param(jnp.full(outputs, gain), axes=("conv_out",))
         self.offset = nnx.Param(jnp.zeros(outputs), axes=("conv_out",))
         self.mean = nnx.BatchStat(jnp.zeros(outputs), axes=("conv_out",))
-        self.variance = nnx.BatchStat(jnp.ones(outputs), axes=("conv_out",))
+        self.variance = nnx.BatchStat(jnp.full(outputs, variance), axes=("conv_out",))
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
         scale = self.gain[...] * jax.lax.rsqrt(self.variance[...] + BATCH_NORM_EPSILON)
         shift = self.offset[...] - self.mean[...] * scale
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            (self.kernel[...] * scale[None, None, None]).astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=[(self.padding, self.padding)] * 2,
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x = x.astype(self.dtype)
+        kernel = (self.kernel[...] * scale[None, None, None]).astype(self.dtype)
+        if kernel.shape[:2] == (1, 1):  # a matrix product, and on CPU several times faster as one in the backward pass
+            x = jnp.einsum("bhwi,io->bhwo", x[:, :: self.stride, :: self.stride], kernel[0, 0])
+        else:
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=[(self.padding, self.padding)] * 2,
+                rhs_dilation=(self.dilation, self.dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
         return x + shift.astype(self.dtype)[None, None, None]
 
 
 class Bottleneck(nnx.Module):
     """1x1, 3x3, 1x1 with a shortcut. The stride sits in the first 1x1 (Caffe) or in the 3x3 (torchvision)."""
 
-    def __init__(
-        self, inputs: int, width: int, *, stride: int, dilation: int, stride_in_1x1: bool, dtype, rngs
-    ):
+    def __init__(self, inputs: int, width: int, *, stride: int, dilation: int, stride_in_1x1: bool, dtype, rngs):
         outer, inner = (stride, 1) if stride_in_1x1 else (1, stride)
         outputs = width * EXPANSION
         self.conv1 = ConvNorm(inputs, width, 1, stride=outer, dtype=dtype, rngs=rngs)
         self.conv2 = ConvNorm(width, width, 3, stride=inner, dilation=dilation, dtype=dtype, rngs=rngs)
-        self.conv3 = ConvNorm(width, outputs, 1, dtype=dtype, rngs=rngs)
+        self.conv3 = ConvNorm(width, outputs, 1, gain=BRANCH_GAIN, dtype=dtype, rngs=rngs)
         project = stride != 1 or inputs != outputs
-        self.shortcut = (
-            ConvNorm(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs) if project else None
-        )
+        self.shortcut = ConvNorm(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs) if project else None
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
         shortcut = x if self.shortcut is None else self.shortcut(x)
@@ -68,9 +74,7 @@ class Bottleneck(nnx.Module):
 class Stage(nnx.Module):
     """Bottlenecks of one width; the first has the stride and, where shapes change, a projected shortcut."""
 
-    def __init__(
-        self, inputs: int, width: int, blocks: int, *, stride=1, dilation=1, stride_in_1x1, dtype, rngs
-    ):
+    def __init__(self, inputs: int, width: int, blocks: int, *, stride=1, dilation=1, stride_in_1x1, dtype, rngs):
         self.blocks = nnx.List([])
         for i in range(blocks):
             self.blocks.append(
@@ -93,9 +97,7 @@ class Stage(nnx.Module):
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
     """3x3, stride 2, padded by one (torchvision; the Caffe detector pads differently)."""
-    return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), [(0, 0), (1, 1), (1, 1), (0, 0)]
-    )
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), [(0, 0), (1, 1), (1, 1), (0, 0)])
 
 
 class Backbone(nnx.Module):
@@ -114,14 +116,12 @@ class Backbone(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.frozen_stages = tuple(frozen_stages)
-        self.stem = ConvNorm(3, stem_width, 7, stride=2, dtype=dtype, rngs=rngs)
+        self.stem = ConvNorm(3, stem_width, 7, stride=2, variance=PIXEL_VARIANCE, dtype=dtype, rngs=rngs)
         self.stages = nnx.List([])
         inputs = stem_width
         for width, count, stride in zip(widths, blocks, strides, strict=True):
             self.stages.append(
-                Stage(
-                    inputs, width, count, stride=stride, stride_in_1x1=stride_in_1x1, dtype=dtype, rngs=rngs
-                )
+                Stage(inputs, width, count, stride=stride, stride_in_1x1=stride_in_1x1, dtype=dtype, rngs=rngs)
             )
             inputs = width * EXPANSION
         self.stride = 4 * math.prod(strides)  # pixels per cell

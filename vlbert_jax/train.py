@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from vlbert_jax import checkpoint, evaluate, metrics, optimizer, sharding
+from vlbert_jax import checkpoint, convert, evaluate, metrics, optimizer, sharding
 
 log = logging.getLogger(__name__)
 AHEAD = (
@@ -141,9 +141,9 @@ def train_step(
 
 def initial_weights(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
     """The state with the weights that `config.init` names; logs where every part came from."""
-    from vlbert_jax import convert
-
-    params, constants = convert.load_into(state.params, state.constants, **config.init)
+    params, constants = convert.load_into(
+        state.params, state.constants, config.model.encoder.vocab_size, **config.init
+    )
     return dataclasses.replace(state, params=params, constants=constants)
 
 
@@ -219,6 +219,7 @@ def train(
 
     @functools.cache  # one program per set of losses
     def update(names: tuple[str, ...]) -> Callable:
+        log.info("losses from here on: %s (compiling)", ", ".join(names))
         static = dict(graphdef=graphdef, task=task, config=config, tx=tx, mesh=mesh, shardings=shardings)
         return jax.jit(
             functools.partial(train_step, names=names, **static),

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
 from vlbert_jax.encoder import EncoderConfig, dense, keys, layer_norm
 from vlbert_jax.fast_rcnn import GEOMETRY_SIZE, FastRCNN, prepare_pixels
-from vlbert_jax.tasks.pretrain_examples import eval_batches, train_batches, word_ids
+from vlbert_jax.tasks.pretrain_examples import eval_batches, tokenizer_of, train_batches, word_ids
 from vlbert_jax.vlbert import VLBert
 
 __all__ = ["eval_batches", "train_batches"]  # parts of the task protocol that live in pretrain_examples
@@ -287,12 +287,11 @@ def without_image(batch: Batch, vocab_size: int) -> Batch:
     )
 
 
-def without_words(batch: Batch, vocab_size: int, special_ids: tuple[int, ...], mask_id: int) -> Batch:
+def without_words(batch: Batch, config) -> Batch:
     """Every word masked: what the image alone says of a hidden region."""
-    is_word = (batch.token_ids < vocab_size) & batch.element_mask
-    for special in special_ids:
-        is_word &= batch.token_ids != special
-    return batch.replace(token_ids=jnp.where(is_word, mask_id, batch.token_ids))
+    tokenizer, ids = tokenizer_of(config), batch.token_ids
+    is_word = (ids < tokenizer.vocab_size) & (ids != tokenizer.cls_id) & (ids != tokenizer.sep_id)
+    return batch.replace(token_ids=jnp.where(is_word, tokenizer.mask_id, ids))
 
 
 def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
@@ -327,8 +326,7 @@ def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Arra
                     in_group = visual & (batch.group == count)[:, None, None]
                     add(f"visual_word_accuracy_objects_{count}{suffix}", hits, in_group)
     if kind == "caption" and config.losses.mrc:
-        mask_id, *special_ids = word_ids(config, ("[MASK]", "[CLS]", "[SEP]"))
-        wordless = without_words(batch, vocab_size, special_ids, mask_id)
+        wordless = without_words(batch, config)
         best = batch.mrc_targets.argmax(-1)
         for suffix, element_states in {"": states, "_blind": model.encode(wordless, region_states)}.items():
             logits = model.mrc_logits(element_states, batch.mrc_positions)
@@ -341,3 +339,10 @@ def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Arra
         hits = model.region_classifier(appearance).argmax(-1) == batch.region_classes
         add("region_accuracy", hits, _target_weights(batch, config, ("region",))["region"][0] > 0)
     return metrics
+
+
+def write_report(directory, model: PretrainingModel, config, history: list[dict]) -> None:
+    """The run's page for people, `directory`/index.html."""
+    from vlbert_jax.tasks import pretrain_report  # it reads this module
+
+    pretrain_report.write_report(directory, model, config, history)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import os
 from collections.abc import Iterator, Sequence
 
 import ml_dtypes
@@ -91,7 +92,8 @@ def _tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
 
 def tokenizer_of(config) -> Tokenizer:
     """The run's tokenizer, loaded once."""
-    return _tokenizer(config.data.vocab, config.model.encoder.vocab_size)
+    local = os.path.join(config.data.data_dir, config.data.vocab)
+    return _tokenizer(local if os.path.exists(local) else config.data.vocab, config.model.encoder.vocab_size)
 
 
 def word_ids(config, words: Sequence[str]) -> tuple[int, ...]:

@@ -1,0 +1,176 @@
+"""Time of one training step on whatever device is there.
+
+    python benchmarks/train_step.py                     # base_prec and base_e2e in the shapes of the table below
+    python benchmarks/train_step.py --recipe=base_e2e --captions=16 --dtype=bfloat16 --peak_tflops=990
+
+Times the recipe's own update (forward, backward, clipping, AdamW, dropout on) on synthetic batches that stay on the
+device. FLOP are those of the matrix products and convolutions of the traced step, recomputation left out.
+"""
+
+import argparse
+import functools
+import json
+import math
+import platform
+import resource
+import statistics
+import time
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from configs import pretrain as recipes
+from vlbert_jax import sharding, train
+from vlbert_jax.batch import Batch
+from vlbert_jax.geometry import box_geometry
+from vlbert_jax.sequence import pack
+from vlbert_jax.tasks import pretrain
+
+# Captions (as many text-only sequences beside them), text tokens of each, boxes, image (width, height).
+SHAPES = {
+    "base_prec": dict(captions=4, tokens=64, text_tokens=64, boxes=37, image=(800, 600)),
+    "base_e2e": dict(captions=1, tokens=20, text_tokens=64, boxes=20, image=(800, 600)),
+}
+
+
+def synthetic_batch(config, shape: dict, seed: int = 0) -> Batch:
+    """A full batch: every element, region and pixel of the shape is real."""
+    rng, vocab_size = np.random.default_rng(seed), config.model.encoder.vocab_size
+    b, (width, height) = shape["captions"], shape["image"]
+    r = shape["boxes"]
+    length = max(shape["tokens"] + r, shape["text_tokens"])
+    m, k = config.data.max_mlm_targets, config.data.max_mrc_targets
+    hidden = rng.random((b, r)) < 0.135
+    hidden[:, 0] = False
+
+    def sequence(row):
+        none = np.zeros(shape["tokens"], np.int32)
+        ids = rng.integers(1000, vocab_size, shape["tokens"])
+        caption = pack(ids, none, r, hidden[row], none, length, vocab_size)
+        text = rng.integers(1000, vocab_size, shape["text_tokens"])
+        none = np.zeros(len(text), np.int32)
+        alone = pack(text, none, 0, (), none - 1, length, vocab_size)
+        sequences = [caption, alone] if config.losses.text_only else [caption]
+        return {name: np.stack([s[name] for s in sequences]) for name in caption}
+
+    rows = [sequence(row) for row in range(b)]
+    fields = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    n = fields["token_ids"].shape[1]
+    corner, extent = rng.uniform(0, 0.5, (b, r, 2)), rng.uniform(0.1, 0.5, (b, r, 2))
+    size = np.array([width, height], np.float32)
+    boxes = (np.concatenate([corner, corner + extent], -1) * np.tile(size, 2)).astype(np.float32)
+    boxes[:, 0] = [0, 0, width - 1, height - 1]
+    image_size = np.tile(size, (b, 1))
+    masked = np.sort(rng.random((b, n, shape["tokens"])).argsort(-1)[..., :m], -1).astype(np.int32)
+    regions = np.sort(1 + rng.random((b, r - 1)).argsort(-1)[:, :k], -1).astype(np.int32)
+    k = regions.shape[1]
+    fields.update(
+        mlm_positions=masked,
+        mlm_labels=rng.integers(1000, vocab_size, masked.shape).astype(np.int32),
+        mlm_mask=rng.random(masked.shape) < 0.15 * shape["tokens"] / masked.shape[-1],
+        boxes=boxes,
+        region_mask=np.ones((b, r), bool),
+        region_hidden=hidden,
+        image_size=image_size,
+        box_geometry=box_geometry(boxes, image_size).astype(config.compute_dtype),
+        mrc_regions=regions,
+        mrc_positions=shape["tokens"] + regions,
+        mrc_targets=rng.dirichlet(np.ones(config.model.num_region_classes), (b, k)).astype(np.float32),
+        mrc_mask=rng.random((b, k)) < 0.15 * r / k,
+        relationship=np.ones(b, np.int32),
+    )
+    if config.data.features == "image":
+        canvas = [-(-side // 32) * 32 for side in (height, width)]
+        fields["image"] = np.zeros((b, *canvas, 3), np.uint8)
+        fields["image"][:, :height, :width] = rng.integers(0, 256, (b, height, width, 3), np.uint8)
+    else:
+        fields["region_features"] = rng.random((b, r, config.model.feature_size), np.float32)
+    return Batch(**fields)
+
+
+def matmul_flops(jaxpr: core.Jaxpr) -> float:
+    """FLOP of the matrix products and convolutions of a jaxpr; loops count each turn, a `cond` its dearest branch."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        inner = [matmul_flops(j) for j in core.jaxprs_in_params(equation.params)]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+            per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * per_output
+        elif equation.primitive.name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner) * equation.params.get("length", 1)
+    return total
+
+
+def measure(name: str, shape: dict, args) -> dict:
+    config = getattr(recipes, name)()
+    config.compute_dtype, config.prng_impl = args.dtype, args.prng
+    config.model.encoder.scan_layers = not args.unroll
+    config.batch_size = shape["captions"] * (2 if config.losses.text_only else 1)
+    jax.config.update("jax_default_prng_impl", config.prng_impl)
+    mesh = sharding.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        tx = train.optimizer.make_optimizer(config.optimizer, train.optimizer.learning_rate_schedule(config))
+        graphdef, _, shardings, create = train.create_state(config, pretrain, tx, mesh)
+        state, batch = create(), sharding.global_batch(synthetic_batch(config, shape), mesh)
+        names = pretrain.active_losses(config, 0)
+        static = dict(graphdef=graphdef, task=pretrain, config=config, tx=tx, names=names, mesh=mesh)
+        step = functools.partial(train.train_step, **static, shardings=shardings)
+        flops = matmul_flops(jax.make_jaxpr(step)(state, batch).jaxpr)
+        began = time.perf_counter()
+        compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        compile_time = time.perf_counter() - began
+        times = []
+        for _ in range(args.steps + 1):
+            began = time.perf_counter()
+            state, report = compiled(state, batch)
+            jax.block_until_ready(report)
+            times.append(time.perf_counter() - began)
+    seconds = statistics.median(times[1:])  # the first pays for allocation
+    memory = compiled.memory_analysis()
+    result = dict(
+        recipe=name,
+        dtype=args.dtype,
+        captions=shape["captions"],
+        compile_s=round(compile_time, 1),
+        step_ms=round(1e3 * seconds, 1),
+        fastest_ms=round(1e3 * min(times[1:]), 1),
+        samples_per_sec=round(config.batch_size / seconds, 2),
+        tflop_per_step=round(flops / 1e12, 3),
+        tflops=round(flops / seconds / 1e12, 3),
+        temporary_gb=round(memory.temp_size_in_bytes / 1e9, 2),
+        state_gb=round(memory.argument_size_in_bytes / 1e9, 2),
+    )
+    if args.peak_tflops:
+        result["share_of_peak"] = round(flops / seconds / 1e12 / args.peak_tflops / jax.device_count(), 3)
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=list(SHAPES), help="default: each of them")
+    parser.add_argument("--captions", type=int, help="captions per batch, instead of the table's")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of activations")
+    parser.add_argument("--prng", default="rbg", choices=("rbg", "threefry2x32"), help="dropout's generator")
+    parser.add_argument("--unroll", action="store_true", help="layers unrolled instead of scanned")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps; the median counts")
+    parser.add_argument("--peak_tflops", type=float, help="of one device, for the share reached")
+    args = parser.parse_args()
+    device = jax.devices()[0]
+    print(f"{jax.device_count()} x {device.device_kind} ({platform.processor() or platform.machine()}), jax {jax.__version__}")
+    for name in [args.recipe] if args.recipe else SHAPES:
+        shape = SHAPES[name] | ({"captions": args.captions} if args.captions else {})
+        print(json.dumps(measure(name, shape, args)), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"peak memory of the process: {peak:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
