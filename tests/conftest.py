@@ -12,3 +12,11 @@ import jaxtyping  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Before any test imports the package: the hook rewrites modules as they are imported.
 jaxtyping.install_import_hook("vlbert_jax", "beartype.beartype")
+
+
+def pytest_configure(config):
+    """Warnings are errors (pyproject.toml) but for these, which are of others' making."""
+    # nnx.State is a generic over typing.Hashable.
+    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+    # ml_collections loads config files in a way that Python will drop some day.
+    config.addinivalue_line("filterwarnings", "ignore:the load_module:DeprecationWarning")

@@ -16,9 +16,6 @@ from vlbert_jax.tasks import TASKS
 ROOT = pathlib.Path(__file__).parent.parent
 TOY = "--config=tests/toy_task.py"
 
-# ml_collections loads config files in a way that Python will drop some day.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):

@@ -281,6 +281,29 @@ def test_evaluate_run_scores_the_newest_checkpoint(whole, tmp_path):
         train.evaluate_run(config, toy_task, tmp_path, two_devices())
 
 
+def test_order_of_restoring(tmp_path, monkeypatch):
+    """The own run first, then what `init` names, then scratch."""
+    calls = []
+
+    def load_into(params, constants, vocab_size, **sources):
+        calls.append(sources)
+        return jax.tree.map(lambda x: 2 * x, params), constants
+
+    monkeypatch.setattr(train.convert, "load_into", load_into)
+    config, mesh = toy_task.make_config(), two_devices()
+    scratch = train.open_run(config, toy_task, tmp_path, mesh).state
+    assert not calls
+    config.init.bert = "somewhere"
+    run = train.open_run(config, toy_task, tmp_path, mesh)
+    assert calls == [{"bert": "somewhere", "resnet": "", "checkpoint": ""}]
+    np.testing.assert_array_equal(run.state.params.first, 2 * scratch.params.first[...])
+    run.checkpoints.save(3, dataclasses.replace(run.state, step=3), run.meta)
+    run.checkpoints.close()
+    own = train.open_run(config, toy_task, tmp_path, mesh).state
+    assert int(own.step) == 3 and len(calls) == 1
+    np.testing.assert_array_equal(own.params.first, run.state.params.first)
+
+
 # --- Killed -----------------------------------------------------------------------------------------------
 
 SCRIPT = """
