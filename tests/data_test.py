@@ -70,6 +70,13 @@ def test_a_batch_is_of_one_orientation_in_proportion():
     assert not all(mask.all() for mask in wide[:8])  # spread, not one after the other
 
 
+def test_pairs_are_strictly_one_to_one():
+    hosts = dict(batch_size=8, process_index=0, process_count=1)
+    text = data.iterate(data.shuffled(range(17), data.stream_seed(3, "text"), marked("text"), **hosts), 0, 0)
+    for both in itertools.islice(stream(0, 1), 7):
+        np.testing.assert_array_equal(both["text"], next(text)["text"])
+
+
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 @pytest.mark.parametrize("size", [16, 17, 1])
 def test_in_order_gives_all_once_and_hosts_as_many_batches(process_count, size):
