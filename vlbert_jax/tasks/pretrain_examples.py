@@ -185,7 +185,7 @@ def caption_example(
         classes = np.where(_is_distribution(seen), seen.argmax(axis=1), -1)
         example["region_classes"] = _rows(np.append(-1, classes).astype(np.int32), rows, fill=-1)
     if layout.precomputed:
-        example["region_features"] = _rows(_region_features(record, hidden, layout)[:num_rows], rows)
+        example["region_features"] = _region_features(record, hidden, layout)
     return example
 
 
@@ -248,14 +248,16 @@ def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: 
     return {name: value[None] for name, value in (packed | words).items()}
 
 
-def _region_features(record: dict, hidden: np.ndarray, layout: Layout) -> Float32[np.ndarray, "_ g"]:
+def _region_features(record: dict, hidden: np.ndarray, layout: Layout) -> Float32[np.ndarray, "r g"]:
     """The boxes' features behind that of the whole image: the mean over all boxes that are not hidden."""
     features = np.asarray(record["features"], np.float32)
     _check_width("features", features, "feature_size", layout.feature_size)
-    seen = features[~hidden]
+    out = np.zeros((layout.max_regions + 1, layout.feature_size), np.float32)
     # The official code divides by the number + 1e-5 where regions are masked, and by the number where not.
-    count = len(seen) + 1e-5 if layout.mrc else max(len(seen), 1)
-    return np.concatenate([seen.sum(axis=0, keepdims=True) / np.float32(count), features])
+    count = np.sum(~hidden) + 1e-5 if layout.mrc else max(len(features), 1)
+    out[0] = np.einsum("n,ng->g", ~hidden, features) / np.float32(count)  # BLAS would start threads for it
+    out[1 : len(features) + 1] = features[: layout.max_regions]
+    return out
 
 
 def _is_distribution(scores: np.ndarray) -> Bool[np.ndarray, "n"]:
