@@ -164,7 +164,8 @@ def main():
     parser.add_argument("--peak_tflops", type=float, help="of one device, for the share reached")
     args = parser.parse_args()
     device = jax.devices()[0]
-    print(f"{jax.device_count()} x {device.device_kind} ({platform.processor() or platform.machine()}), jax {jax.__version__}")
+    host = platform.processor() or platform.machine()
+    print(f"{jax.device_count()} x {device.device_kind} ({host}), jax {jax.__version__}")
     for name in [args.recipe] if args.recipe else SHAPES:
         shape = SHAPES[name] | ({"captions": args.captions} if args.captions else {})
         print(json.dumps(measure(name, shape, args)), flush=True)

@@ -134,7 +134,9 @@ def build_model(config, rngs: nnx.Rngs) -> PretrainingModel:
     """The model of a config; see configs/pretrain.py for the fields."""
     model, dtype = config.model, jnp.dtype(config.compute_dtype)
     head = dict(model.region_head)
-    frozen_stages = tuple(head.pop("frozen_stages")) if model.train_region_head else (1, 2, 3, 4, 5)
+    frozen_stages = tuple(head.pop("frozen_stages"))
+    if not model.train_region_head:
+        frozen_stages = (1, 2, 3, 4, 5)
     del head["frozen_batch_norm"]  # read by is_frozen
     backbone = {
         name: head.pop(name) for name in ("stem_width", "widths", "blocks", "strides", "stride_in_1x1")
