@@ -90,11 +90,11 @@ def image_pipeline() -> ml_collections.ConfigDict:
             image_scale=(600, 1000),  # short side, unless the long side would pass the second
             one_orientation=True,  # a batch is all landscape or all portrait; False pads to a square
             flip_probability=0.5,
-            max_regions=62,  # besides the whole image
+            max_regions=100,  # besides the whole image; hidden ones are blanked even where the sequence has no room
             sequence_length=64,  # text tokens + regions; [END] is not counted
             geometry_on_device=False,
             num_threads=16,  # of the input pipeline, per host
-            prefetch=16,  # batches
+            prefetch=4,  # batches
         )
     )
 

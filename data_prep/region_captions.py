@@ -21,7 +21,7 @@ Record (n regions, sorted by their highest class score, background included, des
     index         int64     line of the official file, from 0
     image_id      bytes     `image` of that line
     image         bytes     the JPEG as downloaded, RGB; empty where it could not be read: then the official
-                            code takes a black one of `image_size`. Empty with --no_images
+                            code takes one of the mean colour, of `image_size`. Empty with --no_images
     image_size    int32 2   width, height of the image, of the detector's JSON if empty or with --features
     caption       bytes *   words as in the file
     boxes         float32 n 4   x1 y1 x2 y2 in pixels of the image, not clipped

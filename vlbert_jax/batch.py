@@ -1,7 +1,7 @@
 """The contract between host and device: one `Batch` for every task.
 
 Axes: `b` examples (one image or none each), `n` sequences per example, `s` elements per sequence,
-`r` regions, `y x` pixels, `g` appearance/geometry width, `m` masked words per sequence, `c` region classes.
+`r` regions, `y x` pixels, `g` appearance width, `e` geometry width, `m` masked words per sequence, `c` region classes.
 
 Sequences are packed on the host without gaps: text, then regions, then [END]. Three element kinds that
 are not words have ids right behind the vocabulary, so one table embeds every element.
@@ -43,7 +43,7 @@ class Batch:
     region_features: Float[Array | np.ndarray, "b r g"] | None = (
         None  # precomputed appearance, instead of image
     )
-    box_geometry: Float[Array | np.ndarray, "b r g"] | None = None  # None = computed on the device
+    box_geometry: Float[Array | np.ndarray, "b r e"] | None = None  # None = computed on the device
     region_shapes: Float[Array | np.ndarray, "b r p p"] | None = None  # instance masks on the RoI grid (VCR)
 
     # Targets of pre-training, sparse: only these positions meet the vocabulary.
