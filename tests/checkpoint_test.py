@@ -59,13 +59,24 @@ def test_keeps_the_newest_and_the_best(state, tmp_path, metric, best):
     assert steps_in(tmp_path) == [best, 5, 6]
 
 
+def test_scores_without_the_metric_are_no_candidate(state, tmp_path, caplog):
+    config = toy_task.make_config(keep_checkpoints=1, best_metric="loss")
+    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    given = [{"loss": 0.5}, {"accuracy": 1.0}, {"loss": float("nan")}, {"loss": 0.7}]
+    for step, scores in enumerate(given, 1):
+        checkpoints.save(step, state, {}, scores)
+    checkpoints.close()
+    assert steps_in(tmp_path) == [1, 4]
+    assert caplog.text.count("best_metric 'loss' has no value") == 2
+
+
 def test_another_config_is_refused_in_one_line(state, tmp_path):
     save(tmp_path, toy_task.make_config(), state)
     config = toy_task.make_config(learning_rate=0.5, seed=1, log_every_steps=7, **{"mesh.fsdp": 2})
     with pytest.raises(ValueError, match="these fields differ: learning_rate, seed. ") as error:
         checkpoint.Checkpoints(tmp_path, config)
     assert "\n" not in str(error.value)
-    checkpoint.Checkpoints(tmp_path, config, fixed=("task", "model.")).close()  # to evaluate
+    checkpoint.Checkpoints(tmp_path, config, read_only=True).close()  # to evaluate
 
 
 @pytest.mark.parametrize(
@@ -152,9 +163,11 @@ def test_other_errors_pass_through(state, tmp_path, monkeypatch):
 
 def test_leftovers_of_a_killed_save_are_removed(state, tmp_path):
     save(tmp_path, toy_task.make_config(), state)
-    leftover = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    leftover = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "checkpoints" / "1", leftover)
     assert checkpoint.newest_step(tmp_path) == 1
+    checkpoint.Checkpoints(tmp_path, toy_task.make_config(), read_only=True).close()
+    assert leftover.exists()  # it may be the save of a run that goes on
     save(tmp_path, toy_task.make_config(), state, step=2)
     assert steps_in(tmp_path) == [1, 2]
 

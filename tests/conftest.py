@@ -16,7 +16,10 @@ jaxtyping.install_import_hook("vlbert_jax", "beartype.beartype")
 
 def pytest_configure(config):
     """Warnings are errors (pyproject.toml) but for these, which are of others' making."""
-    # nnx.State is a generic over typing.Hashable.
-    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
-    # ml_collections loads config files in a way that Python will drop some day.
-    config.addinivalue_line("filterwarnings", "ignore:the load_module:DeprecationWarning")
+    for warning in (
+        # nnx.State is a generic over typing.Hashable.
+        "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning",
+        # ml_collections loads config files in a way that Python will drop some day.
+        "ignore:the load_module:DeprecationWarning",
+    ):
+        config.addinivalue_line("filterwarnings", warning)

@@ -96,7 +96,7 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
     def build_scenes(data_dir):
         made.append(data_dir)
         for name in ("scenes/vocab.txt", "captions/x", "text/x"):
-            (data_dir / name).parent.mkdir(parents=True)
+            (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
             (data_dir / name).touch()
 
     monkeypatch.setattr(main.build, "build_scenes", build_scenes)
@@ -104,6 +104,7 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
     config.data.update(
         embedded=True, data_dir=str(tmp_path / "data"), captions="captions", text="text", vocab=""
     )
+    (tmp_path / "data" / "captions").mkdir(parents=True)  # left by an interrupted build
     for _ in range(2):
         assert main.run(config, tmp_path / "run", "train") == 0
     assert made == [tmp_path / "data"]

@@ -98,6 +98,22 @@ def test_norms_and_biases_decay_too():
     np.testing.assert_allclose(params["bias"] + updates["bias"], 1 - 0.5 * 1e-4, rtol=1e-6)
 
 
+def test_decay_shrinks_the_stepped_parameter():
+    """p <- (p + u) (1 - rate * decay), with numbers large enough to see the order."""
+    tx = optimizer.adamw(lambda k: 0.5, b1=0.9, b2=0.999, eps=0.0, weight_decay=0.1)
+    params = {"x": jnp.array([1.0, -2.0])}
+    updates, _ = tx.update({"x": jnp.array([3.0, 4.0])}, tx.init(params), params)
+    # The first step of Adam is the sign of the gradient: exact, if 1 - b2 does not lose its digits.
+    np.testing.assert_allclose(updates["x"], np.array([0.5, -2.5]) * 0.95 - params["x"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("max_norm, scale", [(1.0, 1 / 5.000001), (5.0, 5 / 5.000001), (6.0, 1.0)])
+def test_clipping(max_norm, scale):
+    tx = optimizer.clip_by_global_norm(max_norm)
+    clipped, _ = tx.update({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, tx.init({}))
+    np.testing.assert_allclose([clipped["a"][0], clipped["b"][0]], np.array([3, 4]) * scale, rtol=1e-7)
+
+
 def test_clip_norm_zero_does_not_clip():
     config = make_config(**{"optimizer.clip_norm": 0.0, "optimizer.b1": 0.0})
     tx = optimizer.make_optimizer(config.optimizer, lambda k: 1.0)

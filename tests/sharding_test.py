@@ -75,6 +75,12 @@ def test_batch_that_does_not_divide():
         sharding.global_batch({"x": np.zeros((6, 3))}, make_mesh())
 
 
+def test_cut_that_does_not_divide():
+    batch = sharding.global_batch({"x": np.zeros((8, 2))}, make_mesh())
+    with pytest.raises(ValueError, match="8 examples do not divide into 2 micro-batches on 8 devices"):
+        sharding.cut(batch, 2, make_mesh())
+
+
 def test_cut_keeps_rows_on_their_device():
     """Each row in one micro-batch, and no communication to get there."""
     mesh = make_mesh(4, 2, 1)

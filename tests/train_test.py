@@ -262,6 +262,10 @@ def test_not_finite_names_the_step_and_saves_the_state_before(whole, tmp_path):
             train.train(config, toy_task, tmp_path, two_devices())
     assert rows_of(tmp_path) == [row for row in rows_of(whole[1]) if row["step"] <= 12]
     assert checkpoint.newest_step(tmp_path) == 13
+    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    loss, count = checkpoints.meta()["window"]["loss"]  # of the one good update since the row of step 12
+    assert np.isfinite(loss) and count == 1
+    checkpoints.close()
 
 
 def test_implicit_transfers_are_errors(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ function of (config, k). A checkpoint is whole or, after a crash while writing, 
 import contextlib
 import errno
 import logging
+import math
 import pathlib
 import shutil
 import signal
@@ -92,21 +93,19 @@ def disk_full(directory: pathlib.Path):
 class Checkpoints:
     """The checkpoints of one workdir: the newest `keep_checkpoints`, and the best by `best_metric`."""
 
-    def __init__(
-        self, workdir: pathlib.Path, config: ml_collections.ConfigDict, fixed: tuple[str, ...] = ("",)
-    ):
+    def __init__(self, workdir: pathlib.Path, config: ml_collections.ConfigDict, read_only: bool = False):
         """Raises ValueError where the newest checkpoint's config differs in a field that may not.
 
-        `fixed` are the beginnings of the fields to compare: all by default, ("task", "model.") to only
-        evaluate.
+        `read_only` leaves the folder alone, so that it can be looked at while the run goes on; then only the
+        fields that shape the model have to agree.
         """
         self.directory, self.config = pathlib.Path(workdir).absolute() / "checkpoints", config.to_dict()
-        metric = config.best_metric
+        self.metric = metric = config.best_metric
         policies = ocp.checkpoint_managers
         keep = [policies.LatestN(config.keep_checkpoints)]
         if metric:
             best = policies.BestN(
-                get_metric_fn=lambda scores: scores.get(metric, float("-inf")),
+                get_metric_fn=lambda scores: scores[metric],
                 reverse=any(word in metric for word in LOWER_IS_BETTER),
                 n=1,
                 keep_checkpoints_without_metrics=False,
@@ -114,12 +113,14 @@ class Checkpoints:
             keep.append(best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,  # of an earlier process that was killed while saving
+            cleanup_tmp_directories=not read_only,  # of an earlier process that was killed while saving
+            read_only=read_only,
         )
         with disk_full(self.directory):
             self.manager = ocp.CheckpointManager(self.directory, options=options)
         if self.latest_step() is None:
             return
+        fixed = ("task", "model.") if read_only else ("",)
         if names := config_differences(self.meta()["config"], self.config, fixed):
             raise ValueError(
                 f"{workdir} holds a run with another config; these fields differ: {', '.join(names)}. "
@@ -149,8 +150,11 @@ class Checkpoints:
         `scores` of an evaluation at this very step make the checkpoint a candidate for the best.
         Raises OSError when the disk is full, for this save or at the latest at the next call or `close`.
         """
-        if step in self.manager.all_steps():
+        if step in self.manager.all_steps():  # at a preemption Orbax raises for it
             return
+        if scores is not None and self.metric and not math.isfinite(scores.get(self.metric, math.nan)):
+            log.warning("best_metric %r has no value among the scores", self.metric)
+            scores = None
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta | {"config": self.config})
         )

@@ -66,16 +66,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
         multihost_utils.sync_global_devices("corpus")
 
     if mode == "evaluate":
-        scores = train.evaluate_run(config, task, workdir, mesh)
-        if chief:
-            print(json.dumps(scores, indent=2))
+        print(json.dumps(train.evaluate_run(config, task, workdir, mesh), indent=2))
         return 0
     graphdef, state = train.train(config, task, workdir, mesh)
-    if int(state.step) < config.total_steps:
-        return 143
-    if config.report:
+    done = int(state.step) >= config.total_steps
+    if done and config.report:
         train.report(config, task, workdir, graphdef, state)
-    return 0
+    return 0 if done else 143
 
 
 def main(argv: list[str]) -> int:

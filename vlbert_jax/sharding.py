@@ -64,8 +64,12 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
             f"mesh sizes {dict(sizes)} do not fit {len(devices)} devices; "
             "they must multiply to that number, and one of them may be -1"
         )
-    shape = tuple(filled.values())
-    return jax.make_mesh(shape, tuple(filled), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    mesh = jax.make_mesh(
+        tuple(filled.values()), tuple(filled), axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+    if batch_shards(mesh) % jax.process_count():
+        raise ValueError(f"mesh.tensor={mesh.shape['tensor']} spans hosts; it must fit the devices of one")
+    return mesh
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
@@ -131,13 +135,18 @@ def global_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 
 def cut(batch: PyTree, parts: int, mesh: Mesh) -> PyTree:
-    """Cuts a global batch into `parts` micro-batches along a new first axis; every device keeps its own rows.
+    """Cuts a global batch into `parts` micro-batches along a new first axis; every device keeps its rows.
 
     Micro-batch i is rows i, i + parts, ...: a plain reshape would gather each micro-batch on few devices.
     """
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def cut_array(x: jax.Array) -> jax.Array:
+        if x.shape[0] % (parts * batch_shards(mesh)):
+            raise ValueError(
+                f"{x.shape[0]} examples do not divide into {parts} micro-batches on {batch_shards(mesh)} "
+                "devices: change batch_size, grad_accumulation_steps or mesh"
+            )
         x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(x, sharding)
 

@@ -166,9 +166,9 @@ def open_run(
     task: ModuleType,
     workdir: pathlib.Path,
     mesh: Mesh,
-    fixed: tuple[str, ...] = ("",),
+    read_only: bool = False,
 ) -> Run:
-    """Builds the model's state on the mesh and fills it; `fixed` as in `checkpoint.Checkpoints`."""
+    """Builds the model's state on the mesh and fills it; `read_only` as in `checkpoint.Checkpoints`."""
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
     for kind in ("params", "constants"):
@@ -180,7 +180,7 @@ def open_run(
     # 2. init.checkpoint: the weights of another run, or converted ones;
     # 3. init.bert and init.resnet, the rest from scratch;
     # 4. scratch.
-    checkpoints, meta = checkpoint.Checkpoints(workdir, config, fixed), dict(window={}, evaluated=-1)
+    checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={}, evaluated=-1)
     if (step := checkpoints.latest_step()) is not None:
         state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
         log.info("all parameters: step %d of %s", step, workdir)
@@ -311,7 +311,7 @@ def evaluate_run(
     """
     if checkpoint.newest_step(workdir) is None and not any(config.init.values()):
         raise FileNotFoundError(f"nothing to evaluate: no checkpoint in {workdir}, and config.init is empty")
-    run = open_run(config, task, workdir, mesh, fixed=("task", "model."))
+    run = open_run(config, task, workdir, mesh, read_only=True)
     score = evaluate.make_score(run.graphdef, task, config, mesh)
     scores = evaluate.evaluate(score, run.state.params, run.state.constants, task, config, mesh)
     scores = {"step": int(run.state.step)} | scores
