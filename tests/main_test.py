@@ -4,13 +4,16 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 import toy_task
 
-from vlbert_jax import main, metrics, sharding
+from vlbert_jax import checkpoint, main, metrics, sharding
 from vlbert_jax.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -138,24 +141,60 @@ def test_joins_other_hosts_only_where_there_are_any(environment, expected, monke
     assert [(call["num_processes"], call["process_id"]) for call in calls] == ([expected] if expected else [])
 
 
+# A process of its own: the command line with the toy task known.
+PROGRAM = (
+    "import sys, toy_task; from vlbert_jax import checkpoint, main, tasks; tasks.TASKS['toy'] = toy_task; "
+)
+PROGRAM += "sys.exit(main.main(sys.argv))"
+ENVIRONMENT = os.environ | {"PYTHONPATH": "tests:."}
+
+
+@pytest.mark.slow
+def test_two_hosts_stop_together_and_one_goes_on(tmp_path):
+    """SIGTERM to one of two: both save the same step. One process with eight devices finishes their run."""
+    fields = ["--config.dropout_rate=0.0", "--config.step_delay=0.1", "--config.mesh.fsdp=2"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, TOY, f"--workdir={tmp_path}/run", *fields],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT
+            | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_COORDINATOR_ADDRESS": address}
+            | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)},
+        )
+        for number in range(2)
+    ]
+    while checkpoint.newest_step(tmp_path / "run") is None and hosts[0].poll() is None:
+        time.sleep(0.05)
+    hosts[1].terminate()
+    errors = [host.communicate(timeout=60)[1].decode() for host in hosts]
+    assert [host.returncode for host in hosts] == [143, 143], errors
+    assert 5 < checkpoint.newest_step(tmp_path / "run") < 20
+    assert call(tmp_path / "run", TOY, *fields) == 0
+    assert call(tmp_path / "alone", TOY, *fields) == 0
+    rows, expected = (metrics.read_rows(tmp_path / name / "metrics.jsonl") for name in ("run", "alone"))
+    assert [(row["step"], row["split"]) for row in rows] == [(row["step"], row["split"]) for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        np.testing.assert_allclose(row["loss"], other["loss"], rtol=1e-5)
+
+
 def test_a_disk_that_is_really_full(tmp_path):
-    """A run on a small file system of its own: one line, status 2, the checkpoints before intact."""
+    """A run on a small file system: one line, status 2, the checkpoints before intact."""
     if (
         not shutil.which("unshare")
         or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
     ):
         pytest.skip("this system gives no mount namespace")
-    script = (
-        "import sys, toy_task; from vlbert_jax import main, tasks; tasks.TASKS['toy'] = toy_task; "
-        "sys.exit(main.main(sys.argv))"
-    )
-    run = f'{sys.executable} -c "{script}" {TOY} --workdir={tmp_path}/run --config.keep_checkpoints=99 '
+    run = f'{sys.executable} -c "{PROGRAM}" {TOY} --workdir={tmp_path}/run --config.keep_checkpoints=99 '
     run += "--config.checkpoint_every_steps=1 --config.total_steps=100 --config.eval_every_steps=0"
     look = f"{run} --mode=evaluate"  # reads the newest checkpoint: it is whole
     steps = f"mount -t tmpfs -o size=300k tmpfs {tmp_path}; {run}; status=$?; {look}; exit $status"
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", steps],
-        capture_output=True, text=True, cwd=ROOT, timeout=120, env=os.environ | {"PYTHONPATH": "tests:."},
+        capture_output=True, text=True, cwd=ROOT, timeout=120, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "vlbert_jax/" not in done.stderr, done.stderr  # no traceback of ours; Orbax's threads may show one
