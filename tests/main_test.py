@@ -181,6 +181,7 @@ def test_two_hosts_stop_together_and_one_goes_on(tmp_path):
         np.testing.assert_allclose(row["loss"], other["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path):
     """A run on a small file system: one line, status 2, the checkpoints before intact."""
     if (

@@ -295,9 +295,12 @@ def test_order_of_restoring(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train.convert, "load_into", load_into)
     config, mesh = toy_task.make_config(), two_devices()
+    (tmp_path / "new").mkdir()
     scratch = train.open_run(config, toy_task, tmp_path, mesh).state
     assert not calls
     config.init.bert = "somewhere"
+    scores = train.evaluate_run(config, toy_task, tmp_path / "new", mesh)
+    assert scores["step"] == 0 and calls.pop()
     run = train.open_run(config, toy_task, tmp_path, mesh)
     assert calls == [{"bert": "somewhere", "resnet": "", "checkpoint": ""}]
     np.testing.assert_array_equal(run.state.params.first, 2 * scratch.params.first[...])
@@ -320,6 +323,7 @@ train.train(config, toy_task, pathlib.Path(sys.argv[1]), sharding.make_mesh(conf
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(whole, tmp_path):
     """SIGKILL while it starts, computes, writes a row or a checkpoint: the finished run is the same."""
     draw = random.Random()

@@ -155,9 +155,7 @@ class Run:
     tx: optax.GradientTransformation
     shardings: TrainState
     state: TrainState
-    meta: dict[
-        str, Any
-    ]  # `window`: (sum, count) pairs since the last row; `evaluated`: the last step that was
+    meta: dict[str, Any]  # `window`: metric -> (sum, count) since the last row
     checkpoints: checkpoint.Checkpoints
 
 
@@ -180,7 +178,7 @@ def open_run(
     # 2. init.checkpoint: the weights of another run, or converted ones;
     # 3. init.bert and init.resnet, the rest from scratch;
     # 4. scratch.
-    checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={}, evaluated=-1)
+    checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={})
     if (step := checkpoints.latest_step()) is not None:
         state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
         log.info("all parameters: step %d of %s", step, workdir)
@@ -204,7 +202,7 @@ def train(
     # --- The model and its state
     run = open_run(config, task, workdir, mesh)
     graphdef, shardings, state, checkpoints = run.graphdef, run.shardings, run.state, run.checkpoints
-    window, evaluated = metrics.Sums(run.meta["window"]), run.meta["evaluated"]
+    window = metrics.Sums(run.meta["window"])
     start = int(state.step)
     tx = run.tx
     del run  # its state is donated to the first update
@@ -270,7 +268,7 @@ def train(
             # --- Not finite
             if good < step:
                 state = dataclasses.replace(state, finite=jax.device_put(np.True_, sharding.replicated(mesh)))
-                checkpoints.save(good, state, dict(window=window.sums, evaluated=evaluated))
+                checkpoints.save(good, state, dict(window=window.sums))
                 raise FloatingPointError(
                     f"the loss or its gradient is not finite at step {good + 1}; the state before it is "
                     f"saved as step {good} in {checkpoints.directory}"
@@ -290,11 +288,10 @@ def train(
             if due["evaluate"]:
                 scores = evaluate.evaluate(score, state.params, state.constants, task, config, mesh)
                 writer.write(step, "val", scores)
-                evaluated = step
 
             # --- Save: after the rows of this step are written, so that a restart finds them
             if due["save"]:
-                checkpoints.save(step, state, dict(window=window.sums, evaluated=evaluated), scores)
+                checkpoints.save(step, state, dict(window=window.sums), scores)
             if stop and not last:
                 log.warning("asked to stop: step %d is saved; the same command continues from it", step)
                 break
