@@ -81,7 +81,9 @@ def test_round_trips_bit_for_bit(small):
     for name, array in official.items():
         if not convert.DUPLICATE.match(name):
             official[name] = rng.normal(size=array.shape).astype(np.float32)
-    ours, report = convert.from_official({f"module.{k}": v for k, v in official.items()}, random_like(state), vocab_size)
+    ours, report = convert.from_official(
+        {f"module.{k}": v for k, v in official.items()}, random_like(state), vocab_size
+    )
     assert report.missing == report.unused == []
     back = convert.to_official(ours, vocab_size)
     assert back.keys() == official.keys()
@@ -118,7 +120,9 @@ def to_bert(official: dict) -> dict:
 
 def to_resnet(official: dict) -> dict:
     renamed = {
-        name.replace(convert.C5_NAME, "layer4").replace("image_feature_extractor.backbone.", ""): np.ascontiguousarray(a)
+        name.replace(convert.C5_NAME, "layer4").replace("image_feature_extractor.backbone.", ""): np.ascontiguousarray(
+            a
+        )
         for name, a in official.items()
         if name.startswith((convert.C5_NAME, "image_feature_extractor.backbone."))
     }

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ class EncoderConfig:
     pooler: bool = False
     scan_layers: bool = True
     remat: str = "none"
-    dtype: jnp.dtype = jnp.float32  # of activations
+    dtype: Any = jnp.float32  # of activations
 
 
 def dropout(x: Float[Array, "..."], rate: float, key) -> Float[Array, "..."]:

@@ -1,0 +1,113 @@
+"""The region branch: packing of regions, blanking of pixels, what is frozen, devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vlbert_jax.fast_rcnn import PIXEL_MEANS, FastRCNN, prepare_pixels
+
+B, R = 8, 5
+
+
+@functools.cache
+def region_head(**options):
+    """A tiny region head, split."""
+    backbone = dict(
+        stem_width=4,
+        widths=(2, 3, 4, 4),
+        blocks=(1, 1, 1, 1),
+        strides=(1, 2, 2),
+        stride_in_1x1=True,
+        frozen_stages=options.pop("frozen_stages", ()),
+    )
+    options = dict(hidden_size=8, backbone=backbone, feature_size=0, roi_size=4, roi_chunk=3) | options
+    make = nnx.jit(lambda: FastRCNN(**options, rngs=nnx.Rngs(0)))
+    return nnx.split(make())
+
+
+@pytest.fixture
+def inputs():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 30, (B, R, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(4, 30, (B, R, 2))], -1).astype(np.float32)
+    mask = np.arange(R) < rng.integers(1, R + 1, (B, 1))
+    pixels = rng.normal(size=(B, 64, 64, 3)).astype(np.float32) * 50
+    return jnp.asarray(pixels), jnp.asarray(boxes), jnp.asarray(mask)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def pooled(graphdef, state, pixels, boxes, mask):
+    return nnx.merge(graphdef, state).appearance(pixels, boxes, mask)
+
+
+def test_chunks_and_recomputation_change_nothing(inputs):
+    """Three regions at a time with C5 computed twice, or all at once: the same features and gradients."""
+    results = []
+    for options in (dict(roi_chunk=100), dict(roi_chunk=3, remat=True)):
+        graphdef, state = region_head(**options)
+
+        def loss(state, graphdef=graphdef):
+            return jnp.sum(pooled(graphdef, state, *inputs) ** 2)
+
+        gradient = jax.jit(jax.grad(loss))(state)
+        results.append((pooled(graphdef, state, *inputs), gradient["backbone"]["stem"]["kernel"][...]))
+    (whole, kernel), (chunked, other_kernel) = results
+    np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(other_kernel, kernel, rtol=1e-4, atol=1e-4 * np.abs(kernel).max())
+
+
+def test_a_region_does_not_depend_on_others(inputs):
+    pixels, boxes, mask = inputs
+    graphdef, state = region_head()
+    together = pooled(graphdef, state, pixels, boxes, mask)
+    for i in range(R):
+        alone = pooled(graphdef, state, pixels, boxes[:, i : i + 1], mask[:, i : i + 1])
+        np.testing.assert_allclose(together[:, i], alone[:, 0], rtol=1e-5, atol=1e-5)
+    assert not np.any(together[~np.asarray(mask)])
+
+
+def test_eight_devices_agree_with_one(inputs):
+    graphdef, state = region_head()
+    alone = pooled(graphdef, state, *inputs)
+    mesh = jax.make_mesh((4, 2, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    spread = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        run = jax.jit(lambda state, *inputs: nnx.merge(graphdef, state).appearance(*inputs))
+        lowered = run.lower(state, *jax.device_put(inputs, spread))
+        together = run(state, *jax.device_put(inputs, spread))
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
+    text = lowered.compile().as_text()
+    assert "all-gather" not in text and "all-to-all" not in text  # every device packs its own regions
+
+
+def test_frozen_stages_pass_no_gradient(inputs):
+    graphdef, state = region_head(frozen_stages=(1, 2))
+    gradient = jax.jit(jax.grad(lambda state: jnp.sum(pooled(graphdef, state, *inputs) ** 2)))(state)
+    kernels = {path: v[...] for path, v in nnx.to_flat_state(gradient) if path[-1] == "kernel"}
+    for path, kernel in kernels.items():
+        frozen = path[:2] == ("backbone", "stem") or path[:3] == ("backbone", "stages", 0)
+        trained = path[0] == "c5" or (path[0] == "backbone" and not frozen)
+        assert np.any(kernel) == trained, path
+
+
+def test_blanked_pixels_and_padding():
+    """Against a loop over boxes: both ends of a truncated box are blanked; padding is the mean colour."""
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (2, 20, 24, 3), np.uint8)
+    size = np.array([[24, 18], [20, 20]], np.float32)
+    boxes = np.array([[[0, 0, 23, 17], [3.9, 2.2, 7.0, 5.99], [6, 4, 10.5, 9]]] * 2, np.float32)
+    hidden = np.array([[False, True, True], [False, False, True]])
+    expected = image[..., ::-1].astype(np.float32) - np.asarray(PIXEL_MEANS, np.float32)
+    for i, (width, height) in enumerate(size.astype(int)):
+        expected[i, height:], expected[i, :, width:] = 0, 0
+        for (x1, y1, x2, y2), gone in zip(boxes[i].astype(int), hidden[i], strict=True):
+            if gone:
+                expected[i, y1 : y2 + 1, x1 : x2 + 1] = 0
+    ours = prepare_pixels(jnp.asarray(image), jnp.asarray(size), jnp.asarray(boxes), jnp.asarray(hidden))
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    prepared = jnp.asarray(expected)
+    assert prepare_pixels(prepared, jnp.asarray(size), jnp.asarray(boxes), jnp.asarray(hidden)) is prepared
