@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
-from vlbert_jax.encoder import EncoderConfig, dense, keys, layer_norm
+from vlbert_jax.encoder import EncoderConfig, dense, gelu, keys, layer_norm
 from vlbert_jax.fast_rcnn import GEOMETRY_SIZE, FastRCNN, prepare_pixels
 from vlbert_jax.tasks.pretrain_examples import eval_batches, tokenizer_of, train_batches, word_ids
 from vlbert_jax.vlbert import VLBert
@@ -31,7 +31,7 @@ class MLMHead(nnx.Module):
         self, states: Float[Array, "... d"], table: Float[Array, "rows d"]
     ) -> Float[Array, "... rows"]:
         """float32 logits; rows of the table that are no words get -inf."""
-        hidden = self.norm(jax.nn.gelu(self.transform(states), approximate=False))
+        hidden = self.norm(gelu(self.transform(states)))
         logits = jnp.einsum(
             "...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
@@ -48,7 +48,7 @@ class MRCHead(nnx.Module):
         self.classes = dense(size, num_classes, ("embed", None), config.dtype, rngs)
 
     def __call__(self, states: Float[Array, "... d"]) -> Float[Array, "... c"]:
-        return self.classes(jax.nn.gelu(self.transform(states), approximate=False)).astype(jnp.float32)
+        return self.classes(gelu(self.transform(states))).astype(jnp.float32)
 
 
 class PretrainingModel(nnx.Module):
