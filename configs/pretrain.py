@@ -45,14 +45,15 @@ def demo() -> ml_collections.ConfigDict:
     config = base_e2e()
     config.seed = 0
     config.total_steps = 2000
-    config.batch_size = 128
-    config.learning_rate = 7e-4
-    config.warmup_steps = 100
+    config.batch_size = 96
+    config.learning_rate = 1.6e-3
+    config.warmup_steps = 50
     config.compute_dtype = "float32"
     config.log_every_steps = 50
     config.eval_every_steps = 500
     config.checkpoint_every_steps = 500
-    config.optimizer.schedule = "constant"
+    config.best_metric = "visual_word_accuracy"
+    config.optimizer.b2 = 0.98  # forgets the opening phase, in which the encoder has no gradient
     config.model.encoder.update(
         dict(
             vocab_size=256,
@@ -62,25 +63,27 @@ def demo() -> ml_collections.ConfigDict:
             mlp_size=512,
             max_positions=64,
             dropout_rate=0.0,
-            visual_gain_init=1.0,
+            visual_gain_init=0.1,  # larger drowns the words, which start small; smaller learns to see later
             scan_layers=False,
         )
     )
     config.model.region_head.update(
         dict(
             stem_width=16,
-            widths=(16, 32, 32, 32),
+            widths=(16, 32, 32, 64),
             blocks=(1, 1, 1, 1),
             strides=(1, 2, 1),
             frozen_stages=(),
             frozen_batch_norm=False,
-            roi_size=6,
+            roi_size=4,
+            roi_chunk=32,
             dropout_rate=0.0,
         )
     )
     config.model.num_region_classes = 81
     config.losses.region = 1.0
     config.losses.region_only_steps = 400
+    config.losses.region_fixed_until = 1850
     config.data.update(
         dict(
             embedded=True,
@@ -88,14 +91,16 @@ def demo() -> ml_collections.ConfigDict:
             text="text_corpus/scenes",
             vocab="scenes/vocab.txt",
             class_names="scenes/objects_vocab.txt",
-            image_scale=(96, 128),
+            image_scale=(64, 96),
             max_regions=6,
-            sequence_length=32,
-            text_min_words=24,
+            sequence_length=24,
+            text_min_words=22,
+            mask_words=0.3,  # twice as many words to learn from per update
+            max_mlm_targets=14,
+            max_mrc_targets=4,
             visual_words=COLOURS + CATEGORIES,
             group_words=CATEGORIES,
             num_threads=2,
-            prefetch=4,
         )
     )
     return config
@@ -134,6 +139,7 @@ def base_e2e() -> ml_collections.ConfigDict:
             text_only=True,  # mix text-only sequences 1:1
             region=0.0,  # weight of classifying each region from its pooled feature (official CNN loss "at the bottom")
             region_only_steps=0,  # first updates train the region head on that loss alone
+            region_fixed_until=0,  # from then to this step the region head is not trained
             mrc_targets="soft",  # the detector's distribution (official code) | hard: its best class (paper)
             normalise="targets",  # mean over all targets of the batch | examples: over examples first
         )
@@ -150,7 +156,8 @@ def base_e2e() -> ml_collections.ConfigDict:
             vocab="bert-base-uncased",
             class_names="objects_vocab.txt",  # under data_dir; names of the detector's classes, for reports
             text_min_words=64,  # lines are joined until they have as many
-            mask_probability=0.15,  # of words and of regions
+            mask_words=0.15,  # share of words, in captions and text; evaluation always masks 0.15
+            mask_regions=0.15,  # share of regions
             hide_pixels=True,  # blank hidden regions in the image; False = a learned vector replaces the feature
             max_mlm_targets=24,  # per sequence; what is masked beyond is not scored
             max_mrc_targets=20,  # per image

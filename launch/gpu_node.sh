@@ -110,7 +110,8 @@ for ((attempt = 0; ; attempt++)); do
   child=$!
   await "$child"
   child=''
-  if ((status == 0)) || $stopping || ((attempt == restarts)); then break; fi
+  # 2: the command line or the data is wrong, which another start does not mend.
+  if ((status == 0 || status == 2)) || $stopping || ((attempt == restarts)); then break; fi
   echo "gpu_node.sh: exit status $status; restart $((attempt + 1)) of $restarts in $restart_delay s" >&2
   sleep "$restart_delay" &
   child=$!

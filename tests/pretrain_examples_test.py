@@ -204,7 +204,7 @@ def draws(num_boxes=6, words=0.9, regions=0.9, **fields):
 
 
 def test_a_caption_by_hand(tokenizer, layout):
-    layout = dataclasses.replace(layout, mask_probability=0.2, group_words=frozenset({"ball", "cup"}))
+    layout = dataclasses.replace(layout, mask_words=0.2, mask_regions=0.2, group_words=frozenset({"ball", "cup"}))
     chance = draws(3, words=np.array([0.9, 0.1, 0.9, 0.9]), regions=np.array([0.5, 0.1, 0.19]))
     example = caption_example(record(3), chance, tokenizer, layout)
     (the,), (red,), (ball,), (stop,) = tokenizer.words("the red ball .")

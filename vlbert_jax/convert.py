@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental.multihost_utils import process_allgather
 from jaxtyping import Shaped
 
 from vlbert_jax.batch import END, IMG, IMG_MASK
@@ -270,7 +271,7 @@ def load_into(params: nnx.State, constants: nnx.State, vocab_size: int, *, bert=
     sources = dict(checkpoint=checkpoint) if checkpoint else dict(bert=bert, resnet=resnet)
     renaming = dict(checkpoint=dict, bert=bert_to_official, resnet=resnet_to_official)
     variables = {path: v for state in (params, constants) for path, v in nnx.to_flat_state(state)}
-    arrays = {path: np.asarray(v[...]) for path, v in variables.items()}
+    arrays = {path: _on_host(v[...]) for path, v in variables.items()}
     origin = dict.fromkeys(("vlbert", "fast_rcnn", "mlm_head"), "scratch")
     for kind, path in sources.items():
         if not path:
@@ -302,6 +303,11 @@ def load_into(params: nnx.State, constants: nnx.State, vocab_size: int, *, bert=
         return nnx.from_flat_state(placed)
 
     return place(params), place(constants)
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    """The whole array; with several hosts each holds a part of it."""
+    return np.asarray(array if array.is_fully_addressable else process_allgather(array, tiled=True))
 
 
 def _flatten(weights: Mapping) -> dict[tuple, np.ndarray]:

@@ -11,7 +11,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 LAYER_NORM_EPSILON = 1e-12
-INIT_DEVIATION = 0.02
 MASKED = -10000.0  # added to the scores of padded keys
 
 
@@ -27,6 +26,7 @@ class EncoderConfig:
     max_positions: int = 512
     num_segments: int = 3
     dropout_rate: float = 0.1
+    init_deviation: float = 0.02  # of embeddings and kernels
     visual_gain_init: float = 0.0
     visual_size: int = 0  # width of the visual vectors where it is not hidden_size
     visual_layer_norm: bool = True  # False: one learned factor instead
@@ -56,14 +56,14 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return (wide * 0.5 * (1 + jax.lax.erf(wide / math.sqrt(2)))).astype(x.dtype)
 
 
-def dense(inputs: int, outputs: int, axes: tuple, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+def dense(inputs: int, outputs: int, axes: tuple, config: EncoderConfig, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer initialised as in BERT; `axes` are the logical names of the kernel's dimensions."""
     return nnx.Linear(
         inputs,
         outputs,
-        kernel_init=nnx.with_metadata(nnx.initializers.normal(INIT_DEVIATION), axes=axes),
+        kernel_init=nnx.with_metadata(nnx.initializers.normal(config.init_deviation), axes=axes),
         bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=axes[1:]),
-        dtype=dtype,
+        dtype=config.dtype,
         rngs=rngs,
     )
 
@@ -86,10 +86,10 @@ class Attention(nnx.Module):
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         size = config.hidden_size
         self.num_heads, self.dropout_rate = config.num_heads, config.dropout_rate
-        self.query = dense(size, size, ("embed", "heads"), config.dtype, rngs)
-        self.key = dense(size, size, ("embed", "heads"), config.dtype, rngs)
-        self.value = dense(size, size, ("embed", "heads"), config.dtype, rngs)
-        self.output = dense(size, size, ("heads", "embed"), config.dtype, rngs)
+        self.query = dense(size, size, ("embed", "heads"), config, rngs)
+        self.key = dense(size, size, ("embed", "heads"), config, rngs)
+        self.value = dense(size, size, ("embed", "heads"), config, rngs)
+        self.output = dense(size, size, ("heads", "embed"), config, rngs)
 
     def __call__(self, x: Float[Array, "b s d"], bias: Float[Array, "b 1 1 s"], key):
         """Returns the projected context and the attention probabilities (b, heads, s, s) before dropout."""
@@ -110,8 +110,8 @@ class Layer(nnx.Module):
         self.dropout_rate = config.dropout_rate
         self.attention = Attention(config, rngs)
         self.attention_norm = layer_norm(size, config.dtype, rngs)
-        self.intermediate = dense(size, config.mlp_size, ("embed", "mlp"), config.dtype, rngs)
-        self.output = dense(config.mlp_size, size, ("mlp", "embed"), config.dtype, rngs)
+        self.intermediate = dense(size, config.mlp_size, ("embed", "mlp"), config, rngs)
+        self.output = dense(config.mlp_size, size, ("mlp", "embed"), config, rngs)
         self.output_norm = layer_norm(size, config.dtype, rngs)
 
     def __call__(self, x: Float[Array, "b s d"], bias: Float[Array, "b 1 1 s"], key=None):

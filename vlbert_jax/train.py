@@ -128,6 +128,10 @@ def train_step(
 
     norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    # Without a gradient, momentum and decay would still move a parameter.
+    updates = jax.tree_util.tree_map_with_path(
+        lambda path, update: jnp.zeros_like(update) if task.is_idle(names_of(path), config, names) else update, updates
+    )
     finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
     old = state.step, state.params, state.opt_state
     new = state.step + 1, optax.apply_updates(state.params, updates), opt_state
@@ -137,6 +141,11 @@ def train_step(
     report = {"loss": (loss, once), "grad_norm": (norm, once), "learning_rate": (rate, once)}
     report |= {f"{name}_loss": (sums[name], counts[name]) for name in names}
     return TrainState(step, finite, params, state.constants, opt_state), report | scores
+
+
+def names_of(path: tuple) -> tuple[str, ...]:
+    """The path of a parameter in a state, as names."""
+    return tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def initial_weights(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vlbert_jax.batch import END, IMG, NO_IMAGE, NUM_EXTRA_IDS
-from vlbert_jax.encoder import INIT_DEVIATION, Encoder, EncoderConfig, dense, dropout, keys, layer_norm
+from vlbert_jax.encoder import Encoder, EncoderConfig, dense, dropout, keys, layer_norm
 
 ROW_MULTIPLE = 128  # rows of the token table, so that it shards and tiles
 
@@ -24,7 +24,7 @@ class VLBert(nnx.Module):
         size, visual_size = config.hidden_size, config.visual_size or config.hidden_size
 
         def table(*shape, axes):
-            return nnx.Param(jax.random.normal(rngs.params(), shape) * INIT_DEVIATION, axes=axes)
+            return nnx.Param(jax.random.normal(rngs.params(), shape) * config.init_deviation, axes=axes)
 
         self.token_embeddings = table(table_rows(config.vocab_size), size, axes=("vocab", "embed"))
         self.position_embeddings = table(config.max_positions, size, axes=(None, "embed"))
@@ -35,7 +35,7 @@ class VLBert(nnx.Module):
         resize = visual_size != size
 
         def resizing():
-            return dense(visual_size, size, (None, "embed"), config.dtype, rngs) if resize else None
+            return dense(visual_size, size, (None, "embed"), config, rngs) if resize else None
 
         self.text_resize, self.region_resize = resizing(), resizing()
         if config.visual_layer_norm:
@@ -46,7 +46,7 @@ class VLBert(nnx.Module):
             self.region_visual_norm = Factor(config.visual_gain_init)
         self.embedding_norm = layer_norm(size, config.dtype, rngs)
         self.encoder = Encoder(config, rngs)
-        self.pooler = dense(size, size, ("embed", None), config.dtype, rngs) if config.pooler else None
+        self.pooler = dense(size, size, ("embed", None), config, rngs) if config.pooler else None
 
     def embed(
         self,

@@ -4,6 +4,7 @@ Each module in `TASKS` has these functions, `config` being the run's ConfigDict:
 
 build_model(config, rngs)             the nnx.Module that is trained
 is_frozen(path, config)               whether the parameter at that path (tuple of names) is a constant
+is_idle(path, config, names)          whether updates with these losses leave the parameter at that path as it is
 train_batches(config, start_step, process_index, process_count)
                                       infinite iterator of this host's part of global batch start_step, +1, ...
                                       (`Batch` of numpy arrays)

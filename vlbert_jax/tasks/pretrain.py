@@ -23,7 +23,7 @@ class MLMHead(nnx.Module):
     def __init__(self, config: EncoderConfig, rows: int, rngs: nnx.Rngs):
         size = config.hidden_size
         self.vocab_size = config.vocab_size
-        self.transform = dense(size, size, ("embed", None), config.dtype, rngs)
+        self.transform = dense(size, size, ("embed", None), config, rngs)
         self.norm = layer_norm(size, config.dtype, rngs)
         self.bias = nnx.Param(jnp.zeros(rows), axes=("vocab",))
 
@@ -44,8 +44,8 @@ class MRCHead(nnx.Module):
 
     def __init__(self, config: EncoderConfig, num_classes: int, rngs: nnx.Rngs):
         size = config.hidden_size
-        self.transform = dense(size, size, ("embed", None), config.dtype, rngs)
-        self.classes = dense(size, num_classes, ("embed", None), config.dtype, rngs)
+        self.transform = dense(size, size, ("embed", None), config, rngs)
+        self.classes = dense(size, num_classes, ("embed", None), config, rngs)
 
     def __call__(self, states: Float[Array, "... d"]) -> Float[Array, "... c"]:
         return self.classes(gelu(self.transform(states))).astype(jnp.float32)
@@ -72,11 +72,11 @@ class PretrainingModel(nnx.Module):
         self.vlbert = VLBert(encoder, rngs)
         self.mlm_head = MLMHead(encoder, self.vlbert.token_embeddings.shape[0], rngs)
         self.mrc_head = MRCHead(encoder, num_region_classes, rngs)
-        size, dtype = encoder.hidden_size, encoder.dtype
-        self.relationship_head = dense(size, 2, ("embed", None), dtype, rngs) if relationship else None
+        size = encoder.hidden_size
+        self.relationship_head = dense(size, 2, ("embed", None), encoder, rngs) if relationship else None
         feature_size = self.fast_rcnn.projection.kernel.shape[0] - GEOMETRY_SIZE
         classifier = (
-            dense(feature_size, num_region_classes, ("feature", None), dtype, rngs)
+            dense(feature_size, num_region_classes, ("feature", None), encoder, rngs)
             if region_classifier
             else None
         )
@@ -171,11 +171,23 @@ def is_frozen(path: tuple, config) -> bool:
     return stage in head.frozen_stages
 
 
+def is_idle(path: tuple, config, names: tuple[str, ...]) -> bool:
+    """What the phases of `active_losses` leave alone: all but the region head, or the region head."""
+    of_region_head = path[0] == "region_classifier" or (path[0] == "fast_rcnn" and path[1] in ("backbone", "c5"))
+    if set(names) == {"region"}:
+        return not of_region_head
+    return of_region_head and config.losses.region > 0 and "region" not in names
+
+
 # --- Losses ---------------------------------------------------------------------------------------------------------
 
 
 def active_losses(config, step: int) -> tuple[str, ...]:
-    """Names of the losses that count at `step`; the opening phase trains the region head alone."""
+    """Names of the losses that count at `step`.
+
+    A run from scratch may open with a phase that trains the region head alone, on its auxiliary loss, and then keep it
+    as it is for a while; afterwards everything is trained.
+    """
     losses = config.losses
     if step < losses.region_only_steps:
         return ("region",)
@@ -184,7 +196,7 @@ def active_losses(config, step: int) -> tuple[str, ...]:
         mlm_text=losses.mlm and losses.text_only,
         mrc=losses.mrc,
         relationship=losses.relationship,
-        region=losses.region > 0,
+        region=losses.region > 0 and step >= losses.region_fixed_until,
     )
     return tuple(name for name in LOSSES if on[name])
 
@@ -243,6 +255,8 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     key_project, key_encode = keys(key, 2)
     weights = {name: weight for name, (weight, _) in _target_weights(batch, config, names).items()}
     appearance = model.appearance(batch)
+    if config.losses.region > 0 and "region" not in names:  # the phase in which the region head is fixed
+        appearance = jax.lax.stop_gradient(appearance)
     sums, metrics = {}, {}
 
     def add(name, losses, hits, weight):

@@ -24,6 +24,7 @@ from vlbert_jax.sequence import Tokenizer
 from vlbert_jax.transforms import Draws
 
 EVAL_SEED = 20_200_115  # masks of evaluation are the same in every run, whatever its seed
+EVAL_MASKED = 0.15  # of words and of regions, however many training masks
 # Fields with an axis n: what a caption and its text-only partner share.
 SEQUENCE_FIELDS = (
     *("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask"),
@@ -49,7 +50,8 @@ class Layout:
     mrc: bool
     relationship: bool
     region_classes: bool
-    mask_probability: float
+    mask_words: float
+    mask_regions: float
     max_mlm_targets: int
     max_mrc_targets: int
     text_min_words: int
@@ -61,12 +63,14 @@ class Layout:
         """The layout of a run's config. Evaluation does not flip."""
         d, losses = config.data, config.losses
         dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
-        same = ("max_regions", "sequence_length", "mask_probability", "text_min_words")
+        same = ("max_regions", "sequence_length", "text_min_words")
         return cls(
             precomputed=is_precomputed(config),
             image_scale=tuple(d.image_scale),
             orientation=orientation,
             flip_probability=d.flip_probability if train else 0.0,
+            mask_words=d.mask_words if train else EVAL_MASKED,
+            mask_regions=d.mask_regions if train else EVAL_MASKED,
             num_classes=config.model.num_region_classes,
             feature_size=config.model.feature_size,
             region_classes=losses.region > 0,
@@ -138,7 +142,7 @@ def caption_example(
 
     asked = hidden = np.zeros(len(scores), bool)
     if layout.mrc:
-        asked, hidden = transforms.mask_regions(draws, layout.mask_probability)
+        asked, hidden = transforms.mask_regions(draws, layout.mask_regions)
     row_hidden = _rows(np.append(False, hidden[: num_rows - 1]), rows)
 
     own = other_caption is None or not layout.relationship or draws.relationship < 0.5
@@ -232,7 +236,7 @@ def _masked(words: list[list[int]], draws: Draws, tokenizer: Tokenizer, layout: 
         room -= len(cut[-1])
         if room == 0:
             break
-    probability = layout.mask_probability if layout.mlm else 0.0
+    probability = layout.mask_words if layout.mlm else 0.0
     return transforms.mask_words(cut, draws, probability, tokenizer.mask_id)
 
 

@@ -1,0 +1,285 @@
+"""The pre-training task: the shipped recipes, shrunk, on the drawn corpus; losses, blind twins, phases, devices."""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import pretrain as recipes
+from data_prep.build import build_scenes
+from vlbert_jax import sharding, train
+from vlbert_jax.batch import NO_IMAGE
+from vlbert_jax.tasks import pretrain
+from vlbert_jax.tasks.pretrain_examples import tokenizer_of
+
+ROOT = Path(__file__).parent.parent
+FEATURES = 12
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build_scenes(folder, num_train=40, num_val=20, num_train_stories=20, num_val_stories=8, feature_width=FEATURES)
+    return folder
+
+
+def shrunk(variant: str, data_dir, **fields):
+    """The shipped recipe on the drawn corpus with tiny widths; what is not a size stays."""
+    config, demo = getattr(recipes, variant)(), recipes.demo()
+    config.model.encoder.update(
+        dict(vocab_size=256, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, max_positions=40)
+    )
+    config.model.region_head.update(
+        dict(stem_width=4, widths=(2, 2, 3, 3), blocks=(1, 1, 1, 1), strides=(1, 2, 1), roi_size=2, roi_chunk=8)
+    )
+    config.model.feature_size, config.model.num_region_classes = FEATURES, 81
+    for name in ("captions", "text", "vocab", "class_names", "visual_words", "group_words"):
+        config.data[name] = demo.data[name]
+    config.data.update(
+        dict(
+            data_dir=str(data_dir),
+            image_scale=(32, 48),
+            max_regions=6,
+            sequence_length=24,
+            text_min_words=22,
+            max_mlm_targets=12,
+            max_mrc_targets=4,
+            num_threads=1,
+            prefetch=1,
+        )
+    )
+    config.batch_size, config.compute_dtype, config.prng_impl = 16, "float32", "threefry2x32"
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def first_batch(config):
+    return jax.tree.map(jnp.asarray, next(pretrain.train_batches(config, 0, 0, 1)))
+
+
+def build(config):
+    return nnx.jit(lambda: pretrain.build_model(config, nnx.Rngs(0)))()
+
+
+def losses_and_gradients(config, batch, model, names=None, key=None):
+    """Per loss: its value, and the names of the trained parameters it reaches."""
+    names = names or pretrain.active_losses(config, 0)
+    graphdef, trained, rest = nnx.split(
+        model, nnx.All(nnx.Param, lambda path, _: not pretrain.is_frozen(path, config)), ...
+    )
+    counts = pretrain.loss_counts(batch, config, names)
+
+    @jax.jit
+    @functools.partial(jax.jacrev, has_aux=True)
+    def run(trained):
+        sums, _ = pretrain.loss_sums(nnx.merge(graphdef, trained, rest), batch, key, config, names)
+        losses = {name: sums[name] / counts[name] for name in names}
+        return losses, losses
+
+    gradients, losses = run(trained)
+    reached = {
+        name: {"/".join(map(str, path)) for path, v in nnx.to_flat_state(gradient) if np.any(v[...])}
+        for name, gradient in gradients.items()
+    }
+    return {name: float(value) for name, value in losses.items()}, reached
+
+
+VARIANTS = {
+    "demo": {"mlm_caption", "mlm_text", "mrc", "region"},
+    "base_e2e": {"mlm_caption", "mlm_text", "mrc"},
+    "base_prec": {"mlm_caption", "mlm_text", "mrc"},
+    "base_prec_no_text": {"mlm_caption", "mrc"},
+    "large_e2e": {"mlm_caption", "mlm_text", "mrc"},
+    "large_prec": {"mlm_caption", "mlm_text", "mrc"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shipped_recipes_train(variant, data_dir):
+    """Each recipe's losses start near those of a uniform guess, and reach the parameters they should."""
+    config = shrunk(variant, data_dir, **{"losses.region_only_steps": 0, "model.encoder.visual_gain_init": 0.1})
+    batch = first_batch(config)
+    losses, reached = losses_and_gradients(config, batch, build(config))
+    assert losses.keys() == VARIANTS[variant]
+    uniform = dict(mlm_caption=np.log(256), mlm_text=np.log(256), mrc=np.log(81), region=np.log(81))
+    for name, loss in losses.items():
+        assert abs(loss - uniform[name]) < (0.5 if name != "region" else 2), (name, loss)
+    convolutions = {name for name in reached["mrc"] if "c5" in name or "backbone" in name}
+    assert bool(convolutions) == config.model.train_region_head
+    if config.model.region_head.frozen_batch_norm:
+        assert not any(name.endswith(("gain", "offset")) for name in convolutions)
+    if config.losses.text_only:
+        assert "vlbert/text_only_visual" in reached["mlm_text"] - reached["mlm_caption"]
+
+
+ABLATION = {  # at the top of configs/pretrain.py
+    "a": ("base_prec_no_text", {"losses.mrc": False}, {"mlm_caption"}),
+    "b": ("base_prec_no_text", {}, {"mlm_caption", "mrc"}),
+    "c": (
+        "base_prec_no_text",
+        {"losses.relationship": True, "model.encoder.pooler": True},
+        {"mlm_caption", "mrc", "relationship"},
+    ),
+}
+
+
+@pytest.mark.parametrize("setting", ABLATION)
+def test_ablations_train(setting, data_dir):
+    variant, fields, expected = ABLATION[setting]
+    config = shrunk(variant, data_dir, **fields)
+    losses, _ = losses_and_gradients(config, first_batch(config), build(config))
+    assert losses.keys() == expected
+    assert all(np.isfinite(list(losses.values())))
+    assert ("--config.losses.mrc=False" in recipes.__doc__) and (variant in recipes.__doc__)
+
+
+def test_the_relationship_loss_wants_the_pooler(data_dir):
+    config = shrunk("base_prec", data_dir, **{"losses.relationship": True})
+    with pytest.raises(ValueError, match="model.encoder.pooler=True"):
+        pretrain.build_model(config, nnx.Rngs(0))
+
+
+def test_the_opening_phase_trains_the_region_head_alone(data_dir):
+    config = shrunk("demo", data_dir, **{"losses.region_only_steps": 2})
+    assert pretrain.active_losses(config, 1) == ("region",)
+    assert set(pretrain.active_losses(config, 2)) == VARIANTS["demo"]
+    _, reached = losses_and_gradients(config, first_batch(config), build(config), ("region",))
+    assert reached["region"] and all("c5" in n or "backbone" in n or "region_c" in n for n in reached["region"])
+
+
+def test_examples_first_normalisation(data_dir):
+    """The mean over sequences of their means, by hand."""
+    config = shrunk("base_prec", data_dir, **{"losses.normalise": "examples"})
+    batch, model = first_batch(config), build(config)
+    losses, _ = losses_and_gradients(config, batch, model, ("mlm_caption",))
+    states = model.encode(batch, model.region_states(batch, model.appearance(batch)))
+    each = pretrain.cross_entropy(model.mlm_logits(states, batch.mlm_positions), batch.mlm_labels)[:, 0]
+    means = [
+        row[mask].mean()
+        for row, mask in zip(np.asarray(each), np.asarray(batch.mlm_mask)[:, 0], strict=True)
+        if mask.any()
+    ]
+    np.testing.assert_allclose(losses["mlm_caption"], np.mean(means), rtol=1e-3)
+
+
+def test_no_target_is_no_loss(data_dir):
+    config = shrunk("base_prec", data_dir)
+    batch = first_batch(config)
+    batch = batch.replace(mlm_mask=jnp.zeros_like(batch.mlm_mask), mrc_mask=jnp.zeros_like(batch.mrc_mask))
+    losses, reached = losses_and_gradients(config, batch, build(config))
+    assert set(losses.values()) == {0.0}
+    assert not any(reached.values())
+
+
+def test_blind_twins_see_nothing(data_dir):
+    """A caption without its image does not change with the image; regions without words do not change with them."""
+    config = shrunk("base_e2e", data_dir, **{"model.encoder.visual_gain_init": 1.0})
+    batch, model = first_batch(config), build(config)
+    other = batch.replace(image=255 - batch.image, boxes=batch.boxes + 1)
+    vocab_size = config.model.encoder.vocab_size
+
+    @jax.jit
+    def states_of(batch, regions):
+        return model.encode(batch, regions)
+
+    def regions(batch):
+        return model.region_states(batch, model.appearance(batch))
+
+    assert np.abs(states_of(batch, regions(batch)) - states_of(other, regions(other))).max() > 1e-3
+    blind = pretrain.without_image(batch, vocab_size)
+    assert (np.asarray(blind.region_ids) == NO_IMAGE).all()
+    alone = states_of(blind, None)
+    words = np.asarray(batch.token_ids[:, 0] < vocab_size) & np.asarray(batch.element_mask[:, 0])
+    sighted = states_of(blind, regions(other))
+    np.testing.assert_allclose(np.asarray(alone)[:, 0][words], np.asarray(sighted)[:, 0][words], atol=1e-5)
+
+    tokenizer = tokenizer_of(config)
+    wordless = pretrain.without_words(batch, config)
+    ids = np.asarray(wordless.token_ids[:, 0])[words]
+    assert set(ids) <= {tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id}
+    kept = np.asarray(batch.token_ids) >= vocab_size
+    np.testing.assert_array_equal(np.asarray(wordless.token_ids)[kept], np.asarray(batch.token_ids)[kept])
+
+
+def test_scores_count_each_target_once(data_dir):
+    """Sums over all evaluation batches, padding included, against the targets of the split."""
+    config = shrunk("demo", data_dir)
+    graphdef, state = nnx.split(build(config))
+    score = jax.jit(lambda state, batch: pretrain.score(nnx.merge(graphdef, state), batch, config))
+    counts, targets, examples = {}, 0, 0
+    for batches in pretrain.eval_batches(config, 0, 1).values():
+        for batch in batches:
+            for name, (_, count) in score(state, batch).items():
+                counts[name] = counts.get(name, 0) + float(count)
+            if batch.boxes is not None:
+                targets += batch.mlm_mask.sum()
+                examples += batch.region_mask.any(1).sum()
+    assert examples == 20
+    assert counts["mlm_caption_accuracy"] == counts["mlm_caption_accuracy_blind"] == targets
+    groups = sum(counts[f"visual_word_accuracy_objects_{i}"] for i in (1, 2, 3))
+    assert 0 < counts["visual_word_accuracy"] == groups < targets
+    assert counts["mlm_text_accuracy"] > 0 and counts["mrc_accuracy"] > 0
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_devices_do_not_change_the_update(shape, data_dir):
+    """Loss and parameters of one end-to-end update on 8 devices and on one, dropout on, to 1e-5."""
+    config = shrunk("base_e2e", data_dir, learning_rate=1e-2, warmup_steps=0)
+    names, batch = pretrain.active_losses(config, 0), next(pretrain.train_batches(config, 0, 0, 1))
+    results = []
+    for sizes, devices in ((shape, jax.devices()), ((1, 1, 1), jax.devices()[:1])):
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = sizes
+        mesh = sharding.make_mesh(config.mesh, devices)
+        with jax.set_mesh(mesh):
+            tx = train.optimizer.make_optimizer(config.optimizer, train.optimizer.learning_rate_schedule(config))
+            graphdef, _, shardings, create = train.create_state(config, pretrain, tx, mesh)
+            static = dict(graphdef=graphdef, task=pretrain, config=config, tx=tx, names=names, mesh=mesh)
+            step = jax.jit(functools.partial(train.train_step, **static, shardings=shardings))
+            state, report = step(create(), sharding.global_batch(batch, mesh))
+        results.append(
+            (jax.device_get(report["loss"][0]), jax.device_get(report["grad_norm"][0]), jax.device_get(state.params))
+        )
+    (loss, norm, params), (loss_1, norm_1, params_1) = results
+    np.testing.assert_allclose((loss, norm), (loss_1, norm_1), rtol=1e-5)
+    # The first step of Adam is the sign of the gradient where it is not tiny: compare where the sign is sure.
+    for ours, alone in zip(jax.tree.leaves(params), jax.tree.leaves(params_1), strict=True):
+        assert np.mean(np.abs(ours - alone) > 1e-4) < 1e-2
+
+
+def test_the_command_from_data_to_report(data_dir, tmp_path):
+    """The demo, shrunk: train, evaluate, save, report; then evaluate again, with the same scores."""
+    fields = dict(
+        total_steps=3,
+        batch_size=8,
+        log_every_steps=1,
+        eval_every_steps=0,
+        checkpoint_every_steps=0,
+    )
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    config = shrunk("demo", data_dir)
+    for section, names in (
+        ("data", ("data_dir", "sequence_length", "text_min_words", "image_scale")),
+        ("model.encoder", ("hidden_size", "num_layers", "num_heads", "mlp_size")),
+        ("model.region_head", ("stem_width", "widths", "roi_size")),
+    ):
+        values = functools.reduce(getattr, section.split("."), config)
+        flags += [f"--config.{section}.{name}={values[name]}" for name in names]
+    flags += ["--config.losses.region_only_steps=1", f"--workdir={tmp_path}", "--config=configs/pretrain.py"]
+    command = [sys.executable, "-m", "vlbert_jax.main", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["split"]) for row in rows] == [(1, "train"), (2, "train"), (3, "train"), (3, "val")]
+    page = (tmp_path / "report/index.html").read_text()
+    assert "data:image/" in page and 'src="http' not in page
+    again = subprocess.run([*command, "--mode=evaluate"], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-2000:]
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores.items() >= {k: v for k, v in rows[-1].items() if "accuracy" in k}.items()
