@@ -44,21 +44,21 @@ def demo() -> ml_collections.ConfigDict:
     """
     config = base_e2e()
     config.seed = 0
-    config.total_steps = 2000
+    config.total_steps = 2400
     config.batch_size = 96
     config.learning_rate = 1.6e-3
     config.warmup_steps = 50
     config.compute_dtype = "float32"
     config.log_every_steps = 50
-    config.eval_every_steps = 500
-    config.checkpoint_every_steps = 500
+    config.eval_every_steps = 800
+    config.checkpoint_every_steps = 800
     config.best_metric = "visual_word_accuracy"
     config.optimizer.b2 = 0.98  # forgets the opening phase, in which the encoder has no gradient
     config.model.encoder.update(
         dict(
             vocab_size=256,
             hidden_size=128,
-            num_layers=3,
+            num_layers=2,
             num_heads=4,
             mlp_size=512,
             max_positions=64,
@@ -78,12 +78,13 @@ def demo() -> ml_collections.ConfigDict:
             roi_size=4,
             roi_chunk=32,
             dropout_rate=0.0,
+            geometry_gain_init=0.1,  # 2048 waves would drown the 256 features of so narrow a head
         )
     )
     config.model.num_region_classes = 81
     config.losses.region = 1.0
-    config.losses.region_only_steps = 400
-    config.losses.region_fixed_until = 1850
+    config.losses.region_only_steps = 500
+    config.losses.region_fixed_until = 2300
     config.data.update(
         dict(
             embedded=True,

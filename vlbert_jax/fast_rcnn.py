@@ -38,6 +38,7 @@ class FastRCNN(nnx.Module):
         remat: bool = False,
         hidden_vector: bool = False,
         dropout_rate: float = 0.1,
+        geometry_gain_init: float = 1.0,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -71,10 +72,13 @@ class FastRCNN(nnx.Module):
         def uniform(key, shape, dtype=jnp.float32):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
+        def kernel(key, shape, dtype=jnp.float32):
+            return uniform(key, shape, dtype).at[:GEOMETRY_SIZE].multiply(geometry_gain_init)
+
         self.projection = nnx.Linear(
             GEOMETRY_SIZE + feature_size,
             hidden_size,
-            kernel_init=nnx.with_metadata(uniform, axes=("feature", "embed")),
+            kernel_init=nnx.with_metadata(kernel, axes=("feature", "embed")),
             bias_init=nnx.with_metadata(uniform, axes=("embed",)),
             dtype=dtype,
             rngs=rngs,
