@@ -1,3 +1,8 @@
 """VL-BERT (Su et al., ICLR 2020) in JAX: one Transformer that reads words and image regions together."""
 
+import os
+
+# Of transformers only tokenizers are used here: that PyTorch is missing is no news.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 __version__ = "0.1.0"
