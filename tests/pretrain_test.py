@@ -104,7 +104,11 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shipped_recipes_train(variant, data_dir):
     """Each recipe's losses start near those of a uniform guess, and reach the parameters they should."""
-    config = shrunk(variant, data_dir, **{"losses.region_only_steps": 0, "model.encoder.visual_gain_init": 0.1})
+    config = shrunk(
+        variant,
+        data_dir,
+        **{"losses.region_only_steps": 0, "losses.region_fixed_until": 0, "model.encoder.visual_gain_init": 0.1},
+    )
     batch = first_batch(config)
     losses, reached = losses_and_gradients(config, batch, build(config))
     assert losses.keys() == VARIANTS[variant]
@@ -146,12 +150,20 @@ def test_the_relationship_loss_wants_the_pooler(data_dir):
         pretrain.build_model(config, nnx.Rngs(0))
 
 
-def test_the_opening_phase_trains_the_region_head_alone(data_dir):
-    config = shrunk("demo", data_dir, **{"losses.region_only_steps": 2})
-    assert pretrain.active_losses(config, 1) == ("region",)
-    assert set(pretrain.active_losses(config, 2)) == VARIANTS["demo"]
-    _, reached = losses_and_gradients(config, first_batch(config), build(config), ("region",))
-    assert reached["region"] and all("c5" in n or "backbone" in n or "region_c" in n for n in reached["region"])
+def test_the_phases_train_what_they_should(data_dir):
+    """The region head alone, then all but it, then everything; what has no gradient is left alone."""
+    config = shrunk("demo", data_dir, **{"losses.region_only_steps": 2, "losses.region_fixed_until": 4})
+    opening, middle, last = (pretrain.active_losses(config, step) for step in (1, 3, 4))
+    assert opening == ("region",) and set(middle) == VARIANTS["demo"] - {"region"} and set(last) == VARIANTS["demo"]
+    batch, model = first_batch(config), build(config)
+    paths = {"/".join(map(str, path)): path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    for names in (opening, middle, last):
+        _, reached = losses_and_gradients(config, batch, model, names)
+        reached = set().union(*reached.values())
+        assert reached and not any(pretrain.is_idle(paths[name], config, names) for name in reached)
+    idle = {name for name, path in paths.items() if pretrain.is_idle(path, config, middle)}
+    assert idle and all("c5" in name or "backbone" in name or "region_c" in name for name in idle)
+    assert not any(pretrain.is_idle(path, config, last) for path in paths.values())
 
 
 def test_examples_first_normalisation(data_dir):
