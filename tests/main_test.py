@@ -192,7 +192,8 @@ def test_a_disk_that_is_really_full(tmp_path):
     run = f'{sys.executable} -c "{PROGRAM}" {TOY} --workdir={tmp_path}/run --config.keep_checkpoints=99 '
     run += "--config.checkpoint_every_steps=1 --config.total_steps=100 --config.eval_every_steps=0"
     look = f"{run} --mode=evaluate"  # reads the newest checkpoint: it is whole
-    steps = f"mount -t tmpfs -o size=300k tmpfs {tmp_path}; {run}; status=$?; {look}; exit $status"
+    steps = f"mount -t tmpfs -o size=300k tmpfs {tmp_path}; {run}; status=$?; rm -r {tmp_path}/run/tensorboard; "
+    steps += f"{look}; exit $status"
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", steps],
         capture_output=True, text=True, cwd=ROOT, timeout=120, env=ENVIRONMENT,

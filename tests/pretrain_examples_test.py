@@ -37,6 +37,7 @@ def config(corpus):
     config.model.feature_size = WIDTH
     config.data.update(dict(data_dir=str(corpus), vocab=str(vocab), max_regions=6, sequence_length=32))
     config.data.update(dict(max_mlm_targets=24, max_mrc_targets=6, num_threads=2, prefetch=2))
+    config.data.update(dict(image_scale=(96, 128), mask_words=0.15))
     return config
 
 

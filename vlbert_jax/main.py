@@ -86,7 +86,8 @@ def main(argv: list[str]) -> int:
         config, workdir, mode = parse(argv)
         sharding.join_hosts()
         jax.config.update("jax_default_prng_impl", config.prng_impl)
-        return run(config, workdir, mode)
+        with checkpoint.disk_full(workdir):  # whatever is being written: rows, events, the report
+            return run(config, workdir, mode)
     except (ValueError, OSError, FloatingPointError, SourceError) as error:
         if os.environ.get("VLBERT_DEBUG"):
             raise
