@@ -1,7 +1,7 @@
 """Time of one training step on whatever device is there.
 
     python benchmarks/train_step.py                     # base_prec and base_e2e in the shapes of the table below
-    python benchmarks/train_step.py --recipe=base_e2e --captions=16 --dtype=bfloat16 --peak_tflops=990
+    python benchmarks/train_step.py --config=base_e2e --captions=16 --dtype=bfloat16 --peak_tflops=990
 
 Times the recipe's own update (forward, backward, clipping, AdamW, dropout on) on synthetic batches that stay on the
 device. FLOP are those of the matrix products and convolutions of the traced step, recomputation left out.
@@ -11,21 +11,25 @@ import argparse
 import functools
 import json
 import math
+import pathlib
 import platform
 import resource
 import statistics
+import sys
 import time
 
 import jax
 import numpy as np
 from jax.extend import core
 
-from configs import pretrain as recipes
-from vlbert_jax import sharding, train
-from vlbert_jax.batch import Batch
-from vlbert_jax.geometry import box_geometry
-from vlbert_jax.sequence import pack
-from vlbert_jax.tasks import pretrain
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # so that it runs without being installed
+
+from configs import pretrain as recipes  # noqa: E402
+from vlbert_jax import sharding, train  # noqa: E402
+from vlbert_jax.batch import Batch  # noqa: E402
+from vlbert_jax.geometry import box_geometry  # noqa: E402
+from vlbert_jax.sequence import pack  # noqa: E402
+from vlbert_jax.tasks import pretrain  # noqa: E402
 
 # Captions (as many text-only sequences beside them), text tokens of each, boxes, image (width, height).
 SHAPES = {
@@ -155,7 +159,7 @@ def measure(name: str, shape: dict, args) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=list(SHAPES), help="default: each of them")
+    parser.add_argument("--config", choices=list(SHAPES), help="default: each of them")
     parser.add_argument("--captions", type=int, help="captions per batch, instead of the table's")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of activations")
     parser.add_argument("--prng", default="rbg", choices=("rbg", "threefry2x32"), help="dropout's generator")
@@ -166,7 +170,7 @@ def main():
     device = jax.devices()[0]
     host = platform.processor() or platform.machine()
     print(f"{jax.device_count()} x {device.device_kind} ({host}), jax {jax.__version__}")
-    for name in [args.recipe] if args.recipe else SHAPES:
+    for name in [args.config] if args.config else SHAPES:
         shape = SHAPES[name] | ({"captions": args.captions} if args.captions else {})
         print(json.dumps(measure(name, shape, args)), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
