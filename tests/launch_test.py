@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -121,8 +122,10 @@ def test_a_restart_that_works_is_a_success(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_the_run_and_nothing_restarts(tmp_path, number):
     body = f"trap 'echo saved > {tmp_path}/saved; exit 1' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
+    # Where the tests themselves run in the background SIGINT is ignored, which a shell cannot undo.
+    start = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
-        [GPU_NODE, *fake_python(tmp_path, body)], cwd=ROOT, start_new_session=True,
+        [sys.executable, "-c", start, GPU_NODE, *fake_python(tmp_path, body)], cwd=ROOT, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
     try:
