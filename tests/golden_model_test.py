@@ -105,7 +105,7 @@ def region_head(case, **options) -> dict:
     blocks = dims["model_layers"][f"resnet{network['IMAGE_NUM_LAYERS']}"]
     return dict(
         backbone=dict(
-            stem_width=dims["PLANES"][0] if "STEM" not in dims else stem_width(case),
+            stem_width=stem_width(case),
             widths=(*dims["PLANES"][:3], dims["ROI_HEAD_PLANES"]),
             blocks=(*blocks[:3], dims["ROI_HEAD_BLOCKS"]),
             strides=(1, 2, 2),

@@ -206,6 +206,11 @@ def loss_weights(config) -> dict[str, float]:
     return {name: config.losses.region if name == "region" else 1.0 for name in LOSSES}
 
 
+def _num_captions(batch: Batch) -> int:
+    """How many of an example's sequences are captions: the first, or none, as without an image all is text alone."""
+    return 0 if batch.boxes is None else 1
+
+
 def _target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]]:
     """Per loss: the weight of each target, and what the weighted sum is divided by.
 
@@ -214,7 +219,7 @@ def _target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array
     """
     masks = {}
     if batch.mlm_mask is not None:
-        captions = 0 if batch.boxes is None else 1  # without an image, every sequence is text alone
+        captions = _num_captions(batch)
         masks["mlm_caption"] = batch.mlm_mask[:, :captions]
         masks["mlm_text"] = batch.mlm_mask[:, captions:]
     if batch.mrc_mask is not None:
@@ -275,7 +280,7 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     if "mlm_caption" in names or "mlm_text" in names:
         logits = model.mlm_logits(states, batch.mlm_positions)
         losses, hits = cross_entropy(logits, batch.mlm_labels), logits.argmax(-1) == batch.mlm_labels
-        captions = 0 if batch.boxes is None else 1
+        captions = _num_captions(batch)
         for name, rows in (("mlm_caption", slice(0, captions)), ("mlm_text", slice(captions, None))):
             if name in names:
                 add(name, losses[:, rows], hits[:, rows], weights[name])
