@@ -145,7 +145,8 @@ def _pool_regions(graphdef, options, c5_state, feature_map, boxes, region_mask, 
     c5 = nnx.merge(graphdef, c5_state)
     b, r = region_mask.shape
     total = b * r
-    chunk = min(chunk, total)
+    chunks = -(-total // chunk)
+    chunk = -(-total // chunks)  # as many chunks as asked for, of even size: the last holds the least padding
     order = jnp.argsort(~region_mask.reshape(total), stable=True)
     place = jnp.argsort(order)  # where each region went
     order = jnp.pad(order, (0, -total % chunk))  # repeats region order[0]; never read back

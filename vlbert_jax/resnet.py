@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -40,16 +41,39 @@ class ConvNorm(nnx.Module):
         kernel = (self.kernel[...] * scale[None, None, None]).astype(self.dtype)
         if kernel.shape[:2] == (1, 1):  # a matrix product, and on CPU several times faster as one in the backward pass
             x = jnp.einsum("bhwi,io->bhwo", x[:, :: self.stride, :: self.stride], kernel[0, 0])
+        elif self.dilation > 1 and self.stride == 1:
+            x = jax.lax.platform_dependent(x, kernel, cpu=self._shifted_products, default=self._convolution)
         else:
-            x = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=[(self.padding, self.padding)] * 2,
-                rhs_dilation=(self.dilation, self.dilation),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            x = self._convolution(x, kernel)
         return x + shift.astype(self.dtype)[None, None, None]
+
+    def _convolution(self, x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=[(self.padding, self.padding)] * 2,
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def _shifted_products(self, x, kernel):
+        """The same as one matrix product per tap, for C5, which runs under `scan` and `cond`: there XLA's CPU compiler
+        makes a naive loop of a convolution's gradient, two hundred times slower than outside.
+        """
+        _, height, width, _ = x.shape
+        pad = (self.padding, self.padding)
+
+        @jax.checkpoint  # keeps x and the kernel, as a convolution does, not nine shifted copies
+        def products(x, kernel):
+            padded, total = jnp.pad(x, ((0, 0), pad, pad, (0, 0))), 0
+            for row, column in np.ndindex(kernel.shape[:2]):
+                top, left = row * self.dilation, column * self.dilation
+                window = padded[:, top : top + height, left : left + width]
+                total += jnp.einsum("bhwi,io->bhwo", window, kernel[row, column])
+            return total
+
+        return products(x, kernel)
 
 
 class Bottleneck(nnx.Module):
