@@ -40,9 +40,9 @@ class ConvNorm(nnx.Module):
         x = x.astype(self.dtype)
         kernel = (self.kernel[...] * scale[None, None, None]).astype(self.dtype)
         if kernel.shape[:2] == (1, 1):  # a matrix product, and on CPU several times faster as one in the backward pass
-            x = jnp.einsum("bhwi,io->bhwo", x[:, :: self.stride, :: self.stride], kernel[0, 0])
+            x = _product(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         elif self.dilation > 1 and self.stride == 1:
-            x = jax.lax.platform_dependent(x, kernel, cpu=self._shifted_products, default=self._convolution)
+            x = jax.lax.platform_dependent(x, kernel, cpu=self._gathered_product, default=self._convolution)
         else:
             x = self._convolution(x, kernel)
         return x + shift.astype(self.dtype)[None, None, None]
@@ -57,23 +57,26 @@ class ConvNorm(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    def _shifted_products(self, x, kernel):
-        """The same as one matrix product per tap, for C5, which runs under `scan` and `cond`: there XLA's CPU compiler
-        makes a naive loop of a convolution's gradient, two hundred times slower than outside.
+    def _gathered_product(self, x, kernel):
+        """The same as one matrix product over gathered taps, for C5, which runs under `scan` and `cond`: there XLA's
+        CPU compiler makes a naive loop of a convolution's gradient, two hundred times slower than outside.
         """
         _, height, width, _ = x.shape
         pad = (self.padding, self.padding)
 
-        @jax.checkpoint  # keeps x and the kernel, as a convolution does, not nine shifted copies
-        def products(x, kernel):
-            padded, total = jnp.pad(x, ((0, 0), pad, pad, (0, 0))), 0
-            for row, column in np.ndindex(kernel.shape[:2]):
-                top, left = row * self.dilation, column * self.dilation
-                window = padded[:, top : top + height, left : left + width]
-                total += jnp.einsum("bhwi,io->bhwo", window, kernel[row, column])
-            return total
+        @jax.checkpoint  # keeps x, as a convolution does, not its copies
+        def product(x, kernel):
+            padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+            corners = [(row * self.dilation, column * self.dilation) for row, column in np.ndindex(kernel.shape[:2])]
+            taps = [padded[:, top : top + height, left : left + width] for top, left in corners]
+            return _product(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
 
-        return products(x, kernel)
+        return product(x, kernel)
+
+
+def _product(x: Float[Array, "b h w i"], kernel: Float[Array, "i o"]) -> Float[Array, "b h w o"]:
+    """Two dimensions: with four, XLA's CPU backend computes the kernel's gradient at 60 % of the speed."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 class Bottleneck(nnx.Module):
