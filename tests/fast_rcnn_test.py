@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from vlbert_jax.fast_rcnn import PIXEL_MEANS, FastRCNN, prepare_pixels
+from vlbert_jax.resnet import ConvNorm
 
 B, R = 8, 5
 
@@ -58,6 +59,20 @@ def test_chunks_and_recomputation_change_nothing(inputs):
     (whole, kernel), (chunked, other_kernel) = results
     np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(other_kernel, kernel, rtol=1e-4, atol=1e-4 * np.abs(kernel).max())
+
+
+def test_a_dilated_convolution_on_cpu_is_that_of_other_devices():
+    """One product over gathered taps against XLA's convolution: values and both gradients, sides that differ."""
+    layer = ConvNorm(3, 5, 3, dilation=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x, pull = rng.normal(size=(2, 7, 6, 3)).astype(np.float32), rng.normal(size=(2, 7, 6, 5)).astype(np.float32)
+    results = [jax.vjp(way, x, layer.kernel[...]) for way in (layer._gathered_product, layer._convolution)]
+    (ours, our_pullback), (expected, pullback) = results
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+        (ours, our_pullback(pull)),
+        (expected, pullback(pull)),
+    )
 
 
 def test_a_region_does_not_depend_on_others(inputs):
