@@ -14,6 +14,8 @@ def trainer() -> ml_collections.ConfigDict:
     config.grad_accumulation_steps = 1  # parts into which a batch is cut; the result is the same
     config.learning_rate = 0.0  # the peak, as it is applied: no scaling by batch size
     config.warmup_steps = 0
+    # A first phase of so many updates (of total_steps), with a rate of its own; what it trains is the task's.
+    config.opening = ml_collections.ConfigDict(dict(steps=0, learning_rate=0.0))
     config.compute_dtype = "bfloat16"  # of activations; parameters and losses are float32
     config.prng_impl = "rbg"  # threefry2x32: dropout does not depend on the mesh, slower
 

@@ -19,7 +19,7 @@ RECORDINGS = [path for folder in FOLDERS for path in sorted((folder / "model").g
 
 
 def make_config(**fields):
-    config = dict(learning_rate=1e-3, warmup_steps=4, total_steps=12)
+    config = dict(learning_rate=1e-3, warmup_steps=4, total_steps=12, opening=dict(steps=0, learning_rate=0.0))
     config["optimizer"] = dict(
         name="adamw", b1=0.9, b2=0.999, eps=1e-6, weight_decay=1e-4, clip_norm=10.0, schedule="triangle"
     )
@@ -80,6 +80,16 @@ def test_schedules(name, expected):
     rates = [schedule(k) for k in range(1, 14)]  # one beyond the end
     np.testing.assert_allclose(rates, 1e-3 * np.array(expected), rtol=1e-6, atol=1e-10)
     assert name == "constant" or rates[11] == 0  # exactly
+
+
+def test_the_opening_has_a_schedule_of_its_own():
+    """Up and down to its own peak; behind it the main schedule starts from 0, as if nothing had been before."""
+    plain = optimizer.learning_rate_schedule(make_config())
+    config = make_config(total_steps=18, **{"opening.steps": 6, "opening.learning_rate": 5e-3})
+    schedule = optimizer.learning_rate_schedule(config)
+    opening = 5e-3 * np.array([0.25, 0.5, 0.75, 1.0, 0.5, 0.0])
+    np.testing.assert_allclose([schedule(k) for k in range(1, 7)], opening, rtol=1e-6, atol=1e-10)
+    np.testing.assert_allclose([schedule(6 + k) for k in range(13)], [plain(k) for k in range(13)], rtol=1e-6)
 
 
 def test_no_warmup_starts_at_the_top():

@@ -108,7 +108,7 @@ def test_shipped_recipes_train(variant, data_dir):
     config = shrunk(
         variant,
         data_dir,
-        **{"losses.region_only_steps": 0, "losses.region_fixed_until": 0, "model.encoder.visual_gain_init": 0.1},
+        **{"opening.steps": 0, "losses.region_fixed_until": 0, "model.encoder.visual_gain_init": 0.1},
     )
     batch = first_batch(config)
     losses, reached = losses_and_gradients(config, batch, build(config))
@@ -151,9 +151,14 @@ def test_the_relationship_loss_wants_the_pooler(data_dir):
         pretrain.build_model(config, nnx.Rngs(0))
 
 
+def test_the_opening_wants_its_loss(data_dir):
+    with pytest.raises(ValueError, match="losses.region=1.0"):
+        pretrain.build_model(shrunk("demo", data_dir, **{"losses.region": 0.0}), nnx.Rngs(0))
+
+
 def test_the_phases_train_what_they_should(data_dir):
     """The region head alone, then all but it, then everything; what has no gradient is left alone."""
-    config = shrunk("demo", data_dir, **{"losses.region_only_steps": 2, "losses.region_fixed_until": 4})
+    config = shrunk("demo", data_dir, **{"opening.steps": 2, "losses.region_fixed_until": 4})
     opening, middle, last = (pretrain.active_losses(config, step) for step in (1, 3, 4))
     assert opening == ("region",) and set(middle) == VARIANTS["demo"] - {"region"} and set(last) == VARIANTS["demo"]
     batch, model = first_batch(config), build(config)
@@ -284,7 +289,7 @@ def test_the_command_from_data_to_report(data_dir, tmp_path):
     ):
         values = functools.reduce(getattr, section.split("."), config)
         flags += [f"--config.{section}.{name}={values[name]}" for name in names]
-    flags += ["--config.losses.region_only_steps=1", "--config.losses.region_fixed_until=2"]
+    flags += ["--config.opening.steps=1", "--config.losses.region_fixed_until=2"]
     command = [sys.executable, "-m", "vlbert_jax.main", "--config=configs/pretrain.py", f"--workdir={tmp_path}", *flags]
     environment = os.environ | {"XLA_FLAGS": ""}  # one device: the batch is small
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)

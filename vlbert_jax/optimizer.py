@@ -17,10 +17,10 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
 
     All three rise linearly from 0 to `learning_rate` at update `warmup_steps`. Then `triangle` falls linearly
     to 0 and `cosine` along half a cosine, both at update `total_steps`: the very last update has rate 0, as
-    in the official code. `constant` stays. Raises ValueError for another name.
+    in the official code. `constant` stays. The `opening` has such a schedule of its own, with its own peak;
+    what comes behind it starts from 0 again and counts on from there. Raises ValueError for another name.
     """
-    name, peak = config.optimizer.schedule, config.learning_rate
-    warmup, total = config.warmup_steps, config.total_steps
+    name, warmup, opening = config.optimizer.schedule, config.warmup_steps, config.opening
     decays = {
         "triangle": lambda left: left,
         "cosine": lambda left: 0.5 - 0.5 * jnp.cos(jnp.pi * left),
@@ -29,12 +29,16 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
     if name not in decays:
         raise ValueError(f"optimizer.schedule is {name!r}; it can be {', '.join(decays)}")
 
-    def rate(update):
+    def phase(update, peak, last):
         rise = update / max(warmup, 1)
-        left = jnp.maximum(total - update, 0) / max(
-            total - warmup, 1
-        )  # 1 at the end of warmup, 0 at the last
+        left = jnp.maximum(last - update, 0) / max(last - warmup, 1)  # 1 at the end of warmup, 0 at the last
         return peak * jnp.where(update < warmup, rise, decays[name](left))
+
+    def rate(update):
+        main = phase(update - opening.steps, config.learning_rate, config.total_steps - opening.steps)
+        if not opening.steps:
+            return main
+        return jnp.where(update <= opening.steps, phase(update, opening.learning_rate, opening.steps), main)
 
     return rate
 

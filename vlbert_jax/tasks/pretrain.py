@@ -131,7 +131,9 @@ class PretrainingModel(nnx.Module):
 
 
 def build_model(config, rngs: nnx.Rngs) -> PretrainingModel:
-    """The model of a config; see configs/pretrain.py for the fields."""
+    """The model of a config; see configs/pretrain.py for the fields. Raises ValueError if they contradict each other."""
+    if config.opening.steps and not config.losses.region:
+        raise ValueError("config.opening.steps trains the region head alone: set config.losses.region=1.0 with it")
     model, dtype = config.model, jnp.dtype(config.compute_dtype)
     head = dict(model.region_head)
     frozen_stages = tuple(head.pop("frozen_stages"))
@@ -189,7 +191,7 @@ def active_losses(config, step: int) -> tuple[str, ...]:
     as it is for a while; afterwards everything is trained.
     """
     losses = config.losses
-    if step < losses.region_only_steps:
+    if step < config.opening.steps:
         return ("region",)
     on = dict(
         mlm_caption=losses.mlm,
