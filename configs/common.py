@@ -50,7 +50,8 @@ def encoder(size: str) -> ml_collections.ConfigDict:
             num_segments=3,
             dropout_rate=0.1,
             init_deviation=0.02,  # of embeddings and kernels
-            visual_gain_init=0.0,  # of the two visual layer norms: at step 0 the network is BERT
+            text_visual_gain_init=0.0,  # of the layer norm of what words carry of the image, and
+            region_visual_gain_init=0.0,  # of what regions carry: with 0, at step 0 the network is BERT
             pooler=False,  # tanh layer on [CLS]; needed by the relationship loss and VCR
             scan_layers=True,  # False compiles longer and is a little faster
             remat="none",  # recompute in the backward pass: none | dots | full

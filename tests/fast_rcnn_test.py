@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from vlbert_jax.fast_rcnn import PIXEL_MEANS, FastRCNN, prepare_pixels
-from vlbert_jax.resnet import ConvNorm
+from vlbert_jax.resnet import ConvNorm, max_pool
 
 B, R = 8, 5
 
@@ -73,6 +73,20 @@ def test_a_dilated_convolution_on_cpu_is_that_of_other_devices():
         (ours, our_pullback(pull)),
         (expected, pullback(pull)),
     )
+
+
+@pytest.mark.parametrize("sides", [(8, 6), (7, 6), (8, 5), (1, 3)], ids=str)
+def test_max_pool(sides):
+    """Against a maximum over each window, written out; the gradient goes to the largest entry."""
+    x = np.random.default_rng(0).permutation(2 * sides[0] * sides[1]).reshape(1, *sides, 2) - 5.0
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    starts = [range(0, side, 2) for side in sides]
+    windows = [[padded[:, i : i + 3, j : j + 3] for j in starts[1]] for i in starts[0]]
+    expected = np.stack([np.stack([w.max((1, 2)) for w in row], 1) for row in windows], 1)
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), expected)
+    gradient = jax.grad(lambda x: max_pool(x).sum())(jnp.asarray(x))
+    counts = [(x == top).astype(int) for top in expected.reshape(-1, 2)]
+    np.testing.assert_array_equal(gradient, sum(counts))
 
 
 def test_a_region_does_not_depend_on_others(inputs):

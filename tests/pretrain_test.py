@@ -108,7 +108,7 @@ def test_shipped_recipes_train(variant, data_dir):
     config = shrunk(
         variant,
         data_dir,
-        **{"opening.steps": 0, "losses.region_fixed_until": 0, "model.encoder.visual_gain_init": 0.1},
+        **{"opening.steps": 0, "losses.region_fixed_until": 0, "model.encoder.region_visual_gain_init": 0.1},
     )
     batch = first_batch(config)
     losses, reached = losses_and_gradients(config, batch, build(config))
@@ -198,7 +198,7 @@ def test_no_target_is_no_loss(data_dir):
 
 def test_blind_twins_see_nothing(data_dir):
     """A caption without its image does not change with the image; regions without words do not change with them."""
-    config = shrunk("base_e2e", data_dir, **{"model.encoder.visual_gain_init": 1.0})
+    config = shrunk("base_e2e", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
     batch, model = first_batch(config), build(config)
     other = batch.replace(image=255 - batch.image, boxes=batch.boxes + 1)
     vocab_size = config.model.encoder.vocab_size

@@ -27,7 +27,8 @@ class EncoderConfig:
     num_segments: int = 3
     dropout_rate: float = 0.1
     init_deviation: float = 0.02  # of embeddings and kernels
-    visual_gain_init: float = 0.0
+    text_visual_gain_init: float = 0.0
+    region_visual_gain_init: float = 0.0
     visual_size: int = 0  # width of the visual vectors where it is not hidden_size
     visual_layer_norm: bool = True  # False: one learned factor instead
     pooler: bool = False

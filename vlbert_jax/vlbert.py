@@ -39,11 +39,11 @@ class VLBert(nnx.Module):
 
         self.text_resize, self.region_resize = resizing(), resizing()
         if config.visual_layer_norm:
-            self.text_visual_norm = layer_norm(size, config.dtype, rngs, gain=config.visual_gain_init)
-            self.region_visual_norm = layer_norm(size, config.dtype, rngs, gain=config.visual_gain_init)
+            self.text_visual_norm = layer_norm(size, config.dtype, rngs, gain=config.text_visual_gain_init)
+            self.region_visual_norm = layer_norm(size, config.dtype, rngs, gain=config.region_visual_gain_init)
         else:
-            self.text_visual_norm = Factor(config.visual_gain_init)
-            self.region_visual_norm = Factor(config.visual_gain_init)
+            self.text_visual_norm = Factor(config.text_visual_gain_init)
+            self.region_visual_norm = Factor(config.region_visual_gain_init)
         self.embedding_norm = layer_norm(size, config.dtype, rngs)
         self.encoder = Encoder(config, rngs)
         self.pooler = dense(size, size, ("embed", None), config, rngs) if config.pooler else None

@@ -131,7 +131,7 @@ class PretrainingModel(nnx.Module):
 
 
 def build_model(config, rngs: nnx.Rngs) -> PretrainingModel:
-    """The model of a config; see configs/pretrain.py for the fields. Raises ValueError if they contradict each other."""
+    """The model of a config; see configs/pretrain.py for the fields. Raises ValueError where they contradict."""
     if config.opening.steps and not config.losses.region:
         raise ValueError("config.opening.steps trains the region head alone: set config.losses.region=1.0 with it")
     model, dtype = config.model, jnp.dtype(config.compute_dtype)
