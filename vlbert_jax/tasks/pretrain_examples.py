@@ -380,7 +380,13 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
 
 
 def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
-    """This host's part of the evaluation split, every record once: `captions`, and `text` if mixed in.
+    """This host's part of the evaluation split, every record once: `captions`, and `text` if mixed in."""
+    parts = eval_parts(config, process_index, process_count)
+    return {name: itertools.chain.from_iterable(part) for name, part in parts.items()}
+
+
+def eval_parts(config, process_index: int, process_count: int) -> dict[str, list[Iterator[Batch]]]:
+    """The same, with the captions of each orientation apart.
 
     Masks are drawn from the record's number alone. All hosts get as many batches, filled up with empty ones.
     """
@@ -389,10 +395,7 @@ def eval_batches(config, process_index: int, process_count: int) -> dict[str, It
     if config.losses.text_only:
         subsets["text"] = [_text(config, config.data.eval_split)]
     return {
-        name: itertools.chain.from_iterable(
-            _batches(data.in_order(part.numbers, part.evaluate, empty_example, **share), config)
-            for part in parts
-        )
+        name: [_batches(data.in_order(part.numbers, part.evaluate, empty_example, **share), config) for part in parts]
         for name, parts in subsets.items()
     }
 

@@ -10,7 +10,7 @@ from flax import nnx
 from vlbert_jax import report
 from vlbert_jax.batch import Batch
 from vlbert_jax.tasks import pretrain
-from vlbert_jax.tasks.pretrain_examples import eval_batches, tokenizer_of
+from vlbert_jax.tasks.pretrain_examples import eval_parts, tokenizer_of
 
 NUM_CARDS = 12
 TOP = 5
@@ -40,16 +40,8 @@ def predicted_cards(model, config) -> list[report.Card]:
         return []
     graphdef, state = nnx.split(model)
     guess = jax.jit(lambda state, batch: _guess(nnx.merge(graphdef, state), batch, config))
-    cards, wanted = [], []
-    for batch in eval_batches(config, 0, 1)["captions"]:
-        shape = batch.image.shape[1:3]
-        if shape in wanted:
-            continue
-        wanted.append(shape)
-        guesses = jax.device_get(guess(state, batch))
-        cards.append(_cards(batch, guesses, config))
-        if len(wanted) == (2 if config.data.one_orientation else 1):
-            break
+    batches = [next(part) for part in eval_parts(config, 0, 1)["captions"]]
+    cards = [_cards(batch, jax.device_get(guess(state, batch)), config) for batch in batches]
     # In turn, so that both orientations are seen.
     mixed = [card for group in itertools.zip_longest(*cards) for card in group if card is not None]
     return mixed[:NUM_CARDS]
