@@ -105,11 +105,8 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shipped_recipes_train(variant, data_dir):
     """Each recipe's losses start near those of a uniform guess, and reach the parameters they should."""
-    config = shrunk(
-        variant,
-        data_dir,
-        **{"opening.steps": 0, "losses.region_fixed_until": 0, "model.encoder.region_visual_gain_init": 0.1},
-    )
+    gains = {f"model.encoder.{kind}_visual_gain_init": 0.1 for kind in ("text", "region")}
+    config = shrunk(variant, data_dir, **{"opening.steps": 0, "losses.region_fixed_until": 0}, **gains)
     batch = first_batch(config)
     losses, reached = losses_and_gradients(config, batch, build(config))
     assert losses.keys() == VARIANTS[variant]
