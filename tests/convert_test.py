@@ -62,7 +62,7 @@ def small():
     config = recipes.demo()
     config.data.hide_pixels = False
     config.model.region_head.blocks = (1, 2, 1, 2)
-    config.losses.region = 0.0
+    config.losses.region = config.opening.steps = 0
     state = abstract(config)
     for path, array in random_like(state, seed=2).items():
         dict(nnx.to_flat_state(state))[path].set_value(jnp.asarray(array))
