@@ -36,9 +36,7 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
 
     def rate(update):
         main = phase(update - opening.steps, config.learning_rate, config.total_steps - opening.steps)
-        if not opening.steps:
-            return main
-        return jnp.where(update <= opening.steps, phase(update, opening.learning_rate, opening.steps), main)
+        return jnp.where(update > opening.steps, main, phase(update, opening.learning_rate, opening.steps))
 
     return rate
 

@@ -38,12 +38,12 @@ class VLBert(nnx.Module):
             return dense(visual_size, size, (None, "embed"), config, rngs) if resize else None
 
         self.text_resize, self.region_resize = resizing(), resizing()
-        if config.visual_layer_norm:
-            self.text_visual_norm = layer_norm(size, config.dtype, rngs, gain=config.text_visual_gain_init)
-            self.region_visual_norm = layer_norm(size, config.dtype, rngs, gain=config.region_visual_gain_init)
-        else:
-            self.text_visual_norm = Factor(config.text_visual_gain_init)
-            self.region_visual_norm = Factor(config.region_visual_gain_init)
+
+        def visual_norm(gain):
+            return layer_norm(size, config.dtype, rngs, gain=gain) if config.visual_layer_norm else Factor(gain)
+
+        self.text_visual_norm = visual_norm(config.text_visual_gain_init)
+        self.region_visual_norm = visual_norm(config.region_visual_gain_init)
         self.embedding_norm = layer_norm(size, config.dtype, rngs)
         self.encoder = Encoder(config, rngs)
         self.pooler = dense(size, size, ("embed", None), config, rngs) if config.pooler else None
