@@ -7,11 +7,11 @@ from jaxtyping import Array, Float, Int
 
 from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
 from vlbert_jax.encoder import EncoderConfig, dense, gelu, keys, layer_norm
-from vlbert_jax.fast_rcnn import GEOMETRY_SIZE, FastRCNN, prepare_pixels
+from vlbert_jax.fast_rcnn import GEOMETRY_SIZE
+from vlbert_jax.tasks.model import PredictionHead, VisualLinguisticModel, at, is_frozen, model_options
 from vlbert_jax.tasks.pretrain_examples import eval_batches, tokenizer_of, train_batches, word_ids
-from vlbert_jax.vlbert import VLBert
 
-__all__ = ["eval_batches", "train_batches"]  # parts of the task protocol that live in pretrain_examples
+__all__ = ["eval_batches", "is_frozen", "train_batches"]  # parts of the task protocol that live elsewhere
 
 LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region")
 NUM_GROUPS = 3  # groups whose scores are reported apart
@@ -39,20 +39,8 @@ class MLMHead(nnx.Module):
         return logits + jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
 
 
-class MRCHead(nnx.Module):
-    """Hidden layer and GELU, without a norm, then the detector's classes."""
-
-    def __init__(self, config: EncoderConfig, num_classes: int, rngs: nnx.Rngs):
-        size = config.hidden_size
-        self.transform = dense(size, size, ("embed", None), config, rngs)
-        self.classes = dense(size, num_classes, ("embed", None), config, rngs)
-
-    def __call__(self, states: Float[Array, "... d"]) -> Float[Array, "... c"]:
-        return self.classes(gelu(self.transform(states))).astype(jnp.float32)
-
-
-class PretrainingModel(nnx.Module):
-    """Region head, VL-BERT and the pre-training heads."""
+class PretrainingModel(VisualLinguisticModel):
+    """VL-BERT and the pre-training heads."""
 
     def __init__(
         self,
@@ -66,12 +54,9 @@ class PretrainingModel(nnx.Module):
     ):
         if relationship and not encoder.pooler:
             raise ValueError("the relationship loss reads the pooler: set model.encoder.pooler=True with it")
-        self.fast_rcnn = FastRCNN(
-            **fast_rcnn, hidden_size=encoder.visual_size or encoder.hidden_size, rngs=rngs
-        )
-        self.vlbert = VLBert(encoder, rngs)
+        super().__init__(encoder, fast_rcnn, rngs)
         self.mlm_head = MLMHead(encoder, self.vlbert.token_embeddings.shape[0], rngs)
-        self.mrc_head = MRCHead(encoder, num_region_classes, rngs)
+        self.mrc_head = PredictionHead(encoder, num_region_classes, rngs)
         size = encoder.hidden_size
         self.relationship_head = dense(size, 2, ("embed", None), encoder, rngs) if relationship else None
         feature_size = self.fast_rcnn.projection.kernel.shape[0] - GEOMETRY_SIZE
@@ -82,49 +67,15 @@ class PretrainingModel(nnx.Module):
         )
         self.region_classifier = classifier
 
-    def appearance(self, batch: Batch) -> Float[Array, "b r g"] | None:
-        """Pooled or precomputed features of the regions, before projection."""
-        if batch.image is None:
-            return batch.region_features
-        blanked = batch.region_hidden if self.fast_rcnn.hidden_appearance is None else None
-        pixels = prepare_pixels(batch.image, batch.image_size, batch.boxes, blanked)
-        return self.fast_rcnn.appearance(pixels, batch.boxes, batch.region_mask, batch.region_shapes)
-
-    def region_states(self, batch: Batch, appearance, key=None) -> Float[Array, "b r d"] | None:
-        """The visual vector of each region; None without an image."""
-        if appearance is None:
-            return None
-        return self.fast_rcnn.project(
-            appearance,
-            batch.boxes,
-            batch.image_size,
-            batch.region_mask,
-            batch.region_hidden,
-            batch.box_geometry,
-            key,
-        )
-
-    def encode(self, batch: Batch, region_states, key=None) -> Float[Array, "b n s d"]:
-        return self.vlbert(
-            batch.token_ids,
-            batch.region_ids,
-            batch.segment_ids,
-            batch.position_ids,
-            batch.element_mask,
-            region_states,
-            key,
-        )
-
     def mlm_logits(
         self, states: Float[Array, "b n s d"], positions: Int[Array, "b n m"]
     ) -> Float[Array, "b n m v"]:
-        chosen = jnp.take_along_axis(states, positions[..., None], axis=2)
-        return self.mlm_head(chosen, self.vlbert.token_embeddings[...])
+        return self.mlm_head(at(states, positions), self.vlbert.token_embeddings[...])
 
     def mrc_logits(
         self, states: Float[Array, "b n s d"], positions: Int[Array, "b k"]
     ) -> Float[Array, "b k c"]:
-        return self.mrc_head(jnp.take_along_axis(states[:, 0], positions[..., None], axis=1))
+        return self.mrc_head(at(states[:, 0], positions))
 
     def relationship_logits(self, states: Float[Array, "b n s d"]) -> Float[Array, "b 2"]:
         return self.relationship_head(self.vlbert.pool(states[:, 0])).astype(jnp.float32)
@@ -134,43 +85,15 @@ def build_model(config, rngs: nnx.Rngs) -> PretrainingModel:
     """The model of a config; see configs/pretrain.py for the fields. Raises ValueError where they contradict."""
     if config.opening.steps and not config.losses.region:
         raise ValueError("config.opening.steps trains the region head alone: set config.losses.region=1.0 with it")
-    model, dtype = config.model, jnp.dtype(config.compute_dtype)
-    head = dict(model.region_head)
-    frozen_stages = tuple(head.pop("frozen_stages"))
-    if not model.train_region_head:
-        frozen_stages = (1, 2, 3, 4, 5)
-    del head["frozen_batch_norm"]  # read by is_frozen
-    backbone = {
-        name: head.pop(name) for name in ("stem_width", "widths", "blocks", "strides", "stride_in_1x1")
-    }
+    encoder, fast_rcnn = model_options(config)
     return PretrainingModel(
-        EncoderConfig(**model.encoder, dtype=dtype),
-        dict(
-            backbone=dict(backbone, frozen_stages=frozen_stages) if config.data.features == "image" else None,
-            feature_size=model.feature_size,
-            frozen_c5=5 in frozen_stages,
-            hidden_vector=not config.data.hide_pixels,
-            dtype=dtype,
-            **head,
-        ),
-        model.num_region_classes,
+        encoder,
+        fast_rcnn | dict(hidden_vector=not config.data.hide_pixels),
+        config.model.num_region_classes,
         relationship=config.losses.relationship,
         region_classifier=config.losses.region > 0,
         rngs=rngs,
     )
-
-
-def is_frozen(path: tuple, config) -> bool:
-    """Frozen: batch norm and the first stages as configured, or all convolutions of the region head."""
-    if path[0] != "fast_rcnn" or path[1] not in ("backbone", "c5"):
-        return False
-    if not config.model.train_region_head:
-        return True
-    head = config.model.region_head
-    if head.frozen_batch_norm and path[-1] in ("gain", "offset"):
-        return True
-    stage = 5 if path[1] == "c5" else 1 if path[2] == "stem" else 2 + int(path[3])
-    return stage in head.frozen_stages
 
 
 def is_idle(path: tuple, config, names: tuple[str, ...]) -> bool:
