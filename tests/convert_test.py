@@ -1,187 +1,472 @@
-"""The name table: every official tensor has one place in ours, and comes back from it bit for bit."""
+"""The conversion tool: every kind of source to every format and back, bit for bit, and what it refuses."""
 
-import logging
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weights_case
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from weights_case import caffe_file, fill, fine_tuned, official_shapes, shrunk
 
-from configs import pretrain as recipes
-from vlbert_jax import convert
-from vlbert_jax.tasks import pretrain
+from vlbert_jax import convert, names, weights
 
-NAMES = Path(__file__).parent / "golden/names"
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
-
-def official_shapes(variant: str) -> dict[str, tuple[int, ...]]:
-    lines = (NAMES / f"names_{variant}.tsv").read_text().splitlines()
-    pairs = (line.removeprefix("module.").split("\t") for line in lines)
-    return {name: tuple(int(n) for n in shape.strip("[]").split(",") if n.strip()) for name, shape in pairs}
-
-
-def abstract(config):
-    return nnx.state(nnx.eval_shape(lambda: pretrain.build_model(config, nnx.Rngs(0))))
+VARIANTS = ["base_e2e", "base_prec", "large_e2e", "large_prec"]
+ODD = dict(
+    hidden_size=96, num_hidden_layers=3, num_attention_heads=6, intermediate_size=200, vocab_size=333,
+    max_position_embeddings=40,
+)  # fmt: skip
+NARROW = dict(ODD, hidden_size=20, num_attention_heads=4, vocab_size=128, num_hidden_layers=1)
 
 
-def shapes(state) -> dict[tuple, tuple[int, ...]]:
-    return {path: v.shape for path, v in nnx.to_flat_state(state)}
+def run(*args, capsys=None, code: int = 0) -> str:
+    """The tool's output; its status has to be `code`."""
+    status = convert.main([str(arg) for arg in args])
+    out = capsys.readouterr() if capsys else None
+    assert status == code, out
+    return out.out + out.err if out else ""
 
 
-@pytest.mark.parametrize("variant", ["base_e2e", "base_prec", "large_e2e", "large_prec"])
-def test_every_official_name_has_one_place(variant):
-    config = getattr(recipes, variant)()
-    entries = list(convert.name_table(shapes(abstract(config)), config.model.encoder.vocab_size))
-    ours = {entry.official for entry in entries}
-    assert len(ours) == len(entries)
-    assert ours == {name for name in official_shapes(variant) if not convert.DUPLICATE.match(name)}
+def save_model(path: Path, tensors: dict, legacy: bool = False, **others) -> Path:
+    """A file as the official trainer writes it; tensors that are one array share their storage."""
+    shared = {id(array): torch.from_numpy(np.asarray(array)) for array in tensors.values()}
+    state = {name: shared[id(array)] for name, array in tensors.items()}
+    torch.save({"state_dict": state, **others}, path, _use_new_zipfile_serialization=not legacy)
+    return path
 
 
-@pytest.mark.parametrize("variant", ["base_e2e", "base_prec", "large_e2e", "large_prec"])
-def test_parameter_counts_are_the_official_ones(variant):
-    """Trained and frozen parameters, without the statistics of batch norm and the rows that pad the token table."""
-    config = getattr(recipes, variant)()
-    official = sum(
-        int(np.prod(shape))
-        for name, shape in official_shapes(variant).items()
-        if not convert.DUPLICATE.match(name) and "running_" not in name
-    )
-    params = nnx.filter_state(abstract(config), nnx.Param)
-    rows = params["vlbert"]["token_embeddings"].shape[0]
-    padding = rows - config.model.encoder.vocab_size - convert.END - 1
-    padding = padding * config.model.encoder.hidden_size + rows - config.model.encoder.vocab_size  # table, MLM bias
-    assert sum(int(np.prod(shape)) for shape in shapes(params).values()) - padding == official
+def load_model(path: Path) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in torch.load(path, weights_only=True)["state_dict"].items()}
 
 
-@pytest.fixture(scope="module")
-def small():
-    """A small model of both kinds of weights, and its vocabulary size."""
-    config = recipes.demo()
-    config.data.hide_pixels = False
-    config.model.region_head.blocks = (1, 2, 1, 2)
-    config.losses.region = config.opening.steps = 0
-    state = abstract(config)
-    for path, array in random_like(state, seed=2).items():
-        dict(nnx.to_flat_state(state))[path].set_value(jnp.asarray(array))
-    return config, state, config.model.encoder.vocab_size
+def assert_equal(ours: dict, theirs: dict):
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        assert ours[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
-def random_like(state, seed=0):
-    rng = np.random.default_rng(seed)
-    return {path: rng.normal(size=v.shape).astype(np.float32) for path, v in nnx.to_flat_state(state)}
+def bert(folder: Path, seed: int = 0, **sizes) -> Path:
+    torch.manual_seed(seed)
+    model = transformers.BertForPreTraining(transformers.BertConfig(**sizes))
+    for parameter in model.parameters():  # biases and norms too
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
 
 
-def test_round_trips_bit_for_bit(small):
-    _, state, vocab_size = small
-    official = convert.to_official(random_like(state), vocab_size)
-    rng = np.random.default_rng(1)
-    for name, array in official.items():
-        if not convert.DUPLICATE.match(name):
-            official[name] = rng.normal(size=array.shape).astype(np.float32)
-    ours, report = convert.from_official(
-        {f"module.{k}": v for k, v in official.items()}, random_like(state), vocab_size
-    )
-    assert report.missing == report.unused == []
-    back = convert.to_official(ours, vocab_size)
-    assert back.keys() == official.keys()
-    for name, array in back.items():
-        if not convert.DUPLICATE.match(name):
-            np.testing.assert_array_equal(array, official[name], err_msg=name)
+# --- There and back ---------------------------------------------------------------------------------------------------
 
 
-def test_another_size_is_refused(small):
-    _, state, vocab_size = small
-    official = convert.to_official(random_like(state), vocab_size)
-    official["vlbert.encoder.layer.1.attention.self.query.weight"] = np.zeros((3, 3), np.float32)
-    with pytest.raises(ValueError, match="layer.1.attention.self.query.weight has shape .3, 3."):
-        convert.from_official(official, random_like(state), vocab_size)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_official_to_ours_and_back(variant, legacy, tmp_path, capsys):
+    """All names of the released models, through files."""
+    tensors = fill(shrunk(official_shapes(variant)))
+    source = save_model(tmp_path / "given.model", tensors, legacy, optimizer={"state": {0: {"m": torch.zeros(3)}}})
+    said = run(source, tmp_path / "ours", "--num_heads=4", capsys=capsys)
+    assert "VL-BERT, pretrain in pytorch" in said and "newly" not in said and "unknown" not in said
+    assert "dropped: optimizer state" in said
+    run(tmp_path / "ours", tmp_path / "back.model", "--strict")
+    assert_equal(load_model(tmp_path / "back.model"), tensors)
+    run(tmp_path / "ours", tmp_path / "back.safetensors")
+    assert_equal(load_file(tmp_path / "back.safetensors"), tensors)
 
 
-def to_bert(official: dict) -> dict:
-    """Official names back to those of an old BERT file, with two segments."""
-    bert = {}
-    for name, array in official.items():
-        name = name.removeprefix("vlbert.")
-        if name.startswith(("encoder.", "mlm_head.")):
-            new = f"bert.{name}" if name.startswith("encoder.") else name.replace("mlm_head", "cls")
-        elif name.endswith("_embeddings.weight") and "object" not in name:
-            new, array = f"bert.embeddings.{name}", array[:2] if name.startswith("token_type") else array
-        elif name.startswith("embedding_LayerNorm"):
-            new = f"bert.embeddings.{name.removeprefix('embedding_')}"
-        else:
-            continue
-        old = new.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        bert[old] = np.ascontiguousarray(array)
-    return bert
-
-
-def to_resnet(official: dict) -> dict:
-    renamed = {
-        name.replace(convert.C5_NAME, "layer4").replace("image_feature_extractor.backbone.", ""): np.ascontiguousarray(
-            a
-        )
-        for name, a in official.items()
-        if name.startswith((convert.C5_NAME, "image_feature_extractor.backbone."))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_released_size(variant):
+    """The four models at full size, every number, in memory."""
+    shapes = official_shapes(variant)
+    tensors = {
+        names.plain_name(name): np.broadcast_to(np.float32(i), shape) for i, (name, shape) in enumerate(shapes.items())
     }
-    return {name: array for name, array in renamed.items() if "num_batches" not in name}
-
-
-def test_a_run_starts_from_bert_and_resnet(small, tmp_path, caplog):
-    _, state, vocab_size = small
-    params, constants = nnx.split_state(state, nnx.Param, ...)
-    official = convert.to_official(random_like(state), vocab_size)
-    save_file(to_bert(official), tmp_path / "bert.safetensors")
-    save_file(to_resnet(official), tmp_path / "resnet.safetensors")
-    caplog.set_level(logging.INFO)
-    loaded, constants = convert.load_into(
-        params, constants, vocab_size, bert=tmp_path / "bert.safetensors", resnet=tmp_path / "resnet.safetensors"
+    tensors[names.DECODER] = tensors.get(names.WORDS)
+    source = weights.Weights(
+        variant,
+        "vlbert",
+        "pytorch",
+        {name: a for name, a in tensors.items() if names.reason_not_wanted(name) not in ("duplicate", "batch counter")},
     )
-    arrays = {path: np.asarray(v[...]) for s in (loaded, constants) for path, v in nnx.to_flat_state(s)}
-    ours = convert.to_official(arrays, vocab_size)
-    for name in ("vlbert.encoder.layer.1.output.LayerNorm.weight", "vlbert.word_embeddings.weight"):
-        np.testing.assert_array_equal(ours[name], official[name])
-    segments = "vlbert.token_type_embeddings.weight"
-    np.testing.assert_array_equal(ours[segments][:2], official[segments][:2])
-    np.testing.assert_array_equal(ours[segments][2], params["vlbert"]["segment_embeddings"][...][2])
-    for name in ("image_feature_extractor.backbone.layer1.0.bn2.running_var", f"{convert.C5_NAME}.1.conv2.weight"):
-        np.testing.assert_array_equal(ours[name], official[name])
-    assert "fast_rcnn: from init.resnet" in caplog.text
-    assert "vlbert: from init.bert" in caplog.text
+    config = convert.model_config(source, "pretrain")
+    state = nnx.state(nnx.eval_shape(lambda: convert.MODELS["pretrain"](config, nnx.Rngs(0))))
+    flat = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
+    found = names.match(source.tensors, flat, config.model.encoder.vocab_size)
+    assert found.missing == found.unused == []
+    for path, shape in flat.items():
+        array = np.empty(shape, np.float32)
+        found.fill(array, path, source.tensors)
+        for entry in found.entries[path]:
+            back = entry.to_official(entry.part(array))
+            np.testing.assert_array_equal(back, source.tensors[entry.official], err_msg=entry.official)
 
 
-def test_a_run_starts_from_an_official_file(small, tmp_path):
-    torch = pytest.importorskip("torch")
-    _, state, vocab_size = small
-    params, constants = nnx.split_state(state, nnx.Param, ...)
-    official = convert.to_official(random_like(state), vocab_size)
-    halves = {f"module.{k}": torch.from_numpy(np.ascontiguousarray(a)).half() for k, a in official.items()}
-    torch.save({"state_dict": halves, "optimizer": {"state": {}}}, tmp_path / "vl-bert.model")
-    loaded, _ = convert.load_into(params, constants, vocab_size, checkpoint=tmp_path / "vl-bert.model")
-    kernel = np.asarray(loaded["mrc_head"]["transform"]["kernel"][...])
-    name = "vlbert.mvrc_head.transform.dense.weight"
-    np.testing.assert_array_equal(kernel, official[name].T.astype(np.float16).astype(np.float32))
+@pytest.mark.parametrize("task", ["vqa", "vcr", "refcoco"])
+def test_fine_tuned_models(task, tmp_path, capsys):
+    tensors = fine_tuned(task)
+    source = save_model(tmp_path / "given.model", tensors)
+    said = run(source, tmp_path / "ours", "--num_heads=4", capsys=capsys)
+    assert f"VL-BERT, {task} in" in said
+    run(tmp_path / "ours", tmp_path / "back.pt", "--strict")
+    assert_equal(load_model(tmp_path / "back.pt"), tensors)
+    assert json.loads((tmp_path / "ours/config.json").read_text())["task"] == task
 
 
-def test_files_that_are_no_weights(small, tmp_path):
-    _, state, vocab_size = small
-    params, constants = nnx.split_state(state, nnx.Param, ...)
-    with pytest.raises(FileNotFoundError, match="no weights at"):
-        convert.load_into(params, constants, vocab_size, bert=tmp_path / "absent.safetensors")
+def test_halves_become_single_precision(tmp_path):
+    tensors = fill(shrunk(official_shapes("base_prec")))
+    halves = {name: a.astype(np.float16) for name, a in tensors.items()}
+    run(save_model(tmp_path / "half.model", halves), tmp_path / "single.pt", "--num_heads=4")
+    assert_equal(load_model(tmp_path / "single.pt"), {n: a.astype(np.float32) for n, a in halves.items()})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_other_precisions(dtype, tmp_path):
+    tensors = fill(shrunk(official_shapes("base_prec")))
+    source = save_model(tmp_path / "given.model", tensors)
+    for target in ("half.pt", "half.safetensors"):
+        run(source, tmp_path / target, f"--dtype={dtype}", "--num_heads=4")
+        read = weights.read(tmp_path / target).tensors[names.SEGMENTS]
+        expected = tensors[f"module.{names.SEGMENTS}"].astype(convert.DTYPES[dtype]).astype(np.float32)
+        np.testing.assert_array_equal(read, expected)
+
+
+@pytest.mark.parametrize("sizes", [ODD, NARROW], ids=["odd", "narrow"])
+def test_hugging_face_to_ours_and_back(sizes, tmp_path):
+    source = bert(tmp_path / "bert", **sizes)
+    run(source, tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "back", "--format=hf", "--dtype=float32")
+    assert_equal(load_file(tmp_path / "back/model.safetensors"), load_file(source / "model.safetensors"))
+    model = transformers.BertForPreTraining.from_pretrained(tmp_path / "back")
+    given = transformers.BertForPreTraining.from_pretrained(source)
+    for (name, ours), (_, theirs) in zip(model.state_dict().items(), given.state_dict().items(), strict=True):
+        assert torch.equal(ours, theirs), name
+    config = transformers.BertModel.from_pretrained(tmp_path / "back").config
+    assert config.num_attention_heads == sizes["num_attention_heads"]
+
+
+def test_bert_files_of_all_kinds(tmp_path):
+    """Old spelling, no prefix, no heads, in shards: the same weights."""
+    folder = bert(tmp_path / "bert", **ODD)
+    state = {name: torch.from_numpy(a) for name, a in load_file(folder / "model.safetensors").items()}
+    expected = weights.read(folder).tensors
+    old = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): a
+        for n, a in state.items()
+    }
+    old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
+    torch.save(old, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert_equal(weights.read(tmp_path / "pytorch_model.bin").tensors, expected)
+
+    bare = {n.removeprefix("bert."): a for n, a in state.items() if n.startswith("bert.")}
+    torch.save(bare | {"embeddings.position_ids": torch.arange(40)[None]}, tmp_path / "bare.bin")
+    read = convert.prepare(tmp_path / "bare.bin")
+    assert read.unknown == [] and read.absent == []
+    assert_equal({n: read.tensors[n] for n in read.found.matched}, {n: expected[n] for n in read.found.matched})
+
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "config.json").write_text((folder / "config.json").read_text())
+    where = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(state)}
+    for part in set(where.values()):
+        save_file({name: state[name].numpy() for name in state if where[name] == part}, parts / part)
+    (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    read = weights.read(parts)
+    assert_equal(read.tensors, expected)
+    assert read.num_heads == 6
+    (parts / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model-00002-of-00002.safetensors, absent"):
+        weights.read(parts)
+
+
+@pytest.mark.parametrize("sizes", [dict(), ODD, NARROW], ids=["base", "odd", "narrow"])
+def test_forward_equals_hugging_face(sizes, tmp_path):
+    """Hidden states and MLM logits of text, within 1e-5: PyTorch's BERT and ours from the converted folder."""
+    source = bert(tmp_path / "bert", **sizes)
+    run(source, tmp_path / "ours")
+    conversion = convert.prepare(tmp_path / "ours")
+    params, constants = convert.arrays_of(conversion, None)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: convert.MODELS["pretrain"](conversion.config, nnx.Rngs(0))))
+    flat = {**weights.flat({"params": params}), **weights.flat({"constants": constants})}
+    for path, variable in nnx.to_flat_state(abstract):
+        variable.set_value(jnp.asarray(flat[tuple(map(str, path))]))
+    model = nnx.merge(graphdef, abstract)
+
+    torch_model = transformers.BertForPreTraining.from_pretrained(source).eval()
+    rng, vocab_size = np.random.default_rng(0), torch_model.config.vocab_size
+    ids, segments = rng.integers(0, vocab_size, (2, 24)), rng.integers(0, 2, (2, 24))
+    mask = np.arange(24)[None] < np.array([[24], [17]])
+    with torch.no_grad():
+        given = [torch.from_numpy(np.asarray(a, np.int64)) for a in (ids, mask, segments)]
+        out = torch_model(given[0], given[1], given[2], output_hidden_states=True)
+
+    def rows(array):
+        return jnp.asarray(array, jnp.int32)[:, None]
+
+    positions = np.broadcast_to(np.arange(24), ids.shape)
+    states = model.vlbert(
+        rows(ids), rows(np.full_like(ids, -1)), rows(segments), rows(positions), jnp.asarray(mask)[:, None], None
+    )
+    real = mask[..., None]
+    np.testing.assert_allclose(states[:, 0] * real, out.hidden_states[-1].numpy() * real, rtol=0, atol=1e-5)
+    logits = model.mlm_logits(states, rows(positions))[:, 0, :, :vocab_size]
+    np.testing.assert_allclose(logits * real, out.prediction_logits.numpy() * real, rtol=0, atol=1e-5)
+
+
+def resnet(seed: int = 0) -> dict[str, np.ndarray]:
+    """A small ResNet with torchvision's names."""
+    tensors = {names.plain_name(name): a for name, a in fill(shrunk(official_shapes("base_e2e")), seed).items()}
+    return {name: np.array(a) for name, a in names.official_to_resnet(tensors).items()}
+
+
+def test_resnet_files(tmp_path, capsys):
+    given = resnet()
+    classifier = {"fc.weight": np.zeros((10, 4), np.float32), "fc.bias": np.zeros(10, np.float32)}
+    torch.save({n: torch.from_numpy(a) for n, a in (given | classifier).items()}, tmp_path / "resnet.model")
+    said = run(tmp_path / "resnet.model", tmp_path / "out.safetensors", capsys=capsys)
+    assert "ResNet in pytorch" in said and "dropped: ImageNet classifier" in said
+    out = load_file(tmp_path / "out.safetensors")
+    assert_equal(out, {name: a for name, a in given.items() if "num_batches" not in name})
+    run(tmp_path / "resnet.model", tmp_path / "hf", "--format=hf", code=2)
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["shape", "legacy"])
+def test_caffe_detector(legacy, tmp_path, capsys):
+    """The detector's file to torchvision's names, statistics divided by their factor, other layers named."""
+    given = {name: a for name, a in resnet().items() if "num_batches" not in name}
+    layers = {"cls_score": [np.ones((3, 2), np.float32), np.ones(3, np.float32)]}
+    for line in (weights_case.NAMES / "names_caffe_to_torch.tsv").read_text().splitlines():
+        layer, torch_name = line.split("[")[0].split("\t")[0], line.split("\t")[2]
+        prefix = torch_name.removesuffix(".running_*").removesuffix(".running_mean/var (divide by blob2)")
+        if f"{prefix}.running_mean" in given:
+            mean, variance = (given[f"{prefix}.running_{leaf}"] for leaf in ("mean", "var"))
+            layers[layer] = [mean * 8, variance * 8, np.full(1, 8, np.float32)]
+        elif (affine := torch_name.removesuffix(".weight/bias")) != torch_name and f"{affine}.weight" in given:
+            layers[layer] = [given[f"{affine}.{leaf}"] for leaf in ("weight", "bias")]
+        elif torch_name in given:
+            layers[layer] = [given[torch_name]]
+    (tmp_path / "net.caffemodel").write_bytes(caffe_file(layers, legacy))
+    said = run(tmp_path / "net.caffemodel", tmp_path / "out.pt", capsys=capsys)
+    assert "ResNet in caffe" in said and "detector's own layer" in said and "cls_score[0]" in said
+    out = {name: tensor.numpy() for name, tensor in torch.load(tmp_path / "out.pt", weights_only=True).items()}
+    assert_equal(out, given)
+
+
+def test_a_whole_model_around_a_resnet(tmp_path, capsys):
+    (tmp_path / "net.caffemodel").write_bytes(caffe_file({"conv1": [np.zeros((4, 3, 7, 7), np.float32)]}))
+    said = run(tmp_path / "net.caffemodel", tmp_path / "out.pt", capsys=capsys, code=2)
+    assert "holds no weights of BERT, VL-BERT or ResNet" in said
+    safe = tmp_path / "resnet.safetensors"
+    save_file(resnet(), safe)
+    conversion = convert.prepare(safe)
+    assert conversion.config.data.features == "image" and conversion.absent == []
+    assert conversion.config.model.region_head.blocks == (2, 2, 2, 3)
+
+
+def test_safetensors_need_no_torch(tmp_path):
+    """In a process that cannot import it."""
+    source = bert(tmp_path / "bert", **ODD)
+    code = (
+        "import sys; sys.modules['torch'] = None; from vlbert_jax import convert; sys.exit(convert.main(sys.argv[1:]))"
+    )
+    env = os.environ | {"XLA_FLAGS": ""}
+    for arguments in ([source, tmp_path / "ours"], [tmp_path / "ours", tmp_path / "back", "--format=hf"]):
+        subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, env=env)
+    assert_equal(load_file(tmp_path / "back/model.safetensors"), load_file(source / "model.safetensors"))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ours"), str(tmp_path / "x.pt")], capture_output=True, env=env
+    )
+    assert done.returncode == 2 and b"pip install 'vlbert_jax[convert]'" in done.stderr
+
+
+# --- What is new ------------------------------------------------------------------------------------------------------
+
+
+def test_new_parameters(tmp_path, capsys):
+    """BERT lacks all that is visual: drawn with deviation 0.02, the visual norms' gains 0."""
+    said = run(bert(tmp_path / "bert", **ODD), tmp_path / "ours", capsys=capsys)
+    assert "newly initialised" in said and "mrc_head/classes" in said
+    tensors = weights.read(tmp_path / "ours").tensors
+    assert not tensors["vlbert.visual_ln_text.weight"].any() and not tensors["vlbert.visual_ln_object.weight"].any()
+    for name in ("vlbert.mvrc_head.transform.dense.weight", "vlbert.end_embedding.weight", names.SEGMENTS):
+        new = tensors[name][2:] if name == names.SEGMENTS else tensors[name]
+        assert np.isfinite(new).all() and 0.013 < new.std() < 0.027, name
+
+
+@pytest.mark.parametrize("task", ["vqa", "vcr", "refcoco"])
+def test_pretraining_to_a_task(task, tmp_path, capsys):
+    tensors = fill(shrunk(official_shapes("base_e2e")))
+    source = save_model(tmp_path / "given.model", tensors)
+    said = run(source, tmp_path / "start", f"--task={task}", "--num_heads=4", capsys=capsys)
+    assert "newly initialised" in said and "dropped: head of another task" in said
+    started = weights.read(tmp_path / "start")
+    assert started.task == task
+    expected = names.warm_start({names.plain_name(name): a for name, a in tensors.items()}, task)
+    for name in expected.keys() & started.tensors.keys():
+        np.testing.assert_array_equal(started.tensors[name], expected[name], err_msg=name)
+    pooler = "vlbert.pooler.dense.weight"
+    assert (pooler in started.tensors) == (task == "vcr")
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+class Code:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def small_model(folder: Path) -> tuple[Path, dict]:
+    tensors = fill(shrunk(official_shapes("base_prec")))
+    return save_model(folder / "good.model", tensors), tensors
+
+
+def refused(folder: Path, capsys, source, *options, match: str):
+    """One line that says `match`, status 2, and nothing written."""
+    before = sorted(folder.rglob("*"))
+    said = run(source, folder / "target", "--num_heads=4", *options, capsys=capsys, code=2).strip().splitlines()
+    assert said[-1].startswith("error: ") and match in said[-1], said[-1]
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_files_that_would_run_code(tmp_path, capsys):
+    flag = tmp_path / "flag"
+    for legacy in (False, True):
+        torch.save({"x": Code(flag)}, tmp_path / "evil.model", _use_new_zipfile_serialization=not legacy)
+        refused(tmp_path, capsys, tmp_path / "evil.model", match="would run code")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Code(flag)))
+    refused(tmp_path, capsys, tmp_path / "evil.pkl", match="evil.pkl")
+    assert not flag.exists()
+
+
+def test_numbers_beside_the_weights_are_no_code(tmp_path):
+    """Trainers keep the best score, of numpy's type."""
+    path = save_model(tmp_path / "m.model", fill(shrunk(official_shapes("base_prec"))), best=np.float64(0.5))
+    assert weights.read(path).kind == "vlbert"
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated_files(kind, tmp_path, capsys):
+    tensors = fill(shrunk(official_shapes("base_prec")))
+    path = tmp_path / f"cut.{kind}"
+    if kind == "safetensors":
+        save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, path)
+    else:
+        save_model(path, tensors, legacy=kind == "legacy")
+    whole = path.read_bytes()
+    for share in (0.01, 0.5, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        refused(tmp_path, capsys, path, match=str(path))
+
+
+def test_files_that_are_no_weights(tmp_path, capsys):
+    (tmp_path / "text.model").write_text("not a checkpoint at all\n")
+    refused(tmp_path, capsys, tmp_path / "text.model", match="neither a PyTorch, safetensors nor Caffe file")
+    (tmp_path / "empty.model").write_bytes(b"")
+    refused(tmp_path, capsys, tmp_path / "empty.model", match="neither a PyTorch")
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path, capsys, tmp_path / "folder", match="holds no checkpoint of ours and none of")
+    refused(tmp_path, capsys, tmp_path / "absent.model", match="no weights at")
+    torch.save([1, 2], tmp_path / "list.pt")
+    refused(tmp_path, capsys, tmp_path / "list.pt", match="holds a list")
     save_file({"foreign": np.zeros(3, np.float32)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match="nothing in .* belongs to this model"):
-        convert.load_into(params, constants, vocab_size, resnet=tmp_path / "foreign.safetensors")
+    refused(tmp_path, capsys, tmp_path / "foreign.safetensors", match="its tensors: foreign")
 
 
-def test_loading_keeps_every_array_on_its_devices(small, tmp_path):
-    _, state, vocab_size = small
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = jax.sharding.NamedSharding(mesh, jax.P("data"))
-    params, constants = nnx.split_state(state, nnx.Param, ...)
-    table = params["vlbert"]["token_embeddings"]
-    params["vlbert"]["token_embeddings"] = table.replace(jax.device_put(table[...], spread))
-    save_file(to_bert(convert.to_official(random_like(state), vocab_size)), tmp_path / "bert.safetensors")
-    loaded, _ = convert.load_into(params, constants, vocab_size, bert=tmp_path / "bert.safetensors")
-    assert loaded["vlbert"]["token_embeddings"][...].sharding == spread
+def test_tensors_that_do_not_fit(tmp_path, capsys):
+    path, tensors = small_model(tmp_path)
+    name = "module.vlbert.encoder.layer.1.attention.self.query.weight"
+    save_model(path, tensors | {name: np.zeros((3, 3), np.float32)})
+    refused(tmp_path, capsys, path, match="query.weight has shape (3, 3), the model wants (48, 48)")
+    save_model(path, {n: a for n, a in tensors.items() if n != name})
+    refused(tmp_path, capsys, path, match=f"lacks 1 tensors: {name.removeprefix('module.')}")
+    run(path, tmp_path / "partial", "--partial", "--num_heads=4")
+    assert np.isfinite(weights.read(tmp_path / "partial").tensors[name.removeprefix("module.")]).all()
+
+
+def test_a_decoder_of_its_own(tmp_path, capsys):
+    path, tensors = small_model(tmp_path)
+    decoder = next(name for name in tensors if name.endswith("decoder.weight"))
+    save_model(path, tensors | {decoder: tensors[decoder] + 1})
+    refused(tmp_path, capsys, path, match="not tied")
+
+
+def test_a_vocabulary_of_another_size(tmp_path, capsys):
+    path, tensors = small_model(tmp_path)
+    bias = "module.vlbert.mlm_head.predictions.bias"
+    save_model(path, tensors | {bias: np.zeros(17, np.float32)})
+    refused(tmp_path, capsys, path, match="predictions.bias has shape (17,), the model wants (476,)")
+
+
+def test_the_wrong_task(tmp_path, capsys):
+    path = save_model(tmp_path / "vqa.model", fine_tuned("vqa"))
+    refused(tmp_path, capsys, path, "--task=vcr", match="weights of a model for vqa")
+
+
+def test_surprises(tmp_path, capsys):
+    """NaN and unknown tensors: named, and errors with --strict."""
+    path, tensors = small_model(tmp_path)
+    bad = np.array(tensors["module.vlbert.embedding_LayerNorm.bias"])
+    bad[0] = np.nan
+    odd = {"module.vlbert.embedding_LayerNorm.bias": bad, "module.vlbert.invented.weight": np.ones(2, np.float32)}
+    save_model(path, tensors | odd)
+    refused(tmp_path, capsys, path, "--strict", match="vlbert.invented.weight is unknown")
+    refused(tmp_path, capsys, path, "--strict", match="embedding_LayerNorm.bias has NaN")
+    said = run(path, tmp_path / "out.pt", "--num_heads=4", capsys=capsys)
+    assert "dropped: unknown" in said and "warning: vlbert.embedding_LayerNorm.bias has NaN" in said
+
+
+def test_targets(tmp_path, capsys):
+    path, tensors = small_model(tmp_path)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/mine").write_text("mine")
+    refused(tmp_path, capsys, path, match="target exists; --overwrite replaces it")
+    said = run(path, tmp_path / "out.tar", capsys=capsys, code=2)
+    assert "no format has the suffix '.tar'" in said
+    before = sorted(tmp_path.rglob("*"))
+    said = run(path, tmp_path / "new", "--dry-run", "--num_heads=4", capsys=capsys)
+    assert "matched" in said and sorted(tmp_path.rglob("*")) == before
+    for _ in range(2):
+        run(path, tmp_path / "target", "--overwrite", "--num_heads=4")
+        assert weights.read(tmp_path / "target").kind == "vlbert"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
+    path, _ = small_model(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+
+    def cut_short(*_):
+        raise OSError("no space left on device")
+
+    for form, writer in (("orbax", "_write_config"), ("safetensors", "_umask"), ("hf", "write_safetensors")):
+        with monkeypatch.context() as patched:
+            patched.setattr(weights, writer, cut_short)
+            run(path, tmp_path / "target", f"--format={form}", "--num_heads=4", code=2)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_sizes_are_read_off_the_file(tmp_path):
+    source = bert(tmp_path / "bert", **ODD)
+    conversion = convert.prepare(source)
+    encoder = conversion.config.model.encoder
+    assert (encoder.hidden_size, encoder.num_layers, encoder.num_heads, encoder.mlp_size) == (96, 3, 6, 200)
+    assert (encoder.vocab_size, encoder.max_positions, encoder.num_segments) == (333, 40, 3)
+    bare = dataclasses.replace(weights.read(source), num_heads=None)
+    assert convert.model_config(bare, "pretrain").model.encoder.num_heads == 1  # 96 is no multiple of 64
+    with pytest.raises(ValueError, match="7 heads do not divide 96"):
+        convert.prepare(source, num_heads=7)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from configs import pretrain as recipes
-from vlbert_jax import convert
+from vlbert_jax import names
 from vlbert_jax.batch import END, NO_IMAGE, Batch
 from vlbert_jax.encoder import EncoderConfig
 from vlbert_jax.sequence import pack
@@ -40,18 +40,20 @@ def close(ours, official, tolerance=FORWARD):
 
 
 def flat(state) -> dict:
-    return {path: variable[...] for path, variable in nnx.to_flat_state(state)}
+    return {tuple(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
 def load(build, tensors, vocab_size=0):
     """The module that `build()` describes with the official tensors in it; nothing may be left over or missing."""
     graphdef, abstract = nnx.split(nnx.eval_shape(build))
-    empty = {path: np.zeros(v.shape, np.float32) for path, v in nnx.to_flat_state(abstract)}
-    filled, report = convert.from_official(tensors, empty, vocab_size)
-    assert report.unused == []
+    shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(abstract)}
+    found = names.match(tensors, shapes, vocab_size)
+    assert {names.reason_not_wanted(name) for name in found.unused} <= {"duplicate", "batch counter"}, found.unused
     for path, variable in nnx.to_flat_state(abstract):
-        variable.set_value(jnp.asarray(filled[path]))
-    return nnx.merge(graphdef, abstract), report
+        array = np.zeros(variable.shape, np.float32)
+        found.fill(array, tuple(map(str, path)), tensors)
+        variable.set_value(jnp.asarray(array))
+    return nnx.merge(graphdef, abstract), found
 
 
 def region_head(case, **options) -> dict:

@@ -28,7 +28,7 @@ from golden_case import (
     relative,
 )
 
-from vlbert_jax import convert
+from vlbert_jax import names
 from vlbert_jax.batch import END
 from vlbert_jax.fast_rcnn import FastRCNN
 from vlbert_jax.geometry import box_geometry
@@ -164,7 +164,7 @@ def check_vlbert(case, execution):
             self.vlbert = VLBert(config, nnx.Rngs(0))
 
     holder, report = load(Holder, tensors, config.vocab_size)
-    assert set(report.missing) <= {*convert.EXTRA_TOKENS.values(), "aux_text_visual_embedding.weight"}, report.missing
+    assert set(report.missing) <= {*names.EXTRA_TOKENS.values(), "aux_text_visual_embedding.weight"}, report.missing
     model = with_token_rows(holder.vlbert, holder.vlbert.token_embeddings, config.vocab_size, extra)
 
     def run(model):
@@ -272,7 +272,7 @@ def check_pretraining(case, execution):
 
 
 def compare_gradients(case, gradients, vocab_size, tolerance):
-    official = convert.to_official({path: np.asarray(v) for path, v in flat(gradients).items()}, vocab_size)
+    official = names.to_official({path: np.asarray(v) for path, v in flat(gradients).items()}, vocab_size)
     for name, expected in case.grad.items():
         relative(official[name], expected, tolerance)
     norms = {name: norm for name, norm in case.meta["grad_norms"].items() if norm is not None}

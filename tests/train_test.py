@@ -289,11 +289,11 @@ def test_order_of_restoring(tmp_path, monkeypatch):
     """The own run first, then what `init` names, then scratch."""
     calls = []
 
-    def load_into(params, constants, vocab_size, **sources):
+    def load_into(params, constants, vocab_size, task, **sources):
         calls.append(sources)
         return jax.tree.map(lambda x: 2 * x, params), constants
 
-    monkeypatch.setattr(train.convert, "load_into", load_into)
+    monkeypatch.setattr(train.warm_start, "load_into", load_into)
     config, mesh = toy_task.make_config(), two_devices()
     (tmp_path / "new").mkdir()
     scratch = train.open_run(config, toy_task, tmp_path, mesh).state

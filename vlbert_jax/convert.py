@@ -1,322 +1,317 @@
-"""Names: the one table official PyTorch VL-BERT <-> ours, and reading weights of BERT, ResNet and VL-BERT.
+"""Convert weights of BERT, VL-BERT and ResNet-101, in and out.
 
-Paths are ours, as tuples of an NNX state; official names are those of a `state_dict` without "module.".
+    python -m vlbert_jax.convert SOURCE TARGET [options]
+
+SOURCE, told by its content:
+  BERT        a Hugging Face folder or hub name, pytorch_model.bin, model.safetensors; any size
+  VL-BERT     an official .model file: pre-training, VQA, VCR or RefCOCO+
+  ResNet-101  resnet101-pt-vgbua-0000.model, torchvision's names, or the detector's .caffemodel
+  ours        a workdir, one checkpoint in it, or a folder that this tool wrote
+TARGET, by its suffix or --format:
+  DIR              orbax: a whole model of --task, what the source lacks newly drawn; for --config.init.checkpoint
+  *.safetensors    official names (torchvision's for a ResNet)
+  *.pt, *.model    pt: the same as a PyTorch file that the official code loads
+  --format=hf      a folder for Hugging Face's BertForPreTraining and BertModel: the text side
+
+PyTorch files need `pip install 'vlbert_jax[convert]'`; safetensors, Caffe and our own checkpoints do not.
+Examples:
+  python -m vlbert_jax.convert bert-base-uncased/ bert_base
+  python -m vlbert_jax.convert vl-bert-base-e2e.model vl_bert_base --dry-run
+  python -m vlbert_jax.convert vl-bert-base-e2e.model vqa_start --task=vqa
+  python -m vlbert_jax.convert resnet101_faster_rcnn_final.caffemodel resnet101.safetensors
+  python -m vlbert_jax.convert workdirs/base_e2e vl-bert-mine.model
 """
 
-from __future__ import annotations
-
+import argparse
+import collections
 import dataclasses
 import logging
-import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import ml_collections
+import ml_dtypes
 import numpy as np
 from flax import nnx
-from jax.experimental.multihost_utils import process_allgather
-from jaxtyping import Shaped
 
-from vlbert_jax.batch import END, IMG, IMG_MASK
-from vlbert_jax.checkpoint import read_weights
+from vlbert_jax import names, weights
+from vlbert_jax.tasks import pretrain, refcoco, vcr, vqa
 
-log = logging.getLogger(__name__)
-
-# --- The table ------------------------------------------------------------------------------------------------------
-
-MODULES = {
-    "vlbert/embedding_norm": "vlbert.embedding_LayerNorm",
-    "vlbert/text_visual_norm": "vlbert.visual_ln_text",
-    "vlbert/region_visual_norm": "vlbert.visual_ln_object",
-    "vlbert/text_resize": "vlbert.visual_1x1_text",
-    "vlbert/region_resize": "vlbert.visual_1x1_object",
-    "vlbert/encoder/layers/attention/query": "vlbert.encoder.layer.{layer}.attention.self.query",
-    "vlbert/encoder/layers/attention/key": "vlbert.encoder.layer.{layer}.attention.self.key",
-    "vlbert/encoder/layers/attention/value": "vlbert.encoder.layer.{layer}.attention.self.value",
-    "vlbert/encoder/layers/attention/output": "vlbert.encoder.layer.{layer}.attention.output.dense",
-    "vlbert/encoder/layers/attention_norm": "vlbert.encoder.layer.{layer}.attention.output.LayerNorm",
-    "vlbert/encoder/layers/intermediate": "vlbert.encoder.layer.{layer}.intermediate.dense",
-    "vlbert/encoder/layers/output": "vlbert.encoder.layer.{layer}.output.dense",
-    "vlbert/encoder/layers/output_norm": "vlbert.encoder.layer.{layer}.output.LayerNorm",
-    "vlbert/pooler": "vlbert.pooler.dense",
-    "mlm_head/transform": "vlbert.mlm_head.predictions.transform.dense",
-    "mlm_head/norm": "vlbert.mlm_head.predictions.transform.LayerNorm",
-    "mrc_head/transform": "vlbert.mvrc_head.transform.dense",
-    "mrc_head/classes": "vlbert.mvrc_head.region_cls_pred",
-    "relationship_head": "vlbert.relationsip_head.caption_image_relationship",  # spelt so officially
-    "region_classifier": "image_feature_extractor.regularizing_predictor",
-    "fast_rcnn/projection": "image_feature_extractor.obj_downsample.1",
-}
-SINGLE = {  # our vectors and scalars that are whole official tensors
-    "vlbert/position_embeddings": "vlbert.position_embeddings.weight",
-    "vlbert/segment_embeddings": "vlbert.token_type_embeddings.weight",
-    "vlbert/text_only_visual": "aux_text_visual_embedding.weight",
-    "fast_rcnn/hidden_appearance": "object_mask_visual_embedding.weight",
-    "mlm_head/bias": "vlbert.mlm_head.predictions.bias",
-}
-SCALARS = {
-    "vlbert/text_visual_norm/scale": "vlbert.visual_scale_text",
-    "vlbert/region_visual_norm/scale": "vlbert.visual_scale_object",
-}
-TOKEN_TABLE = "vlbert/token_embeddings"
-EXTRA_TOKENS = {
-    IMG: "object_linguistic_embeddings.weight",
-    IMG_MASK: "object_mask_word_embedding.weight",
-    END: "vlbert.end_embedding.weight",
-}
-C5_NAME = "image_feature_extractor.roi_head_feature_extractor"
-BLOCK = re.compile(r"fast_rcnn/(?:backbone/stages/(\d+)|c5)/blocks/(\d+)/(conv\d|shortcut)")
-NORM_LEAVES = {"gain": "weight", "offset": "bias", "mean": "running_mean", "variance": "running_var"}
-# Official tensors that carry nothing of their own: C5 registered twice, the tied decoder, batch counters.
-DUPLICATE = re.compile(
-    r"image_feature_extractor\.head\.0\.|vlbert\.mlm_head\.predictions\.decoder\.weight$|.*\.num_batches_tracked$"
-)
+MODELS = {task.__name__.rpartition(".")[2]: task.build_model for task in (pretrain, vqa, vcr, refcoco)}
+FORMATS = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".bin": "pt", ".model": "pt", "": "orbax"}
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+GEOMETRY_SIZE = pretrain.GEOMETRY_SIZE
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One official tensor and where it lies in ours: of `path`, the layer, then the rows, in another layout."""
-
-    official: str
-    path: tuple
-    layout: str = "same"  # same | linear (transposed) | conv (OIHW <-> HWIO) | row ([1, d] <-> [d])
-    layer: int | None = None
-    rows: tuple[int, int] | None = None
-
-    def to_ours(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        transpose = {"linear": (1, 0), "conv": (2, 3, 1, 0)}.get(self.layout)
-        return (
-            array[0] if self.layout == "row" else array if transpose is None else array.transpose(transpose)
-        )
-
-    def to_official(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        transpose = {"linear": (1, 0), "conv": (3, 2, 0, 1)}.get(self.layout)
-        return (
-            array[None]
-            if self.layout == "row"
-            else array
-            if transpose is None
-            else array.transpose(transpose)
-        )
-
-    def part(self, ours: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """The view of our array at `path` that this tensor fills."""
-        ours = ours if self.layer is None else ours[self.layer]
-        return ours if self.rows is None else ours[slice(*self.rows)]
+# --- Sizes ------------------------------------------------------------------------------------------------------------
 
 
-def name_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Iterator[Entry]:
-    """Every official tensor that a model with these parameters has; `shapes` maps our paths to shapes."""
-    for path, shape in shapes.items():
-        name = "/".join(map(str, path))
-        module, _, leaf = name.rpartition("/")
-        if name == TOKEN_TABLE:
-            yield Entry("vlbert.word_embeddings.weight", path, rows=(0, vocab_size))
-            for offset, official in EXTRA_TOKENS.items():
-                yield Entry(official, path, rows=(vocab_size + offset, vocab_size + offset + 1))
-        elif name == "mlm_head/bias":
-            yield Entry(SINGLE[name], path, rows=(0, vocab_size))
-        elif name in SCALARS and shape == ():
-            yield Entry(SCALARS[name], path)
-        elif name in SINGLE:
-            yield Entry(SINGLE[name], path, layout="row" if len(shape) == 1 else "same")
-        elif name.startswith(("fast_rcnn/backbone/", "fast_rcnn/c5/")):
-            yield _convolution_entry(module, leaf, path)
-        elif module in MODULES:
-            official = MODULES[module] + (".bias" if leaf == "bias" else ".weight")
-            layout = "linear" if leaf == "kernel" else "same"
-            for layer in range(shape[0]) if "{layer}" in official else (None,):
-                yield Entry(official.format(layer=layer), path, layout, layer)
-        else:
-            raise KeyError(f"parameter {name} has no official name; add it to MODULES or SINGLE")
-
-
-def _convolution_entry(module: str, leaf: str, path: tuple) -> Entry:
-    if module == "fast_rcnn/backbone/stem":
-        prefix, convolution, norm = "image_feature_extractor.backbone", "conv1", "bn1"
+def model_config(source: weights.Weights, task: str, num_heads: int | None = None) -> ml_collections.ConfigDict:
+    """The fields of a run's config that shape the model, read off the weights; the rest as in VL-BERT base."""
+    shapes = {name: array.shape for name, array in source.tensors.items()}
+    if source.config is not None:
+        fields = ("model", "data", "losses", "compute_dtype")
+        config = ml_collections.ConfigDict({name: source.config[name] for name in fields})
     else:
-        stage, block, part = BLOCK.fullmatch(module).groups()
-        prefix = (
-            f"{C5_NAME}.{block}"
-            if stage is None
-            else f"image_feature_extractor.backbone.layer{int(stage) + 1}.{block}"
+        image = f"{names.BACKBONE_NAME}.conv1.weight" in shapes
+        config = ml_collections.ConfigDict(
+            dict(
+                compute_dtype="float32",
+                model=dict(
+                    encoder=_encoder(shapes, num_heads or source.num_heads),
+                    region_head=_region_head(shapes),
+                    train_region_head=image,
+                    feature_size=shapes.get(names.PROJECTION, (0, 2048 + GEOMETRY_SIZE))[1] - GEOMETRY_SIZE,
+                    num_region_classes=shapes.get("vlbert.mvrc_head.region_cls_pred.weight", (1601,))[0],
+                ),
+                data=dict(features="image" if image else "precomputed", hide_pixels=image),
+                losses=dict(relationship=names.RELATIONSHIP in shapes, region=0.0),
+            )
         )
-        convolution, norm = (
-            ("downsample.0", "downsample.1") if part == "shortcut" else (part, part.replace("conv", "bn"))
-        )
-    if leaf == "kernel":
-        return Entry(f"{prefix}.{convolution}.weight", path, "conv")
-    return Entry(f"{prefix}.{norm}.{NORM_LEAVES[leaf]}", path)
+        config.data.hide_pixels = image and "object_mask_visual_embedding.weight" not in shapes
+        config.losses.region = float(f"{names.MODULES['region_classifier']}.weight" in shapes)
+    with config.unlocked():
+        config.task, config.opening = task, dict(steps=0)
+        if task == "vqa":
+            config.model.num_answers = shapes.get("final_mlp.2.weight", (3129,))[0]
+        if task == "vcr":
+            config.model.num_object_classes = shapes.get("cnn_loss_reg.2.weight", (81,))[0]
+    return config
 
 
-# --- Both directions ------------------------------------------------------------------------------------------------
+def _encoder(shapes: Mapping[str, tuple], num_heads: int | None) -> dict:
+    vocab_size, hidden_size = shapes.get(names.WORDS, (30522, 768))
+    layer = "vlbert.encoder.layer.0.intermediate.dense.weight"
+    num_layers = sum(name.endswith("intermediate.dense.weight") for name in shapes)
+    visual_size = shapes.get(names.PROJECTION, (hidden_size,))[0]
+    if num_heads is None:  # no file of weights tells; all of Devlin's sizes have 64 columns per head
+        num_heads = next(n for n in range(max(hidden_size // 64, 1), 0, -1) if hidden_size % n == 0)
+    return dict(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers or 12,
+        num_heads=num_heads,
+        mlp_size=shapes.get(layer, (4 * hidden_size,))[0],
+        max_positions=shapes.get("vlbert.position_embeddings.weight", (512,))[0],
+        num_segments=max(3, shapes.get(names.SEGMENTS, (3,))[0]),
+        visual_size=0 if visual_size == hidden_size else visual_size,
+        visual_layer_norm="vlbert.visual_scale_text" not in shapes,
+        pooler="vlbert.pooler.dense.weight" in shapes,
+    )
+
+
+def _region_head(shapes: Mapping[str, tuple]) -> dict:
+    def blocks(prefix):
+        return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
+
+    stages = [f"{names.BACKBONE_NAME}.layer{i}." for i in (1, 2, 3)] + [f"{names.C5_NAME}."]
+    return dict(
+        stem_width=shapes.get(f"{names.BACKBONE_NAME}.conv1.weight", (64,))[0],
+        widths=tuple(shapes.get(f"{stage}0.conv1.weight", (64 * 2**i,))[0] for i, stage in enumerate(stages)),
+        blocks=tuple(blocks(stage) or usual for stage, usual in zip(stages, (3, 4, 23, 3), strict=True)),
+        strides=(1, 2, 2),
+        stride_in_1x1=True,
+        frozen_stages=(1, 2),
+        frozen_batch_norm=True,
+    )
+
+
+# --- Converting -------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
-class Report:
-    """What became of the official tensors: filled in, absent from the source, present but not wanted."""
+class Conversion:
+    """A source against the model of the target: everything that is written, and what there is to tell."""
 
-    matched: list[str] = dataclasses.field(default_factory=list)
-    missing: list[str] = dataclasses.field(default_factory=list)
-    unused: list[str] = dataclasses.field(default_factory=list)
+    source: weights.Weights
+    task: str
+    config: ml_collections.ConfigDict
+    state: nnx.State  # abstract
+    found: names.Match
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """With official names."""
+        return self.source.tensors
+
+    @property
+    def absent(self) -> list[str]:
+        """What the source should have and has not."""
+        if self.source.kind == "vlbert" and self.source.task == self.task:
+            optional = names.OF_PRETRAINING[: 1 if self.task == "pretrain" else None]
+            return [name for name in self.found.missing if name not in optional]
+        return [name for name in self.found.missing if names.REQUIRED[self.source.kind].match(name)]
+
+    @property
+    def unknown(self) -> list[str]:
+        return [name for name in self.found.unused if not names.reason_not_wanted(name)]
 
 
-def from_official(tensors: Mapping[str, np.ndarray], ours: Mapping[tuple, np.ndarray], vocab_size: int):
-    """Copies of our arrays with every tensor of the source filled in, and a `Report`.
+def prepare(path: str | Path, task: str | None = None, num_heads: int | None = None) -> Conversion:
+    """Reads `path` and matches it with the model that it, or pre-training of the same size for `task`, has.
 
-    Raises ValueError where a tensor has another shape than the model.
+    Raises ValueError or FileNotFoundError as weights.read does, and where shapes do not fit together.
     """
-    tensors = {name.removeprefix("module."): array for name, array in tensors.items()}
-    filled = {path: np.array(array) for path, array in ours.items()}
-    report, wanted = Report(), set()
-    for entry in name_table({path: array.shape for path, array in ours.items()}, vocab_size):
-        wanted.add(entry.official)
-        if entry.official not in tensors:
-            report.missing.append(entry.official)
-            continue
-        source, target = entry.to_ours(tensors[entry.official]), entry.part(filled[entry.path])
-        if entry.official == "vlbert.token_type_embeddings.weight" and len(source) < len(target):
-            target = target[: len(source)]  # BERT has two segments; the third keeps its initial value
-        if source.shape != target.shape:
-            raise ValueError(
-                f"{entry.official} has shape {source.shape}, the model wants {target.shape}: sizes differ"
-            )
-        target[...] = source
-        report.matched.append(entry.official)
-    special = tensors.get("vlbert.special_word_embeddings.weight")
-    if special is not None:  # `word_embedding_frozen`: a trained copy of the first rows stands in for them
-        filled[tuple(TOKEN_TABLE.split("/"))][: len(special)] = special
-        wanted.add("vlbert.special_word_embeddings.weight")
-    report.unused = [name for name in tensors if name not in wanted and not DUPLICATE.match(name)]
-    return filled, report
+    source = weights.read(path)
+    task = task or source.task
+    try:
+        source.tensors = names.warm_start(source.tensors, task)
+        config = model_config(source, task, num_heads)
+        if config.model.encoder.hidden_size % config.model.encoder.num_heads:
+            raise ValueError(f"{config.model.encoder.num_heads} heads do not divide {config.model.encoder.hidden_size}")
+        state = nnx.state(nnx.eval_shape(lambda: MODELS[task](config, nnx.Rngs(0))))
+        shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
+        found = names.match(source.tensors, shapes, config.model.encoder.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Conversion(source, task, config, state, found)
 
 
-def to_official(ours: Mapping[tuple, np.ndarray], vocab_size: int) -> dict[str, np.ndarray]:
-    """The official `state_dict`, its duplicates and zeroed batch counters included."""
-    tensors = {}
-    for entry in name_table({path: array.shape for path, array in ours.items()}, vocab_size):
-        tensors[entry.official] = entry.to_official(entry.part(np.asarray(ours[entry.path])))
-        if entry.official.endswith("running_var"):
-            tensors[entry.official.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    tensors["vlbert.mlm_head.predictions.decoder.weight"] = tensors["vlbert.word_embeddings.weight"]
-    for name in [name for name in tensors if name.startswith(C5_NAME)]:
-        tensors[name.replace("roi_head_feature_extractor", "head.0")] = tensors[name]
-    return tensors
+def table(conversion: Conversion) -> str:
+    """What becomes of the tensors, for people: kind, tensors, numbers, what they are."""
+    source, found, sizes = conversion.source, conversion.found, conversion.tensors
+    encoder = conversion.config.model.encoder
+    rows = [("matched", len(found.matched), sum(sizes[name].size for name in found.matched), "")]
+    dropped = {reason: dict(sizes) for reason, sizes in source.dropped.items()}
+    for name in found.unused:
+        reason = names.reason_not_wanted(name) or "unknown"
+        dropped.setdefault(reason, {})[name] = sizes[name].size
+    for reason, tensors in dropped.items():
+        which = "" if reason in ("duplicate", "batch counter", "optimizer state") else _some(list(tensors))
+        what = "kept apart: batch counter" if reason == "batch counter" else f"dropped: {reason}"
+        rows.append((what, len(tensors), sum(tensors.values()), which))
+    if found.missing:
+        shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(conversion.state)}
+        new, count, missing = collections.Counter(), 0, set(found.missing)
+        for entry in names.name_table(shapes, encoder.vocab_size):
+            if entry.official in missing:
+                new["/".join(entry.path[:-1] if len(entry.path) > 2 else entry.path)] += 1
+                count += entry.part(np.broadcast_to(np.float32(0), shapes[entry.path])).size
+        rows.append(("newly initialised", len(found.missing), count, _some(list(new))))
+    lines = [f"{what:32}{tensors:>8,}{numbers:>14,}  {which}".rstrip() for what, tensors, numbers, which in rows]
+    head = f"{source.path}: {source.description}"
+    if source.kind != "resnet":
+        head += f"; {encoder.num_layers} layers x {encoder.hidden_size}, {encoder.num_heads} heads"
+        head += f", {encoder.vocab_size:,} words"
+    return "\n".join([head, f"{'':32}{'tensors':>8}{'numbers':>14}", *lines])
 
 
-# --- Files ----------------------------------------------------------------------------------------------------------
+def _some(items: list[str], most: int = 6) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors of a `.safetensors` or PyTorch file, half precision widened to float32. Runs no code from the file."""
-    path = Path(path).expanduser()
-    if path.is_dir():
-        found = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
-        if not found:
-            raise FileNotFoundError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
-        path = found[0]
-    if not path.exists():
-        raise FileNotFoundError(f"no weights at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        tensors = load_file(path)
-    else:
-        try:
-            import torch
-        except ImportError as error:
-            raise ImportError(
-                f"{path} is a PyTorch file: pip install 'vlbert_jax[convert]' to read it"
-            ) from error
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-        loaded = loaded.get("state_dict", loaded)
-        tensors = {
-            name: tensor.float().numpy() for name, tensor in loaded.items() if hasattr(tensor, "numpy")
-        }
-    return {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in tensors.items()}
-
-
-def bert_to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """BERT's names (with or without `bert.`, old `gamma`/`beta`) to VL-BERT's (spec of the official loader)."""
-    renamed = {}
-    for name, array in tensors.items():
-        name = name.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias")
-        name = name.replace("embeddings.LayerNorm", "embedding_LayerNorm").removeprefix("embeddings.")
-        name = name.replace("cls.predictions", "mlm_head.predictions")
-        name = name.replace("cls.seq_relationship", "relationsip_head.caption_image_relationship")
-        renamed[f"vlbert.{name}"] = array
-    return renamed
-
-
-def resnet_to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """torchvision's ResNet names to those of the region head: layer4 is its C5."""
-    return {
-        name.replace("layer4", C5_NAME)
-        if name.startswith("layer4.")
-        else f"image_feature_extractor.backbone.{name}": array
-        for name, array in tensors.items()
-    }
-
-
-# --- Starting a run from weights ------------------------------------------------------------------------------------
-
-
-def load_into(params: nnx.State, constants: nnx.State, vocab_size: int, *, bert="", resnet="", checkpoint=""):
-    """The two states with the weights of the named files in them, on the devices they were on.
-
-    `checkpoint` is a workdir of ours or an official VL-BERT file and stands alone; `bert` and `resnet` fill their parts
-    and leave the rest as initialised. What came from where is logged. Raises FileNotFoundError, or ValueError where
-    sizes differ.
-    """
-    sources = dict(checkpoint=checkpoint) if checkpoint else dict(bert=bert, resnet=resnet)
-    renaming = dict(checkpoint=dict, bert=bert_to_official, resnet=resnet_to_official)
-    variables = {path: v for state in (params, constants) for path, v in nnx.to_flat_state(state)}
-    arrays = {path: _on_host(v[...]) for path, v in variables.items()}
-    origin = dict.fromkeys(("vlbert", "fast_rcnn", "mlm_head"), "scratch")
-    for kind, path in sources.items():
-        if not path:
-            continue
-        if kind == "checkpoint" and Path(path).expanduser().is_dir():
-            tensors = to_official(_flatten(read_weights(path)), vocab_size)
+def write(conversion: Conversion, target: Path, form: str, dtype: str | None, overwrite: bool):
+    """Writes the target whole or not at all. Raises ValueError where the format cannot hold the source."""
+    source = conversion.source
+    if form == "hf" and source.kind == "resnet":
+        raise ValueError(f"{source.path} is a ResNet; a Hugging Face BERT folder holds the text side of a model")
+    with weights.written_whole(target, overwrite) as path:
+        if form == "orbax":
+            params, constants = arrays_of(conversion, dtype)
+            counters = dict(batch_counters=source.counters) if source.counters else {}
+            weights.write_orbax(path, params, constants, conversion.config.to_dict() | counters)
+            return
+        tensors = {name: conversion.tensors[name] for name in conversion.found.matched}
+        if form == "hf":
+            bert = names.official_to_bert(tensors)
+            weights.write_hugging_face(path, _cast(bert, dtype), conversion.config.model.encoder.num_heads)
+            return
+        resnet = source.kind == "resnet"
+        named = names.official_to_resnet(tensors) if resnet else names.official_state_dict(tensors, source.counters)
+        if form == "pt":
+            weights.write_torch(path, _cast(named, dtype), wrap=not resnet)
         else:
-            tensors = renaming[kind](read_tensors(path))
-        arrays, report = from_official(tensors, arrays, vocab_size)
-        if not report.matched:
-            raise ValueError(f"init.{kind}: nothing in {path} belongs to this model; is it a {kind} file?")
-        log.info(
-            "init.%s %s: %d tensors taken, %d of the model not in it, %d not needed%s",
-            *(kind, path, len(report.matched), len(report.missing), len(report.unused)),
-            f" ({', '.join(report.unused[:3])} …)" if report.unused else "",
-        )
-        for name in origin:
-            if any(_group(official) == name for official in report.matched):
-                origin[name] = f"init.{kind}"
-    for name, source in origin.items():
-        log.info("parameters of %s: from %s", name, source)
-
-    def place(state: nnx.State) -> nnx.State:
-        placed = []
-        for path, v in nnx.to_flat_state(state):
-            array = arrays[path].astype(v[...].dtype)
-            whole = jax.make_array_from_callback(array.shape, v[...].sharding, lambda index, array=array: array[index])
-            placed.append((path, v.replace(whole)))
-        return nnx.from_flat_state(placed)
-
-    return place(params), place(constants)
+            weights.write_safetensors(path, _cast(named, dtype))
 
 
-def _on_host(array: jax.Array) -> np.ndarray:
-    """The whole array; with several hosts each holds a part of it."""
-    return np.asarray(array if array.is_fully_addressable else process_allgather(array, tiled=True))
+def _cast(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
+    if dtype is None:
+        return dict(tensors)
+    done = {}  # duplicates stay one array
+    for array in tensors.values():
+        if id(array) not in done:
+            done[id(array)] = array.astype(DTYPES[dtype]) if array.dtype.kind == "f" else array
+    return {name: done[id(array)] for name, array in tensors.items()}
 
 
-def _flatten(weights: Mapping) -> dict[tuple, np.ndarray]:
-    """Paths to arrays, of the nested dicts that a checkpoint holds; list indices are strings there."""
-    flat = jax.tree_util.tree_flatten_with_path((weights["params"], weights.get("constants", {})))[0]
-    return {tuple(str(key.key) for key in path[1:]): np.asarray(array) for path, array in flat}
+def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
+    """Our parameters and constants as nested dicts: filled from the source, else drawn as a run with seed 0 would.
+
+    Takes the source's tensors apart as it goes, so that no weight is in memory twice.
+    """
+    flat = {tuple(map(str, path)): v for path, v in nnx.to_flat_state(conversion.state)}
+    partial = [path for path, v in flat.items() if not conversion.found.covers(path, v.size, conversion.tensors)]
+
+    @jax.jit  # what is not returned is not drawn
+    def initial():
+        model = MODELS[conversion.task](conversion.config, nnx.Rngs(jax.random.key(0, impl="threefry2x32")))
+        state = {tuple(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
+        return [state[path] for path in partial]
+
+    drawn = dict(zip(partial, initial(), strict=True))
+    params, constants = {}, {}
+    for path, v in flat.items():
+        array = np.array(drawn.pop(path)) if path in drawn else np.empty(v.shape, np.float32)
+        conversion.found.fill(array, path, conversion.tensors)
+        for entry in conversion.found.entries.get(path, ()):
+            conversion.tensors.pop(entry.official)  # its memory goes as ours comes
+        node = params if isinstance(v, nnx.Param) else constants
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = jax.device_put(array if dtype is None else array.astype(DTYPES[dtype]))
+    return params, constants
 
 
-def _group(official: str) -> str:
-    if official.startswith("image_feature_extractor"):
-        return "fast_rcnn"
-    return "mlm_head" if "mlm_head" in official else "vlbert"
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m vlbert_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("target", metavar="TARGET", type=Path)
+    parser.add_argument("--task", choices=MODELS, help="the model to make; weights of pre-training become its start")
+    parser.add_argument("--format", choices=("orbax", "safetensors", "pt", "hf"), help="else by TARGET's suffix")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the numbers written; else float32")
+    parser.add_argument("--num_heads", type=int, help="attention heads, which files of weights do not tell; else D/64")
+    surprises = parser.add_mutually_exclusive_group()
+    surprises.add_argument("--strict", action="store_true", help="unknown tensors, NaN and infinity are errors too")
+    surprises.add_argument("--partial", action="store_true", help="go on where the source lacks tensors it should have")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET")
+    parser.add_argument("--dry-run", action="store_true", help="print the table and write nothing")
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        form = args.format or FORMATS.get(args.target.suffix)
+        if form is None:
+            raise ValueError(f"no format has the suffix {args.target.suffix!r}; choose one with --format")
+        if args.target.exists() and not (args.overwrite or args.dry_run):
+            raise FileExistsError(f"{args.target} exists; --overwrite replaces it")
+        conversion = prepare(args.source, args.task, args.num_heads)
+        print(table(conversion))
+        if conversion.absent and not args.partial:
+            raise ValueError(
+                f"{args.source} lacks {len(conversion.absent)} tensors: {_some(conversion.absent, 20)}; "
+                "--partial goes on without them"
+            )
+        surprises = [f"{name} is unknown" for name in conversion.unknown]
+        surprises += [f"{name} has NaN or infinite numbers" for name in weights.not_finite(conversion.tensors)]
+        if surprises and args.strict:
+            raise ValueError(f"{args.source}: {_some(surprises, 20)}")
+        for surprise in surprises:
+            print(f"warning: {surprise}", file=sys.stderr)
+        if not args.dry_run:
+            write(conversion, args.target, form, args.dtype, args.overwrite)
+            print(f"written: {args.target} ({form})")
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

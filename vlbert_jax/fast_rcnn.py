@@ -49,7 +49,8 @@ class FastRCNN(nnx.Module):
         else:
             *widths, c5_width = backbone["widths"]
             *blocks, c5_blocks = backbone["blocks"]
-            backbone = {**backbone, "widths": tuple(widths), "blocks": tuple(blocks)}
+            strides = tuple(backbone["strides"])
+            backbone = {**backbone, "widths": tuple(widths), "blocks": tuple(blocks), "strides": strides}
             self.backbone = Backbone(**backbone, dtype=dtype, rngs=rngs)
             self.c5 = Stage(
                 self.backbone.outputs,

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from vlbert_jax import checkpoint, convert, evaluate, metrics, optimizer, sharding
+from vlbert_jax import checkpoint, evaluate, metrics, optimizer, sharding, warm_start
 
 log = logging.getLogger(__name__)
 AHEAD = (
@@ -150,8 +150,8 @@ def names_of(path: tuple) -> tuple[str, ...]:
 
 def initial_weights(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
     """The state with the weights that `config.init` names; logs where every part came from."""
-    params, constants = convert.load_into(
-        state.params, state.constants, config.model.encoder.vocab_size, **config.init
+    params, constants = warm_start.load_into(
+        state.params, state.constants, config.model.encoder.vocab_size, config.task, **config.init
     )
     return dataclasses.replace(state, params=params, constants=constants)
 

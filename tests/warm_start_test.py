@@ -1,0 +1,134 @@
+"""Starting a run from weights: what arrives in the state, what stays, and what the log says of it."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from configs import pretrain as recipes
+from vlbert_jax import names, warm_start
+from vlbert_jax.tasks import pretrain, vcr
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Random parameters and constants of a small model, and its vocabulary size."""
+    config = recipes.demo()
+    config.data.hide_pixels = False
+    config.model.region_head.blocks = (1, 2, 1, 2)
+    config.losses.region = config.opening.steps = 0
+    state = nnx.state(nnx.eval_shape(lambda: pretrain.build_model(config, nnx.Rngs(0))))
+    for path, array in random_like(state, seed=2).items():
+        {tuple(map(str, p)): v for p, v in nnx.to_flat_state(state)}[path].set_value(jax.numpy.asarray(array))
+    return *nnx.split_state(state, nnx.Param, ...), config.model.encoder.vocab_size
+
+
+def random_like(state, seed=0):
+    rng = np.random.default_rng(seed)
+    return {tuple(map(str, path)): rng.normal(size=v.shape).astype(np.float32) for path, v in nnx.to_flat_state(state)}
+
+
+def other_weights(params, constants, vocab_size, seed=0) -> dict[str, np.ndarray]:
+    arrays = random_like(params, seed) | random_like(constants, seed)
+    return {name: np.ascontiguousarray(a) for name, a in names.to_official(arrays, vocab_size).items()}
+
+
+def official_of(params, constants, vocab_size) -> dict[str, np.ndarray]:
+    flat = {tuple(map(str, p)): np.asarray(v[...]) for s in (params, constants) for p, v in nnx.to_flat_state(s)}
+    return names.to_official(flat, vocab_size)
+
+
+def load(small, task="pretrain", **init):
+    init = dict(bert="", resnet="", checkpoint="") | init
+    return warm_start.load_into(*small, task, **init)
+
+
+def test_bert_and_resnet(small, tmp_path, caplog):
+    given, before = other_weights(*small), official_of(*small)
+    save_file(names.official_to_bert(given), tmp_path / "bert.safetensors")
+    save_file(names.official_to_resnet(given), tmp_path / "resnet.safetensors")
+    caplog.set_level(logging.INFO)
+    ours = official_of(
+        *load(small, bert=tmp_path / "bert.safetensors", resnet=tmp_path / "resnet.safetensors"), small[2]
+    )
+    for name in given:
+        from_source = names.REQUIRED["resnet"].match(name) or names.official_to_bert({name: given[name]})
+        if name == names.SEGMENTS:
+            np.testing.assert_array_equal(ours[name], np.concatenate([given[name][:2], before[name][2:]]))
+        else:
+            np.testing.assert_array_equal(ours[name], given[name] if from_source else before[name], err_msg=name)
+    said = [record.getMessage() for record in caplog.records]
+    assert "parameters of fast_rcnn/c5: 35 from init.resnet" in said
+    assert "parameters of vlbert/token_embeddings: 1 from init.bert, 3 from scratch" in said
+    assert "parameters of mrc_head: 4 from scratch" in said
+    assert "parameters of vlbert/encoder: 32 from init.bert" in said
+
+
+def test_a_checkpoint_goes_before_bert(small, tmp_path):
+    """A `.model` in half precision; BERT gives only what the checkpoint lacks: VCR's pooler."""
+    bert, checkpoint = other_weights(*small, seed=3), other_weights(*small, seed=4)
+    vocab_size = small[2]
+    config = recipes.demo()
+    config.model.region_head.blocks = (1, 2, 1, 2)
+    with config.unlocked():
+        config.model.num_object_classes = 81
+    model = vcr.build_model(config, nnx.Rngs(0))
+    params, constants = nnx.split_state(nnx.state(model), nnx.Param, ...)
+    bert |= {
+        f"vlbert.pooler.dense.{leaf}": np.full_like(bert[f"vlbert.mvrc_head.transform.dense.{leaf}"], 7)
+        for leaf in ("weight", "bias")
+    }
+    save_file(names.official_to_bert(bert), tmp_path / "bert.safetensors")
+    state = {f"module.{name}": torch.from_numpy(array).half() for name, array in checkpoint.items()}
+    torch.save({"state_dict": state}, tmp_path / "vl-bert.model")
+    sources = dict(bert=tmp_path / "bert.safetensors", checkpoint=tmp_path / "vl-bert.model")
+    ours = official_of(*load((params, constants, vocab_size), task="vcr", **sources), vocab_size)
+    halves = {name: array.astype(np.float16).astype(np.float32) for name, array in checkpoint.items()}
+    np.testing.assert_array_equal(ours[names.WORDS], halves[names.WORDS])
+    np.testing.assert_array_equal(ours[names.SEGMENTS], halves[names.SEGMENTS][[0, 0, 2]])
+    hidden = "transform.dense.weight"
+    np.testing.assert_array_equal(ours[f"cnn_loss_reg.0.dense.{hidden[16:]}"], halves[f"vlbert.mvrc_head.{hidden}"])
+    assert (ours["vlbert.pooler.dense.weight"] == 7).all()
+    np.testing.assert_array_equal(ours["final_mlp.1.weight"].T, model.choice_head.kernel[...])  # new
+
+
+def test_what_is_refused(small, tmp_path):
+    given = other_weights(*small)
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        load(small, bert=tmp_path / "absent.safetensors")
+    save_file(names.official_to_resnet(given), tmp_path / "resnet.safetensors")
+    with pytest.raises(ValueError, match=r"init.bert: .* holds ResNet in safetensors; give it as config.init.resnet"):
+        load(small, bert=tmp_path / "resnet.safetensors")
+    bert = names.official_to_bert(given)
+    name = "bert.encoder.layer.1.output.dense.weight"
+    save_file({n: a for n, a in bert.items() if n != name}, tmp_path / "bert.safetensors")
+    with pytest.raises(ValueError, match=r"lacks vlbert.encoder.layer.1.output.dense.weight \(1 tensors\)"):
+        load(small, bert=tmp_path / "bert.safetensors")
+    save_file(bert | {name: np.zeros((2, 2), np.float32)}, tmp_path / "bert.safetensors")
+    with pytest.raises(ValueError, match=r"init.bert: .*output.dense.weight has shape \(2, 2\), the model wants"):
+        load(small, bert=tmp_path / "bert.safetensors")
+
+
+def test_not_finite(small, tmp_path, caplog):
+    bert = names.official_to_bert(other_weights(*small))
+    bert["bert.embeddings.LayerNorm.bias"] = np.full_like(bert["bert.embeddings.LayerNorm.bias"], np.inf)
+    save_file(bert, tmp_path / "bert.safetensors")
+    load(small, bert=tmp_path / "bert.safetensors")
+    assert "init.bert: NaN or infinite numbers in vlbert.embedding_LayerNorm.bias" in caplog.text
+
+
+def test_every_array_stays_on_its_devices(small, tmp_path):
+    params, constants, vocab_size = small
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    params = jax.tree.map(lambda x: x, params)
+    table = params["vlbert"]["token_embeddings"]
+    params["vlbert"]["token_embeddings"] = table.replace(jax.device_put(table[...], spread))
+    save_file(names.official_to_bert(other_weights(*small)), tmp_path / "bert.safetensors")
+    loaded, _ = load((params, constants, vocab_size), bert=tmp_path / "bert.safetensors")
+    assert loaded["vlbert"]["token_embeddings"][...].sharding == spread

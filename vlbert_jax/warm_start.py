@@ -1,0 +1,87 @@
+"""Starting a run from weights: what `config.init` names goes into the state, and the log says where all came from."""
+
+import collections
+import logging
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental.multihost_utils import process_allgather
+
+from vlbert_jax import names, weights
+
+log = logging.getLogger(__name__)
+
+FIELDS = ("bert", "resnet", "checkpoint")  # config.init; a later one wins where several have a tensor
+KINDS = {"bert": ("bert",), "resnet": ("resnet",), "checkpoint": ("vlbert", "bert", "resnet")}
+
+
+def load_into(params: nnx.State, constants: nnx.State, vocab_size: int, task: str, **init):
+    """The two states with the weights that `init` names in them, on the devices they were on.
+
+    Weights of pre-training become those that `task` starts from (names.WARM_START). What no source has keeps its value.
+    Raises FileNotFoundError, or ValueError where a source is of another kind, lacks tensors, or differs in sizes.
+    """
+    variables = {tuple(map(str, path)): v for s in (params, constants) for path, v in nnx.to_flat_state(s)}
+    shapes = {path: v.shape for path, v in variables.items()}
+    sources, origin = [], {}
+    for field in FIELDS:
+        if not init[field]:
+            continue
+        source = weights.read(init[field])
+        tensors, found = _matched(field, source, shapes, vocab_size, task)
+        sources.append((tensors, found))
+        origin |= dict.fromkeys(found.matched, f"init.{field}")
+        log.info("init.%s: %s, %s; %d tensors taken", field, init[field], source.description, len(found.matched))
+        if bad := weights.not_finite({name: tensors[name] for name in found.matched}):
+            log.warning("init.%s: NaN or infinite numbers in %s", field, ", ".join(bad))
+    _log_origins(shapes, vocab_size, origin)
+
+    def place(state: nnx.State) -> nnx.State:
+        placed = []
+        for path, v in nnx.to_flat_state(state):
+            key = tuple(map(str, path))
+            if any(key in found.entries for _, found in sources):
+                array = np.array(_on_host(v[...]))
+                for tensors, found in sources:
+                    found.fill(array, key, tensors)
+                v = v.replace(jax.make_array_from_callback(array.shape, v[...].sharding, array.__getitem__))
+            placed.append((path, v))
+        return nnx.from_flat_state(placed)
+
+    return place(params), place(constants)
+
+
+def _matched(field: str, source: weights.Weights, shapes, vocab_size: int, task: str):
+    if source.kind not in KINDS[field]:
+        fields = [other for other in FIELDS if source.kind in KINDS[other]]
+        raise ValueError(
+            f"init.{field}: {source.path} holds {source.description}; give it as config.init.{fields[0]}"
+        )
+    try:
+        tensors = names.warm_start(source.tensors, task)
+        found = names.match(tensors, shapes, vocab_size)
+    except ValueError as error:
+        raise ValueError(f"init.{field}: {source.path}: {error}") from error
+    if not found.matched:
+        raise ValueError(f"init.{field}: nothing in {source.path} belongs to this model")
+    absent = [name for name in found.missing if names.REQUIRED[source.kind].match(name)]
+    if absent:
+        raise ValueError(f"init.{field}: {source.path} lacks {', '.join(absent[:8])} ({len(absent)} tensors)")
+    return tensors, found
+
+
+def _log_origins(shapes, vocab_size: int, origin: dict[str, str]):
+    """One line per group of parameters: how many of its tensors came from where."""
+    groups = collections.defaultdict(collections.Counter)
+    for entry in names.name_table(shapes, vocab_size):
+        groups["/".join(entry.path[:2] if entry.path[0] in ("vlbert", "fast_rcnn") else entry.path[:1])][
+            origin.get(entry.official, "scratch")
+        ] += 1
+    for group, counts in groups.items():
+        log.info("parameters of %s: %s", group, ", ".join(f"{n} from {where}" for where, n in counts.items()))
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    """The whole array; with several hosts each holds a part of it."""
+    return np.asarray(array if array.is_fully_addressable else process_allgather(array, tiled=True))
