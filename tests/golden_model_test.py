@@ -7,6 +7,7 @@ and arrays. Tolerances: forward 1e-4 absolute; gradients 1e-4 of the largest ent
 import importlib.util
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import jax
@@ -28,7 +29,7 @@ from golden_case import (
     relative,
 )
 
-from vlbert_jax import names
+from vlbert_jax import names, weights
 from vlbert_jax.batch import END
 from vlbert_jax.fast_rcnn import FastRCNN
 from vlbert_jax.geometry import box_geometry
@@ -285,6 +286,24 @@ def compare_gradients(case, gradients, vocab_size, tolerance):
         assert name not in official or not np.any(official[name]), f"{name} is frozen officially"
 
 
+def through_official_files(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Written as `.model` files in both of PyTorch's serialisations and read again; as they are without PyTorch."""
+    if importlib.util.find_spec("torch") is None:
+        return tensors
+    import torch
+
+    state = {f"module.{name}": torch.from_numpy(array) for name, array in tensors.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for new in (True, False):
+            path = Path(folder) / "vl-bert.model"
+            torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=new)
+            read = weights.read(path).tensors
+            for name, array in read.items():
+                np.testing.assert_array_equal(array, tensors[name], err_msg=name)
+    assert {names.reason_not_wanted(name) for name in tensors.keys() - read.keys()} <= {"duplicate", "batch counter"}
+    return read
+
+
 def check_fullsize(case):
     spec = importlib.util.spec_from_file_location("seeded_weights", case.path.parent / "seeded_weights.py")
     seeded_weights = importlib.util.module_from_spec(spec)
@@ -293,26 +312,27 @@ def check_fullsize(case):
         if kind == "alias":  # the same array under a second name
             continue
         case.sd[name] = seeded_weights.make(name, shape, kind, case.meta["weight_seed"])
+    case.sd = through_official_files(case.sd)
     config = recipe(case, dict(scan_layers=True, remat="none"))
     model, report = load(lambda: pretrain.build_model(config, nnx.Rngs(0)), case.sd, config.model.encoder.vocab_size)
     assert report.missing == []
     case.sd.clear()
     batch = pretraining_batch(case, config)
-    names = pretrain.active_losses(config, 0)
+    active = pretrain.active_losses(config, 0)
 
     @nnx.jit
     def run(model, batch):
         appearance = model.appearance(batch)
         region_states = model.region_states(batch, appearance)
-        sums, _ = pretrain.loss_sums(model, batch, None, config, names)
+        sums, _ = pretrain.loss_sums(model, batch, None, config, active)
         return appearance, region_states, model.encode(batch, region_states), sums
 
     appearance, region_states, states, sums = run(model, batch)
     close(appearance[:, : case.out["obj_reps_raw"].shape[1]][: len(case.out["obj_reps_raw"])], case.out["obj_reps_raw"])
     close(region_states[: len(case.out["obj_reps"])], case.out["obj_reps"])
     compare_logits(case, model, states, batch, config.model.encoder.vocab_size)
-    counts = pretrain.loss_counts(batch, config, names)
-    for name in names:
+    counts = pretrain.loss_counts(batch, config, active)
+    for name in active:
         close(sums[name] / counts[name], next(case.out[n] for n in LOSS_NAMES[name] if n in case.out))
 
 

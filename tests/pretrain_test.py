@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from flax import nnx
 
 from configs import pretrain as recipes
 from data_prep.build import build_scenes
-from vlbert_jax import sharding, train
+from vlbert_jax import convert, sharding, train
 from vlbert_jax.batch import NO_IMAGE
 from vlbert_jax.tasks import pretrain
 from vlbert_jax.tasks.pretrain_examples import tokenizer_of
@@ -299,3 +300,39 @@ def test_the_command_from_data_to_report(data_dir, tmp_path):
     assert again.returncode == 0, again.stderr[-2000:]
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores.items() >= {k: v for k, v in rows[-1].items() if "accuracy" in k}.items()
+
+
+def test_a_run_starts_from_a_converted_bert(data_dir, tmp_path, caplog):
+    """A Hugging Face BERT of the demo's (shrunk) sizes, converted, then a run from it: the log, the start, updates."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    fields = {"total_steps": 2, "opening.steps": 1, "losses.region_fixed_until": 0, "warmup_steps": 0, "report": False}
+    config = shrunk("demo", data_dir, **fields, **{"eval_every_steps": 0, "optimizer.schedule": "constant"})
+    sizes = config.model.encoder
+    torch.manual_seed(0)
+    bert = transformers.BertForPreTraining(
+        transformers.BertConfig(
+            vocab_size=sizes.vocab_size,
+            hidden_size=sizes.hidden_size,
+            num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            intermediate_size=sizes.mlp_size,
+            max_position_embeddings=sizes.max_positions,
+        )
+    )
+    bert.save_pretrained(tmp_path / "bert")
+    assert convert.main([str(tmp_path / "bert"), str(tmp_path / "converted")]) == 0
+    caplog.set_level(logging.INFO)
+    words = bert.bert.embeddings.word_embeddings.weight.detach().numpy()
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    config.init.bert = str(tmp_path / "bert")
+    start = train.open_run(config, pretrain, tmp_path / "start", mesh).state
+    np.testing.assert_array_equal(start.params["vlbert"]["token_embeddings"][...][: len(words)], words)
+    config.init.update(dict(bert="", checkpoint=str(tmp_path / "converted")))
+    _, state = train.train(config, pretrain, tmp_path / "run", mesh)
+    for field in ("bert", "checkpoint"):
+        assert f"parameters of vlbert/encoder: 32 from init.{field}" in caplog.text
+    assert "parameters of fast_rcnn/projection: 2 from scratch" in caplog.text
+    assert int(state.step) == 2 and bool(state.finite)
+    moved = np.abs(np.asarray(state.params["vlbert"]["token_embeddings"][...])[: len(words)] - words)
+    assert 0 < moved.max() <= 1.1 * config.learning_rate  # one update of Adam from where BERT was

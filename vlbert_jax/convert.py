@@ -210,8 +210,8 @@ def write(conversion: Conversion, target: Path, form: str, dtype: str | None, ov
     with weights.written_whole(target, overwrite) as path:
         if form == "orbax":
             params, constants = arrays_of(conversion, dtype)
-            counters = dict(batch_counters=source.counters) if source.counters else {}
-            weights.write_orbax(path, params, constants, conversion.config.to_dict() | counters)
+            beside = dict(batch_counters=source.counters, newly_initialised=[*source.new, *conversion.found.missing])
+            weights.write_orbax(path, params, constants, conversion.config.to_dict() | beside)
             return
         tensors = {name: conversion.tensors[name] for name in conversion.found.matched}
         if form == "hf":

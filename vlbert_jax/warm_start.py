@@ -59,13 +59,14 @@ def _matched(field: str, source: weights.Weights, shapes, vocab_size: int, task:
             f"init.{field}: {source.path} holds {source.description}; give it as config.init.{fields[0]}"
         )
     try:
-        tensors = names.warm_start(source.tensors, task)
+        # What a conversion drew for itself is no better than what this run draws, and may have other sizes.
+        tensors = {name: a for name, a in names.warm_start(source.tensors, task).items() if name not in source.new}
         found = names.match(tensors, shapes, vocab_size)
     except ValueError as error:
         raise ValueError(f"init.{field}: {source.path}: {error}") from error
     if not found.matched:
         raise ValueError(f"init.{field}: nothing in {source.path} belongs to this model")
-    absent = [name for name in found.missing if names.REQUIRED[source.kind].match(name)]
+    absent = [name for name in found.missing if names.REQUIRED[source.kind].match(name) and name not in source.new]
     if absent:
         raise ValueError(f"init.{field}: {source.path} lacks {', '.join(absent[:8])} ({len(absent)} tensors)")
     return tensors, found

@@ -44,6 +44,7 @@ class Weights:
     dropped: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # reason -> name -> size
     counters: dict[str, int] = dataclasses.field(default_factory=dict)  # of batch norm, those that are not 0
     config: dict[str, Any] | None = None  # of our checkpoints, as nested dicts
+    new: tuple[str, ...] = ()  # what a conversion drew, for want of it in its source
     num_heads: int | None = None  # where the source says
     task: str = "pretrain"
 
@@ -82,7 +83,8 @@ def read(path: str | Path) -> Weights:
     else:
         raw, container = _read_file(path)
     weights = _recognise(given, raw, container)
-    return dataclasses.replace(weights, config=config, num_heads=num_heads)
+    new = tuple((config or {}).get("newly_initialised", ()))
+    return dataclasses.replace(weights, config=config, num_heads=num_heads, new=new)
 
 
 def _from_hub(name: str) -> Path:
