@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from configs import pretrain as recipes
 from data_prep.build import build_scenes
@@ -334,5 +335,9 @@ def test_a_run_starts_from_a_converted_bert(data_dir, tmp_path, caplog):
         assert f"parameters of vlbert/encoder: 32 from init.{field}" in caplog.text
     assert "parameters of fast_rcnn/projection: 2 from scratch" in caplog.text
     assert int(state.step) == 2 and bool(state.finite)
+    assert convert.main([str(tmp_path / "run"), str(tmp_path / "mine.safetensors"), "--strict"]) == 0
+    mine = load_file(tmp_path / "mine.safetensors")
+    kernel = state.params["mrc_head"]["classes"]["kernel"][...]
+    np.testing.assert_array_equal(mine["module.vlbert.mvrc_head.region_cls_pred.weight"].T, kernel)
     moved = np.abs(np.asarray(state.params["vlbert"]["token_embeddings"][...])[: len(words)] - words)
     assert 0 < moved.max() <= 1.1 * config.learning_rate  # one update of Adam from where BERT was
