@@ -202,12 +202,12 @@ def _some(items: list[str], most: int = 6) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def write(conversion: Conversion, target: Path, form: str, dtype: str | None, overwrite: bool):
-    """Writes the target whole or not at all. Raises ValueError where the format cannot hold the source."""
+def write(conversion: Conversion, target: Path, form: str, dtype: str | None):
+    """Writes the target, or what replaces it, whole or not at all. Raises ValueError where the format cannot hold the source."""
     source = conversion.source
     if form == "hf" and source.kind == "resnet":
         raise ValueError(f"{source.path} is a ResNet; a Hugging Face BERT folder holds the text side of a model")
-    with weights.written_whole(target, overwrite) as path:
+    with weights.written_whole(target) as path:
         if form == "orbax":
             params, constants = arrays_of(conversion, dtype)
             beside = dict(batch_counters=source.counters, newly_initialised=[*source.new, *conversion.found.missing])
@@ -305,7 +305,7 @@ def main(argv: list[str]) -> int:
         for surprise in surprises:
             print(f"warning: {surprise}", file=sys.stderr)
         if not args.dry_run:
-            write(conversion, args.target, form, args.dtype, args.overwrite)
+            write(conversion, args.target, form, args.dtype)
             print(f"written: {args.target} ({form})")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -311,13 +311,8 @@ def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
 
 
 @contextlib.contextmanager
-def written_whole(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A path beside `target` to write to; it takes the target's place when the block ends well, else it goes.
-
-    Raises FileExistsError where the target exists and may not be replaced.
-    """
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; --overwrite replaces it")
+def written_whole(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write to; it takes the target's place when the block ends well, else it goes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
