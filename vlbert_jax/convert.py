@@ -203,7 +203,10 @@ def _some(items: list[str], most: int = 6) -> str:
 
 
 def write(conversion: Conversion, target: Path, form: str, dtype: str | None):
-    """Writes the target, or what replaces it, whole or not at all. Raises ValueError where the format cannot hold the source."""
+    """Writes the target whole or not at all, in place of what is there.
+
+    Raises ValueError where the format cannot hold the source.
+    """
     source = conversion.source
     if form == "hf" and source.kind == "resnet":
         raise ValueError(f"{source.path} is a ResNet; a Hugging Face BERT folder holds the text side of a model")
