@@ -101,6 +101,7 @@ def image_pipeline() -> ml_collections.ConfigDict:
             geometry_on_device=False,
             num_threads=16,  # of the input pipeline, per host
             prefetch=4,  # batches
+            remember_records=0,  # per stream, kept in memory once read: for a corpus that fits
         )
     )
 

@@ -104,6 +104,7 @@ def demo() -> ml_collections.ConfigDict:
             max_mrc_targets=4,
             visual_words=COLOURS + CATEGORIES,
             group_words=CATEGORIES,
+            remember_records=60_000,  # all
             num_threads=1,  # images this small are decoded sooner than threads take turns
         )
     )

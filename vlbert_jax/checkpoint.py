@@ -39,6 +39,7 @@ FREE_FIELDS = (
     "data.data_dir",
     "data.num_threads",
     "data.prefetch",
+    "data.remember_records",
     "model.encoder.scan_layers",
     "model.encoder.remat",
     "model.region_head.remat",

@@ -325,7 +325,7 @@ def _captions(config, split: str, train: bool) -> list[_Captions]:
         data.open_split(d.data_dir, d.captions, f"{split}_{orientation}", optional=True)
         for orientation in ("landscape", "portrait")
     )
-    records, edge = data.Records(landscape, portrait), len(landscape)
+    records, edge = data.Records(landscape, portrait, remembered=d.remember_records), len(landscape)
     if not len(records):
         raise ValueError(f"{d.captions} has neither {split}_landscape nor {split}_portrait")
     parts = {"landscape": range(edge), "portrait": range(edge, len(records))}
@@ -339,7 +339,8 @@ def _captions(config, split: str, train: bool) -> list[_Captions]:
 
 
 def _text(config, split: str) -> _Text:
-    lines = data.Records(data.open_split(config.data.data_dir, config.data.text, split))
+    d = config.data
+    lines = data.Records(data.open_split(d.data_dir, d.text, split), remembered=d.remember_records)
     return _Text(lines, range(len(lines)), tokenizer_of(config), Layout.of(config))
 
 
