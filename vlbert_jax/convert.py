@@ -56,6 +56,8 @@ def model_config(source: weights.Weights, task: str, num_heads: int | None = Non
         config = ml_collections.ConfigDict({name: source.config[name] for name in fields})
     else:
         image = f"{names.BACKBONE_NAME}.conv1.weight" in shapes
+        classifier = f"{names.MODULES['region_classifier']}.weight" in shapes
+        hidden_vector = "object_mask_visual_embedding.weight" in shapes
         config = ml_collections.ConfigDict(
             dict(
                 compute_dtype="float32",
@@ -66,12 +68,10 @@ def model_config(source: weights.Weights, task: str, num_heads: int | None = Non
                     feature_size=shapes.get(names.PROJECTION, (0, 2048 + GEOMETRY_SIZE))[1] - GEOMETRY_SIZE,
                     num_region_classes=shapes.get("vlbert.mvrc_head.region_cls_pred.weight", (1601,))[0],
                 ),
-                data=dict(features="image" if image else "precomputed", hide_pixels=image),
-                losses=dict(relationship=names.RELATIONSHIP in shapes, region=0.0),
+                data=dict(features="image" if image else "precomputed", hide_pixels=image and not hidden_vector),
+                losses=dict(relationship=names.RELATIONSHIP in shapes, region=float(classifier)),
             )
         )
-        config.data.hide_pixels = image and "object_mask_visual_embedding.weight" not in shapes
-        config.losses.region = float(f"{names.MODULES['region_classifier']}.weight" in shapes)
     with config.unlocked():
         config.task, config.opening = task, dict(steps=0)
         if task == "vqa":
