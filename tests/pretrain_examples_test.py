@@ -11,7 +11,7 @@ from data_prep.build import build_scenes
 from data_prep.scenes import CLASS_NAMES
 from vlbert_jax import data
 from vlbert_jax.batch import END, IMG, IMG_MASK, NO_IMAGE
-from vlbert_jax.tasks import pretrain_examples
+from vlbert_jax.tasks import pretrain_batches, pretrain_examples
 from vlbert_jax.tasks.pretrain_examples import Layout, caption_example, text_example
 from vlbert_jax.transforms import Draws
 
@@ -56,24 +56,24 @@ def rows(batches) -> list[tuple]:
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_training_does_not_depend_on_hosts(config, process_count):
-    whole = pretrain_examples.train_batches(config, 0, 0, 1)
-    hosts = [pretrain_examples.train_batches(config, 0, p, process_count) for p in range(process_count)]
+    whole = pretrain_batches.train_batches(config, 0, 0, 1)
+    hosts = [pretrain_batches.train_batches(config, 0, p, process_count) for p in range(process_count)]
     for _ in range(4):
         assert rows([next(whole)]) == rows([next(host) for host in hosts])
 
 
 def test_training_resumes_at_any_step(config):
-    whole = list(itertools.islice(pretrain_examples.train_batches(config, 0, 0, 1), 6))
+    whole = list(itertools.islice(pretrain_batches.train_batches(config, 0, 0, 1), 6))
     for start in (1, 4):
-        resumed = itertools.islice(pretrain_examples.train_batches(config, start, 0, 1), 6 - start)
+        resumed = itertools.islice(pretrain_batches.train_batches(config, start, 0, 1), 6 - start)
         assert [rows([b]) for b in resumed] == [rows([b]) for b in whole[start:]]
     assert len({tuple(rows([b])) for b in whole}) == 6
     config.seed += 1
-    assert rows([next(pretrain_examples.train_batches(config, 0, 0, 1))]) != rows(whole[:1])
+    assert rows([next(pretrain_batches.train_batches(config, 0, 0, 1))]) != rows(whole[:1])
 
 
 def test_a_training_batch(config):
-    batches = list(itertools.islice(pretrain_examples.train_batches(config, 0, 0, 1), 12))
+    batches = list(itertools.islice(pretrain_batches.train_batches(config, 0, 0, 1), 12))
     assert {batch.image.shape for batch in batches} == {(4, 96, 128, 3), (4, 128, 96, 3)}
     for batch in batches:
         wide = batch.image_size[:, 0] >= batch.image_size[:, 1]
@@ -91,62 +91,62 @@ def test_a_training_batch(config):
 
 def test_no_text_no_pairs(config):
     config.losses.text_only = False
-    batch = next(pretrain_examples.train_batches(config, 0, 0, 1))
+    batch = next(pretrain_batches.train_batches(config, 0, 0, 1))
     assert batch.token_ids.shape == (8, 1, 33)
-    assert set(pretrain_examples.eval_batches(config, 0, 1)) == {"captions"}
+    assert set(pretrain_batches.eval_batches(config, 0, 1)) == {"captions"}
 
 
 def test_square_canvases(config):
     config.data.one_orientation = False
-    batches = itertools.islice(pretrain_examples.train_batches(config, 0, 0, 1), 4)
+    batches = itertools.islice(pretrain_batches.train_batches(config, 0, 0, 1), 4)
     assert {batch.image.shape for batch in batches} == {(4, 128, 128, 3)}
 
 
 def test_precomputed_features(config):
     config.data.features = "precomputed"
     config.data.hide_pixels = False
-    batch = next(pretrain_examples.train_batches(config, 0, 0, 1))
+    batch = next(pretrain_batches.train_batches(config, 0, 0, 1))
     assert batch.image is None and batch.region_features.shape == (4, 7, WIDTH)
     config.model.feature_size = 12
     with pytest.raises(ValueError, match="2048 features per box, config.model.feature_size is 12"):
-        next(pretrain_examples.train_batches(config, 0, 0, 1))
+        next(pretrain_batches.train_batches(config, 0, 0, 1))
     config.data.features = "guessed"
     with pytest.raises(ValueError, match="'guessed', not one of image, precomputed"):
-        pretrain_examples.train_batches(config, 0, 0, 1)
+        pretrain_batches.train_batches(config, 0, 0, 1)
 
 
 def test_geometry_on_the_device_and_in_bfloat16(config):
     config.compute_dtype = "bfloat16"
-    batch = next(pretrain_examples.train_batches(config, 0, 0, 1))
+    batch = next(pretrain_batches.train_batches(config, 0, 0, 1))
     assert batch.box_geometry.dtype.name == "bfloat16"
     config.data.geometry_on_device = True
-    assert next(pretrain_examples.train_batches(config, 0, 0, 1)).box_geometry is None
+    assert next(pretrain_batches.train_batches(config, 0, 0, 1)).box_geometry is None
 
 
 def test_errors_of_configs(config):
     config.model.num_region_classes += 1
     with pytest.raises(ValueError, match="config.model.num_region_classes is"):
-        next(pretrain_examples.train_batches(config, 0, 0, 1))
+        next(pretrain_batches.train_batches(config, 0, 0, 1))
     config.batch_size = 7
     with pytest.raises(ValueError, match="batch_size 7 is odd"):
-        pretrain_examples.train_batches(config, 0, 0, 1)
+        pretrain_batches.train_batches(config, 0, 0, 1)
 
 
 def test_a_split_that_is_not_there_is_an_error(config):
     config.data.eval_split = "test"
     with pytest.raises(ValueError, match="neither test_landscape nor test_portrait"):
-        pretrain_examples.eval_batches(config, 0, 1)
+        pretrain_batches.eval_batches(config, 0, 1)
 
 
 def test_evaluation_sees_every_record_once_on_any_number_of_hosts(config):
-    expected = {name: list(batches) for name, batches in pretrain_examples.eval_batches(config, 0, 1).items()}
+    expected = {name: list(batches) for name, batches in pretrain_batches.eval_batches(config, 0, 1).items()}
     real = {name: sum(int(b.element_mask.any((1, 2)).sum()) for b in bs) for name, bs in expected.items()}
     lines = len(data.open_split(config.data.data_dir, config.data.text, "val"))
     assert real == {"captions": 11, "text": lines}
     assert {batch.token_ids.shape for bs in expected.values() for batch in bs} == {(4, 1, 33)}
     assert all(batch.boxes is None for batch in expected["text"])
     for process_count in (2, 4):
-        hosts = [pretrain_examples.eval_batches(config, p, process_count) for p in range(process_count)]
+        hosts = [pretrain_batches.eval_batches(config, p, process_count) for p in range(process_count)]
         for name, whole in expected.items():
             parts = [list(host[name]) for host in hosts]
             assert {len(part) for part in parts} == {len(whole)}
@@ -154,14 +154,14 @@ def test_evaluation_sees_every_record_once_on_any_number_of_hosts(config):
 
 
 def test_evaluation_is_the_same_whatever_the_seed_and_never_flips(config):
-    expected = rows(pretrain_examples.eval_batches(config, 0, 1)["captions"])
+    expected = rows(pretrain_batches.eval_batches(config, 0, 1)["captions"])
     config.seed += 1
     config.data.flip_probability = 1.0
-    assert rows(pretrain_examples.eval_batches(config, 0, 1)["captions"]) == expected
+    assert rows(pretrain_batches.eval_batches(config, 0, 1)["captions"]) == expected
 
 
 def test_examples_that_fill_up_are_empty(config):
-    batches = list(pretrain_examples.eval_batches(config, 0, 1)["captions"])
+    batches = list(pretrain_batches.eval_batches(config, 0, 1)["captions"])
     empty = ~np.concatenate([b.element_mask.any((1, 2)) for b in batches])
     assert empty.any()
     for name in ("region_mask", "region_hidden", "mlm_mask", "mrc_mask", "boxes", "image", "mrc_targets"):
@@ -286,7 +286,7 @@ def test_relationship(tokenizer, layout):
 
 def test_other_captions_are_of_other_records(config):
     config.losses.relationship = True
-    source, *_ = pretrain_examples._captions(config, "val", train=True)
+    source, *_ = pretrain_batches._captions(config, "val", train=True)
     read = []
 
     class Spy(data.Records):

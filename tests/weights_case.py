@@ -1,9 +1,11 @@
-"""Files of weights as other programs write them, filled with random numbers. Used by convert_test and weights_test."""
+"""Files of weights as other programs write them, filled with random numbers. Used by the tests of conversion."""
 
 import struct
 from pathlib import Path
 
 import numpy as np
+
+from vlbert_jax import convert
 
 NAMES = Path(__file__).parent / "golden/names"
 
@@ -73,6 +75,24 @@ def fine_tuned(task: str, seed: int = 0) -> dict[str, np.ndarray]:
         shapes |= layers("vlbert.pooler.", transform)
         shapes = {name.replace("vlbert.", "vlbert._module."): shape for name, shape in shapes.items()}
     return fill(shapes, seed)
+
+
+def run(*args, capsys=None, code: int = 0) -> str:
+    """The tool's output; its status has to be `code`."""
+    status = convert.main([str(arg) for arg in args])
+    out = capsys.readouterr() if capsys else None
+    assert status == code, out
+    return out.out + out.err if out else ""
+
+
+def save_model(path: Path, tensors: dict, legacy: bool = False, **others) -> Path:
+    """A file as the official trainer writes it; tensors that are one array share their storage."""
+    import torch
+
+    shared = {id(array): torch.from_numpy(np.asarray(array)) for array in tensors.values()}
+    state = {name: shared[id(array)] for name, array in tensors.items()}
+    torch.save({"state_dict": state, **others}, path, _use_new_zipfile_serialization=not legacy)
+    return path
 
 
 # --- Caffe, byte by byte (protobuf's wire format) ---------------------------------------------------------------------

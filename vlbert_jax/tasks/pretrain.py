@@ -9,7 +9,8 @@ from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
 from vlbert_jax.encoder import EncoderConfig, dense, gelu, keys, layer_norm
 from vlbert_jax.fast_rcnn import GEOMETRY_SIZE
 from vlbert_jax.tasks.model import PredictionHead, VisualLinguisticModel, at, is_frozen, model_options
-from vlbert_jax.tasks.pretrain_examples import eval_batches, tokenizer_of, train_batches, word_ids
+from vlbert_jax.tasks.pretrain_batches import eval_batches, train_batches
+from vlbert_jax.tasks.pretrain_examples import tokenizer_of, word_ids
 
 __all__ = ["eval_batches", "is_frozen", "train_batches"]  # parts of the task protocol that live elsewhere
 

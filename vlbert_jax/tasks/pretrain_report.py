@@ -10,7 +10,8 @@ from flax import nnx
 from vlbert_jax import report
 from vlbert_jax.batch import Batch
 from vlbert_jax.tasks import pretrain
-from vlbert_jax.tasks.pretrain_examples import eval_parts, tokenizer_of
+from vlbert_jax.tasks.pretrain_batches import eval_parts
+from vlbert_jax.tasks.pretrain_examples import tokenizer_of
 
 NUM_CARDS = 12
 TOP = 5
