@@ -1,5 +1,6 @@
 """What the conversion tool refuses: one clear line, status 2, nothing written, and no code of a file run."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from weights_case import fill, fine_tuned, official_shapes, run, save_model, shrunk
 
-from vlbert_jax import weights
+from vlbert_jax import export, weights
 
 torch = pytest.importorskip("torch")
 
@@ -99,6 +100,46 @@ def test_a_decoder_of_its_own(tmp_path, capsys):
     refused(tmp_path, capsys, path, match="not tied")
 
 
+def test_c5_under_two_names(tmp_path, capsys):
+    tensors = fill(shrunk(official_shapes("base_e2e")))
+    name = "module.image_feature_extractor.head.0.1.conv2.weight"
+    path = save_model(tmp_path / "two.model", tensors | {name: tensors[name] + 1})
+    refused(tmp_path, capsys, path, match="head.0.1.conv2.weight differs from")
+
+
+def test_numbers_beyond_half_precision(tmp_path, capsys):
+    path, tensors = small_model(tmp_path)
+    large = np.full_like(tensors["module.vlbert.embedding_LayerNorm.bias"], 1e5)
+    save_model(path, tensors | {"module.vlbert.embedding_LayerNorm.bias": large})
+    refused(tmp_path, capsys, path, "--dtype=float16", match="beyond the range of float16")
+
+
+def test_a_config_of_another_model(tmp_path, capsys):
+    """RoBERTa's names are BERT's; a layer that is not there would otherwise go unnoticed."""
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=50)
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
+    config = tmp_path / "bert/config.json"
+    good = json.loads(config.read_text())
+    for field, value in (("model_type", "roberta"), ("hidden_act", "relu"), ("num_hidden_layers", 3)):
+        config.write_text(json.dumps(good | {field: value}))
+        refused(tmp_path, capsys, tmp_path / "bert", match=f"says {field} {value}")
+    config.write_text("{")
+    refused(tmp_path, capsys, tmp_path / "bert", match="bert cannot be read: JSONDecodeError")
+
+
+def test_damaged_folders_of_ours(tmp_path, capsys):
+    path, _ = small_model(tmp_path)
+    run(path, tmp_path / "ours", "--num_heads=4")
+    config = (tmp_path / "ours/config.json").read_text()
+    (tmp_path / "ours/config.json").write_text('{"model": {}}')
+    refused(tmp_path, capsys, tmp_path / "ours", match="ours cannot be read: KeyError: 'encoder'")
+    (tmp_path / "ours/config.json").write_text(config)
+    for file in (tmp_path / "ours/state").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:100])
+    refused(tmp_path, capsys, tmp_path / "ours", match="ours")
+
+
 def test_a_vocabulary_of_another_size(tmp_path, capsys):
     path, tensors = small_model(tmp_path)
     bias = "module.vlbert.mlm_head.predictions.bias"
@@ -129,14 +170,21 @@ def test_targets(tmp_path, capsys):
     (tmp_path / "target").mkdir()
     (tmp_path / "target/mine").write_text("mine")
     refused(tmp_path, capsys, path, match="target exists; --overwrite replaces it")
+    refused(tmp_path, capsys, path, "--overwrite", match="holds other files too")
+    said = run(path, path, "--overwrite", capsys=capsys, code=2)
+    assert "is or holds the source" in said and path.exists()
+    (tmp_path / "target/mine").unlink()
     said = run(path, tmp_path / "out.tar", capsys=capsys, code=2)
     assert "no format has the suffix '.tar'" in said
     before = sorted(tmp_path.rglob("*"))
     said = run(path, tmp_path / "new", "--dry-run", "--num_heads=4", capsys=capsys)
     assert "matched" in said and sorted(tmp_path.rglob("*")) == before
-    for _ in range(2):
-        run(path, tmp_path / "target", "--overwrite", "--num_heads=4")
-        assert weights.read(tmp_path / "target").kind == "vlbert"
+    for form in ("orbax", "orbax", "pt", "safetensors", "hf", "orbax"):  # folders by files and the reverse
+        run(path, tmp_path / "target", "--overwrite", "--num_heads=4", f"--format={form}")
+        assert weights.read(tmp_path / "target").kind == ("bert" if form == "hf" else "vlbert")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    run(path, tmp_path / "link", "--overwrite", "--num_heads=4")
+    assert (tmp_path / "link").is_symlink() and weights.read(tmp_path / "target").kind == "vlbert"
     assert not list(tmp_path.glob(".*"))
 
 
@@ -149,6 +197,6 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
 
     for form, writer in (("orbax", "_write_config"), ("safetensors", "_umask"), ("hf", "write_safetensors")):
         with monkeypatch.context() as patched:
-            patched.setattr(weights, writer, cut_short)
+            patched.setattr(export, writer, cut_short)
             run(path, tmp_path / "target", f"--format={form}", "--num_heads=4", code=2)
         assert sorted(tmp_path.rglob("*")) == before

@@ -35,7 +35,7 @@ def load_model(path: Path) -> dict[str, np.ndarray]:
 def assert_equal(ours: dict, theirs: dict):
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
-        assert ours[name].dtype == array.dtype, name
+        assert ours[name].dtype == array.dtype and ours[name].shape == array.shape, name
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
@@ -136,18 +136,62 @@ def test_hugging_face_to_ours_and_back(sizes, tmp_path):
     assert config.num_attention_heads == sizes["num_attention_heads"]
 
 
+@pytest.mark.parametrize("segments", [1, 4])
+def test_a_bert_without_heads_and_with_other_segments(segments, tmp_path):
+    """What it lacks is drawn for our folder and does not come back as if it were weights."""
+    model = transformers.BertModel(transformers.BertConfig(**ODD, type_vocab_size=segments), add_pooling_layer=False)
+    model.save_pretrained(tmp_path / "bert")
+    given = load_file(tmp_path / "bert/model.safetensors")
+    run(tmp_path / "bert", tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "back", "--format=hf")
+    assert_equal(load_file(tmp_path / "back/model.safetensors"), {f"bert.{name}": a for name, a in given.items()})
+
+
+def test_the_content_tells_not_the_name(tmp_path):
+    """A PyTorch file with the other suffix, and safetensors whose header is as long as a pickle begins."""
+    tensors = fill(shrunk(official_shapes("base_prec")))
+    save_model(tmp_path / "torch.safetensors", tensors)
+    assert weights.read(tmp_path / "torch.safetensors").container == "pytorch"
+    for name, first in (("pickle.bin", b"\x80"), ("zip.bin", b"PK")):
+        for pad in range(1, 40_000):
+            header = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": {"x": "y" * pad}}
+            text = json.dumps(header).encode()
+            if len(text).to_bytes(8, "little").startswith(first):
+                break
+        (tmp_path / name).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+        with pytest.raises(ValueError, match="its tensors: w"):
+            weights.read(tmp_path / name)
+
+
+def test_files_hold_whole_models(tmp_path, capsys):
+    """BERT, or the start of a task, as an official file: with all that a model has, so that it is read again."""
+    source = bert(tmp_path / "bert", **ODD)
+    run(source, tmp_path / "whole.safetensors")
+    assert convert.prepare(tmp_path / "whole.safetensors", num_heads=6).absent == []
+    pretrained = save_model(tmp_path / "given.model", fill(shrunk(official_shapes("base_e2e"))))
+    for task in ("vqa", "vcr", "refcoco"):
+        run(pretrained, tmp_path / f"{task}.pt", f"--task={task}", "--num_heads=4")
+        names_of_task = fine_tuned(task).keys() if task != "vqa" else None
+        written = load_model(tmp_path / f"{task}.pt")
+        assert names_of_task is None or written.keys() == names_of_task
+        assert weights.read(tmp_path / f"{task}.pt").task == task
+
+
 def test_bert_files_of_all_kinds(tmp_path):
     """Old spelling, no prefix, no heads, in shards: the same weights."""
     folder = bert(tmp_path / "bert", **ODD)
     state = {name: torch.from_numpy(a) for name, a in load_file(folder / "model.safetensors").items()}
     expected = weights.read(folder).tensors
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     old = {
         n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): a
         for n, a in state.items()
     }
     old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
     torch.save(old, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    assert_equal(weights.read(tmp_path / "pytorch_model.bin").tensors, expected)
+    read = weights.read(tmp_path / "pytorch_model.bin")
+    assert read.num_heads == 6  # from the config beside the file
+    assert_equal(read.tensors, expected)
 
     bare = {n.removeprefix("bert."): a for n, a in state.items() if n.startswith("bert.")}
     torch.save(bare | {"embeddings.position_ids": torch.arange(40)[None]}, tmp_path / "bare.bin")
@@ -207,7 +251,7 @@ def test_forward_equals_hugging_face(sizes, tmp_path):
 def resnet(seed: int = 0) -> dict[str, np.ndarray]:
     """A small ResNet with torchvision's names."""
     tensors = {names.plain_name(name): a for name, a in fill(shrunk(official_shapes("base_e2e")), seed).items()}
-    return {name: np.array(a) for name, a in names.official_to_resnet(tensors).items()}
+    return {name: np.array(a) for name, a in names.official_to_resnet(tensors, {}).items()}
 
 
 def test_resnet_files(tmp_path, capsys):
@@ -217,7 +261,7 @@ def test_resnet_files(tmp_path, capsys):
     said = run(tmp_path / "resnet.model", tmp_path / "out.safetensors", capsys=capsys)
     assert "ResNet in pytorch" in said and "dropped: ImageNet classifier" in said
     out = load_file(tmp_path / "out.safetensors")
-    assert_equal(out, {name: a for name, a in given.items() if "num_batches" not in name})
+    assert_equal(out, given)
     run(tmp_path / "resnet.model", tmp_path / "hf", "--format=hf", code=2)
     assert not (tmp_path / "hf").exists()
 
@@ -306,6 +350,7 @@ def test_sizes_are_read_off_the_file(tmp_path):
     encoder = conversion.config.model.encoder
     assert (encoder.hidden_size, encoder.num_layers, encoder.num_heads, encoder.mlp_size) == (96, 3, 6, 200)
     assert (encoder.vocab_size, encoder.max_positions, encoder.num_segments) == (333, 40, 3)
+    assert convert.prepare(source, num_heads=3).config.model.encoder.num_heads == 3
     bare = dataclasses.replace(weights.read(source), num_heads=None)
     assert convert.model_config(bare, "pretrain").model.encoder.num_heads == 1  # 96 is no multiple of 64
     with pytest.raises(ValueError, match="7 heads do not divide 96"):

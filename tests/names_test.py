@@ -158,7 +158,7 @@ def test_resnet_names():
     official = {names.resnet_to_official(name): name for name in own}
     wanted = {name for name in own_names("base_e2e") if names.REQUIRED["resnet"].match(name)}
     assert set(official) == wanted
-    assert names.official_to_resnet(dict.fromkeys(official, np.zeros(1))).keys() == set(own)
+    assert names.official_to_resnet(dict.fromkeys(official, np.zeros(1)), {}).keys() == set(own)
 
 
 def test_caffe_names():

@@ -289,7 +289,7 @@ def test_order_of_restoring(tmp_path, monkeypatch):
     """The own run first, then what `init` names, then scratch."""
     calls = []
 
-    def load_into(params, constants, vocab_size, task, **sources):
+    def load_into(params, constants, encoder, task, **sources):
         calls.append(sources)
         return jax.tree.map(lambda x: 2 * x, params), constants
 

@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from configs import pretrain as recipes
-from vlbert_jax import names, warm_start
+from vlbert_jax import convert, names, warm_start
 from vlbert_jax.tasks import pretrain, vcr
 
 torch = pytest.importorskip("torch")
@@ -45,13 +45,14 @@ def official_of(params, constants, vocab_size) -> dict[str, np.ndarray]:
 
 def load(small, task="pretrain", **init):
     init = dict(bert="", resnet="", checkpoint="") | init
-    return warm_start.load_into(*small, task, **init)
+    params, constants, vocab_size = small
+    return warm_start.load_into(params, constants, dict(vocab_size=vocab_size, num_heads=4), task, **init)
 
 
 def test_bert_and_resnet(small, tmp_path, caplog):
     given, before = other_weights(*small), official_of(*small)
     save_file(names.official_to_bert(given), tmp_path / "bert.safetensors")
-    save_file(names.official_to_resnet(given), tmp_path / "resnet.safetensors")
+    save_file(names.official_to_resnet(given, {}), tmp_path / "resnet.safetensors")
     caplog.set_level(logging.INFO)
     ours = official_of(
         *load(small, bert=tmp_path / "bert.safetensors", resnet=tmp_path / "resnet.safetensors"), small[2]
@@ -101,7 +102,7 @@ def test_what_is_refused(small, tmp_path):
     given = other_weights(*small)
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load(small, bert=tmp_path / "absent.safetensors")
-    save_file(names.official_to_resnet(given), tmp_path / "resnet.safetensors")
+    save_file(names.official_to_resnet(given, {}), tmp_path / "resnet.safetensors")
     with pytest.raises(ValueError, match=r"init.bert: .* holds ResNet in safetensors; give it as config.init.resnet"):
         load(small, bert=tmp_path / "resnet.safetensors")
     bert = names.official_to_bert(given)
@@ -109,9 +110,31 @@ def test_what_is_refused(small, tmp_path):
     save_file({n: a for n, a in bert.items() if n != name}, tmp_path / "bert.safetensors")
     with pytest.raises(ValueError, match=r"lacks vlbert.encoder.layer.1.output.dense.weight \(1 tensors\)"):
         load(small, bert=tmp_path / "bert.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_attention_heads": 2}')
+    with pytest.raises(ValueError, match="has 2 attention heads, config.model.encoder.num_heads is 4"):
+        load(small, bert=tmp_path / "bert.safetensors")
+    (tmp_path / "config.json").unlink()
     save_file(bert | {name: np.zeros((2, 2), np.float32)}, tmp_path / "bert.safetensors")
     with pytest.raises(ValueError, match=r"init.bert: .*output.dense.weight has shape \(2, 2\), the model wants"):
         load(small, bert=tmp_path / "bert.safetensors")
+
+
+def test_what_a_conversion_drew_is_not_taken(small, tmp_path, caplog):
+    """BERT, converted, as VCR's start: the head that pre-training would have given is drawn by the run."""
+    given = other_weights(*small)
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    save_file(names.official_to_bert(given), folder / "model.safetensors")
+    assert convert.main([str(folder), str(tmp_path / "ours"), "--num_heads=4"]) == 0
+    config = recipes.demo()
+    config.model.region_head.blocks = (1, 2, 1, 2)
+    with config.unlocked():
+        config.model.num_object_classes = 81
+    state = nnx.state(vcr.build_model(config, nnx.Rngs(0)))
+    caplog.set_level(logging.INFO)
+    load((*nnx.split_state(state, nnx.Param, ...), small[2]), task="vcr", checkpoint=tmp_path / "ours")
+    assert "parameters of object_head: 4 from scratch" in caplog.text
+    assert "parameters of vlbert/encoder: 32 from init.checkpoint" in caplog.text
 
 
 def test_not_finite(small, tmp_path, caplog):

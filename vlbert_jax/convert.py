@@ -9,8 +9,8 @@ SOURCE, told by its content:
   ours        a workdir, one checkpoint in it, or a folder that this tool wrote
 TARGET, by its suffix or --format:
   DIR              orbax: a whole model of --task, what the source lacks newly drawn; for --config.init.checkpoint
-  *.safetensors    official names (torchvision's for a ResNet)
-  *.pt, *.model    pt: the same as a PyTorch file that the official code loads
+  *.safetensors    the same with official names; of a ResNet its own, with torchvision's
+  *.pt, *.model    pt (also .pth, .bin): the same as a PyTorch file that the official code loads
   --format=hf      a folder for Hugging Face's BertForPreTraining and BertModel: the text side
 
 PyTorch files need `pip install 'vlbert_jax[convert]'`; safetensors, Caffe and our own checkpoints do not.
@@ -36,12 +36,13 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from vlbert_jax import names, weights
+from vlbert_jax import export, names, weights
 from vlbert_jax.tasks import pretrain, refcoco, vcr, vqa
 
 MODELS = {task.__name__.rpartition(".")[2]: task.build_model for task in (pretrain, vqa, vcr, refcoco)}
 FORMATS = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".bin": "pt", ".model": "pt", "": "orbax"}
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+BERT_NEEDS = (names.WORDS, names.SEGMENTS, names.POSITIONS, "vlbert.encoder.layer.0.intermediate.dense.weight")
 GEOMETRY_SIZE = pretrain.GEOMETRY_SIZE
 
 
@@ -62,7 +63,7 @@ def model_config(source: weights.Weights, task: str, num_heads: int | None = Non
             dict(
                 compute_dtype="float32",
                 model=dict(
-                    encoder=_encoder(shapes, num_heads or source.num_heads),
+                    encoder=_encoder(shapes, source.num_heads),
                     region_head=_region_head(shapes),
                     train_region_head=image,
                     feature_size=shapes.get(names.PROJECTION, (0, 2048 + GEOMETRY_SIZE))[1] - GEOMETRY_SIZE,
@@ -73,6 +74,8 @@ def model_config(source: weights.Weights, task: str, num_heads: int | None = Non
             )
         )
     with config.unlocked():
+        if num_heads is not None:
+            config.model.encoder.num_heads = num_heads
         config.task, config.opening = task, dict(steps=0)
         if task == "vqa":
             config.model.num_answers = shapes.get("final_mlp.2.weight", (3129,))[0]
@@ -94,7 +97,7 @@ def _encoder(shapes: Mapping[str, tuple], num_heads: int | None) -> dict:
         num_layers=num_layers or 12,
         num_heads=num_heads,
         mlp_size=shapes.get(layer, (4 * hidden_size,))[0],
-        max_positions=shapes.get("vlbert.position_embeddings.weight", (512,))[0],
+        max_positions=shapes.get(names.POSITIONS, (512,))[0],
         num_segments=max(3, shapes.get(names.SEGMENTS, (3,))[0]),
         visual_size=0 if visual_size == hidden_size else visual_size,
         visual_layer_norm="vlbert.visual_scale_text" not in shapes,
@@ -137,11 +140,15 @@ class Conversion:
         return self.source.tensors
 
     @property
+    def optional(self) -> tuple[str, ...]:
+        """What an official model of the task may do without; of pre-training, the vector of text without images."""
+        return names.OF_PRETRAINING[: 1 if self.task == "pretrain" else None]
+
+    @property
     def absent(self) -> list[str]:
         """What the source should have and has not."""
         if self.source.kind == "vlbert" and self.source.task == self.task:
-            optional = names.OF_PRETRAINING[: 1 if self.task == "pretrain" else None]
-            return [name for name in self.found.missing if name not in optional]
+            return [name for name in self.found.missing if name not in self.optional]
         return [name for name in self.found.missing if names.REQUIRED[self.source.kind].match(name)]
 
     @property
@@ -157,10 +164,14 @@ def prepare(path: str | Path, task: str | None = None, num_heads: int | None = N
     source = weights.read(path)
     task = task or source.task
     try:
-        source.tensors = names.warm_start(source.tensors, task)
+        if task != source.task:  # what an earlier conversion drew is drawn anew
+            source.tensors = {name: array for name, array in source.tensors.items() if name not in source.new}
+            source.new = ()
+        source.tensors = names.warm_start(source.tensors, task, source.kind == "vlbert")
         config = model_config(source, task, num_heads)
-        if config.model.encoder.hidden_size % config.model.encoder.num_heads:
-            raise ValueError(f"{config.model.encoder.num_heads} heads do not divide {config.model.encoder.hidden_size}")
+        heads, size = config.model.encoder.num_heads, config.model.encoder.hidden_size
+        if heads < 1 or size % heads:
+            raise ValueError(f"{heads} heads do not divide {size} columns; see --num_heads")
         state = nnx.state(nnx.eval_shape(lambda: MODELS[task](config, nnx.Rngs(0))))
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
         found = names.match(source.tensors, shapes, config.model.encoder.vocab_size)
@@ -169,7 +180,7 @@ def prepare(path: str | Path, task: str | None = None, num_heads: int | None = N
     return Conversion(source, task, config, state, found)
 
 
-def table(conversion: Conversion) -> str:
+def table(conversion: Conversion, form: str) -> str:
     """What becomes of the tensors, for people: kind, tensors, numbers, what they are."""
     source, found, sizes = conversion.source, conversion.found, conversion.tensors
     encoder = conversion.config.model.encoder
@@ -182,7 +193,7 @@ def table(conversion: Conversion) -> str:
         which = "" if reason in ("duplicate", "batch counter", "optimizer state") else _some(list(tensors))
         what = "kept apart: batch counter" if reason == "batch counter" else f"dropped: {reason}"
         rows.append((what, len(tensors), sum(tensors.values()), which))
-    if found.missing:
+    if found.missing and form != "hf" and (source.kind != "resnet" or form == "orbax"):
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(conversion.state)}
         new, count, missing = collections.Counter(), 0, set(found.missing)
         for entry in names.name_table(shapes, encoder.vocab_size):
@@ -205,37 +216,53 @@ def _some(items: list[str], most: int = 6) -> str:
 def write(conversion: Conversion, target: Path, form: str, dtype: str | None):
     """Writes the target whole or not at all, in place of what is there.
 
-    Raises ValueError where the format cannot hold the source.
+    A folder of ours and a file with official names hold whole models, what the source lacks newly drawn; a ResNet's
+    file and a Hugging Face folder hold what there is. Raises ValueError where the format cannot hold the source.
     """
-    source = conversion.source
-    if form == "hf" and source.kind == "resnet":
-        raise ValueError(f"{source.path} is a ResNet; a Hugging Face BERT folder holds the text side of a model")
-    with weights.written_whole(target) as path:
-        if form == "orbax":
-            params, constants = arrays_of(conversion, dtype)
-            beside = dict(batch_counters=source.counters, newly_initialised=[*source.new, *conversion.found.missing])
-            weights.write_orbax(path, params, constants, conversion.config.to_dict() | beside)
-            return
-        tensors = {name: conversion.tensors[name] for name in conversion.found.matched}
+    source, config = conversion.source, conversion.config
+    with export.written_whole(target) as path:
         if form == "hf":
-            bert = names.official_to_bert(tensors)
-            weights.write_hugging_face(path, _cast(bert, dtype), conversion.config.model.encoder.num_heads)
-            return
-        resnet = source.kind == "resnet"
-        named = names.official_to_resnet(tensors) if resnet else names.official_state_dict(tensors, source.counters)
-        if form == "pt":
-            weights.write_torch(path, _cast(named, dtype), wrap=not resnet)
+            kept = {n: conversion.tensors[n] for n in conversion.found.matched if n not in source.new}
+            if lacking := [name for name in BERT_NEEDS if name not in kept]:
+                raise ValueError(f"{source.path} lacks {', '.join(lacking)}, which a BERT needs")
+            bert = names.official_to_bert(kept, source.segments)
+            export.write_hugging_face(path, _cast(bert, dtype), config.model.encoder.num_heads)
+        elif form == "orbax":
+            params, constants = arrays_of(conversion, dtype)
+            new = [*source.new, *conversion.found.missing]
+            beside = dict(batch_counters=source.counters, newly_initialised=new, bert_segments=source.segments)
+            export.write_orbax(path, params, constants, config.to_dict() | beside)
         else:
-            weights.write_safetensors(path, _cast(named, dtype))
+            if source.kind == "resnet":
+                kept = {name: conversion.tensors[name] for name in conversion.found.matched}
+                named = names.official_to_resnet(kept, source.counters)
+            else:
+                new = {*source.new, *conversion.found.missing} & {*conversion.optional}
+                params, constants = arrays_of(conversion, None)
+                ours = weights.flat(dict(params=params, constants=constants))
+                official = names.to_official(ours, config.model.encoder.vocab_size)
+                official = {name: array for name, array in official.items() if name not in new}
+                named = names.official_state_dict(official, source.counters, conversion.task)
+            if form == "pt":
+                export.write_torch(path, _cast(named, dtype), wrap=source.kind != "resnet")
+            else:
+                export.write_safetensors(path, _cast(named, dtype))
 
 
 def _cast(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
+    """Raises ValueError where a number is beyond the range of `dtype`."""
     if dtype is None:
         return dict(tensors)
     done = {}  # duplicates stay one array
-    for array in tensors.values():
-        if id(array) not in done:
-            done[id(array)] = array.astype(DTYPES[dtype]) if array.dtype.kind == "f" else array
+    for name, array in tensors.items():
+        if id(array) in done:
+            continue
+        done[id(array)] = array
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                done[id(array)] = array.astype(DTYPES[dtype])
+            if np.isfinite(array).all() and not np.isfinite(done[id(array)]).all():
+                raise ValueError(f"{name} has numbers beyond the range of {dtype}")
     return {name: done[id(array)] for name, array in tensors.items()}
 
 
@@ -263,7 +290,7 @@ def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
         node = params if isinstance(v, nnx.Param) else constants
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        node[path[-1]] = jax.device_put(array if dtype is None else array.astype(DTYPES[dtype]))
+        node[path[-1]] = _cast({"/".join(path): array}, dtype)["/".join(path)]
     return params, constants
 
 
@@ -279,7 +306,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--task", choices=MODELS, help="the model to make; weights of pre-training become its start")
     parser.add_argument("--format", choices=("orbax", "safetensors", "pt", "hf"), help="else by TARGET's suffix")
     parser.add_argument("--dtype", choices=DTYPES, help="of the numbers written; else float32")
-    parser.add_argument("--num_heads", type=int, help="attention heads, which files of weights do not tell; else D/64")
+    parser.add_argument("--num_heads", type=int, help="attention heads, where no config.json tells; else columns / 64")
     surprises = parser.add_mutually_exclusive_group()
     surprises.add_argument("--strict", action="store_true", help="unknown tensors, NaN and infinity are errors too")
     surprises.add_argument("--partial", action="store_true", help="go on where the source lacks tensors it should have")
@@ -289,13 +316,22 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        form = args.format or FORMATS.get(args.target.suffix)
+        form, source = args.format or FORMATS.get(args.target.suffix), Path(args.source).expanduser()
         if form is None:
             raise ValueError(f"no format has the suffix {args.target.suffix!r}; choose one with --format")
         if args.target.exists() and not (args.overwrite or args.dry_run):
             raise FileExistsError(f"{args.target} exists; --overwrite replaces it")
+        if source.exists() and source.resolve().is_relative_to(args.target.resolve()):
+            raise FileExistsError(f"{args.target} is or holds the source; choose another target")
+        if not export.may_replace(args.target):
+            raise FileExistsError(f"{args.target} holds other files too and is not replaced; choose another target")
         conversion = prepare(args.source, args.task, args.num_heads)
-        print(table(conversion))
+        if form == "hf" and conversion.source.kind == "resnet":
+            raise ValueError(f"{args.source} is a ResNet; a Hugging Face BERT folder holds the text side of a model")
+        print(table(conversion, form))
+        if conversion.source.kind != "resnet" and not (args.num_heads or conversion.source.num_heads):
+            heads = conversion.config.model.encoder.num_heads
+            print(f"warning: {heads} attention heads assumed: no config.json tells (--num_heads)", file=sys.stderr)
         if conversion.absent and not args.partial:
             raise ValueError(
                 f"{args.source} lacks {len(conversion.absent)} tensors: {_some(conversion.absent, 20)}; "

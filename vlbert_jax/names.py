@@ -70,6 +70,7 @@ EXTRA_TOKENS = {
 }
 WORDS = "vlbert.word_embeddings.weight"
 TRAINED_WORDS = "vlbert.special_word_embeddings.weight"  # `word_embedding_frozen`: stands in for the first rows
+POSITIONS = "vlbert.position_embeddings.weight"
 SEGMENTS = "vlbert.token_type_embeddings.weight"
 MLM_BIAS = "vlbert.mlm_head.predictions.bias"
 RELATIONSHIP = "vlbert.relationsip_head.caption_image_relationship.weight"
@@ -89,7 +90,7 @@ REASONS = {
     "position counter": re.compile(r"vlbert\.position_ids$"),
     "ImageNet classifier": re.compile(r"image_feature_extractor\.backbone\.fc\."),
     "head of another task": re.compile(
-        r"vlbert\.(mlm_head|mvrc_head|relationsip_head|pooler)\.|final_mlp\.|cnn_loss_reg\.|object_mask_|"
+        r"vlbert\.(mlm_head|mvrc_head|relationsip_head|pooler|classifier|qa_outputs)\.|final_mlp\.|cnn_loss_reg\.|object_mask_|"
         r"aux_text_visual_embedding\.|image_feature_extractor\.regularizing_predictor\."
     ),
     "region head": re.compile(r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\."),
@@ -239,10 +240,11 @@ def to_official(ours: Mapping[tuple, np.ndarray], vocab_size: int) -> dict[str, 
     return {entry.official: entry.to_official(entry.part(ours[entry.path])) for entry in table}
 
 
-def official_state_dict(tensors: Mapping[str, np.ndarray], counters: Mapping[str, int]) -> dict[str, np.ndarray]:
+def official_state_dict(
+    tensors: Mapping[str, np.ndarray], counters: Mapping[str, int], task: str = "pretrain"
+) -> dict[str, np.ndarray]:
     """The `state_dict` that the official loader expects: the tied decoder, C5 under both of its names, batch
     counters (0 where none is given), the wrappers of VCR and of data parallelism."""
-    task = task_of(tensors)
     state = {name: array for name, array in tensors.items() if task == "pretrain" or name not in OF_PRETRAINING}
     if MLM_BIAS in state and WORDS in state:
         state[DECODER] = state[WORDS]
@@ -257,7 +259,7 @@ def official_state_dict(tensors: Mapping[str, np.ndarray], counters: Mapping[str
 
 def plain_name(name: str) -> str:
     """An official name without the wrappers of data parallelism and of VCR."""
-    return name.removeprefix("module.").replace("vlbert._module.", "vlbert.")
+    return re.sub(r"^(module\.)+", "", name).replace("vlbert._module.", "vlbert.")
 
 
 # --- BERT -----------------------------------------------------------------------------------------------------------
@@ -271,8 +273,8 @@ def bert_to_official(name: str) -> str:
     return "vlbert." + name.replace("cls.seq_relationship", "relationsip_head.caption_image_relationship")
 
 
-def official_to_bert(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What Hugging Face's BertForPreTraining has of a VL-BERT: words and two segments, without regions."""
+def official_to_bert(tensors: Mapping[str, np.ndarray], segments: int = 2) -> dict[str, np.ndarray]:
+    """What Hugging Face's BertForPreTraining has of a VL-BERT: words and their segments, without regions."""
     found = {}
     for official, array in tensors.items():
         name = plain_name(official).removeprefix("vlbert.")
@@ -283,7 +285,7 @@ def official_to_bert(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
         elif name in ("word_embeddings.weight", "position_embeddings.weight"):
             found[f"bert.embeddings.{name}"] = array
         elif name == "token_type_embeddings.weight":
-            found[f"bert.embeddings.{name}"] = array[:2]
+            found[f"bert.embeddings.{name}"] = array[:segments]
         elif name.startswith("mlm_head.") and plain_name(official) != DECODER:
             found[name.replace("mlm_head.", "cls.")] = array
         elif name.startswith("relationsip_head."):
@@ -299,8 +301,9 @@ def resnet_to_official(name: str) -> str:
     return name.replace("layer4", C5_NAME) if name.startswith("layer4.") else f"{BACKBONE_NAME}.{name}"
 
 
-def official_to_resnet(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    found = {}
+def official_to_resnet(tensors: Mapping[str, np.ndarray], counters: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The region head's convolutions and norms with torchvision's names, and the batch counters there are."""
+    found, tensors = {}, {**tensors, **{name: np.asarray(n, np.int64) for name, n in counters.items()}}
     for official, array in tensors.items():
         if official.startswith(f"{C5_NAME}."):
             found[official.replace(C5_NAME, "layer4")] = array
@@ -361,18 +364,21 @@ def task_of(names: Iterable[str]) -> str:
     return "pretrain"
 
 
-def warm_start(tensors: Mapping[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
-    """Weights of pre-training as those from which `task` starts. Raises ValueError for weights of another task."""
+def warm_start(tensors: Mapping[str, np.ndarray], task: str, of_vlbert: bool = True) -> dict[str, np.ndarray]:
+    """Weights of pre-training (or of BERT alone) as those from which `task` starts.
+
+    Raises ValueError for weights of another task.
+    """
     own = task_of(tensors)
     if own == task:
         return dict(tensors)
     if own != "pretrain":
-        raise ValueError(f"these are weights of a model for {own}, not of pre-training or {task}")
+        raise ValueError(f"these are weights of a model for {own}; {task} starts from pre-training")
     started = {}
     for name, array in tensors.items():
         old = next((prefix for prefix in WARM_START[task] if name.startswith(prefix)), None)
         started[name if old is None else WARM_START[task][old] + name.removeprefix(old)] = array
-    if task in SAME_SEGMENTS and SEGMENTS in started:
+    if task in SAME_SEGMENTS and of_vlbert and SEGMENTS in started:
         to, like = SAME_SEGMENTS[task]
         started[SEGMENTS] = np.array(started[SEGMENTS])
         started[SEGMENTS][to] = started[SEGMENTS][like]

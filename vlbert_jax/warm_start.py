@@ -2,6 +2,8 @@
 
 import collections
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,19 +18,24 @@ FIELDS = ("bert", "resnet", "checkpoint")  # config.init; a later one wins where
 KINDS = {"bert": ("bert",), "resnet": ("resnet",), "checkpoint": ("vlbert", "bert", "resnet")}
 
 
-def load_into(params: nnx.State, constants: nnx.State, vocab_size: int, task: str, **init):
-    """The two states with the weights that `init` names in them, on the devices they were on.
+def load_into(params: nnx.State, constants: nnx.State, encoder: Mapping[str, Any], task: str, **init):
+    """The two states with the weights that `init` names in them, on the devices they were on; `encoder` has the sizes.
 
     Weights of pre-training become those that `task` starts from (names.WARM_START). What no source has keeps its value.
     Raises FileNotFoundError, or ValueError where a source is of another kind, lacks tensors, or differs in sizes.
     """
     variables = {tuple(map(str, path)): v for s in (params, constants) for path, v in nnx.to_flat_state(s)}
     shapes = {path: v.shape for path, v in variables.items()}
-    sources, origin = [], {}
+    sources, origin, vocab_size = [], {}, encoder["vocab_size"]
     for field in FIELDS:
         if not init[field]:
             continue
         source = weights.read(init[field])
+        if source.kind != "resnet" and source.num_heads not in (None, encoder["num_heads"]):
+            raise ValueError(
+                f"init.{field}: {source.path} has {source.num_heads} attention heads, "
+                f"config.model.encoder.num_heads is {encoder['num_heads']}"
+            )
         tensors, found = _matched(field, source, shapes, vocab_size, task)
         sources.append((tensors, found))
         origin |= dict.fromkeys(found.matched, f"init.{field}")
@@ -60,7 +67,8 @@ def _matched(field: str, source: weights.Weights, shapes, vocab_size: int, task:
         )
     try:
         # What a conversion drew for itself is no better than what this run draws, and may have other sizes.
-        tensors = {name: a for name, a in names.warm_start(source.tensors, task).items() if name not in source.new}
+        own = {name: array for name, array in source.tensors.items() if name not in source.new}
+        tensors = names.warm_start(own, task, source.kind == "vlbert")
         found = names.match(tensors, shapes, vocab_size)
     except ValueError as error:
         raise ValueError(f"init.{field}: {source.path}: {error}") from error
