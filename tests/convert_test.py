@@ -68,10 +68,10 @@ def test_official_to_ours_and_back(variant, legacy, tmp_path, capsys):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_released_size(variant):
-    """The four models at full size, every number, in memory."""
+    """The four models at full size, every number, in memory: a number of its own for each tensor, kept small."""
     shapes = official_shapes(variant)
     tensors = {
-        names.plain_name(name): np.broadcast_to(np.float32(i), shape) for i, (name, shape) in enumerate(shapes.items())
+        names.plain_name(name): np.broadcast_to(np.int16(i), shape) for i, (name, shape) in enumerate(shapes.items())
     }
     tensors[names.DECODER] = tensors.get(names.WORDS)
     source = weights.Weights(
@@ -86,11 +86,11 @@ def test_every_released_size(variant):
     found = names.match(source.tensors, flat, config.model.encoder.vocab_size)
     assert found.missing == found.unused == []
     for path, shape in flat.items():
-        array = np.empty(shape, np.float32)
+        array = np.empty(shape, np.int16)
         found.fill(array, path, source.tensors)
         for entry in found.entries[path]:
-            back = entry.to_official(entry.part(array))
-            np.testing.assert_array_equal(back, source.tensors[entry.official], err_msg=entry.official)
+            back, given = entry.to_official(entry.part(array)), source.tensors[entry.official]
+            assert back.shape == given.shape and (back == given.flat[0]).all(), entry.official
 
 
 @pytest.mark.parametrize("task", ["vqa", "vcr", "refcoco"])
