@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import logging
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -22,9 +21,7 @@ from safetensors.numpy import load_file
 
 from vlbert_jax import caffe, checkpoint, names
 
-log = logging.getLogger(__name__)
-
-HALF = (np.float16, np.float64, ml_dtypes.bfloat16)  # what becomes float32
+OTHER_FLOATS = (np.float16, np.float64, ml_dtypes.bfloat16)  # what becomes float32
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 TRAINER = "trainer:"  # goes before names of tensors that a trainer saved beside the weights
 FILE_SUFFIXES = (".safetensors", ".model", ".pt", ".pth", ".bin", ".pkl", ".caffemodel")
@@ -82,9 +79,7 @@ def _read(given: str, path: Path) -> Weights:
         new = tuple(config.get("newly_initialised", ()))
         weights = _recognise(given, raw, "orbax")
         segments = config.get("bert_segments", 2)
-        return dataclasses.replace(
-            weights, config=config, num_heads=encoder["num_heads"], new=new, segments=segments
-        )
+        return dataclasses.replace(weights, config=config, num_heads=encoder["num_heads"], new=new, segments=segments)
     raw, container = {}, ""
     files, listed = _files_of(path) if path.is_dir() else ([path], ())
     for file in files:
@@ -244,20 +239,18 @@ def _recognise(path: str, raw: Mapping[str, np.ndarray], container: str) -> Weig
     weights = Weights(path, kind, container, {})
     for name, original in plain.items():
         official, array = rename(name), np.asarray(raw[original])
-        reason = names.reason_not_wanted(official) if kind == "vlbert" and container != "orbax" else ""
+        reason = ""
         if name.startswith(TRAINER):
             reason = "optimizer state"
         elif container == "caffe" and "[" in name:
             reason = "detector's own layer"
         elif official.endswith(".num_batches_tracked"):
-            weights.counters[official] = int(array.item())
             reason = "batch counter"
-        if official.startswith(TIED):
-            weights.tensors[official] = array  # for now
-        elif reason in ("batch counter", "optimizer state", "detector's own layer"):
+            weights.counters[official] = int(array.item())
+        if reason:
             weights.dropped.setdefault(reason, {})[original] = array.size
         else:
-            weights.tensors[official] = array.astype(np.float32) if array.dtype in HALF else array
+            weights.tensors[official] = array.astype(np.float32) if array.dtype in OTHER_FLOATS else array
     _drop_duplicates(weights)
     if kind == "bert":
         weights.segments = len(weights.tensors.get(names.SEGMENTS, ()))
@@ -276,7 +269,6 @@ def _drop_duplicates(weights: Weights):
         else:
             twin = names.WORDS if name.endswith("weight") else names.MLM_BIAS
         copy = weights.tensors.pop(name)
-        copy = copy.astype(np.float32) if copy.dtype in HALF else copy
         original = weights.tensors.setdefault(twin, copy)
         if copy.shape != original.shape or not np.array_equal(copy, original, equal_nan=True):
             raise ValueError(
