@@ -205,7 +205,8 @@ def newest_step(workdir: str | pathlib.Path) -> int | None:
 def read_weights(path: str | pathlib.Path) -> dict[str, Any]:
     """{"params": ..., "constants": ...}: nested dicts of numpy arrays.
 
-    `path` is a workdir, or the folder of one step (`WORKDIR/checkpoints/STEP`). Raises FileNotFoundError.
+    `path` is a workdir, or the folder of one step (`WORKDIR/checkpoints/STEP`). Raises FileNotFoundError, or
+    ValueError for a damaged checkpoint.
     """
     path = pathlib.Path(path).expanduser().absolute()
     if (step := newest_step(path)) is not None:
@@ -214,7 +215,10 @@ def read_weights(path: str | pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}: give a workdir, or the folder of one step in it")
     log.info("reading weights from %s", path)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(path / "state").item_metadata.tree
+        metadata = checkpointer.metadata(path / "state").item_metadata
+        if metadata is None:
+            raise ValueError(f"{path / 'state'} is damaged: its metadata cannot be read")
+        tree = metadata.tree
         wanted = {name: tree[name] for name in ("params", "constants") if tree.get(name)}
         # As numpy: the mesh that wrote them may not exist here.
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
