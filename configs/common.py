@@ -82,6 +82,7 @@ def region_head() -> ml_collections.ConfigDict:
             remat=False,  # recompute C5 in the backward pass
             dropout_rate=0.1,  # before the projection to hidden_size
             projection_gain_init=1.0,  # of the projection's weights, against PyTorch's default
+            geometry_gain_init=1.0,  # of its rows for box geometry, against those for appearance
         )
     )
 

@@ -82,6 +82,7 @@ def demo() -> ml_collections.ConfigDict:
             roi_chunk=32,
             dropout_rate=0.0,
             projection_gain_init=60.0,  # a norm follows: the size is free, but small weights are tossed about by Adam
+            geometry_gain_init=0.1,  # 2048 waves would drown the 256 features of so narrow a head
         )
     )
     config.model.num_region_classes = 81

@@ -39,6 +39,7 @@ class FastRCNN(nnx.Module):
         hidden_vector: bool = False,
         dropout_rate: float = 0.1,
         projection_gain_init: float = 1.0,
+        geometry_gain_init: float = 1.0,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -74,7 +75,8 @@ class FastRCNN(nnx.Module):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         def kernel(key, shape, dtype=jnp.float32):
-            return uniform(key, shape, dtype) * projection_gain_init
+            drawn = uniform(key, shape, dtype) * projection_gain_init
+            return drawn.at[:GEOMETRY_SIZE].multiply(geometry_gain_init)
 
         self.projection = nnx.Linear(
             GEOMETRY_SIZE + feature_size,
