@@ -44,14 +44,14 @@ def demo() -> ml_collections.ConfigDict:
     """
     config = base_e2e()
     config.seed = 0
-    config.total_steps = 4600
+    config.total_steps = 4400
     config.batch_size = 64
     config.learning_rate = 1.3e-3
     config.warmup_steps = 150
     config.opening.update(dict(steps=600, learning_rate=4e-3))
     config.compute_dtype = "float32"
     config.log_every_steps = 50
-    config.eval_every_steps = 2300
+    config.eval_every_steps = 2200
     config.checkpoint_every_steps = 1000
     config.best_metric = "visual_word_accuracy"
     config.optimizer.update(dict(schedule="cosine", b2=0.98))  # b2: soon forgets the encoder's zero gradients
@@ -87,7 +87,7 @@ def demo() -> ml_collections.ConfigDict:
     )
     config.model.num_region_classes = 81
     config.losses.region = 1.0
-    config.losses.region_fixed_until = 4550
+    config.losses.region_fixed_until = 4350
     config.data.update(
         dict(
             embedded=True,
