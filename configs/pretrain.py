@@ -40,7 +40,7 @@ def demo() -> ml_collections.ConfigDict:
     Corpus: `scenes`, drawn on first use (under a minute). The code is that of the large recipes, the sizes are not: the
     region head starts from nothing, so the opening teaches it alone to tell the regions' classes, as the detector's
     pre-training does in the real recipe; then the encoder learns to read it, and at the end everything is trained.
-    Reached in eight minutes on two cores: val/visual_word_accuracy 0.57 (blind 0.16), mrc_accuracy 0.56 (blind 0.12).
+    Reached in nine minutes on two cores: val/visual_word_accuracy 0.72 (blind 0.18), mrc_accuracy 0.69 (blind 0.18).
     """
     config = base_e2e()
     config.seed = 0
