@@ -150,9 +150,8 @@ def names_of(path: tuple) -> tuple[str, ...]:
 
 def initial_weights(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
     """The state with the weights that `config.init` names; logs where every part came from."""
-    params, constants = warm_start.load_into(
-        state.params, state.constants, config.model.encoder, config.task, **config.init
-    )
+    encoder = config.model.encoder.to_dict()
+    params, constants = warm_start.load_into(state.params, state.constants, encoder, config.task, **config.init)
     return dataclasses.replace(state, params=params, constants=constants)
 
 
