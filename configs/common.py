@@ -27,12 +27,24 @@ def trainer() -> ml_collections.ConfigDict:
     config.report = True  # write report/index.html at the end
 
     config.optimizer = ml_collections.ConfigDict(
-        dict(name="adamw", b1=0.9, b2=0.999, eps=1e-6, weight_decay=1e-4, clip_norm=10.0, schedule="triangle")
+        dict(
+            name="adamw",  # adamw | sgd
+            b1=0.9,
+            b2=0.999,
+            eps=1e-6,
+            momentum=0.9,  # of sgd
+            weight_decay=1e-4,
+            clip_norm=10.0,
+            schedule="triangle",  # triangle | cosine | constant | steps
+            drop_steps=(),  # updates at which `steps` divides the rate by ten
+        )
     )
     # Sizes of the device mesh; -1 = all remaining devices.
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     # Paths; empty = not used. Order: own run in workdir, then checkpoint, then bert + resnet, then scratch.
-    config.init = ml_collections.ConfigDict(dict(bert="", resnet="", checkpoint=""))
+    config.init = ml_collections.ConfigDict(
+        dict(bert="", resnet="", checkpoint="", scratch=True)  # scratch: whether all may be empty
+    )
     return config
 
 
@@ -102,6 +114,82 @@ def image_pipeline() -> ml_collections.ConfigDict:
             num_threads=16,  # of the input pipeline, per host
             prefetch=4,  # batches
             remember_records=0,  # per stream, kept in memory once read: for a corpus that fits
+        )
+    )
+
+
+def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
+    """Fields of every run that fine-tunes: those of `trainer`, the tables, and where the weights come from."""
+    config = trainer()
+    config.task = task
+    config.log_every_steps = 50
+    config.eval_every_steps = 0
+    config.init.scratch = False  # True says that starting from nothing is meant
+    config.blind = False  # train and score without the image: what the text alone tells
+    config.model = ml_collections.ConfigDict(
+        dict(
+            encoder=encoder("base"),
+            region_head=region_head(),
+            train_region_head=True,  # False = its convolutions are constants
+            feature_size=2048,  # columns of precomputed features
+        )
+    )
+    config.losses = ml_collections.ConfigDict()
+    config.data = image_pipeline()
+    config.data.update(
+        dict(
+            embedded="",  # scene_tasks = the drawn corpus, made on first use
+            texts=f"{task}/{corpus}",  # tables, under data_dir
+            images=f"{task}_images/{corpus}",
+            train_split="train",  # train+val = both
+            eval_split="val",
+            features="image",  # image | precomputed
+            vocab="bert-base-uncased",
+        )
+    )
+    return config
+
+
+def shrink_to_demo(config: ml_collections.ConfigDict) -> None:
+    """The sizes of the demos: minutes on two cores. Those of the model are one for all, so that weights carry over."""
+    config.seed = 0
+    config.compute_dtype = "float32"
+    config.model.encoder.update(
+        dict(
+            vocab_size=256,
+            hidden_size=128,
+            num_layers=2,
+            num_heads=4,
+            mlp_size=256,
+            max_positions=64,
+            dropout_rate=0.0,
+            init_deviation=0.07,  # 0.02 is for width 768: attention would pass on next to nothing
+            text_visual_gain_init=0.05,  # every word carries the whole image: larger drowns the word
+            region_visual_gain_init=1.0,
+            scan_layers=False,
+        )
+    )
+    config.model.region_head.update(
+        dict(
+            stem_width=16,
+            widths=(32, 32, 32, 64),
+            blocks=(1, 1, 1, 1),
+            strides=(1, 2, 1),
+            frozen_stages=(),
+            frozen_batch_norm=False,
+            roi_size=4,
+            roi_chunk=32,
+            dropout_rate=0.0,
+            projection_gain_init=60.0,  # a norm follows: the size is free, but small weights are tossed about by Adam
+            geometry_gain_init=0.1,  # 2048 waves would drown the 256 features of so narrow a head
+        )
+    )
+    config.data.update(
+        dict(
+            image_scale=(64, 96),
+            max_regions=6,
+            remember_records=60_000,  # all
+            num_threads=1,  # images this small are decoded sooner than threads take turns
         )
     )
 

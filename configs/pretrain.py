@@ -43,60 +43,27 @@ def demo() -> ml_collections.ConfigDict:
     Reached in nine minutes on two cores: val/visual_word_accuracy 0.72 (blind 0.18), mrc_accuracy 0.69 (blind 0.18).
     """
     config = base_e2e()
-    config.seed = 0
+    common.shrink_to_demo(config)
     config.total_steps = 4400
     config.batch_size = 64
     config.learning_rate = 1.3e-3
     config.warmup_steps = 150
     config.opening.update(dict(steps=600, learning_rate=4e-3))
-    config.compute_dtype = "float32"
     config.log_every_steps = 50
     config.eval_every_steps = 2200
     config.checkpoint_every_steps = 1000
     config.best_metric = "visual_word_accuracy"
     config.optimizer.update(dict(schedule="cosine", b2=0.98))  # b2: soon forgets the encoder's zero gradients
-    config.model.encoder.update(
-        dict(
-            vocab_size=256,
-            hidden_size=128,
-            num_layers=2,
-            num_heads=4,
-            mlp_size=256,
-            max_positions=64,
-            dropout_rate=0.0,
-            init_deviation=0.07,  # 0.02 is for width 768: attention would pass on next to nothing
-            text_visual_gain_init=0.05,  # every word carries the whole image: larger drowns the word
-            region_visual_gain_init=1.0,
-            scan_layers=False,
-        )
-    )
-    config.model.region_head.update(
-        dict(
-            stem_width=16,
-            widths=(32, 32, 32, 64),
-            blocks=(1, 1, 1, 1),
-            strides=(1, 2, 1),
-            frozen_stages=(),
-            frozen_batch_norm=False,
-            roi_size=4,
-            roi_chunk=32,
-            dropout_rate=0.0,
-            projection_gain_init=60.0,  # a norm follows: the size is free, but small weights are tossed about by Adam
-            geometry_gain_init=0.1,  # 2048 waves would drown the 256 features of so narrow a head
-        )
-    )
     config.model.num_region_classes = 81
     config.losses.region = 1.0
     config.losses.region_fixed_until = 4350
     config.data.update(
         dict(
-            embedded=True,
+            embedded="scenes",
             captions="region_captions/scenes",
             text="text_corpus/scenes",
             vocab="scenes/vocab.txt",
             class_names="scenes/objects_vocab.txt",
-            image_scale=(64, 96),
-            max_regions=6,
             sequence_length=24,
             text_min_words=22,
             mask_words=0.3,  # twice as many words to learn from per update
@@ -104,8 +71,6 @@ def demo() -> ml_collections.ConfigDict:
             max_mrc_targets=4,
             visual_words=COLOURS + CATEGORIES,
             group_words=CATEGORIES,
-            remember_records=60_000,  # all
-            num_threads=1,  # images this small are decoded sooner than threads take turns
         )
     )
     return config
@@ -152,7 +117,7 @@ def base_e2e() -> ml_collections.ConfigDict:
     config.data = common.image_pipeline()
     config.data.update(
         dict(
-            embedded=False,  # True = the drawn corpus, made on first use
+            embedded="",  # scenes = the drawn corpus, made on first use
             captions="region_captions/conceptual_captions",  # under data_dir
             text="text_corpus/books_wikipedia",
             train_split="train",

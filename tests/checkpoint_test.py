@@ -89,7 +89,7 @@ def test_another_config_is_refused_in_one_line(state, tmp_path):
         ("total_steps", 99, False),  # the triangle's slope depends on it
         ("batch_size", 8, False),
         ("optimizer.b1", 0.5, False),
-        ("data.embedded", True, False),
+        ("data.embedded", "scenes", ""),
         ("prng_impl", "threefry2x32", False),
     ],
 )

@@ -210,8 +210,3 @@ def test_tasks_are_told_by_their_heads():
         assert names.warm_start(tensors, task) == tensors
         with pytest.raises(ValueError, match=f"weights of a model for {task}"):
             names.warm_start(tensors, "pretrain")
-
-
-def test_answers_start_as_the_mean_of_their_words():
-    words = np.arange(8, dtype=np.float32).reshape(4, 2)
-    np.testing.assert_array_equal(names.classes_from_words(words, [[1], [0, 2]]), [[2, 3], [2, 3]])

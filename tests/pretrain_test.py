@@ -20,7 +20,7 @@ from data_prep.build import build_scenes
 from vlbert_jax import convert, sharding, train
 from vlbert_jax.batch import NO_IMAGE
 from vlbert_jax.tasks import pretrain
-from vlbert_jax.tasks.pretrain_examples import tokenizer_of
+from vlbert_jax.tasks.examples import tokenizer_of
 
 ROOT = Path(__file__).parent.parent
 FEATURES = 12

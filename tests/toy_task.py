@@ -44,7 +44,7 @@ def make_config(**fields) -> ml_collections.ConfigDict:
     config.poison_step = -1  # the batch at this step has a NaN in it
     config.step_delay = 0.0  # seconds that a batch takes to come
     config.second_loss_from = 0  # the loss `size` counts from this step on
-    config.data = ml_collections.ConfigDict(dict(embedded=False, data_dir="data", num_threads=1, prefetch=1))
+    config.data = ml_collections.ConfigDict(dict(embedded="", data_dir="data", num_threads=1, prefetch=1))
     config.model = ml_collections.ConfigDict(dict(encoder=dict(vocab_size=0)))
     config.update_from_flattened_dict(fields)
     return config

@@ -289,9 +289,9 @@ def test_order_of_restoring(tmp_path, monkeypatch):
     """The own run first, then what `init` names, then scratch."""
     calls = []
 
-    def load_into(params, constants, encoder, task, **sources):
-        calls.append(sources)
-        return jax.tree.map(lambda x: 2 * x, params), constants
+    def load_into(params, constants, encoder, task, init, complete):
+        calls.append(init)
+        return jax.tree.map(lambda x: 2 * x, params), constants, set()
 
     monkeypatch.setattr(train.warm_start, "load_into", load_into)
     config, mesh = toy_task.make_config(), two_devices()
@@ -302,7 +302,7 @@ def test_order_of_restoring(tmp_path, monkeypatch):
     scores = train.evaluate_run(config, toy_task, tmp_path / "new", mesh)
     assert scores["step"] == 0 and calls.pop()
     run = train.open_run(config, toy_task, tmp_path, mesh)
-    assert calls == [{"bert": "somewhere", "resnet": "", "checkpoint": ""}]
+    assert calls == [{"bert": "somewhere"}]
     np.testing.assert_array_equal(run.state.params.first, 2 * scratch.params.first[...])
     run.checkpoints.save(3, dataclasses.replace(run.state, step=3), run.meta)
     run.checkpoints.close()

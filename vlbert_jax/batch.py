@@ -1,7 +1,8 @@
 """The contract between host and device: one `Batch` for every task.
 
 Axes: `b` examples (one image or none each), `n` sequences per example, `s` elements per sequence,
-`r` regions, `y x` pixels, `g` appearance width, `e` geometry width, `m` masked words per sequence, `c` region classes.
+`r` regions, `y x` pixels, `g` appearance width, `e` geometry width, `m` masked words per sequence, `c` region classes,
+`a` answers.
 
 Sequences are packed on the host without gaps: text, then regions, then [END]. Three element kinds that
 are not words have ids right behind the vocabulary, so one table embeds every element.
@@ -61,6 +62,16 @@ class Batch:
     group: Int[Array | np.ndarray, "b"] | None = (
         None  # scores are also reported by group (objects in a scene)
     )
+
+    # Targets of fine-tuning.
+    index: Int[Array | np.ndarray, "b"] | None = None  # number of the example in its split, -1 = padding
+    text_cut: Bool[Array | np.ndarray, "b"] | None = None  # more text than the sequence holds
+    answer_positions: Int[Array | np.ndarray, "b"] | None = None  # element of [MASK], where the answer is read
+    answer_targets: Float[Array | np.ndarray, "b a"] | None = None  # score of each answer of the vocabulary
+    region_positions: Int[Array | np.ndarray, "b n r"] | None = None  # elements of the regions in their sequences
+    region_targets: Bool[Array | np.ndarray, "b r"] | None = None  # regions that are what the text means
+    region_hits: Bool[Array | np.ndarray, "b r"] | None = None  # regions that count as right when chosen
+    choice: Int[Array | np.ndarray, "b"] | None = None  # the right one of the n sequences, -1 = not known
 
     def replace(self, **fields) -> Batch:
         return dataclasses.replace(self, **fields)

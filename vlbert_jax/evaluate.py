@@ -5,6 +5,7 @@ from types import ModuleType
 
 import jax
 import ml_collections
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -15,12 +16,17 @@ AHEAD = 2  # batches that may be on their way to the devices
 
 
 def make_score(
-    graphdef: nnx.GraphDef, task: ModuleType, config: ml_collections.ConfigDict, mesh: Mesh
+    graphdef: nnx.GraphDef, task: ModuleType, config: ml_collections.ConfigDict, mesh: Mesh, predict: bool = False
 ) -> Callable:
-    """The compiled `score(params, constants, batch)` of a task; make it once per run."""
+    """The compiled `(params, constants, batch) -> scores, rows` of a task; make it once per run.
 
-    def score(params: PyTree, constants: PyTree, batch: PyTree) -> dict:
-        return task.score(nnx.merge(graphdef, params, constants), batch, config)
+    `rows` are the task's predictions for each example if `predict`, else empty; every host gets those of all.
+    """
+
+    def score(params: PyTree, constants: PyTree, batch: PyTree) -> tuple[dict, dict]:
+        model = nnx.merge(graphdef, params, constants)
+        rows = task.predict(model, batch, config) | dict(index=batch.index) if predict else {}
+        return task.score(model, batch, config), rows
 
     return jax.jit(score, out_shardings=sharding.replicated(mesh))
 
@@ -32,13 +38,14 @@ def evaluate(
     task: ModuleType,
     config: ml_collections.ConfigDict,
     mesh: Mesh,
-) -> dict[str, float]:
-    """Metric -> sum / count over each subset of `task.eval_batches`; `score` is from `make_score`.
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metric -> sum / count over each subset of `task.eval_batches`, and the rows; `score` is from `make_score`.
 
-    Where several subsets have a metric of the same name, the first has the plain name, the others
-    `subset/name`. Every host gets the same numbers. A metric that counted nothing is left out.
+    Where several subsets have a metric of the same name, the first has the plain name, the others `subset/name`. A
+    metric that counted nothing is left out. Rows are in the order of their `index`, without what filled up batches.
+    Every host gets the same.
     """
-    values, seen = {}, set()
+    values, seen, tables = {}, set(), []
     for subset, batches in task.eval_batches(config, jax.process_index(), jax.process_count()).items():
         pending = []
         for batch in batches:
@@ -47,10 +54,20 @@ def evaluate(
             if len(pending) > AHEAD:
                 jax.block_until_ready(pending[-1 - AHEAD])
         sums = metrics.Sums()
-        for scores in jax.device_get(pending):
+        for scores, rows in jax.device_get(pending):
             sums.add(scores)
+            tables.append(rows)
         values |= {
             f"{subset}/{name}" if name in seen else name: value for name, value in sums.means().items()
         }
         seen |= set(sums.sums)
-    return values
+    return values, _in_order(tables)
+
+
+def _in_order(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if not tables or not tables[0]:
+        return {}
+    rows = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    order = np.argsort(rows["index"], kind="stable")
+    order = order[rows["index"][order] >= 0]
+    return {name: array[order] for name, array in rows.items()}

@@ -59,10 +59,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
 
     if config.data.embedded:  # the drawn corpus is made on first use
         data_dir = pathlib.Path(config.data.data_dir)
-        config.data.vocab = str(data_dir / "scenes" / "vocab.txt")
-        parts = [config.data.vocab, data_dir / config.data.captions, data_dir / config.data.text]
+        fields = ("vocab", "captions", "text", "texts", "images")
+        parts = [data_dir / config.data[field] for field in fields if field in config.data]
         if chief and not all(map(os.path.exists, parts)):
-            build.build_scenes(data_dir)
+            getattr(build, f"build_{config.data.embedded}")(data_dir)
         multihost_utils.sync_global_devices("corpus")
 
     if mode == "evaluate":

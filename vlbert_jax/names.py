@@ -383,10 +383,3 @@ def warm_start(tensors: Mapping[str, np.ndarray], task: str, of_vlbert: bool = T
         started[SEGMENTS] = np.array(started[SEGMENTS])
         started[SEGMENTS][to] = started[SEGMENTS][like]
     return started
-
-
-def classes_from_words(
-    words: Shaped[np.ndarray, "vocab d"], pieces: list[list[int]]
-) -> Shaped[np.ndarray, "classes d"]:
-    """The last layer of VQA at its start: of each answer, the mean of its word pieces' embeddings."""
-    return np.stack([words[ids].mean(axis=0) for ids in pieces])

@@ -1,4 +1,4 @@
-"""Learning rate schedules, gradient clipping and the AdamW of the official code, as optax transformations."""
+"""Learning rate schedules, gradient clipping, AdamW and SGD of the official code, as optax transformations."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,16 +15,18 @@ Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
     """The learning rate of update k, which counts from 1 (the official scheduler steps before its optimizer).
 
-    All three rise linearly from 0 to `learning_rate` at update `warmup_steps`. Then `triangle` falls linearly
-    to 0 and `cosine` along half a cosine, both at update `total_steps`: the very last update has rate 0, as
-    in the official code. `constant` stays. The `opening` has such a schedule of its own, with its own peak;
-    what comes behind it starts from 0 again and counts on from there. Raises ValueError for another name.
+    All rise linearly from 0 to `learning_rate` at update `warmup_steps`. Then `triangle` falls linearly to 0 and
+    `cosine` along half a cosine, both at update `total_steps`: the very last update has rate 0, as in the official
+    code. `steps` is divided by ten at each of `optimizer.drop_steps`; `constant` stays. The `opening` has such a
+    schedule of its own, with its own peak; what comes behind it starts from 0 again and counts on from there. Raises
+    ValueError for another name.
     """
     name, warmup, opening = config.optimizer.schedule, config.warmup_steps, config.opening
     decays = {
         "triangle": lambda left: left,
         "cosine": lambda left: 0.5 - 0.5 * jnp.cos(jnp.pi * left),
         "constant": lambda left: jnp.ones_like(left),
+        "steps": lambda left: jnp.ones_like(left),
     }
     if name not in decays:
         raise ValueError(f"optimizer.schedule is {name!r}; it can be {', '.join(decays)}")
@@ -34,8 +36,11 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
         left = jnp.maximum(last - update, 0) / max(last - warmup, 1)  # 1 at the end of warmup, 0 at the last
         return peak * jnp.where(update < warmup, rise, decays[name](left))
 
+    drops = jnp.asarray(config.optimizer.drop_steps if name == "steps" else (), jnp.int32)
+
     def rate(update):
         main = phase(update - opening.steps, config.learning_rate, config.total_steps - opening.steps)
+        main *= 0.1 ** jnp.sum(update >= drops)
         return jnp.where(update > opening.steps, main, phase(update, opening.learning_rate, opening.steps))
 
     return rate
@@ -90,12 +95,25 @@ def adamw(
     return optax.GradientTransformation(init, update)
 
 
+def sgd(schedule: Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """PyTorch's SGD: decay is part of the gradient, momentum is not scaled by the rate."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.trace(momentum),
+        optax.scale_by_schedule(lambda count: -schedule(count + 1)),
+    )
+
+
 def make_optimizer(config: ml_collections.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
     """The optimizer of the block `config.optimizer`. `clip_norm` 0 does not clip.
 
     Raises ValueError for an unknown name.
     """
-    if config.name != "adamw":
-        raise ValueError(f"optimizer.name is {config.name!r}; it can be adamw")
+    steps = {
+        "adamw": lambda: adamw(schedule, config.b1, config.b2, config.eps, config.weight_decay),
+        "sgd": lambda: sgd(schedule, config.momentum, config.weight_decay),
+    }
+    if config.name not in steps:
+        raise ValueError(f"optimizer.name is {config.name!r}; it can be {', '.join(steps)}")
     clip = clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, adamw(schedule, config.b1, config.b2, config.eps, config.weight_decay))
+    return optax.chain(clip, steps[config.name]())

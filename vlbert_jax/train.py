@@ -54,18 +54,25 @@ def create_state(
     The function is compiled with the shardings of its output: nothing is ever whole on one device.
     """
 
-    def trainable(path: tuple, variable) -> bool:
-        return isinstance(variable, nnx.Param) and not task.is_frozen(tuple(map(str, path)), config)
 
     def create() -> tuple[nnx.GraphDef, TrainState]:
         model = task.build_model(config, nnx.Rngs(jax.random.key(config.seed, impl="threefry2x32")))
-        graphdef, params, constants = nnx.split(model, trainable, ...)
+        graphdef, params, constants = split_model(model, task, config)
         state = TrainState(jnp.int32(0), jnp.bool(True), params, constants, tx.init(params))
         return graphdef, state
 
     graphdef, abstract = abstract_with_static(create)
     shardings = sharding.tree_shardings(abstract, mesh)
     return graphdef, abstract, shardings, jax.jit(lambda: create()[1], out_shardings=shardings)
+
+
+def split_model(model: nnx.Module, task: ModuleType, config: ml_collections.ConfigDict):
+    """(graphdef, params, constants): what is trained, and what is not."""
+
+    def trainable(path: tuple, variable) -> bool:
+        return isinstance(variable, nnx.Param) and not task.is_frozen(tuple(map(str, path)), config)
+
+    return nnx.split(model, trainable, ...)
 
 
 def abstract_with_static(create: Callable) -> tuple[Any, PyTree]:
@@ -148,10 +155,33 @@ def names_of(path: tuple) -> tuple[str, ...]:
     return tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
-def initial_weights(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
-    """The state with the weights that `config.init` names; logs where every part came from."""
-    encoder = config.model.encoder.to_dict()
-    params, constants = warm_start.load_into(state.params, state.constants, encoder, config.task, **config.init)
+def initial_weights(
+    config: ml_collections.ConfigDict,
+    task: ModuleType,
+    graphdef: nnx.GraphDef,
+    state: TrainState,
+    shardings: TrainState,
+    complete: bool,
+) -> TrainState:
+    """The state with the weights that `config.init` names; logs where every part came from.
+
+    With `complete` these must be all there are (`warm_start.load_into`); otherwise the task may make something of what
+    was loaded (its `prepare`).
+    """
+    params, constants, filled = state.params, state.constants, set()
+    if init := warm_start.sources(config.init.to_dict()):
+        encoder = config.model.encoder.to_dict()
+        params, constants, filled = warm_start.load_into(params, constants, encoder, config.task, init, complete)
+    else:
+        log.info("all parameters: from scratch, seed %d", config.seed)
+    if hasattr(task, "prepare") and not complete:
+
+        def prepared(params: PyTree, constants: PyTree) -> PyTree:
+            model = nnx.merge(graphdef, params, constants)
+            task.prepare(model, config, filled)
+            return split_model(model, task, config)[1]
+
+        params = jax.jit(prepared, out_shardings=shardings.params)(params, constants)
     return dataclasses.replace(state, params=params, constants=constants)
 
 
@@ -185,17 +215,13 @@ def open_run(
     # 1. the newest checkpoint of this workdir;
     # 2. init.checkpoint: the weights of another run, or converted ones;
     # 3. init.bert and init.resnet, the rest from scratch;
-    # 4. scratch.
+    # 4. scratch, where init.scratch allows it.
     checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={})
     if (step := checkpoints.latest_step()) is not None:
         state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
         log.info("all parameters: step %d of %s", step, workdir)
     else:
-        state = create()
-        if any(config.init.values()):
-            state = initial_weights(config, state)
-        else:
-            log.info("all parameters: from scratch, seed %d", config.seed)
+        state = initial_weights(config, task, graphdef, create(), shardings, complete=read_only)
     return Run(graphdef, tx, shardings, state, meta, checkpoints)
 
 
@@ -294,7 +320,7 @@ def train(
             # --- Evaluate
             scores = None
             if due["evaluate"]:
-                scores = evaluate.evaluate(score, state.params, state.constants, task, config, mesh)
+                scores, _ = evaluate.evaluate(score, state.params, state.constants, task, config, mesh)
                 writer.write(step, "val", scores)
 
             # --- Save: after the rows of this step are written, so that a restart finds them
@@ -311,16 +337,27 @@ def evaluate_run(
 ) -> dict[str, float | int]:
     """Scores, and `step`, of the newest checkpoint of `workdir` or of `config.init`; also in scores.json.
 
-    Only the fields that shape the model must be those of the run. Raises FileNotFoundError without any
-    weights.
+    A task with predictions writes them to WORKDIR/predictions. Only the fields that shape the model must be those of
+    the run. Raises FileNotFoundError without any weights.
     """
-    if checkpoint.newest_step(workdir) is None and not any(config.init.values()):
+    if checkpoint.newest_step(workdir) is None and not any(config.init[field] for field in warm_start.FIELDS):
         raise FileNotFoundError(f"nothing to evaluate: no checkpoint in {workdir}, and config.init is empty")
-    run = open_run(config, task, workdir, mesh, read_only=True)
-    score = evaluate.make_score(run.graphdef, task, config, mesh)
-    scores = evaluate.evaluate(score, run.state.params, run.state.constants, task, config, mesh)
-    scores = {"step": int(run.state.step)} | scores
+    predict = hasattr(task, "predict")
+
+    def evaluated(config: ml_collections.ConfigDict, workdir: pathlib.Path):
+        run = open_run(config, task, workdir, mesh, read_only=True)
+        score = evaluate.make_score(run.graphdef, task, config, mesh, predict)
+        scores, rows = evaluate.evaluate(score, run.state.params, run.state.constants, task, config, mesh)
+        return int(run.state.step), scores, rows
+
+    step, scores, rows = evaluated(config, workdir)
+    companions = task.companions(config) if hasattr(task, "companions") else {}
+    predictions = {"": rows} | {name: evaluated(other, workdir / name)[2] for name, other in companions.items()}
     if jax.process_index() == 0:
+        if predict:
+            (workdir / "predictions").mkdir(exist_ok=True)
+            scores |= task.conclude(workdir / "predictions", predictions, config)
+        scores = {"step": step} | scores
         (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     return scores
 

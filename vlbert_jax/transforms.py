@@ -100,22 +100,28 @@ def place_image(
 
 
 def place_boxes(
-    boxes: Float[np.ndarray, "n 4"], original: tuple[int, int], size: tuple[int, int], flip: bool
+    boxes: Float[np.ndarray, "n 4"],
+    original: tuple[int, int],
+    size: tuple[int, int],
+    flip: bool,
+    exact: bool = False,
 ) -> Float32[np.ndarray, "n+1 4"]:
     """Boxes (x1 y1 x2 y2) in pixels of the resized image; the whole image comes first.
 
     `original` and `size` are (width, height) before and after the resize. As in the official code: the whole
     image is (0, 0, w0 - 1, h0 - 1) *before* the resize; ratios are float32 reciprocals times the new side, so
-    that 5.0000005 occurs; a flip is x -> w - 1 - x; everything is clamped into the image at last.
+    that 5.0000005 occurs; a flip is x -> w - 1 - x; everything is clamped into the image at last. `exact` computes in
+    float64, as VCR does officially.
     """
     w0, h0 = original
-    placed = np.concatenate([np.array([[0, 0, w0 - 1, h0 - 1]], np.float32), np.asarray(boxes, np.float32)])
-    last = np.array(size, np.float32) - np.float32(1)
-    ratios = (np.float32(1) / np.array(original, np.float32)) * np.array(size, np.float32)
+    kind = np.float64 if exact else np.float32
+    placed = np.concatenate([np.array([[0, 0, w0 - 1, h0 - 1]], kind), np.asarray(boxes, kind)])
+    last = np.array(size, kind) - kind(1)
+    ratios = (kind(1) / np.array(original, kind)) * np.array(size, kind)
     placed *= np.tile(ratios, 2)
     if flip:
         placed[:, [0, 2]] = last[0] - placed[:, [2, 0]]
-    return np.clip(placed, np.float32(0), np.tile(last, 2))
+    return np.clip(placed, kind(0), np.tile(last, 2)).astype(np.float32)
 
 
 # --- Masking ----------------------------------------------------------------------------------------------

@@ -18,17 +18,37 @@ FIELDS = ("bert", "resnet", "checkpoint")  # config.init; a later one wins where
 KINDS = {"bert": ("bert",), "resnet": ("resnet",), "checkpoint": ("vlbert", "bert", "resnet")}
 
 
-def load_into(params: nnx.State, constants: nnx.State, encoder: Mapping[str, Any], task: str, **init):
-    """The two states with the weights that `init` names in them, on the devices they were on; `encoder` has the sizes.
+def sources(init: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of `config.init` that name weights. Raises ValueError if none does and `init.scratch` is False."""
+    named = {field: init[field] for field in FIELDS if init[field]}
+    if not named and not init["scratch"]:
+        raise ValueError(
+            "config.init names no weights to start from: pre-train (`make demo` writes workdirs/demo) and give "
+            "--config.init.checkpoint=WORKDIR, or say --config.init.scratch=True"
+        )
+    return named
 
-    Weights of pre-training become those that `task` starts from (names.WARM_START). What no source has keeps its value.
-    Raises FileNotFoundError, or ValueError where a source is of another kind, lacks tensors, or differs in sizes.
+
+def load_into(
+    params: nnx.State,
+    constants: nnx.State,
+    encoder: Mapping[str, Any],
+    task: str,
+    init: Mapping[str, str],
+    complete: bool = False,
+) -> tuple[nnx.State, nnx.State, set[tuple]]:
+    """The two states with the weights that `init` names (field -> path) in them, on the devices they were on, and the
+    paths of the parameters that these have filled; `encoder` has the sizes.
+
+    Weights of pre-training become those that `task` starts from (names.WARM_START). What no source has keeps its value;
+    with `complete` that is an error. Raises FileNotFoundError, or ValueError where a source is of another kind, lacks
+    tensors, or differs in sizes.
     """
     variables = {tuple(map(str, path)): v for s in (params, constants) for path, v in nnx.to_flat_state(s)}
     shapes = {path: v.shape for path, v in variables.items()}
-    sources, origin, vocab_size = [], {}, encoder["vocab_size"]
+    read, origin, vocab_size = [], {}, encoder["vocab_size"]
     for field in FIELDS:
-        if not init[field]:
+        if field not in init:
             continue
         source = weights.read(init[field])
         if source.kind != "resnet" and source.num_heads not in (None, encoder["num_heads"]):
@@ -37,26 +57,34 @@ def load_into(params: nnx.State, constants: nnx.State, encoder: Mapping[str, Any
                 f"config.model.encoder.num_heads is {encoder['num_heads']}"
             )
         tensors, found = _matched(field, source, shapes, vocab_size, task)
-        sources.append((tensors, found))
+        read.append((tensors, found))
         origin |= dict.fromkeys(found.matched, f"init.{field}")
         log.info("init.%s: %s, %s; %d tensors taken", field, init[field], source.description, len(found.matched))
         if bad := weights.not_finite({name: tensors[name] for name in found.matched}):
             log.warning("init.%s: NaN or infinite numbers in %s", field, ", ".join(bad))
     _log_origins(shapes, vocab_size, origin)
+    table = list(names.name_table(shapes, vocab_size))
+    lacking = [entry.official for entry in table if entry.official not in {*origin, *names.OF_PRETRAINING}]
+    if complete and lacking:
+        raise ValueError(
+            f"{' and '.join(init.values())}: {len(lacking)} tensors of a model for {task} are not there, as "
+            f"{lacking[0]}; evaluation needs the weights of a run of this task, not of one that it starts from"
+        )
 
     def place(state: nnx.State) -> nnx.State:
         placed = []
         for path, v in nnx.to_flat_state(state):
             key = tuple(map(str, path))
-            if any(key in found.entries for _, found in sources):
+            if any(key in found.entries for _, found in read):
                 array = np.array(_on_host(v[...]))
-                for tensors, found in sources:
+                for tensors, found in read:
                     found.fill(array, key, tensors)
                 v = v.replace(jax.make_array_from_callback(array.shape, v[...].sharding, array.__getitem__))
             placed.append((path, v))
         return nnx.from_flat_state(placed)
 
-    return place(params), place(constants)
+    filled = {entry.path for entry in table} - {entry.path for entry in table if entry.official not in origin}
+    return place(params), place(constants), filled
 
 
 def _matched(field: str, source: weights.Weights, shapes, vocab_size: int, task: str):

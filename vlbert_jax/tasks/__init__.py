@@ -21,9 +21,18 @@ score(model, batch, config)           dict: metric -> (sum, count) of an evaluat
 write_report(directory, model, config, history)
                                       the run's page for people; `history` = rows of metrics.jsonl
 
+and, if it has to do with them:
+
+prepare(model, config, filled)        changes a new model in place; `filled` = paths of the parameters that were loaded
+predict(model, batch, config)         dict: name -> array [b, ...], what is predicted for each example
+conclude(directory, predictions, config)
+                                      writes prediction files and returns scores that need all examples at once;
+                                      `predictions` = "" or a companion's name -> rows in order of their index
+companions(config)                    dict: name -> config of another run whose predictions `conclude` needs, too
+
 Losses are sums and counts over the *global* batch, so that 1 or 256 devices, cut into parts or not, agree.
 """
 
-from vlbert_jax.tasks import pretrain
+from vlbert_jax.tasks import pretrain, vqa
 
-TASKS = {"pretrain": pretrain}
+TASKS = {"pretrain": pretrain, "vqa": vqa}

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vlbert_jax.batch import Batch
+from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
 from vlbert_jax.encoder import EncoderConfig, dense, dropout, gelu, layer_norm
 from vlbert_jax.fast_rcnn import FastRCNN, prepare_pixels
 from vlbert_jax.vlbert import VLBert
@@ -73,6 +73,14 @@ class PredictionHead(nnx.Module):
 def at(states: Float[Array, "... s d"], positions: Int[Array, "... m"]) -> Float[Array, "... m d"]:
     """The states at some positions of their sequences."""
     return jnp.take_along_axis(states, positions[..., None], axis=-2)
+
+
+def without_image(batch: Batch, vocab_size: int) -> Batch:
+    """The blind twin of a batch: what a sequence of text alone looks like, its regions gone."""
+    is_region = (batch.token_ids == vocab_size + IMG) | (batch.token_ids == vocab_size + IMG_MASK)
+    return batch.replace(
+        region_ids=jnp.full_like(batch.region_ids, NO_IMAGE), element_mask=batch.element_mask & ~is_region
+    )
 
 
 def model_options(config) -> tuple[EncoderConfig, dict]:

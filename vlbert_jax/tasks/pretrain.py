@@ -5,12 +5,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
+from vlbert_jax.batch import Batch
 from vlbert_jax.encoder import EncoderConfig, dense, gelu, keys, layer_norm
 from vlbert_jax.fast_rcnn import GEOMETRY_SIZE
-from vlbert_jax.tasks.model import PredictionHead, VisualLinguisticModel, at, is_frozen, model_options
+from vlbert_jax.tasks.examples import tokenizer_of
+from vlbert_jax.tasks.losses import counted, cross_entropy, soft_cross_entropy
+from vlbert_jax.tasks.model import (
+    PredictionHead,
+    VisualLinguisticModel,
+    at,
+    is_frozen,
+    model_options,
+    without_image,
+)
 from vlbert_jax.tasks.pretrain_batches import eval_batches, train_batches
-from vlbert_jax.tasks.pretrain_examples import tokenizer_of, word_ids
+from vlbert_jax.tasks.pretrain_examples import word_ids
 
 __all__ = ["eval_batches", "is_frozen", "train_batches"]  # parts of the task protocol that live elsewhere
 
@@ -170,17 +179,6 @@ def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
     return {name: count for name, (_, count) in _target_weights(batch, config, names).items()}
 
 
-def cross_entropy(logits: Float[Array, "... c"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
-    """-log softmax(logits)[labels], float32."""
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-
-def soft_cross_entropy(logits: Float[Array, "... c"], targets: Float[Array, "... c"]) -> Float[Array, "..."]:
-    """-sum of targets * log softmax(logits); the targets are not renormalised (official behaviour)."""
-    return -jnp.sum(targets.astype(jnp.float32) * jax.nn.log_softmax(logits, axis=-1), axis=-1)
-
-
 def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     """Sums of the losses called `names`, and training accuracies as (sum, count)."""
     key_project, key_encode = keys(key, 2)
@@ -226,14 +224,6 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
 # --- Scores ---------------------------------------------------------------------------------------------------------
 
 
-def without_image(batch: Batch, vocab_size: int) -> Batch:
-    """The blind twin of a caption: what a sequence of text alone looks like, its regions gone."""
-    is_region = (batch.token_ids == vocab_size + IMG) | (batch.token_ids == vocab_size + IMG_MASK)
-    return batch.replace(
-        region_ids=jnp.full_like(batch.region_ids, NO_IMAGE), element_mask=batch.element_mask & ~is_region
-    )
-
-
 def without_words(batch: Batch, config) -> Batch:
     """Every word masked: what the image alone says of a hidden region."""
     tokenizer, ids = tokenizer_of(config), batch.token_ids
@@ -251,10 +241,7 @@ def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Arra
     kind = "text" if batch.boxes is None else "caption"
 
     def add(name, values, mask):
-        metrics[name] = (
-            jnp.sum(jnp.where(mask, values, 0)).astype(jnp.float32),
-            jnp.sum(mask).astype(jnp.float32),
-        )
+        metrics[name] = counted(values, mask)
 
     if config.losses.mlm:
         words_by = {"": states}

@@ -11,17 +11,8 @@ import numpy as np
 from vlbert_jax import data, transforms
 from vlbert_jax.batch import Batch
 from vlbert_jax.sequence import Tokenizer
-from vlbert_jax.tasks.pretrain_examples import (
-    SEQUENCE_FIELDS,
-    Example,
-    Layout,
-    caption_example,
-    empty_example,
-    is_precomputed,
-    text_example,
-    text_words,
-    tokenizer_of,
-)
+from vlbert_jax.tasks.examples import Example, empty_example, is_precomputed, tokenizer_of
+from vlbert_jax.tasks.pretrain_examples import SEQUENCE_FIELDS, Layout, caption_example, text_example, text_words
 
 EVAL_SEED = 20_200_115  # masks of evaluation are the same in every run, whatever its seed
 

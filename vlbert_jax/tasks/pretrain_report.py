@@ -10,8 +10,9 @@ from flax import nnx
 from vlbert_jax import report
 from vlbert_jax.batch import Batch
 from vlbert_jax.tasks import pretrain
+from vlbert_jax.tasks.examples import tokenizer_of
+from vlbert_jax.tasks.model import without_image
 from vlbert_jax.tasks.pretrain_batches import eval_parts
-from vlbert_jax.tasks.pretrain_examples import tokenizer_of
 
 NUM_CARDS = 12
 TOP = 5
@@ -52,7 +53,7 @@ def _guess(model, batch: Batch, config) -> dict:
     """Probabilities and ids of the best words and classes, sighted and blind."""
     region_states = model.region_states(batch, model.appearance(batch))
     states = {"seen": model.encode(batch, region_states)}
-    states["imageless"] = model.encode(pretrain.without_image(batch, config.model.encoder.vocab_size), None)
+    states["imageless"] = model.encode(without_image(batch, config.model.encoder.vocab_size), None)
     states["wordless"] = model.encode(pretrain.without_words(batch, config), region_states)
 
     def best(logits):

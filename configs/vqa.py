@@ -1,0 +1,101 @@
+"""Visual question answering, VQA v2 (paper, section 4.2; official yaml files).
+
+    python -m vlbert_jax.main --config=configs/vqa.py:VARIANT --workdir=DIR --config.init.checkpoint=PRETRAINED
+
+Variants: demo (default), base, large. PRETRAINED is the workdir of a pre-training run, a step's folder in it, or what
+`python -m vlbert_jax.convert` made of a released `.model`. With `--mode=evaluate` the newest checkpoint of the workdir,
+or PRETRAINED then fine-tuned, is scored on `data.eval_split`, and WORKDIR/predictions/SPLIT.json is what EvalAI takes:
+
+    python -m vlbert_jax.main --config=configs/vqa.py:base --workdir=DIR --mode=evaluate --config.data.eval_split=test
+
+The paper speaks of a softmax over answers (losses.answer="softmax"), 20 epochs and 2,000 warm-up updates; the official
+code, which is followed here, has five epochs, 500 updates and a sigmoid for each answer.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def demo() -> ml_collections.ConfigDict:
+    """Questions about drawn scenes, from the demo's pre-training.
+
+        make demo
+        python -m vlbert_jax.main --config=configs/vqa.py --workdir=workdirs/vqa \\
+            --config.init.checkpoint=workdirs/demo
+    """
+    config = base()
+    common.shrink_to_demo(config)
+    config.total_steps = 1200
+    config.batch_size = 64
+    config.learning_rate = 1e-3
+    config.warmup_steps = 100
+    config.checkpoint_every_steps = 0
+    config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0))
+    config.model.num_answers = 32
+    config.data.update(
+        dict(
+            embedded="scene_tasks",
+            texts="vqa/scenes",
+            images="vqa_images/scenes",
+            answers="scenes_downstream/answers_vqa.txt",
+            train_split="train",
+            features="image",
+            vocab="scenes_downstream/vocab.txt",
+            sequence_length=31,
+        )
+    )
+    return config
+
+
+def base() -> ml_collections.ConfigDict:
+    """VL-BERT base on precomputed region features.
+
+        python -m vlbert_jax.main --config=configs/vqa.py:base --workdir=DIR --config.init.checkpoint=BASE_PREC
+
+    Corpus: train2014 and val2014 of VQA v2, 658,000 questions (data_prep/README.md), five epochs; `val` is then part of
+    what was trained on and only tells that all is well: set data.train_split=train to tune. BASE_PREC is pre-trained by
+    configs/pretrain.py:base_prec. Reached by the paper: test-dev 71.16. The authors used 4 V100 of 16 GB.
+    """
+    config = common.fine_tuning("vqa", "coco")
+    config.total_steps = 12_850  # 5 * 658,111 / 256
+    config.batch_size = 256
+    config.learning_rate = 1.6e-4
+    config.warmup_steps = 500
+    config.eval_every_steps = 2_570
+    config.best_metric = "vqa_accuracy"
+    config.optimizer.clip_norm = 1.0
+    config.losses.answer = "sigmoid"  # sigmoid: of each answer against its score (official) | softmax: the best (paper)
+    config.model.num_answers = 3129
+    config.model.train_region_head = False
+    config.data.update(
+        dict(
+            train_split="train+val",
+            features="precomputed",
+            answers="vqa/coco_answers.txt",  # the answer vocabulary, one per line; under data_dir or anywhere
+            sequence_length=135,  # 100 regions, the whole image, and questions of at least 30 pieces
+        )
+    )
+    return config
+
+
+def large() -> ml_collections.ConfigDict:
+    """VL-BERT large on precomputed region features, in four parts per update.
+
+        python -m vlbert_jax.main --config=configs/vqa.py:large --workdir=DIR --config.init.checkpoint=LARGE_PREC
+
+    Corpus and updates as base; LARGE_PREC is pre-trained by configs/pretrain.py:large_prec. Reached by the paper:
+    test-dev 71.79, test-std 72.22. The authors used 4 V100 of 16 GB.
+    """
+    config = base()
+    config.model.encoder = common.encoder("large")
+    config.grad_accumulation_steps = 4
+    return config
+
+
+VARIANTS = (demo, base, large)
+
+
+def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
+    """The config of a variant; raises ValueError for an unknown one."""
+    return common.choose(variant, VARIANTS)

@@ -1,0 +1,155 @@
+"""What the examples of all tasks share: the run's tokenizer, the image and its boxes. NumPy, no model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from vlbert_jax import sequence, transforms
+from vlbert_jax.batch import NO_IMAGE
+from vlbert_jax.geometry import box_geometry
+from vlbert_jax.sequence import Tokenizer
+
+Example = dict[str, np.ndarray]  # by the name of the `Batch` field, without the axis b
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageLayout:
+    """What of a config shapes the image of an example; see configs/common.py for units. Tasks add their own fields."""
+
+    precomputed: bool
+    image_scale: tuple[int, int]
+    orientation: str  # of the canvas: landscape, portrait or square
+    flip_probability: float
+    max_regions: int
+    feature_size: int
+    geometry_dtype: np.dtype | None  # None = the device computes it
+
+    @staticmethod
+    def options(config, orientation: str, train: bool) -> dict:
+        """These fields for a run's config. Evaluation does not flip."""
+        d = config.data
+        dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
+        return dict(
+            precomputed=is_precomputed(config),
+            image_scale=tuple(d.image_scale),
+            orientation=orientation,
+            flip_probability=d.flip_probability if train else 0.0,
+            max_regions=d.max_regions,
+            feature_size=config.model.feature_size,
+            geometry_dtype=None if d.geometry_on_device else dtype,
+        )
+
+
+def is_precomputed(config) -> bool:
+    """Whether region features come with the record. Raises ValueError on an unknown kind."""
+    kinds = {"image": False, "precomputed": True}
+    if config.data.features not in kinds:
+        raise ValueError(f"config.data.features is {config.data.features!r}, not one of {', '.join(kinds)}")
+    return kinds[config.data.features]
+
+
+@functools.cache
+def _tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
+    return sequence.load_tokenizer(vocab, vocab_size)
+
+
+def tokenizer_of(config) -> Tokenizer:
+    """The run's tokenizer, loaded once."""
+    local = os.path.join(config.data.data_dir, config.data.vocab)
+    return _tokenizer(local if os.path.exists(local) else config.data.vocab, config.model.encoder.vocab_size)
+
+
+def image_fields(
+    record: dict,
+    boxes: np.ndarray,
+    layout: ImageLayout,
+    flip: bool,
+    kept: int | None = None,
+    hidden: Bool[np.ndarray, "n"] | None = None,
+    exact: bool = False,
+) -> Example:
+    """The fields of `Batch` that describe the image: the whole image and the first `max_regions` of `boxes` [n, 4].
+
+    `record` has `image` (encoded; empty = the colour of the means), `image_size` (width, height) and, if precomputed,
+    `features` [n, g] and perhaps `image_feature` [g]. `boxes` are pixels of the original image. `region_mask` is True
+    for the first `kept` rows, those that the sequence holds (None = all there are). `hidden` marks boxes whose
+    appearance is to be guessed, None where that is no task. `exact` as in `transforms.place_boxes`. Raises ValueError
+    if the features are of another width than the config's.
+    """
+    rows = layout.max_regions + 1
+    num_rows = min(len(boxes), layout.max_regions) + 1
+    kept = num_rows if kept is None else kept
+    pixels = None if layout.precomputed else decoded(record)
+    original = tuple(map(int, record["image_size"])) if pixels is None else pixels.shape[1::-1]
+    size = transforms.resized_size(original, layout.image_scale)
+    placed = padded(transforms.place_boxes(boxes, original, size, flip, exact)[:num_rows], rows)
+    marked = np.zeros(len(boxes), bool) if hidden is None else hidden
+    example = dict(
+        boxes=placed,
+        region_mask=np.arange(rows) < kept,
+        region_hidden=padded(np.append(False, marked[: num_rows - 1]), rows),
+        image_size=np.array(size, np.float32),
+    )
+    if pixels is not None:
+        canvas = transforms.canvas_size(layout.image_scale, layout.orientation)
+        example["image"] = transforms.place_image(pixels, size, canvas, flip)
+    else:
+        example["region_features"] = _region_features(record, hidden, layout)
+    if layout.geometry_dtype is not None:
+        geometry = box_geometry(placed[:kept], example["image_size"])  # rows that nothing reads stay 0
+        example["box_geometry"] = padded(geometry.astype(layout.geometry_dtype), rows)
+    return example
+
+
+def decoded(record: dict) -> np.ndarray:
+    """uint8 [y, x, 3] RGB of a record's image; of the mean colour where it is empty or cannot be read."""
+    if record["image"]:
+        try:
+            return transforms.decode_image(record["image"])
+        except ValueError as error:  # officially so, too: one broken file must not end a run of days
+            logging.warning("record %s: %s; taken as an empty image", record.get("index"), error)
+    width, height = record["image_size"]
+    return np.full((height, width, 3), transforms.MEAN_RGB, np.uint8)
+
+
+def _region_features(record: dict, hidden: np.ndarray | None, layout: ImageLayout) -> Float32[np.ndarray, "r g"]:
+    """The boxes' features behind that of the whole image: its own, or the mean over all boxes that are not hidden."""
+    features = np.asarray(record["features"], np.float32)
+    check_width("features", features, "feature_size", layout.feature_size)
+    out = np.zeros((layout.max_regions + 1, layout.feature_size), np.float32)
+    if len(record.get("image_feature", ())):
+        out[0] = record["image_feature"]
+    else:
+        # The official code divides by the number + 1e-5 where regions are masked, and by the number where not.
+        seen = np.ones(len(features), bool) if hidden is None else ~hidden
+        count = max(len(features), 1) if hidden is None else np.sum(seen) + 1e-5
+        out[0] = np.einsum("n,ng->g", seen, features) / np.float32(count)  # BLAS would start threads for it
+    out[1 : len(features) + 1] = features[: layout.max_regions]
+    return out
+
+
+def check_width(what: str, values: np.ndarray, field: str, expected: int) -> None:
+    """Raises ValueError if a box has not as many `values` as the config says."""
+    if values.shape[1] != expected:
+        raise ValueError(f"a record has {values.shape[1]} {what} per box, config.model.{field} is {expected}")
+
+
+def padded(values: np.ndarray, rows: int, fill: int = 0) -> np.ndarray:
+    """`values` with `rows` rows, `fill` behind."""
+    out = np.full((rows, *values.shape[1:]), fill, values.dtype)
+    out[: len(values)] = values
+    return out
+
+
+def empty_example(like: Example) -> Example:
+    """What fills up the last batch of an evaluation: shapes of `like`, every mask False, nothing to score."""
+    marks = dict.fromkeys(("region_classes", "index", "choice", "answer_targets"), -1)
+    marks |= {"region_ids": NO_IMAGE, "image_size": 1}
+    return {name: np.full_like(value, marks.get(name, 0)) for name, value in like.items()}
