@@ -45,7 +45,8 @@ def official_of(params, constants, vocab_size) -> dict[str, np.ndarray]:
 
 def load(small, task="pretrain", **init):
     params, constants, vocab_size = small
-    return warm_start.load_into(params, constants, dict(vocab_size=vocab_size, num_heads=4), task, {k: str(v) for k, v in init.items()})[:2]
+    encoder, init = dict(vocab_size=vocab_size, num_heads=4), {field: str(path) for field, path in init.items()}
+    return warm_start.load_into(params, constants, encoder, task, init)[:2]
 
 
 def test_bert_and_resnet(small, tmp_path, caplog):
