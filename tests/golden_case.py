@@ -251,3 +251,17 @@ def pretraining_batch(case, config) -> Batch:
 def relative(ours, official, tolerance):
     scale = np.abs(official).max()
     np.testing.assert_allclose(np.asarray(ours), official, rtol=0, atol=tolerance * scale)
+
+
+def compare_gradients(case, gradients, vocab_size, tolerance):
+    official = names.to_official({path: np.asarray(v) for path, v in flat(gradients).items()}, vocab_size)
+    for name, expected in case.grad.items():
+        relative(official[name], expected, tolerance)
+    norms = {name: norm for name, norm in case.meta["grad_norms"].items() if norm is not None}
+    largest = max(norms.values())
+    for name, expected in norms.items():
+        ours = np.linalg.norm(official[name].astype(np.float64))
+        # A key's bias has no gradient but noise: compare with what matters in the whole.
+        assert abs(ours - expected) <= tolerance * max(expected, 1e-3 * largest), (name, ours, expected)
+    for name in set(case.meta["grad_norms"]) - set(norms):
+        assert name not in official or not np.any(official[name]), f"{name} is frozen officially"
