@@ -15,6 +15,7 @@ from data_prep import scenes
 from data_prep.ordered_builder import OrderedBuilder, SourceError, quiet_tfds
 from data_prep.region_captions import RegionCaptions
 from data_prep.text_corpus import TextCorpus
+from data_prep.vqa import VQADownload, VQAImages, VQAQuestions, write_answers
 
 
 @contextlib.contextmanager
@@ -93,6 +94,29 @@ def build_scenes(
         )
 
 
+def build_vqa(
+    source: str | pathlib.Path,
+    data_dir: str | pathlib.Path,
+    corpus: str = "vqa_v2",
+    splits: tuple[str, ...] = (),
+    answers: int = 0,
+    **options,
+) -> dict[str, pathlib.Path]:
+    """Builds the two tables and the answer vocabulary of VQA; `options` are those of `VQAImages`.
+
+    Returns the paths: images, questions (directories of records), answers (file). Raises SourceError.
+    """
+    data_dir = pathlib.Path(data_dir)
+    with only_builder(data_dir):
+        download = VQADownload(source, splits)
+        vocabulary = data_dir / "vqa" / f"{corpus}_answers.txt"
+        if not write_answers(download, vocabulary, answers):
+            print(f"{vocabulary}: not written, as there is neither --answers nor {source}/vqa/answers_vqa.txt")
+        images = run_builder(VQAImages(corpus, data_dir, download, **options))
+        questions = run_builder(VQAQuestions(corpus, data_dir, download, images))
+    return dict(images=images, questions=questions, answers=vocabulary)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep.build", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
@@ -118,6 +142,17 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--drop_unreadable", action="store_true", help="skip what has no readable image")
     made.add_argument("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
 
+    made = command("vqa", "VQA v2: images with regions, questions, answers")
+    made.add_argument("--source", required=True, help="folder with vqa/, regions and images; see data_prep/vqa.py")
+    made.add_argument("--corpus", default="vqa_v2", help="name it gets (default: %(default)s)")
+    made.add_argument("--splits", default="", help="of train,val,test_dev,test (default: all that are there)")
+    made.add_argument("--features", action="store_true", help="keep the detector's region features")
+    made.add_argument("--images", action="store_true", help="keep the images of train2014, val2014, test2015")
+    made.add_argument("--regions", default="10-100ada", help="10-100ada, 36, or two folders: TRAINVAL,TEST")
+    made.add_argument("--features_tsv", default="", help="tables of regions instead, comma-separated")
+    made.add_argument("--answers", type=int, default=0, metavar="N", help="make a vocabulary of N entries (3129)")
+    made.add_argument("--num_threads", type=int, default=4, help="that read regions (default: %(default)s)")
+
     made = command("text", "documents as lines of text files")
     made.add_argument("--source", required=True, help="text files in order, comma-separated; .gz is fine")
     made.add_argument("--corpus", default="books_wikipedia", help="name it gets (default: %(default)s)")
@@ -133,6 +168,17 @@ def main(argv: list[str] | None = None) -> int:
             build_scenes(
                 args.data_dir, args.seed, args.num_train, args.num_val, args.num_train,
                 feature_width=args.features,
+            )
+            return 0
+        if args.name == "vqa":
+            if not (args.images or args.features):
+                raise SourceError("give --features, --images or both: without them there is nothing to look at")
+            splits, tables = (
+                tuple(item for item in items.split(",") if item) for items in (args.splits, args.features_tsv)
+            )
+            build_vqa(
+                args.source, args.data_dir, args.corpus, splits, args.answers, regions=args.regions,
+                features_tsv=tables, features=args.features, images=args.images, num_threads=args.num_threads,
             )
             return 0
         if args.name == "conceptual_captions":
