@@ -24,6 +24,7 @@ import json
 import pathlib
 import string
 import zipfile
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -121,16 +122,29 @@ def _place_boxes(sizes, width, height, rng) -> list[tuple[int, int, int, int]] |
     return boxes
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draws one scene. Sides are 96 to 144 pixels, at most 4:3; six in ten are landscape."""
+def draw_size(rng: np.random.Generator) -> tuple[int, int]:
+    """(width, height): sides are 96 to 144 pixels, at most 4:3; six in ten are landscape."""
     short = int(rng.integers(96, 121))
     long = int(min(144, round(short * rng.uniform(1.02, 4 / 3)), short * 4 // 3))
-    width, height = (long, short) if rng.random() < 0.6 else (short, long)
+    return (long, short) if rng.random() < 0.6 else (short, long)
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Draws one scene of one to three things that differ in category."""
+    size = draw_size(rng)
     place = tuple(PLACES)[rng.integers(len(PLACES))]
     number = int(rng.integers(1, 4))
     categories = rng.choice(CATEGORIES, number, replace=False, p=category_weights(place))
     colours = rng.choice(COLOURS, number)
-    patterns = rng.choice(glyphs.PATTERNS, number, p=(0.7, 0.15, 0.15))
+    return compose(size, place, colours, categories, rng)[0]
+
+
+def compose(
+    size: tuple[int, int], place: str, colours: Sequence[str], categories: Sequence[str], rng: np.random.Generator
+) -> tuple[Scene, list[np.ndarray]]:
+    """Paints these things somewhere in that place: the scene, and the masks float32 [h, w, 2] in their boxes."""
+    width, height = size
+    patterns = rng.choice(glyphs.PATTERNS, len(colours), p=(0.7, 0.15, 0.15))
     boxes = None
     while boxes is None:
         masks = [glyphs.thing_masks(c, int(rng.integers(26, 53)), rng) for c in categories]
@@ -146,18 +160,16 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     pixels = np.clip(np.round(canvas), 0, 255).astype(np.uint8)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(70, 96))]
     jpeg = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
-    return Scene(width, height, place, things, write_caption(things, place, rng), jpeg)
+    return Scene(width, height, place, things, write_caption(things, place, rng), jpeg), masks
 
 
-def _relation(a: Thing, b: Thing, rng: np.random.Generator) -> str:
-    """A word that is true of `a` and `b` in this order, also in the mirror."""
+def relation(a: Thing, b: Thing) -> str:
+    """above, below or beside, true of `a` and `b` in this order, also in the mirror; "" where none is clear."""
     (ax, ay), (bx, by) = a.centre, b.centre
     across, down = abs(bx - ax), by - ay
-    if rng.random() < 0.3:
-        return "and"
     if abs(down) > max(across, 20):
         return "above" if down > 0 else "below"
-    return "beside" if across > 1.5 * abs(down) else "and"
+    return "beside" if across > 1.5 * abs(down) else ""
 
 
 def write_caption(things: tuple[Thing, ...], place: str, rng: np.random.Generator) -> tuple[str, ...]:
@@ -166,7 +178,8 @@ def write_caption(things: tuple[Thing, ...], place: str, rng: np.random.Generato
     words, extras = [], []
     for i, thing in enumerate(order):
         if i:
-            words.append(_relation(order[i - 1], thing, rng))
+            clear = rng.random() >= 0.3
+            words.append(clear and relation(order[i - 1], thing) or "and")
         words.append("the")
         if rng.random() < 0.2 and not SMALL <= thing.extent <= LARGE:
             extras.append(len(words))
@@ -182,7 +195,7 @@ def write_caption(things: tuple[Thing, ...], place: str, rng: np.random.Generato
     return tuple(words)
 
 
-def _jitter(box, width, height, rng) -> np.ndarray:
+def jitter(box, width, height, rng) -> np.ndarray:
     """A detector's idea of the box: float32 [4] with an IoU of 0.75 to 0.95."""
     x1, y1, x2, y2 = box
     while True:
@@ -214,7 +227,7 @@ def detect(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
         _spread(0.45 * rest, 1 + np.arange(len(COLOURS)) * len(CATEGORIES) + category, row, rng)
         _spread(0.45 * rest, 1 + colour * len(CATEGORIES) + np.arange(len(CATEGORIES)), row, rng)
         _spread(0.10 * rest, everything, row, rng)
-        boxes.append(_jitter(thing.box, scene.width, scene.height, rng))
+        boxes.append(jitter(thing.box, scene.width, scene.height, rng))
         scores.append(row)
     if rng.random() < 0.2:
         w, h = rng.integers(20, 40, 2)
