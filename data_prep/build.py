@@ -10,8 +10,9 @@ import pathlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 
-from data_prep import scenes
+from data_prep import scene_tasks, scenes
 from data_prep.ordered_builder import OrderedBuilder, SourceError, quiet_tfds
 from data_prep.region_captions import RegionCaptions
 from data_prep.text_corpus import TextCorpus
@@ -52,6 +53,26 @@ def run_builder(builder: OrderedBuilder) -> pathlib.Path:
     return directory
 
 
+def draw_once(source: pathlib.Path, settings: dict, write: Callable, tables: Sequence[str]) -> None:
+    """Calls `write(folder, settings)` unless `source` is there already, which then must have these settings.
+
+    `tables`: directories of records, under the parent of `source`, that a former drawing may have left.
+    An interrupted call leaves `{source}.incomplete`, which the next removes. Raises SourceError.
+    """
+    if source.exists():
+        there = source / f"{source.name}.json"
+        found = json.loads(there.read_text()) if there.is_file() else None
+        if found != settings:
+            raise SourceError(f"{source} was made with {found}, not {settings}; remove it or take another data_dir")
+        return
+    drawing = source.with_name(f"{source.name}.incomplete")
+    for stale in (*(source.parent / table for table in tables), drawing):
+        shutil.rmtree(stale, ignore_errors=True)
+    drawing.mkdir()
+    write(drawing, settings)
+    drawing.rename(source)
+
+
 def build_scenes(
     data_dir: str | pathlib.Path,
     seed: int = 0,
@@ -73,20 +94,7 @@ def build_scenes(
     )
     source = data_dir / "scenes"
     with only_builder(data_dir):
-        if source.exists():
-            there = source / "scenes.json"
-            found = json.loads(there.read_text()) if there.is_file() else None
-            if found != settings:
-                raise SourceError(
-                    f"{source} was made with {found}, not {settings}; remove it or take another data_dir"
-                )
-        else:
-            for stale in ("region_captions/scenes", "text_corpus/scenes", "scenes.incomplete"):
-                shutil.rmtree(data_dir / stale, ignore_errors=True)
-            drawing = data_dir / "scenes.incomplete"
-            drawing.mkdir()
-            scenes.write_corpus(drawing, settings)
-            drawing.rename(source)
+        draw_once(source, settings, scenes.write_corpus, ("region_captions/scenes", "text_corpus/scenes"))
         captions = RegionCaptions("scenes", data_dir, source, features=bool(feature_width))
         text = TextCorpus("scenes", data_dir, [source / "train.doc"], [source / "val.doc"])
         return dict(
@@ -94,27 +102,33 @@ def build_scenes(
         )
 
 
-def build_vqa(
-    source: str | pathlib.Path,
+def build_scene_tasks(
     data_dir: str | pathlib.Path,
-    corpus: str = "vqa_v2",
-    splits: tuple[str, ...] = (),
-    answers: int = 0,
-    **options,
+    seed: int = 0,
+    num_train: int = 3_000,
+    num_val: int = 500,
+    num_test: int = 300,
+    feature_width: int = 0,
 ) -> dict[str, pathlib.Path]:
-    """Builds the two tables and the answer vocabulary of VQA; `options` are those of `VQAImages`.
+    """Draws the downstream corpora into `{data_dir}/scenes_downstream`; does nothing if they are there.
 
-    Returns the paths: images, questions (directories of records), answers (file). Raises SourceError.
+    Numbers are of scenes; each has several questions and expressions. Returns the paths: source (folder), vocab,
+    answers, categories (files). Raises SourceError if other settings made what is there. An interrupted call is made
+    up for by the next.
     """
     data_dir = pathlib.Path(data_dir)
+    settings = dict(
+        version=scene_tasks.VERSION, seed=seed, num_train=num_train, num_val=num_val, num_test=num_test,
+        feature_width=feature_width,
+    )
+    source = data_dir / "scenes_downstream"
+    tables = [f"{name}{suffix}/scenes" for name in ("vqa", "vcr", "refcoco") for suffix in ("", "_images")]
     with only_builder(data_dir):
-        download = VQADownload(source, splits)
-        vocabulary = data_dir / "vqa" / f"{corpus}_answers.txt"
-        if not write_answers(download, vocabulary, answers):
-            print(f"{vocabulary}: not written, as there is neither --answers nor {source}/vqa/answers_vqa.txt")
-        images = run_builder(VQAImages(corpus, data_dir, download, **options))
-        questions = run_builder(VQAQuestions(corpus, data_dir, download, images))
-    return dict(images=images, questions=questions, answers=vocabulary)
+        draw_once(source, settings, scene_tasks.write_downstream_corpus, tables)
+        return dict(
+            source=source, vocab=source / "vocab.txt", answers=source / "answers_vqa.txt",
+            categories=source / "categories.txt",
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--num_train", type=int, default=12_000, help="scenes, stories (default: %(default)s)")
     made.add_argument("--num_val", type=int, default=1_000, help="scenes (default: %(default)s)")
     made.add_argument("--features", type=int, default=0, metavar="WIDTH", help="also write region features")
+
+    made = command("scene_tasks", "VQA, VCR and RefCOCO+ about drawn scenes, no download")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--num_train", type=int, default=3_000, help="scenes (default: %(default)s)")
+    made.add_argument("--num_val", type=int, default=500, help="scenes (default: %(default)s)")
+    made.add_argument("--num_test", type=int, default=300, help="scenes (default: %(default)s)")
+    made.add_argument("--features", type=int, default=0, metavar="WIDTH", help="also write region features for VQA")
 
     made = command("conceptual_captions", "images, captions and regions in the official layout")
     made.add_argument("--source", required=True, help="folder with train_frcnn.json and val_frcnn.json")
@@ -170,16 +191,8 @@ def main(argv: list[str] | None = None) -> int:
                 feature_width=args.features,
             )
             return 0
-        if args.name == "vqa":
-            if not (args.images or args.features):
-                raise SourceError("give --features, --images or both: without them there is nothing to look at")
-            splits, tables = (
-                tuple(item for item in items.split(",") if item) for items in (args.splits, args.features_tsv)
-            )
-            build_vqa(
-                args.source, args.data_dir, args.corpus, splits, args.answers, regions=args.regions,
-                features_tsv=tables, features=args.features, images=args.images, num_threads=args.num_threads,
-            )
+        if args.name == "scene_tasks":
+            build_scene_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
             return 0
         if args.name == "conceptual_captions":
             if args.no_images and not args.features:

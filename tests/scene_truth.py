@@ -1,0 +1,88 @@
+"""What is true of a drawn scene, from the words alone: written anew, so that it can judge what writes the texts."""
+
+import itertools
+
+import numpy as np
+
+from data_prep import crowded_scenes, scenes
+
+
+def draw_many(stream, number, group=""):
+    """That many scenes as `Drawn`; other streams, other scenes."""
+    for i in range(number):
+        seed = (11, stream, i)
+        scene, outlines = crowded_scenes.draw_crowded(np.random.default_rng(seed), group)
+        yield crowded_scenes.Drawn("train", i, i + 1, scene, outlines, seed)
+
+
+def words_of(text):
+    return text.lower().replace("?", " ?").split()
+
+
+def those(name, things):
+    """Things that "the small red ball" can mean, from the words alone."""
+    words = name.removeprefix("the ").split()
+
+    def holds(word, thing):
+        sizes = dict(small=thing.extent < scenes.SMALL, large=thing.extent > scenes.LARGE, thing=True)
+        return sizes.get(word, word in (thing.colour, thing.category, thing.pattern))
+
+    return [thing for thing in things if all(holds(word, thing) for word in words)]
+
+
+def true_answers(question, scene):
+    """All answers that are true, from the question's words and the scene; sizes of things are never asked."""
+    words = words_of(question)[:-1]
+    things = scene.things
+
+    def place_of(a, b):
+        down, across = b.centre[1] - a.centre[1], abs(b.centre[0] - a.centre[0])
+        return "level" if abs(down) <= max(across, 20) else "above" if down > 0 else "below"
+
+    match words:
+        case ["where", *_]:
+            return {scene.place}
+        case ["how", "many", "things", "are", "there"]:
+            return {str(len(things))}
+        case ["how", "many", "things", "are", word]:
+            return {str(sum(word in (t.colour, t.pattern) for t in things))}
+        case ["is", *name, "there"]:
+            return {"yes" if those(" ".join(name), things) else "no"}
+        case ["is", *rest] if {"above", "below"} & set(rest):
+            (at,) = [i for i, word in enumerate(rest) if word in ("above", "below")]
+            pairs = itertools.product(*(those(" ".join(name), things) for name in (rest[:at], rest[at + 1 :])))
+            return {"yes" if place_of(a, b) == rest[at] else "no" for a, b in pairs}
+        case ["is", *name, word]:
+            return {"yes" if word in (t.colour, t.pattern) else "no" for t in those(" ".join(name), things)}
+    what = "colour" if words[1] == "color" else "category"
+    words = words[2:] if words[:2] != ["what", "color"] else words[3:]
+    (at,) = [i for i, word in enumerate(words) if word in ("above", "below", "beside")] or [None]
+    if at is None:
+        return {getattr(t, what) for t in those(" ".join(words), things)}
+    (other,) = those(" ".join(words[at + 1 :]), things)
+    if words[at] == "beside":
+        found = [t for t in things if t is not other and place_of(t, other) == "level"
+                 and abs(t.centre[0] - other.centre[0]) > 1.5 * abs(t.centre[1] - other.centre[1])]  # fmt: skip
+    else:
+        found = [t for t in things if t is not other and place_of(t, other) == words[at]]
+    return {getattr(t, what) for t in found}
+
+
+def is_true(tokens, things):
+    """Whether "[0] is red and [1] is above [2] ." holds, from its tokens and the scene."""
+    tokens = [token for token in tokens if token not in ("because", ".", "the")]
+    parts = [list(group) for is_and, group in itertools.groupby(tokens, lambda t: t == "and") if not is_and]
+    for (i,), _, *rest in parts:
+        thing, words = things[i], [word for word in rest if isinstance(word, str)]
+        others = [things[k] for (k,) in (token for token in rest if isinstance(token, list))]
+        if words[0] in ("above", "below"):
+            down = others[0].centre[1] - thing.centre[1]
+            assert abs(down) > 20  # never a close call
+            if (down > 0) != (words.pop(0) == "above"):
+                return False
+            thing = others[0]  # "[0] is above the red [1]"
+        assert len(words) <= 1
+        said = {word: those(f"the {word}", [thing]) for word in words}
+        if not all(said.values()):
+            return False
+    return True
