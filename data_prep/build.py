@@ -16,7 +16,7 @@ from data_prep import scene_tasks, scenes
 from data_prep.ordered_builder import OrderedBuilder, SourceError, quiet_tfds
 from data_prep.region_captions import RegionCaptions
 from data_prep.text_corpus import TextCorpus
-from data_prep.vqa import VQADownload, VQAImages, VQAQuestions, write_answers
+from data_prep.vcr import COCO_CATEGORIES, SPLITS, VCRImages, VCRQuestions, read_categories
 
 
 @contextlib.contextmanager
@@ -163,16 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--drop_unreadable", action="store_true", help="skip what has no readable image")
     made.add_argument("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
 
-    made = command("vqa", "VQA v2: images with regions, questions, answers")
-    made.add_argument("--source", required=True, help="folder with vqa/, regions and images; see data_prep/vqa.py")
-    made.add_argument("--corpus", default="vqa_v2", help="name it gets (default: %(default)s)")
-    made.add_argument("--splits", default="", help="of train,val,test_dev,test (default: all that are there)")
-    made.add_argument("--features", action="store_true", help="keep the detector's region features")
-    made.add_argument("--images", action="store_true", help="keep the images of train2014, val2014, test2015")
-    made.add_argument("--regions", default="10-100ada", help="10-100ada, 36, or two folders: TRAINVAL,TEST")
-    made.add_argument("--features_tsv", default="", help="tables of regions instead, comma-separated")
-    made.add_argument("--answers", type=int, default=0, metavar="N", help="make a vocabulary of N entries (3129)")
-    made.add_argument("--num_threads", type=int, default=4, help="that read regions (default: %(default)s)")
+    made = command("vcr", "Visual Commonsense Reasoning: images with objects, questions with choices")
+    made.add_argument("--source", required=True, help="folder with train.jsonl, ... and vcr1images.zip")
+    made.add_argument("--corpus", default="vcr", help="name it gets (default: %(default)s)")
+    made.add_argument("--splits", default=",".join(SPLITS), help="official splits (default: %(default)s)")
+    made.add_argument("--categories", default="", metavar="FILE", help="names of objects, one per line, if not COCO's")
+    made.add_argument("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
 
     made = command("text", "documents as lines of text files")
     made.add_argument("--source", required=True, help="text files in order, comma-separated; .gz is fine")
@@ -197,17 +193,24 @@ def main(argv: list[str] | None = None) -> int:
         if args.name == "conceptual_captions":
             if args.no_images and not args.features:
                 raise SourceError("--no_images without --features leaves nothing to look at")
-            builder = RegionCaptions(
-                args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
-                args.features, not args.no_images, args.drop_unreadable, args.num_threads,
-            )
+            builders = [
+                RegionCaptions(
+                    args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
+                    args.features, not args.no_images, args.drop_unreadable, args.num_threads,
+                )
+            ]
+        elif args.name == "vcr":
+            where, splits = (args.corpus, args.data_dir, args.source), args.splits.split(",")
+            categories = read_categories(args.categories) if args.categories else COCO_CATEGORIES
+            builders = [VCRImages(*where, categories, splits, args.num_threads), VCRQuestions(*where, splits)]
         else:
             sources, val_sources = (
                 [path for path in paths.split(",") if path] for paths in (args.source, args.val_source)
             )
-            builder = TextCorpus(args.corpus, args.data_dir, sources, val_sources, args.val_fraction)
+            builders = [TextCorpus(args.corpus, args.data_dir, sources, val_sources, args.val_fraction)]
         with only_builder(pathlib.Path(args.data_dir)):
-            run_builder(builder)
+            for builder in builders:
+                run_builder(builder)
     except (SourceError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
