@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 
 from data_prep import scene_tasks, scenes
 from data_prep.ordered_builder import OrderedBuilder, SourceError, quiet_tfds
+from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
+from data_prep.refer import SPLITS as REFER_SPLITS
 from data_prep.region_captions import RegionCaptions
 from data_prep.text_corpus import TextCorpus
 from data_prep.vcr import COCO_CATEGORIES, SPLITS, VCRImages, VCRQuestions, read_categories
@@ -163,11 +165,15 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--drop_unreadable", action="store_true", help="skip what has no readable image")
     made.add_argument("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
 
-    made = command("vcr", "Visual Commonsense Reasoning: images with objects, questions with choices")
-    made.add_argument("--source", required=True, help="folder with train.jsonl, ... and vcr1images.zip")
-    made.add_argument("--corpus", default="vcr", help="name it gets (default: %(default)s)")
-    made.add_argument("--splits", default=",".join(SPLITS), help="official splits (default: %(default)s)")
-    made.add_argument("--categories", default="", metavar="FILE", help="names of objects, one per line, if not COCO's")
+    made = command("refcoco", "referring expressions: RefCOCO, RefCOCO+, RefCOCOg")
+    made.add_argument("--source", required=True, help="folder with refcoco+/, annotations/, train2014/; see README")
+    made.add_argument("--dataset", choices=sorted({name for name, _ in REFER_SPLITS}), default="refcoco+")
+    made.add_argument("--split_by", choices=sorted({by for _, by in REFER_SPLITS}), default="unc")
+    made.add_argument("--splits", default="", help="comma-separated (default: all of the dataset)")
+    made.add_argument("--corpus", default="", help="name it gets (default: DATASET_SPLITBY)")
+    made.add_argument("--annotations", default="annotations/instances_train2014.json", help="all boxes, under source")
+    made.add_argument("--proposals", default="", metavar="FILE", help="the detector's boxes, under source")
+    made.add_argument("--no_images", action="store_true", help="leave the images out")
     made.add_argument("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
 
     made = command("text", "documents as lines of text files")
@@ -176,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--val_source", default="", help="text files of the val split")
     made.add_argument("--val_fraction", type=float, default=0.0, help="or this share of lines, from the end")
     return parser
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated option; none if it is empty."""
+    return tuple(part for part in text.split(",") if part)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,27 +198,22 @@ def main(argv: list[str] | None = None) -> int:
                 feature_width=args.features,
             )
             return 0
-        if args.name == "scene_tasks":
-            build_scene_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
-            return 0
-        if args.name == "conceptual_captions":
+        if args.name == "refcoco":
+            corpus = args.corpus or f"{args.dataset}_{args.split_by}"
+            which = corpus, args.data_dir, args.source, args.dataset, args.split_by, _listed(args.splits)
+            images = RefCOCOImages(*which, args.annotations, args.proposals, not args.no_images, args.num_threads)
+            builders = [images, RefCOCOExpressions(*which)]
+        elif args.name == "conceptual_captions":
             if args.no_images and not args.features:
                 raise SourceError("--no_images without --features leaves nothing to look at")
-            builders = [
-                RegionCaptions(
-                    args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
-                    args.features, not args.no_images, args.drop_unreadable, args.num_threads,
-                )
-            ]
-        elif args.name == "vcr":
-            where, splits = (args.corpus, args.data_dir, args.source), args.splits.split(",")
-            categories = read_categories(args.categories) if args.categories else COCO_CATEGORIES
-            builders = [VCRImages(*where, categories, splits, args.num_threads), VCRQuestions(*where, splits)]
-        else:
-            sources, val_sources = (
-                [path for path in paths.split(",") if path] for paths in (args.source, args.val_source)
+            captions = RegionCaptions(
+                args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
+                args.features, not args.no_images, args.drop_unreadable, args.num_threads,
             )
-            builders = [TextCorpus(args.corpus, args.data_dir, sources, val_sources, args.val_fraction)]
+            builders = [captions]
+        else:
+            sources = _listed(args.source), _listed(args.val_source)
+            builders = [TextCorpus(args.corpus, args.data_dir, *map(list, sources), args.val_fraction)]
         with only_builder(pathlib.Path(args.data_dir)):
             for builder in builders:
                 run_builder(builder)
