@@ -18,7 +18,9 @@ from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
 from data_prep.refer import SPLITS as REFER_SPLITS
 from data_prep.region_captions import RegionCaptions
 from data_prep.text_corpus import TextCorpus
-from data_prep.vcr import COCO_CATEGORIES, SPLITS, VCRImages, VCRQuestions, read_categories
+from data_prep.vcr import COCO_CATEGORIES, VCRImages, VCRQuestions, read_categories
+from data_prep.vcr import SPLITS as VCR_SPLITS
+from data_prep.vqa import VQADownload, VQAImages, VQAQuestions, write_answers
 
 
 @contextlib.contextmanager
@@ -127,10 +129,41 @@ def build_scene_tasks(
     tables = [f"{name}{suffix}/scenes" for name in ("vqa", "vcr", "refcoco") for suffix in ("", "_images")]
     with only_builder(data_dir):
         draw_once(source, settings, scene_tasks.write_downstream_corpus, tables)
+        categories = read_categories(source / "categories.txt")
+        vcr = ("scenes", data_dir, source / "vcr")
+        refcoco = ("scenes", data_dir, source / "coco", "refcoco+", "unc", ())
+        detected = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
+        run_vqa(source / "coco", data_dir, "scenes", images=True, features=bool(feature_width))
+        for builder in (
+            VCRImages(*vcr, categories), VCRQuestions(*vcr),
+            RefCOCOImages(*refcoco, proposals=detected), RefCOCOExpressions(*refcoco),
+        ):  # fmt: skip
+            run_builder(builder)
         return dict(
             source=source, vocab=source / "vocab.txt", answers=source / "answers_vqa.txt",
             categories=source / "categories.txt",
         )
+
+
+def run_vqa(
+    source: str | pathlib.Path,
+    data_dir: pathlib.Path,
+    corpus: str = "vqa_v2",
+    splits: tuple[str, ...] = (),
+    answers: int = 0,
+    **options,
+) -> dict[str, pathlib.Path]:
+    """Builds the two tables and the answer vocabulary of VQA; `options` are those of `VQAImages`.
+
+    Returns the paths: images, questions (directories of records), answers (file). Raises SourceError.
+    """
+    download = VQADownload(source, splits)
+    vocabulary = data_dir / "vqa" / f"{corpus}_answers.txt"
+    if not write_answers(download, vocabulary, answers):
+        print(f"{vocabulary}: not written, as there is neither --answers nor {source}/vqa/answers_vqa.txt")
+    images = run_builder(VQAImages(corpus, data_dir, download, **options))
+    questions = run_builder(VQAQuestions(corpus, data_dir, download, images))
+    return dict(images=images, questions=questions, answers=vocabulary)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,6 +196,24 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--features", action="store_true", help="keep the detector's region features")
     made.add_argument("--no_images", action="store_true", help="leave the images out (with --features)")
     made.add_argument("--drop_unreadable", action="store_true", help="skip what has no readable image")
+    made.add_argument("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
+
+    made = command("vqa", "VQA v2: images with regions, questions, answers")
+    made.add_argument("--source", required=True, help="folder with vqa/, regions and images; see data_prep/vqa.py")
+    made.add_argument("--corpus", default="vqa_v2", help="name it gets (default: %(default)s)")
+    made.add_argument("--splits", default="", help="of train,val,test_dev,test (default: all that are there)")
+    made.add_argument("--features", action="store_true", help="keep the detector's region features")
+    made.add_argument("--images", action="store_true", help="keep the images of train2014, val2014, test2015")
+    made.add_argument("--regions", default="10-100ada", help="10-100ada, 36, or two folders: TRAINVAL,TEST")
+    made.add_argument("--features_tsv", default="", help="tables of regions instead, comma-separated")
+    made.add_argument("--answers", type=int, default=0, metavar="N", help="make a vocabulary of N entries (3129)")
+    made.add_argument("--num_threads", type=int, default=4, help="that read regions (default: %(default)s)")
+
+    made = command("vcr", "Visual Commonsense Reasoning: images with objects, questions with choices")
+    made.add_argument("--source", required=True, help="folder with train.jsonl, ... and vcr1images.zip")
+    made.add_argument("--corpus", default="vcr", help="name it gets (default: %(default)s)")
+    made.add_argument("--splits", default=",".join(VCR_SPLITS), help="official splits (default: %(default)s)")
+    made.add_argument("--categories", default="", metavar="FILE", help="names of objects, one per line, if not COCO's")
     made.add_argument("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
 
     made = command("refcoco", "referring expressions: RefCOCO, RefCOCO+, RefCOCOg")
@@ -198,7 +249,24 @@ def main(argv: list[str] | None = None) -> int:
                 feature_width=args.features,
             )
             return 0
-        if args.name == "refcoco":
+        if args.name == "scene_tasks":
+            build_scene_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
+            return 0
+        if args.name == "vqa":
+            if not (args.images or args.features):
+                raise SourceError("give --features, --images or both: without them there is nothing to look at")
+            with only_builder(pathlib.Path(args.data_dir)):
+                run_vqa(
+                    args.source, pathlib.Path(args.data_dir), args.corpus, _listed(args.splits), args.answers,
+                    regions=args.regions, features_tsv=_listed(args.features_tsv), features=args.features,
+                    images=args.images, num_threads=args.num_threads,
+                )
+            return 0
+        if args.name == "vcr":
+            where, splits = (args.corpus, args.data_dir, args.source), _listed(args.splits)
+            categories = read_categories(args.categories) if args.categories else COCO_CATEGORIES
+            builders = [VCRImages(*where, categories, splits, args.num_threads), VCRQuestions(*where, splits)]
+        elif args.name == "refcoco":
             corpus = args.corpus or f"{args.dataset}_{args.split_by}"
             which = corpus, args.data_dir, args.source, args.dataset, args.split_by, _listed(args.splits)
             images = RefCOCOImages(*which, args.annotations, args.proposals, not args.no_images, args.num_threads)
