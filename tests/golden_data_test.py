@@ -8,34 +8,24 @@ tests.
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_data_case import FOLDERS, check_features, check_pixels, load_tokenizer
 
 from data_prep.build import run_builder
 from data_prep.region_captions import RegionCaptions
 from data_prep.text_corpus import TextCorpus
-from vlbert_jax import data, sequence
+from vlbert_jax import data
 from vlbert_jax.batch import END, IMG, NO_IMAGE
-from vlbert_jax.fast_rcnn import prepare_pixels
 from vlbert_jax.tasks.pretrain_examples import Layout, caption_example, text_example, text_words
 from vlbert_jax.transforms import Draws
 
-HERE = pathlib.Path(__file__).parent / "golden" / "data"
-ROOTS = [HERE] + (
-    [pathlib.Path(os.environ["VLBERT_GOLDEN"]) / "data"] if os.environ.get("VLBERT_GOLDEN") else []
-)
-FOLDERS = {folder.name: folder for root in ROOTS for folder in sorted(root.iterdir()) if folder.is_dir()}
 OTHERS = ("vqa_", "refcoco_", "vcr_")
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("cc_"))
 
 MASK_PROBABILITY = 0.15
-# Decoders and resizers differ by a grey level or two; the mean colour of an unreadable image is rounded to
-# uint8.
-GREY_LEVELS = 2.0
 
 
 def test_every_folder_is_known():
@@ -45,8 +35,7 @@ def test_every_folder_is_known():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    vocab = FOLDERS["common"] / "vocab.txt"
-    return sequence.load_tokenizer(str(vocab), len(vocab.read_text("utf-8").splitlines()))
+    return load_tokenizer()
 
 
 class Variant:
@@ -168,18 +157,6 @@ def dense_targets(example, num_regions):
     return targets
 
 
-def device_pixels(example, hide: bool):
-    """What the network sees: BGR minus means, blank where hidden; channels first, without the padding."""
-    width, height = example["image_size"].astype(int)
-    pixels = prepare_pixels(
-        jnp.asarray(example["image"][None]),
-        jnp.asarray(example["image_size"][None]),
-        jnp.asarray(example["boxes"][None]),
-        jnp.asarray(example["region_hidden"][None]) if hide else None,
-    )
-    return np.asarray(pixels)[0, :height, :width].transpose(2, 0, 1)
-
-
 # --- Captions ----------------------------------------------------------------------------------------------
 
 
@@ -225,35 +202,9 @@ def check_regions(item, example, where):
         np.testing.assert_allclose(targets[scored], np.array(item["mvrc_labels"])[scored], rtol=1e-6)
 
 
-def check_features(item, example, where):
-    k = len(item["boxes"])
-    features = example["region_features"][:k]
-    if "features" in item:
-        np.testing.assert_allclose(features, item["features"], rtol=1e-4, atol=1e-5, err_msg=where)
-    if "feature_row_sum" in item:
-        np.testing.assert_allclose(features.sum(1), item["feature_row_sum"], rtol=1e-4, err_msg=where)
-        np.testing.assert_allclose(
-            features[:, :8], item["feature_first8"], rtol=1e-4, atol=1e-5, err_msg=where
-        )
-
-
 def check_image(variant, run, item, example, where):
-    pixels, probes = device_pixels(example, run["mask_raw_pixels"]), item["image"]
-    assert list(pixels.shape) == probes["shape"], where
-    at = np.ix_(range(3), probes["grid_y"], probes["grid_x"])
-    np.testing.assert_allclose(pixels[at], probes["grid"], atol=GREY_LEVELS, err_msg=where)
-    np.testing.assert_allclose(pixels.mean((1, 2)), probes["channel_mean"], atol=0.5, err_msg=where)
-    blank = (pixels == 0).all(0)
-    all_zero = probes["zero_fraction"] == 1  # an unreadable image: ours has the colour of the means, rounded
-    if not all_zero:
-        np.testing.assert_allclose(blank.mean(), probes["zero_fraction"], atol=1e-5, err_msg=where)
-    whole = variant.folder / f"{run['set']}_{run['run']}_item{item['index']}_image.npz"
-    if whole.exists():
-        with np.load(whole) as file:
-            expected = file["image"]
-        np.testing.assert_allclose(pixels, expected, atol=GREY_LEVELS, err_msg=where)
-        if not all_zero:
-            np.testing.assert_array_equal(blank, (expected == 0).all(0), err_msg=where)
+    name = f"{run['set']}_{run['run']}_item{item['index']}_image.npz"
+    check_pixels(item["image"], example, variant.folder / name, run["mask_raw_pixels"], where)
 
 
 # --- Text ---------------------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def _losses(logits: Float[Array, "b answers"], batch: Batch, config) -> Float[Ar
     raise ValueError(f"config.losses.answer is {config.losses.answer!r}, not one of sigmoid, softmax")
 
 
-def _accuracy(logits: Float[Array, "b answers"], batch: Batch) -> Float[Array, " b"]:
+def accuracy(logits: Float[Array, "b answers"], batch: Batch) -> Float[Array, " b"]:
     """The score of the best answer (official SoftAcc)."""
     return jnp.take_along_axis(batch.answer_targets, logits.argmax(-1)[:, None], axis=1)[:, 0]
 
@@ -203,14 +203,14 @@ def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
 
 def loss_sums(model: VQAModel, batch: Batch, key, config, names):
     logits, known = _logits(model, batch, config, key), _known(batch)
-    accuracy = counted(_accuracy(logits, batch), known)
-    return {"answer": counted(_losses(logits, batch, config), known)[0]}, {"vqa_accuracy": accuracy}
+    hits = counted(accuracy(logits, batch), known)
+    return {"answer": counted(_losses(logits, batch, config), known)[0]}, {"vqa_accuracy": hits}
 
 
 def score(model: VQAModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
     logits, known = _logits(model, batch, config), _known(batch)
     return dict(
-        vqa_accuracy=counted(_accuracy(logits, batch), known),
+        vqa_accuracy=counted(accuracy(logits, batch), known),
         answer_loss=counted(_losses(logits, batch, config), known),
         text_cut=counted(batch.text_cut, batch.element_mask.any((1, 2))),
     )
