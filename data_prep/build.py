@@ -255,6 +255,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.name == "vqa":
             if not (args.images or args.features):
                 raise SourceError("give --features, --images or both: without them there is nothing to look at")
+            if args.answers and args.answers < 2:
+                raise SourceError(f"--answers={args.answers} leaves none beside <unk>; the official number is 3129")
             with only_builder(pathlib.Path(args.data_dir)):
                 run_vqa(
                     args.source, pathlib.Path(args.data_dir), args.corpus, _listed(args.splits), args.answers,
