@@ -16,9 +16,9 @@ features that Anderson et al. published. The folder `--source`:
 The released boxes have 10 to 100 regions an image; `--regions=36` reads the folders of the 36-region variant,
 `--regions=A,B` any other two (of train2014 and val2014; of test2015). All of VQA v2 is 204,721 images, 658,111
 questions with answers and 447,793 without (107,394 of them also in test_dev). A region takes 8 KB with --features, so
-36 of them 60 GB in all; --images adds 0.16 MB an image. One CPU core builds 300 images
-a second (36 regions with features, or JPEGs of 640x480; 170 with both) and 8,500 questions; all questions are read and
-checked first, which takes 20 s and 0.9 GB of memory.
+36 of them 60 GB in all; --images adds 0.16 MB an image. One CPU core builds 300 images a second (36 regions with
+features, or JPEGs of 640x480; 170 with both) and 8,500 questions; all questions are read and checked first, which takes
+20 s and 0.9 GB of memory.
 
 Splits of `vqa`: train, val, test_dev, test, those whose questions are there or --splits, each halved by the image into
 `train_landscape` (width >= height) and `train_portrait`, as a batch holds one orientation. Order as in the question
