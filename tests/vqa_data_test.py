@@ -48,7 +48,6 @@ def test_official_sample_comes_back_exactly(tmp_path, variant, form):
             zip_folder(folder)
     paths = build.run_vqa(source, tmp_path, "sample", features=True, images=True)
     assert paths["answers"].read_bytes() == (source / "vqa/answers_vqa.txt").read_bytes()
-    assert json.loads((paths["images"] / "manifest.json").read_text())["problems"] == []
     images = read_all(paths["images"], "images")
     wanted = []
     for split, (name, image_set) in SPLITS.items():

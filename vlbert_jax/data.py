@@ -86,11 +86,10 @@ class _Split:
 
 def _build_command(data_dir: str | os.PathLike, name: str) -> str:
     builder, _, corpus = name.partition("/")
-    sources = {
-        "region_captions": f"conceptual_captions --source=FOLDER --corpus={corpus}",
-        "text_corpus": f"text --source=FILES --corpus={corpus}",
-    }
-    what = "scenes" if corpus == "scenes" else sources.get(builder, builder)
+    sources = {"region_captions": ("scenes", "conceptual_captions"), "text_corpus": ("scenes", "text")}
+    drawn, command = sources.get(builder, ("scene_tasks", builder.removesuffix("_images")))
+    files = "FILES" if command == "text" else "FOLDER"
+    what = drawn if corpus == "scenes" else f"{command} --source={files} --corpus={corpus}"
     return f"python -m data_prep.build {what} --data_dir={data_dir}"
 
 
