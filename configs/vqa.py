@@ -38,7 +38,7 @@ def demo() -> ml_collections.ConfigDict:
             embedded="scene_tasks",
             texts="vqa/scenes",
             images="vqa_images/scenes",
-            answers="scenes_downstream/answers_vqa.txt",
+            answers="vqa/scenes_answers.txt",
             train_split="train",
             features="image",
             vocab="scenes_downstream/vocab.txt",
@@ -57,7 +57,7 @@ def base() -> ml_collections.ConfigDict:
     what was trained on and only tells that all is well: set data.train_split=train to tune. BASE_PREC is pre-trained by
     configs/pretrain.py:base_prec. Reached by the paper: test-dev 71.16. The authors used 4 V100 of 16 GB.
     """
-    config = common.fine_tuning("vqa", "coco")
+    config = common.fine_tuning("vqa", "vqa_v2")
     config.total_steps = 12_850  # 5 * 658,111 / 256
     config.batch_size = 256
     config.learning_rate = 1.6e-4
@@ -72,7 +72,7 @@ def base() -> ml_collections.ConfigDict:
         dict(
             train_split="train+val",
             features="precomputed",
-            answers="vqa/coco_answers.txt",  # the answer vocabulary, one per line; under data_dir or anywhere
+            answers="vqa/vqa_v2_answers.txt",  # the answer vocabulary, one per line; under data_dir or anywhere
             sequence_length=135,  # 100 regions, the whole image, and questions of at least 30 pieces
         )
     )

@@ -42,8 +42,17 @@ class HiddenRegion:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answer:
+    """One of those that a model chose from."""
+
+    text: str
+    probability: Real
+    score: Real  # 1 = right, 0 = wrong, or between
+
+
+@dataclasses.dataclass(frozen=True)
 class Card:
-    """An image with its caption, and what a model made of them."""
+    """An image with its caption or a question about it, and what a model made of them."""
 
     image: np.ndarray  # uint8 height x width x 3, RGB, without padding
     boxes: np.ndarray  # float r x 4, x1 y1 x2 y2 in its pixels; row 0 is the whole image and is not drawn
@@ -52,6 +61,8 @@ class Card:
     masked: Sequence[Guess] = ()
     hidden_regions: Sequence[HiddenRegion] = ()
     title: str = ""
+    question: str = ""
+    answers: Sequence[Answer] = ()  # most probable first
 
 
 def write(directory: pathlib.Path | str, title: str, sections: Iterable[tuple[str, str]]) -> pathlib.Path:
@@ -144,6 +155,23 @@ def predictions(cards: Iterable[Card]) -> str:
                      f'</div><div class="guesses">{"".join(blocks)}</div></article>')
     how = paragraph("Marked words were masked; the hatched regions were hidden. Guesses are the most probable first.")
     return f'{how}<div class="cards">{"".join(items)}</div>'
+
+
+def answers(cards: Iterable[Card]) -> str:
+    """Questions and the model's answers next to the image; a check mark behind the right ones."""
+    items = []
+    for card in cards:
+        bars = "".join(
+            f'<li class="bar sighted{" hit" if a.score > 0 else ""}" style="--p:{min(max(a.probability, 0), 1):.1%}">'
+            f"<span>{_text(a.text)}{' ✓' if a.score > 0 else ''}</span><span>{100 * a.probability:.0f} %</span></li>"
+            for a in card.answers
+        )
+        right = bool(card.answers) and card.answers[0].score > 0
+        mark = f'<b class="{"right" if right else "wrong"}">{"✓" if right else "✗"}</b>'
+        asked = f'<p class="caption">{_text(card.question)} {mark}</p>'
+        items.append(f'<article class="card prediction"><div>{_picture(card)}</div><div class="guesses">'
+                     f"{asked}<ol>{bars}</ol><small>{_text(card.title)}</small></div></article>")
+    return f'<div class="cards">{"".join(items)}</div>'
 
 
 def _parse(name: str) -> tuple[str, bool, tuple]:

@@ -71,6 +71,11 @@ def train_batches(config, maker: Maker, start_step: int, process_index: int, pro
 
 def eval_batches(config, maker: Maker, process_index: int, process_count: int) -> Iterator[Batch]:
     """This host's part of the evaluation split, every example once over all hosts; all hosts get as many batches."""
+    return itertools.chain.from_iterable(eval_parts(config, maker, process_index, process_count))
+
+
+def eval_parts(config, maker: Maker, process_index: int, process_count: int) -> list[Iterator[Batch]]:
+    """The same, each orientation apart."""
     split, share = Split(config, config.data.eval_split), _share(config, process_index, process_count)
 
     def in_order(orientation: str, numbers: range) -> Iterator[Batch]:
@@ -81,7 +86,7 @@ def eval_batches(config, maker: Maker, process_index: int, process_count: int) -
 
         return _batches(data.in_order(numbers, example, empty_example, **share), config)
 
-    return itertools.chain.from_iterable(itertools.starmap(in_order, split.parts(config).items()))
+    return list(itertools.starmap(in_order, split.parts(config).items()))
 
 
 def _share(config, process_index: int, process_count: int) -> dict[str, int]:

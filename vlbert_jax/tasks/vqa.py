@@ -16,8 +16,10 @@ from jaxtyping import Array, Float, Int
 from vlbert_jax import sequence, vqa_accuracy
 from vlbert_jax.batch import Batch
 from vlbert_jax.encoder import keys
+from vlbert_jax.report import Answer, Card
 from vlbert_jax.sequence import Tokenizer
 from vlbert_jax.tasks import downstream
+from vlbert_jax.tasks.downstream_report import write_report as write_answers
 from vlbert_jax.tasks.examples import Example, ImageLayout, image_fields, tokenizer_of
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.tasks.model import (
@@ -249,6 +251,14 @@ def conclude(directory: Path, predictions: dict, config) -> dict[str, float]:
 
 def write_report(directory, model: VQAModel, config, history: list[dict]) -> None:
     """The run's page for people, `directory`/index.html."""
-    from vlbert_jax.tasks import vqa_report  # it reads this module
+    vocabulary = answers_of(config)
 
-    vqa_report.write_report(directory, model, config, history)
+    def card(record: dict, picture: dict, row: dict) -> Card:
+        scores = vqa_accuracy.soft_targets(record["answers"], vocabulary)
+        answers = [
+            Answer(vocabulary.entries[i], float(p), float(scores[i]))
+            for i, p in zip(row["answer"], row["probability"], strict=True)
+        ]
+        return Card(question=record["question"], answers=answers, **picture)
+
+    write_answers(directory, "Visual question answering", model, config, history, _maker, predict, card)
