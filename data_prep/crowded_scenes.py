@@ -21,7 +21,7 @@ GROUPS = {  # of categories; RefCOCO+'s testA and testB differ in it
     "made": ("ball", "box", "house", "car", "cup"),
 }
 NUMBERS, NUMBER_WEIGHTS = (2, 3, 4), (0.3, 0.35, 0.35)  # of things
-SAME_CATEGORY, SAME_COLOUR = 0.4, 0.3  # how often a further thing shares it with the first
+SAME_CATEGORY, SAME_COLOUR = 0.5, 0.25  # how often a further thing shares it with the first
 SIZE_MARGIN = 8  # pixels; a thing is called small among its like only if the others are clearly not, large as well
 _FINE = 0.6  # pixels that an outline's polygon may deviate
 
@@ -106,13 +106,16 @@ def descriptions(thing: Thing, things: tuple[Thing, ...], leave_out: str = "") -
     return found
 
 
+def pick(options: list[tuple[str, ...]], number: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """Some of these descriptions; more often short ones, and those without a size, which the box alone would tell."""
+    weights = np.array([0.5 ** len(words) * (0.3 if {"small", "large"} & set(words) else 1) for words in options])
+    return [options[i] for i in rng.choice(len(options), number, replace=False, p=weights / weights.sum())]
+
+
 def describe(thing: Thing, things: tuple[Thing, ...], rng: np.random.Generator, leave_out: str = "") -> str:
-    """One of `descriptions` with "the" before it, shorter ones more often; "" if there is none."""
+    """One of `descriptions` with "the" before it, by `pick`; "" if there is none."""
     found = descriptions(thing, things, leave_out)
-    if not found:
-        return ""
-    weights = np.array([0.5 ** len(words) for words in found])
-    return " ".join(("the", *found[rng.choice(len(found), p=weights / weights.sum())]))
+    return " ".join(("the", *pick(found, 1, rng)[0])) if found else ""
 
 
 def related(thing: Thing, word: str, things: tuple[Thing, ...]) -> Thing | None:

@@ -7,9 +7,10 @@ Appearance only, no place words. An expression is true of one thing of its image
 matters: where the things share the category, the colour is said, and the other way round. Splits by scenes: train, val,
 testA (all natural things: tree, fish, flower, star, moon) and testB (all made ones).
 
-Without the image: a guess among the annotated boxes is right in 0.31 of expressions; the shape of the boxes (a car is
-wide, "small" is small) raises that to about 0.5. Without the expression: 0.31. Detections: 0.95 of the things are found,
-with an IoU of 0.75 to 0.95; a model that knows everything but chooses among detections reaches no more than that.
+Without the image: a guess among the annotated boxes is right in 0.35 of expressions; the shape of the boxes (a car is
+wide, "small" is small) raises that to 0.53 (Gaussians of aspect and size per word, learned from 3,000 scenes and scored
+on 800). Detections: 0.95 of the things are found, with an IoU of 0.75 to 0.95; a model that knows everything but has
+to choose among them reaches no more than that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pickle
 import numpy as np
 
 from data_prep import scenes
-from data_prep.crowded_scenes import GROUPS, Drawn, descriptions
+from data_prep.crowded_scenes import GROUPS, Drawn, descriptions, pick
 
 TASK = 2  # stream of random numbers
 REFS_PER_IMAGE, SENTENCES_PER_REF = 2, 3  # at most
@@ -88,10 +89,8 @@ def refer(one: Drawn, rng: np.random.Generator) -> list[tuple[int, list[str]]]:
     found = []
     for i in chosen:
         options = descriptions(things[i], things)
-        weights = np.array([0.5 ** len(words) for words in options])
         number = min(len(options), int(rng.integers(1, SENTENCES_PER_REF + 1)))
-        picked = rng.choice(len(options), number, replace=False, p=weights / weights.sum())
-        found.append((i, [" ".join(("the", *options[k])) for k in picked]))
+        found.append((i, [" ".join(("the", *words)) for words in pick(options, number, rng)]))
     return found
 
 

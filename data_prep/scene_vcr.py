@@ -8,12 +8,12 @@
 [i] is a tag, the list [i] in the file; a model reads its category and sees its region. A rationale states two further
 facts of the scene, none of which the question or the answer tells.
 
-The four choices are made so that text tells nothing. One fact: the true colour and three others. Two facts: each true or
-false in all four combinations, so that no choice has more in common with the others; the false colours of a pair
-differ from both true ones. "What is red ?" is asked of four things. Without the image the best is 0.25 of answers and
-of rationales, up to what is left by "no two things share colour and category" (a linear model of words, pairs of
-words and what the choices share, learned from the training questions: 0.27 and 0.26). With the boxes alone the
-relations are known, no colours: 0.28 and 0.33.
+The four choices are made so that text tells nothing. One fact: the true colour and three others. Two facts: each true
+or false in all four combinations, so that no choice has more in common with the others; the false colours differ from
+the true ones and from what has been told, as no two things share colour and category. "What is red ?" is asked where
+there are four things. So the best without the image is 0.25 of answers and of rationales (measured: 0.26 and 0.24 of
+2,000 questions by a linear model of words, pairs of words and what the choices share, learned from 5,000). Who sees
+no image but the boxes, and reads relations and sizes from them, gets 0.32 and 0.39.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from data_prep.scenes import COLOURS, Scene
 
 TASK = 3  # stream of random numbers
 QUESTIONS_PER_IMAGE = 3  # at most
-KIND_WEIGHTS = dict(colour=4, relation=3, pattern=1, size=1)  # in rationales
+KIND_WEIGHTS = dict(colour=4, relation=2, pattern=2, size=1)  # in rationales
+SEEN = ("colour", "pattern")  # not told by the boxes; one of the two facts of a rationale is
 OPPOSITES = (("above", "below"), ("striped", "dotted"), ("small", "large"))
 
 
@@ -144,20 +145,22 @@ KINDS = (_color, _colors, _where, _which)
 
 def reasons(scene: Scene, known: list[Fact], told: set[Fact], rng: np.random.Generator) -> list[list] | None:
     """Four rationales, the true one first; None if two facts that are not told cannot be found."""
-    pairs: list[Fact] = []
-    for _ in range(2):
-        options = [f for f in known if all(compatible(f, other) for other in (*told, *pairs))]
+    pair: list[Fact] = []
+    for allowed in (SEEN, tuple(KIND_WEIGHTS)):
+        options = [f for f in known if f.kind in allowed and all(compatible(f, other) for other in (*told, *pair))]
         kinds = sorted({f.kind for f in options})
         if not kinds:
             return None
         weights = np.array([KIND_WEIGHTS[kind] for kind in kinds])
         kind = rng.choice(kinds, p=weights / weights.sum())
-        pairs.append(_pick([f for f in options if f.kind == kind], rng))
+        pair.append(_pick([f for f in options if f.kind == kind], rng))
+    if rng.random() < 0.5:
+        pair.reverse()
 
     def write(first, second):
-        return ["because", *pairs[0].tokens(first), "and", *pairs[1].tokens(second), "."]
+        return ["because", *pair[0].tokens(first), "and", *pair[1].tokens(second), "."]
 
-    return combinations(pairs, told, scene, rng, write)
+    return combinations(pair, told, scene, rng, write)
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> list[tuple[list, list[list], list[list]]]:
@@ -177,11 +180,15 @@ def plain(tokens: list, objects: list[str]) -> str:
 
 
 def metadata(one: Drawn, rng: np.random.Generator) -> dict:
-    """The per-image file: boxes x1 y1 x2 y2 score of a detector, polygons, category names."""
+    """The per-image file: boxes x1 y1 x2 y2 score of a detector, polygons within them, category names."""
     things, (width, height) = one.scene.things, (one.scene.width, one.scene.height)
-    boxes = [[*map(float, scenes.jitter(t.box, width, height, rng)), float(rng.uniform(0.7, 1))] for t in things]
+    boxes, segments = [], []
+    for thing, polygons in zip(things, one.outlines, strict=True):
+        x1, y1, x2, y2 = map(float, scenes.jitter(thing.box, width, height, rng))
+        boxes.append([x1, y1, x2, y2, float(rng.uniform(0.7, 1))])
+        segments.append([[[min(max(x, x1), x2), min(max(y, y1), y2)] for x, y in polygon] for polygon in polygons])
     names = [thing.category for thing in things]
-    return dict(boxes=boxes, segms=list(one.outlines), names=names, width=width, height=height)
+    return dict(boxes=boxes, segms=segments, names=names, width=width, height=height)
 
 
 def write_vcr(root: pathlib.Path, drawn: list[Drawn]) -> None:
