@@ -173,17 +173,16 @@ def _alternatives(answer: str) -> tuple[str, ...]:
 
 def annotate(answer: str, rng: np.random.Generator) -> list[dict]:
     """What ten annotators say: at least six of them `answer`."""
-    while True:
+    wrong, said = _alternatives(answer), []
+    while said.count(answer) < 6:
         said = []
         for chance in rng.random(10):
-            wrong = str(rng.choice(_alternatives(answer)))
             word = SYNONYMS.get(answer, answer) if chance < 0.12 else "not sure" if chance < 0.13 else answer
-            said.append(wrong if chance < 0.05 else word)
-        if said.count(answer) >= 6:
-            return [
-                dict(answer=word, answer_confidence="yes" if word == answer else "maybe", answer_id=i)
-                for i, word in enumerate(said, 1)
-            ]
+            said.append(wrong[rng.integers(len(wrong))] if chance < 0.05 else word)
+    return [
+        dict(answer=word, answer_confidence="yes" if word == answer else "maybe", answer_id=i)
+        for i, word in enumerate(said, 1)
+    ]
 
 
 def write_vqa(root: pathlib.Path, drawn: list[Drawn], directions: np.ndarray | None) -> None:
