@@ -129,10 +129,41 @@ def build_scene_tasks(
     tables = [f"{name}{suffix}/scenes" for name in ("vqa", "vcr", "refcoco") for suffix in ("", "_images")]
     with only_builder(data_dir):
         draw_once(source, settings, scene_tasks.write_downstream_corpus, tables)
+        categories = read_categories(source / "categories.txt")
+        vcr = ("scenes", data_dir, source / "vcr")
+        refcoco = ("scenes", data_dir, source / "coco", "refcoco+", "unc", ())
+        detected = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
+        run_vqa(source / "coco", data_dir, "scenes", images=True, features=bool(feature_width))
+        for builder in (
+            VCRImages(*vcr, categories), VCRQuestions(*vcr),
+            RefCOCOImages(*refcoco, proposals=detected), RefCOCOExpressions(*refcoco),
+        ):  # fmt: skip
+            run_builder(builder)
         return dict(
             source=source, vocab=source / "vocab.txt", answers=source / "answers_vqa.txt",
             categories=source / "categories.txt",
         )
+
+
+def run_vqa(
+    source: str | pathlib.Path,
+    data_dir: pathlib.Path,
+    corpus: str = "vqa_v2",
+    splits: tuple[str, ...] = (),
+    answers: int = 0,
+    **options,
+) -> dict[str, pathlib.Path]:
+    """Builds the two tables and the answer vocabulary of VQA; `options` are those of `VQAImages`.
+
+    Returns the paths: images, questions (directories of records), answers (file). Raises SourceError.
+    """
+    download = VQADownload(source, splits)
+    vocabulary = data_dir / "vqa" / f"{corpus}_answers.txt"
+    if not write_answers(download, vocabulary, answers):
+        print(f"{vocabulary}: not written, as there is neither --answers nor {source}/vqa/answers_vqa.txt")
+    images = run_builder(VQAImages(corpus, data_dir, download, **options))
+    questions = run_builder(VQAQuestions(corpus, data_dir, download, images))
+    return dict(images=images, questions=questions, answers=vocabulary)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,7 +252,28 @@ def main(argv: list[str] | None = None) -> int:
         if args.name == "scene_tasks":
             build_scene_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
             return 0
-        if args.name == "conceptual_captions":
+        if args.name == "vqa":
+            if not (args.images or args.features):
+                raise SourceError("give --features, --images or both: without them there is nothing to look at")
+            if args.answers and args.answers < 2:
+                raise SourceError(f"--answers={args.answers} leaves none beside <unk>; the official number is 3129")
+            with only_builder(pathlib.Path(args.data_dir)):
+                run_vqa(
+                    args.source, pathlib.Path(args.data_dir), args.corpus, _listed(args.splits), args.answers,
+                    regions=args.regions, features_tsv=_listed(args.features_tsv), features=args.features,
+                    images=args.images, num_threads=args.num_threads,
+                )
+            return 0
+        if args.name == "vcr":
+            where, splits = (args.corpus, args.data_dir, args.source), _listed(args.splits)
+            categories = read_categories(args.categories) if args.categories else COCO_CATEGORIES
+            builders = [VCRImages(*where, categories, splits, args.num_threads), VCRQuestions(*where, splits)]
+        elif args.name == "refcoco":
+            corpus = args.corpus or f"{args.dataset}_{args.split_by}"
+            which = corpus, args.data_dir, args.source, args.dataset, args.split_by, _listed(args.splits)
+            images = RefCOCOImages(*which, args.annotations, args.proposals, not args.no_images, args.num_threads)
+            builders = [images, RefCOCOExpressions(*which)]
+        elif args.name == "conceptual_captions":
             if args.no_images and not args.features:
                 raise SourceError("--no_images without --features leaves nothing to look at")
             captions = RegionCaptions(
