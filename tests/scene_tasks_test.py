@@ -190,11 +190,12 @@ def test_refcoco_files(folder, drawn):
 
 def test_build_draws_once(tmp_path):
     settings = dict(seed=2, num_train=3, num_val=2, num_test=2)
-    (tmp_path / "vqa" / "scenes").mkdir(parents=True)  # records of a corpus that somebody removed
+    (tmp_path / "vqa" / "scenes" / "0.0.0").mkdir(parents=True)  # records of a corpus that somebody removed
     (tmp_path / "scenes_downstream.incomplete").mkdir()
     paths = build.build_scene_tasks(tmp_path, **settings)
     assert all(path.exists() for path in paths.values())
-    assert not (tmp_path / "vqa" / "scenes").exists() and not list(tmp_path.glob("*.incomplete"))
+    assert [path.name for path in (tmp_path / "vqa" / "scenes").iterdir()] == ["1.0.0"]
+    assert not list(tmp_path.glob("*.incomplete"))
     made = paths["vocab"].stat().st_mtime_ns
     assert build.build_scene_tasks(tmp_path, **settings) == paths and paths["vocab"].stat().st_mtime_ns == made
     with pytest.raises(SourceError, match="remove it"):
