@@ -99,6 +99,11 @@ def place_image(
 # --- Boxes ------------------------------------------------------------------------------------------------
 
 
+def resize_ratios(original: tuple[int, int], size: tuple[int, int], kind: type = np.float32) -> Float[np.ndarray, "2"]:
+    """How much longer a resize makes x and y, computed in `kind` as the official code does: 1 / original * size."""
+    return (kind(1) / np.array(original, kind)) * np.array(size, kind)
+
+
 def place_boxes(
     boxes: Float[np.ndarray, "n 4"],
     original: tuple[int, int],
@@ -117,8 +122,7 @@ def place_boxes(
     kind = np.float64 if exact else np.float32
     placed = np.concatenate([np.array([[0, 0, w0 - 1, h0 - 1]], kind), np.asarray(boxes, kind)])
     last = np.array(size, kind) - kind(1)
-    ratios = (kind(1) / np.array(original, kind)) * np.array(size, kind)
-    placed *= np.tile(ratios, 2)
+    placed *= np.tile(resize_ratios(original, size, kind), 2)
     if flip:
         placed[:, [0, 2]] = last[0] - placed[:, [2, 0]]
     return np.clip(placed, kind(0), np.tile(last, 2)).astype(np.float32)

@@ -66,6 +66,15 @@ def tokenizer_of(config) -> Tokenizer:
     return _tokenizer(local if os.path.exists(local) else config.data.vocab, config.model.encoder.vocab_size)
 
 
+MIRROR = {"left": "right", "right": "left"}
+
+
+def mirrored(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The pieces of a text with left and right exchanged, for a mirrored image."""
+    swap = {tokenizer.backend.token_to_id(a): tokenizer.backend.token_to_id(b) for a, b in MIRROR.items()}
+    return [swap.get(i, i) for i in ids]
+
+
 def image_fields(
     record: dict,
     boxes: np.ndarray,

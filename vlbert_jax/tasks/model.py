@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
 from vlbert_jax.encoder import EncoderConfig, dense, dropout, gelu, layer_norm
 from vlbert_jax.fast_rcnn import FastRCNN, prepare_pixels
+from vlbert_jax.tasks.examples import tokenizer_of
 from vlbert_jax.vlbert import VLBert
 
 
@@ -81,6 +82,13 @@ def without_image(batch: Batch, vocab_size: int) -> Batch:
     return batch.replace(
         region_ids=jnp.full_like(batch.region_ids, NO_IMAGE), element_mask=batch.element_mask & ~is_region
     )
+
+
+def without_words(batch: Batch, config) -> Batch:
+    """Every word masked: what the image alone says."""
+    tokenizer, ids = tokenizer_of(config), batch.token_ids
+    is_word = (ids < tokenizer.vocab_size) & (ids != tokenizer.cls_id) & (ids != tokenizer.sep_id)
+    return batch.replace(token_ids=jnp.where(is_word, tokenizer.mask_id, ids))
 
 
 def model_options(config) -> tuple[EncoderConfig, dict]:

@@ -8,7 +8,6 @@ from jaxtyping import Array, Float, Int
 from vlbert_jax.batch import Batch
 from vlbert_jax.encoder import EncoderConfig, dense, gelu, keys, layer_norm
 from vlbert_jax.fast_rcnn import GEOMETRY_SIZE
-from vlbert_jax.tasks.examples import tokenizer_of
 from vlbert_jax.tasks.losses import counted, cross_entropy, soft_cross_entropy
 from vlbert_jax.tasks.model import (
     PredictionHead,
@@ -17,6 +16,7 @@ from vlbert_jax.tasks.model import (
     is_frozen,
     model_options,
     without_image,
+    without_words,
 )
 from vlbert_jax.tasks.pretrain_batches import eval_batches, train_batches
 from vlbert_jax.tasks.pretrain_examples import word_ids
@@ -222,13 +222,6 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
 
 
 # --- Scores ---------------------------------------------------------------------------------------------------------
-
-
-def without_words(batch: Batch, config) -> Batch:
-    """Every word masked: what the image alone says of a hidden region."""
-    tokenizer, ids = tokenizer_of(config), batch.token_ids
-    is_word = (ids < tokenizer.vocab_size) & (ids != tokenizer.cls_id) & (ids != tokenizer.sep_id)
-    return batch.replace(token_ids=jnp.where(is_word, tokenizer.mask_id, ids))
 
 
 def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:

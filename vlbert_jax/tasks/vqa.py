@@ -19,8 +19,7 @@ from vlbert_jax.encoder import keys
 from vlbert_jax.report import Answer, Card
 from vlbert_jax.sequence import Tokenizer
 from vlbert_jax.tasks import downstream
-from vlbert_jax.tasks.downstream_report import write_report as write_answers
-from vlbert_jax.tasks.examples import Example, ImageLayout, image_fields, tokenizer_of
+from vlbert_jax.tasks.examples import MIRROR, Example, ImageLayout, image_fields, mirrored, tokenizer_of
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.tasks.model import (
     PredictionHead,
@@ -133,15 +132,6 @@ def question_example(
         answer_targets=vqa_accuracy.soft_targets(given, answers) if given else np.full(len(answers), -1, np.float32),
         text_cut=np.bool_(len(ids) > room),
     )
-
-
-MIRROR = {"left": "right", "right": "left"}
-
-
-def mirrored(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    """The pieces with left and right exchanged."""
-    swap = {tokenizer.backend.token_to_id(a): tokenizer.backend.token_to_id(b) for a, b in MIRROR.items()}
-    return [swap.get(i, i) for i in ids]
 
 
 def _maker(config, orientation: str, train: bool):
