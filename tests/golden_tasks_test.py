@@ -15,9 +15,10 @@ from flax import nnx
 from golden_case import Case, close, compare_gradients, load
 from golden_task_case import adjust, batch_of
 
+from configs import refcoco as refcoco_recipes
 from configs import vqa as vqa_recipes
 from vlbert_jax import names
-from vlbert_jax.tasks import vqa
+from vlbert_jax.tasks import refcoco, vqa
 
 FOLDERS = [Path(__file__).parent / "golden/model"]
 if os.environ.get("VLBERT_GOLDEN"):
@@ -37,8 +38,21 @@ def vqa_case(case):
     return vqa, config, targets, check
 
 
-CASES = {"vqa": vqa_case}
-OFFICIAL_LOSSES = {"answer": "ans_loss"}
+def refcoco_case(case):
+    config = refcoco_recipes.base_gt()
+    real, labels = case.inputs["boxes"][..., 0] > -1.5, case.inputs["label"] > 0.5
+    positions = np.where(real, batch_of(case).region_positions[:, 0], 0)[:, None]
+    targets = dict(region_targets=labels & real, region_hits=labels & real, region_positions=positions)
+
+    def check(model, states, batch):
+        logits = np.asarray(model.region_logits(states, batch.region_positions[:, 0]))
+        close(logits[real], case.out["label_logits"][real])
+
+    return refcoco, config, targets, check
+
+
+CASES = {"vqa": vqa_case, "refcoco": refcoco_case}
+OFFICIAL_LOSSES = {"answer": "ans_loss", "region": "cls_loss"}
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
