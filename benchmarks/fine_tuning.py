@@ -1,0 +1,115 @@
+"""What pre-training is worth: the demos of the tasks, fine-tuned from the demo's checkpoint and from scratch.
+
+    make demo && python benchmarks/fine_tuning.py [--checkpoint=workdirs/demo] [--seeds=0,1,2] [--tasks=vqa,...]
+
+Each run is the documented command with a seed of its own, in WORKDIRS/TASK_START_SEED; one that is finished is not run
+again. `blind` is trained as the first is, but without the image (RefCOCO+: without the appearance of the regions), and
+`chance` knows no example: the most frequent answer of the training split, one choice in four, any region. Prints a
+table in Markdown with mean and standard deviation over seeds.
+"""
+
+import argparse
+import collections
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from vlbert_jax import vqa_accuracy  # noqa: E402
+from vlbert_jax.tasks import downstream, refcoco, vqa  # noqa: E402
+
+TASKS = {  # name: (config, metric)
+    "VQA": ("configs/vqa.py", "vqa_accuracy"),
+    "VCR Q→A": ("configs/vcr.py", "vcr_accuracy"),
+    "VCR QA→R": ("configs/vcr.py:demo_qa2r", "vcr_accuracy"),
+    "RefCOCO+": ("configs/refcoco.py", "refcoco_accuracy"),
+}
+STARTS = ("pre-trained", "from scratch", "blind")
+
+
+def run(workdir: Path, seed: int, config: str, metric: str, start: str, checkpoint: Path, data_dir: Path) -> float:
+    """The metric on the validation split at the end of a run."""
+    rows = workdir / "metrics.jsonl"
+    if not finished(rows, metric):
+        init = "scratch=True" if start == "from scratch" else f"checkpoint={checkpoint}"
+        command = [
+            *(sys.executable, "-m", "vlbert_jax.main", f"--config={config}", f"--workdir={workdir}"),
+            *(f"--config.init.{init}", f"--config.seed={seed}", f"--config.data.data_dir={data_dir}"),
+            *(f"--config.blind={start == 'blind'}", "--config.report=False"),
+        ]
+        # As `make demo`: glibc keeps what is freed.
+        keep = dict(MALLOC_MMAP_THRESHOLD_="8589934592", MALLOC_TRIM_THRESHOLD_="17179869184")
+        workdir.mkdir(parents=True, exist_ok=True)
+        print(f"{workdir} ...", file=sys.stderr, flush=True)
+        with open(workdir / "log", "w") as log:
+            subprocess.run(command, cwd=ROOT, env=os.environ | keep, stdout=log, stderr=log, check=True)
+    return finished(rows, metric)
+
+
+def finished(rows: Path, metric: str) -> float | None:
+    read = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+    return next((row[metric] for row in reversed(read) if row["split"] == "val"), None)
+
+
+def chance(name: str, config) -> float:
+    """The score of who sees neither image nor text."""
+    if name.startswith("VCR"):
+        return 0.25
+    split = downstream.Split(config, config.data.eval_split)
+    if name == "VQA":
+        given = collections.Counter()
+        texts = downstream.Split(config, config.data.train_split).texts
+        for number in range(len(texts)):
+            given.update(texts[number]["answers"])
+        entries, (best, _) = vqa.answers_of(config), given.most_common(1)[0]
+        answers = (split.texts[number]["answers"] for number in range(len(split)))
+        return statistics.mean(float(vqa_accuracy.soft_targets(a, entries)[entries.number(best)]) for a in answers)
+    hits = []
+    for batch in refcoco.eval_batches(config, 0, 1)["expressions"]:
+        real = batch.index >= 0
+        hits += list(batch.region_hits[real].sum(1) / batch.region_mask[real].sum(1))
+    return float(np.mean(hits))
+
+
+def shown(scores: list[float]) -> str:
+    spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.3f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("workdirs/demo"))
+    parser.add_argument("--workdirs", type=Path, default=Path("workdirs/fine_tuning"))
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated (default: %(default)s)")
+    args = parser.parse_args()
+    print(f"| task | {' | '.join(STARTS)} | chance |", "|---" * (len(STARTS) + 2) + "|", sep="\n")
+    for name in args.tasks.split(","):
+        path, metric = TASKS[name]
+        cells = []
+        for start in STARTS:
+            where = [args.workdirs / f"{name}_{start}_{seed}".replace(" ", "_") for seed in args.seeds.split(",")]
+            fixed = path, metric, start, args.checkpoint.absolute(), args.data_dir.absolute()
+            each = [run(w.absolute(), int(s), *fixed) for w, s in zip(where, args.seeds.split(","), strict=True)]
+            cells.append(shown(each))
+        print(f"| {name} | {' | '.join(cells)} | {chance(name, config_of(path, args.data_dir)):.3f} |", flush=True)
+
+
+def config_of(path: str, data_dir: Path):
+    module, _, variant = path.partition(":")
+    spec = __import__(module.removesuffix(".py").replace("/", "."), fromlist=["get_config"])
+    config = spec.get_config(variant or "demo")
+    config.data.data_dir = str(data_dir)
+    return config
+
+
+if __name__ == "__main__":
+    main()
