@@ -44,7 +44,7 @@ def call(workdir, *args):
         ([TOY, "--config.total_steps=many"], "config.total_steps=many"),
         ([TOY, "--mode=test"], "should be one of <train|evaluate>"),
         ([TOY, "--wordkir=x"], "Unknown command line flag 'wordkir'"),
-        ([], "--config=FILE.* and --workdir=DIR are needed"),
+        ([], "--config=FILE.* is needed"),
         ([TOY, "--config.task=toi"], "unknown task 'toi'; there are: .*toy"),
         ([TOY, "--config.mesh.tensor=3"], "'tensor': 3.* do not fit 8 devices"),
         ([TOY, "--config.batch_size=12"], "12 examples per host do not divide among 8 devices"),
@@ -65,6 +65,17 @@ def test_debug_shows_where(tmp_path, monkeypatch):
     monkeypatch.setenv("VLBERT_DEBUG", "1")
     with pytest.raises(ValueError, match="no field"):
         call(tmp_path, TOY, "--config.learnin_rate=1")
+
+
+def test_a_workdir_is_named_after_the_recipe():
+    for given, name in (("configs/pretrain.py:base_e2e", "pretrain_base_e2e"), ("configs/vqa.py", "vqa")):
+        assert main.parse(["main", f"--config={given}"])[1] == pathlib.Path("workdirs", name)
+
+
+def test_fine_tuning_says_where_weights_come_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["main", f"--config={ROOT / 'configs/vqa.py'}"]) == 2
+    assert "make demo" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_help(capsys):

@@ -1,9 +1,11 @@
 """Trains or evaluates a recipe.
 
-python -m vlbert_jax.main --config=configs/pretrain.py[:VARIANT] --workdir=DIR [--mode=train|evaluate]
-    [--config.FIELD=VALUE ...]
+python -m vlbert_jax.main --config=configs/{pretrain,vqa,vcr,refcoco}.py[:VARIANT] [--workdir=DIR]
+    [--mode=train|evaluate] [--config.FIELD=VALUE ...]
 
-The same command continues an interrupted run. Exit status: 0 done; 2 an error that one line explains
+DIR is workdirs/CONFIG or workdirs/CONFIG_VARIANT if it is not given. The same command continues an interrupted run.
+Evaluation scores the run, or the weights of --config.init.checkpoint, on config.data.eval_split and writes the
+predictions of a task that has any to DIR/predictions. Exit status: 0 done; 2 an error that one line explains
 (VLBERT_DEBUG=1 shows the traceback); 143 stopped by SIGTERM, everything saved.
 """
 
@@ -23,7 +25,7 @@ from ml_collections import config_flags
 
 from data_prep import build
 from data_prep.ordered_builder import SourceError
-from vlbert_jax import checkpoint, sharding, train
+from vlbert_jax import checkpoint, sharding, train, warm_start
 from vlbert_jax.tasks import TASKS
 
 
@@ -37,8 +39,8 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str
             given = [arg for arg in argv if with_fields or not re.match(r"--?(no)?config\.", arg)]
             config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given, lock_config=True)
             values(given)
-            if values.config is None or not values.workdir:
-                raise ValueError("--config=FILE[:VARIANT] and --workdir=DIR are needed")
+            if values.config is None:
+                raise ValueError("--config=FILE[:VARIANT] is needed")
             names = list(checkpoint.flat_config(values.config.to_dict()))
             for name in re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE):
                 if name not in names:
@@ -46,13 +48,17 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str
                     raise ValueError(f"the config has no field {name!r}; the nearest name is {nearest!r}")
     except (flags.Error, OSError) as error:  # the last line is what the variant or the parser said
         raise ValueError(re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())) from error
-    return values.config, pathlib.Path(values.workdir), values.mode
+    file, _, variant = config_flags.get_config_filename(values["config"]).partition(":")
+    default = "workdirs/" + "_".join(filter(None, (pathlib.Path(file).stem, variant)))
+    return values.config, pathlib.Path(values.workdir or default), values.mode
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> int:
     """Returns the exit status. Importable: a notebook calls it with a config of its own."""
     if config.task not in TASKS:
         raise ValueError(f"unknown task {config.task!r}; there are: {', '.join(TASKS)}")
+    if mode == "train" and checkpoint.newest_step(workdir) is None:
+        warm_start.sources(config.init.to_dict())  # an error now rather than after what takes its time
     task, chief = TASKS[config.task], jax.process_index() == 0
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
