@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 from golden_data_case import load_tokenizer
 
+from configs import pretrain as pretrain_recipes
 from configs import vqa as recipes
 from data_prep.build import build_scene_tasks
-from vlbert_jax import sequence, sharding, train, vqa_accuracy
+from vlbert_jax import export, names, sequence, sharding, train, vqa_accuracy
 from vlbert_jax.batch import END, IMG, Batch
-from vlbert_jax.tasks import downstream, vqa
+from vlbert_jax.tasks import downstream, pretrain, vqa
 
 FEATURES = 12
 
@@ -185,6 +186,15 @@ def trained(data_dir, tmp_path_factory):
     return config, *workdirs
 
 
+@pytest.fixture(scope="module")
+def small_run(data_dir, tmp_path_factory):
+    """One update on precomputed features."""
+    config = shrunk("base", data_dir, **{"total_steps": 1, "init.scratch": True})
+    workdir = tmp_path_factory.mktemp("small")
+    run(config, workdir)
+    return config, workdir
+
+
 def rows(workdir: Path) -> list[dict]:
     read = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if "time" not in k and "per_sec" not in k} for row in read]
@@ -198,8 +208,8 @@ def test_resumed_run_is_the_whole_run(trained):
     assert "Visual question answering" in page and page.count('class="card prediction"') == 12
 
 
-def test_evaluation_writes_what_evalai_takes(trained):
-    config, workdir, _ = trained
+def test_evaluation_writes_what_evalai_takes(small_run):
+    config, workdir = small_run
     scores = run(config, workdir, "evaluate")
     split = downstream.Split(config, "val")
     submitted = json.loads((workdir / "predictions/val.json").read_text())
@@ -218,8 +228,8 @@ def test_evaluation_writes_what_evalai_takes(trained):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
-def test_every_question_counts_once(devices, trained, tmp_path):
-    config, workdir, _ = trained
+def test_every_question_counts_once(devices, small_run):
+    config, workdir = small_run
     config = config.copy_and_resolve_references()
     config.batch_size = 9 if devices == 3 else 8
     assert len(downstream.Split(config, "val")) % config.batch_size
@@ -233,8 +243,8 @@ def test_every_question_counts_once(devices, trained, tmp_path):
 # --- What can be wrong ----------------------------------------------------------------------------------------------
 
 
-def test_says_where_weights_come_from(trained, tmp_path, data_dir):
-    config, workdir, _ = trained
+def test_says_where_weights_come_from(small_run, tmp_path):
+    config, workdir = small_run
     config = config.copy_and_resolve_references()
     config.init.scratch = False
     with pytest.raises(ValueError, match="make demo.*--config.init.checkpoint=WORKDIR.*--config.init.scratch=True"):
@@ -245,8 +255,28 @@ def test_says_where_weights_come_from(trained, tmp_path, data_dir):
     assert run(config, tmp_path / "again", "evaluate")["step"] == 0
 
 
-def test_wrong_answer_vocabularies(trained, tmp_path):
-    config, workdir, _ = trained
+def test_weights_of_pretraining_start_a_run_but_are_not_evaluated(data_dir, tmp_path, caplog):
+    """From a `.safetensors` with official names, as the released models are converted."""
+    config = shrunk("base", data_dir, **{"total_steps": 1, "learning_rate": 0.0})
+    own = config.copy_and_resolve_references()
+    own.data.hide_pixels, own.losses = False, pretrain_recipes.base_prec().losses
+    own.opening.steps, own.model.num_region_classes = 0, 81
+    state = nnx.state(nnx.jit(lambda: pretrain.build_model(own, nnx.Rngs(3)))())
+    ours = {tuple(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(state)}
+    official = names.official_state_dict(names.to_official(ours, 256), {})
+    config.init.checkpoint = str(tmp_path / "pretrained.safetensors")
+    export.write_safetensors(Path(config.init.checkpoint), official)
+    with pytest.raises(ValueError, match="2 tensors of a model for vqa are not there, as final_mlp.2"):
+        run(config, tmp_path / "evaluated", "evaluate")
+    with caplog.at_level("INFO"):
+        _, state = run(config, tmp_path / "trained")
+    assert "parameters of answer_head: 2 from scratch, 4 from init.checkpoint" in caplog.text
+    hidden_layer = state.params["answer_head"]["transform"]["kernel"][...]
+    np.testing.assert_array_equal(hidden_layer, ours["mlm_head", "transform", "kernel"])
+
+
+def test_wrong_answer_vocabularies(small_run, tmp_path):
+    config, workdir = small_run
     config = config.copy_and_resolve_references()
     few = tmp_path / "few.txt"
     few.write_text("yes\nno\n<unk>\n")

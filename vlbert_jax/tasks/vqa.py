@@ -19,6 +19,7 @@ from vlbert_jax.encoder import keys
 from vlbert_jax.report import Answer, Card
 from vlbert_jax.sequence import Tokenizer
 from vlbert_jax.tasks import downstream
+from vlbert_jax.tasks.downstream_report import write_report as write_answers
 from vlbert_jax.tasks.examples import MIRROR, Example, ImageLayout, image_fields, mirrored, tokenizer_of
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.tasks.model import (
