@@ -196,7 +196,7 @@ def test_scoring(variant, tokenizer):
         logits = np.full(batch.region_mask.shape, 99.0, np.float32)  # the largest where there is no region
         logits[:, : len(scoring["logits"][0])] = scoring["logits"]
         logits = jnp.where(batch.region_mask, logits, -jnp.inf)
-        hits, count = refcoco._right(logits, batch)
+        hits, count = refcoco.choice_accuracy(logits, batch)
         assert (float(hits), float(count)) == (sum(right), len(records))
         if right == scoring["correct"]:
             assert np.isclose(float(hits) / float(count), scoring["accuracy"])
@@ -220,7 +220,7 @@ def test_metrics(variant):
         region_hits=jnp.asarray(labels == 1),
     )
     logits = jnp.where(real, logits, -jnp.inf)
-    ours = dict(refcoco_accuracy=refcoco._right(logits, batch)) | refcoco._by_region(logits, batch)
+    ours = refcoco.accuracies(logits, batch)
     official = dict(
         refcoco_accuracy="RefAcc",
         region_accuracy="ClsAcc",

@@ -230,20 +230,22 @@ def region_logits(model: RefCOCOModel, batch: Batch, appearance, key=None) -> Fl
     return jnp.where(batch.region_mask, logits, -jnp.inf)
 
 
-def _losses(logits: Float[Array, "b r"], batch: Batch) -> Float[Array, "b r"]:
+def region_losses(logits: Float[Array, "b r"], batch: Batch) -> Float[Array, "b r"]:
+    """Of each region against whether it is what is meant; anything where there is no region."""
     return binary_cross_entropy(jnp.where(batch.region_mask, logits, 0), batch.region_targets)
 
 
-def _right(logits: Float[Array, "b r"], batch: Batch) -> tuple[Array, Array]:
+def choice_accuracy(logits: Float[Array, "b r"], batch: Batch) -> tuple[Array, Array]:
     """Whether the best region is a hit, as (sum, count)."""
     chosen = logits.argmax(-1)[:, None]
     return counted(jnp.take_along_axis(batch.region_hits, chosen, axis=1)[:, 0], batch.region_mask.any(1))
 
 
-def _by_region(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Array, Array]]:
-    """The regions one by one (official ClsAcc, ClsPosAcc, ClsPosFrac)."""
+def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Array, Array]]:
+    """Of the choice, and of the regions one by one (official RefAcc, ClsAcc, ClsPosAcc, ClsPosFrac)."""
     correct = (logits > 0) == batch.region_targets
     return dict(
+        refcoco_accuracy=choice_accuracy(logits, batch),
         region_accuracy=counted(correct, batch.region_mask),
         positive_region_accuracy=counted(correct, batch.region_targets),
         positive_region_fraction=counted(batch.region_targets, batch.region_mask),
@@ -252,8 +254,8 @@ def _by_region(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Arr
 
 def loss_sums(model: RefCOCOModel, batch: Batch, key, config, names):
     logits = region_logits(model, batch, appearance_of(model, batch, config.blind), key)
-    loss, _ = counted(_losses(logits, batch), batch.region_mask)
-    return {"region": loss}, dict(refcoco_accuracy=_right(logits, batch)) | _by_region(logits, batch)
+    loss, _ = counted(region_losses(logits, batch), batch.region_mask)
+    return {"region": loss}, accuracies(logits, batch)
 
 
 def score(model: RefCOCOModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
@@ -264,19 +266,19 @@ def score(model: RefCOCOModel, batch: Batch, config) -> dict[str, tuple[Array, A
     """
     appearance = appearance_of(model, batch, config.blind)
     logits, real = region_logits(model, batch, appearance), batch.region_mask.any(1)
-    of_regions = batch.region_hits.sum(1) / jnp.maximum(batch.region_mask.sum(1), 1)
-    scores = dict(
-        refcoco_accuracy=_right(logits, batch),
-        refcoco_accuracy_wordless=_right(region_logits(model, without_words(batch, config), appearance), batch),
-        refcoco_accuracy_chance=counted(of_regions, real),
+    wordless = region_logits(model, without_words(batch, config), appearance)
+    any_region = batch.region_hits.sum(1) / jnp.maximum(batch.region_mask.sum(1), 1)
+    scores = accuracies(logits, batch) | dict(
+        refcoco_accuracy_wordless=choice_accuracy(wordless, batch),
+        refcoco_accuracy_chance=counted(any_region, real),
         refcoco_accuracy_possible=counted(batch.region_hits.any(1), real),
-        region_loss=counted(_losses(logits, batch), batch.region_mask),
+        region_loss=counted(region_losses(logits, batch), batch.region_mask),
         text_cut=counted(batch.text_cut, real),
     )
     if not config.blind:
         blind = region_logits(model, batch, jnp.zeros_like(appearance))
-        scores["refcoco_accuracy_blind"] = _right(blind, batch)
-    return scores | _by_region(logits, batch)
+        scores["refcoco_accuracy_blind"] = choice_accuracy(blind, batch)
+    return scores
 
 
 # --- Predictions ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from vlbert_jax.tasks import refcoco
 from vlbert_jax.tasks.examples import tokenizer_of
 
 NUM_CARDS = 12
-PER_BATCH = 6
 
 
 def write_report(directory: Path, model, config, history: list[dict]) -> Path:
@@ -54,7 +53,7 @@ def _first_batches(config):
 
 def _cards(batch: Batch, predicted: dict, config) -> list[report.Card]:
     tokenizer, cards = tokenizer_of(config), []
-    for row in range(min(PER_BATCH, int(batch.region_mask.any(1).sum()))):
+    for row in range(min(NUM_CARDS, int(batch.region_mask.any(1).sum()))):
         width, height = batch.image_size[row].astype(int)
         count, chosen = int(batch.region_mask[row].sum()), int(predicted["region"][row])
         labels = [""] * count

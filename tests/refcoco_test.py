@@ -1,0 +1,396 @@
+"""RefCOCO+ as a task: an example by hand, loss and scores on known logits, the shipped recipes shrunk, predictions."""
+
+import functools
+import io
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from configs import refcoco as recipes
+from data_prep.build import build_scene_tasks, run_builder
+from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
+from vlbert_jax import sequence, sharding, train
+from vlbert_jax.batch import END, IMG, NO_IMAGE, Batch
+from vlbert_jax.data import open_split
+from vlbert_jax.tasks import TASKS, downstream, refcoco
+from vlbert_jax.tasks.examples import empty_example, tokenizer_of
+from vlbert_jax.tasks.model import without_words
+
+NUM_VAL = 12  # scenes
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    source = build_scene_tasks(folder, num_train=30, num_val=NUM_VAL, num_test=6)["source"]
+    bare = ("bare", folder, source / "coco")  # without detections
+    for builder in (RefCOCOImages(*bare), RefCOCOExpressions(*bare)):
+        run_builder(builder)
+    return folder
+
+
+def shrunk(variant: str, data_dir, **fields):
+    """The shipped recipe on the drawn corpus with tiny widths; what is not a size stays."""
+    config, demo = recipes.get_config(variant), recipes.demo()
+    config.model.encoder.update(
+        dict(vocab_size=256, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, max_positions=40)
+    )
+    config.model.region_head.update(
+        dict(stem_width=4, widths=(2, 2, 3, 3), blocks=(1, 1, 1, 1), strides=(1, 2, 1), roi_size=2, roi_chunk=8)
+    )
+    for name in ("embedded", "texts", "images", "vocab", "max_regions", "sequence_length"):
+        config.data[name] = demo.data[name]
+    config.data.update(dict(data_dir=str(data_dir), image_scale=(32, 48), num_threads=1, prefetch=1))
+    config.batch_size, config.compute_dtype, config.prng_impl = 16, "float32", "threefry2x32"
+    config.init.scratch = True
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def mesh_of(config, devices=1):
+    return sharding.make_mesh(config.mesh, jax.devices()[:devices])
+
+
+def on_device(batch):
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def build(config):
+    return nnx.jit(lambda: refcoco.build_model(config, nnx.Rngs(0)))()
+
+
+# --- Examples -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One that knows left and right."""
+    vocab = Path(__file__).parent / "golden/data/common/vocab.txt"
+    return sequence.load_tokenizer(str(vocab), len(vocab.read_text("utf-8").splitlines()))
+
+
+def record_by_hand(expression="the man left in the hat"):
+    """A picture of 40x20 pixels, left half black, with two annotations and one detection."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, 20:] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return dict(
+        image=file.getvalue(), image_size=np.array([40, 20], np.int32), image_id="7", expression=expression,
+        boxes=np.array([[0, 0, 9, 9], [20, 10, 39, 19]], np.float32), ann_ids=np.array([70, 71]),
+        proposals=np.array([[22, 10, 41, 19]], np.float32), ann_id=71, sent_id=3,
+        box=np.array([20, 10, 39, 19], np.float64),
+    )  # fmt: skip
+
+
+def layout_by_hand(**fields):
+    options = dict(
+        precomputed=False, image_scale=(40, 80), orientation="landscape", flip_probability=0.5, max_regions=4,
+        feature_size=0, geometry_dtype=None, kind="both", sequence_length=14,
+    )  # fmt: skip
+    return refcoco.Layout(**options | fields)
+
+
+def test_an_example_by_hand(tokenizer):
+    ids = {word: tokenizer.backend.token_to_id(word) for word in ("the", "man", "left", "right", "in", "hat")}
+    assert None not in ids.values()
+    img, end = tokenizer.vocab_size + IMG, tokenizer.vocab_size + END
+    for flip in (False, True):
+        example = refcoco.expression_example(record_by_hand(), flip, tokenizer, layout_by_hand())
+        words = [ids[word] for word in ("the", "man", "right" if flip else "left", "in", "the", "hat")]
+        text = [tokenizer.cls_id, *words, tokenizer.sep_id]
+        expected = dict(
+            token_ids=[[*text, img, img, img, img, end, 0, 0]],
+            region_ids=[[0] * 8 + [0, 1, 2, 3] + [NO_IMAGE] * 3],
+            segment_ids=[[0] * 8 + [2] * 5 + [0] * 2],
+            position_ids=[[*range(8), 8, 8, 8, 8, 9, 0, 0]],
+            element_mask=[[True] * 13 + [False] * 2],
+            region_positions=[[8, 9, 10, 11, 0]],
+            region_mask=[True, True, True, True, False],
+            region_hidden=[False] * 5,
+            # Twice as large: the whole image, the detection (cut at the border), both annotations.
+            boxes=[[0, 0, 78, 38], [44, 20, 79, 38], [0, 0, 18, 18], [40, 20, 78, 38], [0] * 4]
+            if not flip
+            else [[1, 0, 79, 38], [0, 20, 35, 38], [61, 0, 79, 18], [1, 20, 39, 38], [0] * 4],
+            image_size=[80, 40],
+            region_targets=[False, True, False, True, False],
+            region_hits=[False, True, False, True, False],
+            text_cut=False,
+        )
+        assert example.keys() == expected.keys() | {"image"}
+        for name, value in expected.items():
+            np.testing.assert_array_equal(example[name], value, err_msg=name)
+        assert example["image"].shape == (64, 96, 3)
+        assert (example["image"][:40, :38].mean() > 200) == flip and not example["image"][40:].any()
+
+
+def test_kinds_of_regions_and_the_row_that_is_meant():
+    record = record_by_hand()
+    rows = {kind: refcoco.candidates(record, kind).tolist() for kind in refcoco.KINDS}
+    assert rows["gt"] == record["boxes"].tolist() and rows["detected"] == record["proposals"].tolist()
+    assert rows["both"] == rows["detected"] + rows["gt"]
+    assert [refcoco.meant_row(record, kind) for kind in refcoco.KINDS] == [2, -1, 3]
+    with pytest.raises(ValueError, match="expression 3 means annotation 72, which is none of image 7: .* one build"):
+        refcoco.meant_row(record | dict(ann_id=72), "detected")
+
+
+def test_a_long_expression_loses_its_end_and_regions_beyond_the_limit_are_no_choice(tokenizer):
+    layout = layout_by_hand(max_regions=2, sequence_length=8)
+    example = refcoco.expression_example(record_by_hand(), False, tokenizer, layout)
+    assert example["text_cut"] and example["element_mask"].all()
+    first = [tokenizer.backend.token_to_id(word) for word in ("the", "man", "left")]
+    assert example["token_ids"][0, :5].tolist() == [tokenizer.cls_id, *first, tokenizer.sep_id]
+    assert example["region_mask"].tolist() == [True] * 3
+    assert example["region_targets"].tolist() == example["region_hits"].tolist() == [False, True, False]
+
+
+def test_half_in_common_is_a_hit_and_no_target(tokenizer):
+    """Official thresholds: more than a half for training, a half for testing."""
+    record = record_by_hand() | dict(
+        boxes=np.array([[0, 0, 9, 9], [0, 0, 9, 4]], np.float32), ann_id=70, box=np.array([0, 0, 9, 9], np.float64)
+    )
+    layout = layout_by_hand(kind="gt", image_scale=(20, 40))
+    example = refcoco.expression_example(record, False, tokenizer, layout)
+    assert example["region_targets"][:3].tolist() == [False, True, False]
+    assert example["region_hits"][:3].tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"data.eval_boxes": "proposal"}, "config.data.eval_boxes is 'proposal', not one of gt, detected, both"),
+        ({"data.sequence_length": 15}, "sequence_length 15 has no room for 12 regions"),
+        ({"data.features": "precomputed"}, "config.data.features must be image"),
+        ({"data.images": "refcoco_images/bare"}, "refcoco_images/bare in .* has no detections: .* --proposals"),
+        ({"data.eval_split": "testC"}, "refcoco/scenes in .* has no split 'testC'"),
+        ({"data.texts": "refcoco/other"}, "no records in .*refcoco/other; build them"),
+    ],
+)
+def test_mistakes_are_named(data_dir, fields, message):
+    config = shrunk("demo", data_dir, **fields)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        next(refcoco.eval_batches(config, 0, 1)["expressions"])
+
+
+# --- Losses and scores --------------------------------------------------------------------------------------
+
+
+def known_batch():
+    """Two expressions and one that fills up the batch; in the second the last row is padding."""
+    none = jnp.zeros((3, 1, 1), jnp.int32)
+    flags = functools.partial(jnp.asarray, dtype=bool)
+    return Batch(
+        *[none] * 4, none == 0, region_mask=flags([[1, 1, 1], [1, 1, 0], [0, 0, 0]]),
+        region_targets=flags([[0, 1, 0], [0, 1, 0], [0, 0, 0]]), region_hits=flags([[0, 1, 1], [0, 1, 0], [0, 0, 0]]),
+    )  # fmt: skip
+
+
+def test_loss_and_accuracies_on_known_logits(data_dir):
+    config, batch = shrunk("demo", data_dir), known_batch()
+    logits = jnp.asarray([[0.5, -1.0, 2.0], [3.0, 1.0, -np.inf], [-np.inf] * 3])
+    # By hand: -log sigmoid(z) of what is meant, -log sigmoid(-z) of the rest; five regions.
+    each = [np.log1p(np.exp(z)) for z in (0.5, 1.0, 2.0, 3.0, -1.0)]
+    losses = np.where(batch.region_mask, refcoco.region_losses(logits, batch), 0)
+    np.testing.assert_allclose(losses.sum(), sum(each), rtol=1e-6)
+    assert refcoco.loss_counts(batch, config, ("region",))["region"] == 5
+    assert refcoco.loss_weights(config) == {"region": 1.0} and refcoco.active_losses(config, 0) == ("region",)
+    metrics = refcoco.accuracies(logits, batch)
+    assert {name: tuple(map(float, value)) for name, value in metrics.items()} == dict(
+        refcoco_accuracy=(1, 2),  # row 2 of the first is a hit, row 0 of the second none
+        region_accuracy=(1, 5),  # row 1 of the second
+        positive_region_accuracy=(1, 2),
+        positive_region_fraction=(2, 5),
+    )
+
+
+def test_padding_is_never_chosen_and_has_no_gradient(data_dir):
+    config = shrunk("demo", data_dir)
+    batch, model = next(refcoco.train_batches(config, 0, 0, 1)), build(config)
+    empty = Batch(**empty_example({name: array for name, array in vars(batch).items() if array is not None}))
+
+    @nnx.jit
+    def gradient_and_logits(model, batch):
+        def loss(model):
+            return refcoco.loss_sums(model, batch, None, config, ("region",))[0]["region"]
+
+        return nnx.grad(loss)(model), refcoco.region_logits(model, batch, model.appearance(batch))
+
+    gradient, logits = gradient_and_logits(model, on_device(batch))
+    assert (np.isinf(logits) == ~batch.region_mask).all() and not batch.region_mask.all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    gradient, _ = gradient_and_logits(model, on_device(empty))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))  # NaN would be something, too
+    assert refcoco.loss_counts(on_device(empty), config, ("region",))["region"] == 1
+
+
+def test_twins_know_what_they_should(data_dir):
+    """Blind: not what the regions look like; wordless: not the words. Both know where the regions are."""
+    config = shrunk("demo", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
+    batch, model = on_device(next(refcoco.train_batches(config, 0, 0, 1))), build(config)
+    tokenizer = tokenizer_of(config)
+    is_word = np.isin(batch.token_ids, tokenizer.ordinary_ids)
+    others = dict(
+        pixels=batch.replace(image=255 - batch.image),
+        words=batch.replace(token_ids=jnp.where(is_word, tokenizer.ordinary_ids[0], batch.token_ids)),
+        places=batch.replace(boxes=batch.boxes / 2, box_geometry=batch.box_geometry[:, ::-1]),
+    )
+
+    @nnx.jit
+    def logits(model, batch):
+        seen = model.appearance(batch)
+        return dict(
+            seen=refcoco.region_logits(model, batch, seen),
+            blind=refcoco.region_logits(model, batch, refcoco.appearance_of(model, batch, True)),
+            wordless=refcoco.region_logits(model, without_words(batch, config), seen),
+        )
+
+    own = logits(model, batch)
+    for what, other in others.items():
+        found = logits(model, other)
+        changed = {name for name in own if not np.allclose(own[name], found[name], rtol=0, atol=1e-6)}
+        assert changed == {"seen", "blind", "wordless"} - {dict(pixels="blind", words="wordless").get(what)}, what
+
+
+# --- The shipped recipes ------------------------------------------------------------------------------------
+
+
+def test_recipes():
+    """Those of the official yaml files (spec: rates are per example there, times a batch of 32)."""
+    for variant in ("base_detected", "base_gt", "large_detected", "large_gt"):
+        config = recipes.get_config(variant)
+        assert config.learning_rate == pytest.approx(32 * 8e-7) and config.batch_size == 32
+        assert (config.warmup_steps, config.optimizer.schedule, config.optimizer.clip_norm) == (3750, "triangle", 1.0)
+        assert config.total_steps == 20 * -(-120_191 // 16) // 2  # official loaders give 16 at a time, two to an update
+        kinds = ("gt", "gt") if variant.endswith("gt") else ("both", "detected")
+        assert (config.data.train_boxes, config.data.eval_boxes) == kinds
+        assert (config.model.encoder.num_layers == 24) == variant.startswith("large") and not config.init.scratch
+        assert refcoco.Layout.of(config).sequence_length == 160
+    with pytest.raises(ValueError, match="there are: demo, base_detected, base_gt, large_detected, large_gt"):
+        recipes.get_config("huge")
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    """The demo, shrunk: three updates, saved after two and three. Its config, folder and last state."""
+    fields = dict(total_steps=3, warmup_steps=0, eval_every_steps=0, checkpoint_every_steps=2, log_every_steps=1)
+    square = {"data.one_orientation": False}  # one shape, hence one program
+    config, workdir = shrunk("demo", data_dir, **fields, **square), tmp_path_factory.mktemp("run")
+    return config, workdir, train.train(config, refcoco, workdir, mesh_of(config))[1]
+
+
+def test_the_shipped_recipe_trains(run):
+    _, workdir, state = run
+    first, *_, validation = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    assert first["region_loss"] == pytest.approx(np.log(2), abs=0.5)  # that of a coin
+    assert validation["refcoco_accuracy_possible"] >= validation["refcoco_accuracy"]
+    assert int(state.step) == 3 and bool(state.finite)
+
+
+def test_and_resumes(run, tmp_path):
+    config, workdir, whole = run
+    shutil.copytree(workdir / "checkpoints/2", tmp_path / "checkpoints/2")
+    _, resumed = train.train(config, refcoco, tmp_path, mesh_of(config))
+    for ours, theirs in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# --- Evaluation and predictions -----------------------------------------------------------------------------
+
+
+def expressions_of(data_dir, split):
+    parts = [open_split(data_dir, "refcoco/scenes", f"{split}_{o}", True) for o in ("landscape", "portrait")]
+    return sorted((part[i] for part in parts for i in range(len(part))), key=lambda record: record["index"])
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_every_expression_is_evaluated_once(hosts, data_dir):
+    config = shrunk("demo", data_dir)
+    parts = [list(refcoco.eval_batches(config, host, hosts)["expressions"]) for host in range(hosts)]
+    assert len({len(part) for part in parts}) == 1
+    numbers = np.concatenate([batch.index for part in parts for batch in part])
+    assert sorted(numbers[numbers >= 0]) == list(range(len(expressions_of(data_dir, "val"))))
+    for batch in (batch for part in parts for batch in part):
+        real = batch.index >= 0
+        assert not batch.region_mask[~real].any() and not batch.region_hits[~real].any()
+        assert batch.region_mask[real, 0].all()
+
+
+def overlaps_of(path, data_dir):
+    """What the boxes of a prediction file have in common with what is meant, after a look at its form."""
+    rows, records = json.loads(path.read_text()), expressions_of(data_dir, "val")
+    ids = [(row["ref_id"], row["sent_id"]) for row in rows]
+    assert ids == [(record["ref_id"], record["sent_id"]) for record in records]  # official order
+    boxes, meant = (np.array(x, np.float64) for x in ([row["box"] for row in rows], [r["box"] for r in records]))
+    return np.array([refcoco.overlaps(box[None], other)[0] for box, other in zip(boxes, meant, strict=True)])
+
+
+def test_predictions(run, data_dir):
+    config, workdir, _ = run
+    config = config.copy_and_resolve_references()
+    config.data.eval_boxes = "both"
+    scores = train.evaluate_run(config, refcoco, workdir, mesh_of(config))
+    shared = overlaps_of(workdir / "predictions/val.json", data_dir)
+    assert scores["refcoco_accuracy"] == pytest.approx(np.mean(shared >= 0.5))
+    assert 0 <= scores["refcoco_identity_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("kind", refcoco.KINDS)
+def test_conclusions_of_given_choices(kind, data_dir, tmp_path):
+    """The last hit of each expression is chosen, or else the last region."""
+    config = shrunk("demo", data_dir, **{"data.eval_boxes": kind})
+    split = downstream.Split(config, "val")
+    regions, possible, exact = [], [], []
+    for record in map(split.__getitem__, range(len(split))):
+        before = [] if kind == "gt" else [-1] * len(record["proposals"])
+        ids = [-1, *before, *([] if kind == "detected" else record["ann_ids"])]
+        found = np.flatnonzero(refcoco.hits(record, kind, tuple(config.data.image_scale)))
+        regions.append(found[-1] if len(found) else len(ids) - 1)
+        possible.append(len(found) > 0)
+        exact.append(ids[regions[-1]] == record["ann_id"])
+    rows = dict(index=np.arange(len(split)), region=np.array(regions))
+    scores = refcoco.conclude(tmp_path, {"": rows}, config)
+    assert np.sum(overlaps_of(tmp_path / "val.json", data_dir) >= 0.5) == np.sum(possible) > 0.7 * len(split)
+    assert scores == ({} if kind == "detected" else dict(refcoco_identity_accuracy=np.mean(exact)))
+    assert kind == "detected" or np.mean(exact) > 0.8  # drawn things seldom lie on each other
+
+
+def test_the_page_shows_what_was_chosen(run, tmp_path):
+    config, workdir, _ = run
+    history = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    refcoco.write_report(tmp_path, build(config), config, history)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/") == 12 and "chosen, " in page and "meant" in page and 'src="http' not in page
+
+
+def test_chance_and_the_best_possible(data_dir):
+    config = shrunk("demo", data_dir, **{"data.eval_boxes": "gt", "data.one_orientation": False})
+    model, sums = build(config), {}
+    score = nnx.jit(lambda model, batch: refcoco.score(model, batch, config))
+    for batch in refcoco.eval_batches(config, 0, 1)["expressions"]:
+        for name, (total, count) in score(model, on_device(batch)).items():
+            sums[name] = sums.get(name, 0) + np.array([total, count], np.float64)
+    images = open_split(data_dir, "refcoco_images/scenes", "images")
+    records = expressions_of(data_dir, "val")
+    chance = []
+    for record in records:
+        image = images[int(record["image_number"])]
+        whole = np.array([[0, 0, image["image_size"][0] - 1, image["image_size"][1] - 1]])
+        rows = np.concatenate([whole, image["boxes"]]).astype(np.float64)
+        chance.append(np.mean(refcoco.overlaps(rows, record["box"]) >= 0.5))
+    np.testing.assert_allclose(sums["refcoco_accuracy_chance"], [sum(chance), len(records)], rtol=1e-5)
+    np.testing.assert_array_equal(sums["refcoco_accuracy_possible"], len(records))  # the annotation is among them
+    twins = [f"refcoco_accuracy{twin}" for twin in ("", "_blind", "_wordless")]
+    assert all(sums[name][1] == len(records) for name in (*twins, "text_cut"))
+    config.blind = True
+    assert "refcoco_accuracy_blind" not in jax.eval_shape(lambda: refcoco.score(model, on_device(batch), config))
+
+
+def test_the_task_is_registered():
+    assert TASKS["refcoco"] is refcoco
