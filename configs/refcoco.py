@@ -34,7 +34,7 @@ def demo() -> ml_collections.ConfigDict:
     """
     config = base_detected()
     common.shrink_to_demo(config)
-    config.total_steps = 1200
+    config.total_steps = 500
     config.batch_size = 64
     config.learning_rate = 1e-3
     config.warmup_steps = 100

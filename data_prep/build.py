@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from data_prep import scene_tasks, scenes
 from data_prep.ordered_builder import OrderedBuilder, SourceError, quiet_tfds
@@ -143,6 +143,14 @@ def build_scene_tasks(
             source=source, vocab=source / "vocab.txt", answers=source / "answers_vqa.txt",
             categories=source / "categories.txt",
         )
+
+
+def draw_missing(corpus: str, fields: Mapping[str, str]) -> None:
+    """Makes `corpus`, scenes or scene_tasks, in `fields["data_dir"]` unless all that the others name is there."""
+    data_dir = pathlib.Path(fields["data_dir"])
+    named = [fields[name] for name in ("vocab", "captions", "text", "texts", "images") if name in fields]
+    if not all((data_dir / name).exists() for name in named):
+        dict(scenes=build_scenes, scene_tasks=build_scene_tasks)[corpus](data_dir)
 
 
 def run_vqa(

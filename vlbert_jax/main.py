@@ -3,10 +3,9 @@
 python -m vlbert_jax.main --config=configs/{pretrain,vqa,vcr,refcoco}.py[:VARIANT] [--workdir=DIR]
     [--mode=train|evaluate] [--config.FIELD=VALUE ...]
 
-DIR is workdirs/CONFIG or workdirs/CONFIG_VARIANT if it is not given. The same command continues an interrupted run.
-Evaluation scores the run, or the weights of --config.init.checkpoint, on config.data.eval_split and writes the
-predictions of a task that has any to DIR/predictions. Exit status: 0 done; 2 an error that one line explains
-(VLBERT_DEBUG=1 shows the traceback); 143 stopped by SIGTERM, everything saved.
+DIR is workdirs/CONFIG_VARIANT if it is not given. The same command continues an interrupted run. Evaluation scores the
+run, or --config.init.checkpoint, on config.data.eval_split; a task's predictions go to DIR/predictions. Exit status: 0
+done; 2 an error that one line explains (VLBERT_DEBUG=1 shows the traceback); 143 stopped by SIGTERM, everything saved.
 """
 
 import difflib
@@ -48,9 +47,8 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str
                     raise ValueError(f"the config has no field {name!r}; the nearest name is {nearest!r}")
     except (flags.Error, OSError) as error:  # the last line is what the variant or the parser said
         raise ValueError(re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())) from error
-    file, _, variant = config_flags.get_config_filename(values["config"]).partition(":")
-    default = "workdirs/" + "_".join(filter(None, (pathlib.Path(file).stem, variant)))
-    return values.config, pathlib.Path(values.workdir or default), values.mode
+    recipe = pathlib.Path(config_flags.get_config_filename(values["config"]).replace(".py:", "_"))
+    return values.config, pathlib.Path(values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}"), values.mode
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> int:
@@ -64,21 +62,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     mesh = sharding.make_mesh(config.mesh)
 
     if config.data.embedded:  # the drawn corpus is made on first use
-        data_dir = pathlib.Path(config.data.data_dir)
-        fields = ("vocab", "captions", "text", "texts", "images")
-        parts = [data_dir / config.data[field] for field in fields if field in config.data]
-        if chief and not all(map(os.path.exists, parts)):
-            getattr(build, f"build_{config.data.embedded}")(data_dir)
+        if chief:
+            build.draw_missing(config.data.embedded, config.data)
         multihost_utils.sync_global_devices("corpus")
-
     if mode == "evaluate":
         print(json.dumps(train.evaluate_run(config, task, workdir, mesh), indent=2))
         return 0
     graphdef, state = train.train(config, task, workdir, mesh)
-    done = int(state.step) >= config.total_steps
-    if done and config.report:
+    if int(state.step) < config.total_steps:
+        return 143
+    if config.report:
         train.report(config, task, workdir, graphdef, state)
-    return 0 if done else 143
+    return 0
 
 
 def main(argv: list[str]) -> int:
