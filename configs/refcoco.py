@@ -14,6 +14,9 @@ how often it was the very annotation:
     python -m vlbert_jax.main --config=configs/refcoco.py:base_detected --workdir=DIR --mode=evaluate \\
         --config.data.eval_split=testA
 
+Beside the accuracy stand those of blind and wordless twins (vlbert_jax/tasks/refcoco.py), of any region and of the best
+one. `--config.blind` trains without what the regions look like: words, places and sizes are left.
+
 RefCOCO and RefCOCOg, which the paper leaves out: build them (data_prep/README.md) and set data.texts and data.images.
 """
 
@@ -48,7 +51,7 @@ def demo() -> ml_collections.ConfigDict:
             texts="refcoco/scenes",
             images="refcoco_images/scenes",
             vocab="scenes_downstream/vocab.txt",
-            max_regions=12,  # up to four things and seven detections
+            max_regions=12,  # up to four things and eight detections
             sequence_length=27,  # and 14 pieces
         )
     )

@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 from vlbert_jax import data, sequence, transforms
 from vlbert_jax.batch import Batch
 from vlbert_jax.encoder import keys
+from vlbert_jax.report import Answer, Card
 from vlbert_jax.sequence import Tokenizer
-from vlbert_jax.tasks import downstream
+from vlbert_jax.tasks import downstream, downstream_report
 from vlbert_jax.tasks.examples import (
     Example,
     ImageLayout,
@@ -39,6 +40,7 @@ __all__ = ["is_frozen"]  # a part of the task protocol that lives elsewhere
 
 KINDS = ("gt", "detected", "both")  # of regions to choose from
 POSITIVE = 0.5  # of a target, more of it than this is in common with what is meant; of a hit, no less
+TOP = 5  # regions of a prediction
 CHECKED_IMAGES = 20  # that may all be without a detection before this is taken for a mistake
 
 
@@ -258,36 +260,38 @@ def loss_sums(model: RefCOCOModel, batch: Batch, key, config, names):
     return {"region": loss}, accuracies(logits, batch)
 
 
-def score(model: RefCOCOModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
-    """Accuracy of the chosen region; of twins without the pixels and without the words; of chance; its upper bound.
+def twin_logits(model: RefCOCOModel, batch: Batch, config) -> dict[str, Float[Array, "b r"]]:
+    """As trained (""), blind, wordless. Blind knows the words and where the regions are, not what they look like;
+    wordless sees all, and every word is masked: what stands out is often meant."""
+    seen = appearance_of(model, batch, config.blind)
+    return {
+        "": region_logits(model, batch, seen),
+        "_blind": region_logits(model, batch, jnp.zeros_like(seen)),
+        "_wordless": region_logits(model, without_words(batch, config), seen),
+    }
 
-    `blind` keeps words, places and sizes of the regions and takes what they look like; `wordless` keeps the image and
-    masks every word: what stands out is often meant. `chance` chooses any region, `possible` the best one.
-    """
-    appearance = appearance_of(model, batch, config.blind)
-    logits, real = region_logits(model, batch, appearance), batch.region_mask.any(1)
-    wordless = region_logits(model, without_words(batch, config), appearance)
+
+def score(model: RefCOCOModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+    """Accuracy of the chosen region, of the twins' choices, of any region (`chance`) and of the best (`possible`)."""
+    twins, real = twin_logits(model, batch, config), batch.region_mask.any(1)
     any_region = batch.region_hits.sum(1) / jnp.maximum(batch.region_mask.sum(1), 1)
-    scores = accuracies(logits, batch) | dict(
-        refcoco_accuracy_wordless=choice_accuracy(wordless, batch),
+    choices = {f"refcoco_accuracy{twin}": choice_accuracy(logits, batch) for twin, logits in twins.items()}
+    return accuracies(twins[""], batch) | choices | dict(
         refcoco_accuracy_chance=counted(any_region, real),
         refcoco_accuracy_possible=counted(batch.region_hits.any(1), real),
-        region_loss=counted(region_losses(logits, batch), batch.region_mask),
+        region_loss=counted(region_losses(twins[""], batch), batch.region_mask),
         text_cut=counted(batch.text_cut, real),
     )
-    if not config.blind:
-        blind = region_logits(model, batch, jnp.zeros_like(appearance))
-        scores["refcoco_accuracy_blind"] = choice_accuracy(blind, batch)
-    return scores
 
 
 # --- Predictions ----------------------------------------------------------------------------------------------------
 
 
 def predict(model: RefCOCOModel, batch: Batch, config) -> dict[str, Array]:
-    """The row of the best region and its probability of being meant, [b]."""
+    """The rows of the best regions and their probabilities of being meant, [b, 5]; 0 where there are fewer."""
     logits = region_logits(model, batch, appearance_of(model, batch, config.blind))
-    return dict(region=logits.argmax(-1), probability=jax.nn.sigmoid(logits.max(-1)))
+    best, region = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
+    return dict(region=region, probability=jax.nn.sigmoid(best))
 
 
 def conclude(directory: Path, predictions: dict, config) -> dict[str, float]:
@@ -295,7 +299,7 @@ def conclude(directory: Path, predictions: dict, config) -> dict[str, float]:
     share of expressions whose very annotation was chosen (MAttNet's rule, stricter than the official one)."""
     rows, d = predictions[""], config.data
     split, found, exact = downstream.Split(config, d.eval_split), [], []
-    for number, region in zip(rows["index"], rows["region"], strict=True):
+    for number, (region, *_) in zip(rows["index"], rows["region"], strict=True):
         record = split[int(number)]
         box = original_boxes(record, d.eval_boxes, tuple(d.image_scale))[region]
         found.append((int(record["index"]), int(record["ref_id"]), int(record["sent_id"]), box.tolist()))
@@ -307,6 +311,16 @@ def conclude(directory: Path, predictions: dict, config) -> dict[str, float]:
 
 def write_report(directory, model: RefCOCOModel, config, history: list[dict]) -> None:
     """The run's page for people, `directory`/index.html."""
-    from vlbert_jax.tasks import refcoco_report  # it reads this module
 
-    refcoco_report.write_report(directory, model, config, history)
+    def card(record: dict, picture: dict, row: dict) -> Card:
+        right = hits(record, config.data.eval_boxes, tuple(config.data.image_scale))
+        answers = [
+            Answer(f"region {i}" if i else "the whole image", float(p), float(right[i]))
+            for i, p in zip(row["region"], row["probability"], strict=True)
+            if i < len(picture["boxes"])
+        ]
+        meant = ", ".join(map(str, np.flatnonzero(right))) or "none of the regions"
+        return Card(**picture, question=record["expression"], answers=answers, title=f"meant: {meant}")
+
+    title = "VL-BERT on referring expressions"
+    downstream_report.write_report(directory, title, model, config, history, _maker, predict, card)
