@@ -225,14 +225,14 @@ def oddities(metadata: dict, boxes: np.ndarray, polygons: list, size: tuple[int,
     short = sum(len(polygon) < 3 for found in polygons for polygon in found)
     if short:
         yield f"{short} polygons of less than three points cover nothing"
-    # A pixel is the precision of the polygons: they follow the borders of pixels.
+    # Less than a cell of the grid is what clamping does to every polygon.
     beyond = sum(
-        bool(len(polygon)) and ((polygon < box[:2] - 1) | (polygon > box[2:] + 1)).any()
-        for box, found in zip(boxes, polygons, strict=True)
+        bool(len(polygon)) and ((polygon < box[:2] - cell) | (polygon > box[2:] + cell)).any()
+        for box, cell, found in zip(boxes, (boxes[:, 2:] - boxes[:, :2] + 1) / GRID, polygons, strict=True)
         for polygon in found
     )
     if beyond:
-        yield f"{beyond} polygons more than a pixel beyond their box, moved onto its border"
+        yield f"{beyond} polygons more than a cell of the grid beyond their box, moved onto its border"
 
 
 def read_categories(path: str | pathlib.Path) -> list[str]:

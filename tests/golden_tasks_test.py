@@ -16,9 +16,10 @@ from golden_case import Case, close, compare_gradients, load
 from golden_task_case import adjust, batch_of
 
 from configs import refcoco as refcoco_recipes
+from configs import vcr as vcr_recipes
 from configs import vqa as vqa_recipes
 from vlbert_jax import names
-from vlbert_jax.tasks import refcoco, vqa
+from vlbert_jax.tasks import refcoco, vcr, vqa
 
 FOLDERS = [Path(__file__).parent / "golden/model"]
 if os.environ.get("VLBERT_GOLDEN"):
@@ -51,8 +52,24 @@ def refcoco_case(case):
     return refcoco, config, targets, check
 
 
-CASES = {"vqa": vqa_case, "refcoco": refcoco_case}
-OFFICIAL_LOSSES = {"answer": "ans_loss", "region": "cls_loss"}
+def vcr_case(case):
+    config, boxes = vcr_recipes.q2a_base(), case.inputs["boxes"]
+    config.losses.choice = "sigmoid" if case.network["CLASSIFIER_SIGMOID"] else "softmax"
+    config.losses.object = case.network["CNN_LOSS_WEIGHT"]
+    config.model.num_object_classes = len(case.sd["cnn_loss_reg.2.bias"])
+    classes = np.where(boxes[..., 3] > -0.5, boxes[..., 5], -1).astype(np.int32)
+    targets = dict(region_classes=classes, choice=case.inputs["answer_label"].astype(np.int32))
+
+    def check(model, states, batch):
+        close(model.choice_logits(states), case.out["label_logits"])
+
+    return vcr, config, targets, check
+
+
+CASES = {"vqa": vqa_case, "vcr": vcr_case, "refcoco": refcoco_case}
+OFFICIAL_LOSSES = {
+    "answer": "ans_loss", "choice": "ans_loss", "object": "cnn_regularization_loss", "region": "cls_loss",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)

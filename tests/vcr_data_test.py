@@ -208,7 +208,7 @@ def test_oddities_are_kept_and_listed(tmp_path):
     told = "; ".join(p["reason"] for p in listed)
     assert told == (
         "image is (60, 40), the metadata say (99, 40); 1 boxes outside the image; 2 polygons of less than three points "
-        "cover nothing; 1 polygons more than a pixel beyond their box, moved onto its border"
+        "cover nothing; 1 polygons more than a cell of the grid beyond their box, moved onto its border"
     )
 
 

@@ -33,6 +33,6 @@ companions(config)                    dict: name -> config of another run whose 
 Losses are sums and counts over the *global* batch, so that 1 or 256 devices, cut into parts or not, agree.
 """
 
-from vlbert_jax.tasks import pretrain, refcoco, vqa
+from vlbert_jax.tasks import pretrain, refcoco, vcr, vqa
 
-TASKS = {"pretrain": pretrain, "vqa": vqa, "refcoco": refcoco}
+TASKS = {"pretrain": pretrain, "vqa": vqa, "vcr": vcr, "refcoco": refcoco}

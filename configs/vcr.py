@@ -1,0 +1,162 @@
+"""Visual commonsense reasoning, VCR (paper, section 4.1; official yaml files).
+
+    python -m vlbert_jax.main --config=configs/vcr.py:VARIANT --workdir=DIR \\
+        --config.init.bert=BERT --config.init.checkpoint=PRETRAINED
+
+Variants: demo (default) = demo_q2a, demo_qa2r, q2a_base, qa2r_base, q2a_large, qa2r_large. The question to the answer
+(q2a) and question with right answer to the rationale (qa2r) are two runs. PRETRAINED is the workdir of a pre-training
+run, a step's folder in it, or what `python -m vlbert_jax.convert` made of a released `.model`; the layer behind [CLS],
+which pre-training does not have, comes from BERT.
+
+With `--mode=evaluate` the newest checkpoint of the workdir is scored on `data.eval_split` and its probabilities go to
+WORKDIR/predictions/SPLIT_SUBTASK.csv. Naming the other run joins both: on val `vcr_q2ar_accuracy`, how often answer and
+rationale are right, the rationale chosen with the right answer given; on test SPLIT.csv, what the leaderboard takes,
+with the rationales of each of the four answers:
+
+    python -m vlbert_jax.main --config=configs/vcr.py:q2a_base --workdir=Q2A --mode=evaluate --config.companion=QA2R
+    python -m vlbert_jax.main --config=configs/vcr.py:q2a_base --workdir=Q2A --mode=evaluate --config.companion=QA2R \\
+        --config.data.eval_split=test
+
+The paper speaks of a softmax over the choices (losses.choice="softmax"); the official code, which is followed here, has
+a sigmoid for each.
+"""
+
+import ml_collections
+
+from configs import common
+
+EPOCH = 3_327  # updates: 212,923 questions / 64
+
+
+def demo() -> ml_collections.ConfigDict:
+    """The same as demo_q2a."""
+    return demo_q2a()
+
+
+def demo_q2a() -> ml_collections.ConfigDict:
+    """Answers about drawn scenes, from the demo's pre-training. Blind, a quarter is right.
+
+        make demo
+        python -m vlbert_jax.main --config=configs/vcr.py --workdir=workdirs/vcr_q2a \\
+            --config.init.checkpoint=workdirs/demo
+    """
+    config = q2a_base()
+    common.shrink_to_demo(config)
+    config.total_steps = 1200
+    config.learning_rate = 1e-3
+    config.warmup_steps = 100
+    config.grad_accumulation_steps = 1
+    config.eval_every_steps = 0
+    config.checkpoint_every_steps = 0
+    config.optimizer.update(dict(name="adamw", schedule="cosine", b2=0.98, drop_steps=()))
+    config.model.num_object_classes = 11
+    config.data.update(
+        dict(
+            embedded="scene_tasks",
+            texts="vcr/scenes",
+            images="vcr_images/scenes",
+            vocab="scenes_downstream/vocab.txt",
+            text_length=28,
+            sequence_length=38,
+        )
+    )
+    return config
+
+
+def demo_qa2r() -> ml_collections.ConfigDict:
+    """Rationales about drawn scenes, from the demo's pre-training; then both runs together.
+
+        python -m vlbert_jax.main --config=configs/vcr.py:demo_qa2r --workdir=workdirs/vcr_qa2r \\
+            --config.init.checkpoint=workdirs/demo
+        python -m vlbert_jax.main --config=configs/vcr.py --workdir=workdirs/vcr_q2a --mode=evaluate \\
+            --config.companion=workdirs/vcr_qa2r
+    """
+    config = demo_q2a()
+    config.subtask = "qa2r"
+    return config
+
+
+def q2a_base() -> ml_collections.ConfigDict:
+    """VL-BERT base, question to answer.
+
+        python -m vlbert_jax.main --config=configs/vcr.py:q2a_base --workdir=DIR \\
+            --config.init.bert=bert-base-uncased/ --config.init.checkpoint=BASE_E2E
+
+    Corpus: VCR, 213,000 questions (data_prep/README.md), 20 epochs of SGD, the rate divided by ten after 14 and 18.
+    BASE_E2E is pre-trained by configs/pretrain.py:base_e2e. Reached by the paper on val: Q->A 73.8; with qa2r_base
+    Q->AR 55.2. The authors used 4 V100 of 16 GB, or 16.
+    """
+    config = common.fine_tuning("vcr", "vcr")
+    config.subtask = "q2a"  # q2a: the answers are the choices | qa2r: the rationales are, the right answer is given
+    config.companion = ""  # evaluation only: weights of the other subtask, as in init.checkpoint
+    config.total_steps = 20 * EPOCH
+    config.batch_size = 64  # questions, of four sequences each
+    config.grad_accumulation_steps = 4
+    config.learning_rate = 4.48e-3
+    config.warmup_steps = 1_000
+    config.eval_every_steps = EPOCH
+    config.best_metric = "vcr_accuracy"
+    config.optimizer.update(dict(name="sgd", schedule="steps", drop_steps=(14 * EPOCH, 18 * EPOCH)))
+    config.losses.choice = "sigmoid"  # sigmoid: of each choice (official) | softmax: over the four (paper)
+    config.losses.object = 1.0  # weight of classifying every region, from its last state; 0 = off
+    config.model.encoder.pooler = True
+    config.model.num_object_classes = 81  # COCO's and 0, the whole image's
+    config.data.update(
+        dict(
+            image_scale=(600, 1200),
+            text_length=64,  # pieces of question and response; [CLS] and two [SEP] come on top
+            max_regions=59,  # then a sequence with [END] has 128 elements
+            sequence_length=127,
+        )
+    )
+    return config
+
+
+def qa2r_base() -> ml_collections.ConfigDict:
+    """VL-BERT base, question and right answer to rationale.
+
+        python -m vlbert_jax.main --config=configs/vcr.py:qa2r_base --workdir=DIR \\
+            --config.init.bert=bert-base-uncased/ --config.init.checkpoint=BASE_E2E
+
+    Corpus, updates and cost as q2a_base. Reached by the paper on val: QA->R 74.4.
+    """
+    config = q2a_base()
+    config.subtask = "qa2r"
+    return config
+
+
+def q2a_large() -> ml_collections.ConfigDict:
+    """VL-BERT large, question to answer.
+
+        python -m vlbert_jax.main --config=configs/vcr.py:q2a_large --workdir=DIR \\
+            --config.init.bert=bert-large-uncased/ --config.init.checkpoint=LARGE_E2E
+
+    Corpus and updates as q2a_base; LARGE_E2E is pre-trained by configs/pretrain.py:large_e2e. Reached by the paper on
+    val and test: Q->A 75.5, 75.8; with qa2r_large Q->AR 58.9, 59.7. The authors used 4 or 16 V100 of 16 GB, in half
+    precision.
+    """
+    config = q2a_base()
+    config.model.encoder = common.encoder("large")
+    config.model.encoder.pooler = True
+    return config
+
+
+def qa2r_large() -> ml_collections.ConfigDict:
+    """VL-BERT large, question and right answer to rationale.
+
+        python -m vlbert_jax.main --config=configs/vcr.py:qa2r_large --workdir=DIR \\
+            --config.init.bert=bert-large-uncased/ --config.init.checkpoint=LARGE_E2E
+
+    Corpus, updates and cost as q2a_large. Reached by the paper on val and test: QA->R 77.9, 78.4.
+    """
+    config = q2a_large()
+    config.subtask = "qa2r"
+    return config
+
+
+VARIANTS = (demo, demo_q2a, demo_qa2r, q2a_base, qa2r_base, q2a_large, qa2r_large)
+
+
+def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
+    """The config of a variant; raises ValueError for an unknown one."""
+    return common.choose(variant, VARIANTS)
