@@ -295,8 +295,9 @@ def predict(model: RefCOCOModel, batch: Batch, config) -> dict[str, Array]:
 
 
 def conclude(directory: Path, predictions: dict, config) -> dict[str, float]:
-    """Writes SPLIT.json, official order and form, `sent_id` besides; with annotations among the regions, returns the
-    share of expressions whose very annotation was chosen (MAttNet's rule, stricter than the official one)."""
+    """Writes SPLIT.json, official form with `sent_id` besides, in the official order within a split (`testA+testB` are
+    mixed); with annotations among the regions, returns the share of expressions whose very annotation was chosen
+    (MAttNet's rule, stricter than the official one)."""
     rows, d = predictions[""], config.data
     split, found, exact = downstream.Split(config, d.eval_split), [], []
     for number, (region, *_) in zip(rows["index"], rows["region"], strict=True):
