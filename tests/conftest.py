@@ -9,10 +9,16 @@ if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     # Most of the suite's time is compiling programs that run once: half of it is saved.
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
+import tempfile  # noqa: E402
+
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Resumed runs and evaluations compile again what a test before has compiled: within a session, once is enough.
+COMPILED = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # Before any test imports the package: the hook rewrites modules as they are imported.
 jaxtyping.install_import_hook("vlbert_jax", "beartype.beartype")
 
