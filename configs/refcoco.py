@@ -37,8 +37,7 @@ def demo() -> ml_collections.ConfigDict:
     """
     config = base_detected()
     common.shrink_to_demo(config)
-    config.total_steps = 500
-    config.batch_size = 64
+    config.total_steps = 400
     config.learning_rate = 1e-3
     config.warmup_steps = 100
     config.eval_every_steps = 0

@@ -42,7 +42,8 @@ def demo_q2a() -> ml_collections.ConfigDict:
     """
     config = q2a_base()
     common.shrink_to_demo(config)
-    config.total_steps = 1200
+    config.total_steps = 400
+    config.batch_size = 32
     config.learning_rate = 1e-3
     config.warmup_steps = 100
     config.grad_accumulation_steps = 1
