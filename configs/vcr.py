@@ -42,10 +42,10 @@ def demo_q2a() -> ml_collections.ConfigDict:
     """
     config = q2a_base()
     common.shrink_to_demo(config)
-    config.total_steps = 400
+    config.total_steps = 300
     config.batch_size = 32
     config.learning_rate = 1e-3
-    config.warmup_steps = 100
+    config.warmup_steps = 50
     config.grad_accumulation_steps = 1
     config.eval_every_steps = 0
     config.checkpoint_every_steps = 0

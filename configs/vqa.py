@@ -26,7 +26,7 @@ def demo() -> ml_collections.ConfigDict:
     """
     config = base()
     common.shrink_to_demo(config)
-    config.total_steps = 600
+    config.total_steps = 400
     config.batch_size = 64
     config.learning_rate = 1e-3
     config.warmup_steps = 100
