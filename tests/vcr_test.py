@@ -241,6 +241,11 @@ def test_the_leaderboard_file_of_test(finished, tmp_path):
     config = finished[0].copy_and_resolve_references()
     config.init.checkpoint = config.companion = str(finished[1])
     config.data.eval_split = "test"
+    with pytest.raises(ValueError, match="is a run of q2a, not of qa2r"):
+        vcr.companions(config)
+    config.companion = str(shutil.copytree(finished[1], tmp_path / "rationales"))
+    about = tmp_path / "rationales/config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | dict(subtask="qa2r")))
     scores = train.evaluate_run(config, vcr, tmp_path, one_device(config))
     assert set(scores) == {"step", "object_accuracy", "object_loss", "text_cut"}
     header, rows = table(tmp_path / "predictions/test.csv")

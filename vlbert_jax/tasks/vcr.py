@@ -7,6 +7,7 @@ evaluation joins them where `config.companion` names the weights of the other.
 import copy
 import csv
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -179,11 +180,17 @@ def score(model: VCRModel, batch: Batch, config) -> dict[str, tuple[Array, Array
 
 
 def companions(config) -> dict:
-    """The run of the other subtask, with the weights that `config.companion` names; none where it is empty."""
+    """The run of the other subtask, with the weights that `config.companion` names; none where it is empty.
+
+    Raises ValueError where these are of a workdir of the same subtask: weights alone would not tell.
+    """
     if not config.companion:
         return {}
     other = copy.deepcopy(config)
     other.subtask = SUBTASKS[1 - SUBTASKS.index(config.subtask)]
+    about = Path(config.companion) / "config.json"
+    if about.is_file() and json.loads(about.read_text()).get("subtask") == config.subtask:
+        raise ValueError(f"config.companion: {config.companion} is a run of {config.subtask}, not of {other.subtask}")
     other.companion = ""
     other.init.update(dict(bert="", resnet="", checkpoint=config.companion))
     return {other.subtask: other}
