@@ -3,8 +3,8 @@
     make demo && python benchmarks/fine_tuning.py [--checkpoint=workdirs/demo] [--seeds=0,1,2] [--tasks=vqa,...]
 
 Each run is the documented command with a seed of its own, in WORKDIRS/TASK_START_SEED; one that is finished is not run
-again. `blind` is trained as the first is, but without the image (RefCOCO+: without the appearance of the regions), and
-`chance` knows no example: the most frequent answer of the training split, one choice in four, any region. Prints a
+again. Scratch lacks the region head, too, which in the paper's comparison comes from the detector. `blind` is trained as
+the first is, but without the image (RefCOCO+: without the appearance of the regions), and `chance` knows no example: the most frequent answer of the training split, one choice in four, any region. Prints a
 table in Markdown with mean and standard deviation over seeds.
 """
 
@@ -89,13 +89,15 @@ def main() -> None:
     parser.add_argument("--workdirs", type=Path, default=Path("workdirs/fine_tuning"))
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--starts", default=",".join(STARTS), help="columns (default: %(default)s)")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated (default: %(default)s)")
     args = parser.parse_args()
-    print(f"| task | {' | '.join(STARTS)} | chance |", "|---" * (len(STARTS) + 2) + "|", sep="\n")
+    starts = args.starts.split(",")
+    print(f"| task | {' | '.join(starts)} | chance |", "|---" * (len(starts) + 2) + "|", sep="\n")
     for name in args.tasks.split(","):
         path, metric = TASKS[name]
         cells = []
-        for start in STARTS:
+        for start in starts:
             where = [args.workdirs / f"{name}_{start}_{seed}".replace(" ", "_") for seed in args.seeds.split(",")]
             fixed = path, metric, start, args.checkpoint.absolute(), args.data_dir.absolute()
             each = [run(w.absolute(), int(s), *fixed) for w, s in zip(where, args.seeds.split(","), strict=True)]

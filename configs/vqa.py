@@ -33,6 +33,7 @@ def demo() -> ml_collections.ConfigDict:
     config.checkpoint_every_steps = 0
     config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0))
     config.model.num_answers = 36
+    config.model.train_region_head = True
     config.data.update(
         dict(
             embedded="scene_tasks",

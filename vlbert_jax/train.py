@@ -263,6 +263,7 @@ def train(
     # --- Updates
     pending, timed, seconds, waited = [], 0, 0.0, 0.0  # reports not yet fetched; durations since the last row
     with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))  # the region head works on each device's own regions
         stack.enter_context(contextlib.closing(writer))
         stack.enter_context(checkpoint.disk_full(checkpoints.directory))
         stack.enter_context(contextlib.closing(checkpoints))
@@ -347,7 +348,8 @@ def evaluate_run(
     def evaluated(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         run = open_run(config, task, workdir, mesh, read_only=True)
         score = evaluate.make_score(run.graphdef, task, config, mesh, predict)
-        scores, rows = evaluate.evaluate(score, run.state.params, run.state.constants, task, config, mesh)
+        with jax.set_mesh(mesh):
+            scores, rows = evaluate.evaluate(score, run.state.params, run.state.constants, task, config, mesh)
         return int(run.state.step), scores, rows
 
     step, scores, rows = evaluated(config, workdir)

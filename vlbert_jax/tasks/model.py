@@ -1,5 +1,8 @@
 """What the models of all tasks share: region head, VL-BERT, and a head of two layers."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -62,13 +65,20 @@ class PredictionHead(nnx.Module):
         self.dropout_rate = dropout_rate
         self.transform = dense(size, size, ("embed", None), config, rngs)
         self.norm = layer_norm(size, config.dtype, rngs) if norm else None
-        self.classes = dense(size, num_classes, ("embed", None), config, rngs)
+        # In float32: in bfloat16 many classes would tie.
+        self.classes = dense(size, num_classes, ("embed", None), dataclasses.replace(config, dtype=jnp.float32), rngs)
 
     def __call__(self, states: Float[Array, "... d"], key=None) -> Float[Array, "... c"]:
         """float32 logits; `key` draws dropout."""
         hidden = gelu(self.transform(states))
         hidden = hidden if self.norm is None else self.norm(hidden)
-        return self.classes(dropout(hidden, self.dropout_rate, key)).astype(jnp.float32)
+        return self.classes(dropout(hidden, self.dropout_rate, key))
+
+
+def xavier(kernel: nnx.Param, seed: int) -> None:
+    """Gives a kernel Xavier's uniform numbers: how the official layers that score a choice or a region start."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    kernel.set_value(nnx.initializers.xavier_uniform()(key, kernel.shape, jnp.float32))
 
 
 def at(states: Float[Array, "... s d"], positions: Int[Array, "... m"]) -> Float[Array, "... m d"]:

@@ -34,6 +34,7 @@ from vlbert_jax.tasks.model import (
     is_frozen,
     model_options,
     without_words,
+    xavier,
 )
 
 __all__ = ["is_frozen"]  # a part of the task protocol that lives elsewhere
@@ -58,6 +59,12 @@ class RefCOCOModel(VisualLinguisticModel):
 
 def build_model(config, rngs: nnx.Rngs) -> RefCOCOModel:
     return RefCOCOModel(*model_options(config), rngs)
+
+
+def prepare(model: RefCOCOModel, config, filled: set[tuple]) -> None:
+    """The layer that scores a region starts as the official one does."""
+    if ("region_head", "classes", "kernel") not in filled:
+        xavier(model.region_head.classes.kernel, config.seed)
 
 
 def is_idle(path: tuple, config, names: tuple[str, ...]) -> bool:

@@ -8,6 +8,7 @@ import copy
 import csv
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,9 +32,11 @@ from vlbert_jax.tasks.model import (
     is_frozen,
     model_options,
     without_image,
+    xavier,
 )
 from vlbert_jax.tasks.vcr_examples import SUBTASKS, Layout, choice_example, first_name, object_names, readable
 
+log = logging.getLogger(__name__)
 __all__ = ["is_frozen"]  # a part of the task protocol that lives elsewhere
 
 
@@ -44,12 +47,13 @@ class VCRModel(VisualLinguisticModel):
         encoder = dataclasses.replace(encoder, pooler=True)
         super().__init__(encoder, fast_rcnn, rngs)
         self.dropout_rate = encoder.dropout_rate
-        self.choice_head = dense(encoder.hidden_size, 1, ("embed", None), encoder, rngs)
+        exact = dataclasses.replace(encoder, dtype=jnp.float32)  # four scores must not tie
+        self.choice_head = dense(encoder.hidden_size, 1, ("embed", None), exact, rngs)
         self.object_head = PredictionHead(encoder, num_object_classes, rngs)
 
     def choice_logits(self, states: Float[Array, "b n s d"], key=None) -> Float[Array, "b n"]:
         pooled = dropout(self.vlbert.pool(states), self.dropout_rate, key)
-        return self.choice_head(pooled)[..., 0].astype(jnp.float32)
+        return self.choice_head(pooled)[..., 0]
 
     def object_logits(
         self, states: Float[Array, "b n s d"], positions: Int[Array, "b n r"]
@@ -64,11 +68,11 @@ def build_model(config, rngs: nnx.Rngs) -> VCRModel:
 
 
 def prepare(model: VCRModel, config, filled: set[tuple]) -> None:
-    """The layer that scores a choice starts as the official one: Xavier's uniform numbers, from `config.seed`."""
-    kernel = model.choice_head.kernel
+    """The layer that scores a choice starts as the official one does."""
     if ("choice_head", "kernel") not in filled:
-        key = jax.random.key(config.seed, impl="threefry2x32")
-        kernel.set_value(nnx.initializers.xavier_uniform()(key, kernel.shape, jnp.float32))
+        xavier(model.choice_head.kernel, config.seed)
+    if ("vlbert", "pooler", "kernel") not in filled and filled:
+        log.warning("the layer behind [CLS] is new: pre-training has none, officially it is BERT's (config.init.bert)")
 
 
 def is_idle(path: tuple, config, names: tuple[str, ...]) -> bool:
