@@ -27,9 +27,9 @@ def demo() -> ml_collections.ConfigDict:
     config = base()
     common.shrink_to_demo(config)
     config.total_steps = 400
-    config.batch_size = 64
+    config.batch_size = 32
     config.learning_rate = 1e-3
-    config.warmup_steps = 100
+    config.warmup_steps = 50
     config.checkpoint_every_steps = 0
     config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0))
     config.model.num_answers = 36
