@@ -3,9 +3,10 @@
     make demo && python benchmarks/fine_tuning.py [--checkpoint=workdirs/demo] [--seeds=0,1,2] [--tasks=vqa,...]
 
 Each run is the documented command with a seed of its own, in WORKDIRS/TASK_START_SEED; one that is finished is not run
-again. Scratch lacks the region head, too, which in the paper's comparison comes from the detector. `blind` is trained as
-the first is, but without the image (RefCOCO+: without the appearance of the regions), and `chance` knows no example: the most frequent answer of the training split, one choice in four, any region. Prints a
-table in Markdown with mean and standard deviation over seeds.
+again. "From scratch" lacks the region head, too, which in the paper's comparison comes from the detector. `blind` is
+trained as the first is, but without the image (RefCOCO+: without the appearance of the regions), and `chance` knows no
+example: the most frequent answer of the training split, one choice in four, any region. Prints a table in Markdown with
+mean and standard deviation over seeds.
 """
 
 import argparse

@@ -36,7 +36,7 @@ def trainer() -> ml_collections.ConfigDict:
             weight_decay=1e-4,
             clip_norm=10.0,
             schedule="triangle",  # triangle | cosine | constant | steps
-            drop_steps=(),  # updates at which `steps` divides the rate by ten
+            drops=(),  # where `steps` divides the rate by ten, as parts of total_steps
         )
     )
     # Sizes of the device mesh; -1 = all remaining devices.

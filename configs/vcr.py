@@ -49,7 +49,7 @@ def demo_q2a() -> ml_collections.ConfigDict:
     config.grad_accumulation_steps = 1
     config.eval_every_steps = 0
     config.checkpoint_every_steps = 0
-    config.optimizer.update(dict(name="adamw", schedule="cosine", b2=0.98, drop_steps=()))
+    config.optimizer.update(dict(name="adamw", schedule="cosine", b2=0.98, drops=()))
     config.model.num_object_classes = 11
     config.data.update(
         dict(
@@ -97,7 +97,7 @@ def q2a_base() -> ml_collections.ConfigDict:
     config.warmup_steps = 1_000
     config.eval_every_steps = EPOCH
     config.best_metric = "vcr_accuracy"
-    config.optimizer.update(dict(name="sgd", schedule="steps", drop_steps=(14 * EPOCH, 18 * EPOCH)))
+    config.optimizer.update(dict(name="sgd", schedule="steps", drops=(0.7, 0.9)))
     config.losses.choice = "sigmoid"  # sigmoid: of each choice (official) | softmax: over the four (paper)
     config.losses.object = 1.0  # weight of classifying every region, from its last state; 0 = off
     config.model.encoder.pooler = True

@@ -4,7 +4,8 @@
 
 Variants: demo (default), base, large. PRETRAINED is the workdir of a pre-training run, a step's folder in it, or what
 `python -m vlbert_jax.convert` made of a released `.model`. With `--mode=evaluate` the newest checkpoint of the workdir,
-or PRETRAINED then fine-tuned, is scored on `data.eval_split`, and WORKDIR/predictions/SPLIT.json is what EvalAI takes:
+or a fine-tuned init.checkpoint, is scored on `data.eval_split` (train, val, test_dev, test), and
+WORKDIR/predictions/SPLIT.json is what EvalAI takes:
 
     python -m vlbert_jax.main --config=configs/vqa.py:base --workdir=DIR --mode=evaluate --config.data.eval_split=test
 
@@ -59,11 +60,11 @@ def base() -> ml_collections.ConfigDict:
     configs/pretrain.py:base_prec. Reached by the paper: test-dev 71.16. The authors used 4 V100 of 16 GB.
     """
     config = common.fine_tuning("vqa", "vqa_v2")
-    config.total_steps = 12_850  # 5 * 658,111 / 256
+    config.total_steps = 12_855  # 5 epochs of 2,571 batches: 658,111 questions
     config.batch_size = 256
     config.learning_rate = 1.6e-4
     config.warmup_steps = 500
-    config.eval_every_steps = 2_570
+    config.eval_every_steps = 2_571
     config.best_metric = "vqa_accuracy"
     config.optimizer.clip_norm = 1.0
     config.losses.answer = "sigmoid"  # sigmoid: of each answer against its score (official) | softmax: the best (paper)

@@ -146,11 +146,19 @@ def build_scene_tasks(
 
 
 def draw_missing(corpus: str, fields: Mapping[str, str]) -> None:
-    """Makes `corpus`, scenes or scene_tasks, in `fields["data_dir"]` unless all that the others name is there."""
+    """Makes `corpus`, scenes or scene_tasks, in `fields["data_dir"]` unless all that the others name is there.
+
+    Raises ValueError for another corpus.
+    """
+    drawn = dict(scenes=build_scenes, scene_tasks=build_scene_tasks)
+    if corpus not in drawn:
+        raise ValueError(f"config.data.embedded is {corpus!r}; it can be empty, {' or '.join(drawn)}")
     data_dir = pathlib.Path(fields["data_dir"])
-    named = [fields[name] for name in ("vocab", "captions", "text", "texts", "images") if name in fields]
-    if not all((data_dir / name).exists() for name in named):
-        dict(scenes=build_scenes, scene_tasks=build_scene_tasks)[corpus](data_dir)
+    # A build that was interrupted leaves a table's folder without its version.
+    tables = [data_dir / fields[name] for name in ("captions", "text", "texts", "images") if name in fields]
+    whole = all(any(table.glob("*.*.*/manifest.json")) for table in tables)
+    if not whole or not (data_dir / fields["vocab"]).is_file():
+        drawn[corpus](data_dir)
 
 
 def run_vqa(

@@ -63,7 +63,6 @@ def layout_of(run, record) -> refcoco.Layout:
         precomputed=False,
         image_scale=tuple(run["scales"]),
         orientation="landscape" if width >= height else "portrait",
-        flip_probability=run["flip_prob"],
         max_regions=64,
         feature_size=0,
         geometry_dtype=None,

@@ -59,7 +59,6 @@ def layout_of(run, record, text_length=64) -> Layout:
         precomputed=False,
         image_scale=tuple(run["scales"]),
         orientation="landscape" if width >= height else "portrait",
-        flip_probability=run["flip_prob"],
         max_regions=len(record["boxes"]) + 2,
         feature_size=0,
         geometry_dtype=None,

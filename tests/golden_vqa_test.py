@@ -44,7 +44,6 @@ class Variant:
             precomputed=run["precomputed"],
             image_scale=tuple(run["scales"]),
             orientation="square",
-            flip_probability=run["flip_prob"],
             max_regions=100,
             feature_size=record["features"].shape[1],
             geometry_dtype=None,

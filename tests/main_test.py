@@ -109,7 +109,7 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
 
     def build_scenes(data_dir):
         made.append(data_dir)
-        for name in ("scenes/vocab.txt", "captions/x", "text/x"):
+        for name in ("scenes/vocab.txt", "captions/1.0.0/manifest.json", "text/1.0.0/manifest.json"):
             (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
             (data_dir / name).touch()
 
@@ -118,10 +118,13 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
     config.data.update(
         embedded="scenes", data_dir=str(tmp_path / "data"), captions="captions", text="text", vocab="scenes/vocab.txt"
     )
-    (tmp_path / "data" / "captions").mkdir(parents=True)  # left by an interrupted build
+    (tmp_path / "data" / "captions" / "incomplete.1").mkdir(parents=True)  # left by an interrupted build
     for _ in range(2):
         assert main.run(config, tmp_path / "run", "train") == 0
     assert made == [tmp_path / "data"]
+    config.data.embedded = "scnes"
+    with pytest.raises(ValueError, match="data.embedded is 'scnes'; it can be empty, scenes or scene_tasks"):
+        main.run(config, tmp_path / "run", "train")
 
 
 @pytest.mark.parametrize(

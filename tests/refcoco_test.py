@@ -91,7 +91,7 @@ def record_by_hand(expression="the man left in the hat"):
 
 def layout_by_hand(**fields):
     options = dict(
-        precomputed=False, image_scale=(40, 80), orientation="landscape", flip_probability=0.5, max_regions=4,
+        precomputed=False, image_scale=(40, 80), orientation="landscape", max_regions=4,
         feature_size=0, geometry_dtype=None, kind="both", sequence_length=14,
     )  # fmt: skip
     return refcoco.Layout(**options | fields)

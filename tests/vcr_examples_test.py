@@ -21,7 +21,7 @@ def tokenizer():
 
 def layout(**changes):
     fields = dict(
-        precomputed=False, image_scale=(40, 80), orientation="landscape", flip_probability=0.0, max_regions=3,
+        precomputed=False, image_scale=(40, 80), orientation="landscape", max_regions=3,
         feature_size=0, geometry_dtype=None, subtask="q2a", sequence_length=31, text_length=24, roi_size=14,
         num_classes=81,
     )  # fmt: skip
@@ -86,8 +86,8 @@ def test_an_example_element_by_element(tokenizer):
 
 
 def test_a_mirrored_example(tokenizer):
-    plain = examples.choice_example(record(), False, tokenizer, layout(flip_probability=1.0), start=0)
-    example = examples.choice_example(record(), True, tokenizer, layout(flip_probability=1.0), start=0)
+    plain = examples.choice_example(record(), False, tokenizer, layout(), start=0)
+    example = examples.choice_example(record(), True, tokenizer, layout(), start=0)
     np.testing.assert_array_equal(example["region_shapes"], plain["region_shapes"][:, :, ::-1])
     assert example["boxes"][1].tolist() == [29, 5, 49, 35]
     np.testing.assert_array_equal(example["token_ids"], plain["token_ids"])

@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import vcr as recipes
 from data_prep.build import build_scene_tasks
-from vlbert_jax import sharding, train
+from vlbert_jax import optimizer, sharding, train
 from vlbert_jax.batch import Batch
 from vlbert_jax.tasks import TASKS, downstream, vcr
 from vlbert_jax.tasks.vcr_examples import readable
@@ -147,7 +147,10 @@ def test_recipes_are_those_of_the_official_files():
         if "demo" in variant:
             continue
         assert (config.batch_size, config.optimizer.name, config.learning_rate) == (64, "sgd", 4.48e-3)
-        assert config.optimizer.drop_steps == (14 * 3327, 18 * 3327) and config.total_steps == 20 * 3327
+        rate = optimizer.learning_rate_schedule(config)
+        rates = [float(rate(step)) for step in (14 * 3327 - 1, 14 * 3327, 18 * 3327 - 1, 18 * 3327)]
+        np.testing.assert_allclose(rates, np.array([1, 0.1, 0.1, 0.01]) * 4.48e-3, rtol=1e-5)
+        assert config.total_steps == 20 * 3327
         assert config.data.image_scale == (600, 1200) and config.optimizer.clip_norm == 10.0
         assert config.model.encoder.num_layers == (24 if "large" in variant else 12)
     assert recipes.get_config() == recipes.demo_q2a() == recipes.get_config("demo")

@@ -296,7 +296,7 @@ def test_wrong_answer_vocabularies(small_run, tmp_path):
 
 def test_splits_that_are_not_there(data_dir, tmp_path):
     config = shrunk("base", data_dir, **{"data.eval_split": "nothing", "init.scratch": True, "total_steps": 1})
-    with pytest.raises(ValueError, match="vqa/scenes in .* has no split 'nothing'"):
+    with pytest.raises(ValueError, match="vqa/scenes has no split 'nothing_landscape'; there are: .*val_"):
         next(vqa.eval_batches(config, 0, 1)["questions"])
     config.data.texts = "vqa/other"
     with pytest.raises(FileNotFoundError, match="python -m data_prep.build vqa"):

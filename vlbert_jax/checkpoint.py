@@ -121,7 +121,7 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.directory, options=options)
         if self.latest_step() is None:
             return
-        fixed = ("task", "model.") if read_only else ("",)
+        fixed = ("task", "model.", "subtask", "blind") if read_only else ("",)
         if names := config_differences(self.meta()["config"], self.config, fixed):
             raise ValueError(
                 f"{workdir} holds a run with another config; these fields differ: {', '.join(names)}. "

@@ -66,7 +66,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
             build.draw_missing(config.data.embedded, config.data)
         multihost_utils.sync_global_devices("corpus")
     if mode == "evaluate":
-        print(json.dumps(train.evaluate_run(config, task, workdir, mesh), indent=2))
+        scores = train.evaluate_run(config, task, workdir, mesh)
+        if chief:
+            print(json.dumps(scores, indent=2))
         return 0
     graphdef, state = train.train(config, task, workdir, mesh)
     if int(state.step) < config.total_steps:

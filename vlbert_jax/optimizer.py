@@ -17,9 +17,9 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
 
     All rise linearly from 0 to `learning_rate` at update `warmup_steps`. Then `triangle` falls linearly to 0 and
     `cosine` along half a cosine, both at update `total_steps`: the very last update has rate 0, as in the official
-    code. `steps` is divided by ten at each of `optimizer.drop_steps`; `constant` stays. The `opening` has such a
-    schedule of its own, with its own peak; what comes behind it starts from 0 again and counts on from there. Raises
-    ValueError for another name.
+    code. `steps` is divided by ten at each of `optimizer.drops` (parts of `total_steps`); `constant` stays. The
+    `opening` has such a schedule of its own, with its own peak; what comes behind it starts from 0 again and counts on
+    from there. Raises ValueError for another name.
     """
     name, warmup, opening = config.optimizer.schedule, config.warmup_steps, config.opening
     decays = {
@@ -36,7 +36,8 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
         left = jnp.maximum(last - update, 0) / max(last - warmup, 1)  # 1 at the end of warmup, 0 at the last
         return peak * jnp.where(update < warmup, rise, decays[name](left))
 
-    drops = jnp.asarray(config.optimizer.drop_steps if name == "steps" else (), jnp.int32)
+    parts = config.optimizer.drops if name == "steps" else ()
+    drops = jnp.asarray([round(part * config.total_steps) for part in parts], jnp.int32)
 
     def rate(update):
         main = phase(update - opening.steps, config.learning_rate, config.total_steps - opening.steps)

@@ -47,11 +47,13 @@ class Tokenizer:
 
 
 def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a `vocab.txt`, or of a name that Hugging Face knows (downloaded once, then cached).
+    """The tokenizer of a `vocab.txt`, of a folder that has one, or of a name that Hugging Face knows (downloaded once).
 
     Raises FileNotFoundError if there is no such file, ValueError if it has not `vocab_size` pieces.
     """
-    if os.path.exists(vocab):
+    if os.path.isfile(os.path.join(vocab, "vocab.txt")):
+        vocab = os.path.join(vocab, "vocab.txt")
+    if os.path.isfile(vocab):
         # `vocab=`: transformers 5 ignores the old `vocab_file=` and then knows no word; hence the check
         # below.
         fast = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=True)

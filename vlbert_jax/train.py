@@ -336,13 +336,19 @@ def train(
 def evaluate_run(
     config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh
 ) -> dict[str, float | int]:
-    """Scores, and `step`, of the newest checkpoint of `workdir` or of `config.init`; also in scores.json.
+    """Scores, and `step`, of the newest checkpoint of `workdir` or of `config.init`; host 0 writes scores.json, too.
 
     A task with predictions writes them to WORKDIR/predictions. Only the fields that shape the model must be those of
     the run. Raises FileNotFoundError without any weights.
     """
-    if checkpoint.newest_step(workdir) is None and not any(config.init[field] for field in warm_start.FIELDS):
+    own, named = checkpoint.newest_step(workdir), [f for f in warm_start.FIELDS if config.init[f]]
+    if own is None and not named:
         raise FileNotFoundError(f"nothing to evaluate: no checkpoint in {workdir}, and config.init is empty")
+    if own is not None and named:
+        raise ValueError(
+            f"which is to be evaluated: the run in {workdir}, or config.init.{named[0]}? Leave config.init out for the "
+            "first, and take another --workdir for the second"
+        )
     predict = hasattr(task, "predict")
 
     def evaluated(config: ml_collections.ConfigDict, workdir: pathlib.Path):
@@ -354,7 +360,8 @@ def evaluate_run(
 
     step, scores, rows = evaluated(config, workdir)
     companions = task.companions(config) if hasattr(task, "companions") else {}
-    predictions = {"": rows} | {name: evaluated(other, workdir / name)[2] for name, other in companions.items()}
+    nowhere = workdir / "predictions" / "of_companions"  # has no checkpoint: theirs are named by their config
+    predictions = {"": rows} | {name: evaluated(other, nowhere)[2] for name, other in companions.items()}
     if jax.process_index() == 0:
         if predict:
             (workdir / "predictions").mkdir(exist_ok=True)

@@ -31,9 +31,14 @@ class Split:
         ]
         for name, landscape, portrait in zip(split.split("+"), *by_orientation, strict=True):
             if not len(landscape) and not len(portrait):
-                raise ValueError(f"{d.texts} in {d.data_dir} has no split {name!r} (config.data.*_split)")
+                data.open_split(d.data_dir, d.texts, f"{name}_landscape")  # says which there are
         self.texts = data.Records(*itertools.chain(*by_orientation), remembered=d.remember_records)
         self.images = data.Records(data.open_split(d.data_dir, d.images, "images"), remembered=d.remember_records)
+        if not is_precomputed(config) and len(self.images) and not self.images[0]["image"]:
+            raise ValueError(
+                f"{d.images} in {d.data_dir} was built without images, config.data.features is image: build them, or "
+                "set config.data.features=precomputed"
+            )
         self.num_landscape = sum(map(len, by_orientation[0]))
 
     def __len__(self) -> int:

@@ -20,12 +20,13 @@ def write_report(
     history: list[dict],
     maker: downstream.Maker,
     predict: Callable,
-    card: Callable[..., report.Card],
+    card: Callable[..., report.Card | None],
 ) -> Path:
     """Writes `directory`/index.html; `history` are the rows of metrics.jsonl.
 
     `predict(model, batch, config)` gives arrays [b, ...]; `card(record, picture, row)` makes a card of an example's
-    record, the fields `image` and `boxes` of its card, and its row of each of these arrays.
+    record, the fields `image` and `boxes` of its card, and its row of each of these arrays; None where nobody knows
+    what is right.
     """
     validation = [row for row in history if row["split"] == "val"]
     about = f"{config.total_steps:,} updates of {config.batch_size} examples of {config.data.texts}."
@@ -54,6 +55,8 @@ def _cards(model, config, maker, predict, card) -> list[report.Card]:
             width, height = batch.image_size[i].astype(int)
             picture = dict(image=batch.image[i, :height, :width], boxes=batch.boxes[i, : batch.region_mask[i].sum()])
             made = card(records[int(index)], picture, {name: array[i] for name, array in rows.items()})
+            if made is None:
+                continue
             (right if made.answers and made.answers[0].score > 0 else wrong).append(made)
     half = NUM_CARDS // 2
     some = _spread(wrong, max(half, NUM_CARDS - len(right)))

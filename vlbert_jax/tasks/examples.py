@@ -26,21 +26,19 @@ class ImageLayout:
     precomputed: bool
     image_scale: tuple[int, int]
     orientation: str  # of the canvas: landscape, portrait or square
-    flip_probability: float
     max_regions: int
     feature_size: int
     geometry_dtype: np.dtype | None  # None = the device computes it
 
     @staticmethod
-    def options(config, orientation: str, train: bool) -> dict:
-        """These fields for a run's config. Evaluation does not flip."""
+    def options(config, orientation: str) -> dict:
+        """These fields for a run's config."""
         d = config.data
         dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
         return dict(
             precomputed=is_precomputed(config),
             image_scale=tuple(d.image_scale),
             orientation=orientation,
-            flip_probability=d.flip_probability if train else 0.0,
             max_regions=d.max_regions,
             feature_size=config.model.feature_size,
             geometry_dtype=None if d.geometry_on_device else dtype,

@@ -30,6 +30,7 @@ SEQUENCE_FIELDS = (
 class Layout(ImageLayout):
     """What of a config shapes an example; see configs/ for units."""
 
+    flip_probability: float
     sequence_length: int
     num_classes: int
     mlm: bool
@@ -48,7 +49,8 @@ class Layout(ImageLayout):
         """The layout of a run's config."""
         d, losses = config.data, config.losses
         return cls(
-            **cls.options(config, orientation, train),
+            **cls.options(config, orientation),
+            flip_probability=d.flip_probability if train else 0.0,  # evaluation does not flip
             mask_words=d.mask_words if train else EVAL_MASKED,
             mask_regions=d.mask_regions if train else EVAL_MASKED,
             num_classes=config.model.num_region_classes,

@@ -144,7 +144,7 @@ class Layout(ImageLayout):
                 f"config.data.sequence_length {d.sequence_length} has no room for {d.max_regions} regions, the whole "
                 "image, [CLS], a word and [SEP]"
             )
-        options = cls.options(config, orientation, train)
+        options = cls.options(config, orientation)
         return cls(**options, kind=d[field], sequence_length=d.sequence_length)
 
 

@@ -265,13 +265,15 @@ def conclude(directory: Path, predictions: dict, config) -> dict[str, float]:
 def write_report(directory, model: VCRModel, config, history: list[dict]) -> None:
     """The run's page for people, `directory`/index.html."""
 
-    def card(record: dict, picture: dict, row: dict) -> Card:
+    def card(record: dict, picture: dict, row: dict) -> Card | None:
         names = object_names(record["objects"], first_name(record["annot_id"]))
         asked, choices, label = record["question"], record["answers"], int(record["answer_label"])
         question = readable(asked, names)
-        if config.subtask == "qa2r":
+        if config.subtask == "qa2r" and label >= 0:
             question += f" {readable(choices[label], names)}"
             choices, label = record["rationales"], int(record["rationale_label"])
+        if label < 0:
+            return None
         chances = probabilities(row["logits"][None])[0]
         ranked = np.argsort(-chances)
         answers = [Answer(readable(choices[i], names), float(chances[i]), float(i == label)) for i in ranked]

@@ -170,7 +170,7 @@ class Layout(ImageLayout):
                 f"{NUM_SPECIAL} special ones, {d.max_regions} regions and the whole image need {needed}"
             )
         return cls(
-            **cls.options(config, orientation, train),
+            **cls.options(config, orientation),
             subtask=config.subtask,
             sequence_length=d.sequence_length,
             text_length=d.text_length,

@@ -84,7 +84,10 @@ def answers_of(config) -> AnswerVocabulary:
     local = os.path.join(config.data.data_dir, config.data.answers)
     path = local if os.path.exists(local) else config.data.answers
     if not os.path.exists(path):
-        raise FileNotFoundError(f"no answer vocabulary at {local} (config.data.answers); building the corpus makes one")
+        raise FileNotFoundError(
+            f"no answer vocabulary at {local} (config.data.answers): build again with --answers=3129, or with "
+            "answers_vqa.txt in the download; tables that are there stay"
+        )
     answers = _load_answers(path)
     if len(answers) != config.model.num_answers:
         raise ValueError(
@@ -100,7 +103,14 @@ class Layout(ImageLayout):
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> "Layout":
-        return cls(**cls.options(config, orientation, train), sequence_length=config.data.sequence_length)
+        """Raises ValueError where a sequence has no room for a question."""
+        d = config.data
+        if d.sequence_length < d.max_regions + 6:
+            raise ValueError(
+                f"config.data.sequence_length {d.sequence_length} has no room for {d.max_regions} regions, the whole "
+                "image, [CLS], a word, [SEP], [MASK] and [SEP]"
+            )
+        return cls(**cls.options(config, orientation), sequence_length=d.sequence_length)
 
 
 def question_example(
@@ -138,7 +148,14 @@ def question_example(
 def _maker(config, orientation: str, train: bool):
     tokenizer, answers = tokenizer_of(config), answers_of(config)
     layout = Layout.of(config, orientation, train)
-    return lambda record, flip: question_example(record, flip, tokenizer, layout, answers)
+
+    def make(record: dict, flip: bool) -> Example:
+        if train and not record["answers"]:
+            what = f"question {record['question_id']} of {config.data.train_split}"
+            raise ValueError(f"{what} has no answers to learn from: see config.data.train_split")
+        return question_example(record, flip, tokenizer, layout, answers)
+
+    return make
 
 
 def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
@@ -176,6 +193,12 @@ def _logits(model: VQAModel, batch: Batch, config, key=None) -> Float[Array, "b 
     return model.answer_logits(states, batch.answer_positions, key_head)
 
 
+def _targets(batch: Batch, config) -> Array:
+    """Bool [b]: examples that count in the loss; with a softmax one of the answers has to be in the vocabulary."""
+    known = _known(batch)
+    return known & (batch.answer_targets.max(-1) > 0) if config.losses.answer == "softmax" else known
+
+
 def _losses(logits: Float[Array, "b answers"], batch: Batch, config) -> Float[Array, " b"]:
     """Summed over the vocabulary (official), or the cross-entropy of the best answer (paper)."""
     if config.losses.answer == "sigmoid":
@@ -191,20 +214,21 @@ def accuracy(logits: Float[Array, "b answers"], batch: Batch) -> Float[Array, " 
 
 
 def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
-    return {"answer": jnp.maximum(_known(batch).sum().astype(jnp.float32), 1.0)}
+    return {"answer": jnp.maximum(_targets(batch, config).sum().astype(jnp.float32), 1.0)}
 
 
 def loss_sums(model: VQAModel, batch: Batch, key, config, names):
     logits, known = _logits(model, batch, config, key), _known(batch)
     hits = counted(accuracy(logits, batch), known)
-    return {"answer": counted(_losses(logits, batch, config), known)[0]}, {"vqa_accuracy": hits}
+    losses = counted(_losses(logits, batch, config), _targets(batch, config))
+    return {"answer": losses[0]}, {"vqa_accuracy": hits}
 
 
 def score(model: VQAModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
     logits, known = _logits(model, batch, config), _known(batch)
     return dict(
         vqa_accuracy=counted(accuracy(logits, batch), known),
-        answer_loss=counted(_losses(logits, batch, config), known),
+        answer_loss=counted(_losses(logits, batch, config), _targets(batch, config)),
         text_cut=counted(batch.text_cut, batch.element_mask.any((1, 2))),
     )
 
