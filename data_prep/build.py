@@ -240,7 +240,6 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--corpus", default="", help="name it gets (default: DATASET_SPLITBY)")
     made.add_argument("--annotations", default="annotations/instances_train2014.json", help="all boxes, under source")
     made.add_argument("--proposals", default="", metavar="FILE", help="the detector's boxes, under source")
-    made.add_argument("--no_images", action="store_true", help="leave the images out")
     made.add_argument("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
 
     made = command("text", "documents as lines of text files")
@@ -287,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.name == "refcoco":
             corpus = args.corpus or f"{args.dataset}_{args.split_by}"
             which = corpus, args.data_dir, args.source, args.dataset, args.split_by, _listed(args.splits)
-            images = RefCOCOImages(*which, args.annotations, args.proposals, not args.no_images, args.num_threads)
+            images = RefCOCOImages(*which, args.annotations, args.proposals, num_threads=args.num_threads)
             builders = [images, RefCOCOExpressions(*which)]
         elif args.name == "conceptual_captions":
             if args.no_images and not args.features:

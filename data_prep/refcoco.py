@@ -23,7 +23,7 @@ the expressions; its record number is the `image_number` of an expression:
 
     index        int64     the record's number
     image_id     bytes     COCO's number
-    image        bytes     the JPEG, RGB; empty with --no_images
+    image        bytes     the JPEG, RGB
     image_size   int32 2   width, height
     boxes        float32 n 4   x1 y1 x2 y2 (x, y, x + width, y + height): all annotations in file order, crowds too
     ann_ids      int64 n   their numbers
@@ -73,14 +73,13 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
         splits: tuple[str, ...] = (),
         annotations: str = "annotations/instances_train2014.json",
         proposals: str = "",
-        images: bool = True,
         num_threads: int = 4,
     ):
         self.download = Download(source, dataset, split_by, splits)
         self.annotations, self.proposals = annotations, proposals
-        self.images, self.num_threads = images, num_threads
+        self.num_threads = num_threads
         self.archive = ArchiveFolder(self.download.root)
-        options = self.download.options | dict(annotations=annotations, proposals=proposals, images=images)
+        options = self.download.options | dict(annotations=annotations, proposals=proposals)
         super().__init__(corpus, data_dir, str(source), options)
 
     def _info(self):
@@ -98,7 +97,7 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features), disable_shuffling=True)
 
     def records(self) -> Iterator[tuple[str, dict]]:
-        if self.images and not any((self.download.root / name).exists() for name in ("train2014", "train2014.zip")):
+        if not any((self.download.root / name).exists() for name in ("train2014", "train2014.zip")):
             raise SourceError(f"{self.download.root}: neither train2014 nor train2014.zip, COCO's images, is there")
         self.download.reference_boxes()  # the other table needs them: what does not fit is found before images are read
         sizes, of_image = self.download.sizes, self._annotations()
@@ -168,8 +167,6 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
 
     def _image(self, image_id: int) -> tuple[int, tuple[bytes, str]]:
         """(number, (JPEG, what was repaired)). Raises SourceError."""
-        if not self.images:
-            return image_id, (b"", "")
         path, root = self._image_path(image_id), self.download.root
         inside = "" if (root / "train2014").is_dir() else "train2014.zip@/"
         try:

@@ -371,11 +371,8 @@ def test_a_sound_download_and_what_is_kept_of_a_dubious_one(tmp_path):
     assert problem["reason"] == "sent_id 0 has no word"
 
 
-def test_without_images_and_unknown_splits_of_a_dataset(tmp_path, capsys):
-    files = sound()
-    write(tmp_path / "coco", {name: content for name, content in files.items() if "train2014/" not in name})
-    assert build_command(tmp_path, "--no_images", "--corpus=bare") == 0
-    assert all(record["image"] == b"" for record in read_all(tmp_path / "data/refcoco_images/bare/1.0.0", "images"))
+def test_unknown_splits_of_a_dataset(tmp_path, capsys):
+    write(tmp_path / "coco", sound())
     assert build_command(tmp_path, "--split_by=umd") == 1
     assert "there is no refcoco+ split by umd; there are: refcoco+ by unc," in capsys.readouterr().err
 

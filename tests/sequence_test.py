@@ -84,6 +84,10 @@ def test_a_vocabulary_of_another_size_is_an_error(vocab):
         sequence.load_tokenizer("nowhere/vocab.txt", 14)
 
 
+def test_a_folder_with_a_vocabulary_is_as_good(vocab):
+    assert sequence.load_tokenizer(str(vocab.parent), len(PIECES)).words("red balls") == [[7], [8, 9]]
+
+
 # --- Layout -------------------------------------------------------------------------------------------------
 
 

@@ -283,6 +283,10 @@ def test_evaluate_run_scores_the_newest_checkpoint(whole, tmp_path):
     assert json.loads((workdir / "scores.json").read_text()) == scores
     with pytest.raises(FileNotFoundError, match="nothing to evaluate"):
         train.evaluate_run(config, toy_task, tmp_path, two_devices())
+    config = config.copy_and_resolve_references()
+    config.init.checkpoint = "another"
+    with pytest.raises(ValueError, match="which is to be evaluated: the run in .*, or config.init.checkpoint"):
+        train.evaluate_run(config, toy_task, workdir, two_devices())
 
 
 def test_order_of_restoring(tmp_path, monkeypatch):

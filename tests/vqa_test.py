@@ -12,12 +12,13 @@ from golden_data_case import load_tokenizer
 
 from configs import pretrain as pretrain_recipes
 from configs import vqa as recipes
-from data_prep.build import build_scene_tasks
+from data_prep.build import build_scene_tasks, run_vqa
 from vlbert_jax import export, names, sequence, sharding, train, vqa_accuracy
 from vlbert_jax.batch import END, IMG, Batch
 from vlbert_jax.tasks import downstream, pretrain, vqa
 
 FEATURES = 12
+VOCABULARY = "scenes_downstream/vocab.txt"
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,8 @@ def test_losses_and_score_on_known_logits(data_dir, monkeypatch):
     assert vqa.loss_counts(batch, config, ("answer",))["answer"] == 2
     np.testing.assert_allclose(metrics["vqa_accuracy"], (0.9, 2), rtol=1e-6)
     config.losses.answer = "softmax"
+    none = batch.replace(answer_targets=batch.answer_targets * jnp.array([[1], [0], [1]]))  # one of no known answer
+    assert vqa.loss_counts(none, config, ("answer",))["answer"] == 1
     sums, _ = vqa.loss_sums(model, batch, None, config, ("answer",))
     np.testing.assert_allclose(sums["answer"], -jax.nn.log_softmax(logits)[[0, 1], [0, 0]].sum(), rtol=1e-5)
     config.losses.answer = "other"
@@ -292,6 +295,22 @@ def test_wrong_answer_vocabularies(small_run, tmp_path):
     config.data.answers, config.model.num_answers = "nowhere.txt", 36
     with pytest.raises(FileNotFoundError, match="no answer vocabulary at .*nowhere.txt"):
         run(config, tmp_path / "other", "evaluate")
+
+
+def test_tables_without_what_is_to_be_learned_from(data_dir, tmp_path):
+    config = shrunk("base", data_dir, **{"data.train_split": "test"})
+    with pytest.raises(ValueError, match="of test has no answers to learn from: see config.data.train_split"):
+        next(vqa.train_batches(config, 0, 0, 1))
+    run_vqa(data_dir / "scenes_downstream/coco", tmp_path, "scenes", features=True)
+    config = shrunk("demo", data_dir, **{"data.data_dir": str(tmp_path), "data.vocab": str(data_dir / VOCABULARY)})
+    with pytest.raises(ValueError, match="was built without images, config.data.features is image"):
+        next(vqa.train_batches(config, 0, 0, 1))
+
+
+def test_a_sequence_has_room_for_a_question(data_dir):
+    config = shrunk("base", data_dir, **{"data.max_regions": 26})
+    with pytest.raises(ValueError, match="sequence_length 31 has no room for 26 regions"):
+        next(vqa.eval_batches(config, 0, 1)["questions"])
 
 
 def test_splits_that_are_not_there(data_dir, tmp_path):
