@@ -292,7 +292,7 @@ def test_the_page_shows_questions_with_their_choices(finished, tmp_path):
     vcr.write_report(tmp_path, build(config), config, [dict(split="val", step=3, vcr_accuracy=0.5)])
     page = html.unescape((tmp_path / "index.html").read_text())
     record = downstream.Split(config, "val")[0]
-    names = record["objects"]  # no persons in this world
+    names = [f"{name} {region}" for region, name in enumerate(record["objects"], 1)]  # no persons in this world
     asked = (record["question"], record["answers"][record["answer_label"]])
     assert " ".join(readable(text, names) for text in asked) in page and "data:image/" in page
     assert all(readable(text, names) in page for text in record["rationales"])

@@ -266,14 +266,15 @@ def write_report(directory, model: VCRModel, config, history: list[dict]) -> Non
     """The run's page for people, `directory`/index.html."""
 
     def card(record: dict, picture: dict, row: dict) -> Card | None:
+        if record["answer_label"] < 0 or record["rationale_label"] < 0:
+            return None
         names = object_names(record["objects"], first_name(record["annot_id"]))
+        names = [f"{name} {region}" for region, name in enumerate(names, 1)]
         asked, choices, label = record["question"], record["answers"], int(record["answer_label"])
         question = readable(asked, names)
-        if config.subtask == "qa2r" and label >= 0:
+        if config.subtask == "qa2r":
             question += f" {readable(choices[label], names)}"
             choices, label = record["rationales"], int(record["rationale_label"])
-        if label < 0:
-            return None
         chances = probabilities(row["logits"][None])[0]
         ranked = np.argsort(-chances)
         answers = [Answer(readable(choices[i], names), float(chances[i]), float(i == label)) for i in ranked]
