@@ -73,6 +73,7 @@ def demo_qa2r() -> ml_collections.ConfigDict:
             --config.companion=workdirs/vcr_qa2r
     """
     config = demo_q2a()
+    config.total_steps = 600
     config.subtask = "qa2r"
     return config
 
