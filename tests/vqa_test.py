@@ -50,7 +50,7 @@ def shrunk(variant: str, data_dir, **fields):
 
 
 def example_of(data_dir, flip=False, room=31, **record):
-    config = shrunk("base", data_dir, **{"data.sequence_length": room})
+    config = shrunk("base", data_dir, **{"data.sequence_length": room, "data.max_regions": 2})
     record = dict(
         question="what is left ?",
         answers=["left"] * 2 + ["red"] * 8,
