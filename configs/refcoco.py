@@ -33,7 +33,7 @@ def demo() -> ml_collections.ConfigDict:
             --config.init.checkpoint=workdirs/demo
 
     Corpus: drawn on first use. Trained and scored as base_detected: among detections, of which one in twenty things has
-    none, so that no more than about 0.95 can be reached.
+    none, so that no more than about 0.95 can be reached. Reached in two minutes on two cores: 0.84; from scratch 0.68.
     """
     config = base_detected()
     common.shrink_to_demo(config)

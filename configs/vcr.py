@@ -39,6 +39,8 @@ def demo_q2a() -> ml_collections.ConfigDict:
         make demo
         python -m vlbert_jax.main --config=configs/vcr.py --workdir=workdirs/vcr_q2a \\
             --config.init.checkpoint=workdirs/demo
+
+    Reached in two minutes on two cores: 0.53; from scratch 0.25.
     """
     config = q2a_base()
     common.shrink_to_demo(config)

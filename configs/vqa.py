@@ -24,6 +24,8 @@ def demo() -> ml_collections.ConfigDict:
         make demo
         python -m vlbert_jax.main --config=configs/vqa.py --workdir=workdirs/vqa \\
             --config.init.checkpoint=workdirs/demo
+
+    Reached in two minutes on two cores: 0.62; from scratch 0.40, without the image 0.36.
     """
     config = base()
     common.shrink_to_demo(config)
