@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 _WRITE_EVERY = 256  # records; each call of the writer has its price
@@ -57,6 +58,22 @@ def quiet_tfds():
             yield
     finally:
         logger.setLevel(level)
+
+
+def image_features() -> dict[str, Any]:
+    """What every record with an image has: its number, its name, the encoded image, (width, height)."""
+    f = tfds.features
+    return dict(
+        index=f.Scalar(np.int64),
+        image_id=f.Text(),
+        image=f.Scalar(np.object_),  # bytes, so that nothing decodes them on the way
+        image_size=f.Tensor(shape=(2,), dtype=np.int32),
+    )
+
+
+def oriented(split: str, width: int, height: int) -> str:
+    """The part of a split that an image belongs to: a batch holds one orientation."""
+    return f"{split}_{'landscape' if width >= height else 'portrait'}"
 
 
 class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -53,7 +53,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.ordered_builder import OrderedBuilder, SourceError
+from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
 from data_prep.refer import Download, read_items
 from data_prep.region_captions import ArchiveFolder, bad_boxes, map_ahead, read_image
 
@@ -85,11 +85,7 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
     def _info(self):
         f = tfds.features
         boxes = f.Tensor(shape=(None, 4), dtype=np.float32, encoding="bytes")
-        features = dict(
-            index=f.Scalar(np.int64),
-            image_id=f.Text(),
-            image=f.Scalar(np.object_),  # bytes, so that nothing decodes them on the way
-            image_size=f.Tensor(shape=(2,), dtype=np.int32),
+        features = image_features() | dict(
             boxes=boxes,
             ann_ids=f.Tensor(shape=(None,), dtype=np.int64, encoding="bytes"),
             proposals=boxes,
@@ -219,7 +215,7 @@ class RefCOCOExpressions(OrderedBuilder, skip_registration=True):
             for sent_id, expression in reference.sentences:
                 if not expression.strip():
                     self.manifest.note("kept", self.download.refs.name, count[split], f"sent_id {sent_id} has no word")
-                yield f"{split}_{'landscape' if width >= height else 'portrait'}", dict(
+                yield oriented(split, width, height), dict(
                     index=count[split], ref_id=reference.ref_id, sent_id=sent_id, ann_id=reference.ann_id,
                     image_number=image_ids[reference.image_id], box=np.array(boxes[reference.ref_id]),
                     expression=expression,

@@ -51,7 +51,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.ordered_builder import OrderedBuilder, SourceError
+from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
 
 SUM_TOLERANCE = 0.1  # class scores further from 1 are no target (official rule)
 
@@ -205,11 +205,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
     def _info(self):
         f = tfds.features
         feature_shape = (None, None) if self.features else (0, 0)  # (None, None) cannot be read back if empty
-        features = dict(
-            index=f.Scalar(np.int64),
-            image_id=f.Text(),
-            image=f.Scalar(np.object_),  # bytes, so that nothing decodes them on the way
-            image_size=f.Tensor(shape=(2,), dtype=np.int32),
+        features = image_features() | dict(
             caption=f.Sequence(f.Text()),
             boxes=f.Tensor(shape=(None, 4), dtype=np.float32, encoding="bytes"),
             class_scores=f.Tensor(shape=(None, None), dtype=self.dtype, encoding="bytes"),
@@ -234,7 +230,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
                         self.manifest.note(*note)
                     if record:
                         width, height = record["image_size"]
-                        yield f"{split}_{'landscape' if width >= height else 'portrait'}", record
+                        yield oriented(split, width, height), record
         self.root.close()
 
     def _check_archives(self, index: pathlib.Path) -> None:

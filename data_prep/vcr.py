@@ -51,7 +51,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.ordered_builder import OrderedBuilder, SourceError
+from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
 from data_prep.region_captions import ArchiveFolder, map_ahead, read_image
 
 SPLITS = ("train", "val", "test")
@@ -273,11 +273,7 @@ class VCRImages(OrderedBuilder, skip_registration=True):
 
     def _info(self):
         f = tfds.features
-        features = dict(
-            index=f.Scalar(np.int64),
-            image_id=f.Text(),
-            image=f.Scalar(np.object_),  # bytes, so that nothing decodes them on the way
-            image_size=f.Tensor(shape=(2,), dtype=np.int32),
+        features = image_features() | dict(
             boxes=f.Tensor(shape=(None, 4), dtype=np.float64, encoding="bytes"),
             objects=f.Sequence(f.Text()),
             classes=f.Tensor(shape=(None,), dtype=np.int64, encoding="bytes"),
@@ -374,4 +370,4 @@ class VCRQuestions(OrderedBuilder, skip_registration=True):
                 rationales=[json.dumps(text) for text in item["rationale_choices"]],
                 **{name: -1 if item.get(name) is None else item[name] for name in LABELS},
             )
-            yield f"{split}_{'landscape' if width >= height else 'portrait'}", record
+            yield oriented(split, width, height), record

@@ -65,7 +65,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.ordered_builder import OrderedBuilder, SourceError
+from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
 from data_prep.region_captions import ArchiveFolder, Unusable, map_ahead, read_image
 from data_prep.vqa_regions import RegionFiles, RegionTable, decode_regions, prefix_of
 
@@ -249,11 +249,7 @@ class VQAImages(OrderedBuilder, skip_registration=True):
     def _info(self):
         f = tfds.features
         feature_shape = (None, None) if self.features else (0, 0)  # (None, None) cannot be read back if empty
-        features = dict(
-            index=f.Scalar(np.int64),
-            image_id=f.Text(),
-            image=f.Scalar(np.object_),  # bytes, so that nothing decodes them on the way
-            image_size=f.Tensor(shape=(2,), dtype=np.int32),
+        features = image_features() | dict(
             boxes=f.Tensor(shape=(None, 4), dtype=np.float32, encoding="bytes"),
             features=f.Tensor(shape=feature_shape, dtype=np.float32, encoding="bytes"),
             image_feature=f.Tensor(shape=(None,), dtype=np.float32, encoding="bytes"),
@@ -352,7 +348,7 @@ class VQAQuestions(OrderedBuilder, skip_registration=True):
                         f"in {split}; remove it and build again"
                     )
                 _, width, height = sizes[number]
-                yield f"{split}_{'landscape' if width >= height else 'portrait'}", dict(
+                yield oriented(split, width, height), dict(
                     index=index, question_id=question.question_id, image_number=number, question=question.text,
                     answers=list(question.answers), answer_type=question.answer_type,
                 )

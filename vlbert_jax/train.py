@@ -54,7 +54,6 @@ def create_state(
     The function is compiled with the shardings of its output: nothing is ever whole on one device.
     """
 
-
     def create() -> tuple[nnx.GraphDef, TrainState]:
         model = task.build_model(config, nnx.Rngs(jax.random.key(config.seed, impl="threefry2x32")))
         graphdef, params, constants = split_model(model, task, config)

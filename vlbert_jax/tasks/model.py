@@ -55,6 +55,13 @@ class VisualLinguisticModel(nnx.Module):
         )
 
 
+    def states(self, batch: Batch, key_project=None, key_encode=None, blind: bool = False) -> Float[Array, "b n s d"]:
+        """From the batch to the states of its elements; `blind` leaves the image out."""
+        if blind:
+            return self.encode(without_image(batch, self.vlbert.vocab_size), None, key_encode)
+        return self.encode(batch, self.region_states(batch, self.appearance(batch), key_project), key_encode)
+
+
 class PredictionHead(nnx.Module):
     """Hidden layer, GELU and, where asked for, a norm; then the classes."""
 
@@ -118,6 +125,11 @@ def model_options(config) -> tuple[EncoderConfig, dict]:
         **head,
     )
     return EncoderConfig(**model.encoder, dtype=dtype), fast_rcnn
+
+
+def is_idle(path: tuple, config, names: tuple[str, ...]) -> bool:
+    """Fine-tuning has no phases: every update changes all that is trained."""
+    return False
 
 
 def is_frozen(path: tuple, config) -> bool:

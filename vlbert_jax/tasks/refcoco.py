@@ -32,12 +32,13 @@ from vlbert_jax.tasks.model import (
     VisualLinguisticModel,
     at,
     is_frozen,
+    is_idle,
     model_options,
     without_words,
     xavier,
 )
 
-__all__ = ["is_frozen"]  # a part of the task protocol that lives elsewhere
+__all__ = ["is_frozen", "is_idle"]  # parts of the task protocol that live elsewhere
 
 KINDS = ("gt", "detected", "both")  # of regions to choose from
 POSITIVE = 0.5  # of a target, more of it than this is in common with what is meant; of a hit, no less
@@ -65,10 +66,6 @@ def prepare(model: RefCOCOModel, config, filled: set[tuple]) -> None:
     """The layer that scores a region starts as the official one does."""
     if ("region_head", "classes", "kernel") not in filled:
         xavier(model.region_head.classes.kernel, config.seed)
-
-
-def is_idle(path: tuple, config, names: tuple[str, ...]) -> bool:
-    return False
 
 
 # --- Boxes ----------------------------------------------------------------------------------------------------------

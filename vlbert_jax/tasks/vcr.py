@@ -30,6 +30,7 @@ from vlbert_jax.tasks.model import (
     VisualLinguisticModel,
     at,
     is_frozen,
+    is_idle,
     model_options,
     without_image,
     xavier,
@@ -37,7 +38,7 @@ from vlbert_jax.tasks.model import (
 from vlbert_jax.tasks.vcr_examples import SUBTASKS, Layout, choice_example, first_name, object_names, readable
 
 log = logging.getLogger(__name__)
-__all__ = ["is_frozen"]  # a part of the task protocol that lives elsewhere
+__all__ = ["is_frozen", "is_idle"]  # parts of the task protocol that live elsewhere
 
 
 class VCRModel(VisualLinguisticModel):
@@ -73,10 +74,6 @@ def prepare(model: VCRModel, config, filled: set[tuple]) -> None:
         xavier(model.choice_head.kernel, config.seed)
     if ("vlbert", "pooler", "kernel") not in filled and filled:
         log.warning("the layer behind [CLS] is new: pre-training has none, officially it is BERT's (config.init.bert)")
-
-
-def is_idle(path: tuple, config, names: tuple[str, ...]) -> bool:
-    return False
 
 
 # --- Examples -------------------------------------------------------------------------------------------------------
@@ -121,9 +118,7 @@ def _objects(batch: Batch) -> Bool[Array, "b n r"]:
 
 def _states(model: VCRModel, batch: Batch, config, key=None) -> Float[Array, "b n s d"]:
     key_project, key_encode = keys(key, 2)
-    if config.blind:
-        return model.encode(without_image(batch, config.model.encoder.vocab_size), None, key_encode)
-    return model.encode(batch, model.region_states(batch, model.appearance(batch), key_project), key_encode)
+    return model.states(batch, key_project, key_encode, config.blind)
 
 
 def _choice_losses(logits: Float[Array, "b n"], batch: Batch, config) -> Float[Array, " b"]:

@@ -27,12 +27,12 @@ from vlbert_jax.tasks.model import (
     VisualLinguisticModel,
     at,
     is_frozen,
+    is_idle,
     model_options,
-    without_image,
 )
 from vlbert_jax.vqa_accuracy import AnswerVocabulary
 
-__all__ = ["is_frozen"]  # a part of the task protocol that lives elsewhere
+__all__ = ["is_frozen", "is_idle"]  # parts of the task protocol that live elsewhere
 
 TOP = 5  # answers of a prediction
 
@@ -67,10 +67,6 @@ def prepare(model: VQAModel, config, filled: set[tuple]) -> None:
     means = jax.ops.segment_sum(words, owner, len(pieces)) / np.maximum([[len(ids)] for ids in pieces], 1)
     model.answer_head.classes.kernel.set_value(means.T)
     model.answer_head.classes.bias.set_value(jnp.zeros(len(pieces)))
-
-
-def is_idle(path: tuple, config, names: tuple[str, ...]) -> bool:
-    return False
 
 
 # --- Examples -------------------------------------------------------------------------------------------------------
@@ -184,12 +180,7 @@ def _known(batch: Batch) -> Array:
 
 def _logits(model: VQAModel, batch: Batch, config, key=None) -> Float[Array, "b answers"]:
     key_project, key_encode, key_head = keys(key, 3)
-    region_states = None
-    if config.blind:
-        batch = without_image(batch, config.model.encoder.vocab_size)
-    else:
-        region_states = model.region_states(batch, model.appearance(batch), key_project)
-    states = model.encode(batch, region_states, key_encode)
+    states = model.states(batch, key_project, key_encode, config.blind)
     return model.answer_logits(states, batch.answer_positions, key_head)
 
 
