@@ -213,8 +213,6 @@ def test_a_disk_that_is_really_full(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "vlbert_jax/" not in done.stderr, done.stderr  # no traceback of ours; Orbax's threads may show one
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0].startswith("error: no space left on device while saving to "), (
-        errors
-    )
+    # Not at the start of a line: what one of Orbax's threads was writing may stand before it.
+    assert done.stderr.count("error: no space left on device while saving to ") == 1, done.stderr
     assert '"step": ' in done.stdout and '"step": 0' not in done.stdout

@@ -30,10 +30,10 @@ class ConvNorm(nnx.Module):
         deviation = math.sqrt(2 / (size * size * inputs))
         kernel = jax.random.normal(rngs.params(), (size, size, inputs, outputs)) * deviation
         self.kernel = nnx.Param(kernel, axes=(None, None, "conv_in", "conv_out"))
-        self.gain = nnx.Param(jnp.full(outputs, gain), axes=("conv_out",))
+        self.gain = nnx.Param(jnp.full(outputs, gain, jnp.float32), axes=("conv_out",))
         self.offset = nnx.Param(jnp.zeros(outputs), axes=("conv_out",))
         self.mean = nnx.BatchStat(jnp.zeros(outputs), axes=("conv_out",))
-        self.variance = nnx.BatchStat(jnp.full(outputs, variance), axes=("conv_out",))
+        self.variance = nnx.BatchStat(jnp.full(outputs, variance, jnp.float32), axes=("conv_out",))
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
         scale = self.gain[...] * jax.lax.rsqrt(self.variance[...] + BATCH_NORM_EPSILON)
