@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest $(PYTEST_FLAGS)
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_FLAGS)
 
 # A name on the PATH can be a stub that fails, so each is run. ensurepip: Debian packs it apart, as python3-venv.
 $(VENV)/bin/python:

@@ -305,9 +305,8 @@ def test_the_command_from_data_to_report(data_dir, tmp_path):
         flags += [f"--config.{section}.{name}={values[name]}" for name in names]
     flags += ["--config.opening.steps=1", "--config.losses.region_fixed_until=0"]
     command = [sys.executable, "-m", "vlbert_jax.main", "--config=configs/pretrain.py", f"--workdir={tmp_path}", *flags]
-    # One device: the batch is small. What the first command compiles, the second finds.
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    environment["XLA_FLAGS"] = environment["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
+    one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")  # the batch is small
+    environment = os.environ | {"XLA_FLAGS": one_device}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
