@@ -12,6 +12,7 @@ from vlbert_jax.encoder import dropout
 from vlbert_jax.geometry import box_geometry
 from vlbert_jax.resnet import EXPANSION, Backbone, Stage
 from vlbert_jax.roi_align import roi_align
+from vlbert_jax.roi_pool import roi_pool
 
 PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # B, G, R
 GEOMETRY_SIZE = 2048
@@ -22,6 +23,10 @@ class FastRCNN(nnx.Module):
 
     With `backbone=None` appearance comes precomputed with `feature_size` columns. `hidden_vector` adds the learned
     appearance that stands in for hidden regions where their pixels are not blanked.
+
+    Three switches make its operations those of the detector whose weights it starts from, which the official code does
+    not: `caffe_max_pool` in `backbone`, `roi_operation="pool"`, and `mask_padding`, which gives each image the map it
+    would have alone.
     """
 
     def __init__(
@@ -34,7 +39,9 @@ class FastRCNN(nnx.Module):
         frozen_c5: bool = False,
         roi_size: int = 14,
         roi_samples: int = 1,
+        roi_operation: str = "align",
         roi_chunk: int = 16,
+        mask_padding: bool = False,
         remat: bool = False,
         hidden_vector: bool = False,
         dropout_rate: float = 0.1,
@@ -43,7 +50,10 @@ class FastRCNN(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if roi_operation not in ("align", "pool"):
+            raise ValueError(f"roi_operation is {roi_operation!r}, neither 'align' nor 'pool'")
         self.roi_size, self.roi_samples, self.roi_chunk = roi_size, roi_samples, roi_chunk
+        self.roi_operation, self.mask_padding = roi_operation, mask_padding
         self.remat, self.frozen_c5, self.dropout_rate, self.dtype = remat, frozen_c5, dropout_rate, dtype
         if backbone is None:
             self.backbone = self.c5 = None
@@ -93,29 +103,36 @@ class FastRCNN(nnx.Module):
         boxes: Float[Array, "b r 4"],
         region_mask: Bool[Array, "b r"],
         region_shapes: Float[Array, "b r p p"] | None = None,
+        image_size: Float[Array, "b 2"] | None = None,
     ) -> Float[Array, "b r g"]:
-        """Pooled C5 features of real regions; zeros elsewhere. `region_shapes` multiply the C5 map (VCR masks)."""
-        pool = functools.partial(_pool_regions, nnx.graphdef(self.c5), self._roi_options())
-        arguments = (nnx.state(self.c5), self.backbone(pixels), boxes, region_mask, region_shapes)
+        """Pooled C5 features of real regions; zeros elsewhere. `region_shapes` multiply the C5 map (VCR masks).
+
+        `image_size` (width, height) is where the padding begins, for `mask_padding`.
+        """
+        image_size = image_size.astype(jnp.int32) if self.mask_padding else None
+        cells = self.backbone.cells(image_size) if self.mask_padding else None
+        pool = functools.partial(pool_regions, nnx.graphdef(self.c5), self._roi_options())
+        arguments = (nnx.state(self.c5), self.backbone(pixels, image_size), cells, boxes, region_mask, region_shapes)
         mesh = jax.sharding.get_abstract_mesh()
         batch_axes = tuple(name for name in ("data", "fsdp") if mesh.shape.get(name, 1) > 1)
         if batch_axes:
             # Every device packs its own regions: left to the partitioner, sorting them would cross devices.
             from_batch = jax.P(batch_axes)
-            specs = (jax.P(), from_batch, from_batch, from_batch, from_batch)
+            specs = (jax.P(), *[from_batch] * 5)
             pool = jax.shard_map(
                 pool, in_specs=specs, out_specs=from_batch, axis_names=set(batch_axes), check_vma=False
             )
         return pool(*arguments)
 
     def _roi_options(self):
-        return (
-            self.roi_size,
-            self.roi_samples,
-            1 / self.backbone.stride,
-            self.roi_chunk,
-            self.remat,
-            self.frozen_c5,
+        return dict(
+            operation=self.roi_operation,
+            size=self.roi_size,
+            samples=self.roi_samples,
+            scale=1 / self.backbone.stride,
+            chunk=self.roi_chunk,
+            remat=self.remat,
+            frozen=self.frozen_c5,
         )
 
     def project(
@@ -142,9 +159,14 @@ class FastRCNN(nnx.Module):
         return jnp.where(region_mask[..., None], states, 0)
 
 
-def _pool_regions(graphdef, options, c5_state, feature_map, boxes, region_mask, region_shapes):
-    """RoIAlign and C5, `chunk` regions at a time, real ones packed to the front; chunks of padding are skipped."""
-    size, samples, scale, chunk, remat, frozen = options
+def pool_regions(
+    graphdef, options: dict, c5_state, feature_map, cells, boxes, region_mask, region_shapes
+) -> Float[Array, "b r g"]:
+    """RoIAlign or RoIPool and C5, some regions at a time, real ones packed to the front; chunks of padding are skipped.
+
+    `options` are as in `FastRCNN._roi_options`; `cells` (rows, columns) are the map's ends, None = its shape.
+    """
+    size, chunk = (options["size"], options["size"]), options["chunk"]
     c5 = nnx.merge(graphdef, c5_state)
     b, r = region_mask.shape
     total = b * r
@@ -156,14 +178,19 @@ def _pool_regions(graphdef, options, c5_state, feature_map, boxes, region_mask, 
     flat_boxes, flat_mask = boxes.reshape(total, 4), region_mask.reshape(total)
     flat_shapes = None if region_shapes is None else region_shapes.reshape(total, *region_shapes.shape[2:])
 
+    if options["operation"] == "pool":
+        pool = roi_pool(feature_map, size, options["scale"], cells, inside=True)
+    else:
+        align = dict(size=size, samples=options["samples"], scale=options["scale"], cells=cells)
+        pool = functools.partial(roi_align, feature_map, **align)
+
     def head(index):
-        x = roi_align(feature_map, flat_boxes[index], index // r, (size, size), samples, scale)
-        x = c5(x)
+        x = c5(pool(flat_boxes[index], index // r))
         if flat_shapes is not None:
             x = x * flat_shapes[index][..., None].astype(x.dtype)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
-    if remat:
+    if options["remat"]:
         head = jax.checkpoint(head)
 
     def pool_chunk(_, index):
@@ -175,7 +202,7 @@ def _pool_regions(graphdef, options, c5_state, feature_map, boxes, region_mask, 
 
     _, pooled = jax.lax.scan(pool_chunk, None, order.reshape(-1, chunk))
     pooled = pooled.reshape(-1, pooled.shape[-1])[place].reshape(b, r, -1)
-    pooled = jax.lax.stop_gradient(pooled) if frozen else pooled
+    pooled = jax.lax.stop_gradient(pooled) if options["frozen"] else pooled
     return jnp.where(region_mask[..., None], pooled, 0)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 EXPANSION = 4  # a bottleneck puts out this many times its width
 BATCH_NORM_EPSILON = 1e-5
@@ -92,9 +92,14 @@ class Bottleneck(nnx.Module):
         project = stride != 1 or inputs != outputs
         self.shortcut = ConvNorm(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs) if project else None
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
+    def __call__(
+        self, x: Float[Array, "b h w i"], cells: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, "b p q o"]:
+        """`cells` (rows, columns) of x are of the image, the rest is padding that the 3x3 sees as zeros."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
         x = jax.nn.relu(self.conv1(x))
+        if cells is not None:
+            x = zero_beyond(x, -(-cells // self.conv1.stride))
         x = jax.nn.relu(self.conv2(x))
         return jax.nn.relu(self.conv3(x) + shortcut)
 
@@ -103,6 +108,7 @@ class Stage(nnx.Module):
     """Bottlenecks of one width; the first has the stride and, where shapes change, a projected shortcut."""
 
     def __init__(self, inputs: int, width: int, blocks: int, *, stride=1, dilation=1, stride_in_1x1, dtype, rngs):
+        self.stride = stride
         self.blocks = nnx.List([])
         for i in range(blocks):
             self.blocks.append(
@@ -117,18 +123,31 @@ class Stage(nnx.Module):
                 )
             )
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
-        for block in self.blocks:
-            x = block(x)
+    def __call__(
+        self, x: Float[Array, "b h w i"], cells: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, "b p q o"]:
+        for i, block in enumerate(self.blocks):
+            x = block(x, cells)
+            if cells is not None and i == 0:
+                cells = -(-cells // self.stride)
         return x
 
 
-def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
-    """3x3, stride 2, padded by one (torchvision; the Caffe detector pads differently).
+def zero_beyond(x: Float[Array, "b h w c"], cells: Int[Array, "b 2"]) -> Float[Array, "b h w c"]:
+    """Zeros outside the first (rows, columns) of each map."""
+    rows = jnp.arange(x.shape[1])[None] < cells[:, :1]
+    columns = jnp.arange(x.shape[2])[None] < cells[:, 1:]
+    return jnp.where((rows[:, :, None] & columns[:, None])[..., None], x, 0)
+
+
+def max_pool(x: Float[Array, "b h w c"], caffe: bool = False) -> Float[Array, "b p q c"]:
+    """3x3, stride 2, padded by one (torchvision), or by none, with a last window that may overhang (Caffe).
 
     As maxima of slices, rows then columns: XLA's CPU backend scatters the gradient of a window ten times slower.
     """
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    before, after = (0, 1) if caffe else (1, 1)
+    pad = [(0, 0), (before, after), (before, after), (0, 0)]
+    x = jnp.pad(x, pad, constant_values=-jnp.inf)
     for axis in (1, 2):
         last = x.shape[axis] - 3  # the last window starts here or one before
         taps = [jax.lax.slice_in_dim(x, i, last + i + 1, 2, axis) for i in range(3)]
@@ -137,7 +156,10 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
 
 
 class Backbone(nnx.Module):
-    """Stem and stages C2 to C4: an image to a feature map, stride 16 with the default strides."""
+    """Stem and stages C2 to C4: an image to a feature map, stride 16 with the default strides.
+
+    `caffe_max_pool` is the detector's pooling behind the stem: the map begins and may end elsewhere.
+    """
 
     def __init__(
         self,
@@ -148,9 +170,11 @@ class Backbone(nnx.Module):
         strides: tuple[int, ...],
         stride_in_1x1: bool,
         frozen_stages: tuple[int, ...],
+        caffe_max_pool: bool = False,
         dtype,
         rngs: nnx.Rngs,
     ):
+        self.caffe_max_pool = caffe_max_pool
         self.frozen_stages = tuple(frozen_stages)
         self.stem = ConvNorm(3, stem_width, 7, stride=2, variance=PIXEL_VARIANCE, dtype=dtype, rngs=rngs)
         self.stages = nnx.List([])
@@ -163,12 +187,37 @@ class Backbone(nnx.Module):
         self.stride = 4 * math.prod(strides)  # pixels per cell
         self.outputs = inputs
 
-    def __call__(self, pixels: Float[Array, "b y x 3"]) -> Float[Array, "b h w c"]:
-        """`pixels` are BGR minus the channel means."""
-        x = self._freeze(max_pool(jax.nn.relu(self.stem(pixels))), stage=1)
+    def __call__(
+        self, pixels: Float[Array, "b y x 3"], image_size: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, "b h w c"]:
+        """`pixels` are BGR minus the channel means.
+
+        With `image_size` (width, height) each image's part of the map is what the image alone would give, whatever it
+        is padded to: every convolution sees zeros beyond it. Without, as officially, padding becomes what it may.
+        """
+        x, cells = jax.nn.relu(self.stem(pixels)), None
+        if image_size is not None:
+            cells = self._stem_cells(image_size)
+            x = zero_beyond(x, cells)
+            cells = self._pooled(cells)
+        x = self._freeze(max_pool(x, self.caffe_max_pool), stage=1)
         for number, stage in enumerate(self.stages, start=2):
-            x = self._freeze(stage(x), stage=number)
+            x = self._freeze(stage(x, cells), stage=number)
+            cells = None if cells is None else -(-cells // stage.stride)
         return x
+
+    def cells(self, image_size: Int[Array, "b 2"]) -> Int[Array, "b 2"]:
+        """(rows, columns) of the map that belong to images of (width, height) pixels."""
+        cells = self._pooled(self._stem_cells(image_size))
+        for stage in self.stages:
+            cells = -(-cells // stage.stride)
+        return cells
+
+    def _stem_cells(self, image_size):
+        return -(-image_size[:, ::-1] // 2)
+
+    def _pooled(self, cells):
+        return cells // 2 if self.caffe_max_pool else -(-cells // 2)
 
     def _freeze(self, x, stage: int):
         # Frozen stages come first; cutting behind each leaves nothing of them in the backward pass.

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from PIL import Image
 
+from vlbert_jax.fast_rcnn import PIXEL_MEANS
+
 # Grain's threads already use every core.
 cv2.setNumThreads(0)
 
@@ -93,6 +95,45 @@ def place_image(
         else:
             pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
     corner[...] = cv2.flip(pixels, 1) if flip else pixels
+    return out
+
+
+def caffe_scale(size: tuple[int, int], scale: tuple[int, int]) -> float:
+    """How much larger the detector sees an image of `size` = (width, height) pixels (`_get_image_blob`).
+
+    The short side becomes `scale[0]`, less where the long side, rounded, would pass `scale[1]`.
+    """
+    factor = scale[0] / min(size)
+    return scale[1] / max(size) if np.round(factor * max(size)) > scale[1] else factor
+
+
+def caffe_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """(width, height) of an image of `size` for the detector: sides rounded, half to even as OpenCV does.
+
+    A side is at least 3 pixels, or nothing of it would be left behind the stem: of narrower images, on which the
+    original fails, the rest is padding.
+    """
+    return tuple(max(round(side * factor), 3) for side in size)
+
+
+def caffe_pixels(pixels: UInt8[np.ndarray, "y x 3"], factor: float) -> Float32[np.ndarray, "h w 3"]:
+    """RGB as the detector sees it: BGR, minus the channel means, then OpenCV's bilinear resize, not antialiased.
+
+    The step between samples is 1 / factor, not the ratio of the sides. Of size `caffe_size`.
+    """
+    height, width = pixels.shape[:2]
+    image = pixels[..., ::-1].astype(np.float32)
+    image -= np.array(PIXEL_MEANS, np.float32)
+    # A line of less than half a pixel is one row or column; OpenCV takes the factor only where it gives the size itself.
+    if min(round(width * factor), round(height * factor)) < 1:
+        image = cv2.resize(image, [max(round(side * factor), 1) for side in (width, height)])
+    else:
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    width, height = caffe_size((width, height), factor)
+    if image.shape[:2] == (height, width):
+        return image
+    out = np.zeros((height, width, 3), np.float32)
+    out[: image.shape[0], : image.shape[1]] = image
     return out
 
 
