@@ -15,11 +15,12 @@ def dotted(path: pathlib.Path) -> str:
 
 
 NAMES = {dotted(path): path for path in FILES}
-MODEL = {"geometry", "roi_align", "resnet", "fast_rcnn", "encoder", "vlbert"}
+MODEL = {"geometry", "roi_align", "roi_pool", "resnet", "fast_rcnn", "proposals", "faster_rcnn", "encoder", "vlbert"}
 MODEL = {f"vlbert_jax.{name}" for name in MODEL}
 TASKS = {name for name in NAMES if name.startswith("vlbert_jax.tasks")}
 SERVICES = {"report", "checkpoint", "optimizer", "data", "sequence", "transforms", "metrics"}
 SERVICES |= {"names", "weights", "caffe", "export", "warm_start", "vqa_accuracy"}
+SERVICES |= {"pictures", "detector", "detector_names"}
 # From top to bottom. A module may import from the rows below; tasks and services also from their own.
 ROWS = [
     {"vlbert_jax.main", "vlbert_jax.convert"},
@@ -27,8 +28,9 @@ ROWS = [
     {"vlbert_jax.evaluate"},
     TASKS,
     {f"vlbert_jax.{name}" for name in SERVICES | {"sharding"}},
-    {"vlbert_jax.vlbert", "vlbert_jax.fast_rcnn"},
-    {"vlbert_jax.encoder", "vlbert_jax.resnet", "vlbert_jax.roi_align", "vlbert_jax.geometry"},
+    {"vlbert_jax.vlbert", "vlbert_jax.faster_rcnn"},
+    {"vlbert_jax.fast_rcnn"},
+    {f"vlbert_jax.{name}" for name in ("encoder", "resnet", "roi_align", "roi_pool", "proposals", "geometry")},
     {"vlbert_jax.batch"},
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

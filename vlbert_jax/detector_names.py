@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from jaxtyping import Shaped
 
 from vlbert_jax.faster_rcnn import Sizes
 from vlbert_jax.names import NORM_LEAVES, Entry
@@ -167,18 +168,23 @@ def name_table(paths: list[tuple]) -> Iterator[Entry]:
             yield Entry(ANCHORS, path)
         elif module in MODULES:
             official, layout = MODULES[module]
-            yield Entry(f"{official}.{'bias' if leaf == 'bias' else 'weight'}", path, "same" if leaf == "bias" else layout)
+            bias = leaf == "bias"
+            yield Entry(f"{official}.{'bias' if bias else 'weight'}", path, "same" if bias else layout)
         else:
-            if module == "backbone/stem":
-                official = "backbone.stem.conv1"
+            official = "backbone.stem.conv1"
+            if found := BLOCK.fullmatch(module):
+                stage, block, part = found.groups()
+                room = "roi_heads.res5" if stage is None else f"backbone.res{int(stage) + 2}"
+                official = f"{room}.{block}.{part}"
+            if leaf == "kernel":
+                yield Entry(f"{official}.weight", path, "conv")
             else:
-                stage, block, part = BLOCK.fullmatch(module).groups()
-                official = f"roi_heads.res5.{block}.{part}" if stage is None else f"backbone.res{int(stage) + 2}.{block}.{part}"
-            norm = leaf != "kernel"
-            yield Entry(f"{official}.norm.{NORM_LEAVES[leaf]}" if norm else f"{official}.weight", path, "same" if norm else "conv")
+                yield Entry(f"{official}.norm.{NORM_LEAVES[leaf]}", path)
 
 
-def match(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple, tuple[int, ...]]) -> dict[tuple, np.ndarray]:
+def match(
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple, tuple[int, ...]]
+) -> dict[tuple, Shaped[np.ndarray, "..."]]:
     """Our arrays, as views of the tensors. Raises ValueError for what is lacking, of another shape or left over."""
     tensors = {ANCHORS: base_anchors(), **tensors}
     ours, lacking = {}, []

@@ -195,7 +195,9 @@ class FasterRCNN(nnx.Module):
         )
 
 
-def class_boxes(proposals: Proposals, image_size: Float[Array, "b 2"], scale: Float[Array, "b"]) -> Float[Array, "b r k"]:
+def class_boxes(
+    proposals: Proposals, image_size: Float[Array, "b 2"], scale: Float[Array, "b"]
+) -> Float[Array, "b r k"]:
     """Each region moved as each class would have it, pixels of the original image of `image_size` (width, height).
 
     The extraction of features leaves regions where they are (`generate_tsv`); this is for detection proper.

@@ -30,9 +30,7 @@ def base_anchors() -> Float32[np.ndarray, "a 4"]:
     return np.array(anchors, np.float32)
 
 
-def shifted_anchors(
-    anchors: Float[Array, "a 4"], height: int, width: int, stride: int
-) -> Float[Array, "n 4"]:
+def shifted_anchors(anchors: Float[Array, "a 4"], height: int, width: int, stride: int) -> Float[Array, "n 4"]:
     """Anchors of every cell of a map, flat in the order row, column, anchor."""
     x, y = jnp.meshgrid(jnp.arange(width) * stride, jnp.arange(height) * stride)
     shifts = jnp.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4).astype(anchors.dtype)
@@ -116,8 +114,8 @@ def class_confidence(
 ) -> Float[Array, "n"]:
     """The highest probability with which each box survives the suppression within a class; 0 where in none.
 
-    All classes at once over one matrix of overlaps: at step t every class looks at its t-th best box and, unless that is
-    gone, strikes out what overlaps it. A class's boxes are bits, 32 to a word.
+    All classes at once over one matrix of overlaps: at step t every class looks at its t-th best box and, unless that
+    is gone, strikes out what overlaps it. A class's boxes are bits, 32 to a word.
     """
     classes = probabilities.shape[1]
     words = -(-len(boxes) // 32)

@@ -124,8 +124,7 @@ def caffe_pixels(pixels: UInt8[np.ndarray, "y x 3"], factor: float) -> Float32[n
     height, width = pixels.shape[:2]
     image = pixels[..., ::-1].astype(np.float32)
     image -= np.array(PIXEL_MEANS, np.float32)
-    # A line of less than half a pixel is one row or column; OpenCV takes the factor only where it gives the size itself.
-    if min(round(width * factor), round(height * factor)) < 1:
+    if min(round(width * factor), round(height * factor)) < 1:  # a line, which OpenCV would make nothing of
         image = cv2.resize(image, [max(round(side * factor), 1) for side in (width, height)])
     else:
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)

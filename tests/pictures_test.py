@@ -1,0 +1,105 @@
+"""Images of every kind that people have become upright RGB, or a line that says why not."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlbert_jax.pictures import MOST_PIXELS, open_image
+
+COLOURS = np.zeros((24, 40, 3), np.uint8)
+COLOURS[:12, :20], COLOURS[:12, 20:] = (200, 30, 30), (30, 200, 30)
+COLOURS[12:, :20], COLOURS[12:, 20:] = (30, 30, 200), 90
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
+def test_kinds_without_loss(kind):
+    content = encoded(Image.fromarray(COLOURS), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(open_image(content), COLOURS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L", "YCbCr"])
+def test_modes_of_jpeg(mode):
+    pixels = open_image(encoded(Image.fromarray(COLOURS).convert(mode), "JPEG", quality=98, subsampling=0))
+    wanted = np.asarray(Image.fromarray(COLOURS).convert("L").convert("RGB")) if mode == "L" else COLOURS
+    assert np.abs(pixels[4:8, 4:16].astype(int) - wanted[4:8, 4:16]).max() < 8
+
+
+@pytest.mark.parametrize("turn, orientation", [(0, 1), (1, 8), (2, 3), (3, 6)])
+def test_exif_turns_it_upright(turn, orientation):
+    """A camera held sideways stores the image turned and says so."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.rot90(COLOURS, -turn)
+    pixels = open_image(encoded(Image.fromarray(stored), "PNG", exif=exif))
+    np.testing.assert_array_equal(pixels, COLOURS)
+
+
+def test_sixteen_bits_keep_their_upper_byte():
+    values = np.linspace(0, 65535, 24 * 40).reshape(24, 40).astype(np.uint16)
+    pixels = open_image(encoded(Image.fromarray(values), "PNG"))
+    np.testing.assert_array_equal(pixels, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1))
+
+
+def test_floats_are_a_part_of_white():
+    values = np.linspace(0, 1, 24 * 40, dtype=np.float32).reshape(24, 40)
+    pixels = open_image(encoded(Image.fromarray(values), "TIFF"))
+    np.testing.assert_array_equal(pixels[..., 0], (values * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_white(mode):
+    alpha = np.full((24, 40), 255, np.uint8)
+    alpha[:, :20] = 0
+    image = Image.fromarray(np.dstack([COLOURS, alpha])).convert(mode)
+    pixels = open_image(encoded(image, "PNG"))
+    assert (pixels[:, :20] == 255).all()
+    assert (pixels[:12, 20:] != 255).any()
+
+
+def test_of_an_animation_the_first_frame():
+    frames = [Image.fromarray(np.full((24, 40, 3), grey, np.uint8)) for grey in (50, 100, 150)]
+    pixels = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert (pixels == 50).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 20_000, 3)])
+def test_odd_sizes(shape):
+    pixels = np.full(shape, 7, np.uint8)
+    np.testing.assert_array_equal(open_image(encoded(Image.fromarray(pixels), "PNG")), pixels)
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says how large it is."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_001, 50_000])
+def test_decompression_bomb_is_refused(side):
+    with pytest.raises(ValueError, match=f"bomb.png: it claims .*more than {MOST_PIXELS:,}"):
+        open_image(claiming(side, side), "bomb.png")
+
+
+def test_what_is_no_image(tmp_path):
+    whole = encoded(Image.fromarray(COLOURS), "PNG")
+    for content in (b"", b"hello", whole[: len(whole) // 2], claiming(30, 30)):
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(ValueError) as raised:
+            open_image(tmp_path / "a.jpg")
+        assert str(raised.value).startswith(str(tmp_path / "a.jpg")) and "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match="absent.jpg: no such file"):
+        open_image(tmp_path / "absent.jpg")
