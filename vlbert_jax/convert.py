@@ -1,4 +1,4 @@
-"""Convert weights of BERT, VL-BERT and ResNet-101, in and out.
+"""Convert weights of BERT, VL-BERT, ResNet-101 and the detector, in and out.
 
     python -m vlbert_jax.convert SOURCE TARGET [options]
 
@@ -6,9 +6,12 @@ SOURCE, told by its content:
   BERT        a Hugging Face folder or hub name, pytorch_model.bin, model.safetensors; any size
   VL-BERT     an official .model file: pre-training, VQA, VCR or RefCOCO+
   ResNet-101  resnet101-pt-vgbua-0000.model, torchvision's names, or the detector's .caffemodel
+  detector    with --task=detector: a .caffemodel, a .pth of bottom-up-attention.pytorch, a detectron2 .pkl, Hugging
+              Face's frcnn folder; with objects_vocab.txt and attributes_vocab.txt beside it, or in --lists
   ours        a workdir, one checkpoint in it, or a folder that this tool wrote
 TARGET, by its suffix or --format:
   DIR              orbax: a whole model of --task, what the source lacks newly drawn; for --config.init.checkpoint
+                   Of --task=detector: the detector with its lists, for region extraction and prediction
   *.safetensors    the same with official names; of a ResNet its own, with torchvision's
   *.pt, *.model    pt (also .pth, .bin): the same as a PyTorch file that the official code loads
   --format=hf      a folder for Hugging Face's BertForPreTraining and BertModel: the text side
@@ -19,6 +22,7 @@ Examples:
   python -m vlbert_jax.convert vl-bert-base-e2e.model vl_bert_base --dry-run
   python -m vlbert_jax.convert vl-bert-base-e2e.model vqa_start --task=vqa
   python -m vlbert_jax.convert resnet101_faster_rcnn_final.caffemodel resnet101.safetensors
+  python -m vlbert_jax.convert resnet101_faster_rcnn_final.caffemodel detector --task=detector
   python -m vlbert_jax.convert workdirs/base_e2e vl-bert-mine.model
 """
 
@@ -36,7 +40,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from vlbert_jax import export, names, weights
+from vlbert_jax import detector_weights, export, names, weights
 from vlbert_jax.tasks import pretrain, refcoco, vcr, vqa
 
 MODELS = {task.__name__.rpartition(".")[2]: task.build_model for task in (pretrain, vqa, vcr, refcoco)}
@@ -303,7 +307,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("target", metavar="TARGET", type=Path)
-    parser.add_argument("--task", choices=MODELS, help="the model to make; weights of pre-training become its start")
+    models = (*MODELS, "detector")
+    parser.add_argument("--task", choices=models, help="the model to make; weights of pre-training become its start")
+    parser.add_argument("--lists", metavar="DIR", help="of a detector: the folder of its two lists of names")
     parser.add_argument("--format", choices=("orbax", "safetensors", "pt", "hf"), help="else by TARGET's suffix")
     parser.add_argument("--dtype", choices=DTYPES, help="of the numbers written; else float32")
     parser.add_argument("--num_heads", type=int, help="attention heads, where no config.json tells; else columns / 64")
@@ -325,6 +331,8 @@ def main(argv: list[str]) -> int:
             raise FileExistsError(f"{args.target} is or holds the source; choose another target")
         if not export.may_replace(args.target):
             raise FileExistsError(f"{args.target} holds other files too and is not replaced; choose another target")
+        if args.task == "detector":
+            return _convert_detector(args, form)
         conversion = prepare(args.source, args.task, args.num_heads)
         if form == "hf" and conversion.source.kind == "resnet":
             raise ValueError(f"{args.source} is a ResNet; a Hugging Face BERT folder holds the text side of a model")
@@ -349,6 +357,22 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _convert_detector(args: argparse.Namespace, form: str) -> int:
+    if form == "hf":
+        raise ValueError("--format=hf is for BERT; a detector goes into a folder, .safetensors or .pth")
+    tensors, lists = detector_weights.read(args.source), detector_weights.list_files(args.source, args.lists)
+    print(detector_weights.summary(args.source, tensors, lists))
+    if bad := weights.not_finite(tensors):
+        surprise = f"NaN or infinite numbers in {_some(bad)}"
+        if args.strict:
+            raise ValueError(f"{args.source}: {surprise}")
+        print(f"warning: {surprise}", file=sys.stderr)
+    if not args.dry_run:
+        detector_weights.write(_cast(tensors, args.dtype), lists, args.target, form)
+        print(f"written: {args.target} ({form})")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Names of the detector's weights: Caffe, bottom-up-attention.pytorch (MILVLG), detectron2 and Hugging Face, and ours.
 
-Everything is brought to MILVLG's names, which follow Caffe's order: class 0 is no object, attribute 0 none, and there are
-two objectness scores an anchor. Of detectron2's conventions (airsplay, Hugging Face's `frcnn`) the class without an
+Everything is brought to MILVLG's names, which follow Caffe's order: class 0 is no object, attribute 0 none, and there
+are two objectness scores an anchor. Of detectron2's conventions (airsplay, Hugging Face's `frcnn`) the class without an
 object comes last and has no box, the attribute that is none comes last, and one score an anchor goes through a sigmoid.
 """
 
@@ -102,6 +102,7 @@ def canonical(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if lacking:
         raise ValueError(f"lacks {', '.join(lacking)}: not the bottom-up-attention detector")
     _to_caffe_order(tensors)
+    tensors.setdefault(ANCHORS, base_anchors())
     return {name: np.asarray(array, np.float32) for name, array in tensors.items()}
 
 
@@ -186,7 +187,7 @@ def match(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple, tuple[int, ...]]
 ) -> dict[tuple, Shaped[np.ndarray, "..."]]:
     """Our arrays, as views of the tensors. Raises ValueError for what is lacking, of another shape or left over."""
-    tensors = {ANCHORS: base_anchors(), **tensors}
+    tensors = dict(tensors)
     ours, lacking = {}, []
     for entry in name_table(list(shapes)):
         if entry.official not in tensors:

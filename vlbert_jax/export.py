@@ -49,7 +49,7 @@ def may_replace(target: Path) -> bool:
     if not target.is_dir():
         return True
     inside = {path.name for path in target.iterdir()}
-    return inside <= {"config.json", "state", "model.safetensors"}
+    return inside <= {"config.json", "state", "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]):

@@ -1,8 +1,8 @@
 """Boxes of the bottom-up-attention detector: anchors, decoding, suppression, and which regions are kept.
 
-Boxes are x1 y1 x2 y2 in pixels, both ends included, so that widths are x2 - x1 + 1. Shapes are fixed and everything runs
-under `jax.jit`; masks say which rows are real. Semantics are those of the original code (Ren et al., 2015; Anderson et
-al., 2018), its compiled suppression included.
+Boxes are x1 y1 x2 y2 in pixels, both ends included, so that widths are x2 - x1 + 1. Shapes are fixed and everything
+but `select` runs under `jax.jit`; masks say which rows are real. Semantics are those of the original code (Ren et al.,
+2015; Anderson et al., 2018), its compiled suppression included.
 """
 
 import math

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from vlbert_jax import caffe, checkpoint, names
+from vlbert_jax import caffe, checkpoint, detector_names, names, plain_pickle
 
 OTHER_FLOATS = (np.float16, np.float64, ml_dtypes.bfloat16)  # what becomes float32
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -36,7 +36,7 @@ class Weights:
 
     path: str
     kind: str  # bert | vlbert | resnet
-    container: str  # of the source: pytorch | safetensors | caffe | orbax
+    container: str  # of the source: pytorch | safetensors | caffe | pickle | orbax
     tensors: dict[str, np.ndarray]
     dropped: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # reason -> name -> size
     counters: dict[str, int] = dataclasses.field(default_factory=dict)  # of batch norm
@@ -71,6 +71,8 @@ def read(path: str | Path) -> Weights:
 
 def _read(given: str, path: Path) -> Weights:
     path = path if path.exists() else _from_hub(given)
+    if is_detector_folder(path):
+        return _recognise(given, detector_names.from_ours(flat(checkpoint.read_weights(path))), "orbax")
     if path.is_dir() and ((path / "state").exists() or checkpoint.newest_step(path) is not None):
         config = _read_config(path.absolute())
         encoder = config["model"]["encoder"]
@@ -80,6 +82,22 @@ def _read(given: str, path: Path) -> Weights:
         weights = _recognise(given, raw, "orbax")
         segments = config.get("bert_segments", 2)
         return dataclasses.replace(weights, config=config, num_heads=encoder["num_heads"], new=new, segments=segments)
+    raw, container = read_files(path)
+    weights = _recognise(given, raw, container)
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    if weights.kind == "bert" and beside.exists():
+        weights.num_heads = _check_bert_config(beside, weights.tensors)
+    return weights
+
+
+def is_detector_folder(path: Path) -> bool:
+    """Whether a folder is a detector that `convert` wrote."""
+    config = path / "config.json"
+    return (path / "state").exists() and config.exists() and "detector" in json.loads(config.read_text())
+
+
+def read_files(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The tensors of a file, or of a folder of Hugging Face's, with their own names, and what kind of file it is."""
     raw, container = {}, ""
     files, listed = _files_of(path) if path.is_dir() else ([path], ())
     for file in files:
@@ -87,11 +105,7 @@ def _read(given: str, path: Path) -> Weights:
         raw |= part
     if lacking := [name for name in listed if name not in raw]:
         raise ValueError(f"{path}: its index lists {', '.join(lacking[:8])}, which the parts do not hold")
-    weights = _recognise(given, raw, container)
-    beside = (path if path.is_dir() else path.parent) / "config.json"
-    if weights.kind == "bert" and beside.exists():
-        weights.num_heads = _check_bert_config(beside, weights.tensors)
-    return weights
+    return raw, container
 
 
 def _check_bert_config(file: Path, tensors: Mapping[str, np.ndarray]) -> int | None:
@@ -157,8 +171,11 @@ def _read_file(path: Path) -> tuple[dict[str, np.ndarray], str]:
             return load_file(path), "safetensors"
         except SafetensorError as error:
             raise ValueError(f"{path} is a damaged safetensors file of {size:,} bytes: {error}") from error
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    if start[:2] == b"PK":
         return _read_torch(path), "pytorch"
+    if start[:1] == b"\x80":
+        tree = plain_pickle.load(path)  # of an old PyTorch file, a number that says so
+        return (_read_torch(path), "pytorch") if isinstance(tree, int) else (plain_pickle.arrays(tree), "pickle")
     return caffe.read(path), "caffe"
 
 
@@ -232,6 +249,8 @@ def _recognise(path: str, raw: Mapping[str, np.ndarray], container: str) -> Weig
         kind, rename = "bert", names.bert_to_official
     elif "layer1.0.conv1.weight" in plain:
         kind, rename = "resnet", names.resnet_to_official
+    elif detector_names.is_detector(raw):
+        kind, rename = "resnet", lambda name: names.resnet_to_official(detector_names.to_resnet(name) or "")
     else:
         raise ValueError(
             f"{path} holds no weights of BERT, VL-BERT or ResNet; its tensors: {', '.join(list(raw)[:4]) or 'none'}"
@@ -242,7 +261,7 @@ def _recognise(path: str, raw: Mapping[str, np.ndarray], container: str) -> Weig
         reason = ""
         if name.startswith(TRAINER):
             reason = "optimizer state"
-        elif container == "caffe" and "[" in name:
+        elif kind == "resnet" and (official == f"{names.BACKBONE_NAME}." or "[" in name):
             reason = "detector's own layer"
         elif official.endswith(".num_batches_tracked"):
             reason = "batch counter"
