@@ -90,6 +90,10 @@ def region_head() -> ml_collections.ConfigDict:
             frozen_batch_norm=True,  # gains and offsets; the statistics are constants in any case
             roi_size=14,
             roi_samples=1,  # sampling points per bin and axis; 0 = adaptive
+            # What the detector does otherwise than VL-BERT; with data.caffe_resize too, the features are its own.
+            roi_operation="align",  # align | pool
+            caffe_max_pool=False,  # behind the stem: not padded, the last window may overhang
+            mask_padding=False,  # every convolution sees zeros around the image, as if it were alone
             roi_chunk=16,  # regions that pass C5 at once; padding is skipped chunk-wise
             remat=False,  # recompute C5 in the backward pass
             dropout_rate=0.1,  # before the projection to hidden_size
@@ -106,6 +110,8 @@ def image_pipeline() -> ml_collections.ConfigDict:
             data_dir="data",
             vocab="",  # a vocab.txt, under data_dir or anywhere, or a Hugging Face tokenizer name
             image_scale=(600, 1000),  # short side, unless the long side would pass the second
+            caffe_resize=False,  # the detector's: of float images, not antialiased
+            extractor="",  # name of what made precomputed features, filled in from the corpora when a run starts
             one_orientation=True,  # a batch is all landscape or all portrait; False pads to a square
             flip_probability=0.5,
             max_regions=100,  # besides the whole image; hidden ones are blanked even where the sequence has no room

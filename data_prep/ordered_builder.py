@@ -25,6 +25,18 @@ class SourceError(Exception):
     """The download is not as it must be: what, where, and what to do about it."""
 
 
+def mixed(first: str, extractor: str, second: str, other: str) -> str:
+    """What to say where regions of two extractors meet; "" is one that left no name."""
+
+    def told(name):
+        return f"by extractor {name}" if name else "by an extractor that left no name"
+
+    return (
+        f"{first} was made {told(extractor)}, {second} {told(other)}: features of different detectors, weights or "
+        "settings do not go together; extract both with the same"
+    )
+
+
 class Manifest:
     """What became of each item of the download; `manifest.json` beside the records."""
 
@@ -33,6 +45,15 @@ class Manifest:
         self.options = options  # of the builder, as far as they shape the records
         self.records: dict[str, int] = {}  # by split
         self.problems: list[dict[str, Any]] = []
+        self.extractor: str | None = None  # of the regions, as `region_store.extractor_id` calls it; "" = unknown
+        self._extracted = ""  # the first file of it
+
+    def extracted(self, extractor: str, file: str) -> None:
+        """Notes what made the regions in a file. Raises SourceError if it is another than before."""
+        if self.extractor is None:
+            self.extractor, self._extracted = extractor, file
+        if extractor != self.extractor:
+            raise SourceError(mixed(self._extracted, self.extractor, file, extractor))
 
     def note(self, action: str, file: str, line: int, reason: str) -> None:
         """Lists an item: `action` is skipped (no record), repaired (changed) or kept (as it is)."""
@@ -43,7 +64,9 @@ class Manifest:
 
     def write(self, path: pathlib.Path) -> None:
         counts = {action: self.count(action) for action in ("skipped", "repaired", "kept")}
-        content = dict(source=self.source, options=self.options, records=self.records, **counts, problems=self.problems)
+        content = dict(source=self.source, options=self.options, records=self.records, **counts)
+        content |= dict(extractor=self.extractor) if self.extractor is not None else {}
+        content |= dict(problems=self.problems)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

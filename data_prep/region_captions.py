@@ -36,6 +36,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import functools
 import io
 import itertools
 import json
@@ -52,6 +54,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
+from data_prep.region_store import open_records
+from vlbert_jax import pictures
 
 SUM_TOLERANCE = 0.1  # class scores further from 1 are no target (official rule)
 
@@ -63,11 +67,15 @@ def folders(archive: str) -> tuple[str, str]:
 
 
 class ArchiveFolder:
-    """Reads `X.zip@/name` from the archive X.zip or the folder X, whichever is there; the archive first."""
+    """Reads `X.zip@/name` from the archive X.zip or the folder X, whichever is there; the archive first.
+
+    In a folder that `extract_regions` wrote, `name.json` is found among its records too.
+    """
 
     def __init__(self, root: pathlib.Path):
         self.root = root
         self._archives: dict[str, zipfile.ZipFile | None] = {}
+        self._open_records = functools.cache(open_records)
 
     def _archive(self, name: str) -> zipfile.ZipFile | None:
         if name not in self._archives:
@@ -89,11 +97,18 @@ class ArchiveFolder:
             except (zipfile.BadZipFile, zlib.error) as error:
                 raise OSError(f"{inner} in {archive}: {error}") from None
         if not archive:
-            return (self.root / inner).read_bytes()
+            archive, _, inner = inner.rpartition("/")
+            return self._read(self.root / archive, inner)
         for folder in folders(archive):
-            if (self.root / folder / inner).is_file():
-                return (self.root / folder / inner).read_bytes()
+            if (self.root / folder).is_dir():
+                with contextlib.suppress(FileNotFoundError):
+                    return self._read(self.root / folder, inner)
         raise FileNotFoundError(f"no {folders(archive)[-1]}/{inner}")
+
+    def _read(self, folder: pathlib.Path, inner: str) -> bytes:
+        if inner.endswith(".json") and (records := self._open_records(folder)):
+            return records.read(inner.removesuffix(".json"))
+        return (folder / inner).read_bytes()
 
     def check(self, path: str) -> None:
         """Opens the archive of that path. Raises SourceError if neither it nor the folder is there."""
@@ -125,8 +140,8 @@ def decode_floats(record: dict, field: str) -> np.ndarray:
     return flat.reshape(number, -1)
 
 
-def read_detections(content: bytes, with_features: bool) -> tuple[tuple[int, int], np.ndarray, ...]:
-    """(width, height), boxes, class scores, features of a detector file. Raises Unusable."""
+def read_detections(content: bytes, with_features: bool) -> tuple[str, tuple[int, int], np.ndarray, ...]:
+    """Extractor ("" if unknown), (width, height), boxes, class scores, features of a detector file. Raises Unusable."""
     try:
         record = json.loads(content)
         size = int(record["image_w"]), int(record["image_h"])
@@ -141,23 +156,26 @@ def read_detections(content: bytes, with_features: bool) -> tuple[tuple[int, int
     features = decode_floats(record, "features") if with_features else np.zeros((0, 0), np.float32)
     if not np.isfinite(scores).all() or not np.isfinite(features).all():
         raise Unusable("class scores or features that are not finite")
-    return size, boxes, scores, features
+    return str(record.get("extractor", "")), size, boxes, scores, features
 
 
-def read_image(content: bytes) -> tuple[bytes, tuple[int, int], str]:
+def read_image(content: bytes, upright: bool = False) -> tuple[bytes, tuple[int, int], str]:
     """(JPEG bytes, (width, height), what was repaired). An image that is no RGB JPEG is encoded again.
 
-    Raises what Pillow raises (OSError mostly) where the whole of it cannot be decoded.
+    `upright` turns it as EXIF says and shows transparent pixels white, as `extract_regions` sees it; the official code
+    does neither. Raises what Pillow raises (OSError mostly) where the whole of it cannot be decoded.
     """
     image = Image.open(io.BytesIO(content))
-    size = image.size
-    if image.format == "JPEG" and image.mode == "RGB":
+    if pictures.is_plain(image) if upright else (image.format == "JPEG" and image.mode == "RGB"):
+        size = image.size
         image.draft("RGB", (1, 1))  # at an eighth of the size: reads all of the file in a third of the time
         image.load()
         return content, size, ""
     encoded = io.BytesIO()
-    image.convert("RGB").save(encoded, "JPEG", quality=98, subsampling=0)
-    return encoded.getvalue(), size, f"{image.format} in mode {image.mode} encoded as an RGB JPEG"
+    rgb = pictures.upright(image) if upright else image.convert("RGB")
+    rgb.save(encoded, "JPEG", quality=98, subsampling=0)
+    turned = ", turned as EXIF says" if upright and image.getexif().get(pictures.ORIENTATION, 1) != 1 else ""
+    return encoded.getvalue(), rgb.size, f"{image.format} in mode {image.mode}{turned} encoded as an RGB JPEG"
 
 
 def bad_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -264,12 +282,13 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
                 content = self.root.read(detections)
             except OSError as error:
                 raise Unusable(f"detector file: {error}") from None
-            size, boxes, scores, features = read_detections(content, self.features)
+            extractor, size, boxes, scores, features = read_detections(content, self.features)
+            self.manifest.extracted(extractor, detections)
             image = b""
             if self.images:
                 file = image_id
                 try:
-                    image, image_size, repair = read_image(self.root.read(image_id))
+                    image, image_size, repair = read_image(self.root.read(image_id), upright=bool(extractor))
                 except SourceError:
                     raise
                 except Exception as error:  # Pillow raises many kinds for bytes that are no whole image

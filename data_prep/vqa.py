@@ -264,7 +264,7 @@ class VQAImages(OrderedBuilder, skip_registration=True):
             if self.tables:
                 source = RegionTable(self.tables, wanted, self.manifest)
             else:
-                source = RegionFiles(self.files, self.regions, image_sets)
+                source = RegionFiles(self.files, self.regions, image_sets, self.manifest)
             sizes, width = [], 0
 
             def record(item):
@@ -300,7 +300,7 @@ class VQAImages(OrderedBuilder, skip_registration=True):
         if self.images:
             path = f"{folders[image_set]}COCO_{image_set}_{image_id:012d}.jpg"
             try:
-                image, image_size, repair = read_image(self.files.read(path))
+                image, image_size, repair = read_image(self.files.read(path), upright=bool(self.manifest.extractor))
             except Exception as error:  # Pillow raises many kinds for bytes that are no whole image
                 raise SourceError(
                     f"{self.files.root / path}: image {image_id} cannot be read ({error}); download it again"

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data_prep.ordered_builder import Manifest, SourceError
 from data_prep.region_captions import ArchiveFolder, Unusable, decode_floats
+from data_prep.region_store import read_extraction
 
 PRECOMPUTED = "vgbua_res101_precomputed"
 # As the official configs call them: (of train2014 and val2014, of test2015)
@@ -71,7 +72,8 @@ def prefix_of(files: ArchiveFolder, folder: str) -> str:
 class RegionFiles:
     """A JSON file per image in `vgbua_res101_precomputed`; `regions` is a key of VARIANTS or `TRAINVAL,TEST`."""
 
-    def __init__(self, files: ArchiveFolder, regions: str, image_sets: Iterable[str]):
+    def __init__(self, files: ArchiveFolder, regions: str, image_sets: Iterable[str], manifest: Manifest):
+        self.manifest = manifest
         trainval, _, test = regions.partition(",")
         names = VARIANTS.get(regions, (trainval, test))
         if not all(names):
@@ -94,6 +96,7 @@ class RegionFiles:
             raise SourceError(f"{file}: image {image_id}: not JSON ({error}); download it again") from None
         if not isinstance(record, dict):
             raise SourceError(f"{file}: image {image_id}: no JSON object; download it again")
+        self.manifest.extracted(str(record.get("extractor", "")), file)
         return file, record
 
 
@@ -106,6 +109,8 @@ class RegionTable:
         for number, path in enumerate(paths):
             if not path.is_file():
                 raise SourceError(f"{path}: no such file; give the unpacked tables in --features_tsv")
+            ours = (path.parent / "extraction.json").is_file()
+            manifest.extracted(read_extraction(path.parent)["extractor"] if ours else "", str(path))
             self._find(number, path, wanted, manifest)
 
     def _find(self, number: int, path: pathlib.Path, wanted: Container[int], manifest: Manifest) -> None:

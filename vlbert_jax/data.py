@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import bisect
 import functools
+import glob
 import itertools
+import json
 import os
 import re
 import zlib
@@ -54,6 +56,24 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
             return []
         raise ValueError(f"{folder} has no split {split!r}; there are: {', '.join(builder.info.splits)}")
     return _Split(builder, split)
+
+
+def extractor_of(data_dir: str | os.PathLike, *names: str) -> str:
+    """The name of what made the regions in the tables `names` (builder/corpus); "" where none is known.
+
+    Raises ValueError where two differ: their features do not go together.
+    """
+    found = {}
+    for name in names:
+        folder = os.path.join(os.path.expanduser(data_dir), name)
+        for manifest in sorted(glob.glob(os.path.join(glob.escape(folder), "*.*.*", "manifest.json")))[-1:]:
+            with open(manifest, encoding="utf-8") as file:
+                found[name] = json.load(file).get("extractor") or ""
+    known = {name: extractor for name, extractor in found.items() if extractor}
+    if len(set(known.values())) > 1:
+        told = ", ".join(f"{name} by extractor {extractor}" for name, extractor in known.items())
+        raise ValueError(f"regions of different detectors, weights or settings do not go together: {told}")
+    return next(iter(known.values()), "")
 
 
 class _Split:

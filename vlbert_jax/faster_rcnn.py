@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
@@ -44,19 +45,22 @@ class Settings:
     roi_chunk: int = 30  # regions that pass C5 at once
 
 
+Numbers = Array | np.ndarray  # on the device or fetched
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Proposals:
     """All regions of a batch, r to an image, in falling order of objectness; coordinates of the network's input."""
 
-    boxes: Float32[Array, "b r 4"]
-    mask: Bool[Array, "b r"]
-    features: Float32[Array, "b r g"]
-    classes: Float32[Array, "b r c"]  # probabilities
-    class_ids: Int32[Array, "b r"]  # the best, 0 included: it chooses the embedding beside the feature
-    deltas: Float32[Array, "b r k"]  # 4 per class, for `class_boxes`
-    confidence: Float32[Array, "b r"]  # with which the region survives in any class
-    attributes: Float32[Array, "b r a"] | None  # probabilities
+    boxes: Float32[Numbers, "b r 4"]
+    mask: Bool[Numbers, "b r"]
+    features: Float32[Numbers, "b r g"]
+    classes: Float32[Numbers, "b r c"]  # probabilities
+    class_ids: Int32[Numbers, "b r"]  # the best, 0 included: it chooses the embedding beside the feature
+    deltas: Float32[Numbers, "b r k"]  # 4 per class, for `class_boxes`
+    confidence: Float32[Numbers, "b r"]  # with which the region survives in any class
+    attributes: Float32[Numbers, "b r a"] | None  # probabilities
 
 
 class FasterRCNN(nnx.Module):

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from data_prep import build
 from data_prep.ordered_builder import SourceError
-from vlbert_jax import checkpoint, sharding, train, warm_start
+from vlbert_jax import checkpoint, data, sharding, train, warm_start
 from vlbert_jax.tasks import TASKS
 
 
@@ -65,6 +65,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
         if chief:
             build.draw_missing(config.data.embedded, config.data)
         multihost_utils.sync_global_devices("corpus")
+    if config.data.features == "precomputed":  # their extractor is part of the run from now on
+        tables = [config.data[name] for name in ("captions", "images") if name in config.data]
+        config.data.extractor = data.extractor_of(config.data.data_dir, *tables)
     if mode == "evaluate":
         scores = train.evaluate_run(config, task, workdir, mesh)
         if chief:

@@ -170,7 +170,9 @@ def initial_weights(
     params, constants, filled = state.params, state.constants, set()
     if init := warm_start.sources(config.init.to_dict()):
         encoder = config.model.encoder.to_dict()
-        params, constants, filled = warm_start.load_into(params, constants, encoder, config.task, init, complete)
+        params, constants, filled = warm_start.load_into(
+            params, constants, encoder, config.task, init, complete, config.data.get("extractor", "")
+        )
     else:
         log.info("all parameters: from scratch, seed %d", config.seed)
     if hasattr(task, "prepare") and not complete:

@@ -36,13 +36,14 @@ def load_into(
     task: str,
     init: Mapping[str, str],
     complete: bool = False,
+    extractor: str = "",
 ) -> tuple[nnx.State, nnx.State, set[tuple]]:
     """The two states with the weights that `init` names (field -> path) in them, on the devices they were on, and the
     paths of the parameters that these have filled; `encoder` has the sizes.
 
     Weights of pre-training become those that `task` starts from (names.WARM_START). What no source has keeps its value;
     with `complete` that is an error. Raises FileNotFoundError, or ValueError where a source is of another kind, lacks
-    tensors, or differs in sizes.
+    tensors, differs in sizes, or was trained on precomputed features of another `extractor`.
     """
     variables = {tuple(map(str, path)): v for s in (params, constants) for path, v in nnx.to_flat_state(s)}
     shapes = {path: v.shape for path, v in variables.items()}
@@ -55,6 +56,12 @@ def load_into(
             raise ValueError(
                 f"init.{field}: {source.path} has {source.num_heads} attention heads, "
                 f"config.model.encoder.num_heads is {encoder['num_heads']}"
+            )
+        trained_on = ((source.config or {}).get("data") or {}).get("extractor") or ""
+        if extractor and trained_on and trained_on != extractor:
+            raise ValueError(
+                f"init.{field}: {source.path} was trained on features of extractor {trained_on}, the corpus has those "
+                f"of {extractor}: features of different detectors, weights or settings do not go together"
             )
         tensors, found = _matched(field, source, shapes, vocab_size, task)
         read.append((tensors, found))

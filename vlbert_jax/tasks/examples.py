@@ -29,6 +29,7 @@ class ImageLayout:
     max_regions: int
     feature_size: int
     geometry_dtype: np.dtype | None  # None = the device computes it
+    caffe_resize: bool = False
 
     @staticmethod
     def options(config, orientation: str) -> dict:
@@ -42,6 +43,7 @@ class ImageLayout:
             max_regions=d.max_regions,
             feature_size=config.model.feature_size,
             geometry_dtype=None if d.geometry_on_device else dtype,
+            caffe_resize=d.get("caffe_resize", False),
         )
 
 
@@ -95,8 +97,12 @@ def image_fields(
     kept = num_rows if kept is None else kept
     pixels = None if layout.precomputed else decoded(record)
     original = tuple(map(int, record["image_size"])) if pixels is None else pixels.shape[1::-1]
-    size = transforms.resized_size(original, layout.image_scale)
-    placed = padded(transforms.place_boxes(boxes, original, size, flip, exact)[:num_rows], rows)
+    factor = transforms.caffe_scale(original, layout.image_scale) if layout.caffe_resize else None
+    if factor is None:
+        size = transforms.resized_size(original, layout.image_scale)
+    else:
+        size = transforms.caffe_size(original, factor)
+    placed = padded(transforms.place_boxes(boxes, original, size, flip, exact, factor)[:num_rows], rows)
     marked = np.zeros(len(boxes), bool) if hidden is None else hidden
     example = dict(
         boxes=placed,
@@ -106,7 +112,7 @@ def image_fields(
     )
     if pixels is not None:
         canvas = transforms.canvas_size(layout.image_scale, layout.orientation)
-        example["image"] = transforms.place_image(pixels, size, canvas, flip)
+        example["image"] = transforms.place_image(pixels, size, canvas, flip, factor)
     else:
         example["region_features"] = _region_features(record, hidden, layout)
     if layout.geometry_dtype is not None:

@@ -27,7 +27,9 @@ class VisualLinguisticModel(nnx.Module):
             return batch.region_features
         blanked = batch.region_hidden if self.fast_rcnn.hidden_appearance is None else None
         pixels = prepare_pixels(batch.image, batch.image_size, batch.boxes, blanked)
-        return self.fast_rcnn.appearance(pixels, batch.boxes, batch.region_mask, batch.region_shapes)
+        return self.fast_rcnn.appearance(
+            pixels, batch.boxes, batch.region_mask, batch.region_shapes, batch.image_size
+        )
 
     def region_states(self, batch: Batch, appearance, key=None) -> Float[Array, "b r d"] | None:
         """The visual vector of each region; None without an image."""
@@ -117,6 +119,7 @@ def model_options(config) -> tuple[EncoderConfig, dict]:
         frozen_stages = (1, 2, 3, 4, 5)
     del head["frozen_batch_norm"]  # read by is_frozen
     backbone = {name: head.pop(name) for name in ("stem_width", "widths", "blocks", "strides", "stride_in_1x1")}
+    backbone["caffe_max_pool"] = head.pop("caffe_max_pool", False)
     fast_rcnn = dict(
         backbone=dict(backbone, frozen_stages=frozen_stages) if config.data.features == "image" else None,
         feature_size=model.feature_size,

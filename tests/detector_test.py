@@ -1,0 +1,243 @@
+"""The detector as people use it: weights of every source, batches, odd images, features as training computes them."""
+
+import dataclasses
+import io
+import json
+import pickle
+
+import detector_case
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from PIL import Image
+from weights_case import caffe_file
+
+from vlbert_jax import convert, detector_names, detector_weights, weights
+from vlbert_jax import detector as detectors
+from vlbert_jax.fast_rcnn import FastRCNN, prepare_pixels
+from vlbert_jax.tasks.examples import ImageLayout, image_fields
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return detector_case.detector()
+
+
+def same(ours, others):
+    assert len(ours) == len(others)
+    for a, b in zip(ours, others, strict=True):
+        for field in dataclasses.fields(a):
+            np.testing.assert_allclose(getattr(a, field.name), getattr(b, field.name), atol=1e-5, err_msg=field.name)
+
+
+# --- What comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_gives_what_each_image_gives_alone(detector):
+    """Images of one canvas and of several, in a batch that they do not fill."""
+    images = [detector_case.image(0), detector_case.image(1, 64, 48), detector_case.image(2, 40, 64)]
+    alone = [regions for image in images for regions in detector.detect([image])]
+    same(detector_case.detector(batch_size=2).detect(images), alone)
+    for image, regions in zip(images, alone, strict=True):
+        height, width = image.shape[:2]
+        assert 3 <= len(regions.boxes) <= 8
+        assert (regions.boxes >= 0).all() and (regions.boxes <= [width, height, width, height]).all()
+        assert ((1 <= regions.class_ids) & (regions.class_ids < 9)).all()
+        np.testing.assert_allclose(regions.class_probabilities.sum(1), 1, atol=1e-5)
+        assert len(np.unique(regions.features.round(3), axis=0)) > 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (700, 2)])
+def test_images_on_which_the_original_fails(detector, shape):
+    """Too thin to have a proposal, or a row, behind the stem: the whole image is a region."""
+    (regions,) = detector.detect([detector_case.image(0, *shape)])
+    assert len(regions.boxes) >= 1 and np.isfinite(regions.features).all()
+    assert (regions.boxes[:, 2:] <= [shape[1], shape[0]]).all()
+
+
+def test_nothing_sure_gives_the_best_few(detector):
+    sure = detector_case.detector(selection=dict(threshold=2.0, fewest=5))
+    (regions,) = sure.detect([detector_case.image(0)])
+    assert len(regions.boxes) == 5
+    confidence = regions.class_probabilities[:, 1:].max(1)
+    assert confidence[0] == pytest.approx(confidence.max())
+
+
+def test_training_computes_the_features_that_are_written(detector):
+    """With the detector's operations switched on; with VL-BERT's own they differ."""
+    pixels = detector_case.image(3)
+    (regions,) = detector.detect([pixels])
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    record = dict(image=file.getvalue(), image_size=np.array([64, 48]))
+    network = nnx.merge(detector.graphdef, detector.state)
+
+    def features(caffe: bool):
+        layout = ImageLayout(
+            precomputed=False, image_scale=detector_case.SCALE, orientation="landscape", max_regions=8, feature_size=0,
+            geometry_dtype=None, caffe_resize=caffe,
+        )  # fmt: skip
+        fields = image_fields(record, regions.boxes, layout, flip=False)
+        sizes = detector_case.SIZES
+        backbone = dict(
+            stem_width=sizes.stem_width, widths=sizes.widths, blocks=sizes.blocks, strides=(1, 2, 2),
+            stride_in_1x1=True, frozen_stages=(), caffe_max_pool=caffe,
+        )  # fmt: skip
+        switches = dict(roi_operation="pool", mask_padding=True) if caffe else {}
+        fast_rcnn = FastRCNN(hidden_size=4, backbone=backbone, feature_size=0, **switches, rngs=nnx.Rngs(0))
+        for name in ("backbone", "c5"):
+            nnx.update(getattr(fast_rcnn, name), nnx.state(getattr(network, name)))
+        batch = {name: jnp.asarray(value)[None] for name, value in fields.items()}
+        prepared = prepare_pixels(batch["image"], batch["image_size"])
+        found = fast_rcnn.appearance(
+            prepared, batch["boxes"], batch["region_mask"], image_size=batch["image_size"]
+        )
+        return np.asarray(found)[0, 1 : len(regions.boxes) + 1]
+
+    np.testing.assert_allclose(features(caffe=True), regions.features, atol=1e-4)
+    assert np.abs(features(caffe=False) - regions.features).max() > 1e-2
+
+
+# --- Weights ----------------------------------------------------------------------------------------------------------
+
+
+def as_detectron(tensors: dict) -> dict:
+    """MILVLG's tensors in detectron2's conventions."""
+    other = dict(tensors)
+    for leaf in ("weight", "bias"):
+        name = f"{detector_names.OBJECTNESS}.{leaf}"
+        background, object_ = np.split(other[name], 2)
+        other[name] = object_ - background  # sigmoid
+        other[f"{detector_names.BOXES}.{leaf}"] = other[f"{detector_names.BOXES}.{leaf}"][4:]
+        for module in (detector_names.CLASSES, detector_names.ATTRIBUTES):
+            other[f"{module}.{leaf}"] = np.roll(other[f"{module}.{leaf}"], -1, axis=0)
+    other[f"{detector_names.EMBEDDING}.weight"] = np.roll(other[f"{detector_names.EMBEDDING}.weight"], -1, axis=0)
+    new = {module: name for name, module in detector_names.DETECTRON.items()}
+    return {
+        f"{detector_names.PREDICTOR}.{new[module]}.{leaf}" if module in new else name: array
+        for name, array in other.items()
+        for module, _, leaf in [name.rpartition(".")]
+    }
+
+
+def as_caffe(tensors: dict) -> dict[str, list[np.ndarray]]:
+    caffe = {module: layer for layer, module in detector_names.CAFFE.items()}
+    layers: dict[str, list] = {}
+    for name, array in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if module in caffe:
+            layers.setdefault(caffe[module], []).insert(0 if leaf == "weight" else 1, array)
+    return layers
+
+
+def write(kind: str, folder):
+    """The tiny detector's weights as a file that people have; its path."""
+    tensors = detector_case.tensors()
+    counted = tensors | {"backbone.stem.conv1.norm.num_batches_tracked": np.array(7)}
+    if kind == "milvlg.pth":
+        torch.save({"model": {n: torch.tensor(a) for n, a in counted.items()}, "iteration": 3}, folder / kind)
+    elif kind == "hugging_face":
+        (folder / kind).mkdir()
+        state = {name: torch.tensor(array) for name, array in as_detectron(tensors).items()}
+        torch.save(state, folder / kind / "pytorch_model.bin")
+        (folder / kind / "config.yaml").write_text("model: {}\n")
+    elif kind == "detectron.pkl":
+        content = {"model": as_detectron(tensors), "__author__": "someone", "matching_heuristics": True}
+        (folder / kind).write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        detector_weights.write(tensors, {}, folder / kind, "orbax" if kind == "ours" else "safetensors")
+    return folder / kind
+
+
+@pytest.mark.parametrize("kind", ["milvlg.pth", "hugging_face", "detectron.pkl", "ours", "ours.safetensors"])
+def test_every_source_is_the_same_detector(kind, tmp_path):
+    found, wanted = detector_weights.read(write(kind, tmp_path)), detector_case.tensors()
+    assert found.keys() == wanted.keys()
+    detectron = kind in ("hugging_face", "detectron.pkl")
+    for name, array in wanted.items():
+        if detectron and name.startswith(detector_names.OBJECTNESS):  # only the difference of the two matters
+            found[name], array = (np.subtract(*np.split(x, 2)) for x in (found[name], array))
+        if detectron and name.startswith(detector_names.BOXES):  # no box without an object
+            found[name], array = found[name][4:], array[4:]
+        np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def run(*arguments, capsys, code: int = 0) -> str:
+    assert convert.main([str(argument) for argument in arguments]) == code
+    said = capsys.readouterr()
+    return said.err if code else said.out
+
+
+def test_convert_keeps_the_lists_and_the_fingerprint(tmp_path, capsys, detector):
+    source = write("milvlg.pth", tmp_path)
+    (tmp_path / "objects_vocab.txt").write_text("".join(f"thing {i},object {i}\n" for i in range(8)))
+    (tmp_path / "attributes_vocab.txt").write_text("red\nblue\nlarge\nold\n")
+    said = run(source, tmp_path / "detector", "--task=detector", capsys=capsys)
+    assert "8 classes, 4 attributes" in said and "objects_vocab.txt" in said
+    loaded = detectors.load(tmp_path / "detector", detector_case.SETTINGS, detector.selection)
+    assert loaded.class_names[:3] == ("__background__", "thing 0", "thing 1")
+    assert loaded.attribute_names == ("__no_attribute__", "red", "blue", "large", "old")
+    assert loaded.fingerprint == detector.fingerprint == json.loads(json.dumps(detector.fingerprint))
+    assert detector.class_names[2] == "class 2"
+    # Back to PyTorch with MILVLG's names, and its ResNet alone.
+    run(tmp_path / "detector", tmp_path / "back.pth", "--task=detector", capsys=capsys)
+    for name, array in torch.load(tmp_path / "back.pth", weights_only=True).items():
+        np.testing.assert_array_equal(array, detector_case.tensors()[name])
+    resnet = weights.read(tmp_path / "detector")
+    assert resnet.kind == "resnet" and "detector's own layer" in resnet.dropped
+    assert "image_feature_extractor.backbone.layer1.0.conv1.weight" in resnet.tensors
+    other = detector_case.detector(selection=dict(threshold=0.2))
+    assert other.fingerprint != detector.fingerprint != detector_case.detector(1).fingerprint
+
+
+class Trap:
+    def __reduce__(self):
+        return open, ("/nowhere", "w")
+
+
+def test_what_is_no_such_detector(tmp_path, capsys):
+    good = detector_case.tensors()
+
+    def refused(name: str, content: bytes, reason: str):
+        (tmp_path / name).write_bytes(content)
+        said = run(tmp_path / name, tmp_path / "out", "--task=detector", capsys=capsys, code=2)
+        assert name in said and reason in said and said.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+    refused("other.caffemodel", caffe_file({"fc8": [np.zeros((4, 3), np.float32)]}), "not the bottom-up-attention")
+    refused("half.caffemodel", caffe_file(as_caffe(good)), "lacks backbone.stem.conv1")
+    refused("trap.pkl", pickle.dumps({"model": good, "more": Trap()}), "run code")
+    refused("cut.pkl", pickle.dumps({"model": good})[:-4000], "cut short")
+    lacking = {name: array for name, array in good.items() if "res3.0.conv2" not in name}
+    refused("lacking.pkl", pickle.dumps(lacking), "lacks backbone.res3.0.conv2.weight")
+    wide = good | {"roi_heads.res5.0.conv2.weight": np.zeros((8, 9, 3, 3), np.float32)}
+    refused("wide.pkl", pickle.dumps(wide), "roi_heads.res5.0.conv2.weight has shape (8, 9, 3, 3)")
+    with pytest.raises(FileNotFoundError, match="no detector at"):
+        detector_weights.read(tmp_path / "absent")
+    (tmp_path / "objects_vocab.txt").write_text("one\ntwo\n")
+    with pytest.raises(ValueError, match="class names has 2 lines, the weights have 8"):
+        detectors.load(write("ours.safetensors", tmp_path))
+
+
+def test_roi_align_is_an_option():
+    import dataclasses as d
+
+    pooled = detector_case.detector().detect([detector_case.image(0)])[0]
+    aligned = detector_case.detector(settings=d.replace(detector_case.SETTINGS, roi_operation="align"))
+    (regions,) = aligned.detect([detector_case.image(0)])
+    assert np.isfinite(regions.features).all()
+    assert not np.allclose(regions.features[:1], pooled.features[:1])
+    with pytest.raises(ValueError, match="roi_operation is 'max'"):
+        detector_case.detector(settings=d.replace(detector_case.SETTINGS, roi_operation="max"))
+
+
+def test_programs_compile_once_per_canvas(detector):
+    """Images of many sizes share few shapes."""
+    before = detector._propose._cache_size()
+    detector.detect([detector_case.image(0, 48, width) for width in (64, 65, 66, 67)])
+    assert detector._propose._cache_size() - before <= 1
+    assert detector._describe._cache_size() == 1
+    assert jax.tree.leaves(detector.state)
