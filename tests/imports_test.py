@@ -20,7 +20,7 @@ NAMES = {dotted(path): path for path in FILES}
 MODEL = {"geometry", "roi_align", "roi_pool", "resnet", "fast_rcnn", "proposals", "faster_rcnn", "encoder", "vlbert"}
 MODEL = {f"vlbert_jax.{name}" for name in MODEL}
 TASKS = {name for name in NAMES if name.startswith("vlbert_jax.tasks")}
-SERVICES = {"report", "checkpoint", "optimizer", "data", "sequence", "transforms", "metrics"}
+SERVICES = {"report", "checkpoint", "optimizer", "data", "sequence", "transforms", "metrics", "hosts"}
 SERVICES |= {"names", "weights", "caffe", "export", "warm_start", "vqa_accuracy"}
 SERVICES |= {"pictures", "detector", "detector_names", "detector_weights", "plain_pickle"}
 # From top to bottom. A module may import from the rows below; tasks and services also from their own.

@@ -4,16 +4,13 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 
-import numpy as np
 import pytest
 import toy_task
 
-from vlbert_jax import checkpoint, main, metrics, sharding
+from vlbert_jax import main, metrics
 from vlbert_jax.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -127,71 +124,12 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
         main.run(config, tmp_path / "run", "train")
 
 
-@pytest.mark.parametrize(
-    "environment, expected",
-    [
-        ({}, None),
-        (
-            {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"},
-            None,
-        ),  # an allocation is not yet a step of four processes
-        ({"SLURM_STEP_NUM_TASKS": "4"}, (None, None)),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, (None, None)),
-        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "a:1"}, (2, 1)),
-    ],
-    ids=str,
-)
-def test_joins_other_hosts_only_where_there_are_any(environment, expected, monkeypatch):
-    for name in os.environ:
-        if name.startswith(("SLURM", "OMPI", "JAX_NUM", "JAX_PROCESS", "JAX_COORD", "TPU")):
-            monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    calls = []
-    monkeypatch.setattr(sharding.jax.distributed, "initialize", lambda **kwargs: calls.append(kwargs))
-    sharding.join_hosts()
-    assert [(call["num_processes"], call["process_id"]) for call in calls] == ([expected] if expected else [])
-
-
 # A process of its own: the command line with the toy task known.
 PROGRAM = (
     "import sys, toy_task; from vlbert_jax import checkpoint, main, tasks; tasks.TASKS['toy'] = toy_task; "
 )
 PROGRAM += "sys.exit(main.main(sys.argv))"
 ENVIRONMENT = os.environ | {"PYTHONPATH": "tests:."}
-
-
-@pytest.mark.slow
-def test_two_hosts_stop_together_and_one_goes_on(tmp_path):
-    """SIGTERM to one of two: both save the same step. One process with eight devices finishes their run."""
-    fields = ["--config.dropout_rate=0.0", "--config.step_delay=0.1", "--config.mesh.fsdp=2"]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, TOY, f"--workdir={tmp_path}/run", *fields],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT
-            | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_COORDINATOR_ADDRESS": address}
-            | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)},
-        )
-        for number in range(2)
-    ]
-    while checkpoint.newest_step(tmp_path / "run") is None and hosts[0].poll() is None:
-        time.sleep(0.05)
-    hosts[1].terminate()
-    errors = [host.communicate(timeout=60)[1].decode() for host in hosts]
-    assert [host.returncode for host in hosts] == [143, 143], errors
-    assert 5 < checkpoint.newest_step(tmp_path / "run") < 20
-    assert call(tmp_path / "run", TOY, *fields) == 0
-    assert call(tmp_path / "alone", TOY, *fields) == 0
-    rows, expected = (metrics.read_rows(tmp_path / name / "metrics.jsonl") for name in ("run", "alone"))
-    assert [(row["step"], row["split"]) for row in rows] == [(row["step"], row["split"]) for row in expected]
-    for row, other in zip(rows, expected, strict=True):
-        np.testing.assert_allclose(row["loss"], other["loss"], rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -44,7 +44,9 @@ def make_config(**fields) -> ml_collections.ConfigDict:
     config.poison_step = -1  # the batch at this step has a NaN in it
     config.step_delay = 0.0  # seconds that a batch takes to come
     config.second_loss_from = 0  # the loss `size` counts from this step on
-    config.data = ml_collections.ConfigDict(dict(embedded="", data_dir="data", num_threads=1, prefetch=1))
+    config.data = ml_collections.ConfigDict(
+        dict(embedded="", data_dir="data", vocab="", features="image", num_threads=1, prefetch=1)
+    )
     config.model = ml_collections.ConfigDict(dict(encoder=dict(vocab_size=0)))
     config.update_from_flattened_dict(fields)
     return config
@@ -81,7 +83,7 @@ def train_batches(config, start_step, process_index, process_count):
         time.sleep(config.step_delay)
         if step == config.poison_step:
             batch.boxes[0] = np.nan
-        yield jax.tree.map(lambda x: x[process_index::process_count], batch)
+        yield jax.tree.map(lambda x: np.split(x, process_count)[process_index], batch)
 
 
 def eval_batches(config, process_index, process_count):
@@ -93,7 +95,7 @@ def eval_batches(config, process_index, process_count):
             part = jax.tree.map(
                 lambda x, m=missing: np.concatenate([x, np.zeros((m, *x.shape[1:]), x.dtype)]), part
             )
-            yield jax.tree.map(lambda x: x[process_index::process_count], part)
+            yield jax.tree.map(lambda x: np.split(x, process_count)[process_index], part)
 
     return {"val": subset(1), "other": subset(2)}
 

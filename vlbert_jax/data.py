@@ -1,9 +1,9 @@
 """Records on disk -> batches on this host; `sharding.global_batch` takes them from there. Knows no task.
 
 A stream is a Grain dataset over record *numbers*; a task's function reads the record and makes the example.
-What batch k holds is a function of (seed, k) alone, so a run resumes from its step and any number of hosts
-makes the same global batch: the numbers are shuffled as a whole, every host takes its stride *before*
-anything is batched or mixed (a stride of a mixed stream would give a host a single corpus).
+What batch k holds, and in which order, is a function of (seed, k) alone, so a run resumes from its step and any number
+of hosts makes the same global batch: the numbers are shuffled as a whole, every host takes its block of each batch
+*before* anything is mixed (a part of a mixed stream could give a host a single corpus).
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import bisect
 import functools
 import glob
+import hashlib
 import itertools
 import json
 import os
+import pathlib
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -45,10 +47,7 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
     builds it. A split that is not there is empty if `optional`, else a ValueError.
     """
     folder = os.path.join(os.path.expanduser(data_dir), name)
-    found = os.listdir(folder) if os.path.isdir(folder) else []
-    # A build that did not end leaves a folder of another name.
-    versions = sorted(v for v in found if re.fullmatch(r"\d+\.\d+\.\d+", v))
-    if not versions:
+    if not (versions := _versions(folder)):
         raise FileNotFoundError(f"no records in {folder}; build them: {_build_command(data_dir, name)}")
     builder = tfds.builder_from_directory(os.path.join(folder, versions[-1]))
     if split not in builder.info.splits:
@@ -56,6 +55,31 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
             return []
         raise ValueError(f"{folder} has no split {split!r}; there are: {', '.join(builder.info.splits)}")
     return _Split(builder, split)
+
+
+def _versions(folder: str | os.PathLike) -> list[str]:
+    """Ascending. A build that did not end leaves a folder of another name."""
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(version for version in found if re.fullmatch(r"\d+\.\d+\.\d+", version))
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """Names and sizes of the files at `path`, and what is in those below 1 MB, in a few characters; empty for nothing.
+
+    Of a folder of builds the newest counts, without the manifest, which says where the data came from.
+    """
+    root = pathlib.Path(path).expanduser()
+    if versions := _versions(root):
+        root = root / versions[-1]
+    inside = (file for file in root.rglob("*") if file.is_file() and file.name != "manifest.json")
+    files = [root] if root.is_file() else sorted(inside)
+    mark, size = hashlib.sha256(), 0
+    for file in files:
+        length = file.stat().st_size
+        mark.update(f"{file.relative_to(root.parent)}:{length}\n".encode())
+        mark.update(file.read_bytes() if length < 1_000_000 else b"")
+        size += length
+    return f"{len(files)} files, {size:,} bytes, {mark.hexdigest()[:12]}" if files else ""
 
 
 def extractor_of(data_dir: str | os.PathLike, *names: str) -> str:
@@ -160,7 +184,17 @@ def shuffled(
 ) -> grain.MapDataset:
     """Endless batches of this host, `batch_size` examples each; every epoch in an order of its own."""
     dataset = grain.MapDataset.source(numbers).seed(seed).shuffle().repeat(None).random_map(example)
-    return dataset[process_index::process_count].batch(batch_size)
+    return _blocks(dataset, batch_size, process_index, process_count)
+
+
+def _blocks(dataset: grain.MapDataset, size: int, process_index: int, process_count: int) -> grain.MapDataset:
+    """This host's rows of every global batch: one block, so that all hosts' behind each other are those of one host."""
+
+    def at(index: int) -> Fields:
+        batch, row = divmod(int(index), size)
+        return dataset[(batch * process_count + process_index) * size + row]
+
+    return grain.MapDataset.range(len(dataset) // process_count).map(at).batch(size)
 
 
 def in_order(
@@ -178,7 +212,7 @@ def in_order(
     def at(index: int) -> Fields:
         return example(numbers[index]) if index < len(numbers) else empty(example(numbers[0]))
 
-    return grain.MapDataset.range(whole).map(at)[process_index::process_count].batch(batch_size)
+    return _blocks(grain.MapDataset.range(whole).map(at), batch_size, process_index, process_count)
 
 
 def mixed(datasets: Sequence[grain.MapDataset], sizes: Sequence[int]) -> grain.MapDataset:

@@ -2,10 +2,13 @@
 
 python -m vlbert_jax.main --config=configs/{pretrain,vqa,vcr,refcoco}.py[:VARIANT] [--workdir=DIR]
     [--mode=train|evaluate] [--config.FIELD=VALUE ...]
+    [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 DIR is workdirs/CONFIG_VARIANT if it is not given. The same command continues an interrupted run. Evaluation scores the
-run, or --config.init.checkpoint, on config.data.eval_split; a task's predictions go to DIR/predictions. Exit status: 0
-done; 2 an error that one line explains (VLBERT_DEBUG=1 shows the traceback); 143 stopped by SIGTERM, everything saved.
+run, or --config.init.checkpoint, on config.data.eval_split; a task's predictions go to DIR/predictions. Several
+processes find each other under srun, mpirun and on TPU hosts; elsewhere each gets the last three flags (launch/).
+Exit status: 0 done; 2 an error that one line explains (VLBERT_DEBUG=1 shows the traceback); 143 stopped by SIGTERM,
+everything saved; 75 another host is gone. After the last two the same command goes on.
 """
 
 import difflib
@@ -19,22 +22,25 @@ import sys
 import jax
 import ml_collections
 from absl import flags
-from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from data_prep import build
 from data_prep.ordered_builder import SourceError
-from vlbert_jax import checkpoint, data, sharding, train, warm_start
+from vlbert_jax import checkpoint, data, hosts, sharding, train, warm_start
 from vlbert_jax.tasks import TASKS
 
 
-def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str]:
-    """Config, workdir and mode. Raises ValueError: one line, with the nearest name for a misspelt one."""
+def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str, tuple]:
+    """Config, workdir, mode, what `hosts.join` takes. Raises ValueError: one line, with the nearest name for a misspelt
+    one."""
     try:
         for with_fields in (False, True):  # first without the fields, to tell which of them exist
             values = flags.FlagValues()
             flags.DEFINE_string("workdir", None, "where checkpoints and metrics go", flag_values=values)
             flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do", flag_values=values)
+            flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
+            flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)
+            flags.DEFINE_integer("process_id", None, "of this process", lower_bound=0, flag_values=values)
             given = [arg for arg in argv if with_fields or not re.match(r"--?(no)?config\.", arg)]
             config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given, lock_config=True)
             values(given)
@@ -48,7 +54,12 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str
     except (flags.Error, OSError) as error:  # the last line is what the variant or the parser said
         raise ValueError(re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())) from error
     recipe = pathlib.Path(config_flags.get_config_filename(values["config"]).replace(".py:", "_"))
-    return values.config, pathlib.Path(values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}"), values.mode
+    workdir = values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}"
+    for path in (workdir, values.config.data.data_dir):
+        if "://" in path:
+            raise ValueError(f"{path} is no folder; mount the bucket and give that path (launch/README.md, Storage)")
+    place = values.coordinator, values.num_processes, values.process_id
+    return values.config, pathlib.Path(workdir), values.mode, place
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> int:
@@ -61,13 +72,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
 
-    if config.data.embedded:  # the drawn corpus is made on first use
-        if chief:
-            build.draw_missing(config.data.embedded, config.data)
-        multihost_utils.sync_global_devices("corpus")
+    if config.data.embedded and chief:  # the drawn corpus is made on first use
+        build.draw_missing(config.data.embedded, config.data)
+    hosts.wait("corpus")
     if config.data.features == "precomputed":  # their extractor is part of the run from now on
         tables = [config.data[name] for name in ("captions", "images") if name in config.data]
         config.data.extractor = data.extractor_of(config.data.data_dir, *tables)
+    hosts.agree(config, workdir)
     if mode == "evaluate":
         scores = train.evaluate_run(config, task, workdir, mesh)
         if chief:
@@ -89,16 +100,15 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        config, workdir, mode = parse(argv)
-        sharding.join_hosts()
+        config, workdir, mode, place = parse(argv)
+        hosts.join(*place)
         jax.config.update("jax_default_prng_impl", config.prng_impl)
         with checkpoint.disk_full(workdir):  # whatever is being written: rows, events, the report
-            return run(config, workdir, mode)
+            return hosts.leave(run(config, workdir, mode))
     except (ValueError, OSError, FloatingPointError, SourceError) as error:
         if os.environ.get("VLBERT_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return hosts.leave(2, f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

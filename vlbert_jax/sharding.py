@@ -6,7 +6,6 @@ axis.
 """
 
 import math
-import os
 from collections.abc import Sequence
 
 import jax
@@ -28,22 +27,6 @@ RULES = {
     "layers": None,
 }
 BATCH_AXES = ("data", "fsdp")
-
-
-def join_hosts():
-    """Joins the other processes of this run where the environment says that there are any.
-
-    That is: srun, mpirun, a TPU pod, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-    """
-    counts = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    several = any(int(os.environ.get(name) or 1) > 1 for name in counts)
-    if several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        total, number = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-        jax.distributed.initialize(
-            num_processes=int(total) if total else None,
-            process_id=int(number) if number else None,
-            heartbeat_timeout_seconds=30,  # how long the others wait for a host that died
-        )
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
