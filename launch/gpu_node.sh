@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One run on the GPUs of one machine. One process drives all of them; config.mesh says how they share the work.
 set -euo pipefail
+script=gpu_node.sh
 
 usage() {
   cat <<'TEXT'
@@ -25,45 +26,25 @@ SIGTERM reach the run as SIGTERM: it saves and stops, and is not restarted. Vari
 TEXT
 }
 
-fail() { echo "gpu_node.sh: $*; see --help" >&2; exit 2; }
-
-config=configs/pretrain.py:base_e2e workdir='' gpus='' devices='' restarts=3 restart_delay=30 memory=0.92
-python='' dry_run=false
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/shared.bash
+source launch/shared.bash
+gpus='' devices='' memory=0.92
 while (($#)); do
   case $1 in
-    --config=?*) config=${1#*=} ;;
-    --workdir=?*) workdir=${1#*=} ;;
     --gpus=?*) gpus=${1#*=} ;;
     --devices=?*) devices=${1#*=} ;;
-    --restarts=?*) restarts=${1#*=} ;;
-    --restart-delay=?*) restart_delay=${1#*=} ;;
     --memory=?*) memory=${1#*=} ;;
-    --python=?*) python=${1#*=} ;;
-    --dry-run) dry_run=true ;;
-    --help | -h) usage; exit 0 ;;
     --) shift; break ;;
-    *) fail "unknown option or missing value: $1 (flags of the program stand after --)" ;;
+    *) shared_option "$1" ;;
   esac
   shift
 done
 [[ -z $gpus || $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus=$gpus is not a positive number"
 [[ -z $devices || $devices =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--devices=$devices is not a list like 0,2"
-[[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts=$restarts is not a number"
-[[ $restart_delay =~ ^[0-9]+$ ]] || fail "--restart-delay=$restart_delay is not a number of seconds"
 [[ $memory =~ ^(0?\.[0-9]+|1(\.0*)?)$ ]] || fail "--memory=$memory is not a fraction"
 [[ -z $gpus || -z $devices ]] || fail "--gpus and --devices exclude each other"
-
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ -f ${config%%:*} ]] || fail "no config file ${config%%:*} in $PWD"
-if [[ -z $workdir ]]; then
-  name=$(basename "${config%%:*}" .py)
-  [[ $config == *:* ]] && name+=_${config#*:}
-  workdir=workdirs/$name
-fi
-if [[ -z $python ]]; then
-  python=python3
-  [[ -x .venv/bin/python ]] && python=.venv/bin/python
-fi
+settle
 [[ -n $gpus ]] && devices=$(seq -s, 0 $((gpus - 1)))
 
 # Collectives overlap with computation, and gradients travel in few large all-reduces (bytes).
@@ -77,7 +58,6 @@ environment=(
 [[ -n $devices ]] && environment+=("CUDA_VISIBLE_DEVICES=$devices")
 command=(env "${environment[@]}" "$python" -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")
 
-show() { printf '%q ' "$@"; echo; }
 if $dry_run; then
   show mkdir -p "$workdir"
   show "${command[@]}"
@@ -85,39 +65,10 @@ if $dry_run; then
   exit 0
 fi
 
-child='' stopping=false
-# shellcheck disable=SC2317,SC2329  # reached by the trap
-stop() {
-  stopping=true
-  if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi
+start() {
+  "${command[@]}" &
+  children=($!)
 }
-trap stop INT TERM
-
-# `wait` returns early when a signal comes: wait until the process is really gone.
-await() {
-  status=0
-  wait "$1" || status=$?
-  while kill -0 "$1" 2>/dev/null; do
-    status=0
-    wait "$1" || status=$?
-  done
-}
-
 mkdir -p "$workdir"
 show "${command[@]}"
-for ((attempt = 0; ; attempt++)); do
-  "${command[@]}" &
-  child=$!
-  await "$child"
-  child=''
-  # 2: the command line or the data is wrong, which another start does not mend.
-  if ((status == 0 || status == 2)) || $stopping || ((attempt == restarts)); then break; fi
-  echo "gpu_node.sh: exit status $status; restart $((attempt + 1)) of $restarts in $restart_delay s" >&2
-  sleep "$restart_delay" &
-  child=$!
-  await "$child"
-  child=''
-  if $stopping; then break; fi
-done
-echo "gpu_node.sh: exit status $status after $((attempt + 1)) start(s)" >&2
-exit "$status"
+run_with_restarts

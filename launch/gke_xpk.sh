@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# One run on TPU slices of a GKE cluster, through xpk: builds and pushes the image, submits, follows, deletes.
+set -euo pipefail
+script=gke_xpk.sh
+
+usage() {
+  cat <<'TEXT'
+launch/gke_xpk.sh COMMAND --name=NAME --cluster=CLUSTER --image=IMAGE [options] [-- flags of vlbert_jax.main]
+
+  run      build the image, push it, submit the workload
+  list     how the workload is
+  delete   end the workload; the cluster stays, and costs
+
+  --type=TYPE              TPU slice                           (v5litepod-16)
+  --slices=N               slices of that type                 (1)
+  --zone=ZONE, --project=PROJECT                               (those of gcloud)
+  --image=IMAGE            where the image goes, e.g. europe-docker.pkg.dev/PROJECT/REPOSITORY/vlbert_jax:1
+  --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
+  --workdir=DIR            in the containers: a folder of storage that is attached to the cluster, e.g. /share/base_e2e
+  --restarts=N             starts after failures, at most      (10)
+  --dry-run                print what would run, run nothing
+  --help                   this text
+
+GKE restarts the workload after a preemption (status 143) and when a machine is gone (75), not after a mistake (2). It
+gives the processes two minutes to save. Storage is attached once, with `xpk storage attach` (launch/README.md).
+Needs docker and xpk.
+
+  launch/gke_xpk.sh run --name=base-e2e --cluster=tpus --zone=us-west4-a --type=v5litepod-64 --slices=2 \
+    --image=europe-docker.pkg.dev/me/images/vlbert_jax:1 --workdir=/share/base_e2e -- --config.data.data_dir=/share/data
+TEXT
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/shared.bash
+source launch/shared.bash
+name='' cluster='' image='' type=v5litepod-16 slices=1 zone='' project='' restarts=10 verb=''
+while (($#)); do
+  case $1 in
+    run | list | delete) verb=$1 ;;
+    --name=?*) name=${1#*=} ;;
+    --cluster=?*) cluster=${1#*=} ;;
+    --image=?*) image=${1#*=} ;;
+    --type=?*) type=${1#*=} ;;
+    --slices=?*) slices=${1#*=} ;;
+    --zone=?*) zone=${1#*=} ;;
+    --project=?*) project=${1#*=} ;;
+    --) shift; break ;;
+    *) shared_option "$1" ;;
+  esac
+  shift
+done
+[[ -n $verb ]] || fail "what is to be done? run, list or delete"
+[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "--name='$name' is not a name of small letters, digits and dashes"
+[[ -n $cluster ]] || fail "--cluster is needed"
+[[ -n $image || $verb != run ]] || fail "--image is needed"
+[[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices is not a positive number"
+settle
+
+place=("--cluster=$cluster" ${zone:+"--zone=$zone"} ${project:+"--project=$project"})
+case $verb in
+  list) step xpk workload list "${place[@]}" "--filter-by-job=$name" ;;
+  delete) step xpk workload delete "${place[@]}" "--workload=$name" ;;
+  run)
+    step docker build --file=launch/Dockerfile --build-arg=EXTRA=tpu "--tag=$image" .
+    step docker push "$image"
+    step xpk workload create "${place[@]}" "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
+      "--docker-image=$image" "--max-restarts=$restarts" --restart-on-exit-codes=75,143 \
+      --termination-grace-period-seconds=120 \
+      "--command=$(show python -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")"
+    ;;
+esac

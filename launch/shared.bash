@@ -1,0 +1,97 @@
+# shellcheck shell=bash
+# What the launch scripts share. Sourced, never run. The script that sources it has set `script` and `usage`.
+set -euo pipefail
+
+# shellcheck disable=SC2034  # read by the scripts
+config=configs/pretrain.py:base_e2e workdir='' restarts=3 restart_delay=30 python='' dry_run=false
+
+# shellcheck disable=SC2154
+fail() { echo "$script: $*; see --help" >&2; exit 2; }
+
+# A command as it can be pasted into a shell.
+show() { printf '%q ' "$@"; echo; }
+
+# Shows a command; runs it unless this is a rehearsal.
+step() {
+  show "$@"
+  $dry_run || "$@"
+}
+
+is_number() { [[ $1 =~ ^[0-9]+$ ]]; }
+
+# Takes the options that all scripts have; fails for any other.
+shared_option() {
+  case $1 in
+    --config=?*) config=${1#*=} ;;
+    --workdir=?*) workdir=${1#*=} ;;
+    --restarts=?*) restarts=${1#*=} ;;
+    --restart-delay=?*) restart_delay=${1#*=} ;;
+    --python=?*) python=${1#*=} ;;
+    --dry-run) dry_run=true ;;
+    --help | -h) usage; exit 0 ;;
+    *) fail "unknown option or missing value: $1 (flags of the program stand after --)" ;;
+  esac
+}
+
+# Checks what the shared options say and fills in the rest. Runs in the root of the checkout.
+settle() {
+  is_number "$restarts" || fail "--restarts=$restarts is not a number"
+  is_number "$restart_delay" || fail "--restart-delay=$restart_delay is not a number of seconds"
+  [[ -f ${config%%:*} ]] || fail "no config file ${config%%:*} in $PWD"
+  if [[ -z $workdir ]]; then
+    workdir=workdirs/$(basename "${config%%:*}" .py)
+    [[ $config == *:* ]] && workdir+=_${config#*:}
+  fi
+  if [[ -z $python ]]; then
+    python=python3
+    [[ -x .venv/bin/python ]] && python=.venv/bin/python
+  fi
+  return 0
+}
+
+# Whether another start may help. 0 is done, and 2 says that the command line, a host or the data is wrong.
+worth_a_restart() { (($1 != 0 && $1 != 2)); }
+
+# --- Processes of this machine, restarted. `start` puts them into the background and their numbers into `children`.
+
+children=() stopping=false status=0
+
+# shellcheck disable=SC2317,SC2329  # reached by the trap
+stop() {
+  stopping=true
+  if ((${#children[@]})); then kill -TERM "${children[@]}" 2>/dev/null || true; fi
+}
+
+# Sets `status` to the worst of the children's: 2 before all, which no restart mends, else the highest.
+await() {
+  local child one
+  status=0
+  for child in "${children[@]}"; do
+    one=0
+    wait "$child" || one=$?
+    while kill -0 "$child" 2>/dev/null; do # `wait` returns early when a signal comes
+      one=0
+      wait "$child" || one=$?
+    done
+    if ((status != 2 && (one == 2 || one > status))); then status=$one; fi
+  done
+  children=()
+}
+
+run_with_restarts() {
+  trap stop INT TERM
+  local attempt kept
+  for ((attempt = 0; ; attempt++)); do
+    start
+    await
+    kept=$status
+    if ! worth_a_restart "$status" || $stopping || ((attempt == restarts)); then break; fi
+    echo "$script: exit status $status; restart $((attempt + 1)) of $restarts in $restart_delay s" >&2
+    sleep "$restart_delay" &
+    children=($!)
+    await
+    if $stopping; then break; fi
+  done
+  echo "$script: exit status $kept after $((attempt + 1)) start(s)" >&2
+  exit "$kept"
+}

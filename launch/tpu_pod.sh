@@ -1,0 +1,193 @@
+#!/usr/bin/env bash
+# One run on a slice of Cloud TPUs, or on several slices: creates or reuses it, copies the code, runs, fetches logs.
+set -euo pipefail
+script=tpu_pod.sh
+
+usage() {
+  cat <<'TEXT'
+launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of vlbert_jax.main]
+
+  run      create the slice if it is not there, copy the code, run on all workers, wait, restart after a preemption
+  logs     fetch the log of every worker into WORKDIR-logs/ of this machine
+  delete   give the slice back: until then it costs money, whether it computes or not
+
+  --type=TYPE              accelerator                         (v5litepod-8)
+  --slices=N               slices of that type                 (1)
+  --version=VERSION        software of the TPU machines        (v2-alpha-tpuv5-lite)
+  --spot                   cheaper, and taken away at any time
+  --project=PROJECT        of Google Cloud                     (that of gcloud)
+  --setup=COMMAND          run on every worker first, e.g. to mount the folder with data and workdirs
+  --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
+  --workdir=DIR            on every worker: a folder that all of them share     (workdirs/<recipe>_<variant>)
+  --restarts=N             starts after failures, at most      (10)
+  --restart-delay=SECONDS  pause before each                   (30)
+  --poll=SECONDS           between looks at the run            (60)
+  --dry-run                print what would run, run nothing
+  --help                   this text
+
+The run goes on when this machine loses the connection; the same command then finds it and waits on. A slice that was
+taken away is deleted, asked for again, and continues from the newest checkpoint. Status 2 (a mistake, told in one line)
+ends it. Needs gcloud, logged in.
+
+  launch/tpu_pod.sh run --name=vlbert --zone=us-west4-a --type=v5litepod-64 --spot \
+    --setup='sudo mkdir -p /share && sudo mount -t nfs -o nconnect=8 10.0.0.2:/share /share' \
+    --workdir=/share/base_e2e -- --config.data.data_dir=/share/data
+TEXT
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/shared.bash
+source launch/shared.bash
+name='' zone='' type=v5litepod-8 slices=1 version=v2-alpha-tpuv5-lite spot=false project='' setup=true poll=60
+restarts=10 verb=''
+while (($#)); do
+  case $1 in
+    run | logs | delete) verb=$1 ;;
+    --name=?*) name=${1#*=} ;;
+    --zone=?*) zone=${1#*=} ;;
+    --type=?*) type=${1#*=} ;;
+    --slices=?*) slices=${1#*=} ;;
+    --version=?*) version=${1#*=} ;;
+    --spot) spot=true ;;
+    --project=?*) project=${1#*=} ;;
+    --setup=?*) setup=${1#*=} ;;
+    --poll=?*) poll=${1#*=} ;;
+    --) shift; break ;;
+    *) shared_option "$1" ;;
+  esac
+  shift
+done
+[[ -n $verb ]] || fail "what is to be done? run, logs or delete"
+[[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name='$name' is not a name of small letters, digits and dashes"
+[[ -n $zone ]] || fail "--zone is needed"
+[[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices is not a positive number"
+is_number "$poll" || fail "--poll=$poll is not a number of seconds"
+settle
+
+place=("--zone=$zone" ${project:+"--project=$project"})
+resources=(gcloud compute tpus queued-resources)
+vm=(gcloud compute tpus tpu-vm)
+nodes=("$name")
+create=("${resources[@]}" create "$name" "${place[@]}" "--accelerator-type=$type" "--runtime-version=$version")
+if ((slices > 1)); then
+  create+=("--node-count=$slices" "--node-prefix=$name")
+  mapfile -t nodes < <(seq -f "$name-%.0f" 0 $((slices - 1)))
+else
+  create+=("--node-id=$name")
+fi
+if $spot; then create+=(--spot); fi
+delete=("${resources[@]}" delete "$name" "${place[@]}" --force --quiet)
+
+# On every worker. The status file is what tells a run that ended from one that goes on.
+install="mkdir -p vlbert_jax && tar -xzf vlbert_jax.tar.gz -C vlbert_jax && cd vlbert_jax && python3 -m venv .venv"
+install+=" && .venv/bin/pip install --quiet -e '.[tpu]'"
+main=$(show .venv/bin/python -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")
+inside="$main >>~/vlbert_jax.log 2>&1; echo \$? >~/vlbert_jax.status"
+launch="cd vlbert_jax && rm -f ~/vlbert_jax.status && (setsid nohup bash -c $(printf %q "$inside") >/dev/null 2>&1 </dev/null &)"
+# running, a status, or nothing where nothing was started or the machine is another one than before
+look="cat vlbert_jax.status 2>/dev/null || (pgrep -f '[v]lbert_jax.main' >/dev/null && echo running) || true"
+
+state() { "${resources[@]}" describe "$name" "${place[@]}" '--format=value(state.state)' 2>/dev/null || echo NONE; }
+
+# The same on every worker of every slice.
+everywhere() {
+  local node
+  for node in "${nodes[@]}"; do step "${vm[@]}" ssh "$node" "${place[@]}" --worker=all "--command=$1"; done
+}
+
+create_or_reuse() {
+  local now=NONE
+  $dry_run || now=$(state)
+  case $now in
+    NONE) step "${create[@]}" ;;
+    SUSPENDED | FAILED | SUSPENDING)
+      step "${delete[@]}"
+      step "${create[@]}"
+      ;;
+  esac
+  if $dry_run; then
+    show "${resources[@]}" describe "$name" "${place[@]}" '--format=value(state.state)'
+    echo "# ... until that says ACTIVE"
+    return
+  fi
+  until now=$(state); [[ $now == ACTIVE ]]; do
+    [[ $now != FAILED ]] || { echo "$script: the request for $name failed: ${resources[*]} describe $name" >&2; exit 1; }
+    echo "$script: $name is $now"
+    sleep "$poll"
+  done
+}
+
+copy() {
+  local archive node
+  archive=${TMPDIR:-/tmp}/$name.tar.gz
+  show git ls-files -z "|" tar --null -T - -czf "$archive"
+  $dry_run || git ls-files -z | tar --null -T - -czf "$archive"
+  for node in "${nodes[@]}"; do
+    step "${vm[@]}" scp "$archive" "$node:vlbert_jax.tar.gz" "${place[@]}" --worker=all
+  done
+  everywhere "$install"
+  everywhere "$setup"
+}
+
+look() { "${vm[@]}" ssh "${nodes[0]}" "${place[@]}" --worker=0 "--command=$look" 2>/dev/null || echo unreachable; }
+
+# Sets `status`: of the run, or 75 where the slice is gone.
+watch() {
+  local now
+  while :; do
+    now=$(look)
+    if is_number "$now"; then
+      status=$now
+      return
+    elif [[ $now != running && $(state) != ACTIVE ]]; then
+      echo "$script: $name was taken away"
+      status=75
+      return
+    elif [[ -z $now ]]; then
+      status=1 # it was killed before it could say anything
+      return
+    fi
+    sleep "$poll"
+  done
+}
+
+case $verb in
+  delete) step "${delete[@]}" ;;
+  logs)
+    step mkdir -p "$workdir-logs"
+    for node in "${nodes[@]}"; do
+      workers=1
+      show "${vm[@]}" describe "$node" "${place[@]}" '--format=value(networkEndpoints.len())'
+      if $dry_run; then
+        echo "# for every worker of these:"
+      else
+        workers=$("${vm[@]}" describe "$node" "${place[@]}" '--format=value(networkEndpoints.len())')
+      fi
+      for ((i = 0; i < workers; i++)); do
+        step "${vm[@]}" scp "$node:vlbert_jax.log" "$workdir-logs/$node-$i.log" "${place[@]}" "--worker=$i"
+      done
+    done
+    ;;
+  run)
+    for ((attempt = 0; ; attempt++)); do
+      create_or_reuse
+      if $dry_run || [[ $(look) != running ]]; then
+        copy
+        everywhere "$launch"
+      fi
+      if $dry_run; then
+        show "${vm[@]}" ssh "${nodes[0]}" "${place[@]}" --worker=0 "--command=$look"
+        echo "# ... every $poll s; after any status but 0 and 2 the same again, at most $restarts times"
+        exit 0
+      fi
+      watch
+      echo "$script: exit status $status; the end of the log of worker 0:"
+      "${vm[@]}" ssh "${nodes[0]}" "${place[@]}" --worker=0 '--command=tail -n 5 vlbert_jax.log' || true
+      if ! worth_a_restart "$status" || ((attempt == restarts)); then break; fi
+      echo "$script: restart $((attempt + 1)) of $restarts in $restart_delay s"
+      sleep "$restart_delay" # until the last process has let go of its chips
+    done
+    echo "$script: $name is still there and costs money: launch/tpu_pod.sh delete --name=$name --zone=$zone"
+    exit "$status"
+    ;;
+esac
