@@ -1,0 +1,58 @@
+"""launch/slurm.sbatch on a real SLURM of this machine: two tasks, requeued once, finished. Skipped without SLURM."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vlbert_jax import checkpoint, metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The environment for sbatch and scontrol."""
+    if os.geteuid() or not all(map(shutil.which, NEEDED)):
+        pytest.skip("needs root, slurm-wlm and munge")
+    script, folder = ROOT / "tests" / "slurm_cluster.sh", tmp_path / "slurm"
+    started = subprocess.run([script, "start", folder], capture_output=True, text=True)
+    if started.returncode:
+        pytest.skip(f"slurm does not start here: {started.stderr[-300:]}")
+    try:
+        yield dict(line.split("=", 1) for line in (folder / "environment").read_text().splitlines())
+    finally:
+        subprocess.run(["scancel", "--user=root"], env=os.environ | {"SLURM_CONF": str(folder / "slurm.conf")})
+        subprocess.run([script, "stop", folder], check=True)
+
+
+@pytest.mark.slow
+def test_two_tasks_are_requeued_and_finish(cluster, tmp_path):
+    environment, run = os.environ | cluster | {"XLA_FLAGS": ""}, tmp_path / "run"
+    program = tmp_path / "python"  # the toy task instead of the package's
+    program.write_text(f"#!/bin/sh\nshift 2\nPYTHONPATH=tests:. exec {sys.executable} tests/toy_process.py \"$@\"\n")
+    program.chmod(0o755)
+    job = ["launch/slurm.sbatch", "--sbatch=--ntasks-per-node=2", "--sbatch=--time=10", f"--python={program}"]
+    job += ["--config=tests/toy_task.py", f"--workdir={run}"]
+    fields = ["--config.total_steps=40", "--config.step_delay=0.1"]
+    subprocess.run([*job, "--", *fields], check=True, cwd=ROOT, env=environment)
+
+    def until(condition):
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, (run / "slurm-1.out").read_text()
+            time.sleep(0.1)
+
+    until(lambda: checkpoint.newest_step(run))
+    subprocess.run(["scontrol", "requeue", "1"], check=True, env=environment)
+    until(lambda: not subprocess.run(["squeue", "--noheader"], capture_output=True, env=environment).stdout)
+    log = (run / "slurm-1.out").read_text()
+    assert "asked to stop: step" in log and "requeued 1 time(s)" in log and "exit status 0" in log, log
+    assert log.count("host 0 of 2") == 2
+    assert metrics.read_rows(run / "metrics.jsonl")[-1]["step"] == 40
+    assert 5 < int(log.partition("asked to stop: step ")[2].split()[0]) < 40
