@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -27,8 +28,8 @@ SETTINGS = Settings(proposals_before=200, proposals_after=24, roi_chunk=12)
 @functools.cache
 def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     """Weights with MILVLG's names and order; scores and classes of some contrast."""
-    network = FasterRCNN(SIZES, Settings(), rngs=nnx.Rngs(seed))
-    flat = {tuple(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(nnx.state(network))}
+    state = jax.jit(lambda: nnx.state(FasterRCNN(SIZES, Settings(), rngs=nnx.Rngs(seed))))()
+    flat = {tuple(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(state)}
     rng = np.random.default_rng(seed)
     for path, array in flat.items():
         if path[-1] == "bias":
@@ -36,6 +37,12 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
         elif path[0] in ("objectness", "classes", "attributes"):
             array *= 3
     return detector_names.from_ours(flat)
+
+
+@functools.cache
+def usual() -> Detector:
+    """The same for all tests of a session: it is compiled once."""
+    return detector()
 
 
 def detector(seed: int = 0, settings: Settings = SETTINGS, **options) -> Detector:

@@ -17,20 +17,22 @@ from weights_case import caffe_file
 
 from vlbert_jax import convert, detector_names, detector_weights, weights
 from vlbert_jax import detector as detectors
+from vlbert_jax.detector import Prepared
 from vlbert_jax.fast_rcnn import FastRCNN, prepare_pixels
+from vlbert_jax.proposals import ranking
 from vlbert_jax.tasks.examples import ImageLayout, image_fields
 
 
 @pytest.fixture(scope="module")
 def detector():
-    return detector_case.detector()
+    return detector_case.usual()
 
 
 def same(ours, others):
     assert len(ours) == len(others)
     for a, b in zip(ours, others, strict=True):
         for field in dataclasses.fields(a):
-            np.testing.assert_allclose(getattr(a, field.name), getattr(b, field.name), atol=1e-5, err_msg=field.name)
+            np.testing.assert_allclose(getattr(a, field.name), getattr(b, field.name), atol=1e-4, err_msg=field.name)
 
 
 # --- What comes out ---------------------------------------------------------------------------------------------------
@@ -38,7 +40,7 @@ def same(ours, others):
 
 def test_a_batch_gives_what_each_image_gives_alone(detector):
     """Images of one canvas and of several, in a batch that they do not fill."""
-    images = [detector_case.image(0), detector_case.image(1, 64, 48), detector_case.image(2, 40, 64)]
+    images = [detector_case.image(0), detector_case.image(1, 64, 48), detector_case.image(2, 46, 60)]
     alone = [regions for image in images for regions in detector.detect([image])]
     same(detector_case.detector(batch_size=2).detect(images), alone)
     for image, regions in zip(images, alone, strict=True):
@@ -50,12 +52,33 @@ def test_a_batch_gives_what_each_image_gives_alone(detector):
         assert len(np.unique(regions.features.round(3), axis=0)) > 1
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (700, 2)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20_000)])
 def test_images_on_which_the_original_fails(detector, shape):
     """Too thin to have a proposal, or a row, behind the stem: the whole image is a region."""
     (regions,) = detector.detect([detector_case.image(0, *shape)])
     assert len(regions.boxes) >= 1 and np.isfinite(regions.features).all()
     assert (regions.boxes[:, 2:] <= [shape[1], shape[0]]).all()
+
+
+def test_images_of_many_sizes_share_a_program():
+    canvases = {
+        Prepared(np.zeros((height, width, 3), np.uint8), (600, 1000)).canvas
+        for height in range(300, 620, 20)
+        for width in range(400, 820, 20)
+    }
+    assert len(canvases) <= 15 and (600, 800) in canvases
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 300])
+def test_ranking_is_a_stable_sort(rows):
+    """Also of numbers that are equal, or differ in the last bit, of 0 and of 1."""
+    rng = np.random.default_rng(rows)
+    spread = jax.nn.softmax(jnp.asarray(rng.normal(0, 4, (rows, 7)), jnp.float32), axis=0)
+    few = np.nextafter(np.float32(0.3), rng.integers(0, 2, (rows, 7)).astype(np.float32))
+    ends = rng.integers(0, 2, (rows, 7)).astype(np.float32)
+    for numbers in map(jnp.asarray, (spread, few, ends)):
+        wanted = np.argsort(-np.asarray(numbers), axis=0, kind="stable")
+        np.testing.assert_array_equal(jax.jit(ranking)(numbers), wanted)
 
 
 def test_nothing_sure_gives_the_best_few(detector):
@@ -64,6 +87,24 @@ def test_nothing_sure_gives_the_best_few(detector):
     assert len(regions.boxes) == 5
     confidence = regions.class_probabilities[:, 1:].max(1)
     assert confidence[0] == pytest.approx(confidence.max())
+
+
+def layout_of(**options) -> ImageLayout:
+    return ImageLayout(
+        precomputed=False, image_scale=detector_case.SCALE, orientation="landscape", max_regions=8, feature_size=0,
+        geometry_dtype=None, **options,
+    )  # fmt: skip
+
+
+def test_hidden_regions_are_blank_in_images_that_come_prepared():
+    record = dict(image=b"", image_size=np.array([64, 48]))
+    boxes, hidden = np.array([[8.0, 8, 20, 16], [30, 4, 40, 40]], np.float32), np.array([True, False])
+    fields = image_fields(record, boxes, layout_of(caffe_resize=True, hide_pixels=True), flip=False, hidden=hidden)
+    x1, y1, x2, y2 = fields["boxes"][1].astype(int)
+    blank = (fields["image"] == 0).all(-1)
+    np.testing.assert_array_equal(fields["boxes"][1], boxes[0] * 2)
+    assert blank[y1 : y2 + 1, x1 : x2 + 1].all()
+    assert not blank[y1 - 1, x1] and not blank[y2 + 1, x2] and not blank[y1, x1 - 1] and not blank[y2, x2 + 1]
 
 
 def test_training_computes_the_features_that_are_written(detector):
@@ -76,10 +117,7 @@ def test_training_computes_the_features_that_are_written(detector):
     network = nnx.merge(detector.graphdef, detector.state)
 
     def features(caffe: bool):
-        layout = ImageLayout(
-            precomputed=False, image_scale=detector_case.SCALE, orientation="landscape", max_regions=8, feature_size=0,
-            geometry_dtype=None, caffe_resize=caffe,
-        )  # fmt: skip
+        layout = layout_of(caffe_resize=caffe)
         fields = image_fields(record, regions.boxes, layout, flip=False)
         sizes = detector_case.SIZES
         backbone = dict(
@@ -87,15 +125,19 @@ def test_training_computes_the_features_that_are_written(detector):
             stride_in_1x1=True, frozen_stages=(), caffe_max_pool=caffe,
         )  # fmt: skip
         switches = dict(roi_operation="pool", mask_padding=True) if caffe else {}
-        fast_rcnn = FastRCNN(hidden_size=4, backbone=backbone, feature_size=0, **switches, rngs=nnx.Rngs(0))
+        options = dict(hidden_size=4, backbone=backbone, feature_size=0, **switches)
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: FastRCNN(**options, rngs=nnx.Rngs(0))))
+        fast_rcnn = nnx.merge(graphdef, jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), state))
         for name in ("backbone", "c5"):
             nnx.update(getattr(fast_rcnn, name), nnx.state(getattr(network, name)))
-        batch = {name: jnp.asarray(value)[None] for name, value in fields.items()}
-        prepared = prepare_pixels(batch["image"], batch["image_size"])
-        found = fast_rcnn.appearance(
-            prepared, batch["boxes"], batch["region_mask"], image_size=batch["image_size"]
-        )
-        return np.asarray(found)[0, 1 : len(regions.boxes) + 1]
+
+        @jax.jit
+        def run(image, image_size, boxes, region_mask):
+            prepared = prepare_pixels(image, image_size)
+            return fast_rcnn.appearance(prepared, boxes, region_mask, image_size=image_size)
+
+        names = ("image", "image_size", "boxes", "region_mask")
+        return np.asarray(run(*(jnp.asarray(fields[name])[None] for name in names)))[0, 1 : len(regions.boxes) + 1]
 
     np.testing.assert_allclose(features(caffe=True), regions.features, atol=1e-4)
     assert np.abs(features(caffe=False) - regions.features).max() > 1e-2
@@ -212,7 +254,7 @@ def test_what_is_no_such_detector(tmp_path, capsys):
     refused("trap.pkl", pickle.dumps({"model": good, "more": Trap()}), "run code")
     refused("cut.pkl", pickle.dumps({"model": good})[:-4000], "cut short")
     lacking = {name: array for name, array in good.items() if "res3.0.conv2" not in name}
-    refused("lacking.pkl", pickle.dumps(lacking), "lacks backbone.res3.0.conv2.weight")
+    refused("lacking.pkl", pickle.dumps(lacking), "lacks backbone.res3.0.conv2.norm.weight")
     wide = good | {"roi_heads.res5.0.conv2.weight": np.zeros((8, 9, 3, 3), np.float32)}
     refused("wide.pkl", pickle.dumps(wide), "roi_heads.res5.0.conv2.weight has shape (8, 9, 3, 3)")
     with pytest.raises(FileNotFoundError, match="no detector at"):
@@ -223,21 +265,12 @@ def test_what_is_no_such_detector(tmp_path, capsys):
 
 
 def test_roi_align_is_an_option():
-    import dataclasses as d
-
-    pooled = detector_case.detector().detect([detector_case.image(0)])[0]
-    aligned = detector_case.detector(settings=d.replace(detector_case.SETTINGS, roi_operation="align"))
+    pooled = detector_case.usual().detect([detector_case.image(0)])[0]
+    aligned = detector_case.detector(settings=dataclasses.replace(detector_case.SETTINGS, roi_operation="align"))
     (regions,) = aligned.detect([detector_case.image(0)])
     assert np.isfinite(regions.features).all()
     assert not np.allclose(regions.features[:1], pooled.features[:1])
     with pytest.raises(ValueError, match="roi_operation is 'max'"):
-        detector_case.detector(settings=d.replace(detector_case.SETTINGS, roi_operation="max"))
+        detector_case.detector(settings=dataclasses.replace(detector_case.SETTINGS, roi_operation="max"))
 
 
-def test_programs_compile_once_per_canvas(detector):
-    """Images of many sizes share few shapes."""
-    before = detector._propose._cache_size()
-    detector.detect([detector_case.image(0, 48, width) for width in (64, 65, 66, 67)])
-    assert detector._propose._cache_size() - before <= 1
-    assert detector._describe._cache_size() == 1
-    assert jax.tree.leaves(detector.state)

@@ -215,11 +215,11 @@ def prepare_pixels(
     """uint8 RGB to BGR minus the means, zero (the mean colour) in the padding and under hidden boxes.
 
     A box covers the pixels from trunc(x1), trunc(y1) to trunc(x2), trunc(y2), both included (official raw-pixel mask).
-    Float images are BGR minus the means already.
+    Float images are taken as prepared already.
     """
-    pixels = image
-    if image.dtype == jnp.uint8:
-        pixels = image[..., ::-1].astype(jnp.float32) - jnp.asarray(PIXEL_MEANS, jnp.float32)[None, None, None]
+    if image.dtype != jnp.uint8:
+        return image
+    pixels = image[..., ::-1].astype(jnp.float32) - jnp.asarray(PIXEL_MEANS, jnp.float32)[None, None, None]
     rows, columns = jnp.arange(image.shape[1])[None], jnp.arange(image.shape[2])[None]
     keep = (rows < image_size[:, 1:])[:, :, None] & (columns < image_size[:, :1])[:, None, :]
     if hidden is not None:

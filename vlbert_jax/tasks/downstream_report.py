@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
-from vlbert_jax import report
+from vlbert_jax import report, transforms
 from vlbert_jax.tasks import downstream
 
 NUM_CARDS = 12  # half of them wrong ones, if there are so many
@@ -53,7 +54,8 @@ def _cards(model, config, maker, predict, card) -> list[report.Card]:
             if index < 0:
                 continue
             width, height = batch.image_size[i].astype(int)
-            picture = dict(image=batch.image[i, :height, :width], boxes=batch.boxes[i, : batch.region_mask[i].sum()])
+            pixels = transforms.as_rgb(np.asarray(batch.image[i, :height, :width]))
+            picture = dict(image=pixels, boxes=batch.boxes[i, : batch.region_mask[i].sum()])
             made = card(records[int(index)], picture, {name: array[i] for name, array in rows.items()})
             if made is None:
                 continue

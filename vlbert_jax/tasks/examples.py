@@ -30,6 +30,7 @@ class ImageLayout:
     feature_size: int
     geometry_dtype: np.dtype | None  # None = the device computes it
     caffe_resize: bool = False
+    hide_pixels: bool = False  # read where images come prepared, as with caffe_resize: else the device blanks them
 
     @staticmethod
     def options(config, orientation: str) -> dict:
@@ -44,6 +45,7 @@ class ImageLayout:
             feature_size=config.model.feature_size,
             geometry_dtype=None if d.geometry_on_device else dtype,
             caffe_resize=d.get("caffe_resize", False),
+            hide_pixels=d.get("hide_pixels", False),
         )
 
 
@@ -112,7 +114,10 @@ def image_fields(
     )
     if pixels is not None:
         canvas = transforms.canvas_size(layout.image_scale, layout.orientation)
-        example["image"] = transforms.place_image(pixels, size, canvas, flip, factor)
+        example["image"] = image = transforms.place_image(pixels, size, canvas, flip, factor)
+        if layout.caffe_resize and layout.hide_pixels:
+            for x1, y1, x2, y2 in placed[example["region_hidden"]].astype(int):  # as `prepare_pixels` does
+                image[y1 : y2 + 1, x1 : x2 + 1] = 0
     else:
         example["region_features"] = _region_features(record, hidden, layout)
     if layout.geometry_dtype is not None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vlbert_jax import report
+from vlbert_jax import report, transforms
 from vlbert_jax.batch import Batch
 from vlbert_jax.tasks import pretrain
 from vlbert_jax.tasks.examples import tokenizer_of
@@ -88,7 +88,7 @@ def _cards(batch: Batch, guesses: dict, config) -> list[report.Card]:
         labels = [""] * count if batch.region_classes is None else [names(c) for c in batch.region_classes[row, :count]]
         cards.append(
             report.Card(
-                image=np.asarray(batch.image[row, :height, :width]),
+                image=transforms.as_rgb(np.asarray(batch.image[row, :height, :width])),
                 boxes=np.asarray(batch.boxes[row, :count]),
                 box_labels=labels,
                 words=[tokenizer.backend.id_to_token(int(i)) for i in ids[is_text]][1:-1],  # without [CLS] and [SEP]
