@@ -65,8 +65,9 @@ def extract(
             if not part.done:
                 for line in part.finish():
                     progress.write(f"broken: {line['name']}: {line['error']}", file=sys.stderr)
-    if store.is_complete():
-        _conclude(source, store)
+    with store.alone():
+        if store.is_complete():
+            _conclude(source, store)
     return store
 
 
@@ -162,8 +163,8 @@ def main(argv: list[str] | None = None) -> int:
         detector = detectors.load(args.detector, settings, selection, **options)
         store = extract(source, detector, args.out, form=args.format, shard=args.shard, num_threads=args.num_threads)
     except (SourceError, ValueError, OSError) as error:
-        again = f"; {args.out} is whole as far as it goes: free some room and give the command again"
-        told = f"{error}{again if isinstance(error, OSError) and error.errno == 28 else ''}"
+        again = f"; {args.out} is whole as far as it goes: make room and give the command again"
+        told = f"{error}{again if 'No space left' in str(error) else ''}"
         print(f"error: {' '.join(told.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

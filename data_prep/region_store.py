@@ -14,6 +14,7 @@ the last whole line of its journal; when it is complete its files are written un
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -21,7 +22,6 @@ import io
 import json
 import os
 import pathlib
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -45,12 +45,9 @@ def extractor_id(fingerprint: dict[str, Any]) -> str:
 def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
     """`write` makes a file under another name, which then takes the place of `path`; nothing is left if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    beside = pathlib.Path(name)
+    beside = path.with_name(f".{path.name}.partial")  # the same each time: what a kill leaves is written over
     try:
         write(beside)
-        beside.chmod(0o644)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -73,8 +70,7 @@ class RegionStore:
 
     def _claim(self, wanted: dict[str, Any]) -> None:
         path = self.folder / "extraction.json"
-        with open(self.folder / "parts" / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self.alone():
             if not path.exists():
                 write_whole(path, lambda beside: beside.write_text(json.dumps(wanted, indent=1) + "\n"))
         found = read_extraction(self.folder)
@@ -84,6 +80,13 @@ class RegionStore:
                     f"{path}: {field} was {_short(found.get(field))}, is now {_short(value)}; give the same detector, "
                     "options and images, or another --out"
                 )
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits until no other process of this machine changes what the shards share."""
+        with open(self.folder / "parts" / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def shard(self, number: int) -> Iterator[Part]:
         """The parts of a shard, in order. Raises SourceError if another process of this machine is at it."""
@@ -135,7 +138,8 @@ class Part:
             with open(self.journal, "ab") as file:
                 file.write(content)
         except OSError:
-            os.truncate(self.journal, start)
+            with contextlib.suppress(OSError):
+                os.truncate(self.journal, start)
             raise
 
     def finish(self) -> list[dict]:
@@ -164,8 +168,9 @@ class Part:
         try:
             for record in records:
                 writer.write(pack(record | dict(extractor=self.store.extractor)))
-        finally:
             writer.close()
+        except RuntimeError as error:  # what its library makes of a full disk
+            raise OSError(f"{path}: {error}") from None
 
 
 def _short(value: Any) -> str:

@@ -118,12 +118,14 @@ def test_suppression(path):
             detections = arrays["tie/dets" if found[1] == "tie" else "in/dets"]
             order = np.argsort(-detections[:, 4], kind="stable")
             everyone = jnp.ones(len(order), bool)
-            kept, mask = suppress(jnp.asarray(detections[order, :4]), everyone, float(found[2]), len(order))
+            run = jax.jit(functools.partial(suppress, threshold=float(found[2]), most=len(order)))
+            kept, mask = run(jnp.asarray(detections[order, :4]), everyone)
             np.testing.assert_array_equal(order[np.asarray(kept)[np.asarray(mask)]], expected, err_msg=name)
             # The same, as one class among others.
             own = detections[:, 4] / detections[:, 4].max()
             probabilities = jnp.asarray(np.stack([own, own * 0], axis=1), jnp.float32)
-            confidence = class_confidence(jnp.asarray(detections[:, :4]), everyone, probabilities, float(found[2]))
+            run = jax.jit(functools.partial(class_confidence, threshold=float(found[2])))
+            confidence = run(jnp.asarray(detections[:, :4]), everyone, probabilities)
             survivors = np.zeros(len(own), np.float32)
             survivors[expected] = own[expected]
             np.testing.assert_array_equal(confidence, survivors, err_msg=name)
@@ -280,14 +282,15 @@ def test_backbone_with_padding(tiny):
 
 
 def test_proposal_scores(tiny):
-    objectness, deltas = tiny.network.propose_scores(tiny.out("res4"), tiny.size)
+    objectness, deltas = jax.jit(tiny.network.propose_scores)(tiny.out("res4"), tiny.size)
     np.testing.assert_allclose(objectness, tiny.out("rpn_cls_prob_reshape")[..., 12:], atol=STAGE)
     np.testing.assert_allclose(deltas, tiny.out("rpn_bbox_pred"), atol=STAGE)
 
 
 def test_proposals_of_the_network(tiny):
     scores, deltas = tiny.out("rpn_cls_prob_reshape")[..., 12:], tiny.out("rpn_bbox_pred")
-    boxes, mask, order = tiny.network.proposals(scores, deltas, tiny.size, jnp.array([tiny.scale], jnp.float32))
+    scale = jnp.array([tiny.scale], jnp.float32)
+    boxes, mask, order = jax.jit(tiny.network.proposals)(scores, deltas, tiny.size, scale)
     expected = tiny.out("rois")
     assert mask.sum() == len(expected)
     np.testing.assert_allclose(boxes[0, : len(expected)], expected[:, 1:], atol=COORDINATES)
@@ -296,10 +299,12 @@ def test_proposals_of_the_network(tiny):
 
 def test_region_features(tiny):
     rois, feature_map = tiny.out("rois"), tiny.out("res4")
-    pooled = roi_pool(feature_map, inside=True)(rois[:4, 1:], jnp.zeros(4, int))
+    first = jnp.zeros(4, int)
+    pooled = jax.jit(lambda x, boxes: roi_pool(x, inside=True)(boxes, first))(feature_map, rois[:4, 1:])
     np.testing.assert_array_equal(pooled, tiny.out("roipool5_first4"))
-    np.testing.assert_allclose(tiny.network.c5(pooled[:2]), tiny.out("res5_first2"), atol=STAGE)
-    features = tiny.network.region_features(feature_map, tiny.size, rois[None, :, 1:], jnp.ones((1, len(rois)), bool))
+    np.testing.assert_allclose(jax.jit(tiny.network.c5)(pooled[:2]), tiny.out("res5_first2"), atol=STAGE)
+    everyone = jnp.ones((1, len(rois)), bool)
+    features = jax.jit(tiny.network.region_features)(feature_map, tiny.size, rois[None, :, 1:], everyone)
     np.testing.assert_allclose(features[0], tiny.out("pool5_flat"), atol=STAGE)
 
 
@@ -308,7 +313,7 @@ def test_description(tiny):
     boxes, mask = tiny.out("rois")[None, :, 1:], jnp.ones((1, len(tiny.out("rois"))), bool)
     features, scale = tiny.out("pool5_flat")[None], jnp.array([tiny.scale], jnp.float32)
     np.testing.assert_allclose(tiny.network.classes(features)[0], tiny.out("cls_score"), atol=STAGE)
-    found = tiny.network.describe(boxes, mask, features, scale)
+    found = jax.jit(tiny.network.describe)(boxes, mask, features, scale)
     np.testing.assert_allclose(found.classes[0], tiny.out("cls_prob"), atol=STAGE)
     np.testing.assert_array_equal(found.class_ids[0], tiny.out("predicted_cls").reshape(-1))
     np.testing.assert_allclose(found.attributes[0], tiny.out("attr_prob"), atol=STAGE)

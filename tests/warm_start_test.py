@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from configs import pretrain as recipes
-from vlbert_jax import convert, names, warm_start
+from vlbert_jax import convert, export, names, warm_start
 from vlbert_jax.tasks import pretrain, vcr
 
 torch = pytest.importorskip("torch")
@@ -155,3 +155,28 @@ def test_every_array_stays_on_its_devices(small, tmp_path):
     save_file(names.official_to_bert(other_weights(*small)), tmp_path / "bert.safetensors")
     loaded, _ = load((params, constants, vocab_size), bert=tmp_path / "bert.safetensors")
     assert loaded["vlbert"]["token_embeddings"][...].sharding == spread
+
+
+def test_features_of_another_extractor_are_refused(small, tmp_path):
+    """A run that was trained on precomputed features says of which; unknown ones cannot be compared."""
+    arrays = [{"/".join(p): v for p, v in random_like(state).items()} for state in small[:2]]
+
+    def nested(flat: dict) -> dict:
+        tree: dict = {}
+        for path, array in flat.items():
+            *folders, leaf = path.split("/")
+            node = tree
+            for name in folders:
+                node = node.setdefault(name, {})
+            node[leaf] = array
+        return tree
+
+    config = recipes.demo().to_dict()
+    config["data"]["extractor"] = "one"
+    export.write_orbax(tmp_path / "run", *map(nested, arrays), config)
+    params, constants, vocab_size = small
+    encoder, init = dict(vocab_size=vocab_size, num_heads=4), dict(checkpoint=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="trained on features of extractor one, the corpus has those of two"):
+        warm_start.load_into(params, constants, encoder, "pretrain", init, extractor="two")
+    for same in ("one", ""):
+        warm_start.load_into(params, constants, encoder, "pretrain", init, extractor=same)

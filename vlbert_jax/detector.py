@@ -91,7 +91,7 @@ class Detector:
         self._propose = jax.jit(functools.partial(_propose, graphdef, cells))
         self._describe = jax.jit(functools.partial(_describe, graphdef))
 
-    def detect(self, images: Sequence[UInt8[np.ndarray, "y x 3"]]) -> list[Regions]:
+    def detect(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Regions]:
         """Regions of each RGB image, 10 to 100 by default; where the network proposes fewer, these, at least one."""
         found: dict[int, Regions] = {}
         waiting: dict[tuple[int, int], list] = {}

@@ -74,8 +74,11 @@ def list_files(path: str | Path, folder: str | Path | None = None) -> dict[str, 
 
 def summary(path: str | Path, tensors: Mapping[str, np.ndarray], lists: Mapping[str, Path]) -> str:
     """What was read, for people. Raises ValueError where the tensors are not of a whole detector."""
-    sizes = detector_names.sizes(tensors)
-    detector_names.match(tensors, _shapes(sizes))
+    try:
+        sizes = detector_names.sizes(tensors)
+        detector_names.match(tensors, _shapes(sizes))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     lines = [f"{path}: bottom-up-attention detector, {sum(sizes.blocks) * 3 + 2} layers, "
              f"{sizes.num_classes - 1:,} classes, {max(sizes.num_attributes - 1, 0):,} attributes"]
     lines.append(f"{'matched':32}{len(tensors):>8,} tensors{sum(a.size for a in tensors.values()):>14,} numbers")

@@ -18,8 +18,6 @@ from numbers import Real
 import numpy as np
 import PIL.Image
 
-from vlbert_jax.transforms import as_rgb
-
 Guesses = Sequence[tuple[str, Real]]  # (word or class, probability), most probable first
 
 
@@ -264,7 +262,7 @@ _WIDTH = 280  # of every picture in its own units, so that lines, letters and ha
 
 def _picture(card: Card, longest: int = 480) -> str:
     """The image with numbered boxes, and their classes below."""
-    image = PIL.Image.fromarray(np.ascontiguousarray(as_rgb(np.asarray(card.image))))
+    image = PIL.Image.fromarray(np.ascontiguousarray(card.image, dtype=np.uint8))
     scale, height = _WIDTH / image.width, _WIDTH * image.height / image.width
     image.thumbnail((longest, longest))  # only makes smaller
     kind = "PNG" if image.width * image.height < 40_000 else "JPEG"  # a small picture is shown enlarged

@@ -1,0 +1,131 @@
+"""Time of the detector and of its suppression over all classes, on whatever device is there.
+
+    python benchmarks/detector.py                      # 600x800, 300 regions, 1,600 classes, one image at a time
+    python benchmarks/detector.py --batch_size=8 --dtype=bfloat16
+
+Random weights of the published sizes; the image's pixels are noise. FLOP are those of matrix products and convolutions
+of the traced program. The rates they are compared with are those of one 3x3 convolution over 512 channels of 30 regions
+and of the same as a matrix product, outside any loop, on the same machine before and after.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import platform
+import resource
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+sys.path[:0] = [str(pathlib.Path(__file__).parent.parent), str(pathlib.Path(__file__).parent)]
+
+from train_step import matmul_flops  # noqa: E402
+
+from vlbert_jax import detector_names  # noqa: E402
+from vlbert_jax.detector import Detector, Prepared  # noqa: E402
+from vlbert_jax.faster_rcnn import FasterRCNN, Settings, Sizes  # noqa: E402
+from vlbert_jax.proposals import class_confidence  # noqa: E402
+
+
+def seconds(function, *arguments, repeats: int) -> list[float]:
+    """Of each of `repeats` calls, the first and its compilation left out."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def suppression(num_boxes: int, num_classes: int, repeats: int) -> dict:
+    """Boxes of all sizes in an image of 600x800, soft-max scores of moderate contrast."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 1, (num_boxes, 2)) * [600, 400]
+    boxes = np.concatenate([corner, corner + rng.uniform(20, 400, (num_boxes, 2))], 1).clip(0, [799, 599] * 2)
+    scores = jax.nn.softmax(jnp.asarray(rng.normal(0, 3, (num_boxes, num_classes)), jnp.float32), axis=-1)
+    run = jax.jit(functools.partial(class_confidence, threshold=0.3))
+    times = seconds(run, jnp.asarray(boxes, jnp.float32), jnp.ones(num_boxes, bool), scores, repeats=repeats)
+    return dict(ms=round(1e3 * statistics.median(times), 1), fastest_ms=round(1e3 * min(times), 1))
+
+
+def rates(dtype, repeats: int) -> tuple[float, float]:
+    """FLOP per second of a 3x3 convolution, and of the same as a matrix product."""
+    x, kernel = jnp.ones((30, 14, 14, 512), dtype), jnp.ones((3, 3, 512, 512), dtype)
+    convolve = jax.jit(functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ))  # fmt: skip
+    taps = jnp.ones((30 * 14 * 14, 9 * 512), dtype)
+    product = seconds(jax.jit(jnp.matmul), taps, kernel.reshape(-1, 512), repeats=repeats)
+    flops = 2 * x.size * kernel.size / 512
+    return flops / statistics.median(seconds(convolve, x, kernel, repeats=repeats)), flops / statistics.median(product)
+
+
+def random_detector(batch_size: int, chunk: int, dtype) -> Detector:
+    """The published sizes. Drawn as one program, so that no weight is in memory twice."""
+    network = jax.jit(lambda: nnx.state(FasterRCNN(Sizes(), Settings(), rngs=nnx.Rngs(0))))()
+    ours = {tuple(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(network)}
+    del network
+    # Random proposals lie upon each other; nothing is suppressed, so that there are 300 of them.
+    settings = Settings(proposal_overlap=1.01, roi_chunk=chunk)
+    return Detector(detector_names.from_ours(ours), settings=settings, batch_size=batch_size, dtype=dtype)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the convolutions")
+    parser.add_argument("--chunk", type=int, default=Settings().roi_chunk, help="regions that pass C5 at once")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls; the median counts")
+    args = parser.parse_args()
+    dtype = jnp.dtype(args.dtype)
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()}), jax {jax.__version__}")
+    nms = suppression(300, 1600, repeats=20)
+    print(json.dumps(dict(what="suppression, 300 boxes x 1,600 classes") | nms), flush=True)
+    before = rates(dtype, 10)
+    detector = random_detector(args.batch_size, args.chunk, dtype)
+    image = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    prepared = [Prepared(image, (600, 1000))] * args.batch_size
+    began = time.perf_counter()
+    found = jax.device_get(detector.propose(prepared))
+    first = time.perf_counter() - began
+    times = seconds(lambda: detector.propose(prepared), repeats=args.repeats)
+    convolution, product = map(statistics.mean, zip(before, rates(dtype, 10), strict=True))
+    taken = statistics.median(times)
+
+    def whole(state, pixels, size, scale):
+        return nnx.merge(detector.graphdef, state)(pixels, size, scale)
+
+    b = args.batch_size
+    shapes = [((b, 600, 800, 3), jnp.float32), ((b, 2), jnp.int32), ((b,), jnp.float32)]
+    batch = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    flops = matmul_flops(jax.make_jaxpr(whole)(detector.state, *batch).jaxpr)
+    result = dict(
+        what="detector, 600x800",
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        regions=int(found.mask.sum()),
+        seconds=round(taken, 2),
+        fastest=round(min(times), 2),
+        images_per_second=round(args.batch_size / taken, 3),
+        first_call_seconds=round(first, 1),
+        tflop=round(flops / 1e12, 3),
+        gflops=round(flops / taken / 1e9, 1),
+        convolution_gflops=round(convolution / 1e9, 1),
+        product_gflops=round(product / 1e9, 1),
+        of_convolution_time=round(taken / (flops / convolution), 2),
+        of_product_time=round(taken / (flops / product), 2),
+        suppression_share=round(args.batch_size * nms["ms"] / 1e3 / taken, 4),
+    )
+    print(json.dumps(result))
+    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
