@@ -136,3 +136,24 @@ def test_what_is_not_built_names_the_command(tmp_path, name, command):
     with pytest.raises(FileNotFoundError) as error:
         data.open_split(tmp_path, name, "train")
     assert f"python -m {command}{tmp_path}" in str(error.value)
+
+
+def test_a_fingerprint_tells_data_apart(tmp_path):
+    """By names, sizes and small contents of the newest build; not by where it came from, nor by what is not finished."""
+    table = tmp_path / "table"
+    for version in ("1.0.0", "1.1.0", "incomplete.2.0.0"):
+        (table / version).mkdir(parents=True)
+        for name in ("info.json", "train.array_record"):
+            (table / version / name).write_text(version + name)
+    marks = [data.fingerprint(table)]
+    assert marks[0].startswith("2 files, ")
+    (table / "1.0.0" / "info.json").write_text("of an older build")
+    (table / "1.1.0" / "manifest.json").write_text("source")
+    assert data.fingerprint(table) == marks[0]
+    (table / "1.1.0" / "info.json").write_text("1.1.0info.JSON")  # as long as before
+    marks.append(data.fingerprint(table))
+    (table / "1.1.0" / "train.array_record").rename(table / "1.1.0" / "val.array_record")
+    marks.append(data.fingerprint(table))
+    marks.append(data.fingerprint(table / "1.1.0" / "info.json"))
+    assert len(set(marks)) == 4
+    assert data.fingerprint(tmp_path / "nothing") == ""

@@ -226,11 +226,32 @@ ENVIRONMENTS = [
 ]
 
 
-@pytest.mark.parametrize("environment, expected", ENVIRONMENTS, ids=str)
-def test_joins_other_hosts_only_where_there_are_any(environment, expected, monkeypatch):
+@pytest.fixture
+def no_cluster(monkeypatch):
     for name in os.environ:
         if name.startswith(("SLURM", "OMPI", "JAX_NUM", "JAX_PROCESS", "JAX_COORD", "TPU", "MEGASCALE")):
             monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("environment, expected", ENVIRONMENTS, ids=str)
+def test_joins_other_hosts_only_where_there_are_any(environment, expected, no_cluster, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert hosts.found() == expected
+
+
+@pytest.mark.parametrize(
+    "name, value, alone",
+    [
+        ("SLURM_STEP_TASKS_PER_NODE", "1", True),
+        ("SLURM_STEP_TASKS_PER_NODE", "1(x16)", True),
+        ("SLURM_STEP_TASKS_PER_NODE", "2,1", False),
+        ("SLURM_STEP_TASKS_PER_NODE", "8(x2)", False),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE", "1", True),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE", "8", False),
+        ("SLURM_NTASKS", "1", False),
+    ],
+)
+def test_the_only_process_of_a_machine_takes_all_its_gpus(name, value, alone, no_cluster, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert hosts.alone_on_machine() is alone

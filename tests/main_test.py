@@ -46,6 +46,8 @@ def call(workdir, *args):
         ([TOY, "--config.mesh.tensor=3"], "'tensor': 3.* do not fit 8 devices"),
         ([TOY, "--config.batch_size=12"], "12 examples per host do not divide among 8 devices"),
         ([TOY, "--config.optimizer.name=adam"], "optimizer.name is 'adam'"),
+        ([TOY, "--config.data.data_dir=gs://a/b"], "gs://a/b is no folder; mount the bucket"),
+        ([TOY, "--workdir=gs://a/b"], "gs://a/b is no folder; mount the bucket"),
         ([TOY, "--mode=evaluate"], "nothing to evaluate: no checkpoint in"),
         ([TOY, "--config.poison_step=0"], "not finite at step 1; .* saved as step 0"),
     ],

@@ -76,15 +76,16 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"cannot join the other processes: {error} Give --coordinator=HOST:PORT, --num_processes and --process_id"
+            f"cannot join the other processes: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT for all of them, or give each "
+            "--coordinator=HOST:PORT, --num_processes and --process_id"
         ) from error
-    if _alone_on_machine() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+    if alone_on_machine() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
         # Under srun and mpirun JAX takes one GPU per process; the only process of a machine drives all.
         jax.config.update("jax_cuda_visible_devices", "all")
     _Watch.start()
-    if number := jax.process_index():
+    if jax.process_index():
         logging.getLogger("vlbert_jax").setLevel(logging.ERROR)  # host 0 tells the rest
-    log.info("host %d of %d (%s)", number, jax.process_count(), _name())
+    log.info("%d processes; this is %s", jax.process_count(), _name())
 
 
 def found() -> tuple[str | None, int | None, int | None] | None:
@@ -109,7 +110,8 @@ def found() -> tuple[str | None, int | None, int | None] | None:
     return (address, None, None) if several else None
 
 
-def _alone_on_machine() -> bool:
+def alone_on_machine() -> bool:
+    """Whether srun or mpirun has started one process only on this machine."""
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or ""
     return re.fullmatch(r"1(\(x\d+\))?", tasks) is not None
 
@@ -143,7 +145,7 @@ def leave(status: int, line: str = "") -> int:
     if OF_RUNTIME.search(line):
         # The echo of a host that died, most likely: then JAX ends this process, and the line is that host's.
         time.sleep(HEARTBEAT_SECONDS + 5)
-    words = json.dumps(dict(host=jax.process_index(), status=status, line=line))
+    words = json.dumps(dict(host=distributed.global_state.process_id, status=status, line=line))
     with contextlib.suppress(Exception):  # another was first
         distributed.global_state.client.key_value_set(_Watch.KEY + "first", words)
     _Watch.thread.join()  # ends the process
@@ -179,7 +181,7 @@ class _Watch:
                 continue
             if failed:
                 first = json.loads(failed[0][1])
-                if first["host"] == jax.process_index():
+                if first["host"] == distributed.global_state.process_id:
                     print(first["line"], file=sys.stderr, flush=True)
                 with contextlib.suppress(Exception):  # a host that hangs is not waited for
                     client.wait_at_barrier("vlbert_jax/failed", 10_000)
