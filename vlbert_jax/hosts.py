@@ -76,7 +76,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"cannot join the other processes: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT for all of them, or give each "
+            f"cannot join the other processes: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT for all, or give each its "
             "--coordinator=HOST:PORT, --num_processes and --process_id"
         ) from error
     if alone_on_machine() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
