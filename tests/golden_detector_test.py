@@ -44,13 +44,17 @@ KINDS = (
     "d6_weights_caffe", "d6_weights_milvlg", "d7_image_blob", "d7_image_scale",
 )  # fmt: skip
 FILES = {path.name: path for folder in FOLDERS for path in sorted(folder.iterdir()) if path.name != "README.md"}
-STAGE = 1e-4  # absolute: scores, features, pixels, each stage fed with what was recorded before it
+STAGE = 1e-4  # scores, features, pixels, each stage fed with what was recorded before it; and 1e-5 of large numbers
 COORDINATES = 1e-3  # pixels, of boxes up to 1,000 pixels in single precision
 
 
 def cases(kind: str, suffix: str = ".npz") -> list:
     found = [name for name in FILES if re.fullmatch(rf"{kind}_[a-z]{re.escape(suffix)}", name)]
     return [pytest.param(FILES[name], id=name.removesuffix(suffix)) for name in found]
+
+
+def close(ours, recorded, tolerance: float = STAGE):
+    np.testing.assert_allclose(ours, recorded, atol=tolerance, rtol=1e-5)
 
 
 def read(path: Path) -> tuple[dict, dict]:
@@ -122,7 +126,7 @@ def test_suppression(path):
             kept, mask = run(jnp.asarray(detections[order, :4]), everyone)
             np.testing.assert_array_equal(order[np.asarray(kept)[np.asarray(mask)]], expected, err_msg=name)
             # The same, as one class among others.
-            own = detections[:, 4] / detections[:, 4].max()
+            own = detections[:, 4] / np.exp2(max(0, np.ceil(np.log2(detections[:, 4].max()))))  # exact
             probabilities = jnp.asarray(np.stack([own, own * 0], axis=1), jnp.float32)
             run = jax.jit(functools.partial(class_confidence, threshold=float(found[2])))
             confidence = run(jnp.asarray(detections[:, :4]), everyone, probabilities)
@@ -196,7 +200,7 @@ def test_image_pixels(path):
     scale = transforms.caffe_scale(image.shape[1::-1], (meta["SCALES"], meta["MAX_SIZE"]))
     assert scale == arrays["out/im_scale"].item()
     pixels = transforms.caffe_pixels(image, scale).transpose(2, 0, 1)
-    np.testing.assert_allclose(pixels, arrays["out/data"][0], atol=STAGE)
+    close(pixels, arrays["out/data"][0])
 
 
 # --- The tiny detector ------------------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ def test_image(tiny):
     pixels = transforms.caffe_pixels(tiny.image, tiny.scale)
     assert pixels.shape[:2] == (tiny.size[0, 1], tiny.size[0, 0])
     stride = tiny.meta["data_stride_stored"]
-    np.testing.assert_allclose(pixels[None, ::stride, ::stride], tiny.out("data"), atol=STAGE)
+    close(pixels[None, ::stride, ::stride], tiny.out("data"))
 
 
 def test_backbone_with_padding(tiny):
@@ -272,19 +276,20 @@ def test_backbone_with_padding(tiny):
         return pooled, tiny.network.backbone(pixels, tiny.size)
 
     pooled, _ = run(pixels)
-    np.testing.assert_allclose(pooled[..., :2], tiny.out("pool1"), atol=STAGE, rtol=1e-5)
+    close(pooled[..., :2], tiny.out("pool1"))
     padded = jnp.pad(pixels, ((0, 0), (0, 45), (0, 70), (0, 0)))
     expected = tiny.out("res4")
     _, height, width, _ = expected.shape
     _, feature_map = run(padded)
-    # Sums of up to 23 blocks: 1e-5 of the largest.
-    np.testing.assert_allclose(feature_map[:, :height, :width], expected, atol=1e-5 * np.abs(expected).max() + STAGE)
+    # Sums over all blocks: 1e-5 of the largest, and what the original differs from itself.
+    noise = tiny.meta["fp32_vs_fp64_maxdiff"]["res4"]
+    close(feature_map[:, :height, :width], expected, 1e-5 * np.abs(expected).max() + noise)
 
 
 def test_proposal_scores(tiny):
     objectness, deltas = jax.jit(tiny.network.propose_scores)(tiny.out("res4"), tiny.size)
-    np.testing.assert_allclose(objectness, tiny.out("rpn_cls_prob_reshape")[..., 12:], atol=STAGE)
-    np.testing.assert_allclose(deltas, tiny.out("rpn_bbox_pred"), atol=STAGE)
+    close(objectness, tiny.out("rpn_cls_prob_reshape")[..., 12:])
+    close(deltas, tiny.out("rpn_bbox_pred"))
 
 
 def test_proposals_of_the_network(tiny):
@@ -302,22 +307,22 @@ def test_region_features(tiny):
     first = jnp.zeros(4, int)
     pooled = jax.jit(lambda x, boxes: roi_pool(x, inside=True)(boxes, first))(feature_map, rois[:4, 1:])
     np.testing.assert_array_equal(pooled, tiny.out("roipool5_first4"))
-    np.testing.assert_allclose(jax.jit(tiny.network.c5)(pooled[:2]), tiny.out("res5_first2"), atol=STAGE)
+    close(jax.jit(tiny.network.c5)(pooled[:2]), tiny.out("res5_first2"))
     everyone = jnp.ones((1, len(rois)), bool)
     features = jax.jit(tiny.network.region_features)(feature_map, tiny.size, rois[None, :, 1:], everyone)
-    np.testing.assert_allclose(features[0], tiny.out("pool5_flat"), atol=STAGE)
+    close(features[0], tiny.out("pool5_flat"))
 
 
 def test_description(tiny):
     """Classes, attributes, moved boxes and what is kept."""
     boxes, mask = tiny.out("rois")[None, :, 1:], jnp.ones((1, len(tiny.out("rois"))), bool)
     features, scale = tiny.out("pool5_flat")[None], jnp.array([tiny.scale], jnp.float32)
-    np.testing.assert_allclose(tiny.network.classes(features)[0], tiny.out("cls_score"), atol=STAGE)
+    close(tiny.network.classes(features)[0], tiny.out("cls_score"))
     found = jax.jit(tiny.network.describe)(boxes, mask, features, scale)
-    np.testing.assert_allclose(found.classes[0], tiny.out("cls_prob"), atol=STAGE)
+    close(found.classes[0], tiny.out("cls_prob"))
     np.testing.assert_array_equal(found.class_ids[0], tiny.out("predicted_cls").reshape(-1))
-    np.testing.assert_allclose(found.attributes[0], tiny.out("attr_prob"), atol=STAGE)
-    np.testing.assert_allclose(found.deltas[0], tiny.out("bbox_pred"), atol=STAGE)
+    close(found.attributes[0], tiny.out("attr_prob"))
+    close(found.deltas[0], tiny.out("bbox_pred"))
     exact = Proposals(boxes, mask, features, tiny.out("cls_prob")[None], found.class_ids, tiny.out("bbox_pred")[None],
                       found.confidence, None)  # fmt: skip
     moved = class_boxes(exact, jnp.array([tiny.image.shape[1::-1]], jnp.float32), scale)
@@ -337,10 +342,10 @@ def test_detector(tiny):
         for name in ("boxes", "classes", "attrs", "features")
     }
     assert len(regions.boxes) == written["num_boxes"]
-    # Their float32 run differs from their float64 run by this much (README of the fixtures).
-    np.testing.assert_allclose(regions.boxes, expected["boxes"], atol=2e-2)
-    np.testing.assert_allclose(regions.class_probabilities, expected["classes"], atol=STAGE)
-    np.testing.assert_allclose(regions.attribute_probabilities, expected["attrs"], atol=STAGE)
-    np.testing.assert_allclose(regions.features, expected["features"], atol=STAGE)
+    noise = tiny.meta["fp32_vs_fp64_maxdiff"]  # of the original against itself
+    close(regions.boxes, expected["boxes"], 2 * noise["rois"])
+    close(regions.class_probabilities, expected["classes"], STAGE + noise["cls_prob"])
+    close(regions.attribute_probabilities, expected["attrs"], STAGE + noise["attr_prob"])
+    close(regions.features, expected["features"], STAGE + noise["pool5_flat"])
     np.testing.assert_array_equal(regions.class_ids, 1 + expected["classes"][:, 1:].argmax(1))
     np.testing.assert_array_equal(regions.attribute_ids, 1 + expected["attrs"][:, 1:].argmax(1))

@@ -113,11 +113,13 @@ class Detector:
             row[: image.size[1], : image.size[0]] = image.pixels
         size = np.array([image.size for image in rows], np.int32)
         scale = np.array([image.scale for image in rows], np.float32)
-        feature_map, boxes, mask = self._propose(self.state, pixels, size, scale)
-        return self._describe(self.state, feature_map, size, boxes, mask, scale)
+        with jax.default_matmul_precision("highest"):  # float32 is meant: accelerators would round to 8 or 10 bits
+            feature_map, boxes, mask = self._propose(self.state, pixels, size, scale)
+            return self._describe(self.state, feature_map, size, boxes, mask, scale)
 
     def _batch(self, group: list[tuple[int, Prepared]]) -> dict[int, Regions]:
-        proposals = jax.device_get(self.propose([prepared for _, prepared in group]))
+        proposals = self.propose([prepared for _, prepared in group])
+        proposals = jax.device_get(dataclasses.replace(proposals, deltas=None))  # the largest array, of no use here
         return {number: self._regions(proposals, row, prepared) for row, (number, prepared) in enumerate(group)}
 
     def _regions(self, proposals: Proposals, row: int, prepared: Prepared) -> Regions:

@@ -58,7 +58,7 @@ class Proposals:
     features: Float32[Numbers, "b r g"]
     classes: Float32[Numbers, "b r c"]  # probabilities
     class_ids: Int32[Numbers, "b r"]  # the best, 0 included: it chooses the embedding beside the feature
-    deltas: Float32[Numbers, "b r k"]  # 4 per class, for `class_boxes`
+    deltas: Float32[Numbers, "b r k"] | None  # 4 per class, for `class_boxes`
     confidence: Float32[Numbers, "b r"]  # with which the region survives in any class
     attributes: Float32[Numbers, "b r a"] | None  # probabilities
 
