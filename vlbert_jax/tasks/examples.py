@@ -88,11 +88,11 @@ def image_fields(
 ) -> Example:
     """The fields of `Batch` that describe the image: the whole image and the first `max_regions` of `boxes` [n, 4].
 
-    `record` has `image` (encoded; empty = the colour of the means), `image_size` (width, height) and, if precomputed,
-    `features` [n, g] and perhaps `image_feature` [g]. `boxes` are pixels of the original image. `region_mask` is True
-    for the first `kept` rows, those that the sequence holds (None = all there are). `hidden` marks boxes whose
-    appearance is to be guessed, None where that is no task. `exact` as in `transforms.place_boxes`. Raises ValueError
-    if the features are of another width than the config's.
+    `record` has `image` (encoded, empty = the colour of the means; or uint8 pixels [y, x, 3]), `image_size` (width,
+    height) and, if precomputed, `features` [n, g] and perhaps `image_feature` [g]. `boxes` are pixels of the original
+    image. `region_mask` is True for the first `kept` rows, those that the sequence holds (None = all there are).
+    `hidden` marks boxes whose appearance is to be guessed, None where that is no task. `exact` as in
+    `transforms.place_boxes`. Raises ValueError if the features are of another width than the config's.
     """
     rows = layout.max_regions + 1
     num_rows = min(len(boxes), layout.max_regions) + 1
@@ -128,6 +128,8 @@ def image_fields(
 
 def decoded(record: dict) -> np.ndarray:
     """uint8 [y, x, 3] RGB of a record's image; of the mean colour where it is empty or cannot be read."""
+    if isinstance(record["image"], np.ndarray):
+        return record["image"]
     if record["image"]:
         try:
             return transforms.decode_image(record["image"])

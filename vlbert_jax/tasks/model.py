@@ -56,12 +56,25 @@ class VisualLinguisticModel(nnx.Module):
             key,
         )
 
-
     def states(self, batch: Batch, key_project=None, key_encode=None, blind: bool = False) -> Float[Array, "b n s d"]:
         """From the batch to the states of its elements; `blind` leaves the image out."""
         if blind:
             return self.encode(without_image(batch, self.vlbert.vocab_size), None, key_encode)
         return self.encode(batch, self.region_states(batch, self.appearance(batch), key_project), key_encode)
+
+    def attention(
+        self, batch: Batch
+    ) -> tuple[Float[Array, "b n s d"], Float[Array, "layers b n heads s s"]]:
+        """The same states, and what every element (first s) takes from every other in each layer and head."""
+        region_states = self.region_states(batch, self.appearance(batch))
+        x = self.vlbert.embed(
+            batch.token_ids, batch.region_ids, batch.segment_ids, batch.position_ids, region_states
+        )
+        b, n, s, size = x.shape
+        mask = batch.element_mask.reshape(b * n, s)
+        states, _, attention = self.vlbert.encoder(x.reshape(b * n, s, size), mask, collect=True)
+        layers, _, heads, *_ = attention.shape
+        return states.reshape(x.shape), attention.reshape(layers, b, n, heads, s, s)
 
 
 class PredictionHead(nnx.Module):

@@ -24,6 +24,7 @@ from vlbert_jax.tasks.pretrain_examples import word_ids
 __all__ = ["eval_batches", "is_frozen", "train_batches"]  # parts of the task protocol that live elsewhere
 
 LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region")
+TOP = 5  # guesses of a word or a region
 NUM_GROUPS = 3  # groups whose scores are reported apart
 
 
@@ -266,6 +267,18 @@ def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Arra
         hits = model.region_classifier(appearance).argmax(-1) == batch.region_classes
         add("region_accuracy", hits, _target_weights(batch, config, ("region",))["region"][0] > 0)
     return metrics
+
+
+def guesses(logits: Float[Array, "... c"]) -> tuple[Float[Array, "... k"], Int[Array, "... k"]]:
+    """Probabilities and numbers of the best classes, at most five."""
+    return tuple(jax.lax.top_k(jax.nn.softmax(logits), min(TOP, logits.shape[-1])))
+
+
+def guess_words(model: PretrainingModel, batch: Batch, states: Float[Array, "b n s d"], config) -> dict[str, tuple]:
+    """`guesses` of the words at `mlm_positions`: `words` from the states, `words_blind` without the image."""
+    blind = model.encode(without_image(batch, config.model.encoder.vocab_size), None)
+    encoded = {"words": states, "words_blind": blind}
+    return {name: guesses(model.mlm_logits(these, batch.mlm_positions)) for name, these in encoded.items()}
 
 
 def write_report(directory, model: PretrainingModel, config, history: list[dict]) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from vlbert_jax import sequence, transforms
 from vlbert_jax.batch import NO_IMAGE
@@ -89,7 +89,6 @@ def caption_example(
     """
     scores = record["class_scores"]  # float16 perhaps: converting all of it costs a millisecond
     check_width("class scores", scores, "num_region_classes", layout.num_classes)
-    num_rows = min(len(scores), layout.max_regions) + 1
     rows = layout.max_regions + 1
     asked, hidden = np.zeros(len(scores), bool), None
     if layout.mrc:
@@ -99,16 +98,9 @@ def caption_example(
     caption = record["caption"] if own else other_caption
     words = tokenizer.words(" ".join(caption), layout.sequence_length)
     ids, labels = _masked(words, draws, tokenizer, layout)
-    ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
-    labels = np.concatenate([[-1], labels, [-1]])
-    num_text, kept = sequence.truncate(len(ids), num_rows, layout.sequence_length)
-    if num_text < len(ids):  # the last one, [SEP], stays
-        ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
-    image = image_fields(record, record["boxes"], layout, draws.flip < layout.flip_probability, kept, hidden)
-    zeros = np.zeros(num_text, np.int32)
-    length, vocab_size = layout.sequence_length, tokenizer.vocab_size
-    packed = sequence.pack(ids, zeros, kept, image["region_hidden"], zeros, length, vocab_size)
-    example = _sequence_fields(packed, labels, layout) | image
+    flip = draws.flip < layout.flip_probability
+    example, num_text = _with_image(record, ids, labels, flip, hidden, tokenizer, layout)
+    kept = int(example["region_mask"].sum())
     example.update(
         relationship=np.int32(own),
         group=np.int32(sum(word.lower() in layout.group_words for word in caption)),
@@ -128,6 +120,36 @@ def caption_example(
         classes = np.where(_is_distribution(seen), seen.argmax(axis=1), -1)
         example["region_classes"] = padded(np.append(-1, classes).astype(np.int32), rows, fill=-1)
     return example
+
+
+def fill_example(record: dict, tokenizer: Tokenizer, layout: Layout) -> Example:
+    """An image with a `caption` (one string) whose [MASK]s are asked for, n = 1; no region is hidden."""
+    ids = np.array(sum(tokenizer.words(record["caption"]), []), np.int32)
+    labels = np.where(ids == tokenizer.mask_id, ids, -1)
+    return _with_image(record, ids, labels, False, None, tokenizer, layout)[0]
+
+
+def _with_image(
+    record: dict,
+    ids: Int[np.ndarray, "p"],
+    labels: Int[np.ndarray, "p"],
+    flip: bool,
+    hidden: Bool[np.ndarray, "n"] | None,
+    tokenizer: Tokenizer,
+    layout: Layout,
+) -> tuple[Example, int]:
+    """`[CLS] caption [SEP]` and the regions, as many of both as fit, and the number of text elements."""
+    ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
+    labels = np.concatenate([[-1], labels, [-1]])
+    num_rows = min(len(record["boxes"]), layout.max_regions) + 1
+    num_text, kept = sequence.truncate(len(ids), num_rows, layout.sequence_length)
+    if num_text < len(ids):  # the last one, [SEP], stays
+        ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
+    image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
+    zeros = np.zeros(num_text, np.int32)
+    length, vocab_size = layout.sequence_length, tokenizer.vocab_size
+    packed = sequence.pack(ids, zeros, kept, image["region_hidden"], zeros, length, vocab_size)
+    return _sequence_fields(packed, labels, layout) | image, num_text
 
 
 def text_example(words: list[list[int]], draws: Draws, tokenizer: Tokenizer, layout: Layout) -> Example:

@@ -11,11 +11,9 @@ from vlbert_jax import report, transforms
 from vlbert_jax.batch import Batch
 from vlbert_jax.tasks import pretrain
 from vlbert_jax.tasks.examples import tokenizer_of
-from vlbert_jax.tasks.model import without_image
 from vlbert_jax.tasks.pretrain_batches import eval_parts
 
 NUM_CARDS = 12
-TOP = 5
 
 
 def write_report(directory: Path, model, config, history: list[dict]) -> Path:
@@ -52,18 +50,12 @@ def predicted_cards(model, config) -> list[report.Card]:
 def _guess(model, batch: Batch, config) -> dict:
     """Probabilities and ids of the best words and classes, sighted and blind."""
     region_states = model.region_states(batch, model.appearance(batch))
-    states = {"seen": model.encode(batch, region_states)}
-    states["imageless"] = model.encode(without_image(batch, config.model.encoder.vocab_size), None)
-    states["wordless"] = model.encode(pretrain.without_words(batch, config), region_states)
-
-    def best(logits):
-        return jax.lax.top_k(jax.nn.softmax(logits), TOP)
-
-    return dict(
-        words=best(model.mlm_logits(states["seen"], batch.mlm_positions)[:, 0]),
-        words_blind=best(model.mlm_logits(states["imageless"], batch.mlm_positions)[:, 0]),
-        classes=best(model.mrc_logits(states["seen"], batch.mrc_positions)),
-        classes_blind=best(model.mrc_logits(states["wordless"], batch.mrc_positions)),
+    seen = model.encode(batch, region_states)
+    wordless = model.encode(pretrain.without_words(batch, config), region_states)
+    words = pretrain.guess_words(model, batch, seen, config)
+    return {name: tuple(array[:, 0] for array in best) for name, best in words.items()} | dict(
+        classes=pretrain.guesses(model.mrc_logits(seen, batch.mrc_positions)),
+        classes_blind=pretrain.guesses(model.mrc_logits(wordless, batch.mrc_positions)),
     )
 
 

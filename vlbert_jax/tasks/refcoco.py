@@ -156,6 +156,19 @@ def expression_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: L
     """
     boxes, rows = candidates(record, layout.kind), layout.max_regions + 1
     meant_row(record, layout.kind)  # are image and text of one build?
+    example = asked_example(record, boxes, flip, tokenizer, layout)
+    original, size = (tuple(map(int, side)) for side in (record["image_size"], example["image_size"]))
+    meant = transforms.place_boxes(record["box"][None], original, size, flip)[1]
+    return example | dict(
+        region_targets=example["region_mask"] & (overlaps(example["boxes"], meant) > POSITIVE),
+        region_hits=padded(hits(record, layout.kind, layout.image_scale)[:rows], rows),
+    )
+
+
+def asked_example(
+    record: dict, boxes: Float[np.ndarray, "n 4"], flip: bool, tokenizer: Tokenizer, layout: Layout
+) -> Example:
+    """The same without what is right: `record` needs the image and `expression`, `boxes` are those to choose from."""
     image = image_fields(record, boxes, layout, flip)
     real = image["region_mask"]
     num_regions = int(real.sum())
@@ -169,14 +182,8 @@ def expression_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: L
     packed = sequence.pack(
         text, zeros, num_regions, nothing_hidden, zeros, layout.sequence_length, tokenizer.vocab_size
     )
-    original, size = (tuple(map(int, side)) for side in (record["image_size"], image["image_size"]))
-    meant = transforms.place_boxes(record["box"][None], original, size, flip)[1]
-    packed["region_positions"] = np.where(real, len(text) + np.arange(rows), 0).astype(np.int32)
-    return {name: value[None] for name, value in packed.items()} | image | dict(
-        region_targets=real & (overlaps(image["boxes"], meant) > POSITIVE),
-        region_hits=padded(hits(record, layout.kind, layout.image_scale)[:rows], rows),
-        text_cut=np.bool_(len(ids) > room),
-    )
+    packed["region_positions"] = np.where(real, len(text) + np.arange(len(real)), 0).astype(np.int32)
+    return {name: value[None] for name, value in packed.items()} | image | dict(text_cut=np.bool_(len(ids) > room))
 
 
 def _maker(config, orientation: str, train: bool):

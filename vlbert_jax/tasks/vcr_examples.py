@@ -73,9 +73,10 @@ def readable(text: str, names: Sequence[str]) -> str:
 
 def tagged_pieces(text: str, names: Sequence[str], tokenizer: Tokenizer) -> Pieces:
     """The same in pieces; each word is cut for itself, as officially."""
-    words, regions = zip(*tagged_words(text, names), strict=True)
+    found = tagged_words(text, names)
+    words = [word for word, _ in found]
     encoding = tokenizer.backend.encode(words, is_pretokenized=True, add_special_tokens=False)
-    return [(piece, regions[word]) for piece, word in zip(encoding.ids, encoding.word_ids, strict=True)]
+    return [(piece, found[word][1]) for piece, word in zip(encoding.ids, encoding.word_ids, strict=True)]
 
 
 def cut_answers(question: int, answers: Sequence[int], limit: int) -> tuple[int, list[int]]:

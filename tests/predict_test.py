@@ -1,0 +1,165 @@
+"""The command: what it prints and draws, and one clear line for everything that can be wrong."""
+
+import base64
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+from predict_case import WIDTH, shrunk, write_model, write_words
+
+from vlbert_jax import boxes, predict
+from vlbert_jax.detector import Regions
+
+CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"))  # 451 x 300, 600 x 400
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a model of each task that the command is asked about."""
+    folder = tmp_path_factory.mktemp("models")
+    write_words(folder)
+    for task in ("vqa", "refcoco", "pretrain"):
+        write_model(folder / f"model_{task}", shrunk(task, folder))
+    return folder
+
+
+def run(capsys, *argv):
+    """Exit status, output, errors."""
+    status = predict.main([str(arg) for arg in argv])
+    return status, *capsys.readouterr()
+
+
+def test_several_pictures_and_questions(folder, capsys, tmp_path):
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(dict(boxes=[[10, 20, 200, 280], [250, 30, 440, 250]], labels=["cat", ""])))
+    (tmp_path / "rows.json").write_text("[[1, 2, 30, 40]]")
+    questions = ("what color is the ball?", "how many things are there?")
+    argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", CAT, COFFEE, "--question", *questions,
+            "--boxes", file, tmp_path / "rows.json", f"--out={tmp_path / 'out.png'}"]  # fmt: skip
+    status, out, err = run(capsys, *argv)
+    assert status == 0 and not err
+    for text in (f"{CAT}: 451 x 300; 2 regions from {file}", f"{COFFEE}: 600 x 400; 1 regions", *questions):
+        assert text in out
+    assert out.count("%") == 20  # five answers each
+    for number, width in ((1, 480), (2, 600)):
+        with Image.open(tmp_path / f"out-{number}.png") as drawn:
+            assert drawn.width == width and drawn.height > 2 / 3 * width + 50  # the answers below
+    status, out, err = run(capsys, *argv, "--json")
+    first, second = json.loads(out)
+    assert first["regions"][0] == dict(region=1, box=[10, 20, 200, 280], label="cat") and first["width"] == 451
+    assert [asked["question"] for asked in second["asked"]] == list(questions)
+    answers = first["asked"][0]["answers"]
+    assert len(answers) == 5 and answers == sorted(answers, key=lambda a: -a["probability"])
+    assert second["picture"] == str(tmp_path / "out-2.png")
+
+
+def test_expressions_are_drawn(folder, capsys, tmp_path):
+    out = tmp_path / "out.jpg"
+    argv = [f"--checkpoint={folder / 'model_refcoco'}", "--image", CAT, "--expression", "the red thing", f"--out={out}"]
+    status, printed, _ = run(capsys, *argv, "--json")
+    (about,) = json.loads(printed)
+    places = about["asked"][0]["places"]
+    assert status == 0 and len(places) == 5 and len(about["regions"]) == 9 and "grid" in about["source"]
+    best = next(place for place in places if place["region"])
+    picture = predict.marks([dict(expression="x", places=[best])], boxes.grid((451, 300)))
+    assert list(picture) == [best["region"] - 1]
+    with Image.open(out) as drawn:
+        assert drawn.format == "JPEG"
+
+
+def test_masked_words_with_and_without_the_image(folder, capsys):
+    argv = [f"--checkpoint={folder / 'model_pretrain'}", "--image", COFFEE, "--caption", "a [MASK] cup on a [MASK]"]
+    status, out, _ = run(capsys, *argv)
+    assert status == 0 and out.count("with the image:") == 2 and out.count("without it:") == 2
+    (about,) = json.loads(run(capsys, *argv, "--json")[1])
+    assert len(about["asked"][0]["masks"]) == 2 and len(about["asked"][0]["masks"][1]["blind"]) == 5
+
+
+def test_regions_by_name(capsys):
+    regions = Regions(
+        boxes=np.array([[1, 2, 300, 200], [5, 5, 60, 70]], np.float32),
+        class_ids=np.array([1, 2], np.int32), class_scores=np.array([0.9, 0.4], np.float32),
+        features=np.ones((2, WIDTH), np.float32),
+        attribute_ids=np.array([1, 1], np.int32), attribute_scores=np.array([0.7, 0.1], np.float32),
+        class_probabilities=None, attribute_probabilities=None,
+    )  # fmt: skip
+    found = boxes.detected(regions, ("nothing", "cat", "dog"), ("none", "brown"))
+    assert found.name(1) == "brown cat" and found.features.shape == (2, WIDTH) and found.first(1).labels == ("cat",)
+    predict.show(dict(image="a.jpg", width=451, height=300, asked=[], **predict.described(found)))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        "a.jpg: 451 x 300; 2 regions from the detector".split(),
+        ["1", "brown", "cat", "0.90", "[1.0,", "2.0,", "300.0,", "200.0]"],
+        ["2", "dog", "0.40", "[5.0,", "5.0,", "60.0,", "70.0]"],
+    ]
+    without = boxes.detected(dataclasses.replace(regions, attribute_ids=None), ("nothing", "cat", "dog"), ())
+    assert without.name(1) == "cat" and without.name(0) == "whole image"
+
+
+def test_boxes_of_an_official_file(tmp_path):
+    def coded(values):
+        return base64.b64encode(np.asarray(values, "<f4").tobytes()).decode()
+
+    record = dict(image_w=451, image_h=300, num_boxes=2, boxes=coded([[1, 2, 3, 4], [5, 6, 7, 8]]))
+    path = tmp_path / "1.json"
+    path.write_text(json.dumps(record | dict(features=coded(np.arange(10)), image_box_feature=coded(np.ones(5)))))
+    found = boxes.given(path, (451, 300))
+    np.testing.assert_array_equal(found.boxes, [[1, 2, 3, 4], [5, 6, 7, 8]])
+    np.testing.assert_array_equal(found.features, np.arange(10).reshape(2, 5))
+    assert found.image_feature.shape == (5,)
+    with pytest.raises(ValueError, match="boxes for a picture of 451 x 300, this is 300 x 451"):
+        boxes.given(path, (300, 451))
+    path.write_text(json.dumps(record | dict(num_boxes=3)))
+    with pytest.raises(ValueError, match="1.json: boxes: 8 numbers do not fit 3 boxes"):
+        boxes.given(path, (451, 300))
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "not JSON"), ('"boxes"', "not rows of numbers"), ("[[1, 2, 3]]", "rows of 4 finite numbers"),
+    ('[["a", 1, 2, 3]]', "not rows of numbers"), ("[[1, 2, NaN, 4]]", "finite"), ("{}", "'boxes' are not rows"),
+    ("[[1, 2, 3, 4], [5, 5, 4, 9]]", "box 1 is .5, 5, 4, 9."), ("[[500, 2, 600, 4]]", "box 0 lies outside"),
+    ('{"boxes": [[1, 2, 3, 4]], "labels": ["a", "b"]}', "1 boxes, but 2 labels"),
+])  # fmt: skip
+def test_files_without_boxes(content, message, tmp_path):
+    path = tmp_path / "b.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"b\.json: .*{message}"):
+        boxes.given(path, (451, 300))
+    assert len(boxes.given([], (451, 300))) == 0
+
+
+def test_a_grid_covers_the_picture():
+    found = boxes.grid((90, 60)).boxes
+    np.testing.assert_array_equal(found[[0, 1, 8]], [[0, 0, 30, 20], [30, 0, 60, 20], [60, 40, 90, 60]])
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--image", CAT, "--question", "x"], "a question needs --checkpoint"),
+    (["--image", CAT, COFFEE, "--boxes", "a.json"], "2 pictures, but 1 files in --boxes"),
+    (["--image", "nowhere.jpg"], "nowhere.jpg: no such file"),
+    (["--image", __file__], "predict_test.py: not an image"),
+    (["--image", CAT, "--out", "x.docx"], "ends in one of .png"),
+    (["--image", CAT, "--out", "nowhere/x.png"], "there is no folder nowhere"),
+    (["--image", CAT, "--boxes", "nowhere.json"], "nowhere.json"),
+    (["--image", CAT, "--attention", "x.html"], "needs a text"),
+    (["--image", CAT, "--choices", "a", "b"], "needs the --question"),
+    (["--image", CAT, "--checkpoint", "nowhere", "--question", "x"], "nowhere"),
+    (["--image", CAT, "--checkpoint", "{}/model_vqa", "--expression", "x"], "vqa is a model for visual question"),
+    (["--image", CAT, "--checkpoint", "{}/model_refcoco", "--caption", "x"], "it takes --expression"),
+    (["--image", CAT, "--checkpoint", "{}/model_pretrain", "--question", "x"], "it takes --caption"),
+    (["--image", CAT, "--checkpoint", "{}/model_pretrain", "--caption", "no mask"], "has no [MASK] to fill"),
+    (["--image", CAT, "--checkpoint", "{}/model_vqa", "--question", " "], "the text is empty"),
+])  # fmt: skip
+def test_one_line_for_what_is_wrong(argv, message, folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *(arg.format(folder) if arg.startswith("{}") else arg for arg in argv))
+    assert status == 2 and not out and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_that_nobody_knows_are_told(folder, capsys):
+    argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", CAT, "--question", "what color is the € ?"]
+    _, _, err = run(capsys, *argv)
+    assert "'€' is not in the model's vocabulary" in err
