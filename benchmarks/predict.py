@@ -40,7 +40,7 @@ def write_model(folder: Path) -> None:
     pieces += [f"##{digit}" for digit in range(10)]
     pieces += [f"word{i}" for i in range(30_522 - len(pieces))]
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    (folder / "answers.txt").write_text("\n".join(f"answer {i}" for i in range(3_129)) + "\n")
+    (folder / "answers.txt").write_text("\n".join(["<unk>", *(f"answer {i}" for i in range(1, 3_129))]) + "\n")
     config = recipes.base()
     config.model.train_region_head = True
     config.data.update(dict(features="image", vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))

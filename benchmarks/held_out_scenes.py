@@ -1,0 +1,95 @@
+"""How often `predict` is right about drawn scenes that training never saw, with the demos' checkpoints.
+
+    make demo, then fine-tune configs/vqa.py and configs/refcoco.py from it (README), then
+    python benchmarks/held_out_scenes.py [--scenes=50] [--data_dir=data] [--pretrain=workdirs/demo]
+        [--vqa=workdirs/vqa] [--refcoco=workdirs/refcoco] [--vocab=...]
+
+The first scenes of each validation split, one text each, chosen by the scene's number: a question (right as the
+official accuracy counts it), an expression (right where half of the union is shared), a caption with one colour or
+category masked. Regions are the drawn detector's, as in a file given with --boxes. Prints a table in Markdown.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+import vlbert_jax  # noqa: E402
+from vlbert_jax import data, pictures, vqa_accuracy  # noqa: E402
+from vlbert_jax.tasks import downstream, refcoco  # noqa: E402
+
+
+def texts_of(predictor, scenes: int) -> list[dict]:
+    """Records of the validation split, each with its image: the first text of every scene."""
+    split, found = downstream.Split(predictor.config, "val"), {}
+    for number in range(len(split)):
+        record = split.texts[number]
+        found.setdefault(int(record["image_number"]), number)
+    numbers = sorted(found.values())
+    return [split[number] for number in numbers[:: max(1, len(numbers) // scenes)][:scenes]]
+
+
+def questions(predictor, scenes: int) -> list[float]:
+    scores = []
+    for record in texts_of(predictor, scenes):
+        picture = predictor.look(pictures.open_image(record["image"]), record["boxes"])
+        best = predictor.answer(picture, record["question"])[0].text
+        scores.append(vqa_accuracy.answer_accuracy(best, record["answers"]))
+    return scores
+
+
+def expressions(predictor, scenes: int) -> list[float]:
+    scores = []
+    for record in texts_of(predictor, scenes):
+        picture = predictor.look(pictures.open_image(record["image"]), record["proposals"])
+        best = predictor.ground(picture, record["expression"])[0].box
+        scores.append(refcoco.overlaps(np.array([best]), np.asarray(record["box"]))[0] >= refcoco.POSITIVE)
+    return scores
+
+
+def masked_words(predictor, scenes: int, blind: bool) -> list[float]:
+    d, scores = predictor.config.data, []
+    records = data.Records(
+        *(data.open_split(d.data_dir, d.captions, f"val_{o}", optional=True) for o in ("landscape", "portrait"))
+    )
+    for number in range(0, len(records), max(1, len(records) // scenes)):
+        record = records[number]
+        words = [word.lower() for word in record["caption"]]
+        places = [i for i, word in enumerate(words) if word in d.visual_words]
+        if not places or len(scores) == scenes:
+            continue
+        place = places[number % len(places)]
+        text = " ".join([*words[:place], "[MASK]", *words[place + 1 :]])
+        (filled,) = predictor.fill(pictures.open_image(record["image"]), text, record["boxes"])
+        scores.append((filled.blind if blind else filled.words)[0].text == words[place])
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=50)
+    parser.add_argument("--data_dir", default="")
+    parser.add_argument("--caption_data_dir", default="", help="if it is another")
+    parser.add_argument("--vocab", default="", help="of the pre-trained model, if it is not where the run says")
+    for task, workdir in dict(pretrain="demo", vqa="vqa", refcoco="refcoco").items():
+        parser.add_argument(f"--{task}", default=f"workdirs/{workdir}")
+    args = parser.parse_args()
+    captions = dict(data_dir=args.caption_data_dir or args.data_dir, vocab=args.vocab)
+    model = vlbert_jax.load(args.pretrain, **captions)
+    rows = {
+        "masked word": masked_words(model, args.scenes, blind=False),
+        "masked word, without the image": masked_words(model, args.scenes, blind=True),
+        "question": questions(vlbert_jax.load(args.vqa, data_dir=args.data_dir), args.scenes),
+        "expression": expressions(vlbert_jax.load(args.refcoco, data_dir=args.data_dir), args.scenes),
+    }
+    print("| asked | scenes | right |\n|---|---|---|")
+    for name, scores in rows.items():
+        print(f"| {name} | {len(scores)} | {sum(scores):.1f} = {np.mean(scores):.0%} |")
+
+
+if __name__ == "__main__":
+    main()
