@@ -14,7 +14,7 @@ from predict_case import WIDTH, in_float32, on_model, shrunk, write_model
 
 import vlbert_jax
 from data_prep.build import build_scene_tasks
-from vlbert_jax import transforms
+from vlbert_jax import convert, transforms
 from vlbert_jax.batch import Batch
 from vlbert_jax.tasks import TASKS, downstream, pretrain_examples, refcoco, vcr, vqa
 from vlbert_jax.tasks.examples import tokenizer_of
@@ -215,6 +215,21 @@ def test_weights_that_lack_a_head(data_dir, tmp_path):
     (path / "config.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="1 tensors of a trained model for vqa are not there, as final_mlp.2.weight"):
         vlbert_jax.load(path)
+
+
+def test_weights_of_a_file(models, data_dir, tmp_path):
+    """Official names, no config: sizes are told by the weights, the rest by the recipes."""
+    _, path = models["vqa"]
+    file = tmp_path / "vqa.safetensors"
+    assert convert.main([str(path), str(file)]) == 0
+    words = dict(vocab=data_dir / "scenes_downstream/vocab.txt", answers=data_dir / "vqa/scenes_answers.txt")
+    predictor = vlbert_jax.load(file, **words)
+    assert predictor.task == "vqa" and predictor.config.data.image_scale == (600, 1000)
+    assert predictor.config.data.max_regions == 100 and predictor.config.losses.answer == "sigmoid"
+    answers = predictor.answer(CAT, QUESTION)
+    assert len(answers) == 5 and 0 < answers[0].probability < 1
+    with pytest.raises(ValueError, match="'bert-base-uncased'|huggingface|--vocab"):
+        vlbert_jax.load(file, vocab=str(tmp_path / "nowhere.txt"))
 
 
 def test_importing_the_package_is_cheap():

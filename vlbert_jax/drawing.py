@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlbert_jax import export
 
-SMALLEST, LARGEST = 480, 1200  # long side of what is drawn
+SMALLEST, LARGEST = 640, 1200  # long side of what is drawn
+LABELLED = 20  # boxes beyond these, the best, have no label: nobody could read it
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 STRONG = ("#e5242a", "#1668c7", "#187a3c", "#8a34b8", "#c25a12", "#0f727d")  # of regions that an answer names
 PALE = "#ffd23f"  # of the others
@@ -30,7 +31,7 @@ def draw(
     """`chosen` has what to write on some of the boxes, which are then drawn strongly; `lines` go below the picture,
     indented ones, which begin with a space, in another colour.
 
-    Boxes are x1 y1 x2 y2 in the picture's pixels. Small pictures are enlarged, large ones reduced.
+    Boxes are x1 y1 x2 y2 in the picture's pixels, best first. Small pictures are enlarged, large ones reduced.
     """
     height, width = pixels.shape[:2]
     scale = np.clip(1, SMALLEST / max(width, height), LARGEST / max(width, height))
@@ -40,7 +41,7 @@ def draw(
     canvas.paste(picture)
     pen = ImageDraw.Draw(canvas)
     thick = max(2, round(max(size) / 250))
-    order = sorted(range(len(boxes)), key=lambda i: i in chosen)  # chosen ones on top
+    order = sorted(range(len(boxes)), key=lambda i: (i in chosen, -i))  # the best on top, then the chosen
     colours = {i: STRONG[k % len(STRONG)] for k, i in enumerate(chosen)}
     for i in order:
         x1, y1, x2, y2 = (float(v) * scale for v in boxes[i])
@@ -49,8 +50,7 @@ def draw(
             pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=PAPER, width=thick + 4)
         pen.rectangle((x1, y1, x2, y2), outline=colours.get(i, PALE), width=thick * (2 if i in chosen else 1))
     for i in order:
-        text = chosen.get(i, labels[i])
-        if text:
+        if text := chosen.get(i, labels[i] if i < LABELLED else ""):
             _tab(pen, canvas.size, (boxes[i][0] * scale, boxes[i][1] * scale), text, colours.get(i))
     return _with_lines(canvas, lines)
 

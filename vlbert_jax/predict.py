@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             show(about)
         if args.out:
             path = numbered(args.out, number, len(args.image))
-            names = [f"{i} {found.name(i)}" if found.labels[i - 1] else str(i) for i in range(1, len(found) + 1)]
+            names = [f"{i} {found.name(i)}" if label else str(i) for i, label in enumerate(found.labels, 1)]
             below = [line for answer in answers for line in lines(answer)]
             drawing.save(drawing.draw(pixels, found.boxes, names, marks(answers, found), below), path)
             about["picture"] = str(path)

@@ -10,7 +10,6 @@ encoder pass. Two shapes are compiled at most, for landscape and portrait pictur
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import json
@@ -28,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Shaped, UInt8
 
 from vlbert_jax import boxes as regions
-from vlbert_jax import convert, detector, names, pictures, weights
+from vlbert_jax import detector, pictures, trained
 from vlbert_jax.batch import IMG, Batch
 from vlbert_jax.boxes import Found
 from vlbert_jax.tasks import TASKS, pretrain, refcoco, vqa
@@ -47,20 +46,7 @@ ABILITIES = {
     "refcoco": ("referring expressions", "ground", "--expression"),
     "vcr": ("visual commonsense reasoning", "choose", "--question with --choices"),
 }
-# What weights alone do not tell, as in the published recipes (configs/).
-DATA = dict(
-    data_dir="data", vocab="bert-base-uncased", answers="answers_vqa.txt", image_scale=(600, 1000),
-    geometry_on_device=False, flip_probability=0.0, mask_words=0.15, mask_regions=0.15, group_words=(),
-    text_min_words=64, max_mlm_targets=24, max_mrc_targets=20,
-)  # fmt: skip
-LENGTHS = {
-    "pretrain": dict(max_regions=100, sequence_length=64),
-    "vqa": dict(max_regions=100, sequence_length=135),
-    "refcoco": dict(max_regions=120, sequence_length=160),
-    "vcr": dict(max_regions=59, sequence_length=127, text_length=64, image_scale=(600, 1200)),
-}
 REGION = re.compile(r"(\[\d+(?:\s*,\s*\d+)*\])")  # [1] or [1,2]: how VCR's texts name regions
-LOSSES = dict(mlm=True, mrc=True, relationship=False, region=0.0, answer="sigmoid", choice="sigmoid", object=1.0)
 
 
 class Answer(NamedTuple):
@@ -111,48 +97,19 @@ def load(
     path: str | Path,
     *,
     detector: str | Path | detector.Detector | None = None,
-    vocab: str = "",
-    answers: str = "",
-    data_dir: str = "",
+    vocab: str | Path = "",
+    answers: str | Path = "",
+    data_dir: str | Path = "",
 ) -> Predictor:
     """The model in a workdir, a checkpoint's folder, or any other weights that `vlbert_jax.convert` knows.
 
     `detector` finds the regions (`vlbert_jax.detector.load`). `vocab`, `answers` and `data_dir` replace the run's
     config.data of these names. Raises FileNotFoundError, or ValueError where weights are not all there.
     """
-    conversion = convert.prepare(path)
-    task, source = conversion.task, conversion.source
-    lacking = [name for name in (*conversion.found.missing, *source.new) if name not in names.OF_PRETRAINING]
-    if lacking:
-        raise ValueError(
-            f"{path}: {source.description}; {len(lacking)} tensors of a trained model for {task} are not there, as "
-            f"{lacking[0]}"
-        )
-    config = _completed(conversion.config.to_dict(), source.config or {}, task)
-    if config.blind:
-        raise ValueError(f"{path}: a model that was trained without the image (config.blind)")
+    config, graphdef, state = trained.load(path, regions.GRID**2)
     for name, value in dict(vocab=vocab, answers=answers, data_dir=data_dir).items():
         config.data[name] = str(value) or config.data[name]
-    model = nnx.eval_shape(lambda: TASKS[task].build_model(config, nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
-    arrays = weights.flat(dict(zip(("params", "constants"), convert.arrays_of(conversion, None), strict=True)))
-    placed = []
-    for place, variable in nnx.to_flat_state(state):
-        placed.append((place, variable.replace(jax.device_put(arrays.pop(tuple(map(str, place)))))))
-    return Predictor(str(path), config, graphdef, nnx.from_flat_state(placed), detector)
-
-
-def _completed(model: dict, run: dict, task: str) -> ml_collections.ConfigDict:
-    """The config of the run, or as far as the weights tell it, with the rest as in the recipes."""
-    config = dict(seed=0, blind=False, subtask="q2a", losses={}, data={}) | model | run
-    config = copy.deepcopy(config) | dict(task=task, compute_dtype="float32")
-    config["losses"] = LOSSES | config["losses"]
-    config["data"] = DATA | LENGTHS[task] | config["data"] | dict(eval_boxes="gt")
-    config["model"]["region_head"] = dict(roi_size=14) | config["model"]["region_head"]
-    more = max(0, regions.GRID**2 - config["data"]["max_regions"])  # any model has room for a grid
-    for name in ("max_regions", "sequence_length"):
-        config["data"][name] += more
-    return ml_collections.ConfigDict(config)
+    return Predictor(str(path), config, graphdef, state, detector)
 
 
 class Predictor:
