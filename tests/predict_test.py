@@ -111,7 +111,7 @@ def test_boxes_are_drawn_where_they_are():
     assert (drawn[150, 102] == red).all() and (drawn[200, 401] == yellow).all() and (drawn[100, 350] == 0).all()
     assert (drawn[110:120, 404:420] == yellow).all(-1).mean() > 0.3  # behind the label
     assert drawn.shape[0] > 320 + 2 * 20 and (drawn[-2:] == 255).all()
-    many = np.tile(some[:1], (30, 1)) + np.arange(30)[:, None]
+    many = np.tile(some[:1], (30, 1)) + np.arange(30, dtype=np.float32)[:, None]
     shown = [np.asarray(drawing.draw(pixels, many[:n], ["label"] * n, {}, [])) for n in (19, 20, 21)]
     label = [(picture == (29, 33, 38)).all(-1).sum() for picture in shown]
     assert label[0] < label[1] and label[2] <= label[1]
