@@ -152,6 +152,8 @@ def test_photographs_of_any_size_share_two_programs(predictors):
     assert len(looked.regions) == 9 and "3 x 3 grid" in looked.regions.source
     first = predictor.answer(looked, QUESTION)
     assert first == predictor.answer(np.asarray(Image.open(CAT)), QUESTION)
+    with pytest.raises(ValueError, match="has its regions already"):
+        predictor.answer(looked, QUESTION, [[1, 2, 3, 4]])
     turned = Image.open(COFFEE).transpose(Image.Transpose.ROTATE_90)
     assert predictor.answer(turned, QUESTION) != first
     counts = [f.func._cache_size() for f in (predictor._appearance, predictor._predict)]
@@ -197,6 +199,17 @@ def test_refusals(models, predictors, data_dir, tmp_path):
             getattr(predictors[name], method)(CAT, "what")
     with pytest.raises(ValueError, match="a detector's features: give the detector"):
         predictors["precomputed"].answer(CAT, QUESTION)
+    config, path = models["precomputed"]
+    other = write_model(tmp_path / "other", shrunk("vqa", data_dir, "base", **{"data.extractor": "abc"}))
+    file = tmp_path / "regions.json"
+    boxes = dict(boxes=[[1, 2, 30, 40]], features=[[0.5] * WIDTH])
+    for extractor, fits in (("abc", True), ("", True), ("abd", False)):
+        file.write_text(json.dumps(boxes | dict(extractor=extractor)))
+        if fits:
+            assert len(vlbert_jax.load(other).look(CAT, file).regions) == 1
+            continue
+        with pytest.raises(ValueError, match="trained on features of extractor abc, these are of abd"):
+            vlbert_jax.load(other).look(CAT, file)
     _, path = models["vqa"]
     with pytest.raises(ValueError, match="no vocabulary at .*--vocab"):
         vlbert_jax.load(path, data_dir=str(tmp_path))

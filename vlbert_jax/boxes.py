@@ -24,6 +24,7 @@ class Found:
     attributes: tuple[str, ...] = ()  # as brown: one for each, "" where none is sure, or none at all
     features: Float32[np.ndarray, "r g"] | None = None  # precomputed appearance
     image_feature: Float32[np.ndarray, " g"] | None = None  # of the whole image; None = the mean over the regions
+    extractor: str = ""  # which detector, with which settings, made the features; empty = not told
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -91,7 +92,7 @@ def _decoded(path: str, record: dict, size: tuple[int, int]) -> dict:
         raise ValueError(f"{path}: {error}") from None
     if made_for != size:
         raise ValueError(f"{path}: boxes for a picture of {made_for[0]} x {made_for[1]}, this is {size[0]} x {size[1]}")
-    content = dict(boxes=boxes)
+    content = dict(boxes=boxes, extractor=record.get("extractor", ""))
     if "features" in record:
         content["features"] = features
     return content | (dict(image_feature=image_feature) if len(image_feature) else {})
@@ -122,5 +123,5 @@ def _checked(name: str, content: dict, size: tuple[int, int]) -> Found:
         if values is not None and len(values) != len(boxes):
             raise ValueError(f"{name}: {len(boxes)} boxes, but {len(values)} {field}")
     scores = None if scores is None else tuple(map(float, scores))
-    image_feature = content.get("image_feature")
-    return Found(boxes, name, tuple(map(str, labels)), scores, (), features, image_feature)
+    about = dict(image_feature=content.get("image_feature"), extractor=str(content.get("extractor", "")))
+    return Found(boxes, name, tuple(map(str, labels)), scores, (), features, **about)

@@ -154,6 +154,8 @@ class Predictor:
     def look(self, image: Any, boxes: Any = None) -> Picture:
         """Reads a picture, finds its regions and runs the CNN; everything else takes what this returns."""
         if isinstance(image, Picture):
+            if boxes is not None:
+                raise ValueError("this picture has its regions already: give boxes where it is looked at")
             return image
         name, pixels = read_picture(image)
         found = find(pixels, boxes, self.detector)
@@ -166,9 +168,22 @@ class Predictor:
                 f"{self.path} was trained on a detector's features: give the detector (--detector), or a file of boxes "
                 "with their features (--boxes)"
             )
+        trained_on = self.config.data.get("extractor", "") if is_precomputed(self.config) else ""
+        made_by = found.extractor or (self._own_extractor() if trained_on and boxes is None else "")
+        if trained_on and made_by not in ("", trained_on):
+            raise ValueError(
+                f"{self.path} was trained on features of extractor {trained_on}, these are of {made_by}: another "
+                "detector, or other settings"
+            )
         batch = self._batch(pixels, found, "a", ("a",))
         appearance = jax.block_until_ready(self._appearance(batch))
         return Picture(name, pixels, found, appearance)
+
+    def _own_extractor(self) -> str:
+        """The name that features of the detector have where they are stored."""
+        from data_prep.region_store import extractor_id  # takes seconds, as it builds tables, too
+
+        return extractor_id(self.detector.fingerprint) if self.detector else ""
 
     def _batch(self, pixels: np.ndarray, found: Found, text: str, choices: Sequence[str] = ()) -> Batch:
         """The sequence that the task has for a text, and the image; for VCR one sequence per choice."""
