@@ -114,6 +114,7 @@ def image_pipeline() -> ml_collections.ConfigDict:
             extractor="",  # name of what made precomputed features, filled in from the corpora when a run starts
             one_orientation=True,  # a batch is all landscape or all portrait; False pads to a square
             flip_probability=0.5,
+            even_regions=False,  # images are ordered so that the devices of a host have as many regions to compute
             max_regions=100,  # besides the whole image; hidden ones are blanked even where the sequence has no room
             sequence_length=64,  # text tokens + regions; [END] is not counted
             geometry_on_device=False,

@@ -25,6 +25,7 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from jaxtyping import Int
 
 Fields = dict[str, np.ndarray]
 
@@ -181,20 +182,52 @@ def shuffled(
     batch_size: int,
     process_index: int,
     process_count: int,
+    even: bool = False,
 ) -> grain.MapDataset:
-    """Endless batches of this host, `batch_size` examples each; every epoch in an order of its own."""
+    """Endless batches of this host, `batch_size` examples each; every epoch in an order of its own.
+
+    With `even` a host's rows are ordered so that its devices have about as many real regions to compute; then the order
+    within a batch, and with it which dropout mask an example gets, depends on the number of hosts.
+    """
     dataset = grain.MapDataset.source(numbers).seed(seed).shuffle().repeat(None).random_map(example)
-    return _blocks(dataset, batch_size, process_index, process_count)
+    return _blocks(dataset, batch_size, process_index, process_count, stacked_evenly if even else None)
 
 
-def _blocks(dataset: grain.MapDataset, size: int, process_index: int, process_count: int) -> grain.MapDataset:
+def _blocks(
+    dataset: grain.MapDataset, size: int, process_index: int, process_count: int, stack: Callable | None = None
+) -> grain.MapDataset:
     """This host's rows of every global batch: one block, so that all hosts' behind each other are those of one host."""
 
     def at(index: int) -> Fields:
         batch, row = divmod(int(index), size)
         return dataset[(batch * process_count + process_index) * size + row]
 
-    return grain.MapDataset.range(len(dataset) // process_count).map(at).batch(size)
+    return grain.MapDataset.range(len(dataset) // process_count).map(at).batch(size, batch_fn=stack)
+
+
+def stacked_evenly(examples: Sequence[Fields]) -> Fields:
+    """Examples as a batch; those with pixels in an `even_order` of their real regions."""
+    if "image" in examples[0]:
+        counts = [int(example["region_mask"].sum()) for example in examples]
+        examples = [examples[i] for i in even_order(counts)]
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def even_order(weights: Sequence[int] | Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """The order of numbers in which halves, quarters, eighths, ... of the whole weigh about the same.
+
+    So one order, which does not know the devices, is even over any power of two of them, and so are their micro-batches
+    (rows i, i + parts, ... of each). Dealt from the heaviest to the lightest, first, second, second, first; then each
+    hand again.
+    """
+
+    def dealt(numbers: np.ndarray) -> np.ndarray:
+        if len(numbers) < 3:
+            return numbers
+        first = np.isin(np.arange(len(numbers)) % 4, (0, 3))
+        return np.concatenate([dealt(numbers[first]), dealt(numbers[~first])])
+
+    return dealt(np.argsort(-np.asarray(weights), kind="stable"))
 
 
 def in_order(

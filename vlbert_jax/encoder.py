@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vlbert_jax.batch import keep_split
+
 LAYER_NORM_EPSILON = 1e-12
 MASKED = -10000.0  # added to the scores of padded keys
 
@@ -118,9 +120,9 @@ class Layer(nnx.Module):
     def __call__(self, x: Float[Array, "b s d"], bias: Float[Array, "b 1 1 s"], key=None):
         key_probabilities, key_attention, key_output = keys(key, 3)
         attended, probabilities = self.attention(x, bias, key_probabilities)
-        x = self.attention_norm(x + dropout(attended, self.dropout_rate, key_attention))
+        x = self.attention_norm(keep_split(x + dropout(attended, self.dropout_rate, key_attention)))
         wide = gelu(self.intermediate(x))
-        x = self.output_norm(x + dropout(self.output(wide), self.dropout_rate, key_output))
+        x = self.output_norm(keep_split(x + dropout(self.output(wide), self.dropout_rate, key_output)))
         return x, probabilities
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Shaped
 
+from vlbert_jax.batch import keep_split, split_axes
 from vlbert_jax.encoder import dropout
 from vlbert_jax.geometry import box_geometry
 from vlbert_jax.resnet import EXPANSION, Backbone, Stage
@@ -113,9 +114,7 @@ class FastRCNN(nnx.Module):
         cells = self.backbone.cells(image_size) if self.mask_padding else None
         pool = functools.partial(pool_regions, nnx.graphdef(self.c5), self._roi_options())
         arguments = (nnx.state(self.c5), self.backbone(pixels, image_size), cells, boxes, region_mask, region_shapes)
-        mesh = jax.sharding.get_abstract_mesh()
-        batch_axes = tuple(name for name in ("data", "fsdp") if mesh.shape.get(name, 1) > 1)
-        if batch_axes:
+        if batch_axes := split_axes():
             # Every device packs its own regions: left to the partitioner, sorting them would cross devices.
             from_batch = jax.P(batch_axes)
             specs = (jax.P(), *[from_batch] * 5)
@@ -155,7 +154,7 @@ class FastRCNN(nnx.Module):
         if geometry is None:
             geometry = box_geometry(boxes, image_size)
         joined = jnp.concatenate([geometry.astype(self.dtype), appearance.astype(self.dtype)], axis=-1)
-        states = jax.nn.relu(self.projection(dropout(joined, self.dropout_rate, key)))
+        states = keep_split(jax.nn.relu(self.projection(dropout(joined, self.dropout_rate, key))))
         return jnp.where(region_mask[..., None], states, 0)
 
 

@@ -15,6 +15,8 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from vlbert_jax.batch import BATCH_AXES
+
 # Logical axis -> mesh axis. Layers are stacked on a leading axis that is scanned over: it stays whole.
 RULES = {
     "vocab": "tensor",
@@ -26,7 +28,6 @@ RULES = {
     "feature": None,
     "layers": None,
 }
-BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -104,18 +105,28 @@ def global_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
     Raises ValueError where the examples do not divide among the devices.
     """
-    sharding, local = batch_sharding(mesh), batch_shards(mesh) // jax.process_count()
+    sharding, hosts = batch_sharding(mesh), jax.process_count()
 
     def place(array: np.ndarray) -> jax.Array:
-        if array.shape[0] % max(local, 1):
-            raise ValueError(
-                f"{array.shape[0]} examples per host do not divide among {local} devices: "
-                "change batch_size or mesh"
-            )
+        check_divides(array.shape[0], mesh, hosts)
         return jax.make_array_from_process_local_data(sharding, array)
 
     with jax.transfer_guard("allow"):  # the one transfer of a step that is meant
         return jax.tree.map(place, batch)
+
+
+def check_divides(examples: int, mesh: Mesh, hosts: int = 1):
+    """Raises ValueError where the examples of one of `hosts` do not divide among the devices that it feeds."""
+    if examples % (local := max(batch_shards(mesh) // hosts, 1)):
+        raise ValueError(
+            f"{examples} examples per host do not divide among {local} devices: change batch_size or mesh"
+        )
+
+
+def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
+    """What the arrays of a tree take on each device where they live as `shardings` says."""
+    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, abstract, shardings)
+    return sum(jax.tree.leaves(sizes))
 
 
 def cut(batch: PyTree, parts: int, mesh: Mesh) -> PyTree:

@@ -149,6 +149,19 @@ def train_step(
     return TrainState(step, finite, params, state.constants, opt_state), report | scores
 
 
+def jitted_step(names: tuple[str, ...], *, mesh: Mesh, shardings: TrainState, **static) -> Callable:
+    """`(state, batch) -> (state, report)` by `train_step` with these losses, compiled at the first call.
+
+    Both states live where `shardings` says, the batch is divided, and the new state takes the memory of the old.
+    """
+    return jax.jit(
+        functools.partial(train_step, names=names, mesh=mesh, shardings=shardings, **static),
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
 def names_of(path: tuple) -> tuple[str, ...]:
     """The path of a parameter in a state, as names."""
     return tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
@@ -254,12 +267,7 @@ def train(
     def update(names: tuple[str, ...]) -> Callable:
         log.info("losses from here on: %s (compiling)", ", ".join(names))
         static = dict(graphdef=graphdef, task=task, config=config, tx=tx, mesh=mesh, shardings=shardings)
-        return jax.jit(
-            functools.partial(train_step, names=names, **static),
-            in_shardings=(shardings, sharding.batch_sharding(mesh)),
-            out_shardings=(shardings, sharding.replicated(mesh)),
-            donate_argnums=0,
-        )
+        return jitted_step(names, **static)
 
     # --- Updates
     pending, timed, seconds, waited = [], 0, 0.0, 0.0  # reports not yet fetched; durations since the last row

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vlbert_jax.batch import END, IMG, NO_IMAGE, NUM_EXTRA_IDS
+from vlbert_jax.batch import END, IMG, NO_IMAGE, NUM_EXTRA_IDS, collected, keep_split
 from vlbert_jax.encoder import Encoder, EncoderConfig, dense, dropout, keys, layer_norm
 
 ROW_MULTIPLE = 128  # rows of the token table, so that it shards and tiles
@@ -80,10 +80,11 @@ class VLBert(nnx.Module):
         row = jnp.where(token_ids >= self.vocab_size + IMG, region_ids + r + 1, row)
         row = jnp.where(token_ids == self.vocab_size + END, 2 * r + 1, row)
         carried = jnp.take_along_axis(rows, row.reshape(b, -1, 1), axis=1).reshape(*row.shape, -1)
-        words = self.token_embeddings[...].astype(self.dtype)[token_ids]
-        places = self.position_embeddings[...].astype(self.dtype)[position_ids]
-        segments = self.segment_embeddings[...].astype(self.dtype)[segment_ids]
-        return dropout(self.embedding_norm(words + carried + places + segments), self.dropout_rate, key)
+        words = collected(self.token_embeddings[...].astype(self.dtype))[token_ids]
+        places = collected(self.position_embeddings[...].astype(self.dtype))[position_ids]
+        segments = collected(self.segment_embeddings[...].astype(self.dtype))[segment_ids]
+        states = self.embedding_norm(keep_split(words + carried + places + segments))
+        return dropout(states, self.dropout_rate, key)
 
     def __call__(
         self,

@@ -67,7 +67,8 @@ def train_batches(config, maker: Maker, start_step: int, process_index: int, pro
             flip = rng.random() < config.data.flip_probability
             return make(split[number], flip) | dict(index=np.int32(number))
 
-        return data.shuffled(numbers, data.stream_seed(config.seed, orientation), example, **share)
+        seed = data.stream_seed(config.seed, orientation)
+        return data.shuffled(numbers, seed, example, **share, even=config.data.even_regions)
 
     parts = split.parts(config)
     batches = data.mixed([shuffled(*part) for part in parts.items()], [len(part) for part in parts.values()])

@@ -102,7 +102,7 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
 
     def shuffled(corpus: _Corpus, stream: str):
         seed = data.stream_seed(config.seed, stream)
-        return data.shuffled(corpus.numbers, seed, corpus.example, **share)
+        return data.shuffled(corpus.numbers, seed, corpus.example, **share, even=config.data.even_regions)
 
     parts = _captions(config, config.data.train_split, train=True)
     batches = data.mixed(
