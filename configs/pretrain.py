@@ -123,6 +123,7 @@ def base_e2e() -> ml_collections.ConfigDict:
             train_split="train",
             eval_split="val",
             features="image",  # image | precomputed
+            even_regions=True,
             vocab="bert-base-uncased",
             class_names="objects_vocab.txt",  # under data_dir; names of the detector's classes, for reports
             text_min_words=64,  # lines are joined until they have as many

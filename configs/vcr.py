@@ -108,6 +108,7 @@ def q2a_base() -> ml_collections.ConfigDict:
     config.data.update(
         dict(
             image_scale=(600, 1200),
+            even_regions=True,
             text_length=64,  # pieces of question and response; [CLS] and two [SEP] come on top
             max_regions=59,  # then a sequence with [END] has 128 elements
             sequence_length=127,

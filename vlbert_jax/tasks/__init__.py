@@ -11,6 +11,8 @@ train_batches(config, start_step, process_index, process_count)
 eval_batches(config, process_index, process_count)
                                       dict: subset -> iterator over this host's part of the split, exactly once
                                       (the last batch is padded with empty examples)
+batch_shapes(config)                  the global batch of an update as shapes alone: what is compiled before there is
+                                      data
 active_losses(config, step)           names of the losses that count at this step (static under jit)
 loss_weights(config)                  dict: loss -> weight
 loss_counts(batch, config, names)     dict: loss -> what its sum is divided by; needs no model

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from vlbert_jax import data
-from vlbert_jax.batch import Batch
+from vlbert_jax.batch import Batch, Shapes, abstract_batch
 from vlbert_jax.tasks.examples import Example, empty_example, is_precomputed
 
 # (config, orientation, train) -> a function that makes the example of a record, mirrored or not
@@ -54,6 +54,11 @@ class Split:
             return {"square": range(len(self))}
         numbers = dict(landscape=range(self.num_landscape), portrait=range(self.num_landscape, len(self)))
         return {orientation: part for orientation, part in numbers.items() if part}
+
+
+def batch_shapes(config, shapes: Shapes) -> Batch:
+    """The global batch of an update as shapes alone, from those of a task's example."""
+    return abstract_batch(config.batch_size, shapes | dict(index=((), np.int32)))
 
 
 def train_batches(config, maker: Maker, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:

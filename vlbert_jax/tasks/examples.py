@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from vlbert_jax import sequence, transforms
-from vlbert_jax.batch import NO_IMAGE
-from vlbert_jax.geometry import box_geometry
+from vlbert_jax.batch import NO_IMAGE, Shapes
+from vlbert_jax.geometry import DIM, box_geometry
 from vlbert_jax.sequence import Tokenizer
 
 Example = dict[str, np.ndarray]  # by the name of the `Batch` field, without the axis b
@@ -124,6 +124,35 @@ def image_fields(
         geometry = box_geometry(placed[:kept], example["image_size"])  # rows that nothing reads stay 0
         example["box_geometry"] = padded(geometry.astype(layout.geometry_dtype), rows)
     return example
+
+
+def image_shapes(layout: ImageLayout) -> Shapes:
+    """Shapes of what `image_fields` makes."""
+    rows = layout.max_regions + 1
+    shapes = dict(
+        boxes=((rows, 4), np.float32),
+        region_mask=((rows,), bool),
+        region_hidden=((rows,), bool),
+        image_size=((2,), np.float32),
+    )
+    if layout.precomputed:
+        shapes["region_features"] = (rows, layout.feature_size), np.float32
+    else:
+        shapes["image"] = (*transforms.canvas_size(layout.image_scale, layout.orientation), 3), np.uint8
+    if layout.geometry_dtype is not None:
+        shapes["box_geometry"] = (rows, 8 * DIM), layout.geometry_dtype
+    return shapes
+
+
+def sequence_shapes(n: int, length: int) -> Shapes:
+    """Shapes of `n` sequences as `sequence.pack` lays them out."""
+    integers = ("token_ids", "region_ids", "segment_ids", "position_ids")
+    return dict.fromkeys(integers, ((n, length + 1), np.int32)) | dict(element_mask=((n, length + 1), bool))
+
+
+def usual_orientation(config) -> str:
+    """Of the canvas of most batches."""
+    return "landscape" if config.data.one_orientation and not is_precomputed(config) else "square"
 
 
 def decoded(record: dict) -> np.ndarray:

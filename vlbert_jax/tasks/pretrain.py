@@ -18,10 +18,10 @@ from vlbert_jax.tasks.model import (
     without_image,
     without_words,
 )
-from vlbert_jax.tasks.pretrain_batches import eval_batches, train_batches
+from vlbert_jax.tasks.pretrain_batches import batch_shapes, eval_batches, train_batches
 from vlbert_jax.tasks.pretrain_examples import word_ids
 
-__all__ = ["eval_batches", "is_frozen", "train_batches"]  # parts of the task protocol that live elsewhere
+__all__ = ["batch_shapes", "eval_batches", "is_frozen", "train_batches"]  # parts of the protocol that live elsewhere
 
 LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region")
 TOP = 5  # guesses of a word or a region

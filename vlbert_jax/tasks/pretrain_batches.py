@@ -9,10 +9,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from vlbert_jax import data, transforms
-from vlbert_jax.batch import Batch
+from vlbert_jax.batch import Batch, abstract_batch
 from vlbert_jax.sequence import Tokenizer
 from vlbert_jax.tasks.examples import Example, empty_example, is_precomputed, tokenizer_of
-from vlbert_jax.tasks.pretrain_examples import SEQUENCE_FIELDS, Layout, caption_example, text_example, text_words
+from vlbert_jax.tasks.pretrain_examples import (
+    SEQUENCE_FIELDS,
+    Layout,
+    caption_example,
+    pair_shapes,
+    text_example,
+    text_words,
+)
 
 EVAL_SEED = 20_200_115  # masks of evaluation are the same in every run, whatever its seed
 
@@ -90,6 +97,11 @@ def _pair(captions: Example, text: Example) -> Example:
     """The 1:1 mix: sequence 0 is the caption, sequence 1 a text of its own."""
     both = {name: np.concatenate([captions[name], text[name]], axis=1) for name in SEQUENCE_FIELDS}
     return captions | both
+
+
+def batch_shapes(config) -> Batch:
+    """The global batch of an update, its shapes alone; needs no data."""
+    return abstract_batch(_share(config, 0, 1)["batch_size"], pair_shapes(config))
 
 
 def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:

@@ -13,9 +13,19 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from vlbert_jax import sequence, transforms
-from vlbert_jax.batch import NO_IMAGE
+from vlbert_jax.batch import NO_IMAGE, Shapes
 from vlbert_jax.sequence import Tokenizer
-from vlbert_jax.tasks.examples import Example, ImageLayout, check_width, image_fields, padded, tokenizer_of
+from vlbert_jax.tasks.examples import (
+    Example,
+    ImageLayout,
+    check_width,
+    image_fields,
+    image_shapes,
+    padded,
+    sequence_shapes,
+    tokenizer_of,
+    usual_orientation,
+)
 from vlbert_jax.transforms import Draws
 
 EVAL_MASKED = 0.15  # of words and of regions, however many training masks
@@ -150,6 +160,21 @@ def _with_image(
     length, vocab_size = layout.sequence_length, tokenizer.vocab_size
     packed = sequence.pack(ids, zeros, kept, image["region_hidden"], zeros, length, vocab_size)
     return _sequence_fields(packed, labels, layout) | image, num_text
+
+
+def pair_shapes(config) -> Shapes:
+    """Shapes of a caption's example, with its text-only partner where the recipe has one."""
+    layout, n = Layout.of(config, usual_orientation(config)), 2 if config.losses.text_only else 1
+    m, k, rows = layout.max_mlm_targets, layout.max_mrc_targets, layout.max_regions + 1
+    shapes = sequence_shapes(n, layout.sequence_length) | image_shapes(layout)
+    shapes |= dict.fromkeys(("mlm_positions", "mlm_labels"), ((n, m), np.int32)) | dict(mlm_mask=((n, m), bool))
+    shapes |= dict.fromkeys(("relationship", "group"), ((), np.int32))
+    if layout.mrc:
+        shapes |= dict.fromkeys(("mrc_regions", "mrc_positions"), ((k,), np.int32)) | dict(mrc_mask=((k,), bool))
+        shapes["mrc_targets"] = (k, layout.num_classes), np.float32
+    if layout.region_classes:
+        shapes["region_classes"] = (rows,), np.int32
+    return shapes
 
 
 def text_example(words: list[list[int]], draws: Draws, tokenizer: Tokenizer, layout: Layout) -> Example:

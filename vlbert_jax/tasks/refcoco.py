@@ -21,10 +21,13 @@ from vlbert_jax.tasks.examples import (
     Example,
     ImageLayout,
     image_fields,
+    image_shapes,
     is_precomputed,
     mirrored,
     padded,
+    sequence_shapes,
     tokenizer_of,
+    usual_orientation,
 )
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted
 from vlbert_jax.tasks.model import (
@@ -202,6 +205,14 @@ def _check_detections(config) -> None:
             f"{d.images} in {d.data_dir} has no detections: build it with --proposals, or choose among annotations "
             "(config.data.train_boxes=gt, config.data.eval_boxes=gt)"
         )
+
+
+def batch_shapes(config) -> Batch:
+    layout = Layout.of(config, usual_orientation(config))
+    rows = layout.max_regions + 1
+    shapes = sequence_shapes(1, layout.sequence_length) | image_shapes(layout)
+    shapes |= dict.fromkeys(("region_targets", "region_hits"), ((rows,), bool)) | dict(text_cut=((), bool))
+    return downstream.batch_shapes(config, shapes | dict(region_positions=((1, rows), np.int32)))
 
 
 def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:

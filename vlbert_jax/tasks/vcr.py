@@ -23,7 +23,7 @@ from vlbert_jax.encoder import dense, dropout, keys
 from vlbert_jax.report import Answer, Card
 from vlbert_jax.tasks import downstream
 from vlbert_jax.tasks.downstream_report import write_report as write_choices
-from vlbert_jax.tasks.examples import Example, tokenizer_of
+from vlbert_jax.tasks.examples import Example, image_shapes, sequence_shapes, tokenizer_of, usual_orientation
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.tasks.model import (
     PredictionHead,
@@ -89,6 +89,19 @@ def _maker(config, orientation: str, train: bool):
         return example
 
     return make
+
+
+def batch_shapes(config) -> Batch:
+    layout = Layout.of(config, usual_orientation(config))
+    n, rows, size = 4, layout.max_regions + 1, layout.roi_size
+    shapes = sequence_shapes(n, layout.sequence_length) | image_shapes(layout) | dict(
+        region_positions=((n, rows), np.int32),
+        region_shapes=((rows, size, size), np.float32),
+        region_classes=((rows,), np.int32),
+        choice=((), np.int32),
+        text_cut=((), bool),
+    )
+    return downstream.batch_shapes(config, shapes)
 
 
 def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:

@@ -20,7 +20,17 @@ from vlbert_jax.report import Answer, Card
 from vlbert_jax.sequence import Tokenizer
 from vlbert_jax.tasks import downstream
 from vlbert_jax.tasks.downstream_report import write_report as write_answers
-from vlbert_jax.tasks.examples import MIRROR, Example, ImageLayout, image_fields, mirrored, tokenizer_of
+from vlbert_jax.tasks.examples import (
+    MIRROR,
+    Example,
+    ImageLayout,
+    image_fields,
+    image_shapes,
+    mirrored,
+    sequence_shapes,
+    tokenizer_of,
+    usual_orientation,
+)
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.tasks.model import (
     PredictionHead,
@@ -152,6 +162,13 @@ def _maker(config, orientation: str, train: bool):
         return question_example(record, flip, tokenizer, layout, answers)
 
     return make
+
+
+def batch_shapes(config) -> Batch:
+    layout = Layout.of(config, usual_orientation(config))
+    shapes = sequence_shapes(1, layout.sequence_length) | image_shapes(layout)
+    shapes |= dict(answer_positions=((), np.int32), text_cut=((), bool))
+    return downstream.batch_shapes(config, shapes | dict(answer_targets=((config.model.num_answers,), np.float32)))
 
 
 def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
