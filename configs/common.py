@@ -194,6 +194,7 @@ def shrink_to_demo(config: ml_collections.ConfigDict) -> None:
     config.data.update(
         dict(
             image_scale=(64, 96),
+            even_regions=False,  # one device
             max_regions=6,
             remember_records=60_000,  # all
             num_threads=1,  # images this small are decoded sooner than threads take turns

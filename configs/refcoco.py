@@ -81,6 +81,7 @@ def base_detected() -> ml_collections.ConfigDict:
         dict(
             train_boxes="both",  # regions to choose from: gt = annotations | detected | both
             eval_boxes="detected",
+            even_regions=True,
             max_regions=120,  # detections come before annotations; an image of COCO has up to 93 of these
             sequence_length=160,  # regions, the whole image, and 39 pieces
         )

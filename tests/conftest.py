@@ -12,7 +12,7 @@ if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
 
 import tempfile  # noqa: E402
 
-# Resumed runs, evaluations and commands compile again what a test before has compiled: within a session, once is enough.
+# Resumed runs, evaluations and commands compile again what a test before has compiled: once in a session is enough.
 COMPILED = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

@@ -139,7 +139,7 @@ def test_what_is_not_built_names_the_command(tmp_path, name, command):
 
 
 def test_a_fingerprint_tells_data_apart(tmp_path):
-    """By names, sizes and small contents of the newest build; not by where it came from, nor by what is not finished."""
+    """By names, sizes and small contents of the newest build; not by where it came from, nor by what is unfinished."""
     table = tmp_path / "table"
     for version in ("1.0.0", "1.1.0", "incomplete.2.0.0"):
         (table / version).mkdir(parents=True)
