@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     """With a model of each task that the command is asked about."""
     folder = tmp_path_factory.mktemp("models")
     write_words(folder)
-    for task in ("vqa", "refcoco", "pretrain"):
+    for task in ("vqa", "refcoco", "pretrain", "vcr"):
         write_model(folder / f"model_{task}", shrunk(task, folder))
     return folder
 
@@ -48,13 +48,6 @@ def test_several_pictures_and_questions(folder, capsys, tmp_path):
     for number in (1, 2):
         with Image.open(tmp_path / f"out-{number}.png") as drawn:
             assert drawn.width == 640 and drawn.height > 640 * 2 / 3 - 2 + 50  # the answers below
-    status, out, err = run(capsys, *argv, "--json")
-    first, second = json.loads(out)
-    assert first["regions"][0] == dict(region=1, box=[10, 20, 200, 280], label="cat") and first["width"] == 451
-    assert [asked["question"] for asked in second["asked"]] == list(questions)
-    answers = first["asked"][0]["answers"]
-    assert len(answers) == 5 and answers == sorted(answers, key=lambda a: -a["probability"])
-    assert second["picture"] == str(tmp_path / "out-2.png")
 
 
 def test_expressions_are_drawn(folder, capsys, tmp_path):
@@ -65,8 +58,9 @@ def test_expressions_are_drawn(folder, capsys, tmp_path):
     places = about["asked"][0]["places"]
     assert status == 0 and len(places) == 5 and len(about["regions"]) == 9 and "grid" in about["source"]
     best = next(place for place in places if place["region"])
-    picture = predict.marks([dict(expression="x", places=[best])], boxes.grid((451, 300)))
-    assert list(picture) == [best["region"] - 1]
+    answers = [dict(expression=text, places=[best]) for text in "ab"] + [dict(expression="c", places=[dict(region=0)])]
+    (mark,) = predict.marks(answers).items()
+    assert mark[0] == best["region"] - 1 and mark[1].count("%") == 2 and mark[1].startswith("a ")
     with Image.open(out) as drawn:
         assert drawn.format == "JPEG"
 
@@ -75,8 +69,16 @@ def test_masked_words_with_and_without_the_image(folder, capsys):
     argv = [f"--checkpoint={folder / 'model_pretrain'}", "--image", COFFEE, "--caption", "a [MASK] cup on a [MASK]"]
     status, out, _ = run(capsys, *argv)
     assert status == 0 and out.count("with the image:") == 2 and out.count("without it:") == 2
-    (about,) = json.loads(run(capsys, *argv, "--json")[1])
-    assert len(about["asked"][0]["masks"]) == 2 and len(about["asked"][0]["masks"][1]["blind"]) == 5
+    assert out.count("%") == 2 * 2 * 5
+
+
+def test_choices(folder, capsys, tmp_path):
+    argv = [f"--checkpoint={folder / 'model_vcr'}", "--image", CAT, "--question", "what is [1] ?", "--choices", "red"]
+    status, out, _ = run(capsys, *argv, "[1] is blue", "no", f"--attention={tmp_path / 'a.html'}", "--json")
+    answers = json.loads(out)[0]["asked"][0]["answers"]
+    assert status == 0 and {answer["text"] for answer in answers} == {"red", "[1] is blue", "no"}
+    assert sum(answer["probability"] for answer in answers) == pytest.approx(1, abs=1e-3)
+    assert "what is [1] ? (chelsea.png)" in (tmp_path / "a.html").read_text()
 
 
 def test_regions_of_a_detector(folder, capsys, tmp_path):
@@ -92,10 +94,17 @@ def test_regions_of_a_detector(folder, capsys, tmp_path):
         assert 0 <= row["box"][0] <= row["box"][2] <= 451 and 0 <= row["box"][1] <= row["box"][3] <= 300
 
 
-def test_pages_of_attention(folder, capsys, tmp_path):
+def test_json_and_pages_of_attention(folder, capsys, tmp_path):
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(dict(boxes=[[10, 20, 200, 280]], labels=["cat"])))
     argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", CAT, "--question", "what is red ?", "where ?"]
-    status, out, _ = run(capsys, *argv, f"--attention={tmp_path / 'a.html'}", "--json")
+    argv += [f"--attention={tmp_path / 'a.html'}", f"--out={tmp_path / 'a.png'}", f"--boxes={file}"]
+    status, out, _ = run(capsys, *argv, "--json")
     (about,) = json.loads(out)
+    assert about["regions"] == [dict(region=1, box=[10, 20, 200, 280], label="cat")] and about["width"] == 451
+    answers = about["asked"][0]["answers"]
+    assert len(answers) == 5 and answers == sorted(answers, key=lambda a: -a["probability"])
+    assert about["picture"] == str(tmp_path / "a.png") and (tmp_path / "a.png").exists()
     assert status == 0 and [asked["attention"] for asked in about["asked"]] == [
         str(tmp_path / f"a-{number}.html") for number in (1, 2)
     ]
@@ -111,10 +120,10 @@ def test_boxes_are_drawn_where_they_are():
     assert (drawn[150, 102] == red).all() and (drawn[200, 401] == yellow).all() and (drawn[100, 350] == 0).all()
     assert (drawn[110:120, 404:420] == yellow).all(-1).mean() > 0.3  # behind the label
     assert drawn.shape[0] > 320 + 2 * 20 and (drawn[-2:] == 255).all()
-    many = np.tile(some[:1], (30, 1)) + np.arange(30, dtype=np.float32)[:, None]
-    shown = [np.asarray(drawing.draw(pixels, many[:n], ["label"] * n, {}, [])) for n in (19, 20, 21)]
+    many = np.array([[30 * i, 50, 30 * i + 25, 80] for i in range(21)], np.float32)
+    shown = [np.asarray(drawing.draw(pixels, many[:n], ["l"] * n, {}, [])) for n in (19, 20, 21)]
     label = [(picture == (29, 33, 38)).all(-1).sum() for picture in shown]
-    assert label[0] < label[1] and label[2] <= label[1]
+    assert label[0] < label[1] == label[2]  # the twenty-first has none
 
 
 def test_regions_by_name(capsys):
@@ -160,6 +169,8 @@ def test_boxes_of_an_official_file(tmp_path):
     ('[["a", 1, 2, 3]]', "not rows of numbers"), ("[[1, 2, NaN, 4]]", "finite"), ("{}", "'boxes' are not rows"),
     ("[[1, 2, 3, 4], [5, 5, 4, 9]]", "box 1 is .5, 5, 4, 9."), ("[[500, 2, 600, 4]]", "box 0 lies outside"),
     ('{"boxes": [[1, 2, 3, 4]], "labels": ["a", "b"]}', "1 boxes, but 2 labels"),
+    ('{"boxes": [[1, 2, 3, 4]], "labels": 5}', "must be lists"),
+    ('{"boxes": [[1, 2, 3, 4]], "scores": ["x"]}', "scores must be numbers"),
 ])  # fmt: skip
 def test_files_without_boxes(content, message, tmp_path):
     path = tmp_path / "b.json"

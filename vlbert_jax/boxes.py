@@ -116,12 +116,16 @@ def _checked(name: str, content: dict, size: tuple[int, int]) -> Found:
             raise ValueError(f"{name}: box {i} is [{x1:g}, {y1:g}, {x2:g}, {y2:g}]: it ends (x2 y2) before it begins")
         if x1 >= size[0] or y1 >= size[1] or x2 < 0 or y2 < 0:
             raise ValueError(f"{name}: box {i} lies outside the picture of {size[0]} x {size[1]} pixels")
-    labels = content.get("labels") or [""] * len(boxes)
-    scores = content.get("scores")
+    labels, scores = content.get("labels", [""] * len(boxes)), content.get("scores")
+    if not isinstance(labels, list) or not isinstance(scores, list | None):
+        raise ValueError(f"{name}: labels and scores must be lists")
     features = numbers("features", None) if "features" in content else None
     for field, values in dict(labels=labels, scores=scores, features=features).items():
         if values is not None and len(values) != len(boxes):
             raise ValueError(f"{name}: {len(boxes)} boxes, but {len(values)} {field}")
-    scores = None if scores is None else tuple(map(float, scores))
+    try:
+        scores = None if scores is None else tuple(map(float, scores))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: scores must be numbers") from None
     about = dict(image_feature=content.get("image_feature"), extractor=str(content.get("extractor", "")))
     return Found(boxes, name, tuple(map(str, labels)), scores, (), features, **about)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from vlbert_jax import attention_page, drawing, predictor
-from vlbert_jax.boxes import Found
+from vlbert_jax.boxes import Found, given
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -126,10 +126,14 @@ def _ranked(guesses: list[dict[str, Any]]) -> str:
     return "   ".join(f"{guess['text']} {guess['probability']:.0%}" for guess in guesses)
 
 
-def marks(answers: list[dict[str, Any]], found: Found) -> dict[int, str]:
+def marks(answers: list[dict[str, Any]]) -> dict[int, str]:
     """Which boxes to draw strongly, and what to write on them: of each expression the best."""
-    best = [(answer["places"][0], answer["expression"]) for answer in answers if "places" in answer]
-    return {place["region"] - 1: f"{text}  {place['probability']:.0%}" for place, text in best if place["region"]}
+    written = {}
+    for answer in answers:
+        if "places" in answer and (region := answer["places"][0]["region"]):
+            text = f"{answer['expression']}  {answer['places'][0]['probability']:.0%}"
+            written.setdefault(region - 1, []).append(text)
+    return {box: ", ".join(texts) for box, texts in written.items()}
 
 
 def numbered(path: Path, number: int, count: int) -> Path:
@@ -156,6 +160,10 @@ def main(argv: list[str]) -> int:
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Answers, picture by picture; prints them unless --json is asked for."""
     model, finder = None, None
+    for number, image in enumerate(args.image):  # what cannot be read is told before anything takes its time
+        _, pixels = predictor.read_picture(image)
+        if args.boxes:
+            given(args.boxes[number], pixels.shape[1::-1])
     if args.checkpoint:
         model = predictor.load(
             args.checkpoint, detector=args.detector, vocab=args.vocab, answers=args.answers, data_dir=args.data_dir
@@ -182,7 +190,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             path = numbered(args.out, number, len(args.image))
             names = [f"{i} {found.name(i)}" if label else str(i) for i, label in enumerate(found.labels, 1)]
             below = [line for answer in answers for line in lines(answer)]
-            drawing.save(drawing.draw(pixels, found.boxes, names, marks(answers, found), below), path)
+            drawing.save(drawing.draw(pixels, found.boxes, names, marks(answers), below), path)
             about["picture"] = str(path)
         for place, answer in enumerate(answers if args.attention else ()):
             path = numbered(args.attention, len(answers) * (number - 1) + place + 1, len(answers) * len(args.image))
