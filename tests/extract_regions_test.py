@@ -14,10 +14,10 @@ from PIL import Image
 
 from data_prep import build, extract_regions
 from data_prep.image_sources import open_source
-from data_prep.ordered_builder import SourceError
+from data_prep.ordered_builder import Manifest, SourceError
 from data_prep.region_captions import ArchiveFolder
 from data_prep.region_store import ARRAYS, RegionStore, extractor_id
-from data_prep.vqa_regions import COLUMNS
+from data_prep.vqa_regions import COLUMNS, RegionFiles, RegionTable, decode_regions
 from vlbert_jax import data, detector_weights
 
 NUMBER = 6  # images; number 4 is broken
@@ -258,6 +258,26 @@ def test_from_images_to_a_corpus(captions, detector, tmp_path, capsys):
             assert np.abs(difference).mean() < 8  # JPEG of blocks
         assert record["features"].shape[1] == 32
     assert data.extractor_of(tmp_path / "data", "region_captions/conceptual_captions") == extractor
+
+
+def test_vqa_reads_them(detector, tmp_path):
+    """As files by COCO's number, and as tables."""
+    folder = tmp_path / "val2014"
+    folder.mkdir()
+    (folder / "COCO_val2014_000000000042.jpg").write_bytes(png(detector_case.image(0)))
+    found = []
+    for form in ("array_record", "json", "tsv"):
+        out, manifest = tmp_path / "vgbua_res101_precomputed" / form, Manifest("", {})
+        extract_regions.extract(open_source(folder), detector, out, form=form)
+        if form == "tsv":
+            regions = RegionTable(list(out.glob("*.tsv")), {42}, manifest)
+        else:
+            regions = RegionFiles(ArchiveFolder(tmp_path), f"{form},{form}", ["val2014"], manifest)
+        found.append(decode_regions(regions.read("val2014", 42)[1], with_features=True))
+        assert manifest.extractor == extractor_id(detector.fingerprint)
+        assert found[-1][0] == (64, 48)
+        for ours, first in zip(found[-1][1:], found[0][1:], strict=True):
+            np.testing.assert_array_equal(ours, first)
 
 
 def test_mixed_extractors(captions, detector, tmp_path, capsys):
