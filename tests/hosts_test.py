@@ -51,7 +51,8 @@ def start(folder, count, *flags, own=((), ())):
         place = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={number}"]
         arguments = ["main", RECIPE, *place, *flags, *own[number % 2]]
         log = folder / f"{address.rpartition(':')[2]}_{number}.log"
-        forked = dict(FORKED=(arguments, str(log), {"XLA_FLAGS": DEVICES, "SEEN": str(folder)}))
+        environment = {"XLA_FLAGS": DEVICES, "SEEN": str(folder), "HEARTBEAT_SECONDS": "6"}
+        forked = dict(FORKED=(arguments, str(log), environment))
         path = str(ROOT / "tests" / "toy_process.py")
         process = FORKS.Process(target=runpy.run_path, args=(path, forked, "__main__"))
         process.start()

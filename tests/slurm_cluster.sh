@@ -41,6 +41,7 @@ ClusterName=test
 SlurmctldHost=$(hostname)(127.0.0.1)
 SlurmctldPort=$port
 SlurmUser=root
+FirstJobId=$((1 + RANDOM)) # JAX takes its port from the number: not the same for two clusters of one machine
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket,cred_expire=5
 CredType=cred/munge

@@ -40,18 +40,22 @@ def test_two_tasks_are_requeued_and_finish(cluster, tmp_path):
     job = ["launch/slurm.sbatch", "--sbatch=--ntasks-per-node=2", "--sbatch=--time=10", f"--python={program}"]
     job += ["--config=tests/toy_task.py", f"--workdir={run}"]
     fields = ["--config.total_steps=40", "--config.step_delay=0.1"]
-    subprocess.run([*job, "--", *fields], check=True, cwd=ROOT, env=environment)
+    told = subprocess.run(
+        [*job, "--", *fields], check=True, cwd=ROOT, env=environment, capture_output=True, text=True
+    ).stdout  # fmt: skip
+    number = told.partition("Submitted batch job ")[2].split()[0]
+    output = run / f"slurm-{number}.out"
 
     def until(condition):
         deadline = time.monotonic() + 120
         while not condition():
-            assert time.monotonic() < deadline, (run / "slurm-1.out").read_text()
+            assert time.monotonic() < deadline, output.read_text()
             time.sleep(0.1)
 
     until(lambda: checkpoint.newest_step(run))
-    subprocess.run(["scontrol", "requeue", "1"], check=True, env=environment)
+    subprocess.run(["scontrol", "requeue", number], check=True, env=environment)
     until(lambda: not subprocess.run(["squeue", "--noheader"], capture_output=True, env=environment).stdout)
-    log = (run / "slurm-1.out").read_text()
+    log = output.read_text()
     assert "asked to stop: step" in log and "requeued 1 time(s)" in log and "exit status 0" in log, log
     assert log.count("2 processes; this is host 0") == 2
     assert metrics.read_rows(run / "metrics.jsonl")[-1]["step"] == 40

@@ -1,4 +1,4 @@
-"""`python tests/toy_process.py FLAGS`: the command line with the task of toy_hosts, and with time-outs of seconds."""
+"""`python tests/toy_process.py FLAGS`: the command line with the task of toy_hosts; time-outs as in the environment."""
 
 import atexit
 import os
@@ -18,7 +18,8 @@ if __name__ == "__main__":
     if LOG:
         for stream in (1, 2):
             os.dup2(os.open(LOG, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
-    hosts.JOIN_SECONDS, hosts.HEARTBEAT_SECONDS = int(os.environ.get("JOIN_SECONDS", 60)), 4
+    for name in ("JOIN_SECONDS", "HEARTBEAT_SECONDS"):
+        setattr(hosts, name, int(os.environ.get(name, getattr(hosts, name))))
     hosts.FILE_SECONDS = 1
     tasks.TASKS["toy"] = toy_hosts.task
     status = main.main(ARGUMENTS)
