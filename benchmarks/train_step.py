@@ -8,9 +8,7 @@ device. FLOP are those of the matrix products and convolutions of the traced ste
 """
 
 import argparse
-import functools
 import json
-import math
 import pathlib
 import platform
 import resource
@@ -20,12 +18,11 @@ import time
 
 import jax
 import numpy as np
-from jax.extend import core
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # so that it runs without being installed
 
 from configs import pretrain as recipes  # noqa: E402
-from vlbert_jax import sharding, train  # noqa: E402
+from vlbert_jax import compile_ahead, sharding, train  # noqa: E402
 from vlbert_jax.batch import Batch  # noqa: E402
 from vlbert_jax.geometry import box_geometry  # noqa: E402
 from vlbert_jax.sequence import pack  # noqa: E402
@@ -93,26 +90,6 @@ def synthetic_batch(config, shape: dict, seed: int = 0) -> Batch:
     return Batch(**fields)
 
 
-def matmul_flops(jaxpr: core.Jaxpr) -> float:
-    """FLOP of the matrix products and convolutions of a jaxpr; loops count each turn, a `cond` its dearest branch."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        inner = [matmul_flops(j) for j in core.jaxprs_in_params(equation.params)]
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
-            per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * per_output
-        elif equation.primitive.name == "cond":
-            total += max(inner)
-        else:
-            total += sum(inner) * equation.params.get("length", 1)
-    return total
-
-
 def measure(name: str, shape: dict, args) -> dict:
     config = getattr(recipes, name)()
     config.compute_dtype, config.prng_impl = args.dtype, args.prng
@@ -125,11 +102,11 @@ def measure(name: str, shape: dict, args) -> dict:
         graphdef, _, shardings, create = train.create_state(config, pretrain, tx, mesh)
         state, batch = create(), sharding.global_batch(synthetic_batch(config, shape), mesh)
         names = pretrain.active_losses(config, 0)
-        static = dict(graphdef=graphdef, task=pretrain, config=config, tx=tx, names=names, mesh=mesh)
-        step = functools.partial(train.train_step, **static, shardings=shardings)
-        flops = matmul_flops(jax.make_jaxpr(step)(state, batch).jaxpr)
+        static = dict(graphdef=graphdef, task=pretrain, config=config, tx=tx, mesh=mesh, shardings=shardings)
+        step = train.jitted_step(names, **static).trace(state, batch)
+        flops = compile_ahead.matmul_flops(step.jaxpr.jaxpr)
         began = time.perf_counter()
-        compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        compiled = step.lower().compile()
         compile_time = time.perf_counter() - began
         times = []
         for _ in range(args.steps + 1):

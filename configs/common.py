@@ -41,6 +41,8 @@ def trainer() -> ml_collections.ConfigDict:
     )
     # Sizes of the device mesh; -1 = all remaining devices.
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.topology = ""  # for --mode=compile: v4, v5e, v5p or v6e and chips along each side, v5e:16x16; empty = local
+    config.num_slices = 1  # of that topology, joined by the data centre's network
     # Paths; empty = not used. Order: own run in workdir, then checkpoint, then bert + resnet, then scratch.
     config.init = ml_collections.ConfigDict(
         dict(bert="", resnet="", checkpoint="", scratch=True)  # scratch: whether all may be empty

@@ -230,6 +230,29 @@ def test_resumed_run_is_the_whole_run(whole, tmp_path, crashes):
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
 
 
+def test_a_run_goes_on_in_another_shape(tmp_path):
+    """Another mesh with dropout on, another cut of the batch: the rows are those of the run that stayed."""
+    for number, (fields, changed) in enumerate(
+        [
+            (dict(prng_impl="threefry2x32"), {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}),
+            (dict(dropout_rate=0.0), {"mesh.fsdp": 4, "grad_accumulation_steps": 2}),
+        ]
+    ):
+        config = toy_task.make_config(second_loss_from=6, **fields)
+        stayed, moved = tmp_path / f"stayed{number}", tmp_path / f"moved{number}"
+        train.train(config, toy_task, stayed, two_devices())
+        with pytest.raises(Crash):
+            train.train(config, task_with(train_batches=crashing_before(13)), moved, two_devices())
+        other = toy_task.make_config(second_loss_from=6, **fields, **changed)
+        train.train(other, toy_task, moved, sharding.make_mesh(other.mesh))
+        rows, expected = rows_of(moved), rows_of(stayed)
+        assert [(row["step"], row["split"]) for row in rows] == [(row["step"], row["split"]) for row in expected]
+        for row, one in zip(rows, expected, strict=True):
+            assert {name: value for name, value in row.items() if name != "split"} == pytest.approx(
+                {name: value for name, value in one.items() if name != "split"}, rel=2e-5, abs=1e-7
+            )
+
+
 def test_finished_run_is_left_alone(whole):
     config, workdir, state = whole
     before = (workdir / "metrics.jsonl").read_text()

@@ -35,6 +35,8 @@ FREE_FIELDS = (
     "report",
     "grad_accumulation_steps",
     "mesh.",
+    "topology",
+    "num_slices",
     "init.",
     "data.data_dir",
     "data.num_threads",

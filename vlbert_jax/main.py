@@ -1,11 +1,12 @@
-"""Trains or evaluates a recipe.
+"""Trains or evaluates a recipe, or tells what training it would take.
 
 python -m vlbert_jax.main --config=configs/{pretrain,vqa,vcr,refcoco}.py[:VARIANT] [--workdir=DIR]
-    [--mode=train|evaluate] [--config.FIELD=VALUE ...]
+    [--mode=train|evaluate|compile] [--config.FIELD=VALUE ...]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 DIR is workdirs/CONFIG_VARIANT if it is not given. The same command continues an interrupted run. Evaluation scores the
-run, or --config.init.checkpoint, on config.data.eval_split; a task's predictions go to DIR/predictions. Several
+run, or --config.init.checkpoint, on config.data.eval_split; a task's predictions go to DIR/predictions. Compiling needs
+neither data nor the machine: --config.topology=v5e:16x16 prints memory, collectives and predicted time. Several
 processes find each other under srun, mpirun and on TPU hosts; elsewhere each gets the last three flags (launch/).
 Exit status: 0 done; 2 an error that one line explains (VLBERT_DEBUG=1 shows the traceback); 143 stopped by SIGTERM,
 everything saved; 75 another host is gone. After the last two the same command goes on.
@@ -18,6 +19,7 @@ import os
 import pathlib
 import re
 import sys
+import types
 
 import jax
 import ml_collections
@@ -37,7 +39,7 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str
         for with_fields in (False, True):  # first without the fields, to tell which of them exist
             values = flags.FlagValues()
             flags.DEFINE_string("workdir", None, "where checkpoints and metrics go", flag_values=values)
-            flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do", flag_values=values)
+            flags.DEFINE_enum("mode", "train", ["train", "evaluate", "compile"], "what to do", flag_values=values)
             flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
             flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)
             flags.DEFINE_integer("process_id", None, "of this process", lower_bound=0, flag_values=values)
@@ -62,13 +64,17 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str
     return values.config, pathlib.Path(workdir), values.mode, place
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> int:
-    """Returns the exit status. Importable: a notebook calls it with a config of its own."""
+def task_of(config: ml_collections.ConfigDict) -> types.ModuleType:
     if config.task not in TASKS:
         raise ValueError(f"unknown task {config.task!r}; there are: {', '.join(TASKS)}")
+    return TASKS[config.task]
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> int:
+    """Returns the exit status. Importable: a notebook calls it with a config of its own."""
+    task, chief = task_of(config), jax.process_index() == 0
     if mode == "train" and checkpoint.newest_step(workdir) is None:
         warm_start.sources(config.init.to_dict())  # an error now rather than after what takes its time
-    task, chief = TASKS[config.task], jax.process_index() == 0
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
 
@@ -101,8 +107,12 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         config, workdir, mode, place = parse(argv)
-        hosts.join(*place)
         jax.config.update("jax_default_prng_impl", config.prng_impl)
+        if mode == "compile":
+            from vlbert_jax import compile_ahead  # settings of its own, for machines that are not there
+
+            return compile_ahead.run(config, task_of(config))
+        hosts.join(*place)
         with checkpoint.disk_full(workdir):  # whatever is being written: rows, events, the report
             return hosts.leave(run(config, workdir, mode))
     except (ValueError, OSError, FloatingPointError, SourceError) as error:

@@ -12,6 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -33,7 +34,8 @@ RULES = {
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh `data x fsdp x tensor` of the sizes in the block `mesh`; one may be -1, the rest.
 
-    Raises ValueError where the sizes do not multiply to the number of devices.
+    Slices of a TPU pod that only the data centre's network joins lie along `data`, which sends the least. Raises
+    ValueError where the sizes do not multiply to the number of devices, or slices would be cut.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(data=config.data, fsdp=config.fsdp, tensor=config.tensor)
@@ -48,9 +50,16 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
             f"mesh sizes {dict(sizes)} do not fit {len(devices)} devices; "
             "they must multiply to that number, and one of them may be -1"
         )
-    mesh = jax.make_mesh(
-        tuple(filled.values()), tuple(filled), axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if filled["data"] % slices:
+        raise ValueError(f"mesh.data={filled['data']} does not divide among {slices} slices, which lie along it")
+    inner = filled["data"] // slices, filled["fsdp"], filled["tensor"]
+    if slices > 1:
+        outer = slices, 1, 1
+        placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+    mesh = Mesh(placed, tuple(filled), axis_types=(AxisType.Auto,) * 3)
     if batch_shards(mesh) % jax.process_count():
         raise ValueError(f"mesh.tensor={mesh.shape['tensor']} spans hosts; it must fit the devices of one")
     return mesh
