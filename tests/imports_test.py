@@ -23,7 +23,7 @@ TASKS = {name for name in NAMES if name.startswith("vlbert_jax.tasks")}
 SERVICES = {"report", "checkpoint", "optimizer", "data", "sequence", "transforms", "metrics", "hosts"}
 SERVICES |= {"names", "weights", "caffe", "export", "warm_start", "vqa_accuracy"}
 SERVICES |= {"pictures", "detector", "detector_names", "detector_weights", "plain_pickle"}
-SERVICES |= {"boxes", "drawing", "attention_page"}
+SERVICES |= {"boxes", "drawing", "attention_page", "command_line"}
 # From top to bottom. A module may import from the rows below; tasks and services also from their own.
 ROWS = [
     {"vlbert_jax.predict"},

@@ -10,7 +10,7 @@ import sys
 import pytest
 import toy_task
 
-from vlbert_jax import main, metrics
+from vlbert_jax import command_line, main, metrics
 from vlbert_jax.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def test_debug_shows_where(tmp_path, monkeypatch):
 
 def test_a_workdir_is_named_after_the_recipe():
     for given, name in (("configs/pretrain.py:base_e2e", "pretrain_base_e2e"), ("configs/vqa.py", "vqa")):
-        assert main.parse(["main", f"--config={given}"])[1] == pathlib.Path("workdirs", name)
+        assert command_line.parse(["main", f"--config={given}"])[1] == pathlib.Path("workdirs", name)
 
 
 def test_fine_tuning_says_where_weights_come_from(tmp_path, monkeypatch, capsys):
