@@ -119,6 +119,8 @@ def test_training_computes_the_features_that_are_written(detector):
     def features(caffe: bool):
         layout = layout_of(caffe_resize=caffe)
         fields = image_fields(record, regions.boxes, layout, flip=False)
+        if caffe:
+            np.testing.assert_allclose(fields["boxes"][1 : len(regions.boxes) + 1], regions.boxes * 96 / 50, atol=1e-3)
         sizes = detector_case.SIZES
         backbone = dict(
             stem_width=sizes.stem_width, widths=sizes.widths, blocks=sizes.blocks, strides=(1, 2, 2),
