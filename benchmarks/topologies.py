@@ -1,0 +1,188 @@
+"""What pre-training takes on TPU slices that need not be there: compiled for them, then predicted.
+
+    pip install -e '.[tpu]'                # the compiler; no TPU
+    python benchmarks/topologies.py        # minutes per row; goes on where it stopped
+    python benchmarks/topologies.py --only=base_prec,v5e-8
+
+Each row is a compilation of the real training step (`--mode=compile`). Rows are kept in topologies.jsonl as they come,
+and the tables of topologies.md, behind their comments, are written from them.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import re
+import sys
+import time
+
+import jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # so that it runs without being installed
+
+from configs import pretrain as recipes  # noqa: E402
+from vlbert_jax import compile_ahead  # noqa: E402
+from vlbert_jax.tasks import pretrain  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+SLICES = {  # as they are ordered: v4 counts cores, two of a chip
+    "v5e-8": ("v5e:2x4", 1),
+    "2x v5e-16": ("v5e:4x4", 2),
+    "v4-128": ("v4:4x4x4", 1),
+    "v5e-256": ("v5e:16x16", 1),
+}
+# What is compiled: recipe, slice, and the fields that differ from the recipe's.
+ROWS = [
+    ("base_e2e", "v5e-8", {}),
+    ("base_e2e", "v5e-8", {"grad_accumulation_steps": 2}),
+    ("base_prec", "v5e-8", {}),
+    ("base_e2e", "v4-128", {}),
+    ("large_e2e", "v5e-8", {}),
+    ("base_e2e", "2x v5e-16", {}),
+    ("base_prec", "v4-128", {}),
+    ("base_prec", "v5e-256", {"batch_size": 512}),
+    ("base_prec", "2x v5e-16", {}),
+    ("large_e2e", "v4-128", {"grad_accumulation_steps": 1}),
+    ("base_e2e", "v5e-256", {"batch_size": 512}),
+    ("large_e2e", "2x v5e-16", {}),
+    ("large_e2e", "v5e-256", {"batch_size": 512, "grad_accumulation_steps": 1}),
+]
+
+
+def compiled(recipe: str, name: str, fields: dict) -> dict:
+    """A row of topologies.jsonl."""
+    config = getattr(recipes, recipe)()
+    config.update_from_flattened_dict(fields)
+    config.topology, config.num_slices = SLICES[name]
+    jax.config.update("jax_default_prng_impl", config.prng_impl)
+    began = time.perf_counter()
+    found = compile_ahead.compile_step(config, pretrain, compile_ahead.devices_of(config.topology, config.num_slices))
+    row = vars(found) | dict(
+        recipe=recipe,
+        slice=name,
+        fields=fields,
+        batch_size=config.batch_size,
+        parts=config.grad_accumulation_steps,
+        images=pretrain.batch_shapes(config).boxes.shape[0],
+        total_steps=config.total_steps,
+        compile_seconds=round(time.perf_counter() - began),
+    )
+    print("\n".join(compile_ahead.described(found, config)), flush=True)
+    return row
+
+
+# --- The page -------------------------------------------------------------------------------------------------------
+
+PER_LINK = 50  # GB/s each way of v5e's four: a full pod of 256 closes its rings, a smaller slice does not
+NETWORK = 800  # GB/s out of a v5e slice of 256 chips: 6.4 Tbit/s
+INPUT = {  # bytes to read and seconds of CPU per image and its texts (benchmarks/results/input_pipeline.md)
+    "base_e2e": (168e3 + 100 * 1601 * 2, 7.5e-3),  # JPEG, class scores
+    "base_prec": (100 * (2048 * 4 + 1601 * 2), 5.5e-3),  # features, class scores
+}
+CHIPS_PER_HOST = 8
+WEAK = (8, 64, 256, 1024)  # chips
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        "| recipe | slice | batch (parts) | GiB per chip | largest batch per chip | collectives per update | "
+        "TFLOP per sequence | s per update | hours | chip-hours |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for recipe, name, fields in sorted(ROWS, key=lambda row: (row[0], list(SLICES).index(row[1]))):
+        row = next((r for r in rows if (r["recipe"], r["slice"], r["fields"]) == (recipe, name, fields)), None)
+        if row is None:
+            lines.append(f"| {recipe} | {name} | | not compiled yet | | | | | | |")
+            continue
+        found = compile_ahead.Compiled(**{field: row[field] for field in compile_ahead.Compiled.__dataclass_fields__})
+        used = f"{found.needed / compile_ahead.GIB:.1f} of {found.chip.memory}" + ("" if found.fits else ": too much")
+        counts = ", ".join(f"{kind} {n} ({row['reduced'] / 1e9:.2f} GB)" for kind, n in row["collectives"].items())
+        hours = found.step_seconds * row["total_steps"] * 256 / row["batch_size"] / 3600
+        lines.append(
+            f"| {recipe} | {name} | {row['batch_size']} ({row['parts']}) | {used} "
+            f"| {largest(row, rows)} | {counts} | {found.flops / 1e12 / row['batch_size']:.3g} "
+            f"| {found.step_seconds:.3g} | {hours:.3g} | {hours * found.devices:.3g} |"
+        )
+    return "\n".join(lines)
+
+
+def largest(row: dict, rows: list[dict]) -> str:
+    """Sequences per chip and part that fit: on the line through two compilations for this kind of chip, or compiled."""
+
+    def per_chip(r: dict) -> float:
+        return r["batch_size"] / r["devices"] / r["parts"]
+
+    same = [r for r in rows if (r["recipe"], r["kind"]) == (row["recipe"], row["kind"])]
+    points = sorted({per_chip(r): r["needed"] for r in same}.items())
+    fitting = [r for r in same if r["memory"]]
+    if len(points) < 2:
+        return f"{per_chip(fitting[0]):g} or more (compiled)" if fitting else ""
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    room = compile_ahead.CHIPS[next(k for k, c in compile_ahead.CHIPS.items() if c.kind == row["kind"])].memory
+    limit = x0 + (room * compile_ahead.GIB - y0) * (x1 - x0) / (y1 - y0)
+    return f"{2 ** math.floor(math.log2(limit))} (line)"
+
+
+def weak_scaling(row: dict) -> str:
+    """Predicted parts of an update at as many sequences per chip as in `row`, for v5e."""
+    found = compile_ahead.Compiled(**{field: row[field] for field in compile_ahead.Compiled.__dataclass_fields__})
+    size, seconds = INPUT[row["recipe"]]
+    sequences, images = row["batch_size"] / row["devices"], row["images"] / row["devices"]
+    lines = [
+        "| chips | batch | compute, s | all-reduce in slices, s | between slices, s | step, s | of linear | "
+        "images/s per host | MB/s read per host | cores busy per host |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for chips in WEAK:
+        slices, inside = -(-chips // 256), min(chips, 256)
+        rate = PER_LINK * (4 if inside == 256 else 2) * 1e9
+        within = 2 * row["reduced"] * (inside - 1) / inside / rate
+        between = 2 * row["reduced"] * (slices - 1) / slices / (NETWORK * 1e9)
+        compute = found.step_seconds
+        step = compute + within + between
+        fed = images * CHIPS_PER_HOST / step
+        lines.append(
+            f"| {chips:,} | {sequences * chips:,.0f} | {compute:.3g} | {within:.2g} | {between:.2g} | {step:.3g} "
+            f"| {compute / step:.1%} | {fed:,.0f} | {fed * size / 1e6:,.0f} | {fed * seconds:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def page(rows: list[dict]) -> str:
+    """topologies.md with its tables as they are now."""
+    text = (RESULTS / "topologies.md").read_text()
+    parts = {"table": table(rows)}
+    for recipe, fields in (("base_e2e", {"grad_accumulation_steps": 2}), ("base_prec", {})):
+        for row in rows:
+            if (row["recipe"], row["slice"], row["fields"]) == (recipe, "v5e-8", fields):
+                parts[f"weak {recipe}"] = weak_scaling(row)
+    for name, lines in parts.items():
+        marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(marks, lambda m, lines=lines: f"{m[1]}{lines}\n{m[2]}", text, flags=re.S)
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="RECIPE,SLICE: one row of the table")
+    parser.add_argument("--rows", type=int, default=-1, help="so many at most; 0 writes the page from those there are")
+    args = parser.parse_args()
+    path = RESULTS / "topologies.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for recipe, name, fields in ROWS:
+        done = any((row["recipe"], row["slice"], row["fields"]) == (recipe, name, fields) for row in rows)
+        if done or (args.only and args.only != f"{recipe},{name}"):
+            continue
+        if args.rows == 0:
+            break
+        args.rows -= 1
+        print(f"--- {recipe}, {name}", flush=True)
+        rows.append(compiled(recipe, name, fields))
+        with path.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+    (RESULTS / "topologies.md").write_text(page(rows))
+
+
+if __name__ == "__main__":
+    main()
