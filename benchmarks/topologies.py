@@ -9,6 +9,7 @@ and the tables of topologies.md, behind their comments, are written from them.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -84,6 +85,11 @@ CHIPS_PER_HOST = 8
 WEAK = (8, 64, 256, 1024)  # chips
 
 
+def as_compiled(row: dict) -> compile_ahead.Compiled:
+    names = {field.name for field in dataclasses.fields(compile_ahead.Compiled)}
+    return compile_ahead.Compiled(**{name: value for name, value in row.items() if name in names})
+
+
 def table(rows: list[dict]) -> str:
     lines = [
         "| recipe | slice | batch (parts) | GiB per chip | largest batch per chip | collectives per update | "
@@ -95,7 +101,7 @@ def table(rows: list[dict]) -> str:
         if row is None:
             lines.append(f"| {recipe} | {name} | | not compiled yet | | | | | | |")
             continue
-        found = compile_ahead.Compiled(**{field: row[field] for field in compile_ahead.Compiled.__dataclass_fields__})
+        found = as_compiled(row)
         used = f"{found.needed / compile_ahead.GIB:.1f} of {found.chip.memory}" + ("" if found.fits else ": too much")
         counts = ", ".join(f"{kind} {n} ({row['reduced'] / 1e9:.2f} GB)" for kind, n in row["collectives"].items())
         hours = found.step_seconds * row["total_steps"] * 256 / row["batch_size"] / 3600
@@ -126,7 +132,7 @@ def largest(row: dict, rows: list[dict]) -> str:
 
 def weak_scaling(row: dict) -> str:
     """Predicted parts of an update at as many sequences per chip as in `row`, for v5e."""
-    found = compile_ahead.Compiled(**{field: row[field] for field in compile_ahead.Compiled.__dataclass_fields__})
+    found = as_compiled(row)
     size, seconds = INPUT[row["recipe"]]
     sequences, images = row["batch_size"] / row["devices"], row["images"] / row["devices"]
     lines = [

@@ -93,6 +93,8 @@ def test_what_does_not_fit_says_what_to_change():
         reduced=10**9,
     )
     assert not found.fits and dataclasses.replace(found, needed=2**34).fits
+    local = dataclasses.replace(found, kind="NVIDIA H200", limit=2**34)
+    assert not local.fits and dataclasses.replace(local, limit=2**35).fits and dataclasses.replace(local, limit=0).fits
     lines = "\n".join(compile_ahead.described(found, config))
     assert "24.00 of 16 GiB per device" in lines and "all-reduce 2 per update" in lines
     seconds = 1e15 / (8 * 197e12 * 0.4)

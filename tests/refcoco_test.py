@@ -387,5 +387,13 @@ def test_chance_and_the_best_possible(data_dir):
     assert all(sums[name][1] == len(records) for name in (*twins, "text_cut"))
 
 
+def test_shapes_are_known_without_data(data_dir):
+    config = shrunk("base_gt", data_dir, **{"data.one_orientation": False})
+    ours, real = vars(refcoco.batch_shapes(config)), vars(next(refcoco.train_batches(config, 0, 0, 1)))
+    assert {k: (x.shape, x.dtype) for k, x in real.items() if x is not None} == {
+        k: (x.shape, x.dtype) for k, x in ours.items() if x is not None
+    }
+
+
 def test_the_task_is_registered():
     assert TASKS["refcoco"] is refcoco

@@ -278,6 +278,15 @@ def test_weights_of_pretraining_start_a_run_but_are_not_evaluated(data_dir, tmp_
     np.testing.assert_array_equal(hidden_layer, ours["mlm_head", "transform", "kernel"])
 
 
+@pytest.mark.parametrize("variant", ["demo", "base"])
+def test_shapes_are_known_without_data(data_dir, variant):
+    config = shrunk(variant, data_dir, **{"data.one_orientation": False})
+    ours, real = vars(vqa.batch_shapes(config)), vars(next(vqa.train_batches(config, 0, 0, 1)))
+    assert {k: (x.shape, x.dtype) for k, x in real.items() if x is not None} == {
+        k: (x.shape, x.dtype) for k, x in ours.items() if x is not None
+    }
+
+
 def test_wrong_answer_vocabularies(small_run, tmp_path):
     config, workdir = small_run
     config = config.copy_and_resolve_references()

@@ -57,14 +57,20 @@ class Compiled:
     executed_flops: float  # with recomputation
     collectives: Counter  # kind -> how many run in an update
     reduced: int  # bytes that all-reduces of an update give
+    limit: int = 0  # bytes that a local device says it has; 0 = it says nothing
 
     @property
     def chip(self) -> Chip | None:
         return next((chip for chip in CHIPS.values() if chip.kind == self.kind), None)
 
     @property
+    def room(self) -> float:
+        """Bytes of a device; infinity where nobody knows."""
+        return float(self.chip.memory * GIB if self.chip else self.limit or math.inf)
+
+    @property
     def fits(self) -> bool:
-        return bool(self.memory) and (self.chip is None or self.needed <= self.chip.memory * GIB)
+        return bool(self.memory) and self.needed <= self.room
 
     @property
     def step_seconds(self) -> float:
@@ -125,6 +131,8 @@ def compile_step(config: ml_collections.ConfigDict, task: ModuleType, devices: l
         plain.model.encoder.remat, plain.model.region_head.remat = "none", False
         flops = matmul_flops(traced(plain)[0].jaxpr.jaxpr)
     known = dict(devices=len(devices), kind=devices[0].device_kind, mesh=dict(mesh.shape), flops=flops)
+    if devices[0].platform != "tpu":
+        known["limit"] = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
     state = sharding.bytes_per_device(abstract, shardings)
     try:
         compiled = step.lower().compile()
@@ -165,7 +173,7 @@ def described(found: Compiled, config: ml_collections.ConfigDict) -> Iterator[st
     mesh = " x ".join(f"{name} {size}" for name, size in found.mesh.items())
     yield f"devices      {found.devices} x {found.kind}, {mesh}"
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in found.memory.items()) or "the compiler gave up"
-    room = f" of {found.chip.memory}" if found.chip else ""
+    room = f" of {found.room / GIB:.4g}" if found.room < math.inf else ""
     yield f"memory       {found.needed / GIB:.2f}{room} GiB per device: {parts}"
     again = f"; {found.executed_flops / 1e12:.4g} with recomputation" if found.executed_flops > found.flops else ""
     yield (
