@@ -7,13 +7,24 @@ set -euo pipefail
 folder=$(mkdir -p "$2" && cd "$2" && pwd)
 
 stop() {
-  local file number
-  for file in "$folder"/*.pid; do
-    [[ -f $file ]] || continue
-    number=$(<"$file")
+  local name number
+  if [[ -f $folder/slurmctld.pid ]]; then # jobs first: they need the daemons to end
+    SLURM_CONF=$folder/slurm.conf timeout 10 scancel --user="$(id -un)" || true
+    for _ in {1..50}; do
+      [[ -n $(SLURM_CONF=$folder/slurm.conf timeout 10 squeue --noheader 2>/dev/null) ]] || break
+      sleep 0.2
+    done
+  fi
+  for name in slurmd slurmctld munged; do
+    [[ -f $folder/$name.pid ]] || continue
+    number=$(<"$folder/$name.pid")
     kill "$number" 2>/dev/null || true
-    while kill -0 "$number" 2>/dev/null; do sleep 0.1; done
-    rm -f "$file"
+    for _ in {1..50}; do
+      kill -0 "$number" 2>/dev/null || break
+      sleep 0.2
+    done
+    kill -9 "$number" 2>/dev/null || true
+    rm -f "$folder/$name.pid"
   done
 }
 

@@ -27,7 +27,6 @@ def cluster(tmp_path):
     try:
         yield dict(line.split("=", 1) for line in (folder / "environment").read_text().splitlines())
     finally:
-        subprocess.run(["scancel", "--user=root"], env=os.environ | {"SLURM_CONF": str(folder / "slurm.conf")})
         subprocess.run([script, "stop", folder], check=True)
 
 
