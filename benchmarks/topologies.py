@@ -99,7 +99,7 @@ def table(rows: list[dict]) -> str:
     for recipe, name, fields in sorted(ROWS, key=lambda row: (row[0], list(SLICES).index(row[1]))):
         row = next((r for r in rows if (r["recipe"], r["slice"], r["fields"]) == (recipe, name, fields)), None)
         if row is None:
-            lines.append(f"| {recipe} | {name} | | not compiled yet | | | | | | |")
+            lines.append(not_compiled(recipe, name, fields, rows))
             continue
         found = as_compiled(row)
         used = f"{found.needed / compile_ahead.GIB:.1f} of {found.chip.memory}" + ("" if found.fits else ": too much")
@@ -111,6 +111,23 @@ def table(rows: list[dict]) -> str:
             f"| {found.step_seconds:.3g} | {hours:.3g} | {hours * found.devices:.3g} |"
         )
     return "\n".join(lines)
+
+
+def not_compiled(recipe: str, name: str, fields: dict, rows: list[dict]) -> str:
+    """A line with what can be told without: FLOP per sequence are those of another slice."""
+    config = getattr(recipes, recipe)()
+    config.update_from_flattened_dict(fields)
+    known = [row["flops"] / row["batch_size"] for row in rows if row["recipe"] == recipe]
+    line = f"| {recipe} | {name} | {config.batch_size} ({config.grad_accumulation_steps}) | not compiled yet | | "
+    if not known:
+        return line + "| | | | |"
+    (topology, slices), per = SLICES[name], known[0]
+    generation, _, shape = topology.partition(":")
+    chips = slices * math.prod(map(int, shape.split("x")))
+    chip_seconds = per / (compile_ahead.CHIPS[generation].tflops * 1e12 * compile_ahead.UTILISATION)
+    hours = chip_seconds * config.total_steps * 256 / chips / 3600
+    seconds = chip_seconds * config.batch_size / chips
+    return line + f"| {per / 1e12:.3g} | {seconds:.3g} | {hours:.3g} | {hours * chips:.3g} |"
 
 
 def largest(row: dict, rows: list[dict]) -> str:
