@@ -316,7 +316,7 @@ def test_order_of_restoring(tmp_path, monkeypatch):
     """The own run first, then what `init` names, then scratch."""
     calls = []
 
-    def load_into(params, constants, encoder, task, init, complete):
+    def load_into(params, constants, encoder, task, init, complete, extractor):
         calls.append(init)
         return jax.tree.map(lambda x: 2 * x, params), constants, set()
 
