@@ -103,7 +103,8 @@ def table(rows: list[dict]) -> str:
             continue
         found = as_compiled(row)
         used = f"{found.needed / compile_ahead.GIB:.1f} of {found.chip.memory}" + ("" if found.fits else ": too much")
-        counts = ", ".join(f"{kind} {n} ({row['reduced'] / 1e9:.2f} GB)" for kind, n in row["collectives"].items())
+        counts = ", ".join(f"{kind} {n}" for kind, n in row["collectives"].items())
+        counts += f"; {row['reduced'] / 1e9:.2f} GB" if counts else ""
         hours = found.step_seconds * row["total_steps"] * 256 / row["batch_size"] / 3600
         lines.append(
             f"| {recipe} | {name} | {row['batch_size']} ({row['parts']}) | {used} "
