@@ -158,6 +158,7 @@ class _Watch:
     KEY = "vlbert_jax/failed/"
     thread: threading.Thread | None = None
     over = threading.Event()
+    status: int | None = None  # with which all are ending: who is first gone is no accident any more
 
     @classmethod
     def start(cls):
@@ -181,12 +182,13 @@ class _Watch:
                 continue
             if failed:
                 first = json.loads(failed[0][1])
+                cls.status = first["status"]
                 if first["host"] == distributed.global_state.process_id:
                     print(first["line"], file=sys.stderr, flush=True)
                 with contextlib.suppress(Exception):  # a host that hangs is not waited for
                     client.wait_at_barrier("vlbert_jax/failed", 10_000)
                 sys.stdout.flush()
-                os._exit(first["status"])
+                os._exit(cls.status)
 
     @staticmethod
     def _uncaught(kind: type, error: BaseException, trace):
@@ -199,6 +201,8 @@ class _Watch:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_):
     state = distributed.global_state
+    if _Watch.status is not None:
+        os._exit(_Watch.status)
     if _Watch.thread is None:
         line = f"no answer within {JOIN_SECONDS} s: not all of {state.num_processes} processes came to the coordinator"
         line += f" {state.coordinator_address}; is it the right address, can it be reached, are all started?"
