@@ -1,4 +1,7 @@
-"""launch/slurm.sbatch on a real SLURM of this machine: two tasks, requeued once, finished. Skipped without SLURM."""
+"""launch/slurm.sbatch on a real SLURM of this machine: two tasks, requeued once, finished.
+
+Starts daemons, so it runs only when asked: VLBERT_SLURM=1, as root, with Debian's slurm-wlm and munge.
+"""
 
 import os
 import pathlib
@@ -18,8 +21,8 @@ NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 @pytest.fixture
 def cluster(tmp_path):
     """The environment for sbatch and scontrol."""
-    if os.geteuid() or not all(map(shutil.which, NEEDED)):
-        pytest.skip("needs root, slurm-wlm and munge")
+    if "VLBERT_SLURM" not in os.environ or os.geteuid() or not all(map(shutil.which, NEEDED)):
+        pytest.skip("needs VLBERT_SLURM=1, root, slurm-wlm and munge")
     script, folder = ROOT / "tests" / "slurm_cluster.sh", tmp_path / "slurm"
     started = subprocess.run([script, "start", folder], capture_output=True, text=True)
     if started.returncode:
