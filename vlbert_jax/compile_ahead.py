@@ -39,7 +39,7 @@ CHIPS = {
     "v4": Chip("TPU v4", 32, 275, 300, (("chip_config_name", "megacore"),)),
     "v5e": Chip("TPU v5 lite", 16, 197, 200),
     "v5p": Chip("TPU v5", 95, 459, 600),
-    "v6e": Chip("TPU v6 lite", 32, 918, 448),
+    "v6e": Chip("TPU v6 lite", 32, 918, 400),
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
