@@ -30,16 +30,15 @@ class Chip:
     kind: str  # how JAX calls it
     memory: int  # GiB
     tflops: int  # peak, bfloat16
-    interconnect: int  # GB/s, over all links, each way
     options: tuple[tuple[str, str], ...] = ()  # that name the chip to the compiler as JAX sees it
 
 
 # docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, November 2026. A v4 chip is one device (megacore), as on the machine.
 CHIPS = {
-    "v4": Chip("TPU v4", 32, 275, 300, (("chip_config_name", "megacore"),)),
-    "v5e": Chip("TPU v5 lite", 16, 197, 200),
-    "v5p": Chip("TPU v5", 95, 459, 600),
-    "v6e": Chip("TPU v6 lite", 32, 918, 400),
+    "v4": Chip("TPU v4", 32, 275, (("chip_config_name", "megacore"),)),
+    "v5e": Chip("TPU v5 lite", 16, 197),
+    "v5p": Chip("TPU v5", 95, 459),
+    "v6e": Chip("TPU v6 lite", 32, 918),
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
