@@ -10,6 +10,7 @@ if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+import logging  # noqa: E402
 import tempfile  # noqa: E402
 
 # Resumed runs, evaluations and commands compile again what a test before has compiled: once in a session is enough.
@@ -19,6 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Before any test imports the package: the hook rewrites modules as they are imported.
@@ -34,3 +36,15 @@ def pytest_configure(config):
         "ignore:the load_module:DeprecationWarning",
     ):
         config.addinivalue_line("filterwarnings", warning)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """The commands log to what is stderr when they are called; in the next test that is closed."""
+    root, ours = logging.getLogger(), logging.getLogger("vlbert_jax")
+    before, levels = list(root.handlers), (root.level, ours.level)
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
