@@ -1,15 +1,12 @@
-import os
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_folders import golden_folders
 
 from vlbert_jax.geometry import box_geometry
 
-HERE = pathlib.Path(__file__).parent / "golden"
-FOLDERS = [HERE] + ([pathlib.Path(os.environ["VLBERT_GOLDEN"])] if os.environ.get("VLBERT_GOLDEN") else [])
-FIXTURES = sorted(p for f in FOLDERS for p in (f / "model").glob("i_coordinate_embeddings*.npz"))
+FIXTURES = sorted(p for f in golden_folders("model") for p in f.glob("i_coordinate_embeddings*.npz"))
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=str)

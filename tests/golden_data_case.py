@@ -1,19 +1,15 @@
 """Where recordings of the official datasets lie, and what they say of images. Used by the golden_*_test.py of data."""
 
-import os
 import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+from golden_folders import golden_folders
 
 from vlbert_jax import sequence
 from vlbert_jax.fast_rcnn import prepare_pixels
 
-HERE = pathlib.Path(__file__).parent / "golden" / "data"
-ROOTS = [HERE] + (
-    [pathlib.Path(os.environ["VLBERT_GOLDEN"]) / "data"] if os.environ.get("VLBERT_GOLDEN") else []
-)
-FOLDERS = {folder.name: folder for root in ROOTS for folder in sorted(root.iterdir()) if folder.is_dir()}
+FOLDERS = {path.name: path for folder in golden_folders("data") for path in sorted(folder.iterdir()) if path.is_dir()}
 
 # Decoders and resizers differ by a grey level or two; the mean colour of an unreadable image is rounded to uint8.
 GREY_LEVELS = 2.0

@@ -8,7 +8,6 @@ these (_a, _b, ...) is taken; a fixture of another kind fails.
 import base64
 import functools
 import json
-import os
 import re
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from golden_folders import golden_folders
 from weights_case import caffe_file
 
 from vlbert_jax import detector_names, detector_weights, transforms
@@ -36,9 +36,7 @@ from vlbert_jax.proposals import (
 from vlbert_jax.resnet import max_pool
 from vlbert_jax.roi_pool import roi_pool
 
-FOLDERS = [Path(__file__).parent / "golden" / "detector"]
-if os.environ.get("VLBERT_GOLDEN"):
-    FOLDERS.append(Path(os.environ["VLBERT_GOLDEN"]) / "detector")
+FOLDERS = golden_folders("detector")
 KINDS = (
     "d1_boxes", "d2_proposals", "d3_nms", "d4_roipool", "d5_select", "d6_detector", "d6_generate_tsv_v2", "d6_tiny",
     "d6_weights_caffe", "d6_weights_milvlg", "d7_image_blob", "d7_image_scale",

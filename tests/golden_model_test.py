@@ -5,7 +5,6 @@ and arrays. Tolerances: forward 1e-4 absolute; gradients 1e-4 of the largest ent
 """
 
 import importlib.util
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -28,6 +27,7 @@ from golden_case import (
     region_head,
     relative,
 )
+from golden_folders import golden_folders
 
 from vlbert_jax import names, weights
 from vlbert_jax.batch import END
@@ -37,10 +37,7 @@ from vlbert_jax.roi_align import roi_align
 from vlbert_jax.tasks import pretrain
 from vlbert_jax.vlbert import VLBert
 
-FOLDERS = [Path(__file__).parent / "golden/model"]
-if os.environ.get("VLBERT_GOLDEN"):
-    FOLDERS.append(Path(os.environ["VLBERT_GOLDEN"]) / "model")
-FIXTURES = [path for folder in FOLDERS for path in sorted(folder.glob("*.json"))]
+FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("*.json"))]
 
 
 # --- The parts ------------------------------------------------------------------------------------------------------

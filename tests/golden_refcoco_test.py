@@ -5,23 +5,20 @@ the original code made of it (dataset.json, iou.json there).
 """
 
 import json
-import os
 import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_data_case import FOLDERS, load_tokenizer
 
 from data_prep.build import run_builder
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
-from vlbert_jax import data, sequence
+from vlbert_jax import data
 from vlbert_jax.batch import END, IMG, Batch
 from vlbert_jax.fast_rcnn import prepare_pixels
 from vlbert_jax.tasks import refcoco
 
-HERE = pathlib.Path(__file__).parent / "golden" / "data"
-ROOTS = [HERE] + ([pathlib.Path(os.environ["VLBERT_GOLDEN"], "data")] if os.environ.get("VLBERT_GOLDEN") else [])
-FOLDERS = {folder.name: folder for root in ROOTS for folder in sorted(root.iterdir()) if folder.is_dir()}
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("refcoco_"))
 KINDS = {"gt": "gt", "proposal": "detected", "proposal+gt": "both"}
 GREY_LEVELS = 2.0  # decoders and resizers differ by one or two
@@ -29,8 +26,7 @@ GREY_LEVELS = 2.0  # decoders and resizers differ by one or two
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    vocab = FOLDERS["common"] / "vocab.txt"
-    return sequence.load_tokenizer(str(vocab), len(vocab.read_text("utf-8").splitlines()))
+    return load_tokenizer()
 
 
 class Variant:

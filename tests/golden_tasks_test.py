@@ -4,8 +4,6 @@ Fixtures (vii_*) are found as in golden_model_test.py. Tolerances: forward 1e-4 
 entry, 5e-3 through a ResNet (ReLU kinks). The copies in this repository hold no gradients but their norms.
 """
 
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden_case import Case, close, compare_gradients, load
+from golden_folders import golden_folders
 from golden_task_case import adjust, batch_of
 
 from configs import refcoco as refcoco_recipes
@@ -21,10 +20,7 @@ from configs import vqa as vqa_recipes
 from vlbert_jax import names
 from vlbert_jax.tasks import refcoco, vcr, vqa
 
-FOLDERS = [Path(__file__).parent / "golden/model"]
-if os.environ.get("VLBERT_GOLDEN"):
-    FOLDERS.append(Path(os.environ["VLBERT_GOLDEN"]) / "model")
-FIXTURES = [path for folder in FOLDERS for path in sorted(folder.glob("vii_*.json"))]
+FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("vii_*.json"))]
 
 
 def vqa_case(case):

@@ -1,8 +1,6 @@
 """The optimizer against recordings of the official one, and its schedules by hand."""
 
 import json
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +8,11 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from golden_folders import golden_folders
 
 from vlbert_jax import optimizer
 
-FOLDERS = [pathlib.Path(__file__).parent / "golden"]
-FOLDERS += [pathlib.Path(os.environ["VLBERT_GOLDEN"])] if "VLBERT_GOLDEN" in os.environ else []
-RECORDINGS = [path for folder in FOLDERS for path in sorted((folder / "model").glob("x_*.json"))]
+RECORDINGS = [path for folder in golden_folders("model") for path in sorted(folder.glob("x_*.json"))]
 
 
 def make_config(**fields):

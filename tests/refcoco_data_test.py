@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from golden_folders import golden_folders
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,9 +22,7 @@ from data_prep import build, refer
 from data_prep.ordered_builder import SourceError
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
 
-HERE = pathlib.Path(__file__).parent / "golden" / "data"
-ROOTS = [HERE] + ([pathlib.Path(os.environ["VLBERT_GOLDEN"], "data")] if os.environ.get("VLBERT_GOLDEN") else [])
-VARIANTS = {folder.name: folder for root in ROOTS for folder in sorted(root.glob("refcoco_*"))}
+VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("refcoco_*"))}
 PROPOSALS = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
 SPLITS = ("train", "val", "testA", "testB")
 

@@ -3,21 +3,19 @@
 import copy
 import io
 import json
-import os
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from golden_folders import golden_folders
 from PIL import Image
 
 from data_prep import build, vcr
 from data_prep.ordered_builder import SourceError
 
-HERE = pathlib.Path(__file__).parent / "golden" / "data"
-ROOTS = [HERE] + ([pathlib.Path(os.environ["VLBERT_GOLDEN"]) / "data"] if os.environ.get("VLBERT_GOLDEN") else [])
-VARIANTS = {folder.name: folder for root in ROOTS for folder in sorted(root.glob("vcr_*"))}
+VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("vcr_*"))}
 golden = pytest.mark.parametrize("variant", sorted(VARIANTS))
 ORIENTATIONS = ("landscape", "portrait")
 

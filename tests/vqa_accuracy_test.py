@@ -8,16 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from golden_folders import golden_folders
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vlbert_jax import vqa_accuracy as vqa
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
-ROOTS = [REPOSITORY / "tests/golden/data"]
-if os.environ.get("VLBERT_GOLDEN"):
-    ROOTS.append(pathlib.Path(os.environ["VLBERT_GOLDEN"]) / "data")
-VARIANTS = {folder.name: folder for root in ROOTS for folder in sorted(root.glob("vqa_*"))}
+VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("vqa_*"))}
 
 
 @pytest.fixture(params=VARIANTS)

@@ -4,12 +4,11 @@ import base64
 import collections
 import io
 import json
-import os
-import pathlib
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from golden_folders import golden_folders
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,11 +19,7 @@ from data_prep.ordered_builder import SourceError
 from data_prep.vqa import SPLITS, Question, VQADownload, frequent_answers, write_answers
 from vlbert_jax import vqa_accuracy
 
-HERE = pathlib.Path(__file__).parent
-ROOTS = [HERE / "golden/data"]
-if os.environ.get("VLBERT_GOLDEN"):
-    ROOTS.append(pathlib.Path(os.environ["VLBERT_GOLDEN"]) / "data")
-VARIANTS = {folder.name: folder / "data/coco" for root in ROOTS for folder in sorted(root.glob("vqa_*"))}
+VARIANTS = {path.name: path / "data/coco" for folder in golden_folders("data") for path in sorted(folder.glob("vqa_*"))}
 
 
 def floats(text, number):
