@@ -73,6 +73,8 @@ def demo_qa2r() -> ml_collections.ConfigDict:
             --config.init.checkpoint=workdirs/demo
         python -m vlbert_jax.main --config=configs/vcr.py --workdir=workdirs/vcr_q2a --mode=evaluate \\
             --config.companion=workdirs/vcr_qa2r
+
+    Reached in three minutes on two cores: 0.47 with two of three seeds, 0.32 with the third; from scratch 0.25.
     """
     config = demo_q2a()
     config.total_steps = 600
