@@ -16,6 +16,7 @@ from data_prep import scene_tasks, scenes
 from data_prep.ordered_builder import OrderedBuilder, SourceError, quiet_tfds
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
 from data_prep.refer import SPLITS as REFER_SPLITS
+from data_prep.refer import ReferDownload
 from data_prep.region_captions import RegionCaptions
 from data_prep.text_corpus import TextCorpus
 from data_prep.vcr import COCO_CATEGORIES, VCRImages, VCRQuestions, read_categories
@@ -131,7 +132,7 @@ def build_scene_tasks(
         draw_once(source, settings, scene_tasks.write_downstream_corpus, tables)
         categories = read_categories(source / "categories.txt")
         vcr = ("scenes", data_dir, source / "vcr")
-        refcoco = ("scenes", data_dir, source / "coco", "refcoco+", "unc", ())
+        refcoco = ("scenes", data_dir, ReferDownload(source / "coco"))
         detected = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
         run_vqa(source / "coco", data_dir, "scenes", images=True, features=bool(feature_width))
         for builder in (
@@ -285,9 +286,10 @@ def main(argv: list[str] | None = None) -> int:
             builders = [VCRImages(*where, categories, splits, args.num_threads), VCRQuestions(*where, splits)]
         elif args.name == "refcoco":
             corpus = args.corpus or f"{args.dataset}_{args.split_by}"
-            which = corpus, args.data_dir, args.source, args.dataset, args.split_by, _listed(args.splits)
-            images = RefCOCOImages(*which, args.annotations, args.proposals, num_threads=args.num_threads)
-            builders = [images, RefCOCOExpressions(*which)]
+            download = ReferDownload(args.source, args.dataset, args.split_by, _listed(args.splits))
+            where = corpus, args.data_dir, download
+            images = RefCOCOImages(*where, args.annotations, args.proposals, args.num_threads)
+            builders = [images, RefCOCOExpressions(*where)]
         elif args.name == "conceptual_captions":
             if args.no_images and not args.features:
                 raise SourceError("--no_images without --features leaves nothing to look at")

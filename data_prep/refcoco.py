@@ -54,12 +54,12 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
-from data_prep.refer import Download, read_items
+from data_prep.refer import ReferDownload, read_items
 from data_prep.region_captions import ArchiveFolder, bad_boxes, map_ahead, read_image
 
 
 class RefCOCOImages(OrderedBuilder, skip_registration=True):
-    """The images with their boxes. `splits` empty = all; the paths are under `source`."""
+    """The images with their boxes. `annotations` and `proposals` are paths under the download's folder."""
 
     name = "refcoco_images"
 
@@ -67,20 +67,15 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
         self,
         corpus: str,
         data_dir: str | pathlib.Path,
-        source: str | pathlib.Path,
-        dataset: str = "refcoco+",
-        split_by: str = "unc",
-        splits: tuple[str, ...] = (),
+        download: ReferDownload,
         annotations: str = "annotations/instances_train2014.json",
         proposals: str = "",
         num_threads: int = 4,
     ):
-        self.download = Download(source, dataset, split_by, splits)
-        self.annotations, self.proposals = annotations, proposals
-        self.num_threads = num_threads
-        self.archive = ArchiveFolder(self.download.root)
-        options = self.download.options | dict(annotations=annotations, proposals=proposals)
-        super().__init__(corpus, data_dir, str(source), options)
+        self.download, self.archive = download, ArchiveFolder(download.root)
+        self.annotations, self.proposals, self.num_threads = annotations, proposals, num_threads
+        options = download.options | dict(annotations=annotations, proposals=proposals)
+        super().__init__(corpus, data_dir, str(download.root), options)
 
     def _info(self):
         f = tfds.features
@@ -95,7 +90,7 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
     def records(self) -> Iterator[tuple[str, dict]]:
         if not any((self.download.root / name).exists() for name in ("train2014", "train2014.zip")):
             raise SourceError(f"{self.download.root}: neither train2014 nor train2014.zip, COCO's images, is there")
-        self.download.reference_boxes()  # the other table needs them: what does not fit is found before images are read
+        _ = self.download.reference_boxes  # the other table needs them: what does not fit shows before images are read
         sizes, of_image = self.download.sizes, self._annotations()
         detections = self._proposals()
         progress = tqdm(self.download.image_ids, "images", unit=" images", mininterval=1)
@@ -183,21 +178,13 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
 
 
 class RefCOCOExpressions(OrderedBuilder, skip_registration=True):
-    """The expressions. `splits` empty = all; they must be those of `RefCOCOImages`, which number the images."""
+    """The expressions; `download` is that of `RefCOCOImages`, which numbers the images."""
 
     name = "refcoco"
 
-    def __init__(
-        self,
-        corpus: str,
-        data_dir: str | pathlib.Path,
-        source: str | pathlib.Path,
-        dataset: str = "refcoco+",
-        split_by: str = "unc",
-        splits: tuple[str, ...] = (),
-    ):
-        self.download = Download(source, dataset, split_by, splits)
-        super().__init__(corpus, data_dir, str(source), self.download.options)
+    def __init__(self, corpus: str, data_dir: str | pathlib.Path, download: ReferDownload):
+        self.download = download
+        super().__init__(corpus, data_dir, str(download.root), download.options)
 
     def _info(self):
         f = tfds.features
@@ -208,7 +195,7 @@ class RefCOCOExpressions(OrderedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features), disable_shuffling=True)
 
     def records(self) -> Iterator[tuple[str, dict]]:
-        sizes, boxes, image_ids = self.download.sizes, self.download.reference_boxes(), self.download.image_ids
+        sizes, boxes, image_ids = self.download.sizes, self.download.reference_boxes, self.download.image_ids
         count = dict.fromkeys(self.download.splits, 0)
         for split, reference in tqdm(self.download.references, "references", unit=" references", mininterval=1):
             width, height = sizes[reference.image_id]

@@ -165,10 +165,19 @@ def _box(values) -> tuple[float, ...]:
     return box
 
 
-class Download:
-    """The files of a dataset under `source`, checked against each other as far as a builder reads them."""
+class ReferDownload:
+    """The files of a dataset under `source`, checked against each other as far as a builder reads them.
 
-    def __init__(self, source: str | pathlib.Path, dataset: str, split_by: str, splits: tuple[str, ...]):
+    `splits` empty = all there are.
+    """
+
+    def __init__(
+        self,
+        source: str | pathlib.Path,
+        dataset: str = "refcoco+",
+        split_by: str = "unc",
+        splits: tuple[str, ...] = (),
+    ):
         if (dataset, split_by) not in SPLITS:
             known = ", ".join(f"{name} by {by}" for name, by in SPLITS)
             raise SourceError(f"there is no {dataset} split by {split_by}; there are: {known}")
@@ -208,6 +217,7 @@ class Download:
                 )
         return sizes
 
+    @functools.cached_property
     def reference_boxes(self) -> dict[int, tuple[float, ...]]:
         """ref_id -> x1 y1 x2 y2 (REFER's `getRefBox`)."""
         items = read_items(self.instances, "annotations", "id", "image_id", "bbox")

@@ -14,6 +14,7 @@ from golden_data_case import FOLDERS, load_tokenizer
 
 from data_prep.build import run_builder
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
+from data_prep.refer import ReferDownload
 from vlbert_jax import data
 from vlbert_jax.batch import END, IMG, Batch
 from vlbert_jax.fast_rcnn import prepare_pixels
@@ -37,8 +38,9 @@ class Variant:
         self.runs = self.golden["examples"]
         (proposals,) = (folder / "data/coco").glob("refcoco+/proposal/*_dets.json")
         source, self.out = folder / "data/coco", out
-        run_builder(RefCOCOImages("c", out, source, proposals=str(proposals.relative_to(source))))
-        run_builder(RefCOCOExpressions("c", out, source))
+        where = ("c", out, ReferDownload(source))
+        run_builder(RefCOCOImages(*where, proposals=str(proposals.relative_to(source))))
+        run_builder(RefCOCOExpressions(*where))
         self.images = data.open_split(out, "refcoco_images/c", "images")
 
     def records(self, split: str) -> list[dict]:

@@ -83,7 +83,8 @@ def test_every_expression_in_the_order_of_refer(variant):
 
 
 def test_test_is_both_test_splits(variant, tmp_path):
-    directory = build.run_builder(RefCOCOExpressions("c", tmp_path, variant.source, splits=("test", "val")))
+    download = refer.ReferDownload(variant.source, splits=("test", "val"))
+    directory = build.run_builder(RefCOCOExpressions("c", tmp_path, download))
     check_expressions(expressions_of(directory, "test"), variant.listing, "test")
     check_expressions(expressions_of(directory, "val"), variant.listing, "val")
     assert [r["image_number"] for r in expressions_of(directory, "test")][0] == 0
@@ -133,7 +134,7 @@ def test_zipped_images_and_boxes_of_refer(variant, tmp_path):
     with zipfile.ZipFile(source / "train2014.zip", "w") as archive:
         for file in (variant.source / "train2014").iterdir():
             archive.write(file, f"train2014/{file.name}")
-    builder = RefCOCOImages("c", tmp_path, source, annotations="refcoco+/instances.json", num_threads=1)
+    builder = RefCOCOImages("c", tmp_path, refer.ReferDownload(source), "refcoco+/instances.json", num_threads=1)
     ours = read_all(build.run_builder(builder), "images")
     official = variant.listing["image_ann_ids"]
     for record, image in zip(ours, read_all(variant.images, "images"), strict=True):
@@ -383,7 +384,8 @@ def test_every_dataset_has_its_own_folder_and_splits(tmp_path, dataset, split_by
     (reference, *_), instances = files[REFS], files[INSTANCES]
     references = [reference | dict(ref_id=i, split=split) for i, split in enumerate(splits)]
     write(tmp_path, {f"{dataset}/refs({split_by}).p": references, f"{dataset}/instances.json": instances})
-    directory = build.run_builder(RefCOCOExpressions("c", tmp_path / "data", tmp_path, dataset, split_by))
+    download = refer.ReferDownload(tmp_path, dataset, split_by)
+    directory = build.run_builder(RefCOCOExpressions("c", tmp_path / "data", download))
     assert [[r["ref_id"] for r in expressions_of(directory, split)] for split in splits] == [
         [i] for i in range(len(splits))
     ]

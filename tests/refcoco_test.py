@@ -16,6 +16,7 @@ from PIL import Image
 from configs import refcoco as recipes
 from data_prep.build import build_scene_tasks, run_builder
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
+from data_prep.refer import ReferDownload
 from vlbert_jax import sequence, sharding, train
 from vlbert_jax.batch import END, IMG, NO_IMAGE, Batch
 from vlbert_jax.data import open_split
@@ -29,7 +30,7 @@ NUM_VAL = 12  # scenes
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     source = build_scene_tasks(folder, num_train=30, num_val=NUM_VAL, num_test=6)["source"]
-    bare = ("bare", folder, source / "coco")  # without detections
+    bare = ("bare", folder, ReferDownload(source / "coco"))  # without detections
     for builder in (RefCOCOImages(*bare), RefCOCOExpressions(*bare)):
         run_builder(builder)
     return folder
