@@ -1,23 +1,22 @@
 """REFER's files: which expression means which box of which image. Checked while reading.
 
-`refs(*.p)` is a pickle, which could hold code: only lists, dicts, texts and numbers are read from it, and a file that
-names anything else is refused. What does not fit together raises SourceError with file, item and remedy.
+`refs(*.p)` is a pickle, which could hold code: one that asks for more than plain containers is refused. What does not
+fit together raises SourceError with file, item and remedy.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
 import operator
 import pathlib
-import pickle
 from collections.abc import Iterator
 
 import numpy as np
 
 from data_prep.ordered_builder import SourceError
+from vlbert_jax import plain_pickle
 
 # By dataset and who split it: the splits there are.
 SPLITS = {
@@ -30,34 +29,6 @@ SPLITS = {
 
 
 # --- The references -----------------------------------------------------------------------------------------
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Looks up no class and no function, so nothing of the file can run."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and could run code")
-
-
-def load_plain_pickle(path: pathlib.Path):
-    """What a pickle of lists, dicts, texts and numbers holds. Raises SourceError for any other file.
-
-    Byte strings of Python 2 become str: UTF-8, or else Latin-1.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror}); data_prep/README.md has the layout") from None
-    problem = None
-    for encoding in ("utf-8", "latin-1"):
-        try:
-            return _PlainUnpickler(io.BytesIO(content), encoding=encoding).load()
-        except UnicodeDecodeError as error:
-            problem = error
-        except Exception as error:  # damaged pickles raise nearly everything
-            problem = error
-            break
-    raise SourceError(f"{path}: not a pickle of plain lists, dicts, texts and numbers ({problem}); download it again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +57,16 @@ def _list(value) -> list:
 
 
 def read_references(path: pathlib.Path) -> list[Reference]:
-    """The references of a `refs(*.p)` file in its order. Raises SourceError that names the first bad one."""
+    """The references of a `refs(*.p)` file in its order. Raises SourceError that names the first bad one.
+
+    Byte strings of Python 2 become str: UTF-8, or else Latin-1.
+    """
     try:
-        items = _list(load_plain_pickle(path))
+        items = _list(plain_pickle.load(path, ("utf-8", "latin-1")))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); data_prep/README.md has the layout") from None
+    except ValueError as error:
+        raise SourceError(f"{error}; download it again") from None
     except TypeError:
         raise SourceError(f"{path}: not a list of references; download it again") from None
     references: dict[int, Reference] = {}

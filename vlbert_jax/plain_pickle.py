@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,20 @@ class _Unpickler(pickle.Unpickler):
         return ADMITTED[module, name]
 
 
-def load(path: Path) -> Any:
-    """What the first pickle of a file holds. Raises ValueError for what is damaged or asks for more than arrays."""
-    with path.open("rb") as file:
+def load(path: Path, encodings: Sequence[str] = ("latin1",)) -> Any:
+    """What the first pickle of a file holds; texts of Python 2 by the first encoding that can read all of them.
+
+    Raises ValueError for what is damaged or asks for more than arrays, OSError.
+    """
+    content = path.read_bytes()
+    for encoding in encodings:
         try:
-            return _Unpickler(file, encoding="latin1").load()
+            return _Unpickler(io.BytesIO(content), encoding=encoding).load()
         except Exception as error:  # a damaged pickle raises nearly everything
-            raise ValueError(f"{path} is no pickle of plain arrays, or is cut short: {error}") from error
+            problem = error
+            if not isinstance(error, UnicodeDecodeError):
+                break
+    raise ValueError(f"{path} is no pickle of plain arrays, lists, dicts and texts, or is cut short: {problem}")
 
 
 def arrays(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
