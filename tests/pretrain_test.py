@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
+from tiny_recipes import shrink
 
 from configs import pretrain as recipes
 from data_prep.build import build_scenes
@@ -36,29 +37,12 @@ def data_dir(tmp_path_factory):
 def shrunk(variant: str, data_dir, **fields):
     """The shipped recipe on the drawn corpus with tiny widths; what is not a size stays."""
     config, demo = getattr(recipes, variant)(), recipes.demo()
-    config.model.encoder.update(
-        dict(vocab_size=256, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, max_positions=40)
-    )
-    config.model.region_head.update(
-        dict(stem_width=4, widths=(2, 2, 3, 3), blocks=(1, 1, 1, 1), strides=(1, 2, 1), roi_size=2, roi_chunk=8)
-    )
+    names = ("captions", "text", "vocab", "class_names", "visual_words", "group_words")
+    shrink(config, demo, data_dir, num_layers=2, names=names)
     config.model.feature_size, config.model.num_region_classes = FEATURES, 81
-    for name in ("captions", "text", "vocab", "class_names", "visual_words", "group_words"):
-        config.data[name] = demo.data[name]
-    config.data.update(
-        dict(
-            data_dir=str(data_dir),
-            image_scale=(32, 48),
-            max_regions=6,
-            sequence_length=24,
-            text_min_words=22,
-            max_mlm_targets=12,
-            max_mrc_targets=4,
-            num_threads=1,
-            prefetch=1,
-        )
-    )
-    config.batch_size, config.compute_dtype, config.prng_impl = 16, "float32", "threefry2x32"
+    config.data.update(dict(max_regions=6, sequence_length=24, text_min_words=22, max_mlm_targets=12))
+    config.data.max_mrc_targets = 4
+    config.batch_size = 16
     config.update_from_flattened_dict(fields)
     return config
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from tiny_recipes import shrink
 
 from configs import refcoco as recipes
 from data_prep.build import build_scene_tasks, run_builder
@@ -39,17 +40,9 @@ def data_dir(tmp_path_factory):
 def shrunk(variant: str, data_dir, **fields):
     """The shipped recipe on the drawn corpus with tiny widths; what is not a size stays."""
     config, demo = recipes.get_config(variant), recipes.demo()
-    config.model.encoder.update(
-        dict(vocab_size=256, hidden_size=16, num_layers=1, num_heads=2, mlp_size=32, max_positions=40)
-    )
-    config.model.region_head.update(
-        dict(stem_width=4, widths=(2, 2, 3, 3), blocks=(1, 1, 1, 1), strides=(1, 2, 1), roi_size=2, roi_chunk=8)
-    )
-    for name in ("embedded", "texts", "images", "vocab", "max_regions", "sequence_length"):
-        config.data[name] = demo.data[name]
-    config.data.update(dict(data_dir=str(data_dir), image_scale=(32, 48), num_threads=1, prefetch=1))
-    config.batch_size, config.compute_dtype, config.prng_impl = 16, "float32", "threefry2x32"
-    config.init.scratch = True
+    names = ("embedded", "texts", "images", "vocab", "max_regions", "sequence_length")
+    shrink(config, demo, data_dir, num_layers=1, names=names)
+    config.batch_size, config.init.scratch = 16, True
     config.update_from_flattened_dict(fields)
     return config
 

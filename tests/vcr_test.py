@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_recipes import shrink
 
 from configs import vcr as recipes
 from data_prep.build import build_scene_tasks
@@ -29,17 +30,10 @@ def data_dir(tmp_path_factory):
 def shrunk(variant: str, data_dir, **fields):
     """The shipped recipe on the drawn corpus with tiny widths; what is not a size stays."""
     config, demo = getattr(recipes, variant)(), recipes.demo()
-    config.model.encoder.update(
-        dict(vocab_size=256, hidden_size=16, num_layers=1, num_heads=2, mlp_size=32, max_positions=40)
-    )
-    config.model.region_head.update(
-        dict(stem_width=4, widths=(2, 2, 3, 3), blocks=(1, 1, 1, 1), strides=(1, 2, 1), roi_size=2, roi_chunk=8)
-    )
+    names = ("texts", "images", "vocab", "text_length", "max_regions", "sequence_length")
+    shrink(config, demo, data_dir, num_layers=1, names=names)
     config.model.num_object_classes = demo.model.num_object_classes
-    for name in ("texts", "images", "vocab", "text_length", "max_regions", "sequence_length"):
-        config.data[name] = demo.data[name]
-    config.data.update(dict(data_dir=str(data_dir), embedded="", image_scale=(32, 48), num_threads=1, prefetch=1))
-    config.compute_dtype, config.prng_impl, config.report = "float32", "threefry2x32", False
+    config.data.embedded, config.report = "", False
     config.batch_size, config.grad_accumulation_steps, config.init.scratch = 4, 1, True
     config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps = 1, 0, 0
     config.update_from_flattened_dict(fields)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden_data_case import load_tokenizer
+from tiny_recipes import shrink
 
 from configs import pretrain as pretrain_recipes
 from configs import vqa as recipes
@@ -31,17 +32,10 @@ def data_dir(tmp_path_factory):
 def shrunk(variant: str, data_dir, **fields):
     """The shipped recipe on drawn scenes with tiny widths; what is not a size stays."""
     config, demo = getattr(recipes, variant)(), recipes.demo()
-    config.model.encoder.update(
-        dict(vocab_size=256, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, max_positions=40)
-    )
-    config.model.region_head.update(
-        dict(stem_width=4, widths=(2, 2, 3, 3), blocks=(1, 1, 1, 1), strides=(1, 2, 1), roi_size=2, roi_chunk=8)
-    )
+    names = ("texts", "images", "vocab", "answers", "sequence_length", "max_regions")
+    shrink(config, demo, data_dir, num_layers=2, names=names)
     config.model.feature_size, config.model.num_answers = FEATURES, demo.model.num_answers
-    for name in ("texts", "images", "vocab", "answers", "sequence_length", "max_regions"):
-        config.data[name] = demo.data[name]
-    config.data.update(dict(data_dir=str(data_dir), image_scale=(32, 48), num_threads=1, prefetch=1))
-    config.batch_size, config.compute_dtype, config.prng_impl = 8, "float32", "threefry2x32"
+    config.batch_size = 8
     config.update_from_flattened_dict(fields)
     return config
 

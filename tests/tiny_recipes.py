@@ -1,0 +1,19 @@
+"""Shipped recipes with the smallest widths; what is not a size stays. Used by the tests of the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def shrink(config: Any, demo: Any, data_dir: Any, num_layers: int, names: Iterable[str]) -> None:
+    """Tiny model and images, in float32; `names` in `config.data` become the demo's, whose corpus is in `data_dir`."""
+    config.model.encoder.update(
+        dict(vocab_size=256, hidden_size=16, num_layers=num_layers, num_heads=2, mlp_size=32, max_positions=40)
+    )
+    config.model.region_head.update(
+        dict(stem_width=4, widths=(2, 2, 3, 3), blocks=(1, 1, 1, 1), strides=(1, 2, 1), roi_size=2, roi_chunk=8)
+    )
+    config.data.update({name: demo.data[name] for name in names})
+    config.data.update(dict(data_dir=str(data_dir), image_scale=(32, 48), num_threads=1, prefetch=1))
+    config.compute_dtype, config.prng_impl = "float32", "threefry2x32"
