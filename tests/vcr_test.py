@@ -72,6 +72,11 @@ def test_contradictions_are_named(fields, told, data_dir):
         next(vcr.train_batches(config, 0, 0, 1))
 
 
+def test_scores_need_the_pooler(data_dir):
+    with pytest.raises(ValueError, match="config.model.encoder.pooler is False"):
+        build(shrunk("demo_q2a", data_dir, **{"model.encoder.pooler": False}))
+
+
 # --- Losses and scores ----------------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,7 @@ def model_config(source: weights.Weights, task: str, num_heads: int | None = Non
             config.model.num_answers = shapes.get("final_mlp.2.weight", (3129,))[0]
         if task == "vcr":
             config.model.num_object_classes = shapes.get("cnn_loss_reg.2.weight", (81,))[0]
+            config.model.encoder.pooler = True  # drawn anew where the source has none
     return config
 
 

@@ -45,7 +45,8 @@ class VCRModel(VisualLinguisticModel):
     """VL-BERT with a pooler, a score per choice, and the auxiliary classes of the objects (official CNN_LOSS_TOP)."""
 
     def __init__(self, encoder, fast_rcnn: dict, num_object_classes: int, rngs: nnx.Rngs):
-        encoder = dataclasses.replace(encoder, pooler=True)
+        if not encoder.pooler:
+            raise ValueError("config.model.encoder.pooler is False, but a choice's score is computed from the pooler")
         super().__init__(encoder, fast_rcnn, rngs)
         self.dropout_rate = encoder.dropout_rate
         exact = dataclasses.replace(encoder, dtype=jnp.float32)  # four scores must not tie
