@@ -59,6 +59,15 @@ def test_keeps_the_newest_and_the_best(state, tmp_path, metric, best):
     assert steps_in(tmp_path) == [best, 5, 6]
 
 
+def test_the_best_outlives_a_restart(state, tmp_path):
+    """Also one that ranks by another metric; what was not scored by that one is not the best."""
+    scored = dict(loss=0.1, hits=0.2), dict(loss=0.5), {}, dict(hits=0.1), {}
+    runs = zip(("loss", "loss", "loss", "hits", "hits"), scored, strict=True)
+    for step, (metric, scores) in enumerate(runs, 1):
+        save(tmp_path, toy_task.make_config(keep_checkpoints=1, best_metric=metric), state, step, **scores)
+        assert steps_in(tmp_path) == sorted({1, step})
+
+
 def test_scores_without_the_metric_are_no_candidate(state, tmp_path, caplog):
     config = toy_task.make_config(keep_checkpoints=1, best_metric="loss")
     checkpoints = checkpoint.Checkpoints(tmp_path, config)

@@ -106,16 +106,20 @@ class Checkpoints:
         self.metric = metric = config.best_metric
         policies = ocp.checkpoint_managers
         keep = [policies.LatestN(config.keep_checkpoints)]
+        lower = any(word in metric for word in LOWER_IS_BETTER)
+
+        def order(scores: dict[str, float]) -> float:
+            """Of a checkpoint among all; last, where it was scored when another metric was the best one."""
+            value = scores.get(metric, math.nan)
+            return value if math.isfinite(value) else math.inf if lower else -math.inf
+
         if metric:
-            best = policies.BestN(
-                get_metric_fn=lambda scores: scores[metric],
-                reverse=any(word in metric for word in LOWER_IS_BETTER),
-                n=1,
-                keep_checkpoints_without_metrics=False,
+            keep.append(
+                policies.BestN(get_metric_fn=order, reverse=lower, n=1, keep_checkpoints_without_metrics=False)
             )
-            keep.append(best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
+            best_fn=order if metric else None,  # without it the scores are not written, and a restart forgets the best
             cleanup_tmp_directories=not read_only,  # of an earlier process that was killed while saving
             read_only=read_only,
         )
