@@ -23,11 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-sys.path[:0] = [str(pathlib.Path(__file__).parent.parent), str(pathlib.Path(__file__).parent)]
-
-from train_step import matmul_flops  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from vlbert_jax import detector_names  # noqa: E402
+from vlbert_jax.compile_ahead import matmul_flops  # noqa: E402
 from vlbert_jax.detector import Detector, Prepared  # noqa: E402
 from vlbert_jax.faster_rcnn import FasterRCNN, Settings, Sizes  # noqa: E402
 from vlbert_jax.proposals import class_confidence  # noqa: E402
