@@ -36,9 +36,10 @@ from tqdm import tqdm
 from data_prep.image_sources import Source, image_number, open_source
 from data_prep.ordered_builder import SourceError
 from data_prep.region_captions import map_ahead
-from data_prep.region_store import FORMATS, Part, RegionStore, check_parts, official_record, write_whole
+from data_prep.region_store import FORMATS, Part, RegionStore, check_parts, official_record
 from vlbert_jax import detector as detectors
 from vlbert_jax.pictures import open_image
+from vlbert_jax.whole_files import written_whole
 
 AHEAD = 8  # batches among which images of one shape are looked for
 
@@ -108,7 +109,8 @@ def _record(regions: detectors.Regions, image: np.ndarray, image_id: int) -> dic
 def _conclude(source: Source, store: RegionStore) -> None:
     """When the last part of all shards is there: the list of broken images, and the index of captions."""
     broken = "".join(f"{line}\n" for line in check_parts(store.folder))
-    write_whole(store.folder / "broken.txt", lambda beside: beside.write_text(broken))
+    with written_whole(store.folder / "broken.txt") as beside:
+        beside.write_text(broken)
     if source.captions is None:
         return
     bad = {line.partition(":")[0] for line in broken.splitlines()}
@@ -117,9 +119,8 @@ def _conclude(source: Source, store: RegionStore) -> None:
         for path, caption, name in zip(source.paths, source.captions, source.names, strict=True)
         if name not in bad
     ]
-    index = store.folder.with_name(f"{store.folder.name}.json")
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_whole(index, lambda beside: beside.write_text(text, encoding="utf-8"))
+    with written_whole(store.folder.with_name(f"{store.folder.name}.json")) as beside:
+        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -45,7 +45,7 @@ class Manifest:
         self.options = options  # of the builder, as far as they shape the records
         self.records: dict[str, int] = {}  # by split
         self.problems: list[dict[str, Any]] = []
-        self.extractor: str | None = None  # of the regions, as `region_store.extractor_id` calls it; "" = unknown
+        self.extractor: str | None = None  # of the regions, as `extractor.extractor_id` calls it; "" = unknown
         self._extracted = ""  # the first file of it
 
     def extracted(self, extractor: str, file: str) -> None:

@@ -23,34 +23,20 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data_prep.ordered_builder import SourceError, mixed
+from vlbert_jax.extractor import extractor_id
+from vlbert_jax.whole_files import written_whole
 
 FORMATS = ("array_record", "json", "tsv")
 ARRAYS = ("boxes", "classes", "attrs", "features")  # float32, of the official per-image JSON
 TABLE = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")  # of Anderson et al.
 PART = 256  # images
-
-
-def extractor_id(fingerprint: dict[str, Any]) -> str:
-    """A short name of an extractor, by which mixed ones are found."""
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """`write` makes a file under another name, which then takes the place of `path`; nothing is left if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")  # the same each time: what a kill leaves is written over
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 class RegionStore:
@@ -72,7 +58,8 @@ class RegionStore:
         path = self.folder / "extraction.json"
         with self.alone():
             if not path.exists():
-                write_whole(path, lambda beside: beside.write_text(json.dumps(wanted, indent=1) + "\n"))
+                with written_whole(path) as beside:
+                    beside.write_text(json.dumps(wanted, indent=1) + "\n")
         found = read_extraction(self.folder)
         for field, value in wanted.items():
             if found.get(field) != value:
@@ -150,15 +137,18 @@ class Part:
         broken = [line for line in lines if "error" in line]
         if self.store.form == "json":
             for name, record in good:
-                text = json.dumps(record | dict(extractor=self.store.extractor))
-                write_whole(self.store.folder / f"{name}.json", lambda beside, text=text: beside.write_text(text))
-        elif self.store.form == "tsv":
-            rows = ["\t".join(str(record[column]) for column in TABLE) + "\n" for _, record in good]
-            write_whole(self.data, lambda beside: beside.write_text("".join(rows)))
+                with written_whole(self.store.folder / f"{name}.json") as beside:
+                    beside.write_text(json.dumps(record | dict(extractor=self.store.extractor)))
         else:
-            write_whole(self.data, lambda beside: self._write_array_record(beside, [record for _, record in good]))
+            with written_whole(self.data) as beside:
+                if self.store.form == "tsv":
+                    rows = ["\t".join(str(record[column]) for column in TABLE) + "\n" for _, record in good]
+                    beside.write_text("".join(rows))
+                else:
+                    self._write_array_record(beside, [record for _, record in good])
         about = dict(extractor=self.store.extractor, names=[name for name, _ in good], broken=broken)
-        write_whole(self.path, lambda beside: beside.write_text(json.dumps(about) + "\n"))
+        with written_whole(self.path) as beside:
+            beside.write_text(json.dumps(about) + "\n")
         self.journal.unlink(missing_ok=True)
         self.done = True
         return broken

@@ -16,9 +16,10 @@ from data_prep import build, extract_regions
 from data_prep.image_sources import open_source
 from data_prep.ordered_builder import Manifest, SourceError
 from data_prep.region_captions import ArchiveFolder
-from data_prep.region_store import ARRAYS, RegionStore, extractor_id
+from data_prep.region_store import ARRAYS, RegionStore
 from data_prep.vqa_regions import COLUMNS, RegionFiles, RegionTable, decode_regions
 from vlbert_jax import data, detector_weights
+from vlbert_jax.extractor import extractor_id
 
 NUMBER = 6  # images; number 4 is broken
 

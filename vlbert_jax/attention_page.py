@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
-from vlbert_jax import export
+from vlbert_jax.whole_files import written_whole
 
 LARGEST = 900  # long side of the picture in the page
 
@@ -54,7 +54,7 @@ def write(
     parts = dict(title=html.escape(title), answer=html.escape(answer), data=json.dumps(data).replace("<", "\\u003c"))
     template = Path(__file__).with_suffix(".html").read_text("utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
-    with export.written_whole(path) as partial:
+    with written_whole(path) as partial:
         partial.write_text(page, "utf-8")
 
 

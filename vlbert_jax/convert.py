@@ -42,6 +42,7 @@ from flax import nnx
 
 from vlbert_jax import detector_weights, export, names, weights
 from vlbert_jax.tasks import pretrain, refcoco, vcr, vqa
+from vlbert_jax.whole_files import written_whole
 
 MODELS = {task.__name__.rpartition(".")[2]: task.build_model for task in (pretrain, vqa, vcr, refcoco)}
 FORMATS = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".bin": "pt", ".model": "pt", "": "orbax"}
@@ -225,7 +226,7 @@ def write(conversion: Conversion, target: Path, form: str, dtype: str | None):
     file and a Hugging Face folder hold what there is. Raises ValueError where the format cannot hold the source.
     """
     source, config = conversion.source, conversion.config
-    with export.written_whole(target) as path:
+    with written_whole(target) as path:
         if form == "hf":
             kept = {n: conversion.tensors[n] for n in conversion.found.matched if n not in source.new}
             if lacking := [name for name in BERT_NEEDS if name not in kept]:

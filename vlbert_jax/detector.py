@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +17,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32, Int32, UInt8
 
-from vlbert_jax import detector_names, detector_weights, transforms
+from vlbert_jax import detector_names, detector_weights, extractor, transforms
 from vlbert_jax.faster_rcnn import FasterRCNN, Proposals, Settings
 from vlbert_jax.proposals import select
 
-VERSION = 1  # of what comes out for the same weights and settings: raise it with every change of numbers
 CANVASES = 10  # steps into which a side of the network's input is rounded up: each shape is compiled once
 
 
@@ -77,7 +74,9 @@ class Detector:
         settings, self.selection = settings or Settings(), selection or Selection()
         self.batch_size = batch_size
         sizes = self.sizes = detector_names.sizes(tensors)
-        self.fingerprint = fingerprint(tensors, settings, self.selection, jnp.dtype(dtype).name)
+        chosen = dataclasses.asdict(settings) | dataclasses.asdict(self.selection) | dict(dtype=jnp.dtype(dtype).name)
+        del chosen["roi_chunk"]  # changes speed alone
+        self.fingerprint = extractor.fingerprint(tensors, chosen)
         self.class_names = _named("class", "__background__", lists[0], sizes.num_classes)
         self.attribute_names = _named("attribute", "__no_attribute__", lists[1], sizes.num_attributes)
         network = nnx.eval_shape(lambda: FasterRCNN(sizes, settings, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -177,7 +176,7 @@ def _describe(graphdef, state, feature_map, size, boxes, mask, scale) -> Proposa
     return network.describe(boxes, mask, network.region_features(feature_map, size, boxes, mask), scale)
 
 
-# --- Loading, fingerprint --------------------------------------------------------------------------------------
+# --- Loading -----------------------------------------------------------------------------------------------------
 
 
 def load(
@@ -207,20 +206,3 @@ def _named(kind: str, none: str, names: Sequence[str] | None, number: int) -> tu
     if names is not None and len(names) != number - 1:
         raise ValueError(f"the list of {kind} names has {len(names)} lines, the weights have {number - 1}")
     return (none, *(names or (f"{kind} {i}" for i in range(1, number))))
-
-
-def fingerprint(
-    tensors: Mapping[str, np.ndarray], settings: Settings, selection: Selection, dtype: str
-) -> dict[str, Any]:
-    """What decides the numbers that come out: weights, settings, this code's version. JSON keeps it as it is.
-
-    The same detector has the same fingerprint whichever file it was read from.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].shape} ".encode())
-        digest.update(np.ascontiguousarray(tensors[name], np.float32))
-    chosen = dataclasses.asdict(settings) | dataclasses.asdict(selection) | dict(dtype=dtype)
-    del chosen["roi_chunk"]  # changes speed alone
-    chosen["image_scale"] = list(chosen["image_scale"])
-    return dict(weights=digest.hexdigest()[:16], settings=chosen, version=VERSION)

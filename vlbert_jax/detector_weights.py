@@ -12,6 +12,7 @@ from flax import nnx
 
 from vlbert_jax import checkpoint, detector_names, export, weights
 from vlbert_jax.faster_rcnn import FasterRCNN, Settings
+from vlbert_jax.whole_files import written_whole
 
 LISTS = ("objects_vocab.txt", "attributes_vocab.txt")
 LIST_FOLDERS = ("", "data/genome/1600-400-20")  # the latter of the original repository
@@ -94,7 +95,7 @@ def _shapes(sizes) -> dict[tuple, tuple[int, ...]]:
 def write(tensors: Mapping[str, np.ndarray], lists: Mapping[str, Path], target: Path, form: str):
     """Writes a folder (orbax) with the lists in it, or a file with MILVLG's names (safetensors, pt), whole or not at
     all."""
-    with export.written_whole(target) as path:
+    with written_whole(target) as path:
         if form == "pt":
             export.write_torch(path, tensors, wrap=False)
         elif form == "safetensors":

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from vlbert_jax import export
+from vlbert_jax.whole_files import written_whole
 
 SMALLEST, LARGEST = 640, 1200  # long side of what is drawn
 LABELLED = 20  # boxes beyond these, the best, have no label: nobody could read it
@@ -87,5 +87,5 @@ def _with_lines(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 def save(picture: Image.Image, path: Path) -> None:
     """Whole or not at all. Raises OSError."""
-    with export.written_whole(path) as partial:
+    with written_whole(path) as partial:
         picture.save(partial, format={".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix, "PNG"))

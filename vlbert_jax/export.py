@@ -1,12 +1,10 @@
-"""Writing weights in the formats people load: safetensors, PyTorch, Hugging Face, ours. Whole or not at all."""
+"""Writing weights in the formats people load: safetensors, PyTorch, Hugging Face, ours."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +15,6 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
 FILE_SIZE = 64 * 2**20  # of the parts of an Orbax checkpoint: with one large part all of it is held in memory
-
-
-@contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to; it takes the target's place when the block ends well, else it goes."""
-    target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("partial", "old"))
-    try:
-        yield beside
-        if target.exists():
-            target.rename(old)
-        try:
-            beside.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-        _remove(old)
-    finally:
-        _remove(beside)
-
-
-def _remove(path: Path):
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def may_replace(target: Path) -> bool:

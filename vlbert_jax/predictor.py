@@ -30,6 +30,7 @@ from vlbert_jax import boxes as regions
 from vlbert_jax import detector, pictures, trained
 from vlbert_jax.batch import IMG, Batch
 from vlbert_jax.boxes import Found
+from vlbert_jax.extractor import extractor_id
 from vlbert_jax.tasks import TASKS, pretrain, refcoco, vqa
 from vlbert_jax.tasks.examples import is_precomputed, tokenizer_of
 from vlbert_jax.tasks.pretrain_examples import Layout as CaptionLayout
@@ -181,8 +182,6 @@ class Predictor:
 
     def _own_extractor(self) -> str:
         """The name that features of the detector have where they are stored."""
-        from data_prep.region_store import extractor_id  # takes seconds, as it builds tables, too
-
         return extractor_id(self.detector.fingerprint) if self.detector else ""
 
     def _batch(self, pixels: np.ndarray, found: Found, text: str, choices: Sequence[str] = ()) -> Batch:
