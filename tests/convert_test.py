@@ -266,8 +266,8 @@ def test_resnet_files(tmp_path, capsys):
     assert not (tmp_path / "hf").exists()
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["shape", "legacy"])
-def test_caffe_detector(legacy, tmp_path, capsys):
+@pytest.mark.parametrize("form", [{}, dict(legacy=True), dict(legacy=True, old_layers=True)])
+def test_caffe_detector(form, tmp_path, capsys):
     """The detector's file to torchvision's names, statistics divided by their factor, other layers named."""
     given = {name: a for name, a in resnet().items() if "num_batches" not in name}
     layers = {"cls_score": [np.ones((3, 2), np.float32), np.ones(3, np.float32)]}
@@ -281,7 +281,7 @@ def test_caffe_detector(legacy, tmp_path, capsys):
             layers[layer] = [given[f"{affine}.{leaf}"] for leaf in ("weight", "bias")]
         elif torch_name in given:
             layers[layer] = [given[torch_name]]
-    (tmp_path / "net.caffemodel").write_bytes(caffe_file(layers, legacy))
+    (tmp_path / "net.caffemodel").write_bytes(caffe_file(layers, **form))
     said = run(tmp_path / "net.caffemodel", tmp_path / "out.pt", capsys=capsys)
     assert "ResNet in caffe" in said and "detector's own layer" in said and "cls_score[0]" in said
     out = {name: tensor.numpy() for name, tensor in torch.load(tmp_path / "out.pt", weights_only=True).items()}

@@ -209,6 +209,22 @@ def test_every_source_is_the_same_detector(kind, tmp_path):
         np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+def test_a_name_at_hugging_face(tmp_path, monkeypatch):
+    """What was downloaded before is found without a network; what was not is told."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="someone/frcnn, and as a Hugging Face name it could not be downloaded"):
+        detector_weights.read("someone/frcnn")
+    cache = tmp_path / "models--someone--frcnn"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("1234")
+    (cache / "snapshots").mkdir()
+    write("hugging_face", cache / "snapshots").rename(cache / "snapshots" / "1234")
+    found = detector_weights.read("someone/frcnn")
+    name = "roi_heads.res5.0.conv1.weight"
+    np.testing.assert_array_equal(found[name], detector_case.tensors()[name])
+
+
 def run(*arguments, capsys, code: int = 0) -> str:
     assert convert.main([str(argument) for argument in arguments]) == code
     said = capsys.readouterr()
@@ -259,7 +275,7 @@ def test_what_is_no_such_detector(tmp_path, capsys):
     refused("lacking.pkl", pickle.dumps(lacking), "lacks backbone.res3.0.conv2.norm.weight")
     wide = good | {"roi_heads.res5.0.conv2.weight": np.zeros((8, 9, 3, 3), np.float32)}
     refused("wide.pkl", pickle.dumps(wide), "roi_heads.res5.0.conv2.weight has shape (8, 9, 3, 3)")
-    with pytest.raises(FileNotFoundError, match="no detector at"):
+    with pytest.raises(FileNotFoundError, match="no weights at"):
         detector_weights.read(tmp_path / "absent")
     (tmp_path / "objects_vocab.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError, match="class names has 2 lines, the weights have 8"):

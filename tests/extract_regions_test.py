@@ -324,7 +324,7 @@ def test_command(images, tmp_path, capsys):
 
     refused("--fewest=9", "--most=8", reason="the second not below the first")
     refused("--format=json", reason="give the same detector, options and images, or another --out")
-    refused(f"--detector={tmp_path / 'absent'}", reason="no detector at")
+    refused(f"--detector={tmp_path / 'absent'}", reason="no weights at")
     refused(f"--lists={tmp_path}", reason="no objects_vocab.txt in")
     with pytest.raises(SystemExit):
         extract_regions.main([*command, "--shard=2/2"])

@@ -110,17 +110,20 @@ def field(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
-def caffe_file(layers: dict[str, list[np.ndarray]], legacy: bool = False) -> bytes:
-    """A NetParameter with these layers and blobs; `legacy` writes shapes as num, channels, height and width."""
+def caffe_file(layers: dict[str, list[np.ndarray]], legacy: bool = False, old_layers: bool = False) -> bytes:
+    """A NetParameter with these layers and blobs; `legacy` writes shapes as num, channels, height and width, and
+    `old_layers` the layers as Caffe did before 2015, their type a number.
+    """
     out = field(1, b"net")
     for name, blobs in layers.items():
-        body = field(1, name.encode()) + field(2, b"Convolution")
+        kind = field(4, name.encode()) + varint(5 << 3) + varint(4)
+        body = kind if old_layers else field(1, name.encode()) + field(2, b"Convolution")
         for blob in blobs:
             if legacy:
                 four = (1,) * (4 - blob.ndim) + blob.shape
                 shape = b"".join(varint(i << 3) + varint(n) for i, n in enumerate(four, 1))
             else:
                 shape = field(7, field(1, b"".join(map(varint, blob.shape))))
-            body += field(7, shape + field(5, struct.pack(f"<{blob.size}f", *blob.reshape(-1))))
-        out += field(100, body)
+            body += field(6 if old_layers else 7, shape + field(5, struct.pack(f"<{blob.size}f", *blob.reshape(-1))))
+        out += field(2 if old_layers else 100, body)
     return out

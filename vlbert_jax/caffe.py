@@ -28,7 +28,9 @@ def _message():
     sizes = [(number, one, field.TYPE_INT32, name, False) for number, name in enumerate(old_shape, 1)]
     message("Blob", *sizes, (5, many, field.TYPE_FLOAT, "data", True), (7, one, "Shape", "shape", False))
     message("Layer", (1, one, field.TYPE_STRING, "name", False), (7, many, "Blob", "blobs", False))
-    message("Net", (1, one, field.TYPE_STRING, "name", False), (100, many, "Layer", "layer", False))
+    message("OldLayer", (4, one, field.TYPE_STRING, "name", False), (6, many, "Blob", "blobs", False))
+    layers = [(2, many, "OldLayer", "layers", False), (100, many, "Layer", "layer", False)]
+    message("Net", (1, one, field.TYPE_STRING, "name", False), *layers)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("caffe_weights.Net"))
@@ -41,12 +43,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
         net.ParseFromString(path.read_bytes())
     except DecodeError:
         net.Clear()
-    if not net.layer:
+    if not (net.layers or net.layer):
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is neither a PyTorch, safetensors nor Caffe file; is it whole?"
         )
     tensors = {}
-    for layer in net.layer:
+    for layer in (*net.layers, *net.layer):  # a file has one of them; the first is Caffe's of before 2015
         blobs = []
         for blob in layer.blobs:
             shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)

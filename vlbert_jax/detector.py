@@ -1,6 +1,6 @@
 """The bottom-up-attention detector (Anderson et al., 2018): images in, regions out.
 
-    detector = load("detector/")                # or a .caffemodel, .pth, .pkl, Hugging Face folder
+    detector = load("detector/")                # or a .caffemodel, .pth, .pkl, Hugging Face folder or name
     regions, = detector.detect([image])         # uint8 RGB
 """
 
@@ -71,10 +71,10 @@ class Detector:
         batch_size: int = 1,
         dtype=jnp.float32,
     ):
-        settings, self.selection = settings or Settings(), selection or Selection()
+        settings, self.selection, dtype = settings or Settings(), selection or Selection(), jnp.dtype(dtype)
         self.batch_size = batch_size
         sizes = self.sizes = detector_names.sizes(tensors)
-        chosen = dataclasses.asdict(settings) | dataclasses.asdict(self.selection) | dict(dtype=jnp.dtype(dtype).name)
+        chosen = dataclasses.asdict(settings) | dataclasses.asdict(self.selection) | dict(dtype=dtype.name)
         del chosen["roi_chunk"]  # changes speed alone
         self.fingerprint = extractor.fingerprint(tensors, chosen)
         self.class_names = _named("class", "__background__", lists[0], sizes.num_classes)

@@ -19,13 +19,12 @@ LIST_FOLDERS = ("", "data/genome/1600-400-20")  # the latter of the original rep
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """A detector's tensors with MILVLG's names and in Caffe's order, whatever the source.
+    """A detector's tensors with MILVLG's names and in Caffe's order, of a file, folder or hub name.
 
     Raises FileNotFoundError, or ValueError for what is no such detector, damaged or would run code.
     """
     file = Path(path).expanduser()
-    if not file.exists():
-        raise FileNotFoundError(f"no detector at {path}")
+    file = file if file.exists() else weights.from_hub(str(path))
     try:
         if weights.is_detector_folder(file):
             tensors = detector_names.from_ours(weights.flat(checkpoint.read_weights(file)))

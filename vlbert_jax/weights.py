@@ -70,7 +70,7 @@ def read(path: str | Path) -> Weights:
 
 
 def _read(given: str, path: Path) -> Weights:
-    path = path if path.exists() else _from_hub(given)
+    path = path if path.exists() else from_hub(given)
     if is_detector_folder(path):
         return _recognise(given, detector_names.from_ours(flat(checkpoint.read_weights(path))), "orbax")
     if path.is_dir() and ((path / "state").exists() or checkpoint.newest_step(path) is not None):
@@ -126,7 +126,8 @@ def _check_bert_config(file: Path, tensors: Mapping[str, np.ndarray]) -> int | N
     return config.get("num_attention_heads")
 
 
-def _from_hub(name: str) -> Path:
+def from_hub(name: str) -> Path:
+    """The folder that a name at Hugging Face is downloaded to. Raises FileNotFoundError, offline too."""
     if not HUB_NAME.fullmatch(name) or Path(name).suffix in FILE_SUFFIXES:
         raise FileNotFoundError(f"no weights at {name}")
     from huggingface_hub import snapshot_download
