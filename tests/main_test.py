@@ -77,6 +77,9 @@ def test_fine_tuning_says_where_weights_come_from(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     assert main.main(["main", f"--config={ROOT / 'configs/vqa.py'}"]) == 2
     assert "make demo" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    # Before the corpus is drawn, not after.
+    assert main.main(["main", f"--config={ROOT / 'configs/vqa.py'}", "--config.init.checkpoint=absent.model"]) == 2
+    assert "no weights at absent.model" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_help(capsys):

@@ -23,8 +23,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises FileNotFoundError, or ValueError for what is no such detector, damaged or would run code.
     """
-    file = Path(path).expanduser()
-    file = file if file.exists() else weights.from_hub(str(path))
+    file = weights.find(str(path))
     try:
         if weights.is_detector_folder(file):
             tensors = detector_names.from_ours(weights.flat(checkpoint.read_weights(file)))

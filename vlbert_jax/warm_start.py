@@ -19,13 +19,18 @@ KINDS = {"bert": ("bert",), "resnet": ("resnet",), "checkpoint": ("vlbert", "ber
 
 
 def sources(init: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of `config.init` that name weights. Raises ValueError if none does and `init.scratch` is False."""
+    """The fields of `config.init` that name weights.
+
+    Raises FileNotFoundError where one names what is not there, ValueError if none does and `init.scratch` is False.
+    """
     named = {field: init[field] for field in FIELDS if init[field]}
     if not named and not init["scratch"]:
         raise ValueError(
             "config.init names no weights to start from: pre-train (`make demo` writes workdirs/demo) and give "
             "--config.init.checkpoint=WORKDIR, or say --config.init.scratch=True"
         )
+    for source in named.values():
+        weights.find(source)
     return named
 
 

@@ -59,7 +59,7 @@ def read(path: str | Path) -> Weights:
     the kinds, or has a decoder of its own.
     """
     try:
-        return _read(str(path), Path(path).expanduser())
+        return _read(str(path))
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # each library has errors of its own for a damaged file
@@ -69,8 +69,14 @@ def read(path: str | Path) -> Weights:
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {reason[:200]}") from error
 
 
-def _read(given: str, path: Path) -> Weights:
-    path = path if path.exists() else from_hub(given)
+def find(given: str) -> Path:
+    """The file or folder, downloaded where `given` is a name of the hub. Raises FileNotFoundError if it is neither."""
+    path = Path(given).expanduser()
+    return path if path.exists() else _from_hub(given)
+
+
+def _read(given: str) -> Weights:
+    path = find(given)
     if is_detector_folder(path):
         return _recognise(given, detector_names.from_ours(flat(checkpoint.read_weights(path))), "orbax")
     if path.is_dir() and ((path / "state").exists() or checkpoint.newest_step(path) is not None):
@@ -126,7 +132,7 @@ def _check_bert_config(file: Path, tensors: Mapping[str, np.ndarray]) -> int | N
     return config.get("num_attention_heads")
 
 
-def from_hub(name: str) -> Path:
+def _from_hub(name: str) -> Path:
     """The folder that a name at Hugging Face is downloaded to. Raises FileNotFoundError, offline too."""
     if not HUB_NAME.fullmatch(name) or Path(name).suffix in FILE_SUFFIXES:
         raise FileNotFoundError(f"no weights at {name}")
