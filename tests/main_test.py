@@ -94,7 +94,7 @@ def test_trains_reports_and_evaluates(tmp_path, capsys):
     assert [row["step"] for row in rows] == [4, 6, 6]
     assert (tmp_path / "report" / "index.html").read_text() == "3 rows, (8, 16)"
     assert list((tmp_path / "tensorboard").iterdir())
-    capsys.readouterr()
+    assert f"report: {tmp_path}/report/index.html" in capsys.readouterr().err
     assert call(tmp_path, TOY, *fields, "--mode=evaluate") == 0
     assert f'"loss": {rows[-1]["loss"]}' in capsys.readouterr().out
     # The same workdir with another recipe.

@@ -393,3 +393,4 @@ def report(
         rows = metrics.read_rows(workdir / "metrics.jsonl")
         (workdir / "report").mkdir(exist_ok=True)
         task.write_report(workdir / "report", nnx.merge(graphdef, *weights), config, rows)
+        log.info("report: %s", workdir / "report" / "index.html")
