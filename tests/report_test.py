@@ -149,6 +149,18 @@ def test_predictions_mark_what_is_right():
     assert page.count("url(#hatch)") == 1 and "cup (hidden)" in parser.seen
 
 
+def test_answers_say_how_right_they_are():
+    def page(*scores):
+        answers = [report.Answer(f"a{i}", 0.6 - i / 10, score) for i, score in enumerate(scores)]
+        card = report.Card(np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4)), question="which?", answers=answers)
+        return parse(report.answers([card])).seen
+
+    assert "which? ✓a0 ✓60 %a1 50 %" in page(1.0, 0.0) and "brackets" not in page(1.0, 0.0)
+    assert "which? ✗a0 60 %a1 (0.3)50 %" in page(0.0, 0.3) and "brackets" in page(0.0, 0.3)
+    assert "which? (0.6)a0 (0.6)60 %" in page(0.6)
+    assert "which? ✗" in page()
+
+
 def test_everything_is_escaped(tmp_path):
     evil = "<b>&\"'"
     card = report.Card(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 4)), (evil, evil), (evil,),

@@ -158,20 +158,27 @@ def predictions(cards: Iterable[Card]) -> str:
 
 
 def answers(cards: Iterable[Card]) -> str:
-    """Questions and the model's answers next to the image; a check mark behind the right ones."""
-    items = []
+    """Questions and the model's answers next to the image, with the scores of those that are not wrong."""
+    items, partly = [], False
     for card in cards:
         bars = "".join(
             f'<li class="bar sighted{" hit" if a.score > 0 else ""}" style="--p:{min(max(a.probability, 0), 1):.1%}">'
-            f"<span>{_text(a.text)}{' ✓' if a.score > 0 else ''}</span><span>{100 * a.probability:.0f} %</span></li>"
+            f"<span>{_text(a.text)} {_score(a.score)}</span><span>{100 * a.probability:.0f} %</span></li>"
             for a in card.answers
         )
-        right = bool(card.answers) and card.answers[0].score > 0
-        mark = f'<b class="{"right" if right else "wrong"}">{"✓" if right else "✗"}</b>'
+        best = card.answers[0].score if card.answers else 0
+        mark = f'<b class="{"right" if best > 0 else "wrong"}">{_score(best) or "✗"}</b>'
+        partly |= any(0 < a.score < 1 for a in card.answers)
         asked = f'<p class="caption">{_text(card.question)} {mark}</p>'
         items.append(f'<article class="card prediction"><div>{_picture(card)}</div><div class="guesses">'
                      f"{asked}<ol>{bars}</ol><small>{_text(card.title)}</small></div></article>")
-    return f'<div class="cards">{"".join(items)}</div>'
+    how = "The most probable answers come first; ✓ is right."
+    how += " In brackets: the score of an answer that only some people gave." if partly else ""
+    return f'{paragraph(how)}<div class="cards">{"".join(items)}</div>'
+
+
+def _score(score: Real) -> str:
+    return "✓" if score >= 1 else f"({score:.1g})" if score > 0 else ""
 
 
 def _parse(name: str) -> tuple[str, bool, tuple]:

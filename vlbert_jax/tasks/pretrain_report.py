@@ -23,6 +23,8 @@ def write_report(directory: Path, model, config, history: list[dict]) -> Path:
         f"{config.total_steps:,} updates of {config.batch_size} sequences; captions from {config.data.captions}. "
         "“Blind” means without the image for words, and without the caption for hidden regions."
     )
+    if config.opening.steps:
+        about += f" The first {config.opening.steps} updates train the region head alone, so the loss jumps after them."
     sections = [("", report.paragraph(about))]
     if validation:
         sections.append(("Scores on the validation split", report.scores(validation[-1])))
