@@ -3,7 +3,7 @@
     python -m vlbert_jax.predict --checkpoint=PATH --image=photo.jpg [--image=...] QUESTIONS [options]
 
 PATH is a workdir, one checkpoint in it, or any weights that `python -m vlbert_jax.convert` knows. QUESTIONS:
-  --question="what is on the table?"        VQA: the best answers with their probabilities
+  --question="what is on the table?"        VQA: the best answers, each with a probability of its own
   --expression="the red cup"                RefCOCO+: the box that is meant
   --caption="a [MASK] on the table"         pre-training: the masked words, with and without the image
   --question=... --choices "a" "b" ...      VCR: the probability of each choice; [1] names the first region
