@@ -38,7 +38,7 @@ def test_several_pictures_and_questions(folder, capsys, tmp_path):
     file.write_text(json.dumps(dict(boxes=[[10, 20, 200, 280], [250, 30, 440, 250]], labels=["cat", ""])))
     (tmp_path / "rows.json").write_text("[[1, 2, 30, 40]]")
     questions = ("what color is the ball?", "how many things are there?")
-    argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", CAT, COFFEE, "--question", *questions,
+    argv = [f"--checkpoint={folder / 'model_vqa'}", f"--image={CAT}", COFFEE, "--question", *questions,
             "--boxes", file, tmp_path / "rows.json", f"--out={tmp_path / 'out.png'}"]  # fmt: skip
     status, out, err = run(capsys, *argv)
     assert status == 0 and not err

@@ -51,7 +51,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--vocab", default="", metavar="vocab.txt", help="in place of the run's config.data.vocab")
     parser.add_argument("--answers", default="", metavar="FILE", help="in place of the run's config.data.answers")
     parser.add_argument("--data_dir", default="", metavar="DIR", help="in place of the run's config.data.data_dir")
-    return parser.parse_args(argv)
+    # Behind "=" argparse takes one value only, and calls the second of --image=a.jpg b.jpg unrecognized.
+    lists = ("--image=", "--question=", "--expression=", "--caption=", "--choices=", "--boxes=")
+    return parser.parse_args([part for arg in argv for part in (arg.split("=", 1) if arg.startswith(lists) else [arg])])
 
 
 def check(args: argparse.Namespace) -> None:
