@@ -88,7 +88,8 @@ def paragraph(text: str) -> str:
 def curves(rows: Iterable[Mapping], names: Sequence[str] | None = None) -> str:
     """One chart per metric from rows of metrics.jsonl: train and val, with and without the image.
 
-    `names` chooses and orders the charts. Without it losses come first, then accuracies; the rest can be unfolded.
+    `names` chooses and orders the charts. Without it losses come first, then accuracies; the rest, and what has no
+    second point, can be unfolded.
     """
     series: dict[str, dict[tuple[str, bool], list]] = {}
     for row in rows:
@@ -101,7 +102,8 @@ def curves(rows: Iterable[Mapping], names: Sequence[str] | None = None) -> str:
     if not series:
         return paragraph("No rows yet.")
     charts = {name: _chart(name, series[name]) for name in (names or series) if name in series}
-    first = list(charts) if names else [n for n in charts if "loss" in n] + [n for n in charts if "accuracy" in n]
+    drawn = [n for n in charts if any(len(points) > 1 for points in series[n].values())]
+    first = list(charts) if names else [n for n in drawn if "loss" in n] + [n for n in drawn if "accuracy" in n]
     rest = [n for n in charts if n not in first]
     result = f'<div class="charts">{"".join(charts[n] for n in first)}</div>'
     if rest:
