@@ -43,7 +43,7 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray], wrap: bool):
     try:
         import torch
     except ImportError as error:
-        raise ValueError(f"to write {path}: pip install 'vlbert_jax[convert]', or choose .safetensors") from error
+        raise ValueError("a PyTorch file needs pip install 'vlbert_jax[convert]'; or choose .safetensors") from error
     state, done = {}, {}
     for name, array in tensors.items():
         key = (array.__array_interface__["data"][0], array.shape, array.strides)

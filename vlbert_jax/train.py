@@ -375,6 +375,7 @@ def evaluate_run(
         if predict:
             (workdir / "predictions").mkdir(exist_ok=True)
             scores |= task.conclude(workdir / "predictions", predictions, config)
+            log.info("predictions: %s", workdir / "predictions")
         scores = {"step": step} | scores
         (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     return scores
