@@ -181,11 +181,12 @@ def test_leftovers_of_a_killed_save_are_removed(state, tmp_path):
     assert steps_in(tmp_path) == [1, 2]
 
 
-def test_read_weights(state, tmp_path):
+def test_read_weights(state, tmp_path, caplog):
     """As numpy, from a workdir or one of its steps, without the optimizer."""
     for step in (1, 9, 10):
         save(tmp_path, toy_task.make_config(), state, step=step)
     assert checkpoint.newest_step(tmp_path) == 10
+    caplog.clear()
     for path in (tmp_path, tmp_path / "checkpoints" / "9"):
         weights = checkpoint.read_weights(path)
         assert {name: set(tree) for name, tree in weights.items()} == {
@@ -193,5 +194,6 @@ def test_read_weights(state, tmp_path):
         }  # fmt: skip
         assert type(weights["params"]["first"]) is np.ndarray
         np.testing.assert_array_equal(weights["params"]["first"], state.params.first)
+    assert not [entry for entry in caplog.records if entry.levelname == "WARNING"]
     with pytest.raises(FileNotFoundError, match="no checkpoint at .*nowhere"):
         checkpoint.read_weights(tmp_path / "nowhere")

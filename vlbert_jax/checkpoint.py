@@ -220,13 +220,13 @@ def read_weights(path: str | pathlib.Path) -> dict[str, Any]:
     if not (path / "state").exists():
         raise FileNotFoundError(f"no checkpoint at {path}: give a workdir, or the folder of one step in it")
     log.info("reading weights from %s", path)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        metadata = checkpointer.metadata(path / "state").item_metadata
-        if metadata is None:
-            raise ValueError(f"{path / 'state'} is damaged: its metadata cannot be read")
-        tree = metadata.tree
-        wanted = {name: tree[name] for name in ("params", "constants") if tree.get(name)}
-        # As numpy: the mesh that wrote them may not exist here.
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-        return checkpointer.restore(path / "state", args=args)
+    handler = ocp.PyTreeCheckpointHandler()  # a Checkpointer warns that what is one level above is not here
+    try:
+        tree = handler.metadata(path / "state").tree
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{path / 'state'} is damaged: its metadata cannot be read") from error
+    wanted = {name: tree[name] for name in ("params", "constants") if tree.get(name)}
+    # As numpy: the mesh that wrote them may not exist here.
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+    return handler.restore(path / "state", args=args)
