@@ -53,9 +53,12 @@ def _guess(model, batch: Batch, config) -> dict:
     """Probabilities and ids of the best words and classes, sighted and blind."""
     region_states = model.region_states(batch, model.appearance(batch))
     seen = model.encode(batch, region_states)
-    wordless = model.encode(pretrain.without_words(batch, config), region_states)
     words = pretrain.guess_words(model, batch, seen, config)
-    return {name: tuple(array[:, 0] for array in best) for name, best in words.items()} | dict(
+    found = {name: tuple(array[:, 0] for array in best) for name, best in words.items()}
+    if not config.losses.mrc:
+        return found
+    wordless = model.encode(pretrain.without_words(batch, config), region_states)
+    return found | dict(
         classes=pretrain.guesses(model.mrc_logits(seen, batch.mrc_positions)),
         classes_blind=pretrain.guesses(model.mrc_logits(wordless, batch.mrc_positions)),
     )
@@ -70,7 +73,8 @@ def _cards(batch: Batch, guesses: dict, config) -> list[report.Card]:
 
     cards = []
     for row in range(len(batch.image)):
-        masked_words, hidden = np.flatnonzero(batch.mlm_mask[row, 0]), np.flatnonzero(batch.mrc_mask[row])
+        masked_words = np.flatnonzero(batch.mlm_mask[row, 0])
+        hidden = np.flatnonzero(batch.mrc_mask[row]) if config.losses.mrc else []
         hidden = [i for i in hidden if batch.region_hidden[row, batch.mrc_regions[row, i]]]
         if not len(masked_words) or not batch.element_mask[row].any():
             continue
@@ -79,7 +83,8 @@ def _cards(batch: Batch, guesses: dict, config) -> list[report.Card]:
         is_text = (batch.element_mask[row, 0]) & (ids < tokenizer.vocab_size)
         width, height = batch.image_size[row].astype(int)
         count = int(batch.region_mask[row].sum())
-        labels = [""] * count if batch.region_classes is None else [names(c) for c in batch.region_classes[row, :count]]
+        classes = None if batch.region_classes is None else batch.region_classes[row, :count]
+        labels = [""] * count if classes is None else [names(int(number)) for number in classes]
         cards.append(
             report.Card(
                 image=transforms.as_rgb(np.asarray(batch.image[row, :height, :width])),
@@ -98,7 +103,7 @@ def _cards(batch: Batch, guesses: dict, config) -> list[report.Card]:
                 hidden_regions=[
                     report.HiddenRegion(
                         box=int(batch.mrc_regions[row, i]),
-                        truth=names(batch.mrc_targets[row, i].argmax()),
+                        truth=names(int(batch.mrc_targets[row, i].argmax())),
                         guesses=ranked("classes", names, row, i),
                         blind=ranked("classes_blind", names, row, i),
                     )
