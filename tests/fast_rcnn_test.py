@@ -113,14 +113,17 @@ def test_eight_devices_agree_with_one(inputs):
     assert "all-gather" not in text and "all-to-all" not in text  # every device packs its own regions
 
 
-def test_frozen_stages_pass_no_gradient(inputs):
-    graphdef, state = region_head(frozen_stages=(1, 2))
+@pytest.mark.parametrize("frozen, first", [((1, 2), 3), ((2, 5), 1), ((1, 2, 3, 4, 5), 6)])
+def test_gradients_end_behind_the_first_trained_stage(frozen, first, inputs):
+    """They pass stages that are frozen behind it."""
+    graphdef, state = region_head(frozen_stages=frozen, frozen_c5=first == 6)
     gradient = jax.jit(jax.grad(lambda state: jnp.sum(pooled(graphdef, state, *inputs) ** 2)))(state)
-    kernels = {path: v[...] for path, v in nnx.to_flat_state(gradient) if path[-1] == "kernel"}
-    for path, kernel in kernels.items():
-        frozen = path[:2] == ("backbone", "stem") or path[:3] == ("backbone", "stages", 0)
-        trained = path[0] == "c5" or (path[0] == "backbone" and not frozen)
-        assert np.any(kernel) == trained, path
+    reached = dict.fromkeys(range(1, 6), False)
+    for path, kernel in nnx.to_flat_state(gradient):
+        if path[-1] == "kernel" and path[0] in ("c5", "backbone"):
+            stage = 5 if path[0] == "c5" else 1 if path[1] == "stem" else 2 + path[2]
+            reached[stage] |= bool(np.any(kernel[...]))
+    assert reached == {stage: stage >= first for stage in range(1, 6)}
 
 
 def test_blanked_pixels_and_padding():

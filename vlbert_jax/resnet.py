@@ -175,7 +175,7 @@ class Backbone(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.caffe_max_pool = caffe_max_pool
-        self.frozen_stages = tuple(frozen_stages)
+        self.frozen_stages = frozenset(frozen_stages)
         self.stem = ConvNorm(3, stem_width, 7, stride=2, variance=PIXEL_VARIANCE, dtype=dtype, rngs=rngs)
         self.stages = nnx.List([])
         inputs = stem_width
@@ -220,5 +220,5 @@ class Backbone(nnx.Module):
         return cells // 2 if self.caffe_max_pool else -(-cells // 2)
 
     def _freeze(self, x, stage: int):
-        # Frozen stages come first; cutting behind each leaves nothing of them in the backward pass.
-        return jax.lax.stop_gradient(x) if stage in self.frozen_stages else x
+        # Behind nothing but frozen stages no gradient is needed; behind trained ones it passes a frozen stage.
+        return jax.lax.stop_gradient(x) if self.frozen_stages.issuperset(range(1, stage + 1)) else x

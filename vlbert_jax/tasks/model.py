@@ -136,10 +136,16 @@ def model_options(config) -> tuple[EncoderConfig, dict]:
     fast_rcnn = dict(
         backbone=dict(backbone, frozen_stages=frozen_stages) if config.data.features == "image" else None,
         feature_size=model.feature_size,
-        frozen_c5=5 in frozen_stages,
+        frozen_c5={1, 2, 3, 4, 5} <= set(frozen_stages),  # else gradients pass through it
         dtype=dtype,
         **head,
     )
+    length, positions = config.data.get("sequence_length", 0), model.encoder.max_positions
+    if length + 2 > positions:  # the last word's, and [END]'s
+        raise ValueError(
+            f"config.data.sequence_length {length} needs {length + 2} positions, config.model.encoder.max_positions is "
+            f"{positions}"
+        )
     return EncoderConfig(**model.encoder, dtype=dtype), fast_rcnn
 
 
