@@ -1,5 +1,7 @@
 import itertools
+import threading
 
+import grain
 import numpy as np
 import pytest
 
@@ -42,6 +44,18 @@ def test_global_batches_do_not_depend_on_hosts_or_on_when_they_began():
     for process_count, start in itertools.product((1, 2, 4), (0, 1, 7, 13)):
         got = list(global_batches(process_count, start, 20 - start))
         assert got == expected[start:], (process_count, start)
+
+
+def test_as_many_threads_as_asked_for():
+    """Even where fewer elements are wanted ahead: all wait until the last of them has one in hand."""
+    together = threading.Barrier(6)
+
+    def met(number: int) -> dict:
+        together.wait(timeout=30)
+        return dict(number=np.int64(number))
+
+    elements = data.iterate(grain.MapDataset.range(6).map(met), num_threads=6, prefetch=2)
+    assert [int(element["number"]) for element in elements] == list(range(6))
 
 
 def test_every_record_once_per_epoch_in_another_order_each_time():

@@ -266,10 +266,11 @@ def paired(
 
 
 def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Iterator[Fields]:
-    """Elements in order, `prefetch` of them being made by `num_threads` threads (0 = when asked for).
+    """Elements in order, made by `num_threads` threads (0 = when asked for), at least `prefetch` of them ahead.
 
     Threads, as decoding, resizing and NumPy release the lock; worker processes cost 2 ms of CPU more per
     record.
     """
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
+    ahead = max(prefetch, num_threads) if num_threads else 0  # Grain starts no more threads than that
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
     return iter(dataset.to_iter_dataset(options))
