@@ -217,7 +217,8 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         self.root = ArchiveFolder(pathlib.Path(source))
         self.splits, self.dtype, self.num_threads = splits, np.dtype(dtype), num_threads
         self.features, self.images, self.drop_unreadable = features, images, drop_unreadable
-        options = dict(dtype=dtype, features=features, images=images, drop_unreadable=drop_unreadable)
+        options = dict(splits=list(splits), dtype=dtype, features=features, images=images)
+        options |= dict(drop_unreadable=drop_unreadable)
         super().__init__(corpus, data_dir, str(source), options)
 
     def _info(self):

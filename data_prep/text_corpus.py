@@ -67,7 +67,9 @@ class TextCorpus(OrderedBuilder, skip_registration=True):
         self.val_sources = [pathlib.Path(path) for path in val_sources]
         self.val_fraction = val_fraction
         source = ", ".join(map(str, self.sources + self.val_sources))
-        super().__init__(corpus, data_dir, source, options=dict(val_fraction=val_fraction))
+        options = dict(sources=[path.name for path in self.sources], val_fraction=val_fraction)
+        options |= dict(val_sources=[path.name for path in self.val_sources])
+        super().__init__(corpus, data_dir, source, options)
 
     def _info(self):
         features = tfds.features.FeaturesDict(

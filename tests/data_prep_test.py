@@ -342,6 +342,21 @@ def test_text_fraction_is_the_end(tmp_path):
 # Failing well
 
 
+def test_what_decides_the_records_is_asked_for_again(tmp_path):
+    """Another build under the name of a former one is refused, never taken for it."""
+    for name in "ab":
+        (tmp_path / f"{name}.doc").write_text(f"{name}\n")
+    a, b = tmp_path / "a.doc", tmp_path / "b.doc"
+    build.run_builder(TextCorpus("t", tmp_path, [a]))
+    build.run_builder(TextCorpus("t", tmp_path, [a]))
+    for sources in (([a, b],), ([a], [b]), ([b],)):
+        with pytest.raises(SourceError, match="remove it, or change --corpus"):
+            build.run_builder(TextCorpus("t", tmp_path, *sources))
+    build.build_scenes(tmp_path, num_train=2, num_val=2, num_train_stories=2, num_val_stories=2)
+    with pytest.raises(SourceError, match="remove it, or change --corpus"):
+        build.run_builder(RegionCaptions("scenes", tmp_path, tmp_path / "scenes", splits=("val",)))
+
+
 def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
     (tmp_path / "a.doc").write_text("".join(f"line {i}\n" for i in range(700)))
     code = f"""if True:
