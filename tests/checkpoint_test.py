@@ -88,6 +88,15 @@ def test_another_config_is_refused_in_one_line(state, tmp_path):
     checkpoint.Checkpoints(tmp_path, config, read_only=True).close()  # to evaluate
 
 
+def test_features_of_another_detector_are_not_evaluated(state, tmp_path):
+    save(tmp_path, toy_task.make_config(**{"data.extractor": "one"}), state)
+    for extractor in ("", "one"):  # "" is not known
+        config = toy_task.make_config(**{"data.extractor": extractor})
+        checkpoint.Checkpoints(tmp_path, config, read_only=True).close()
+    with pytest.raises(ValueError, match="these fields differ: data.extractor. "):
+        checkpoint.Checkpoints(tmp_path, toy_task.make_config(**{"data.extractor": "two"}), read_only=True)
+
+
 @pytest.mark.parametrize(
     "name, value, allowed",
     [

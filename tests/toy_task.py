@@ -45,7 +45,7 @@ def make_config(**fields) -> ml_collections.ConfigDict:
     config.step_delay = 0.0  # seconds that a batch takes to come
     config.second_loss_from = 0  # the loss `size` counts from this step on
     config.data = ml_collections.ConfigDict(
-        dict(embedded="", data_dir="data", vocab="", features="image", num_threads=1, prefetch=1)
+        dict(embedded="", data_dir="data", vocab="", features="image", extractor="", num_threads=1, prefetch=1)
     )
     config.model = ml_collections.ConfigDict(dict(encoder=dict(vocab_size=0)))
     config.update_from_flattened_dict(fields)

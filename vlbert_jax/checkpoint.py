@@ -44,6 +44,7 @@ FREE_FIELDS = (
     "data.remember_records",
     "model.encoder.scan_layers",
     "model.encoder.remat",
+    "model.region_head.roi_chunk",
     "model.region_head.remat",
 )
 LOWER_IS_BETTER = ("loss", "error", "perplexity")  # in the name of the best metric
@@ -128,7 +129,10 @@ class Checkpoints:
         if self.latest_step() is None:
             return
         fixed = ("task", "model.", "subtask", "blind") if read_only else ("",)
-        if names := config_differences(self.meta()["config"], self.config, fixed):
+        before = self.meta()["config"]
+        if all(run.get("data", {}).get("extractor") for run in (before, self.config)):
+            fixed += ("data.extractor",)  # of both it is known
+        if names := config_differences(before, self.config, fixed):
             raise ValueError(
                 f"{workdir} holds a run with another config; these fields differ: {', '.join(names)}. "
                 "Choose another --workdir, or start from its weights with --config.init.checkpoint"
