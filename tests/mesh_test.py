@@ -169,7 +169,9 @@ def test_shapes_are_known_without_data(name, configs):
     config = configs[name].copy_and_resolve_references()
     config.data.one_orientation = False
     task = TASKS[config.task]
-    assert shapes(task.batch_shapes(config)) == shapes(next(task.train_batches(config, 0, 0, 1)))
+    for caffe_resize in {False, config.data.features == "image"}:
+        config.data.caffe_resize = caffe_resize
+        assert shapes(task.batch_shapes(config)) == shapes(next(task.train_batches(config, 0, 0, 1)))
 
 
 def shapes(batch):

@@ -20,7 +20,7 @@ from configs import pretrain as recipes
 from data_prep.build import build_scenes
 from vlbert_jax import convert, sharding, train
 from vlbert_jax.batch import NO_IMAGE
-from vlbert_jax.tasks import pretrain
+from vlbert_jax.tasks import pretrain, pretrain_report
 from vlbert_jax.tasks.examples import tokenizer_of
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +149,19 @@ def test_the_relationship_loss_wants_the_pooler(data_dir):
         pretrain.build_model(config, nnx.Rngs(0))
 
 
+@pytest.mark.parametrize("field, values", [("mrc_targets", "soft, hard"), ("normalise", "targets, examples")])
+def test_losses_that_do_not_exist_are_named(field, values, data_dir):
+    config = shrunk("base_prec", data_dir, **{f"losses.{field}": "mean"})
+    with pytest.raises(ValueError, match=f"config.losses.{field} is 'mean', not one of {values}"):
+        losses_and_gradients(config, first_batch(config), build(config))
+
+
+def test_sequences_fit_the_positions(data_dir):
+    told = "sequence_length 39 needs 41 positions, config.model.encoder.max_positions is 40"
+    with pytest.raises(ValueError, match=told):
+        pretrain.build_model(shrunk("base_prec", data_dir, **{"data.sequence_length": 39}), nnx.Rngs(0))
+
+
 def test_the_opening_wants_its_loss(data_dir):
     with pytest.raises(ValueError, match="losses.region=1.0"):
         pretrain.build_model(shrunk("demo", data_dir, **{"losses.region": 0.0}), nnx.Rngs(0))
@@ -222,6 +235,23 @@ def test_blind_twins_see_nothing(data_dir):
     assert set(ids) <= {tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id}
     kept = np.asarray(batch.token_ids) >= vocab_size
     np.testing.assert_array_equal(np.asarray(wordless.token_ids)[kept], np.asarray(batch.token_ids)[kept])
+
+
+def test_evaluation_masks_as_much_whatever_training_does(data_dir):
+    def evaluated(mask_words):
+        config = shrunk("base_prec", data_dir, **{"data.mask_words": mask_words})
+        return {name: next(batches) for name, batches in pretrain.eval_batches(config, 0, 1).items()}
+
+    few, many = evaluated(0.15), evaluated(0.9)
+    assert few.keys() == {"captions", "text"}
+    for name in few:
+        np.testing.assert_array_equal(few[name].mlm_mask, many[name].mlm_mask)
+
+
+def test_the_page_of_a_run_without_hidden_regions(data_dir):
+    config = shrunk("demo", data_dir, **{"losses.mrc": False})
+    cards = pretrain_report.predicted_cards(build(config), config)
+    assert cards and all(card.masked and not card.hidden_regions for card in cards)
 
 
 def test_scores_count_each_target_once(data_dir):

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlbert_jax import data
 from vlbert_jax.batch import Batch, Shapes, abstract_batch
-from vlbert_jax.tasks.examples import Example, empty_example, is_precomputed
+from vlbert_jax.tasks.examples import Example, batches_of, empty_example, is_precomputed
 
 # (config, orientation, train) -> a function that makes the example of a record, mirrored or not
 Maker = Callable[..., Callable[[dict, bool], Example]]
@@ -77,7 +77,7 @@ def train_batches(config, maker: Maker, start_step: int, process_index: int, pro
 
     parts = split.parts(config)
     batches = data.mixed([shuffled(*part) for part in parts.items()], [len(part) for part in parts.values()])
-    return _batches(batches[start_step:], config)
+    return batches_of(batches[start_step:], config)
 
 
 def eval_batches(config, maker: Maker, process_index: int, process_count: int) -> Iterator[Batch]:
@@ -95,7 +95,7 @@ def eval_parts(config, maker: Maker, process_index: int, process_count: int) -> 
         def example(number: int) -> Example:
             return make(split[number], False) | dict(index=np.int32(number))
 
-        return _batches(data.in_order(numbers, example, empty_example, **share), config)
+        return batches_of(data.in_order(numbers, example, empty_example, **share), config)
 
     return list(itertools.starmap(in_order, split.parts(config).items()))
 
@@ -103,8 +103,3 @@ def eval_parts(config, maker: Maker, process_index: int, process_count: int) -> 
 def _share(config, process_index: int, process_count: int) -> dict[str, int]:
     share = data.per_host(config.batch_size, process_count)
     return dict(batch_size=share, process_index=process_index, process_count=process_count)
-
-
-def _batches(dataset, config) -> Iterator[Batch]:
-    fields = data.iterate(dataset, config.data.num_threads, config.data.prefetch)
-    return (Batch(**batch) for batch in fields)

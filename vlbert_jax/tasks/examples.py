@@ -6,13 +6,15 @@ import dataclasses
 import functools
 import logging
 import os
+from collections.abc import Iterator
 
+import grain
 import ml_dtypes
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from vlbert_jax import sequence, transforms
-from vlbert_jax.batch import NO_IMAGE, Shapes
+from vlbert_jax import data, sequence, transforms
+from vlbert_jax.batch import NO_IMAGE, Batch, Shapes
 from vlbert_jax.geometry import DIM, box_geometry
 from vlbert_jax.sequence import Tokenizer
 
@@ -138,7 +140,8 @@ def image_shapes(layout: ImageLayout) -> Shapes:
     if layout.precomputed:
         shapes["region_features"] = (rows, layout.feature_size), np.float32
     else:
-        shapes["image"] = (*transforms.canvas_size(layout.image_scale, layout.orientation), 3), np.uint8
+        canvas = transforms.canvas_size(layout.image_scale, layout.orientation)
+        shapes["image"] = (*canvas, 3), np.float32 if layout.caffe_resize else np.uint8
     if layout.geometry_dtype is not None:
         shapes["box_geometry"] = (rows, 8 * DIM), layout.geometry_dtype
     return shapes
@@ -202,3 +205,9 @@ def empty_example(like: Example) -> Example:
     marks = dict.fromkeys(("region_classes", "index", "choice", "answer_targets"), -1)
     marks |= {"region_ids": NO_IMAGE, "image_size": 1}
     return {name: np.full_like(value, marks.get(name, 0)) for name, value in like.items()}
+
+
+def batches_of(dataset: grain.MapDataset, config) -> Iterator[Batch]:
+    """The elements of a dataset of batches, made ahead by as many threads as the config says."""
+    fields = data.iterate(dataset, config.data.num_threads, config.data.prefetch)
+    return (Batch(**batch) for batch in fields)

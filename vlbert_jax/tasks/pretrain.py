@@ -142,6 +142,13 @@ def loss_weights(config) -> dict[str, float]:
     return {name: config.losses.region if name == "region" else 1.0 for name in LOSSES}
 
 
+def _chosen(config, field: str, *values: str) -> str:
+    """`config.losses[field]`. Raises ValueError if it is none of `values`."""
+    if config.losses[field] not in values:
+        raise ValueError(f"config.losses.{field} is {config.losses[field]!r}, not one of {', '.join(values)}")
+    return config.losses[field]
+
+
 def _num_captions(batch: Batch) -> int:
     """How many of an example's sequences are captions: the first, or none, as without an image all is text alone."""
     return 0 if batch.boxes is None else 1
@@ -164,10 +171,11 @@ def _target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array
         masks["relationship"] = batch.region_mask.any(axis=1)
     if batch.region_classes is not None:
         masks["region"] = batch.region_mask & ~batch.region_hidden & (batch.region_classes >= 0)
+    examples_first = _chosen(config, "normalise", "targets", "examples") == "examples"
     weights = {}
     for name in names:
         mask = masks[name].astype(jnp.float32)
-        if config.losses.normalise == "examples" and name.startswith(("mlm", "mrc")):
+        if examples_first and name.startswith(("mlm", "mrc")):
             per_sequence = mask.sum(-1, keepdims=True)
             weights[name] = mask / (per_sequence + 1e-4), (per_sequence > 0).sum() + 1e-4
         else:
@@ -212,7 +220,7 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     if "mrc" in names:
         logits = model.mrc_logits(states, batch.mrc_positions)
         best = batch.mrc_targets.argmax(-1)
-        soft = config.losses.mrc_targets == "soft"
+        soft = _chosen(config, "mrc_targets", "soft", "hard") == "soft"
         losses = soft_cross_entropy(logits, batch.mrc_targets) if soft else cross_entropy(logits, best)
         add("mrc", losses, logits.argmax(-1) == best, weights["mrc"])
     if "relationship" in names:

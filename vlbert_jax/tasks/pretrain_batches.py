@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
 from vlbert_jax import data, transforms
 from vlbert_jax.batch import Batch, abstract_batch
 from vlbert_jax.sequence import Tokenizer
-from vlbert_jax.tasks.examples import Example, empty_example, is_precomputed, tokenizer_of
+from vlbert_jax.tasks.examples import Example, batches_of, empty_example, is_precomputed, tokenizer_of
 from vlbert_jax.tasks.pretrain_examples import (
     SEQUENCE_FIELDS,
     Layout,
@@ -32,13 +33,16 @@ class _Corpus:
     numbers: range
     tokenizer: Tokenizer
     layout: Layout
+    eval_stream: ClassVar[str]  # where evaluation's draws come from: another name would change every score
 
     def evaluate(self, number: int) -> Example:
-        seed = data.stream_seed(EVAL_SEED, type(self).__name__)
+        seed = data.stream_seed(EVAL_SEED, self.eval_stream)
         return self.example(number, np.random.default_rng([seed, number]))
 
 
 class _Captions(_Corpus):
+    eval_stream = "_Captions"
+
     def example(self, number: int, rng: np.random.Generator) -> Example:
         record = self.records[number]
         length = self.layout.sequence_length
@@ -52,6 +56,8 @@ class _Captions(_Corpus):
 
 
 class _Text(_Corpus):
+    eval_stream = "_Text"
+
     def example(self, number: int, rng: np.random.Generator) -> Example:
         draws = transforms.draw(rng, self.layout.sequence_length, 0, self.tokenizer.ordinary_ids)
         words = text_words(self.records, number, self.tokenizer, self.layout)
@@ -78,10 +84,10 @@ def _captions(config, split: str, train: bool) -> list[_Captions]:
     ]
 
 
-def _text(config, split: str) -> _Text:
+def _text(config, split: str, train: bool) -> _Text:
     d = config.data
     lines = data.Records(data.open_split(d.data_dir, d.text, split), remembered=d.remember_records)
-    return _Text(lines, range(len(lines)), tokenizer_of(config), Layout.of(config))
+    return _Text(lines, range(len(lines)), tokenizer_of(config), Layout.of(config, train=train))
 
 
 def _share(config, process_index: int, process_count: int) -> dict[str, int]:
@@ -121,8 +127,8 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
         [shuffled(part, part.layout.orientation) for part in parts], [len(part.numbers) for part in parts]
     )
     if config.losses.text_only:
-        batches = data.paired(batches, shuffled(_text(config, config.data.train_split), "text"), _pair)
-    return _batches(batches[start_step:], config)
+        batches = data.paired(batches, shuffled(_text(config, config.data.train_split, train=True), "text"), _pair)
+    return batches_of(batches[start_step:], config)
 
 
 def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
@@ -139,13 +145,8 @@ def eval_parts(config, process_index: int, process_count: int) -> dict[str, list
     share = _share(config, process_index, process_count)
     subsets = {"captions": _captions(config, config.data.eval_split, train=False)}
     if config.losses.text_only:
-        subsets["text"] = [_text(config, config.data.eval_split)]
+        subsets["text"] = [_text(config, config.data.eval_split, train=False)]
     return {
-        name: [_batches(data.in_order(part.numbers, part.evaluate, empty_example, **share), config) for part in parts]
+        name: [batches_of(data.in_order(part.numbers, part.evaluate, empty_example, **share), config) for part in parts]
         for name, parts in subsets.items()
     }
-
-
-def _batches(dataset, config) -> Iterator[Batch]:
-    fields = data.iterate(dataset, config.data.num_threads, config.data.prefetch)
-    return (Batch(**batch) for batch in fields)
