@@ -78,12 +78,7 @@ def region_head() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             stem_width=64,
-            widths=(
-                64,
-                128,
-                256,
-                512,
-            ),  # of the 3x3 convolutions of stages C2..C5; a stage puts out four times that
+            widths=(64, 128, 256, 512),  # of the 3x3 convolutions of stages C2..C5; a stage puts out four times that
             blocks=(3, 4, 23, 3),
             strides=(1, 2, 2),  # of C2..C4; with the stem's 4 the feature map has stride 16
             stride_in_1x1=True,

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from weights_case import caffe_file, fill, fine_tuned, official_shapes, run, save_model, shrunk
 
 from vlbert_jax import convert, names, weights
+from vlbert_jax.tasks import pretrain
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -81,7 +82,7 @@ def test_every_released_size(variant):
         {name: a for name, a in tensors.items() if names.reason_not_wanted(name) not in ("duplicate", "batch counter")},
     )
     config = convert.model_config(source, "pretrain")
-    state = nnx.state(nnx.eval_shape(lambda: convert.MODELS["pretrain"](config, nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: pretrain.build_model(config, nnx.Rngs(0))))
     flat = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
     found = names.match(source.tensors, flat, config.model.encoder.vocab_size)
     assert found.missing == found.unused == []
@@ -221,7 +222,8 @@ def test_forward_equals_hugging_face(sizes, tmp_path):
     run(source, tmp_path / "ours")
     conversion = convert.prepare(tmp_path / "ours")
     params, constants = convert.arrays_of(conversion, None)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: convert.MODELS["pretrain"](conversion.config, nnx.Rngs(0))))
+    model = nnx.eval_shape(lambda: pretrain.build_model(conversion.config, nnx.Rngs(0)))
+    graphdef, abstract = nnx.split(model)
     flat = {**weights.flat({"params": params}), **weights.flat({"constants": constants})}
     for path, variable in nnx.to_flat_state(abstract):
         variable.set_value(jnp.asarray(flat[tuple(map(str, path))]))

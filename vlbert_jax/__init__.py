@@ -6,7 +6,6 @@ import os
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-
 def load(path, **options):
     """A trained model for pictures of one's own: `vlbert_jax.predictor.load`, imported when it is called."""
     from vlbert_jax import predictor

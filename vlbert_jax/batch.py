@@ -45,9 +45,7 @@ class Batch:
     image_size: Float[Array | np.ndarray, "b 2"] | None = None  # width, height after resize, before padding
     # uint8 RGB as decoded, zero-padded right and bottom; float = already BGR minus the channel means.
     image: Shaped[Array | np.ndarray, "b y x 3"] | None = None
-    region_features: Float[Array | np.ndarray, "b r g"] | None = (
-        None  # precomputed appearance, instead of image
-    )
+    region_features: Float[Array | np.ndarray, "b r g"] | None = None  # precomputed appearance, instead of image
     box_geometry: Float[Array | np.ndarray, "b r e"] | None = None  # None = computed on the device
     region_shapes: Float[Array | np.ndarray, "b r p p"] | None = None  # instance masks on the RoI grid (VCR)
 
@@ -60,12 +58,8 @@ class Batch:
     mrc_targets: Float[Array | np.ndarray, "b k c"] | None = None  # the detector's class distribution
     mrc_mask: Bool[Array | np.ndarray, "b k"] | None = None
     relationship: Int[Array | np.ndarray, "b"] | None = None  # 1 = the caption belongs to the image
-    region_classes: Int[Array | np.ndarray, "b r"] | None = (
-        None  # most probable class, -1 = none (row 0, padding)
-    )
-    group: Int[Array | np.ndarray, "b"] | None = (
-        None  # scores are also reported by group (objects in a scene)
-    )
+    region_classes: Int[Array | np.ndarray, "b r"] | None = None  # most probable class, -1 = none (row 0, padding)
+    group: Int[Array | np.ndarray, "b"] | None = None  # scores are also reported by group (objects in a scene)
 
     # Targets of fine-tuning.
     index: Int[Array | np.ndarray, "b"] | None = None  # number of the example in its split, -1 = padding

@@ -41,14 +41,13 @@ import numpy as np
 from flax import nnx
 
 from vlbert_jax import detector_weights, export, names, weights
-from vlbert_jax.tasks import pretrain, refcoco, vcr, vqa
+from vlbert_jax.fast_rcnn import GEOMETRY_SIZE
+from vlbert_jax.tasks import TASKS
 from vlbert_jax.whole_files import written_whole
 
-MODELS = {task.__name__.rpartition(".")[2]: task.build_model for task in (pretrain, vqa, vcr, refcoco)}
 FORMATS = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".bin": "pt", ".model": "pt", "": "orbax"}
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 BERT_NEEDS = (names.WORDS, names.SEGMENTS, names.POSITIONS, "vlbert.encoder.layer.0.intermediate.dense.weight")
-GEOMETRY_SIZE = pretrain.GEOMETRY_SIZE
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------
@@ -178,7 +177,7 @@ def prepare(path: str | Path, task: str | None = None, num_heads: int | None = N
         heads, size = config.model.encoder.num_heads, config.model.encoder.hidden_size
         if heads < 1 or size % heads:
             raise ValueError(f"{heads} heads do not divide {size} columns; see --num_heads")
-        state = nnx.state(nnx.eval_shape(lambda: MODELS[task](config, nnx.Rngs(0))))
+        state = nnx.state(nnx.eval_shape(lambda: TASKS[task].build_model(config, nnx.Rngs(0))))
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
         found = names.match(source.tensors, shapes, config.model.encoder.vocab_size)
     except ValueError as error:
@@ -282,7 +281,7 @@ def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
 
     @jax.jit  # what is not returned is not drawn
     def initial():
-        model = MODELS[conversion.task](conversion.config, nnx.Rngs(jax.random.key(0, impl="threefry2x32")))
+        model = TASKS[conversion.task].build_model(conversion.config, nnx.Rngs(jax.random.key(0, impl="threefry2x32")))
         state = {tuple(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
         return [state[path] for path in partial]
 
@@ -309,7 +308,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("target", metavar="TARGET", type=Path)
-    models = (*MODELS, "detector")
+    models = (*TASKS, "detector")
     parser.add_argument("--task", choices=models, help="the model to make; weights of pre-training become its start")
     parser.add_argument("--lists", metavar="DIR", help="of a detector: the folder of its two lists of names")
     parser.add_argument("--format", choices=("orbax", "safetensors", "pt", "hf"), help="else by TARGET's suffix")

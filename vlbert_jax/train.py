@@ -29,9 +29,7 @@ from jaxtyping import Array, PyTree
 from vlbert_jax import checkpoint, evaluate, metrics, optimizer, sharding, warm_start
 
 log = logging.getLogger(__name__)
-AHEAD = (
-    2  # updates that may be dispatched before the devices have finished: bounds the batches in their memory
-)
+AHEAD = 2  # updates that may be dispatched before the devices have finished: bounds the batches in their memory
 
 
 @jax.tree_util.register_dataclass

@@ -29,9 +29,7 @@ class VLBert(nnx.Module):
         self.token_embeddings = table(table_rows(config.vocab_size), size, axes=("vocab", "embed"))
         self.position_embeddings = table(config.max_positions, size, axes=(None, "embed"))
         self.segment_embeddings = table(config.num_segments, size, axes=(None, "embed"))
-        self.text_only_visual = table(
-            visual_size, axes=("embed",)
-        )  # the visual vector of text without an image
+        self.text_only_visual = table(visual_size, axes=("embed",))  # the visual vector of text without an image
         resize = visual_size != size
 
         def resizing():
