@@ -3,6 +3,9 @@
 import base64
 import dataclasses
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +199,7 @@ def test_a_grid_covers_the_picture():
     (["--image", CAT, "--attention", "x.html"], "needs a text"),
     (["--image", CAT, "--choices", "a", "b"], "needs the --question"),
     (["--image", CAT, "--checkpoint", "nowhere", "--question", "x"], "nowhere"),
+    (["--image", CAT, "--detector", "x", "--proposals", "0"], "--proposals=0: one at least"),
     (["--image", CAT, "--checkpoint", "{}/model_vqa", "--expression", "x"], "vqa is a model for visual question"),
     (["--image", CAT, "--checkpoint", "{}/model_refcoco", "--caption", "x"], "it takes --expression"),
     (["--image", CAT, "--checkpoint", "{}/model_pretrain", "--question", "x"], "it takes --caption"),
@@ -207,6 +211,34 @@ def test_one_line_for_what_is_wrong(argv, message, folder, capsys, tmp_path, mon
     status, out, err = run(capsys, *(arg.format(folder) if arg.startswith("{}") else arg for arg in argv))
     assert status == 2 and not out and err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.JPG", "page.html"])
+def test_no_room_left(name, folder, capsys, tmp_path):
+    """One line, and nothing half-written; what was there stays."""
+    path = tmp_path / name
+    argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", COFFEE, "--question", "what is red ?"]
+    argv += [f"--attention={path}" if name == "page.html" else f"--out={path}"]
+    assert run(capsys, *argv)[0] == 0
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    if name != "page.html":
+        with Image.open(path) as drawn:
+            assert drawn.format == dict(png="PNG", JPG="JPEG")[name[-3:]]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        status, _, err = run(capsys, *argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2 and err == f"error: [Errno 27] File too large: '{path}'\n"
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_no_room_for_what_is_printed():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "vlbert_jax.predict", "--image", CAT, "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr == "error: [Errno 28] No space left on device: 'standard output'\n"
 
 
 def test_words_that_nobody_knows_are_told(folder, capsys):

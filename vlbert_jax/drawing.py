@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,5 +88,7 @@ def _with_lines(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 def save(picture: Image.Image, path: Path) -> None:
     """Whole or not at all. Raises OSError."""
+    file = io.BytesIO()  # on a full disk Pillow's own writing of a JPEG ends early and says nothing
+    picture.save(file, format={".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower(), "PNG"))
     with written_whole(path) as partial:
-        picture.save(partial, format={".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix, "PNG"))
+        partial.write_bytes(file.getvalue())
