@@ -1,12 +1,15 @@
 """From the command to the answer, and the next picture in the same process: base size, random weights.
 
-    python benchmarks/predict.py [--regions=36] [--picture=PATH] [--detector=PATH]
+    python benchmarks/predict.py [--regions=36] [--picture=PATH]            # boxes from a file
+    python benchmarks/predict.py --detector [--proposals=300] [--precomputed]
 
-VQA with the region head trained along (ResNet-101), 3,129 answers, a vocabulary of 30,522 made-up pieces: what is
-measured does not depend on what the numbers are. Without --picture, scikit-image's coffee (600 x 400 pixels, the model
-sees 900 x 600). Prints a row in Markdown: seconds and the most memory of the command; then, in one process, seconds of
-loading, of the first answer (it compiles), of another question about the same picture, of a picture of another size,
-and of one on its side (the second shape that is compiled), first and again.
+VQA with the region head trained along (ResNet-101), or with --precomputed on the detector's features; 3,129 answers, a
+vocabulary of 30,522 made-up pieces: what is measured does not depend on what the numbers are. The detector has the
+published sizes, its proposals are anchors in random order, so that as many come as are asked for. Without --picture,
+scikit-image's coffee (600 x 400 pixels, the model sees 900 x 600). Prints a row in Markdown: seconds and most memory
+of the command; then, in one process, seconds of loading, of the first answer (it compiles), of another question about
+the same picture, of a picture of another size, and of one on its side (the second shape that is compiled), first and
+again.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +33,7 @@ from PIL import Image  # noqa: E402
 QUESTION = "piece 100 piece 200 ?"
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, precomputed: bool) -> None:
     from flax import nnx
 
     from configs import vqa as recipes
@@ -42,20 +46,46 @@ def write_model(folder: Path) -> None:
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
     (folder / "answers.txt").write_text("\n".join(["<unk>", *(f"answer {i}" for i in range(1, 3_129))]) + "\n")
     config = recipes.base()
-    config.model.train_region_head = True
-    config.data.update(dict(features="image", vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
-    rng, arrays = np.random.default_rng(0), dict(params={}, constants={})
-    for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: vqa.build_model(config, nnx.Rngs(0))))):
+    config.model.train_region_head = not precomputed
+    features = "precomputed" if precomputed else "image"
+    config.data.update(dict(features=features, vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
+    arrays: dict = dict(params={}, constants={})
+    model = nnx.eval_shape(lambda: vqa.build_model(config, nnx.Rngs(0)))
+    for path, variable, array in drawn(model):
         node = arrays["params" if isinstance(variable, nnx.Param) else "constants"]
         for name in path[:-1]:
-            node = node.setdefault(str(name), {})
-        if path[-1] in ("scale", "gain", "variance"):
-            node[str(path[-1])] = np.ones(variable.shape, np.float32)
-        else:
-            spread = 0.02 if len(variable.shape) != 4 else (2 / np.prod(variable.shape[:3])) ** 0.5
-            node[str(path[-1])] = rng.standard_normal(variable.shape, np.float32) * np.float32(spread)
+            node = node.setdefault(name, {})
+        node[path[-1]] = array
     about = json.loads(config.to_json_best_effort())
     export.write_orbax(folder / "model", arrays["params"], arrays["constants"], about)
+
+
+def write_detector(folder: Path) -> None:
+    from flax import nnx
+
+    from vlbert_jax import detector_names, detector_weights
+    from vlbert_jax.faster_rcnn import FasterRCNN, Settings, Sizes
+    from vlbert_jax.proposals import base_anchors
+
+    network = nnx.eval_shape(lambda: FasterRCNN(Sizes(), Settings(), rngs=nnx.Rngs(0)))
+    ours = {path: array for path, _, array in drawn(network)}
+    ours[("anchors",)] = base_anchors()
+    ours[("anchor_deltas", "kernel")] *= 0
+    detector_weights.write(detector_names.from_ours(ours), {}, folder / "detector", "orbax")
+
+
+def drawn(model) -> Iterator[tuple]:
+    """(path, variable, random numbers) of all arrays of an abstract model; norms and variances are 1."""
+    from flax import nnx
+
+    rng = np.random.default_rng(0)
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if path[-1] in ("scale", "gain", "variance"):
+            array = np.ones(variable.shape, np.float32)
+        else:
+            spread = 0.02 if len(variable.shape) != 4 else (2 / np.prod(variable.shape[:3])) ** 0.5
+            array = rng.standard_normal(variable.shape, np.float32) * np.float32(spread)
+        yield tuple(map(str, path)), variable, array
 
 
 def boxes_of(path: Path, count: int, size: tuple[int, int]) -> Path:
@@ -76,8 +106,9 @@ def command(model: Path, picture: Path, where: list[str]) -> tuple[float, float]
     return time.perf_counter() - began, used.ru_maxrss / 2**20
 
 
-def in_one_process(model: Path, picture: Path, count: int, detector: str) -> dict[str, float]:
+def in_one_process(model: Path, picture: Path, count: int, detector: Path | None, proposals: int) -> dict[str, float]:
     import vlbert_jax
+    from vlbert_jax import detector as detectors
 
     times, began = {}, time.perf_counter()
 
@@ -91,7 +122,8 @@ def in_one_process(model: Path, picture: Path, count: int, detector: str) -> dic
         looked = predictor.look(image, None if detector else file)
         predictor.answer(looked, QUESTION)
 
-    predictor, looked = vlbert_jax.load(model, detector=detector or None), None
+    finder = detectors.load(detector, detectors.Settings(proposals_after=proposals)) if detector else None
+    predictor, looked = vlbert_jax.load(model, detector=finder), None
     lap("load")
     first = Image.open(picture).convert("RGB")
     other = first.resize((first.width * 5 // 4, first.height))
@@ -102,6 +134,7 @@ def in_one_process(model: Path, picture: Path, count: int, detector: str) -> dic
         if name == "first":
             predictor.answer(looked, QUESTION + " ?")
             lap("another question")
+    print(f"{len(looked.regions)} regions in the last picture", file=sys.stderr)
     return times
 
 
@@ -109,7 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--regions", type=int, default=36)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--detector", default="")
+    parser.add_argument("--detector", action="store_true")
+    parser.add_argument("--proposals", type=int, default=300)
+    parser.add_argument("--precomputed", action="store_true")
     args = parser.parse_args()
     if args.picture is None:
         import skimage
@@ -117,17 +152,20 @@ def main() -> None:
         args.picture = Path(skimage.data_dir) / "coffee.png"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        maker = multiprocessing.get_context("spawn").Process(target=write_model, args=(folder,))
-        maker.start()  # a process of its own, which takes its memory with it
-        maker.join()
+        for make, options in ((write_model, (args.precomputed,)), (write_detector, ())):
+            maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder, *options))
+            maker.start()  # a process of its own, which takes its memory with it
+            maker.join()
+        detector = folder / "detector" if args.detector else None
         file = boxes_of(folder / "boxes.json", args.regions, Image.open(args.picture).size)
-        where = [f"--detector={args.detector}"] if args.detector else [f"--boxes={file}"]
+        where = [f"--detector={detector}", f"--proposals={args.proposals}"] if detector else [f"--boxes={file}"]
         seconds, memory = command(folder / "model", args.picture.resolve(), where)
-        times = in_one_process(folder / "model", args.picture, args.regions, args.detector)
+        times = in_one_process(folder / "model", args.picture, args.regions, detector, args.proposals)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print("| regions | command | memory | " + " | ".join(times) + " | memory of all |")
+    print("| regions from | command | memory | " + " | ".join(times) + " | memory of all |")
     print("|---" * (len(times) + 4) + "|")
-    cells = [str(args.regions), f"{seconds:.1f} s", f"{memory:.2f} GiB", *(f"{t:.2f} s" for t in times.values())]
+    source = f"detector, {args.proposals}" if args.detector else f"file, {args.regions}"
+    cells = [source, f"{seconds:.1f} s", f"{memory:.2f} GiB", *(f"{t:.2f} s" for t in times.values())]
     print(f"| {' | '.join(cells)} | {peak:.2f} GiB |")
 
 

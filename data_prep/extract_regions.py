@@ -4,8 +4,8 @@ read them.
     python -m data_prep.extract_regions IMAGES --detector=DETECTOR --out=FOLDER [options]
 
 IMAGES is a folder, a zip archive, a list of paths (.txt) or a table of Conceptual Captions (.tsv); DETECTOR a folder
-that `python -m vlbert_jax.convert ... --task=detector` wrote, or a .caffemodel, .pth, .pkl or Hugging Face folder.
-Formats:
+that `python -m vlbert_jax.convert ... --task=detector` wrote, or a .caffemodel, .pth, .pkl, or Hugging Face folder or
+name. Formats:
 
     array_record    regions-*.array_record: compact; the builders read it as they read a folder of JSON files
     json            a file per image, NAME.json, as `generate_tsv_v2` of the official repositories writes it
@@ -29,7 +29,6 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -145,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, default=selection.threshold, help="Anderson et al. took 0.2 (default: %(default)s)")
     add("--fewest", type=int, default=selection.fewest, help="regions of an image (default: %(default)s)")
     add("--most", type=int, default=selection.most, help="36 with --fewest=36: always 36 (default: %(default)s)")
+    proposals = detectors.Settings().proposals_after
+    add("--proposals", type=int, default=proposals, help="to choose from: fewer are faster (default: %(default)s)")
     add("--roi", choices=("pool", "align"), default="pool", help="align: as VL-BERT's region head (default: pool)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the convolutions")
     add("--batch_size", type=int, default=1, help="images at once; more on accelerators (default: %(default)s)")
@@ -157,10 +158,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not 1 <= args.fewest <= args.most:
             raise SourceError(f"--fewest={args.fewest} --most={args.most}: from 1 up, the second not below the first")
+        if args.proposals < args.fewest:
+            raise SourceError(f"--proposals={args.proposals} are not enough for --fewest={args.fewest} regions")
         source = open_source(args.images, args.image_folder)
-        settings = detectors.Settings(roi_operation=args.roi)
+        settings = detectors.Settings(proposals_after=args.proposals, roi_operation=args.roi)
         selection = detectors.Selection(threshold=args.threshold, fewest=args.fewest, most=args.most)
-        options = dict(lists=args.lists, batch_size=args.batch_size, dtype=jnp.dtype(args.dtype))
+        options = dict(lists=args.lists, batch_size=args.batch_size, dtype=args.dtype)
         detector = detectors.load(args.detector, settings, selection, **options)
         store = extract(source, detector, args.out, form=args.format, shard=args.shard, num_threads=args.num_threads)
     except (SourceError, ValueError, OSError) as error:

@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vlbert_jax import attention_page, drawing, predictor
+from vlbert_jax import attention_page, detector, drawing, predictor
 from vlbert_jax.boxes import Found, given
 
 
@@ -45,6 +45,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--choices", metavar="TEXT", **several)
     parser.add_argument("--boxes", metavar="FILE.json", help="regions, a file for each picture", **several)
     parser.add_argument("--detector", metavar="PATH", help="what finds the regions")
+    usual = detector.Settings().proposals_after
+    parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="that it chooses from (%(default)s)")
     parser.add_argument("--out", metavar="PICTURE.png", type=Path, help="with boxes and answers; numbered if several")
     parser.add_argument("--attention", metavar="PAGE.html", type=Path, help="where words and regions look")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -67,6 +69,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--choices needs the --question that they answer")
     if args.attention and not texts:
         raise ValueError("--attention needs a text: --question, --expression or --caption")
+    if args.proposals < 1:
+        raise ValueError(f"--proposals={args.proposals}: one at least")
     if args.out and args.out.suffix.lower() not in drawing.SUFFIXES:
         raise ValueError(f"--out={args.out}: the name of a picture ends in one of {', '.join(drawing.SUFFIXES)}")
     for path in filter(None, (args.out, args.attention)):
@@ -149,13 +153,13 @@ def main(argv: list[str]) -> int:
     try:
         check(args)
         results = run(args)
+        if args.json:
+            say(json.dumps(results, indent=2, ensure_ascii=False))
     except (ValueError, OSError) as error:
         if os.environ.get("VLBERT_DEBUG"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    if args.json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
     return 0
 
 
@@ -166,16 +170,17 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         _, pixels = predictor.read_picture(image)
         if args.boxes:
             given(args.boxes[number], pixels.shape[1::-1])
+    if args.detector:
+        settings = detector.Settings(proposals_after=args.proposals)
+        finder = detector.load(args.detector, settings)
     if args.checkpoint:
         model = predictor.load(
-            args.checkpoint, detector=args.detector, vocab=args.vocab, answers=args.answers, data_dir=args.data_dir
+            args.checkpoint, detector=finder, vocab=args.vocab, answers=args.answers, data_dir=args.data_dir
         )
         question = "choose" if args.choices else "answer"
         for texts, method in ((args.question, question), (args.expression, "ground"), (args.caption, "fill")):
             if texts:
                 model.require(method)
-    elif args.detector:
-        finder = predictor.detector.load(args.detector)
     results = []
     for number, image in enumerate(args.image, 1):
         boxes = args.boxes[number - 1] if args.boxes else None
@@ -208,14 +213,24 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def show(about: dict[str, Any]) -> None:
     count = len(about["regions"])
-    print(f"{about['image']}: {about['width']} x {about['height']}; {count} regions from {about['source']}")
+    told = [f"{about['image']}: {about['width']} x {about['height']}; {count} regions from {about['source']}"]
     for answer in about["asked"]:
-        print("\n".join(f"  {line}" for line in lines(answer)))
-    if not about["asked"]:
-        for row in about["regions"]:
-            what = f"{row.get('attribute', '')} {row.get('label', '')}".strip()
-            score = f"{row['score']:.2f}" if "score" in row else ""
-            print(f"  {row['region']:3}  {what:30} {score:5} {row['box']}")
+        told += [f"  {line}" for line in lines(answer)]
+    for row in () if about["asked"] else about["regions"]:
+        what = f"{row.get('attribute', '')} {row.get('label', '')}".strip()
+        score = f"{row['score']:.2f}" if "score" in row else ""
+        told.append(f"  {row['region']:3}  {what:30} {score:5} {row['box']}")
+    say("\n".join(told))
+
+
+def say(text: str) -> None:
+    """Prints at once, so that a full disk is told here."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # who reads has seen enough
+        sys.stdout = open(os.devnull, "w")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 if __name__ == "__main__":
