@@ -310,12 +310,14 @@ def test_command(images, tmp_path, capsys):
     for name in ("00000000.jpg", "00000004.jpg"):
         (tmp_path / "one" / name).write_bytes((images / name).read_bytes())
     command = [str(tmp_path / "one"), f"--detector={tmp_path / 'detector'}", f"--out={tmp_path / 'out'}"]
-    assert extract_regions.main([*command, "--format=json", "--threshold=0.2", "--fewest=5"]) == 0
+    assert extract_regions.main([*command, "--format=json", "--threshold=0.2", "--fewest=5", "--proposals=6"]) == 0
     said = capsys.readouterr()
     assert "2 images" in said.out and "1 broken" in said.out
     assert "broken: 00000004: 00000004.jpg: not an image" in said.err
     record = json.loads((tmp_path / "out" / "00000000.json").read_text())
-    assert record["num_boxes"] >= 5
+    assert 5 <= record["num_boxes"] <= 6
+    chosen = json.loads((tmp_path / "out" / "extraction.json").read_text())["fingerprint"]["settings"]
+    assert (chosen["threshold"], chosen["fewest"], chosen["proposals_after"]) == (0.2, 5, 6)
 
     def refused(*options, reason: str):
         assert extract_regions.main([*command, *options]) == 2
@@ -323,6 +325,7 @@ def test_command(images, tmp_path, capsys):
         assert reason in said and said.startswith("error: ") and said.count("\n") == 1
 
     refused("--fewest=9", "--most=8", reason="the second not below the first")
+    refused("--proposals=9", reason="--proposals=9 are not enough for --fewest=10 regions")
     refused("--format=json", reason="give the same detector, options and images, or another --out")
     refused(f"--detector={tmp_path / 'absent'}", reason="no weights at")
     refused(f"--lists={tmp_path}", reason="no objects_vocab.txt in")

@@ -95,6 +95,8 @@ def test_regions_of_a_detector(folder, capsys, tmp_path):
     for row in about["regions"]:
         assert row["label"].startswith("class ") and 0 < row["score"] <= 1
         assert 0 <= row["box"][0] <= row["box"][2] <= 451 and 0 <= row["box"][1] <= row["box"][3] <= 300
+    status, out, _ = run(capsys, "--image", CAT, f"--detector={path}", "--proposals=4")
+    assert status == 0 and "4 regions from the detector" in out
 
 
 def test_json_and_pages_of_attention(folder, capsys, tmp_path):
