@@ -268,6 +268,7 @@ def test_what_is_no_such_detector(tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
     refused("other.caffemodel", caffe_file({"fc8": [np.zeros((4, 3), np.float32)]}), "not the bottom-up-attention")
+    refused("empty.caffemodel", caffe_file({"conv1": []}), "layer conv1 has 0 arrays")
     refused("half.caffemodel", caffe_file(as_caffe(good)), "lacks backbone.stem.conv1")
     refused("trap.pkl", pickle.dumps({"model": good, "more": Trap()}), "run code")
     refused("cut.pkl", pickle.dumps({"model": good})[:-4000], "cut short")

@@ -339,7 +339,8 @@ def caffe_to_resnet(layer: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray
         }
     if kind == "scale":
         return {f"{prefix}{norm}.{leaf}": b.reshape(-1) for leaf, b in zip(("weight", "bias"), blobs, strict=True)}
-    return {f"{prefix}{convolution}.weight": blobs[0]}
+    weight, *_ = blobs
+    return {f"{prefix}{convolution}.weight": weight}
 
 
 # --- From pre-training to a task --------------------------------------------------------------------------------------
