@@ -306,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
                 run_builder(builder)
     except (SourceError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

@@ -395,7 +395,7 @@ def test_errors_are_one_clear_line(tmp_path, capsys):
         (["text", f"--data_dir={tmp_path}/data", f"--source={tmp_path}/gone.doc"], "gone.doc: no such text file"),
         (["text", f"--data_dir={tmp_path}/data", f"--source={tmp_path}/blank.doc"], "nothing usable"),
     ):
-        assert build.main([*arguments, *(["--splits=train"] if str(empty) in arguments[-1] else [])]) == 1
+        assert build.main([*arguments, *(["--splits=train"] if str(empty) in arguments[-1] else [])]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ") and told in error
     assert not list((tmp_path / "data").rglob("1.0.0"))
@@ -405,5 +405,5 @@ def test_another_build_under_the_same_name_is_refused(tmp_path, capsys):
     arguments = ["conceptual_captions", f"--source={GOLDEN}/data_full/conceptual-captions", f"--data_dir={tmp_path}"]
     assert build.main(arguments) == 0
     assert build.main(arguments) == 0
-    assert build.main([*arguments, "--features"]) == 1
+    assert build.main([*arguments, "--features"]) == 2
     assert "was built with" in capsys.readouterr().err

@@ -291,7 +291,7 @@ def test_mixed_extractors(captions, detector, tmp_path, capsys):
         record["extractor"] = other
         changed = {name: value for name, value in record.items() if value is not None}
         (out / "00000001.json").write_text(json.dumps(changed))
-        assert conceptual(tmp_path, tmp_path / "data", "--corpus=mixed") == 1
+        assert conceptual(tmp_path, tmp_path / "data", "--corpus=mixed") == 2
         said = capsys.readouterr().err
         assert "00000001.json" in said and "do not go together" in said
     manifest = tmp_path / "data" / "vqa_images" / "other" / "1.0.0" / "manifest.json"

@@ -145,7 +145,7 @@ def test_zipped_images_and_boxes_of_refer(variant, tmp_path):
 
 def test_other_options_for_the_same_corpus_are_refused(variant, capsys):
     arguments = ["refcoco", f"--source={variant.source}", f"--data_dir={variant.out}"]
-    assert build.main(arguments) == 1
+    assert build.main(arguments) == 2
     assert "remove it, or change --corpus" in capsys.readouterr().err
     assert build.main([*arguments, f"--proposals={PROPOSALS}"]) == 0
     assert "already built" in capsys.readouterr().out
@@ -338,7 +338,7 @@ def test_bad_downloads_are_named_and_leave_nothing(tmp_path, capsys, name):
     files = sound()
     apply(files)
     write(tmp_path / "coco", files)
-    assert build_command(tmp_path) == 1
+    assert build_command(tmp_path) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.search(message, line), line
     assert not list(tmp_path.glob("data/*/*/1.0.0"))
@@ -373,7 +373,7 @@ def test_a_sound_download_and_what_is_kept_of_a_dubious_one(tmp_path):
 
 def test_unknown_splits_of_a_dataset(tmp_path, capsys):
     write(tmp_path / "coco", sound())
-    assert build_command(tmp_path, "--split_by=umd") == 1
+    assert build_command(tmp_path, "--split_by=umd") == 2
     assert "there is no refcoco+ split by umd; there are: refcoco+ by unc," in capsys.readouterr().err
 
 

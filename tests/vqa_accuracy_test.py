@@ -204,7 +204,7 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys, name):
     )
     for changed in ({}, changes):
         files = [f"--{key}=" + write(tmp_path / f"{key}.json", value) for key, value in (contents | changed).items()]
-        assert vqa.main(files) == (1 if changed else 0)
+        assert vqa.main(files) == (2 if changed else 0)
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and told in error and len(error.splitlines()) == 1
 

@@ -95,7 +95,7 @@ def test_bad_downloads_are_one_clear_line(tmp_path, capsys, name):
     spoil(download)
     root = download.write(tmp_path / "coco")
     arguments = ["vqa", f"--source={root}", f"--data_dir={tmp_path}/out", "--features", "--images"]
-    assert build.main(arguments) == 1
+    assert build.main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and told in error, error
     assert not list((tmp_path / "out").rglob("1.0.0")) and not list((tmp_path / "out").rglob("*.txt"))
@@ -124,7 +124,7 @@ def test_bad_tables_are_one_clear_line(tmp_path, capsys, name):
         put(tmp_path / "b.tsv", content)
     tables = ",".join(str(tmp_path / table) for table in tables)
     arguments = [f"--source={root}", f"--data_dir={tmp_path}/out", "--features", f"--features_tsv={tables}"]
-    assert build.main(["vqa", *arguments]) == 1
+    assert build.main(["vqa", *arguments]) == 2
     assert told in capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -140,7 +140,7 @@ def test_bad_options_are_one_clear_line(tmp_path, capsys):
         ([*base, f"--source={root}", "--answers=1"], "--answers=1"),
         ([*base[:2], f"--source={root}"], "give --features, --images or both"),
     ):
-        assert build.main(arguments) == 1
+        assert build.main(arguments) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ") and told in error, error
     assert not list((tmp_path / "out").rglob("1.0.0"))

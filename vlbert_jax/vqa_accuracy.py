@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(evaluate_files(args.questions, args.annotations, args.results), indent=1, ensure_ascii=False))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 
