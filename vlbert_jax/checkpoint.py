@@ -133,8 +133,10 @@ class Checkpoints:
         if all(run.get("data", {}).get("extractor") for run in (before, self.config)):
             fixed += ("data.extractor",)  # of both it is known
         if names := config_differences(before, self.config, fixed):
+            names.sort(key=lambda name: name != "task")  # which explains all the others
+            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             raise ValueError(
-                f"{workdir} holds a run with another config; these fields differ: {', '.join(names)}. "
+                f"{workdir} holds a run with another config; these fields differ: {listed}. "
                 "Choose another --workdir, or start from its weights with --config.init.checkpoint"
             )
 

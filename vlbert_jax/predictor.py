@@ -129,13 +129,16 @@ class Predictor:
             self.tokenizer = tokenizer_of(config)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{path}: the run's vocabulary: {reason}: give it with --vocab (vocab=)") from None
+            raise ValueError(
+                f"{path}: the run's vocabulary: {reason}: give it with --vocab (vocab=), or the folder it is in as "
+                "--data_dir (data_dir=)"
+            ) from None
         self.answers = None
         if self.task == "vqa":
             try:
                 self.answers = vqa.answers_of(config)
             except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error}; or give it with --answers (answers=)") from None
+                raise FileNotFoundError(f"{error}; or give it with --answers (answers=), or --data_dir") from None
 
         def compiled(function):
             return functools.partial(jax.jit(lambda s, batch: function(nnx.merge(graphdef, s), batch)), state)
