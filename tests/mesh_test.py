@@ -155,13 +155,28 @@ def test_regions_are_dealt_evenly_among_devices():
     assert list(data.even_order([5])) == [0] and sorted(data.even_order([1, 1, 1])) == [0, 1, 2]
 
 
+def test_dealt_by_hand():
+    """The heaviest and the fourth, the fifth and the eighth to one half; then within each half. Without pixels, not."""
+    counts = [3, 8, 1, 6, 2, 7, 5, 4]
+    examples = [dict(region_mask=np.arange(9) < count, index=np.int32(count)) for count in counts]
+    assert data.stacked_evenly(examples)["index"].tolist() == counts
+    pixels = [dict(example, image=np.uint8(example["index"])) for example in examples]
+    dealt = data.stacked_evenly(pixels)
+    assert dealt["index"].tolist() == [8, 1, 5, 4, 7, 2, 6, 3]  # quarters, and every other row of a half, hold 9
+    np.testing.assert_array_equal(dealt["image"], dealt["index"])
+    np.testing.assert_array_equal(dealt["region_mask"].sum(1), dealt["index"])
+
+
 def test_batches_with_pixels_are_dealt_out(configs):
-    """What a row holds moves as one."""
-    batch = next(TASKS["pretrain"].train_batches(configs["e2e"], 0, 0, 1))
-    counts = batch.region_mask.sum(1)
-    np.testing.assert_array_equal(counts, counts[data.even_order(counts)])
-    is_region = batch.token_ids[:, 0] >= configs["e2e"].model.encoder.vocab_size
-    np.testing.assert_array_equal(is_region.sum(1) - 1, counts)  # [END] is the other one
+    """What a row holds of its image moves as one."""
+    plain = configs["e2e"].copy_and_resolve_references()
+    plain.data.even_regions = False
+    drawn, dealt = (next(TASKS["pretrain"].train_batches(config, 0, 0, 1)) for config in (plain, configs["e2e"]))
+    order = data.even_order(drawn.region_mask.sum(1))
+    assert list(order) != sorted(order)
+    for name in ("image", "boxes", "region_mask"):
+        np.testing.assert_array_equal(getattr(dealt, name), getattr(drawn, name)[order])
+    np.testing.assert_array_equal(dealt.token_ids[:, 0], drawn.token_ids[order, 0])
 
 
 @pytest.mark.parametrize("name", ["e2e", "precomputed", "vcr"])
