@@ -99,12 +99,17 @@ def test_what_does_not_fit_says_what_to_change():
     assert "24.00 of 16 GiB per device" in lines and "all-reduce 2 per update" in lines
     seconds = 1e15 / (8 * 197e12 * 0.4)
     assert f"predicted {seconds:.3g} s" in lines and f"{seconds * 250_000 / 3600:.3g} hours of these devices" in lines
-    told = " ".join(compile_ahead.remedies(found, config))
-    for field in ("grad_accumulation_steps=4", "mesh.fsdp=8", "region_head.remat=True", "encoder.remat=full"):
+    told = " ".join(compile_ahead.remedies(found, config, 128))
+    for field in ("grad_accumulation_steps=4", "mesh.fsdp=8 (", "region_head.remat=True", "encoder.remat=full"):
         assert field in told
-    config.model.encoder.remat, config.model.region_head.remat, config.grad_accumulation_steps = "full", True, 16
-    left = compile_ahead.remedies(dataclasses.replace(found, mesh=dict(data=1, fsdp=8, tensor=1)), config)
-    assert "".join(left).startswith("--config.grad_accumulation_steps=32a smaller --config.batch_size")
+    config.mesh.data, config.num_slices = 8, 2  # each slice keeps all parameters
+    assert "mesh.fsdp=4 --config.mesh.data=2 (" in "".join(compile_ahead.remedies(found, config, 128))
+    config.model.encoder.remat, config.model.region_head.remat, config.grad_accumulation_steps = "full", True, 8
+    divided = dataclasses.replace(found, mesh=dict(data=1, fsdp=8, tensor=1))
+    left = "".join(compile_ahead.remedies(divided, config, 128))
+    assert left.startswith("--config.grad_accumulation_steps=16a smaller --config.batch_size")
+    config.grad_accumulation_steps = 16  # an image per device and part: no more parts
+    assert "".join(compile_ahead.remedies(divided, config, 128)).startswith("a smaller --config.batch_size")
 
 
 def test_flops_of_loops_branches_and_devices():

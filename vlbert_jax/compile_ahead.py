@@ -162,7 +162,7 @@ def run(config: ml_collections.ConfigDict, task: ModuleType) -> int:
     found = compile_step(config, task, devices_of(config.topology, config.num_slices))
     print("\n".join(described(found, config)))
     if not found.fits:
-        smaller = ", or ".join(remedies(found, config))
+        smaller = ", or ".join(remedies(found, config, task.batch_shapes(config).token_ids.shape[0]))
         raise ValueError(f"does not fit: {found.needed / GIB:.1f} GiB per device. Smaller with {smaller}")
     return 0
 
@@ -193,13 +193,15 @@ def described(found: Compiled, config: ml_collections.ConfigDict) -> Iterator[st
     )
 
 
-def remedies(found: Compiled, config: ml_collections.ConfigDict) -> Iterator[str]:
-    """What makes the memory per device smaller, the cheapest first."""
-    rows = config.batch_size // (found.mesh["data"] * found.mesh["fsdp"])
-    if rows // (2 * config.grad_accumulation_steps):
-        yield f"--config.grad_accumulation_steps={2 * config.grad_accumulation_steps}"
-    if found.mesh["fsdp"] == 1 and found.devices > 1:
-        yield f"--config.mesh.fsdp={min(found.devices, 8)} (parameters and moments divided)"
+def remedies(found: Compiled, config: ml_collections.ConfigDict, examples: int) -> Iterator[str]:
+    """What makes the memory per device smaller, the cheapest first; of a batch of so many `examples`."""
+    parts = 2 * config.grad_accumulation_steps
+    if examples % (parts * found.mesh["data"] * found.mesh["fsdp"]) == 0:
+        yield f"--config.grad_accumulation_steps={parts}"
+    ways = math.gcd(found.mesh["data"] // config.num_slices, 8)
+    if found.mesh["fsdp"] == 1 and ways > 1:
+        data = f" --config.mesh.data={found.mesh['data'] // ways}" if config.mesh.data != -1 else ""
+        yield f"--config.mesh.fsdp={ways}{data} (parameters and moments divided)"
     if config.data.features == "image" and not config.model.region_head.remat:
         yield "--config.model.region_head.remat=True"
     if config.model.encoder.remat != "full":
