@@ -40,6 +40,8 @@ ROWS = [
     ("base_prec", "v5e-8", {}),
     ("base_e2e", "v4-128", {}),
     ("large_e2e", "v5e-8", {}),
+    ("large_e2e", "v5e-8", {"grad_accumulation_steps": 4}),
+    ("large_e2e", "v5e-8", {"grad_accumulation_steps": 4, "mesh.fsdp": 8}),
     ("base_e2e", "2x v5e-16", {}),
     ("base_prec", "v4-128", {}),
     ("base_prec", "v5e-256", {"batch_size": 512}),
@@ -98,53 +100,43 @@ def table(rows: list[dict]) -> str:
     ]
     for recipe, name, fields in sorted(ROWS, key=lambda row: (row[0], list(SLICES).index(row[1]))):
         row = next((r for r in rows if (r["recipe"], r["slice"], r["fields"]) == (recipe, name, fields)), None)
-        if row is None:
-            lines.append(not_compiled(recipe, name, fields, rows))
+        if row is None:  # not compiled yet
             continue
         found = as_compiled(row)
         used = f"{found.needed / compile_ahead.GIB:.1f} of {found.chip.memory}" + ("" if found.fits else ": too much")
+        divided = f", fsdp {row['mesh']['fsdp']}" if row["mesh"]["fsdp"] > 1 else ""
         counts = ", ".join(f"{kind} {n}" for kind, n in row["collectives"].items())
         counts += f"; {row['reduced'] / 1e9:.2f} GB" if counts else ""
         hours = found.step_seconds * row["total_steps"] * 256 / row["batch_size"] / 3600
         lines.append(
-            f"| {recipe} | {name} | {row['batch_size']} ({row['parts']}) | {used} "
+            f"| {recipe} | {name}{divided} | {row['batch_size']} ({row['parts']}) | {used} "
             f"| {largest(row, rows)} | {counts} | {found.flops / 1e12 / row['batch_size']:.3g} "
             f"| {found.step_seconds:.3g} | {hours:.3g} | {hours * found.devices:.3g} |"
         )
     return "\n".join(lines)
 
 
-def not_compiled(recipe: str, name: str, fields: dict, rows: list[dict]) -> str:
-    """A line with what can be told without: FLOP per sequence are those of another slice."""
-    config = getattr(recipes, recipe)()
-    config.update_from_flattened_dict(fields)
-    known = [row["flops"] / row["batch_size"] for row in rows if row["recipe"] == recipe]
-    line = f"| {recipe} | {name} | {config.batch_size} ({config.grad_accumulation_steps}) | not compiled yet | | "
-    if not known:
-        return line + "| | | | |"
-    (topology, slices), per = SLICES[name], known[0]
-    generation, _, shape = topology.partition(":")
-    chips = slices * math.prod(map(int, shape.split("x")))
-    chip_seconds = per / (compile_ahead.CHIPS[generation].tflops * 1e12 * compile_ahead.UTILISATION)
-    hours = chip_seconds * config.total_steps * 256 / chips / 3600
-    seconds = chip_seconds * config.batch_size / chips
-    return line + f"| {per / 1e12:.3g} | {seconds:.3g} | {hours:.3g} | {hours * chips:.3g} |"
-
-
 def largest(row: dict, rows: list[dict]) -> str:
-    """Sequences per chip and part that fit: on the line through two compilations for this kind of chip, or compiled."""
+    """Sequences per chip and part that fit, a power of two: compiled, or on a line through two compilations.
+
+    All are for this kind of chip and mesh. The two are those between which the memory ends, or else the outermost.
+    """
 
     def per_chip(r: dict) -> float:
         return r["batch_size"] / r["devices"] / r["parts"]
 
-    same = [r for r in rows if (r["recipe"], r["kind"]) == (row["recipe"], row["kind"])]
+    def alike(r: dict) -> tuple:
+        return r["recipe"], r["kind"], r["mesh"]["fsdp"]
+
+    same = [r for r in rows if alike(r) == alike(row)]
     points = sorted({per_chip(r): r["needed"] for r in same}.items())
     fitting = [r for r in same if r["memory"]]
     if len(points) < 2:
         return f"{per_chip(fitting[0]):g} or more (compiled)" if fitting else ""
-    (x0, y0), (x1, y1) = points[0], points[-1]
-    room = compile_ahead.CHIPS[next(k for k, c in compile_ahead.CHIPS.items() if c.kind == row["kind"])].memory
-    limit = x0 + (room * compile_ahead.GIB - y0) * (x1 - x0) / (y1 - y0)
+    room = as_compiled(row).room
+    ends = next((i for i, (_, needed) in enumerate(points) if needed > room), 0)
+    (x0, y0), (x1, y1) = points[ends - 1 : ends + 1] if ends else (points[0], points[-1])
+    limit = x0 + (room - y0) * (x1 - x0) / (y1 - y0)
     return f"{2 ** math.floor(math.log2(limit))} (line)"
 
 
