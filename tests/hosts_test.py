@@ -44,14 +44,14 @@ def free_address():
         return f"localhost:{free.getsockname()[1]}"
 
 
-def start(folder, count, *flags, own=((), ())):
+def start(folder, count, *flags, own=((), ()), **environment):
     """Processes of one run, and their logs in `folder`; `own` are further flags of each."""
     processes, address = [], free_address()
     for number in range(count):
         place = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={number}"]
         arguments = ["main", RECIPE, *place, *flags, *own[number % 2]]
         log = folder / f"{address.rpartition(':')[2]}_{number}.log"
-        environment = {"XLA_FLAGS": DEVICES, "SEEN": str(folder), "HEARTBEAT_SECONDS": "6"}
+        environment |= {"XLA_FLAGS": DEVICES, "SEEN": str(folder), "HEARTBEAT_SECONDS": "6"}
         forked = dict(FORKED=(arguments, str(log), environment))
         path = str(ROOT / "tests" / "toy_process.py")
         process = FORKS.Process(target=runpy.run_path, args=(path, forked, "__main__"))
@@ -96,16 +96,23 @@ def whole(tmp_path_factory):
 
 
 def test_stopped_killed_and_continued(whole, tmp_path):
-    """SIGTERM to one of two, SIGKILL to a worker and to the coordinator: the other ends, the run goes on each time."""
+    """SIGTERM to one of two, SIGKILL to a worker and to the coordinator: the other ends, the run goes on each time.
+
+    SIGTERM in an evaluation does not wait for its end, and the evaluation is done again.
+    """
     run = tmp_path / "run"
     flags = [*FIELDS, f"--workdir={run}"]
+
+    processes = start(tmp_path, 2, *flags, SIGTERM_IN_EVALUATION="1")
+    assert end(processes) == ([143, 143], [[], []])
+    assert checkpoint.newest_step(run) == 10
+    assert {row["split"] for row in metrics.read_rows(run / "metrics.jsonl")} == {"train"}
 
     processes = start(tmp_path, 2, *flags)
     after_a_checkpoint(processes, run)
     processes[1].terminate()
     assert end(processes) == ([143, 143], [[], []])
-    stopped = checkpoint.newest_step(run)
-    assert 5 < stopped < 40
+    assert 10 < checkpoint.newest_step(run) < 40
 
     for killed in (1, 0):
         processes = start(tmp_path, 2, *flags)

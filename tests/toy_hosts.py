@@ -1,8 +1,10 @@
 """The toy task on numbered records, read as the real tasks read theirs, for runs of several processes."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import signal
 import types
 
 import numpy as np
@@ -41,9 +43,22 @@ def eval_batches(config, process_index, process_count):
     def empty(example):
         return dict(example, element_mask=np.zeros((1, 1), bool), index=np.int32(-1))
 
-    split = dict(batch_size=16 // process_count, process_index=process_index, process_count=process_count)
-    dataset = data.in_order(range(VALIDATION), record, empty, **split)
-    return {"val": (Batch(**batch) for batch in data.iterate(dataset, 0, 0))}
+    def batches(numbers):
+        split = dict(batch_size=16 // process_count, process_index=process_index, process_count=process_count)
+        yield from (Batch(**batch) for batch in data.iterate(data.in_order(numbers, record, empty, **split), 0, 0))
+
+    def terminated():
+        """One host is asked to stop, and nothing is counted for half a minute, or until all have stopped."""
+        if process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        batch = next(batches(range(VALIDATION)))
+        nothing = dataclasses.replace(batch, element_mask=batch.element_mask & False)
+        for _ in range(600):
+            toy_task.time.sleep(0.05)
+            yield nothing
+        yield from batches(range(VALIDATION))
+
+    return {"val": terminated() if "SIGTERM_IN_EVALUATION" in os.environ else batches(range(VALIDATION))}
 
 
 def predict(model, batch, config):

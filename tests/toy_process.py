@@ -22,7 +22,11 @@ if __name__ == "__main__":
         setattr(hosts, name, int(os.environ.get(name, getattr(hosts, name))))
     hosts.FILE_SECONDS = 1
     tasks.TASKS["toy"] = toy_hosts.task
-    status = main.main(ARGUMENTS)
+    try:
+        status = main.main(ARGUMENTS)
+    except BaseException:  # as the interpreter would do it; multiprocessing only prints
+        sys.excepthook(*sys.exc_info())
+        status = 1
     atexit._run_exitfuncs()  # a fork of multiprocessing would leave JAX's out
     sys.stdout.flush()
     os._exit(status)

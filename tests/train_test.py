@@ -271,11 +271,46 @@ def test_sigterm_saves_and_stops(whole, tmp_path):
             yield batch
 
     handler = signal.getsignal(signal.SIGTERM)
-    _, state = train.train(config, task_with(train_batches=train_batches), tmp_path, two_devices())
-    assert int(state.step) == 7 == checkpoint.newest_step(tmp_path)
+    with pytest.raises(checkpoint.Stopped, match="step 7 is saved"):
+        train.train(config, task_with(train_batches=train_batches), tmp_path, two_devices())
+    assert checkpoint.newest_step(tmp_path) == 7
     assert signal.getsignal(signal.SIGTERM) == handler
     train.train(config, toy_task, tmp_path, two_devices())
     assert rows_of(tmp_path) == rows_of(workdir)
+
+
+def test_sigterm_does_not_wait_for_an_evaluation(whole, tmp_path):
+    """It is done again: stopped in one, in the one that does it again, and where one is due; rows and scores stay."""
+    config, workdir, _ = whole
+
+    def terminated(batches, number):
+        for k, batch in enumerate(batches):
+            if k == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    def train_batches(config, start_step, *hosts):
+        return terminated(toy_task.train_batches(config, start_step, *hosts), 19 - start_step)
+
+    def eval_batches(config, *hosts):
+        subsets = toy_task.eval_batches(config, *hosts)
+        return subsets | {"other": terminated(subsets["other"], 1)}
+
+    for functions, message, step in (
+        (dict(eval_batches=eval_batches), "step 10 is saved", 10),
+        (dict(eval_batches=eval_batches), "in an evaluation", 10),
+        (dict(train_batches=train_batches), "step 20 is saved", 20),
+    ):
+        with pytest.raises(checkpoint.Stopped, match=message):
+            train.train(config, task_with(**functions), tmp_path, two_devices())
+        assert rows_of(tmp_path) == [r for r in rows_of(workdir) if (r["step"], r["split"]) < (step, "val")]
+    with pytest.raises(checkpoint.Stopped, match="in an evaluation"):
+        train.evaluate_run(config, task_with(eval_batches=eval_batches), tmp_path, two_devices())
+    assert not (tmp_path / "scores.json").exists()
+    train.train(config, toy_task, tmp_path, two_devices())
+    assert rows_of(tmp_path) == rows_of(workdir)
+    scores = [{file.parts[-3]: file.read_text() for file in w.rglob("metrics/metrics")} for w in (tmp_path, workdir)]
+    assert scores[0] == scores[1] and scores[0].keys() == {"10", "20"}
 
 
 def test_not_finite_names_the_step_and_saves_the_state_before(whole, tmp_path):

@@ -177,8 +177,10 @@ def trained(data_dir, tmp_path_factory):
     config = shrunk("demo", data_dir, **fields, **{"init.scratch": True, "data.embedded": ""})
     train.report(config, vqa, workdirs[0], *run(config, workdirs[0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.checkpoint.Preemption, "reached", lambda self, step: step == 2)
-        assert run(config, workdirs[1])[1].step == 2
+        calls = iter((False, True))
+        patch.setattr(train.checkpoint.Preemption, "reached", lambda self: next(calls))
+        with pytest.raises(train.checkpoint.Stopped, match="step 2 is saved"):
+            run(config, workdirs[1])
     run(config, workdirs[1])
     return config, *workdirs
 

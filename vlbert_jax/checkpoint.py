@@ -7,6 +7,7 @@ function of (config, k). A checkpoint is whole or, after a crash while writing, 
 
 import contextlib
 import errno
+import json
 import logging
 import math
 import pathlib
@@ -94,6 +95,13 @@ def disk_full(directory: pathlib.Path):
         raise
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which asks for a preemption with step numbers; `Preemption` counts otherwise, and the loop decides."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one workdir: the newest `keep_checkpoints`, and the best by `best_metric`."""
 
@@ -125,7 +133,7 @@ class Checkpoints:
             read_only=read_only,
         )
         with disk_full(self.directory):
-            self.manager = ocp.CheckpointManager(self.directory, options=options)
+            self.manager = _Manager(self.directory, options=options)
         if self.latest_step() is None:
             return
         fixed = ("task", "model.", "subtask", "blind") if read_only else ("",)
@@ -163,16 +171,33 @@ class Checkpoints:
         `scores` of an evaluation at this very step make the checkpoint a candidate for the best.
         Raises OSError when the disk is full, for this save or at the latest at the next call or `close`.
         """
-        if step in self.manager.all_steps():  # at a preemption Orbax raises for it
+        if step in self.manager.all_steps():  # Orbax raises for it
             return
-        if scores is not None and self.metric and not math.isfinite(scores.get(self.metric, math.nan)):
-            log.warning("best_metric %r has no value among the scores", self.metric)
-            scores = None
+        scores = self._ranked(scores)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta | {"config": self.config})
         )
         with disk_full(self.directory):
             self.manager.save(step, args=args, metrics=scores)
+
+    def add_scores(self, step: int, scores: dict[str, float]):
+        """Makes a checkpoint that was saved without scores a candidate for the best."""
+        if not self.metric or self._ranked(scores) is None:
+            return
+        folder = self.directory / str(step) / "metrics"  # where Orbax puts and looks for them
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            (folder / "metrics.tmp").write_text(json.dumps(scores))
+            (folder / "metrics.tmp").replace(folder / "metrics")
+        multihost_utils.sync_global_devices(f"scores of step {step}")
+        self.manager.reload()
+
+    def _ranked(self, scores: dict[str, float] | None) -> dict[str, float] | None:
+        """The scores; None where they do not say how good the checkpoint is."""
+        if scores is not None and self.metric and not math.isfinite(scores.get(self.metric, math.nan)):
+            log.warning("best_metric %r has no value among the scores", self.metric)
+            return None
+        return scores
 
     def close(self):
         """Waits for the save under way."""
@@ -181,21 +206,26 @@ class Checkpoints:
         self.manager.close()
 
 
+class Stopped(Exception):
+    """A process of the run was asked to stop (SIGTERM), and all have; says what is saved."""
+
+
 class Preemption:
-    """Within its context: whether the machine has asked this process to stop (SIGTERM)."""
+    """Within its context: whether the machine has asked a process of the run to stop (SIGTERM)."""
 
     def __enter__(self):
-        self.signalled, self.alone = False, jax.process_count() == 1
-        if self.alone:  # with more processes JAX listens itself, to find a step that suits all
+        self.signalled, self.alone, self.calls = False, jax.process_count() == 1, 0
+        if self.alone:  # with more processes JAX listens itself, to find a call that suits all
             self.before = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def _note(self, *_):
         self.signalled = True
 
-    def reached(self, step: int) -> bool:
-        """True on the same step on every host."""
-        return self.signalled if self.alone else multihost_utils.reached_preemption_sync_point(step)
+    def reached(self) -> bool:
+        """True at the same call on every host; all call it as often. No host waits for another here."""
+        self.calls += 1
+        return self.signalled if self.alone else multihost_utils.reached_preemption_sync_point(self.calls)
 
     def __exit__(self, *_):
         if self.alone:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from vlbert_jax import metrics, sharding
+from vlbert_jax import checkpoint, metrics, sharding
 
 AHEAD = 2  # batches that may be on their way to the devices
 
@@ -38,12 +38,14 @@ def evaluate(
     task: ModuleType,
     config: ml_collections.ConfigDict,
     mesh: Mesh,
+    asked_to_stop: Callable[[], bool],
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metric -> sum / count over each subset of `task.eval_batches`, and the rows; `score` is from `make_score`.
 
     Where several subsets have a metric of the same name, the first has the plain name, the others `subset/name`. A
     metric that counted nothing is left out. Rows are in the order of their `index`, without what filled up batches.
-    Every host gets the same.
+    Every host gets the same. `asked_to_stop` is called after each batch (`checkpoint.Preemption.reached`); then raises
+    checkpoint.Stopped, with nothing left to the devices.
     """
     values, seen, tables = {}, set(), []
     for subset, batches in task.eval_batches(config, jax.process_index(), jax.process_count()).items():
@@ -53,6 +55,9 @@ def evaluate(
             pending.append(score(params, constants, sharding.global_batch(batch, mesh)))
             if len(pending) > AHEAD:
                 jax.block_until_ready(pending[-1 - AHEAD])
+            if asked_to_stop():
+                jax.block_until_ready(pending)
+                raise checkpoint.Stopped("in an evaluation; the same command does it again")
         sums = metrics.Sums()
         for scores, rows in jax.device_get(pending):
             sums.add(scores)

@@ -34,8 +34,8 @@ def task_of(config: ml_collections.ConfigDict) -> types.ModuleType:
     return TASKS[config.task]
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> int:
-    """Returns the exit status. Importable: a notebook calls it with a config of its own."""
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str):
+    """Trains or evaluates. Importable: a notebook calls it with a config of its own, and meets what `main` catches."""
     task, chief = task_of(config), jax.process_index() == 0
     if mode == "train" and checkpoint.newest_step(workdir) is None:
         warm_start.sources(config.init.to_dict())  # an error now rather than after what takes its time
@@ -53,13 +53,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
         scores = train.evaluate_run(config, task, workdir, mesh)
         if chief:
             print(json.dumps(scores, indent=2))
-        return 0
+        return
     graphdef, state = train.train(config, task, workdir, mesh)
-    if int(state.step) < config.total_steps:
-        return 143
     if config.report:
         train.report(config, task, workdir, graphdef, state)
-    return 0
 
 
 def main(argv: list[str]) -> int:
@@ -78,7 +75,11 @@ def main(argv: list[str]) -> int:
             return compile_ahead.run(config, task_of(config))
         hosts.join(*place)
         with checkpoint.disk_full(workdir):  # whatever is being written: rows, events, the report
-            return hosts.leave(run(config, workdir, mode))
+            run(config, workdir, mode)
+            return hosts.leave(0)
+    except checkpoint.Stopped as stopped:
+        logging.getLogger("vlbert_jax").warning("asked to stop: %s", stopped)
+        return hosts.leave(143)
     except (ValueError, OSError, FloatingPointError, SourceError) as error:
         if os.environ.get("VLBERT_DEBUG"):
             raise

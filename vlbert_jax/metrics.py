@@ -83,12 +83,18 @@ def read_rows(path: pathlib.Path) -> list[dict]:
 class Writer:
     """Writes rows to WORKDIR/metrics.jsonl, WORKDIR/tensorboard and the terminal, if `active` (host 0)."""
 
-    def __init__(self, workdir: pathlib.Path, start_step: int, total_steps: int, active: bool = True):
-        """Continues a run at `start_step`: rows of later steps are removed, they will be computed again."""
+    def __init__(
+        self, workdir: pathlib.Path, start_step: int, total_steps: int, unscored: bool = False, active: bool = True
+    ):
+        """Continues a run at `start_step`: rows that will be computed again are removed.
+
+        Those are the rows of later steps, and of `start_step`'s evaluation where it is `unscored`.
+        """
         self.path, self.active = workdir / "metrics.jsonl", active
         if not active:
             return
-        rows = [row for row in read_rows(self.path) if row["step"] <= start_step]
+        last = {"val": start_step - unscored}
+        rows = [row for row in read_rows(self.path) if row["step"] <= last.get(row["split"], start_step)]
         kept = self.path.with_suffix(".jsonl.tmp")
         kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(kept, self.path)

@@ -210,11 +210,7 @@ class Run:
 
 
 def open_run(
-    config: ml_collections.ConfigDict,
-    task: ModuleType,
-    workdir: pathlib.Path,
-    mesh: Mesh,
-    read_only: bool = False,
+    config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh, read_only: bool = False
 ) -> Run:
     """Builds the model's state on the mesh and fills it; `read_only` as in `checkpoint.Checkpoints`."""
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
@@ -240,17 +236,16 @@ def open_run(
 def train(
     config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Runs or continues the run of `workdir` to its end, or to the step at which it is asked to stop.
+    """Runs or continues the run of `workdir` to its end.
 
-    Raises FloatingPointError, naming the step, when the loss or its gradient is not finite; the state before
-    that step is saved. Raises OSError when the disk is full.
+    Raises checkpoint.Stopped, everything saved, when it is asked to stop, and FloatingPointError, naming the step, when
+    the loss or its gradient is not finite; the state before that step is saved. Raises OSError when the disk is full.
     """
     # --- The model and its state
     run = open_run(config, task, workdir, mesh)
     graphdef, shardings, state, checkpoints = run.graphdef, run.shardings, run.state, run.checkpoints
-    window = metrics.Sums(run.meta["window"])
-    start = int(state.step)
-    tx = run.tx
+    window, unscored = metrics.Sums(run.meta["window"]), run.meta.get("unscored", False)
+    start, tx = int(state.step), run.tx
     del run  # its state is donated to the first update
 
     # --- Input and outputs. Batch k feeds update k + 1.
@@ -258,7 +253,7 @@ def train(
     chief = jax.process_index() == 0
     if chief:
         metrics.write_description(workdir, config)
-    writer = metrics.Writer(workdir, start, config.total_steps, active=chief)
+    writer = metrics.Writer(workdir, start, config.total_steps, unscored, active=chief)
     score = evaluate.make_score(graphdef, task, config, mesh)
 
     @functools.cache  # one program per set of losses
@@ -266,6 +261,12 @@ def train(
         log.info("losses from here on: %s (compiling)", ", ".join(names))
         static = dict(graphdef=graphdef, task=task, config=config, tx=tx, mesh=mesh, shardings=shardings)
         return jitted_step(names, **static)
+
+    def evaluated(step: int) -> dict[str, float]:
+        weights = state.params, state.constants
+        scores, _ = evaluate.evaluate(score, *weights, task, config, mesh, preemption.reached)
+        writer.write(step, "val", scores)
+        return scores
 
     # --- Updates
     pending, timed, seconds, waited = [], 0, 0.0, 0.0  # reports not yet fetched; durations since the last row
@@ -275,6 +276,8 @@ def train(
         stack.enter_context(checkpoint.disk_full(checkpoints.directory))
         stack.enter_context(contextlib.closing(checkpoints))
         preemption = stack.enter_context(checkpoint.Preemption())
+        if unscored:  # the run was stopped in the evaluation of this step
+            checkpoints.add_scores(start, evaluated(start))
         for step in range(start + 1, config.total_steps + 1):
             began = time.perf_counter()
             batch = next(batches)
@@ -289,7 +292,7 @@ def train(
             writer.progress(step)
 
             # --- Nothing below happens on most steps: the host does not wait for the devices.
-            last, stop = step == config.total_steps, preemption.reached(step)
+            last, stop = step == config.total_steps, preemption.reached()
             due = {
                 name: last or (every > 0 and step % every == 0)
                 for name, every in (
@@ -298,8 +301,8 @@ def train(
                     ("save", config.checkpoint_every_steps),
                 )
             }
-            due["save"] |= stop or (due["evaluate"] and config.checkpoint_every_steps > 0)
-            if not any(due.values()):
+            due["save"] |= due["evaluate"] and config.checkpoint_every_steps > 0
+            if not (stop or any(due.values())):
                 continue
             began = time.perf_counter()
             reports, good, pending = jax.device_get(pending), int(jax.device_get(state.step)), []
@@ -325,18 +328,19 @@ def train(
                 writer.write(step, "train", values)
                 window, timed, seconds, waited = metrics.Sums(), 0, 0.0, 0.0
 
-            # --- Evaluate
+            # --- Evaluate, while there is time: whoever asks to stop does not wait for long
             scores = None
-            if due["evaluate"]:
-                scores, _ = evaluate.evaluate(score, state.params, state.constants, task, config, mesh)
-                writer.write(step, "val", scores)
+            if due["evaluate"] and not stop:
+                with contextlib.suppress(checkpoint.Stopped):
+                    scores = evaluated(step)
+                stop = scores is None
 
             # --- Save: after the rows of this step are written, so that a restart finds them
-            if due["save"]:
-                checkpoints.save(step, state, dict(window=window.sums), scores)
-            if stop and not last:
-                log.warning("asked to stop: step %d is saved; the same command continues from it", step)
-                break
+            if stop or due["save"]:
+                unscored = due["evaluate"] and scores is None
+                checkpoints.save(step, state, dict(window=window.sums, unscored=unscored), scores)
+            if stop:
+                raise checkpoint.Stopped(f"step {step} is saved; the same command goes on from it")
     return graphdef, state
 
 
@@ -346,7 +350,7 @@ def evaluate_run(
     """Scores, and `step`, of the newest checkpoint of `workdir` or of `config.init`; host 0 writes scores.json, too.
 
     A task with predictions writes them to WORKDIR/predictions. Only the fields that shape the model must be those of
-    the run. Raises FileNotFoundError without any weights.
+    the run. Raises FileNotFoundError without any weights, and checkpoint.Stopped.
     """
     own, named = checkpoint.newest_step(workdir), [f for f in warm_start.FIELDS if config.init[f]]
     if own is None and not named:
@@ -361,14 +365,15 @@ def evaluate_run(
     def evaluated(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         run = open_run(config, task, workdir, mesh, read_only=True)
         score = evaluate.make_score(run.graphdef, task, config, mesh, predict)
+        weights, stop = (run.state.params, run.state.constants), preemption.reached
         with jax.set_mesh(mesh):
-            scores, rows = evaluate.evaluate(score, run.state.params, run.state.constants, task, config, mesh)
-        return int(run.state.step), scores, rows
+            return int(run.state.step), *evaluate.evaluate(score, *weights, task, config, mesh, stop)
 
-    step, scores, rows = evaluated(config, workdir)
     companions = task.companions(config) if hasattr(task, "companions") else {}
     nowhere = workdir / "predictions" / "of_companions"  # has no checkpoint: theirs are named by their config
-    predictions = {"": rows} | {name: evaluated(other, nowhere)[2] for name, other in companions.items()}
+    with checkpoint.Preemption() as preemption:
+        step, scores, rows = evaluated(config, workdir)
+        predictions = {"": rows} | {name: evaluated(other, nowhere)[2] for name, other in companions.items()}
     if jax.process_index() == 0:
         if predict:
             (workdir / "predictions").mkdir(exist_ok=True)
