@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import toy_hosts
 
+from configs import pretrain as recipes
 from vlbert_jax import checkpoint, hosts, main, metrics
 from vlbert_jax.tasks import TASKS
 
@@ -51,6 +52,7 @@ def start(folder, count, *flags, own=((), ()), **environment):
         place = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={number}"]
         arguments = ["main", RECIPE, *place, *flags, *own[number % 2]]
         log = folder / f"{address.rpartition(':')[2]}_{number}.log"
+        log.touch()
         environment |= {"XLA_FLAGS": DEVICES, "SEEN": str(folder), "HEARTBEAT_SECONDS": "6"}
         forked = dict(FORKED=(arguments, str(log), environment))
         path = str(ROOT / "tests" / "toy_process.py")
@@ -182,6 +184,20 @@ def test_hosts_that_disagree_are_named(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_only_what_the_config_names_is_compared(tmp_path):
+    config = recipes.demo()
+    config.data.data_dir = str(tmp_path)
+    vocabulary = tmp_path / config.data.vocab
+    vocabulary.parent.mkdir()
+    vocabulary.write_text("a")
+    before = hosts.facts(config)
+    (tmp_path / "of_another_run.txt").write_text("b")
+    assert hosts.facts(config) == before
+    vocabulary.write_text("c")
+    changed = hosts.facts(config)
+    assert [name for name in before if changed[name] != before[name]] == ["what config.data.vocab names"]
+
+
 def test_every_host_needs_the_same_folder(tmp_path):
     statuses, lines = end(start(tmp_path, 2, own=[[f"--workdir={tmp_path}/{name}"] for name in "ab"]))
     assert statuses == [2, 2]
@@ -197,12 +213,13 @@ def test_what_all_refuse_is_said_once(tmp_path):
     assert "error: 3 examples per host do not divide among 2 devices" in line
 
 
-def test_nobody_answers():
-    address = free_address()
-    process = command(f"--coordinator={address}", "--num_processes=2", "--process_id=1", JOIN_SECONDS="1")
-    (line,) = error_lines(process)
-    assert process.returncode == hosts.LOST
-    assert f"not all of 2 processes came to the coordinator {address}" in line
+def test_nobody_answers(tmp_path):
+    processes = start(tmp_path, 2, JOIN_SECONDS="1")
+    processes[0].kill()  # the coordinator, before it listens
+    statuses, lines = end(processes)
+    assert statuses == [-signal.SIGKILL, hosts.LOST]
+    (line,) = lines[1]
+    assert re.search(r"host 1 .* not all of 2 processes came to the coordinator localhost:\d+; is it", line), line
 
 
 @pytest.mark.parametrize(

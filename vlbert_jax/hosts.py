@@ -240,7 +240,7 @@ def facts(config: ml_collections.ConfigDict) -> dict[str, object]:
             found[f"config.{name}"] = value
     paths = {f"init.{name}": path for name, path in config.init.items()}
     for name, path in config.data.items():
-        if isinstance(path, str) and name not in ("data_dir", "embedded"):
+        if path and isinstance(path, str) and name not in ("data_dir", "embedded"):
             inside = os.path.join(config.data.data_dir, path)
             paths[f"data.{name}"] = inside if os.path.exists(inside) or not os.path.isfile(path) else path
     for name, path in paths.items():
