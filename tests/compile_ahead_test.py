@@ -6,6 +6,7 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pretrain_test
 import pytest
@@ -77,6 +78,27 @@ def test_slices_that_are_not_there():
     found = compile_ahead.compile_step(config, pretrain, devices)
     assert found.fits and found.chip is compile_ahead.CHIPS["v5e"] and found.collectives["all-gather"] > 10
     assert found.step_seconds == pytest.approx(found.flops / (8 * 197e12 * 0.4))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
+@pytest.mark.parametrize(
+    "topology, slices",
+    [("v5e:4x4", 1), ("v5e:16x16", 1), ("v6e:4x4", 1), ("v4:4x4x4", 1), ("v5p:4x4x4", 1), ("v5e:4x4", 2)],
+)
+def test_rows_of_a_batch_lie_host_after_host(topology, slices):
+    """As hosts read them, whatever the shape of the slice; `tensor` stays within a host, `fsdp` within a slice."""
+    devices = compile_ahead.devices_of(topology, slices)
+    assert len({device.process_index for device in devices}) == len(devices) // 4
+    for fsdp, tensor in ((1, 1), (1, 4), (2, 2), (8, 1), (4, 2)):
+        sizes = ml_collections.ConfigDict(dict(data=-1, fsdp=fsdp, tensor=tensor))
+        mesh = sharding.make_mesh(sizes, devices)
+        hosts = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(-1, tensor)
+        np.testing.assert_array_equal(hosts, hosts[:, :1].repeat(tensor, axis=1))
+        np.testing.assert_array_equal(hosts[:, 0], np.arange(len(hosts)) * tensor // 4)
+        for group in mesh.devices.reshape(mesh.shape["data"], -1):
+            assert len({getattr(device, "slice_index", 0) for device in group}) == 1
+    with pytest.raises(ValueError, match="mesh.tensor=8 does not divide the 4 devices of each host"):
+        sharding.make_mesh(ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=8)), devices)
 
 
 def test_what_does_not_fit_says_what_to_change():

@@ -213,6 +213,17 @@ def test_what_all_refuse_is_said_once(tmp_path):
     assert "error: 3 examples per host do not divide among 2 devices" in line
 
 
+def test_tensor_lies_within_a_host(whole, tmp_path):
+    """Two hosts of two devices: divided by two it is the run of one process; by four it would span both."""
+    flags = [*FIELDS, "--config.step_delay=0", f"--workdir={tmp_path}/run"]
+    statuses, lines = end(start(tmp_path, 2, *flags, "--config.mesh.tensor=4"))
+    (line,) = lines[0] + lines[1]
+    assert statuses == [2, 2] and "error: mesh.tensor=4 does not divide the 2 devices of each host" in line
+    assert end(start(tmp_path, 2, *flags, "--config.mesh.tensor=2")) == ([0, 0], [[], []])
+    assert losses(tmp_path / "run")[0] == losses(whole)[0]
+    np.testing.assert_allclose(losses(tmp_path / "run")[1], losses(whole)[1], rtol=1e-5)
+
+
 def test_nobody_answers(tmp_path):
     processes = start(tmp_path, 2, JOIN_SECONDS="1")
     processes[0].kill()  # the coordinator, before it listens

@@ -6,13 +6,13 @@ axis.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
 import ml_collections
 import numpy as np
 from flax import nnx
-from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -34,8 +34,10 @@ RULES = {
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh `data x fsdp x tensor` of the sizes in the block `mesh`; one may be -1, the rest.
 
-    Slices of a TPU pod that only the data centre's network joins lie along `data`, which sends the least. Raises
-    ValueError where the sizes do not multiply to the number of devices, or slices would be cut.
+    Every host's devices are one block of the rows `data x fsdp`, in the order of the processes: a global batch is the
+    hosts' parts behind each other. JAX numbers the hosts of a TPU pod slice by slice, so slices, which only the data
+    centre's network joins, lie along `data`, which sends the least. Raises ValueError where the sizes do not multiply
+    to the number of devices, slices would be cut, or `tensor` does not fit within each host.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(data=config.data, fsdp=config.fsdp, tensor=config.tensor)
@@ -53,16 +55,17 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if filled["data"] % slices:
         raise ValueError(f"mesh.data={filled['data']} does not divide among {slices} slices, which lie along it")
-    inner = filled["data"] // slices, filled["fsdp"], filled["tensor"]
-    if slices > 1:
-        outer = slices, 1, 1
-        placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    else:
-        placed = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
-    mesh = Mesh(placed, tuple(filled), axis_types=(AxisType.Auto,) * 3)
-    if batch_shards(mesh) % jax.process_count():
-        raise ValueError(f"mesh.tensor={mesh.shape['tensor']} spans hosts; it must fit the devices of one")
-    return mesh
+    hosts = Counter(device.process_index for device in devices)
+    if len(set(hosts.values())) > 1 or hosts[devices[0].process_index] % filled["tensor"]:
+        counts = " or ".join(map(str, sorted(set(hosts.values()))))
+        raise ValueError(
+            f"mesh.tensor={filled['tensor']} does not divide the {counts} devices of each host: it must lie within "
+            "one, and all hosts need as many devices"
+        )
+    # Not by `mesh_utils`, which goes by the topology alone: there a host's rows lie apart, and `tensor` spans hosts.
+    # Neighbours in a slice have neighbouring numbers; the all-reduce over all of `data` does not ask for the order.
+    placed = np.array(sorted(devices, key=lambda device: device.process_index)).reshape(tuple(filled.values()))
+    return Mesh(placed, tuple(filled), axis_types=(AxisType.Auto,) * 3)
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
