@@ -171,3 +171,15 @@ def test_a_fingerprint_tells_data_apart(tmp_path):
     marks.append(data.fingerprint(table / "1.1.0" / "info.json"))
     assert len(set(marks)) == 4
     assert data.fingerprint(tmp_path / "nothing") == ""
+
+
+@pytest.mark.parametrize("place", [0, 1_000_000, 1_999_999])
+def test_a_fingerprint_looks_into_large_files(place, tmp_path):
+    """Weights of one architecture are all of one size."""
+    path = tmp_path / "bert.safetensors"
+    path.write_bytes(bytes(2_000_000))
+    before = data.fingerprint(path)
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(b"1")
+    assert data.fingerprint(path) != before

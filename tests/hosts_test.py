@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import toy_hosts
 
-from configs import pretrain as recipes
 from vlbert_jax import checkpoint, hosts, main, metrics
 from vlbert_jax.tasks import TASKS
 
@@ -184,18 +183,19 @@ def test_hosts_that_disagree_are_named(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_only_what_the_config_names_is_compared(tmp_path):
-    config = recipes.demo()
-    config.data.data_dir = str(tmp_path)
-    vocabulary = tmp_path / config.data.vocab
-    vocabulary.parent.mkdir()
-    vocabulary.write_text("a")
-    before = hosts.facts(config)
-    (tmp_path / "of_another_run.txt").write_text("b")
-    assert hosts.facts(config) == before
-    vocabulary.write_text("c")
-    changed = hosts.facts(config)
-    assert [name for name in before if changed[name] != before[name]] == ["what config.data.vocab names"]
+def test_facts_are_of_what_the_config_names(tmp_path):
+    """Not of another corpus beside it, nor of a folder that is called like a split."""
+    config = toy_hosts.toy_task.make_config()
+    config.data.update(data_dir=str(tmp_path), extractor="", captions="captions", eval_split="val")
+    (tmp_path / "captions").mkdir()
+    (tmp_path / "captions" / "records").write_text("1")
+    facts = hosts.facts(config)
+    for folder in ("val", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").touch()
+    assert hosts.facts(config) == facts and "what config.data.captions names" in facts
+    (tmp_path / "captions" / "records").write_text("2")
+    assert hosts.facts(config) != facts
 
 
 def test_every_host_needs_the_same_folder(tmp_path):

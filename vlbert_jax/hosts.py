@@ -224,6 +224,8 @@ def _end_clearly_when_aborted():
 # --- Agreeing ---------------------------------------------------------------------------------------------
 
 MAY_DIFFER = ("data.data_dir", "data.num_threads", "data.prefetch", "data.remember_records")  # fields of the config
+# Texts in config.data that name no file, though a folder beside the data may have the same name.
+NO_PATHS = ("data_dir", "embedded", "extractor", "features", "train_split", "eval_split", "train_boxes", "eval_boxes")
 
 
 def facts(config: ml_collections.ConfigDict) -> dict[str, object]:
@@ -240,7 +242,7 @@ def facts(config: ml_collections.ConfigDict) -> dict[str, object]:
             found[f"config.{name}"] = value
     paths = {f"init.{name}": path for name, path in config.init.items()}
     for name, path in config.data.items():
-        if path and isinstance(path, str) and name not in ("data_dir", "embedded"):
+        if isinstance(path, str) and path and name not in NO_PATHS:
             inside = os.path.join(config.data.data_dir, path)
             paths[f"data.{name}"] = inside if os.path.exists(inside) or not os.path.isfile(path) else path
     for name, path in paths.items():
