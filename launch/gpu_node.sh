@@ -47,13 +47,11 @@ done
 settle
 [[ -n $gpus ]] && devices=$(seq -s, 0 $((gpus - 1)))
 
-# Collectives overlap with computation, and gradients travel in few large all-reduces (bytes).
-xla_flags="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_all_reduce_combine_threshold_bytes=134217728"
 environment=(
   "JAX_PLATFORMS=${JAX_PLATFORMS:-cuda}" # a machine without working GPUs is an error, not a slow run
-  "XLA_FLAGS=$xla_flags${XLA_FLAGS:+ $XLA_FLAGS}"
+  "XLA_FLAGS=$gpu_flags${XLA_FLAGS:+ $XLA_FLAGS}"
   "XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-$memory}"
-  "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}" # restarts do not compile again
+  "JAX_COMPILATION_CACHE_DIR=$compiled"
 )
 [[ -n $devices ]] && environment+=("CUDA_VISIBLE_DEVICES=$devices")
 command=(env "${environment[@]}" "$python" -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")

@@ -49,7 +49,7 @@ xla_flags="--xla_force_host_platform_device_count=$devices"
 environment=(
   "JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}"
   "XLA_FLAGS=$xla_flags${XLA_FLAGS:+ $XLA_FLAGS}"
-  "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}" # restarts do not compile again
+  "JAX_COMPILATION_CACHE_DIR=$compiled"
 )
 commands=()
 for ((i = 0; i < processes; i++)); do

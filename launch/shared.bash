@@ -5,6 +5,10 @@ set -euo pipefail
 # shellcheck disable=SC2034  # read by the scripts
 config=configs/pretrain.py:base_e2e workdir='' restarts=3 restart_delay=30 python='' dry_run=false
 
+# Collectives overlap with computation, and gradients travel in few large all-reduces (bytes).
+# shellcheck disable=SC2034
+gpu_flags="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_all_reduce_combine_threshold_bytes=134217728"
+
 # shellcheck disable=SC2154
 fail() { echo "$script: $*; see --help" >&2; exit 2; }
 
@@ -42,6 +46,8 @@ settle() {
     workdir=workdirs/$(basename "${config%%:*}" .py)
     [[ $config == *:* ]] && workdir+=_${config#*:}
   fi
+  # shellcheck disable=SC2034
+  compiled=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled} # restarts do not compile again
   if [[ -z $python ]]; then
     python=python3
     [[ -x .venv/bin/python ]] && python=.venv/bin/python
