@@ -21,8 +21,8 @@ launch/gke_xpk.sh COMMAND --name=NAME --cluster=CLUSTER --image=IMAGE [options] 
   --dry-run                print what would run, run nothing
   --help                   this text
 
-GKE restarts the workload after a preemption (status 143) and when a machine is gone (75), not after a mistake (2). It
-gives the processes two minutes to save. Storage is attached once, with `xpk storage attach` (launch/README.md).
+GKE restarts the workload after a preemption (status 143), when a machine is gone (75) and after any other failure, not
+after a mistake (2). It gives the processes two minutes to save. Storage is attached once, with `xpk storage attach` (launch/README.md).
 Needs docker and xpk.
 
   launch/gke_xpk.sh run --name=base-e2e --cluster=tpus --zone=us-west4-a --type=v5litepod-64 --slices=2 \
@@ -53,6 +53,7 @@ done
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "--name='$name' is not a name of small letters, digits and dashes"
 [[ -n $cluster ]] || fail "--cluster is needed"
 [[ -n $image || $verb != run ]] || fail "--image is needed"
+[[ $workdir == /* || $verb != run ]] || fail "--workdir='$workdir' is not a folder of attached storage, such as /share/run"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices is not a positive number"
 settle
 
@@ -61,10 +62,10 @@ case $verb in
   list) step xpk workload list "${place[@]}" "--filter-by-job=$name" ;;
   delete) step xpk workload delete "${place[@]}" "--workload=$name" ;;
   run)
-    step docker build --file=launch/Dockerfile --build-arg=EXTRA=tpu "--tag=$image" .
+    step docker build --file=launch/Dockerfile --build-arg=EXTRA=tpu,convert "--tag=$image" .
     step docker push "$image"
     step xpk workload create "${place[@]}" "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
-      "--docker-image=$image" "--max-restarts=$restarts" --restart-on-exit-codes=75,143 \
+      "--docker-image=$image" "--max-restarts=$restarts" "--restart-on-exit-codes=$restarted" \
       --termination-grace-period-seconds=120 \
       "--command=$(show python -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")"
     ;;

@@ -57,6 +57,8 @@ settle() {
 
 # Whether another start may help. 0 is done, and 2 says that the command line, a host or the data is wrong.
 worth_a_restart() { (($1 != 0 && $1 != 2)); }
+# shellcheck disable=SC2034
+restarted=1,3-255 # the same in xpk's words
 
 # --- Processes of this machine, restarted. `start` puts them into the background and their numbers into `children`.
 

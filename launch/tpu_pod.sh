@@ -18,7 +18,7 @@ launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of vlbert_
   --project=PROJECT        of Google Cloud                     (that of gcloud)
   --setup=COMMAND          run on every worker first, e.g. to mount the folder with data and workdirs
   --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
-  --workdir=DIR            on every worker: a folder that all of them share     (workdirs/<recipe>_<variant>)
+  --workdir=DIR            on every worker: a folder that all of them share, e.g. /share/base_e2e
   --restarts=N             starts after failures, at most      (10)
   --restart-delay=SECONDS  pause before each                   (30)
   --poll=SECONDS           between looks at the run            (60)
@@ -61,6 +61,7 @@ done
 [[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name='$name' is not a name of small letters, digits and dashes"
 [[ -n $zone ]] || fail "--zone is needed"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices is not a positive number"
+[[ $workdir == /* || $verb != run ]] || fail "--workdir='$workdir' is not a folder that all workers share, such as /share/run"
 is_number "$poll" || fail "--poll=$poll is not a number of seconds"
 settle
 
@@ -80,7 +81,7 @@ delete=("${resources[@]}" delete "$name" "${place[@]}" --force --quiet)
 
 # On every worker. The status file is what tells a run that ended from one that goes on.
 install="mkdir -p vlbert_jax && tar -xzf vlbert_jax.tar.gz -C vlbert_jax && cd vlbert_jax && python3 -m venv .venv"
-install+=" && .venv/bin/pip install --quiet -e '.[tpu]'"
+install+=" && .venv/bin/pip install --quiet -e '.[tpu,convert]'"
 main=$(show .venv/bin/python -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")
 inside="$main >>~/vlbert_jax.log 2>&1; echo \$? >~/vlbert_jax.status"
 launch="cd vlbert_jax && rm -f ~/vlbert_jax.status && (setsid nohup bash -c $(printf %q "$inside") >/dev/null 2>&1 </dev/null &)"

@@ -164,13 +164,16 @@ WRONG = [
     (SLURM, ["--nodes=0"]),
     (SLURM, ["--time=60"]),
     (TPU_POD, ["run", "--name=a"]),
+    (TPU_POD, ["run", "--name=a", "--zone=b"]),  # what lies on the worker's own disk goes with it
+    (TPU_POD, ["run", "--name=a", "--zone=b", "--workdir=workdirs/a"]),
     (TPU_POD, ["--name=a", "--zone=b"]),
     (TPU_POD, ["run", "--name=A_b", "--zone=b"]),
-    (TPU_POD, ["run", "--name=a", "--zone=b", "--slices=0"]),
-    (TPU_POD, ["run", "--name=a", "--zone=b", "--config=configs/none.py"]),
+    (TPU_POD, ["run", "--name=a", "--zone=b", "--workdir=/c", "--slices=0"]),
+    (TPU_POD, ["run", "--name=a", "--zone=b", "--workdir=/c", "--config=configs/none.py"]),
     (GKE, ["run", "--name=a", "--cluster=b"]),
-    (GKE, ["run", "--name=a-", "--cluster=b", "--image=c"]),
-    (GKE, ["run", "--name=a", "--image=c"]),
+    (GKE, ["run", "--name=a", "--cluster=b", "--image=c"]),
+    (GKE, ["run", "--name=a-", "--cluster=b", "--image=c", "--workdir=/c"]),
+    (GKE, ["run", "--name=a", "--image=c", "--workdir=/c"]),
     (GKE, ["go", "--name=a", "--cluster=b"]),
 ]
 
@@ -250,8 +253,8 @@ def test_tpu_pod_is_created_reused_and_replaced(tmp_path, statuses, created, sta
     stand_in(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path))
     (tmp_path / "statuses").write_text("\n".join(statuses) + "\n")
     result = launch(
-        "run", "--name=pod", "--zone=z", "--poll=0", "--restart-delay=0", "--setup=mount it", "--", "--config.seed=3",
-        script=TPU_POD, PATH=f"{tmp_path}:{os.environ['PATH']}", TMPDIR=str(tmp_path),
+        "run", "--name=pod", "--zone=z", "--workdir=/share/a", "--poll=0", "--restart-delay=0", "--setup=mount it",
+        "--", "--config.seed=3", script=TPU_POD, PATH=f"{tmp_path}:{os.environ['PATH']}", TMPDIR=str(tmp_path),
     )  # fmt: skip
     assert result.returncode == int(statuses[-1]), result.stdout + result.stderr
     commands = starts(tmp_path)
@@ -266,7 +269,9 @@ def test_tpu_pod_is_created_reused_and_replaced(tmp_path, statuses, created, sta
 
 def test_what_the_pod_runs_is_shell_that_runs(tmp_path):
     """The command of the dry run, in a shell of its own with a stand-in for the interpreter."""
-    result = launch("run", "--name=pod", "--zone=z", "--dry-run", "--", "--config.x=a b", script=TPU_POD)
+    place = ["--name=pod", "--zone=z", "--workdir=/c"]
+    result = launch("run", *place, "--dry-run", "--", "--config.x=a b", script=TPU_POD)
+    assert "tpu\\,convert" in result.stdout  # PyTorch's files are read too
     line = next(line for line in result.stdout.splitlines() if "setsid" in line)
     unquote = ["bash", "-c", f"printf %s {line.partition('--command=')[2]}"]
     command = subprocess.run(unquote, capture_output=True, text=True)
@@ -288,8 +293,8 @@ def test_gke_submits_what_a_cluster_restarts():
     arguments = ["--name=a", "--cluster=b", "--image=c/d:1", "--type=v5litepod-64", "--slices=2", "--workdir=/share/a"]
     result = launch("run", *arguments, "--dry-run", "--", "--config.seed=3", script=GKE)
     build, push, submit = result.stdout.splitlines()
-    assert "--file=launch/Dockerfile" in build and push.strip() == "docker push c/d:1"
-    assert "--tpu-type=v5litepod-64 --num-slices=2" in submit and r"--restart-on-exit-codes=75\,143" in submit
+    assert "--file=launch/Dockerfile" in build and r"EXTRA=tpu\,convert" in build and push.strip() == "docker push c/d:1"
+    assert "--tpu-type=v5litepod-64 --num-slices=2" in submit and r"--restart-on-exit-codes=1\,3-255" in submit
     assert r"--workdir=/share/a\ --config.seed=3" in submit
 
 
