@@ -39,7 +39,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/shared.bash
 source launch/shared.bash
 name='' zone='' type=v5litepod-8 slices=1 version=v2-alpha-tpuv5-lite spot=false project='' setup=true poll=60
-restarts=10 verb=''
+restarts=10 verb='' seen=''
 while (($#)); do
   case $1 in
     run | logs | delete) verb=$1 ;;
@@ -88,7 +88,14 @@ launch="cd vlbert_jax && rm -f ~/vlbert_jax.status && (setsid nohup bash -c $(pr
 # running, a status, or nothing where nothing was started or the machine is another one than before
 look="cat vlbert_jax.status 2>/dev/null || (pgrep -f '[v]lbert_jax.main' >/dev/null && echo running) || true"
 
-state() { "${resources[@]}" describe "$name" "${place[@]}" '--format=value(state.state)' 2>/dev/null || echo NONE; }
+# Of the slice; NONE where there is no such, UNKNOWN where gcloud cannot tell, e.g. without a network.
+list=("${resources[@]}" list "${place[@]}" '--format=value(name.basename(),state.state)')
+state() {
+  local found
+  found=$("${list[@]}") || { echo UNKNOWN; return; }
+  found=$(awk -v name="$name" '$1 == name { print $2 }' <<<"$found")
+  echo "${found:-NONE}"
+}
 
 # The same on every worker of every slice.
 everywhere() {
@@ -96,23 +103,28 @@ everywhere() {
   for node in "${nodes[@]}"; do step "${vm[@]}" ssh "$node" "${place[@]}" --worker=all "--command=$1"; done
 }
 
+# Returns when the slice is there.
 create_or_reuse() {
-  local now=NONE
-  $dry_run || now=$(state)
-  case $now in
-    NONE) step "${create[@]}" ;;
-    SUSPENDED | FAILED | SUSPENDING)
-      step "${delete[@]}"
-      step "${create[@]}"
-      ;;
-  esac
+  local now asked=false
   if $dry_run; then
-    show "${resources[@]}" describe "$name" "${place[@]}" '--format=value(state.state)'
-    echo "# ... until that says ACTIVE"
+    show "${list[@]}"
+    step "${create[@]}"
+    echo "# ... until the first says ACTIVE"
     return
   fi
-  until now=$(state); [[ $now == ACTIVE ]]; do
-    [[ $now != FAILED ]] || { echo "$script: the request for $name failed: ${resources[*]} describe $name" >&2; exit 1; }
+  while now=$(state) && [[ $now != ACTIVE ]]; do
+    case $now in
+      UNKNOWN) ((attempt)) || fail "gcloud cannot tell how $name is; what it says is above" ;;
+      NONE | SUSPENDED | FAILED)
+        if $asked && [[ $now == FAILED ]]; then
+          echo "$script: the request for $name failed: ${resources[*]} describe $name" >&2
+          exit 1
+        fi
+        if [[ $now != NONE ]]; then step "${delete[@]}"; fi
+        if [[ $now != NONE ]] || ! $asked; then step "${create[@]}"; fi
+        asked=true
+        ;;
+    esac
     echo "$script: $name is $now"
     sleep "$poll"
   done
@@ -130,26 +142,30 @@ copy() {
   everywhere "$setup"
 }
 
+# What the run does; `unreachable` where the worker does not answer.
 look() { "${vm[@]}" ssh "${nodes[0]}" "${place[@]}" --worker=0 "--command=$look" 2>/dev/null || echo unreachable; }
+
+# Waits until worker 0 can be reached, or the slice is gone. Sets `seen` to what `look` says.
+reach() {
+  local now=ACTIVE
+  while seen=$(look) && [[ $seen == unreachable && $now =~ ^(ACTIVE|UNKNOWN)$ ]]; do
+    echo "$script: worker 0 cannot be reached, again in $poll s; why: ${vm[*]} ssh ${nodes[0]} ${place[*]}" >&2
+    sleep "$poll"
+    now=$(state)
+  done
+}
 
 # Sets `status`: of the run, or 75 where the slice is gone.
 watch() {
-  local now
-  while :; do
-    now=$(look)
-    if is_number "$now"; then
-      status=$now
-      return
-    elif [[ $now != running && $(state) != ACTIVE ]]; then
-      echo "$script: $name was taken away"
-      status=75
-      return
-    elif [[ -z $now ]]; then
-      status=1 # it was killed before it could say anything
-      return
-    fi
-    sleep "$poll"
-  done
+  while reach && [[ $seen == running ]]; do sleep "$poll"; done
+  if is_number "$seen"; then
+    status=$seen
+  elif [[ $seen == unreachable ]]; then
+    echo "$script: $name was taken away"
+    status=75
+  else
+    status=1 # it was killed before it could say anything
+  fi
 }
 
 case $verb in
@@ -172,7 +188,8 @@ case $verb in
   run)
     for ((attempt = 0; ; attempt++)); do
       create_or_reuse
-      if $dry_run || [[ $(look) != running ]]; then
+      $dry_run || reach
+      if [[ $seen != running && $seen != unreachable ]]; then # a second run beside one that computes would end both
         copy
         everywhere "$launch"
       fi

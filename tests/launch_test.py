@@ -227,19 +227,26 @@ def test_slurm_goes_back_into_the_queue_where_that_helps(tmp_path, status, befor
     assert after == ["requeue 7"] * requeued
 
 
-# A cloud in small: one resource, whose state is in a file, and a run that ends with the next of the statuses.
+# A cloud in small: one resource, whose state is in a file, and a run of which each look tells the next of the statuses.
 GCLOUD = r"""
 cd '{folder}'
 case "$*" in
   *queued-resources\ create*) echo ACTIVE > state ;;
   *queued-resources\ delete*) rm state ;;
-  *queued-resources\ describe*) cat state 2>/dev/null ;;
+  *queued-resources\ list*)
+    [ ! -f offline ] || {{ rm offline; exit 1; }}
+    printf 'another\tFAILED\n'
+    [ ! -f state ] || printf 'pod\t%s\n' "$(cat state)" ;;
   *vlbert_jax.status*cat*|*cat*vlbert_jax.status*)
     [ -f running ] || exit 0
     status=$(head -n 1 statuses)
     sed -i 1d statuses
-    rm running
-    [ "$status" != gone ] || {{ echo SUSPENDED > state; exit 1; }}
+    case $status in
+      lost) exit 255 ;;
+      offline) touch offline; exit 255 ;;
+      gone) echo SUSPENDED > state; rm running; exit 1 ;;
+      [0-9]*) rm running ;;
+    esac
     echo "$status" ;;
   *setsid*) touch running ;;
 esac
@@ -247,7 +254,15 @@ esac
 
 
 @pytest.mark.parametrize(
-    "statuses, created, started", [(["0"], 1, 1), (["2"], 1, 1), (["75", "0"], 1, 2), (["gone", "0"], 2, 2)], ids=str
+    "statuses, created, started",
+    [
+        (["0"], 1, 1),
+        (["2"], 1, 1),
+        (["75", "0"], 1, 2),
+        (["gone", "0"], 2, 2),
+        (["running", "lost", "offline", "0"], 1, 1),  # a network that fails, here or there, is not a slice that is gone
+    ],
+    ids=str,
 )
 def test_tpu_pod_is_created_reused_and_replaced(tmp_path, statuses, created, started):
     stand_in(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path))
@@ -265,6 +280,28 @@ def test_tpu_pod_is_created_reused_and_replaced(tmp_path, statuses, created, sta
     names = subprocess.run(["tar", "-tzf", tmp_path / "pod.tar.gz"], capture_output=True, text=True).stdout.splitlines()
     assert {"setup.cfg", "vlbert_jax/main.py", "configs/pretrain.py"} <= set(names)
     assert "costs money" in result.stdout
+
+
+@pytest.mark.parametrize("first", ["lost", "offline"])
+def test_a_run_is_found_again_and_not_started_twice(tmp_path, first):
+    stand_in(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path))
+    (tmp_path / "statuses").write_text(f"{first}\nrunning\n0\n")
+    (tmp_path / "state").write_text("ACTIVE\n")
+    (tmp_path / "running").touch()
+    environment = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", TMPDIR=str(tmp_path))
+    result = launch("run", "--name=pod", "--zone=z", "--workdir=/share/a", "--poll=0", script=TPU_POD, **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    commands = "\n".join(starts(tmp_path))
+    assert not any(word in commands for word in ("setsid", "scp", "create", "delete"))
+    assert "cannot be reached" in result.stderr
+
+
+def test_a_cloud_that_does_not_answer_is_no_missing_slice(tmp_path):
+    stand_in(tmp_path, "gcloud", "echo 'ERROR: log in first' >&2; exit 1")
+    environment = dict(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    result = launch("run", "--name=pod", "--zone=z", "--workdir=/share/a", script=TPU_POD, **environment)
+    assert result.returncode == 2 and len(starts(tmp_path)) == 1
+    assert "log in first" in result.stderr and "gcloud cannot tell how pod is" in result.stderr
 
 
 def test_what_the_pod_runs_is_shell_that_runs(tmp_path):
@@ -293,7 +330,8 @@ def test_gke_submits_what_a_cluster_restarts():
     arguments = ["--name=a", "--cluster=b", "--image=c/d:1", "--type=v5litepod-64", "--slices=2", "--workdir=/share/a"]
     result = launch("run", *arguments, "--dry-run", "--", "--config.seed=3", script=GKE)
     build, push, submit = result.stdout.splitlines()
-    assert "--file=launch/Dockerfile" in build and r"EXTRA=tpu\,convert" in build and push.strip() == "docker push c/d:1"
+    assert "--file=launch/Dockerfile" in build and r"EXTRA=tpu\,convert" in build
+    assert push.strip() == "docker push c/d:1"
     assert "--tpu-type=v5litepod-64 --num-slices=2" in submit and r"--restart-on-exit-codes=1\,3-255" in submit
     assert r"--workdir=/share/a\ --config.seed=3" in submit
 
