@@ -260,7 +260,7 @@ esac
         (["2"], 1, 1),
         (["75", "0"], 1, 2),
         (["gone", "0"], 2, 2),
-        (["running", "lost", "offline", "0"], 1, 1),  # a network that fails, here or there, is not a slice that is gone
+        (["running", "lost", "offline", "offline", "0"], 1, 1),  # by a network that fails
     ],
     ids=str,
 )
