@@ -57,6 +57,7 @@ def call(workdir, *args):
 )
 def test_mistakes_are_one_line(args, line, tmp_path, capsys):
     assert call(tmp_path / "run", *args) == 2
+    assert "--mode=evaluate" not in args or not (tmp_path / "run").exists()
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert len(errors) == 1
     assert re.search(line, errors[0]), errors[0]

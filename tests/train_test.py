@@ -360,11 +360,11 @@ def test_order_of_restoring(tmp_path, monkeypatch):
     (tmp_path / "new").mkdir()
     scratch = train.open_run(config, toy_task, tmp_path, mesh).state
     assert not calls
-    config.init.bert = "somewhere"
+    config.init.bert = str(tmp_path)
     scores = train.evaluate_run(config, toy_task, tmp_path / "new", mesh)
     assert scores["step"] == 0 and calls.pop()
     run = train.open_run(config, toy_task, tmp_path, mesh)
-    assert calls == [{"bert": "somewhere"}]
+    assert calls == [{"bert": str(tmp_path)}]
     np.testing.assert_array_equal(run.state.params.first, 2 * scratch.params.first[...])
     run.checkpoints.save(3, dataclasses.replace(run.state, step=3), run.meta)
     run.checkpoints.close()

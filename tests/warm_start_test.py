@@ -77,7 +77,7 @@ def test_a_checkpoint_goes_before_bert(small, tmp_path):
     config = recipes.demo()
     config.model.region_head.blocks = (1, 2, 1, 2)
     with config.unlocked():
-        config.model.num_object_classes = 81
+        config.model.num_object_classes, config.model.encoder.pooler = 81, True
     model = vcr.build_model(config, nnx.Rngs(0))
     params, constants = nnx.split_state(nnx.state(model), nnx.Param, ...)
     bert |= {
@@ -129,7 +129,7 @@ def test_what_a_conversion_drew_is_not_taken(small, tmp_path, caplog):
     config = recipes.demo()
     config.model.region_head.blocks = (1, 2, 1, 2)
     with config.unlocked():
-        config.model.num_object_classes = 81
+        config.model.num_object_classes, config.model.encoder.pooler = 81, True
     state = nnx.state(vcr.build_model(config, nnx.Rngs(0)))
     caplog.set_level(logging.INFO)
     load((*nnx.split_state(state, nnx.Param, ...), small[2]), task="vcr", checkpoint=tmp_path / "ours")

@@ -37,8 +37,7 @@ def task_of(config: ml_collections.ConfigDict) -> types.ModuleType:
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str):
     """Trains or evaluates. Importable: a notebook calls it with a config of its own, and meets what `main` catches."""
     task, chief = task_of(config), jax.process_index() == 0
-    if mode == "train" and checkpoint.newest_step(workdir) is None:
-        warm_start.sources(config.init.to_dict())  # an error now rather than after what takes its time
+    warm_start.check(config, workdir, mode)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
 

@@ -352,14 +352,7 @@ def evaluate_run(
     A task with predictions writes them to WORKDIR/predictions. Only the fields that shape the model must be those of
     the run. Raises FileNotFoundError without any weights, and checkpoint.Stopped.
     """
-    own, named = checkpoint.newest_step(workdir), [f for f in warm_start.FIELDS if config.init[f]]
-    if own is None and not named:
-        raise FileNotFoundError(f"nothing to evaluate: no checkpoint in {workdir}, and config.init is empty")
-    if own is not None and named:
-        raise ValueError(
-            f"which is to be evaluated: the run in {workdir}, or config.init.{named[0]}? Leave config.init out for the "
-            "first, and take another --workdir for the second"
-        )
+    warm_start.check(config, workdir, "evaluate")
     predict = hasattr(task, "predict")
 
     def evaluated(config: ml_collections.ConfigDict, workdir: pathlib.Path):

@@ -2,15 +2,17 @@
 
 import collections
 import logging
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 
-from vlbert_jax import names, weights
+from vlbert_jax import checkpoint, names, weights
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,20 @@ def sources(init: Mapping[str, Any]) -> dict[str, str]:
     for source in named.values():
         weights.find(source)
     return named
+
+
+def check(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> None:
+    """Raises FileNotFoundError or ValueError where a run lacks what it starts from: before what takes its time."""
+    own, named = checkpoint.newest_step(workdir), [f for f in FIELDS if config.init[f]]
+    if mode == "evaluate" and own is None and not named:
+        raise FileNotFoundError(f"nothing to evaluate: no checkpoint in {workdir}, and config.init is empty")
+    if mode == "evaluate" and own is not None and named:
+        raise ValueError(
+            f"which is to be evaluated: the run in {workdir}, or config.init.{named[0]}? Leave config.init out for the "
+            "first, and take another --workdir for the second"
+        )
+    if own is None:
+        sources(config.init.to_dict())
 
 
 def load_into(
