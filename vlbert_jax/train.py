@@ -166,13 +166,9 @@ def names_of(path: tuple) -> tuple[str, ...]:
 
 
 def initial_weights(
-    config: ml_collections.ConfigDict,
-    task: ModuleType,
-    graphdef: nnx.GraphDef,
-    state: TrainState,
-    shardings: TrainState,
-    complete: bool,
-) -> TrainState:
+    config: ml_collections.ConfigDict, task: ModuleType, graphdef: nnx.GraphDef, state: TrainState,
+    shardings: TrainState, complete: bool,
+) -> TrainState:  # fmt: skip
     """The state with the weights that `config.init` names; logs where every part came from.
 
     With `complete` these must be all there are (`warm_start.load_into`); otherwise the task may make something of what
