@@ -248,11 +248,16 @@ def test_places_that_cannot_be(flags, line, capsys):
     assert line in error
 
 
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
 ENVIRONMENTS = [
     ({}, None),
     ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, None),  # an allocation is not yet a step of four processes
     ({"SLURM_STEP_NUM_TASKS": "4"}, (None, None, None)),
-    ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, (None, 4, 3)),
+    (OPEN_MPI, (None, 4, 3)),
+    # Open MPI 5: the machine and the number of mpirun.
+    (OPEN_MPI | {"PMIX_NAMESPACE": "prterun-node-01-8346@1"}, ("node-01:61594", 4, 3)),
+    (OPEN_MPI | {"PMIX_NAMESPACE": "prterun-a-1@1", "JAX_COORDINATOR_ADDRESS": "b:2"}, ("b:2", 4, 3)),
+    (OPEN_MPI | {"PMIX_NAMESPACE": "1531576320"}, (None, 4, 3)),
     ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
     ({"TPU_WORKER_HOSTNAMES": "a,b"}, (None, None, None)),
     ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, (None, None, None)),
@@ -265,7 +270,7 @@ ENVIRONMENTS = [
 @pytest.fixture
 def no_cluster(monkeypatch):
     for name in os.environ:
-        if name.startswith(("SLURM", "OMPI", "JAX_NUM", "JAX_PROCESS", "JAX_COORD", "TPU", "MEGASCALE")):
+        if name.startswith(("SLURM", "OMPI", "PMIX", "JAX_NUM", "JAX_PROCESS", "JAX_COORD", "TPU", "MEGASCALE")):
             monkeypatch.delenv(name)
 
 

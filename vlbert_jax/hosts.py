@@ -79,9 +79,11 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
             f"cannot join the other processes: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT for all, or give each its "
             "--coordinator=HOST:PORT, --num_processes and --process_id"
         ) from error
-    if alone_on_machine() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
-        # Under srun and mpirun JAX takes one GPU per process; the only process of a machine drives all.
-        jax.config.update("jax_cuda_visible_devices", "all")
+    # Under srun and mpirun JAX takes one GPU per process, but not under Open MPI 5, which it does not know; the only
+    # process of a machine drives all.
+    gpus = "all" if alone_on_machine() else os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK")
+    if gpus and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        jax.config.update("jax_cuda_visible_devices", gpus)
     _Watch.start()
     if jax.process_index():
         logging.getLogger("vlbert_jax").setLevel(logging.ERROR)  # host 0 tells the rest
@@ -100,7 +102,7 @@ def found() -> tuple[str | None, int | None, int | None] | None:
         ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # of every Open MPI; JAX knows versions before 5
     ):
         if int(get(total) or 1) > 1:
-            return address, int(get(total)), int(get(number)) if get(number) else None
+            return address or _launcher(), int(get(total)), int(get(number)) if get(number) else None
     several = int(get("SLURM_STEP_NUM_TASKS") or 1) > 1  # of the step: an allocation alone starts no processes
     several |= int(get("MEGASCALE_NUM_SLICES") or 1) > 1
     several |= "," in (get("TPU_PROCESS_ADDRESSES") or get("TPU_WORKER_HOSTNAMES") or "")
@@ -108,6 +110,15 @@ def found() -> tuple[str | None, int | None, int | None] | None:
     on_tpu = "TPU_ML_PLATFORM" in os.environ and "TPU_SKIP_MDS_QUERY" not in os.environ
     several |= on_tpu and "tpu" in (jax.config.jax_platforms or "tpu")
     return (address, None, None) if several else None
+
+
+def _launcher() -> str | None:
+    """An address for the coordinator where Open MPI 5 has started this process: of the machine where mpirun runs.
+
+    As JAX has it for the versions before: process 0 is taken to be there, too, and runs at a time get different ports.
+    """
+    mpirun = re.fullmatch(r"prterun-(.+)-(\d+)@\d+", os.environ.get("PMIX_NAMESPACE", ""))
+    return f"{mpirun[1]}:{2**16 - 2**12 + int(mpirun[2]) % 2**12}" if mpirun else None
 
 
 def alone_on_machine() -> bool:
