@@ -233,6 +233,17 @@ def test_nobody_answers(tmp_path):
     assert re.search(r"host 1 .* not all of 2 processes came to the coordinator localhost:\d+; is it", line), line
 
 
+def test_a_library_that_aborts_is_no_dead_host(tmp_path):
+    """On the host where it does; to the other it is one."""
+    flags = [f"--coordinator={free_address()}", "--num_processes=2", f"--workdir={tmp_path}/run"]
+    environment = dict(ABORT="1", HEARTBEAT_SECONDS="6")
+    processes = [command(*flags, f"--process_id={number}", **environment) for number in range(2)]
+    (other,), (own,) = map(error_lines, processes)
+    assert [process.returncode for process in processes] == [hosts.LOST, 134]
+    assert re.match(r"error: host 1 \(.*\) stopped: XLA or another library aborted it", own), own
+    assert re.match(r"error: host 0 \(.*\) stopped: another host of this run died", other), other
+
+
 @pytest.mark.parametrize(
     "flags, line",
     [

@@ -25,6 +25,9 @@ def record(number: int) -> dict:
 
 
 def train_batches(config, start_step, process_index, process_count):
+    if os.environ.get("ABORT") == str(process_index):
+        os.abort()
+
     def example(number, _):
         if folder := os.environ.get("SEEN"):
             with (pathlib.Path(folder) / f"seen_{process_index}").open("a") as file:

@@ -211,17 +211,19 @@ class _Watch:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_):
-    state = distributed.global_state
+    state, status = distributed.global_state, LOST
     if _Watch.status is not None:
         os._exit(_Watch.status)
     if _Watch.thread is None:
         line = f"no answer within {JOIN_SECONDS} s: not all of {state.num_processes} processes came to the coordinator"
         line += f" {state.coordinator_address}; is it the right address, can it be reached, are all started?"
+    elif threading.get_ident() == threading.main_thread().ident:  # JAX watches the others from a thread of its own
+        line, status = "XLA or another library aborted it; the lines above say why", 128 + signal.SIGABRT
     else:
-        line = "another host of this run died or cannot be reached (the lines above say which); "
+        line = "another host of this run died or cannot be reached, or XLA aborted here (the lines above say which); "
         line += "the same command goes on from the newest checkpoint"
     print(f"error: {_name()} stopped: {line}", file=sys.stderr, flush=True)
-    os._exit(LOST)
+    os._exit(status)
 
 
 def _end_clearly_when_aborted():
