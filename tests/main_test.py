@@ -1,5 +1,6 @@
 """The command line: one clear line for every mistake, and both modes, with the toy task."""
 
+import errno
 import os
 import pathlib
 import re
@@ -130,6 +131,18 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
     config.data.embedded = "scnes"
     with pytest.raises(ValueError, match="data.embedded is 'scnes'; it can be empty, scenes or scene_tasks"):
         main.run(config, tmp_path / "run", "train")
+
+
+def test_a_full_disk_is_that_of_the_data(tmp_path, monkeypatch, capsys):
+    """Not that of the workdir, which may have room."""
+
+    def build_scenes(data_dir):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(main.build, "build_scenes", build_scenes)
+    fields = [f"--config.data.data_dir={tmp_path}/data", "--config.data.embedded=scenes", "--config.data.vocab=x"]
+    assert call(tmp_path / "run", TOY, *fields) == 2
+    assert f"error: no space left on device while saving to {tmp_path}/data;" in capsys.readouterr().err
 
 
 # A process of its own: the command line with the toy task known.

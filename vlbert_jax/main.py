@@ -42,7 +42,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str):
     mesh = sharding.make_mesh(config.mesh)
 
     if config.data.embedded and chief:  # the drawn corpus is made on first use
-        build.draw_missing(config.data.embedded, config.data)
+        with checkpoint.disk_full(pathlib.Path(config.data.data_dir)):
+            build.draw_missing(config.data.embedded, config.data)
     hosts.wait("corpus")
     if config.data.features == "precomputed":  # their extractor is part of the run from now on
         tables = [config.data[name] for name in ("captions", "images") if name in config.data]
