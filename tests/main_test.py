@@ -11,11 +11,12 @@ import sys
 import pytest
 import toy_task
 
-from vlbert_jax import command_line, main, metrics
+from vlbert_jax import checkpoint, command_line, main, metrics
 from vlbert_jax.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOY = "--config=tests/toy_task.py"
+PRETRAIN = "--config=configs/pretrain.py"
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,13 @@ def call(workdir, *args):
         ([TOY, "--mode=evaluate"], "nothing to evaluate: no checkpoint in"),
         ([TOY, "--mode=compile", "--config.topology=v9:2x2"], "config.topology='v9:2x2'.* v5e:16x16"),
         ([TOY, "--mode=compile", "--config.task=toi"], "unknown task 'toi'"),
+        ([TOY, "--config.compute_dtype=bf16"], "config.compute_dtype is 'bf16'; it can be bfloat16 or float32"),
+        ([TOY, "--config.batch_size=0"], "config.batch_size is 0; it can be 1 or more"),
+        ([TOY, "--config.opening.steps=-1"], "config.opening.steps is -1; it can be 0 or more"),
+        ([PRETRAIN, "--config.data.mask_words=15"], "config.data.mask_words is 15.0; it can be 0 to 1"),
+        ([PRETRAIN, "--config.losses.mrc_targets=sfot"], "losses.mrc_targets is 'sfot'; it can be soft or hard"),
+        ([PRETRAIN, "--config.model.encoder.num_heads=5"], "num_heads=5 does not divide hidden_size=128"),
+        ([TOY, "--config.prng_impl=mt19937"], "mt19937"),
         ([TOY, "--config.poison_step=0"], "not finite at step 1; .* saved as step 0"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and value else None,
@@ -68,6 +76,12 @@ def test_debug_shows_where(tmp_path, monkeypatch):
     monkeypatch.setenv("VLBERT_DEBUG", "1")
     with pytest.raises(ValueError, match="no field"):
         call(tmp_path, TOY, "--config.learnin_rate=1")
+
+
+def test_limits_are_of_fields_that_there_are():
+    """Pre-training has all of them."""
+    fields = checkpoint.flat_config(command_line.parse(["main", PRETRAIN])[0].to_dict())
+    assert command_line.LIMITS.keys() | command_line.CHOICES.keys() <= fields.keys()
 
 
 def test_a_workdir_is_named_after_the_recipe():

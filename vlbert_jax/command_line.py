@@ -1,6 +1,7 @@
 """The flags of `vlbert_jax.main`; its docstring tells them."""
 
 import difflib
+import math
 import pathlib
 import re
 
@@ -9,6 +10,35 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlbert_jax import checkpoint
+
+# What fields of the recipes can be whose mistakes would come up deep in a library, or never.
+COUNTS = ("batch_size", "grad_accumulation_steps", "total_steps", "keep_checkpoints", "data.sequence_length")
+COUNTS += tuple(f"model.encoder.{x}" for x in ("hidden_size", "num_layers", "num_heads", "mlp_size", "max_positions"))
+AMOUNTS = ("learning_rate", "warmup_steps", "opening.steps", "opening.learning_rate", "log_every_steps")
+AMOUNTS += ("eval_every_steps", "checkpoint_every_steps", "data.num_threads", "data.prefetch", "data.remember_records")
+SHARES = ("model.encoder.dropout_rate", "model.region_head.dropout_rate", "data.flip_probability")
+SHARES += ("data.mask_words", "data.mask_regions")
+LIMITS = dict.fromkeys(COUNTS, (1, math.inf)) | dict.fromkeys(AMOUNTS, (0, math.inf)) | dict.fromkeys(SHARES, (0, 1))
+CHOICES = {
+    "compute_dtype": ("bfloat16", "float32"),
+    "losses.mrc_targets": ("soft", "hard"),
+    "losses.normalise": ("targets", "examples"),
+}
+
+
+def check(config: ml_collections.ConfigDict):
+    """Raises ValueError for the first field that cannot be what it is; fields that a recipe lacks are passed over."""
+    fields = checkpoint.flat_config(config.to_dict())
+    for name, (least, greatest) in LIMITS.items():
+        if name in fields and not least <= fields[name] <= greatest:
+            limits = f"{least} or more" if greatest == math.inf else f"{least} to {greatest}"
+            raise ValueError(f"config.{name} is {fields[name]}; it can be {limits}")
+    for name, choices in CHOICES.items():
+        if name in fields and fields[name] not in choices:
+            raise ValueError(f"config.{name} is {fields[name]!r}; it can be {' or '.join(choices)}")
+    width, heads = (fields.get(f"model.encoder.{name}", 1) for name in ("hidden_size", "num_heads"))
+    if width % heads:
+        raise ValueError(f"config.model.encoder.num_heads={heads} does not divide hidden_size={width}")
 
 
 def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str, tuple]:
@@ -42,4 +72,5 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str
         if "://" in path:
             raise ValueError(f"{path} is no folder; mount the bucket and give that path (launch/README.md, Storage)")
     place = values.coordinator, values.num_processes, values.process_id
+    check(values.config)
     return values.config, pathlib.Path(workdir), values.mode, place
