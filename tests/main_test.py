@@ -54,11 +54,6 @@ def call(workdir, *args):
         ([TOY, "--mode=compile", "--config.topology=v9:2x2"], "config.topology='v9:2x2'.* v5e:16x16"),
         ([TOY, "--mode=compile", "--config.task=toi"], "unknown task 'toi'"),
         ([TOY, "--config.compute_dtype=bf16"], "config.compute_dtype is 'bf16'; it can be bfloat16 or float32"),
-        ([TOY, "--config.batch_size=0"], "config.batch_size is 0; it can be 1 or more"),
-        ([TOY, "--config.opening.steps=-1"], "config.opening.steps is -1; it can be 0 or more"),
-        ([PRETRAIN, "--config.data.mask_words=15"], "config.data.mask_words is 15.0; it can be 0 to 1"),
-        ([PRETRAIN, "--config.losses.mrc_targets=sfot"], "losses.mrc_targets is 'sfot'; it can be soft or hard"),
-        ([PRETRAIN, "--config.model.encoder.num_heads=5"], "num_heads=5 does not divide hidden_size=128"),
         ([TOY, "--config.prng_impl=mt19937"], "mt19937"),
         ([TOY, "--config.poison_step=0"], "not finite at step 1; .* saved as step 0"),
     ],
@@ -76,6 +71,23 @@ def test_debug_shows_where(tmp_path, monkeypatch):
     monkeypatch.setenv("VLBERT_DEBUG", "1")
     with pytest.raises(ValueError, match="no field"):
         call(tmp_path, TOY, "--config.learnin_rate=1")
+
+
+@pytest.mark.parametrize(
+    "field, line",
+    [
+        ("batch_size=0", "config.batch_size is 0; it can be 1 or more"),
+        ("opening.steps=-1", "config.opening.steps is -1; it can be 0 or more"),
+        ("learning_rate=nan", "config.learning_rate is nan; it can be 0 or more"),
+        ("data.mask_words=15", "config.data.mask_words is 15.0; it can be 0 to 1"),
+        ("losses.mrc_targets=sfot", "config.losses.mrc_targets is 'sfot'; it can be soft or hard"),
+        ("model.encoder.num_heads=5", "config.model.encoder.num_heads=5 does not divide hidden_size=128"),
+    ],
+)
+def test_fields_that_cannot_be(field, line):
+    """Known before anything is made or drawn."""
+    with pytest.raises(ValueError, match=line):
+        command_line.parse(["main", PRETRAIN, f"--config.{field}"])
 
 
 def test_limits_are_of_fields_that_there_are():
