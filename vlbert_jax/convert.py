@@ -7,7 +7,7 @@ SOURCE, told by its content:
   VL-BERT     an official .model file: pre-training, VQA, VCR or RefCOCO+
   ResNet-101  resnet101-pt-vgbua-0000.model, torchvision's names, or the detector's .caffemodel
   detector    with --task=detector: a .caffemodel, a .pth of bottom-up-attention.pytorch, a detectron2 .pkl, Hugging
-              Face's frcnn folder; with objects_vocab.txt and attributes_vocab.txt beside it, or in --lists
+              Face's frcnn, folder or hub name; objects_vocab.txt and attributes_vocab.txt beside it or in --lists
   ours        a workdir, one checkpoint in it, or a folder that this tool wrote
 TARGET, by its suffix or --format:
   DIR              orbax: a whole model of --task, what the source lacks newly drawn; for --config.init.checkpoint
