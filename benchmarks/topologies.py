@@ -48,6 +48,9 @@ ROWS = [
     ("base_prec", "2x v5e-16", {}),
     ("large_e2e", "v4-128", {"grad_accumulation_steps": 1}),
     ("base_e2e", "v5e-256", {"batch_size": 512}),
+    ("base_prec", "v4-128", {"batch_size": 8192}),
+    ("base_e2e", "v4-128", {"batch_size": 2048}),
+    ("large_e2e", "v4-128", {"batch_size": 1024, "grad_accumulation_steps": 1}),
     ("large_e2e", "2x v5e-16", {}),
     ("large_e2e", "v5e-256", {"batch_size": 512, "grad_accumulation_steps": 1}),
 ]
