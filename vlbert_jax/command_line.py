@@ -19,11 +19,7 @@ AMOUNTS += ("eval_every_steps", "checkpoint_every_steps", "data.num_threads", "d
 SHARES = ("model.encoder.dropout_rate", "model.region_head.dropout_rate", "data.flip_probability")
 SHARES += ("data.mask_words", "data.mask_regions")
 LIMITS = dict.fromkeys(COUNTS, (1, math.inf)) | dict.fromkeys(AMOUNTS, (0, math.inf)) | dict.fromkeys(SHARES, (0, 1))
-CHOICES = {
-    "compute_dtype": ("bfloat16", "float32"),
-    "losses.mrc_targets": ("soft", "hard"),
-    "losses.normalise": ("targets", "examples"),
-}
+CHOICES = {"compute_dtype": ("bfloat16", "float32")}
 
 
 def check(config: ml_collections.ConfigDict):
