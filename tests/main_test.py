@@ -80,7 +80,6 @@ def test_debug_shows_where(tmp_path, monkeypatch):
         ("opening.steps=-1", "config.opening.steps is -1; it can be 0 or more"),
         ("learning_rate=nan", "config.learning_rate is nan; it can be 0 or more"),
         ("data.mask_words=15", "config.data.mask_words is 15.0; it can be 0 to 1"),
-        ("losses.mrc_targets=sfot", "config.losses.mrc_targets is 'sfot'; it can be soft or hard"),
         ("model.encoder.num_heads=5", "config.model.encoder.num_heads=5 does not divide hidden_size=128"),
     ],
 )
