@@ -81,6 +81,7 @@ def test_debug_shows_where(tmp_path, monkeypatch):
         ("learning_rate=nan", "config.learning_rate is nan; it can be 0 or more"),
         ("data.mask_words=15", "config.data.mask_words is 15.0; it can be 0 to 1"),
         ("model.encoder.num_heads=5", "config.model.encoder.num_heads=5 does not divide hidden_size=128"),
+        ("data.sequence_length=63", "sequence_length=63 needs 65 positions; model.encoder.max_positions=64"),
     ],
 )
 def test_fields_that_cannot_be(field, line):

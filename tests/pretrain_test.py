@@ -156,12 +156,6 @@ def test_losses_that_do_not_exist_are_named(field, values, data_dir):
         losses_and_gradients(config, first_batch(config), build(config))
 
 
-def test_sequences_fit_the_positions(data_dir):
-    told = "sequence_length 39 needs 41 positions, config.model.encoder.max_positions is 40"
-    with pytest.raises(ValueError, match=told):
-        pretrain.build_model(shrunk("base_prec", data_dir, **{"data.sequence_length": 39}), nnx.Rngs(0))
-
-
 def test_the_opening_wants_its_loss(data_dir):
     with pytest.raises(ValueError, match="losses.region=1.0"):
         pretrain.build_model(shrunk("demo", data_dir, **{"losses.region": 0.0}), nnx.Rngs(0))

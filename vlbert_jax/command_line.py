@@ -35,6 +35,11 @@ def check(config: ml_collections.ConfigDict):
     width, heads = (fields.get(f"model.encoder.{name}", 1) for name in ("hidden_size", "num_heads"))
     if width % heads:
         raise ValueError(f"config.model.encoder.num_heads={heads} does not divide hidden_size={width}")
+    length, positions = fields.get("data.sequence_length", 0), fields.get("model.encoder.max_positions", math.inf)
+    if length + 2 > positions:  # of the last word and [END]; a row that is not there would be taken for the last
+        raise ValueError(
+            f"data.sequence_length={length} needs {length + 2} positions; model.encoder.max_positions={positions}"
+        )
 
 
 def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str, tuple]:

@@ -20,7 +20,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     _remove(beside)
     try:
         yield beside
-        if target.is_dir():  # a folder cannot be replaced in one step
+        if target.exists() and (target.is_dir() or beside.is_dir()):  # a folder takes two steps
             _remove(old)
             target.rename(old)
         try:

@@ -140,12 +140,6 @@ def model_options(config) -> tuple[EncoderConfig, dict]:
         dtype=dtype,
         **head,
     )
-    length, positions = config.data.get("sequence_length", 0), model.encoder.max_positions
-    if length + 2 > positions:  # the last word's, and [END]'s
-        raise ValueError(
-            f"config.data.sequence_length {length} needs {length + 2} positions, config.model.encoder.max_positions is "
-            f"{positions}"
-        )
     return EncoderConfig(**model.encoder, dtype=dtype), fast_rcnn
 
 
