@@ -130,6 +130,16 @@ def test_stopped_killed_and_continued(whole, tmp_path):
     np.testing.assert_allclose(losses(run)[1], losses(whole)[1], rtol=1e-5)
 
 
+def test_stopped_before_it_began(tmp_path):
+    """SIGTERM while one host loads: all stop at one of the first updates."""
+    processes = start(tmp_path, 2, *FIELDS, f"--workdir={tmp_path}/run")
+    while "this is host 0" not in processes[0].log.read_text() and processes[0].is_alive():
+        time.sleep(0.02)
+    processes[0].terminate()
+    assert end(processes) == ([143, 143], [[], []])
+    assert 1 <= checkpoint.newest_step(tmp_path / "run") < 5
+
+
 def test_is_the_run_of_one_process(whole, tmp_path):
     """Losses, and predictions in one file; every host reads its part, and all parts are what one reads."""
     flags = [*FIELDS, "--config.step_delay=0", f"--workdir={tmp_path}/run"]
