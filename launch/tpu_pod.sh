@@ -103,7 +103,8 @@ everywhere() {
   for node in "${nodes[@]}"; do step "${vm[@]}" ssh "$node" "${place[@]}" --worker=all "--command=$1"; done
 }
 
-# Returns when the slice is there.
+# Returns when the slice is there. A gcloud that has answered before is asked again where it cannot tell.
+answered=false
 create_or_reuse() {
   local now asked=false
   if $dry_run; then
@@ -113,21 +114,27 @@ create_or_reuse() {
     return
   fi
   while now=$(state) && [[ $now != ACTIVE ]]; do
-    case $now in
-      UNKNOWN) ((attempt)) || fail "gcloud cannot tell how $name is; what it says is above" ;;
-      NONE | SUSPENDED | FAILED)
-        if $asked && [[ $now == FAILED ]]; then
-          echo "$script: the request for $name failed: ${resources[*]} describe $name" >&2
-          exit 1
-        fi
-        if [[ $now != NONE ]]; then step "${delete[@]}"; fi
-        if [[ $now != NONE ]] || ! $asked; then step "${create[@]}"; fi
+    case $now-$asked in
+      UNKNOWN-*) $answered || fail "gcloud cannot tell how $name is; what it says is above" ;;
+      FAILED-true)
+        echo "$script: the request for $name failed: ${resources[*]} describe $name" >&2
+        exit 1
+        ;;
+      NONE-false)
+        step "${create[@]}"
+        asked=true
+        ;;
+      SUSPENDED-* | FAILED-false)
+        step "${delete[@]}"
+        step "${create[@]}"
         asked=true
         ;;
     esac
+    [[ $now == UNKNOWN ]] || answered=true
     echo "$script: $name is $now"
     sleep "$poll"
   done
+  answered=true
 }
 
 copy() {

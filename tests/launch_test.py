@@ -231,7 +231,7 @@ def test_slurm_goes_back_into_the_queue_where_that_helps(tmp_path, status, befor
 GCLOUD = r"""
 cd '{folder}'
 case "$*" in
-  *queued-resources\ create*) echo ACTIVE > state ;;
+  *queued-resources\ create*) echo ACTIVE > state; touch offline ;;
   *queued-resources\ delete*) rm state ;;
   *queued-resources\ list*)
     [ ! -f offline ] || {{ rm offline; exit 1; }}
