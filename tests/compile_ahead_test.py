@@ -81,6 +81,15 @@ def test_slices_that_are_not_there():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
+def test_eight_chips_of_one_machine():
+    for topology, slices in (("v5e:2x4", 1), ("v6e:2x4", 2)):
+        devices = compile_ahead.devices_of(topology, slices)
+        assert len(devices) == 8 * slices and len({device.process_index for device in devices}) == slices
+        mesh = sharding.make_mesh(ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=8)), devices)
+        assert mesh.shape["data"] == slices
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
 @pytest.mark.parametrize(
     "topology, slices",
     [("v5e:4x4", 1), ("v5e:16x16", 1), ("v6e:4x4", 1), ("v4:4x4x4", 1), ("v5p:4x4x4", 1), ("v5e:4x4", 2)],

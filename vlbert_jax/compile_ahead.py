@@ -101,6 +101,8 @@ def devices_of(topology: str, num_slices: int) -> list:
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     jax.config.update("jax_platforms", "cpu")
     options = dict(CHIPS[generation].options) | (dict(num_slices=num_slices) if num_slices > 1 else {})
+    if topology in ("v5e:2x4", "v6e:2x4"):  # one machine (the documentation above); libtpu takes it for two
+        options["chips_per_host_bounds"] = [2, 4, 1]
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
     except jax.errors.JaxRuntimeError as error:
