@@ -11,7 +11,7 @@ launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of vlbert_
   logs     fetch the log of every worker into WORKDIR-logs/ of this machine
   delete   give the slice back: until then it costs money, whether it computes or not
 
-  --type=TYPE              accelerator                         (v5litepod-8)
+  --type=TYPE              accelerator                         (v5litepod-16)
   --slices=N               slices of that type                 (1)
   --version=VERSION        software of the TPU machines        (v2-alpha-tpuv5-lite)
   --spot                   cheaper, and taken away at any time
@@ -38,7 +38,7 @@ TEXT
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/shared.bash
 source launch/shared.bash
-name='' zone='' type=v5litepod-8 slices=1 version=v2-alpha-tpuv5-lite spot=false project='' setup=true poll=60
+name='' zone='' type=v5litepod-16 slices=1 version=v2-alpha-tpuv5-lite spot=false project='' setup=true poll=60
 restarts=10 verb='' seen=''
 while (($#)); do
   case $1 in
