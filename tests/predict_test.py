@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import skimage
@@ -215,8 +216,16 @@ def test_one_line_for_what_is_wrong(argv, message, folder, capsys, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def nothing_compiled_is_kept():
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
 @pytest.mark.parametrize("name", ["out.png", "out.JPG", "page.html"])
-def test_no_room_left(name, folder, capsys, tmp_path):
+def test_no_room_left(name, folder, capsys, tmp_path, nothing_compiled_is_kept):
     """One line, and nothing half-written; what was there stays."""
     path = tmp_path / name
     argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", COFFEE, "--question", "what is red ?"]

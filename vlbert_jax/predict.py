@@ -229,10 +229,10 @@ def say(text: str) -> None:
     """Prints at once, so that a full disk is told here."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # who reads has seen enough
-        sys.stdout = open(os.devnull, "w")
     except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at the end
+        if not isinstance(error, BrokenPipeError):  # else who reads has seen enough
+            raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 if __name__ == "__main__":
