@@ -21,18 +21,13 @@ KINDS = {"bert": ("bert",), "resnet": ("resnet",), "checkpoint": ("vlbert", "ber
 
 
 def sources(init: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of `config.init` that name weights.
-
-    Raises FileNotFoundError where one names what is not there, ValueError if none does and `init.scratch` is False.
-    """
+    """The fields of `config.init` that name weights. Raises ValueError if none does and `init.scratch` is False."""
     named = {field: init[field] for field in FIELDS if init[field]}
     if not named and not init["scratch"]:
         raise ValueError(
             "config.init names no weights to start from: pre-train (`make demo` writes workdirs/demo) and give "
             "--config.init.checkpoint=WORKDIR, or say --config.init.scratch=True"
         )
-    for source in named.values():
-        weights.find(source)
     return named
 
 
@@ -47,7 +42,8 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -
             "first, and take another --workdir for the second"
         )
     if own is None:
-        sources(config.init.to_dict())
+        for source in sources(config.init.to_dict()).values():
+            weights.find(source)
 
 
 def load_into(
