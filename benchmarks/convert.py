@@ -20,8 +20,8 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from configs import pretrain as recipes  # noqa: E402
-from vlbert_jax import export, names  # noqa: E402
-from vlbert_jax.tasks import pretrain  # noqa: E402
+from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
+from vlbert_jax.weights import export, vlbert_names  # noqa: E402
 
 
 def write_random(path: Path, variant: str) -> None:
@@ -31,7 +31,7 @@ def write_random(path: Path, variant: str) -> None:
     ours = {
         tuple(map(str, at)): rng.standard_normal(v.shape, dtype=np.float32) for at, v in nnx.to_flat_state(state)
     }
-    official = names.official_state_dict(names.to_official(ours, config.model.encoder.vocab_size), {})
+    official = vlbert_names.official_state_dict(vlbert_names.to_official(ours, config.model.encoder.vocab_size), {})
     if path.suffix == ".safetensors":
         export.write_safetensors(path, official)
     else:

@@ -25,11 +25,11 @@ from flax import nnx
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from vlbert_jax import detector_names  # noqa: E402
-from vlbert_jax.compile_ahead import matmul_flops  # noqa: E402
-from vlbert_jax.detector import Detector, Prepared  # noqa: E402
-from vlbert_jax.faster_rcnn import FasterRCNN, Settings, Sizes  # noqa: E402
-from vlbert_jax.proposals import class_confidence  # noqa: E402
+from vlbert_jax.detector.detect import Detector, Prepared  # noqa: E402
+from vlbert_jax.detector.network import FasterRCNN, Settings, Sizes  # noqa: E402
+from vlbert_jax.detector.proposals import class_confidence  # noqa: E402
+from vlbert_jax.training import compile_ahead  # noqa: E402
+from vlbert_jax.weights import detector_names  # noqa: E402
 
 
 def seconds(function, *arguments, repeats: int) -> list[float]:
@@ -73,7 +73,7 @@ def random_detector(batch_size: int, chunk: int, dtype) -> Detector:
     del network
     # Random proposals lie upon each other; nothing is suppressed, so that there are 300 of them.
     settings = Settings(proposal_overlap=1.01, roi_chunk=chunk)
-    return Detector(detector_names.from_ours(ours), settings=settings, batch_size=batch_size, dtype=dtype)
+    return Detector(detector_names.detector_to_official(ours), settings=settings, batch_size=batch_size, dtype=dtype)
 
 
 def main():
@@ -104,7 +104,7 @@ def main():
     b = args.batch_size
     shapes = [((b, 600, 800, 3), jnp.float32), ((b, 2), jnp.int32), ((b,), jnp.float32)]
     batch = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    flops = matmul_flops(jax.make_jaxpr(whole)(detector.state, *batch).jaxpr)
+    flops = compile_ahead.matmul_flops(jax.make_jaxpr(whole)(detector.state, *batch).jaxpr)
     result = dict(
         what="detector, 600x800",
         batch_size=args.batch_size,

@@ -23,8 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from vlbert_jax import vqa_accuracy  # noqa: E402
-from vlbert_jax.tasks import downstream, refcoco, vqa  # noqa: E402
+from vlbert_jax.data.tables import Split  # noqa: E402
+from vlbert_jax.tasks.refcoco import task as refcoco  # noqa: E402
+from vlbert_jax.tasks.vqa import accuracy  # noqa: E402
+from vlbert_jax.tasks.vqa.examples import answers_of  # noqa: E402
 
 TASKS = {  # name: (config, metric)
     "VQA": ("configs/vqa.py", "vqa_accuracy"),
@@ -63,15 +65,15 @@ def chance(name: str, config) -> float:
     """The score of who sees neither image nor text."""
     if name.startswith("VCR"):
         return 0.25
-    split = downstream.Split(config, config.data.eval_split)
+    split = Split(config, config.data.eval_split)
     if name == "VQA":
         given = collections.Counter()
-        texts = downstream.Split(config, config.data.train_split).texts
+        texts = Split(config, config.data.train_split).texts
         for number in range(len(texts)):
             given.update(texts[number]["answers"])
-        entries, (best, _) = vqa.answers_of(config), given.most_common(1)[0]
+        entries, (best, _) = answers_of(config), given.most_common(1)[0]
         answers = (split.texts[number]["answers"] for number in range(len(split)))
-        return statistics.mean(float(vqa_accuracy.soft_targets(a, entries)[entries.number(best)]) for a in answers)
+        return statistics.mean(float(accuracy.soft_targets(a, entries)[entries.number(best)]) for a in answers)
     hits = []
     for batch in refcoco.eval_batches(config, 0, 1)["expressions"]:
         real = batch.index >= 0

@@ -19,13 +19,16 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 import vlbert_jax  # noqa: E402
-from vlbert_jax import data, pictures, vqa_accuracy  # noqa: E402
-from vlbert_jax.tasks import downstream, refcoco  # noqa: E402
+from vlbert_jax.data.image_files import open_image  # noqa: E402
+from vlbert_jax.data.records import Records, open_split  # noqa: E402
+from vlbert_jax.data.tables import Split  # noqa: E402
+from vlbert_jax.tasks.refcoco.examples import POSITIVE, box_iou  # noqa: E402
+from vlbert_jax.tasks.vqa import accuracy  # noqa: E402
 
 
 def texts_of(predictor, scenes: int) -> list[dict]:
     """Records of the validation split, each with its image: the first text of every scene."""
-    split, found = downstream.Split(predictor.config, "val"), {}
+    split, found = Split(predictor.config, "val"), {}
     for number in range(len(split)):
         record = split.texts[number]
         found.setdefault(int(record["image_number"]), number)
@@ -36,25 +39,25 @@ def texts_of(predictor, scenes: int) -> list[dict]:
 def questions(predictor, scenes: int) -> list[float]:
     scores = []
     for record in texts_of(predictor, scenes):
-        picture = predictor.look(pictures.open_image(record["image"]), record["boxes"])
+        picture = predictor.look(open_image(record["image"]), record["boxes"])
         best = predictor.answer(picture, record["question"])[0].text
-        scores.append(vqa_accuracy.answer_accuracy(best, record["answers"]))
+        scores.append(accuracy.answer_accuracy(best, record["answers"]))
     return scores
 
 
 def expressions(predictor, scenes: int) -> list[float]:
     scores = []
     for record in texts_of(predictor, scenes):
-        picture = predictor.look(pictures.open_image(record["image"]), record["proposals"])
+        picture = predictor.look(open_image(record["image"]), record["proposals"])
         best = predictor.ground(picture, record["expression"])[0].box
-        scores.append(refcoco.overlaps(np.array([best]), np.asarray(record["box"]))[0] >= refcoco.POSITIVE)
+        scores.append(box_iou(np.array([best]), np.asarray(record["box"]))[0] >= POSITIVE)
     return scores
 
 
 def masked_words(predictor, scenes: int, blind: bool) -> list[float]:
     d, scores = predictor.config.data, []
-    records = data.Records(
-        *(data.open_split(d.data_dir, d.captions, f"val_{o}", optional=True) for o in ("landscape", "portrait"))
+    records = Records(
+        *(open_split(d.data_dir, d.captions, f"val_{o}", optional=True) for o in ("landscape", "portrait"))
     )
     for number in range(0, len(records), max(1, len(records) // scenes)):
         record = records[number]
@@ -64,7 +67,7 @@ def masked_words(predictor, scenes: int, blind: bool) -> list[float]:
             continue
         place = places[number % len(places)]
         text = " ".join([*words[:place], "[MASK]", *words[place + 1 :]])
-        (filled,) = predictor.fill(pictures.open_image(record["image"]), text, record["boxes"])
+        (filled,) = predictor.fill(open_image(record["image"]), text, record["boxes"])
         scores.append((filled.blind if blind else filled.words)[0].text == words[place])
     return scores
 

@@ -31,7 +31,7 @@ from configs.pretrain import get_config  # noqa: E402
 from data_prep.build import run_builder  # noqa: E402
 from data_prep.region_captions import RegionCaptions  # noqa: E402
 from data_prep.text_corpus import TextCorpus  # noqa: E402
-from vlbert_jax.tasks import pretrain_batches  # noqa: E402
+from vlbert_jax.tasks.pretrain.batches import train_batches  # noqa: E402
 
 NUM_CLASSES, FEATURE_SIZE = 1601, 2048
 
@@ -103,7 +103,7 @@ def main() -> None:
         features = args.features == "precomputed"
         run_builder(RegionCaptions("noise", root, root, splits=("train",), features=features))
         run_builder(TextCorpus("noise", root, [root / "text.doc"]))
-        batches = pretrain_batches.train_batches(recipe(root, args), 0, 0, 1)
+        batches = train_batches(recipe(root, args), 0, 0, 1)
         for _ in range(6):  # the buffer fills, caches warm up
             next(batches)
         wall, cpu = time.perf_counter(), time.process_time()

@@ -37,8 +37,8 @@ def write_model(folder: Path, precomputed: bool) -> None:
     from flax import nnx
 
     from configs import vqa as recipes
-    from vlbert_jax import export
-    from vlbert_jax.tasks import vqa
+    from vlbert_jax.tasks.vqa import task as vqa
+    from vlbert_jax.weights import export
 
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "piece", *"0123456789?"]
     pieces += [f"##{digit}" for digit in range(10)]
@@ -63,15 +63,16 @@ def write_model(folder: Path, precomputed: bool) -> None:
 def write_detector(folder: Path) -> None:
     from flax import nnx
 
-    from vlbert_jax import detector_names, detector_weights
-    from vlbert_jax.faster_rcnn import FasterRCNN, Settings, Sizes
-    from vlbert_jax.proposals import base_anchors
+    from vlbert_jax.detector import weights
+    from vlbert_jax.detector.network import FasterRCNN, Settings, Sizes
+    from vlbert_jax.detector.proposals import base_anchors
+    from vlbert_jax.weights import detector_names
 
     network = nnx.eval_shape(lambda: FasterRCNN(Sizes(), Settings(), rngs=nnx.Rngs(0)))
     ours = {path: array for path, _, array in drawn(network)}
     ours[("anchors",)] = base_anchors()
     ours[("anchor_deltas", "kernel")] *= 0
-    detector_weights.write(detector_names.from_ours(ours), {}, folder / "detector", "orbax")
+    weights.write_detector(detector_names.detector_to_official(ours), {}, folder / "detector", "orbax")
 
 
 def drawn(model) -> Iterator[tuple]:
@@ -108,7 +109,8 @@ def command(model: Path, picture: Path, where: list[str]) -> tuple[float, float]
 
 def in_one_process(model: Path, picture: Path, count: int, detector: Path | None, proposals: int) -> dict[str, float]:
     import vlbert_jax
-    from vlbert_jax import detector as detectors
+    from vlbert_jax.detector.detect import load_detector
+    from vlbert_jax.detector.network import Settings
 
     times, began = {}, time.perf_counter()
 
@@ -122,7 +124,7 @@ def in_one_process(model: Path, picture: Path, count: int, detector: Path | None
         looked = predictor.look(image, None if detector else file)
         predictor.answer(looked, QUESTION)
 
-    finder = detectors.load(detector, detectors.Settings(proposals_after=proposals)) if detector else None
+    finder = load_detector(detector, Settings(proposals_after=proposals)) if detector else None
     predictor, looked = vlbert_jax.load(model, detector=finder), None
     lap("load")
     first = Image.open(picture).convert("RGB")

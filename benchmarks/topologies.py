@@ -23,8 +23,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs without being installed
 
 from configs import pretrain as recipes  # noqa: E402
-from vlbert_jax import compile_ahead  # noqa: E402
-from vlbert_jax.tasks import pretrain  # noqa: E402
+from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
+from vlbert_jax.tasks.pretrain.batches import batch_shapes  # noqa: E402
+from vlbert_jax.training import compile_ahead  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SLICES = {  # as they are ordered: v4 counts cores, two of a chip
@@ -70,7 +71,7 @@ def compiled(recipe: str, name: str, fields: dict) -> dict:
         fields=fields,
         batch_size=config.batch_size,
         parts=config.grad_accumulation_steps,
-        images=pretrain.batch_shapes(config).boxes.shape[0],
+        images=batch_shapes(config).boxes.shape[0],
         total_steps=config.total_steps,
         compile_seconds=round(time.perf_counter() - began),
     )

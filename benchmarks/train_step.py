@@ -22,11 +22,13 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # so that it runs without being installed
 
 from configs import pretrain as recipes  # noqa: E402
-from vlbert_jax import compile_ahead, sharding, train  # noqa: E402
 from vlbert_jax.batch import Batch  # noqa: E402
+from vlbert_jax.data.packing import pack  # noqa: E402
 from vlbert_jax.geometry import box_geometry  # noqa: E402
-from vlbert_jax.sequence import pack  # noqa: E402
-from vlbert_jax.tasks import pretrain  # noqa: E402
+from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
+from vlbert_jax.training import compile_ahead, optimizer, sharding  # noqa: E402
+from vlbert_jax.training.state import create_state  # noqa: E402
+from vlbert_jax.training.step import jitted_step  # noqa: E402
 
 # Captions (as many text-only sequences beside them), text tokens of each, boxes, image (width, height).
 SHAPES = {
@@ -98,12 +100,12 @@ def measure(name: str, shape: dict, args) -> dict:
     jax.config.update("jax_default_prng_impl", config.prng_impl)
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        tx = train.optimizer.make_optimizer(config.optimizer, train.optimizer.learning_rate_schedule(config))
-        graphdef, _, shardings, create = train.create_state(config, pretrain, tx, mesh)
+        tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+        graphdef, _, shardings, create = create_state(config, pretrain, tx, mesh)
         state, batch = create(), sharding.global_batch(synthetic_batch(config, shape), mesh)
         names = pretrain.active_losses(config, 0)
         static = dict(graphdef=graphdef, task=pretrain, config=config, tx=tx, mesh=mesh, shardings=shardings)
-        step = train.jitted_step(names, **static).trace(state, batch)
+        step = jitted_step(names, **static).trace(state, batch)
         flops = compile_ahead.matmul_flops(step.jaxpr.jaxpr)
         began = time.perf_counter()
         compiled = step.lower().compile()

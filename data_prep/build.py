@@ -12,12 +12,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-from data_prep import scene_tasks, scenes
-from data_prep.ordered_builder import OrderedBuilder, SourceError, quiet_tfds
+from data_prep.builder import OrderedBuilder, SourceError, quiet_tfds
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
-from data_prep.refer import SPLITS as REFER_SPLITS
-from data_prep.refer import ReferDownload
+from data_prep.refcoco_files import SPLITS as REFER_SPLITS
+from data_prep.refcoco_files import ReferDownload
 from data_prep.region_captions import RegionCaptions
+from data_prep.scenes import corpus, downstream
+from data_prep.scenes.corpus import write_corpus
+from data_prep.scenes.downstream import write_downstream_corpus
 from data_prep.text_corpus import TextCorpus
 from data_prep.vcr import COCO_CATEGORIES, VCRImages, VCRQuestions, read_categories
 from data_prep.vcr import SPLITS as VCR_SPLITS
@@ -94,12 +96,12 @@ def build_scenes(
     """
     data_dir = pathlib.Path(data_dir)
     settings = dict(
-        version=scenes.VERSION, seed=seed, num_train=num_train, num_val=num_val,
+        version=corpus.VERSION, seed=seed, num_train=num_train, num_val=num_val,
         num_train_stories=num_train_stories, num_val_stories=num_val_stories, feature_width=feature_width,
     )
     source = data_dir / "scenes"
     with only_builder(data_dir):
-        draw_once(source, settings, scenes.write_corpus, ("region_captions/scenes", "text_corpus/scenes"))
+        draw_once(source, settings, write_corpus, ("region_captions/scenes", "text_corpus/scenes"))
         captions = RegionCaptions("scenes", data_dir, source, features=bool(feature_width))
         text = TextCorpus("scenes", data_dir, [source / "train.doc"], [source / "val.doc"])
         return dict(
@@ -123,13 +125,13 @@ def build_scene_tasks(
     """
     data_dir = pathlib.Path(data_dir)
     settings = dict(
-        version=scene_tasks.VERSION, seed=seed, num_train=num_train, num_val=num_val, num_test=num_test,
+        version=downstream.VERSION, seed=seed, num_train=num_train, num_val=num_val, num_test=num_test,
         feature_width=feature_width,
     )
     source = data_dir / "scenes_downstream"
     tables = [f"{name}{suffix}/scenes" for name in ("vqa", "vcr", "refcoco") for suffix in ("", "_images")]
     with only_builder(data_dir):
-        draw_once(source, settings, scene_tasks.write_downstream_corpus, tables)
+        draw_once(source, settings, write_downstream_corpus, tables)
         categories = read_categories(source / "categories.txt")
         vcr = ("scenes", data_dir, source / "vcr")
         refcoco = ("scenes", data_dir, ReferDownload(source / "coco"))

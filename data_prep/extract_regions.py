@@ -32,20 +32,20 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.image_sources import Source, image_number, open_source
-from data_prep.ordered_builder import SourceError
-from data_prep.region_captions import map_ahead
+from data_prep.builder import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, check_parts, official_record
-from vlbert_jax import detector as detectors
-from vlbert_jax.pictures import open_image
-from vlbert_jax.whole_files import written_whole
+from data_prep.sources import Source, image_number, map_ahead, open_source
+from vlbert_jax.data.image_files import open_image
+from vlbert_jax.detector.detect import Detector, Regions, Selection, load_detector
+from vlbert_jax.detector.network import Settings
+from vlbert_jax.files import atomic_write
 
 AHEAD = 8  # batches among which images of one shape are looked for
 
 
 def extract(
     source: Source,
-    detector: detectors.Detector,
+    detector: Detector,
     out: pathlib.Path,
     *,
     form: str = "array_record",
@@ -71,7 +71,7 @@ def extract(
     return store
 
 
-def _extract_part(source: Source, detector: detectors.Detector, part: Part, progress: tqdm, num_threads: int) -> None:
+def _extract_part(source: Source, detector: Detector, part: Part, progress: tqdm, num_threads: int) -> None:
     def opened(number: int):
         name = source.paths[number]
         try:
@@ -95,7 +95,7 @@ def _batched(items: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
-def _record(regions: detectors.Regions, image: np.ndarray, image_id: int) -> dict:
+def _record(regions: Regions, image: np.ndarray, image_id: int) -> dict:
     arrays = dict(
         boxes=regions.boxes,
         classes=regions.class_probabilities,
@@ -108,7 +108,7 @@ def _record(regions: detectors.Regions, image: np.ndarray, image_id: int) -> dic
 def _conclude(source: Source, store: RegionStore) -> None:
     """When the last part of all shards is there: the list of broken images, and the index of captions."""
     broken = "".join(f"{line}\n" for line in check_parts(store.folder))
-    with written_whole(store.folder / "broken.txt") as beside:
+    with atomic_write(store.folder / "broken.txt") as beside:
         beside.write_text(broken)
     if source.captions is None:
         return
@@ -118,7 +118,7 @@ def _conclude(source: Source, store: RegionStore) -> None:
         for path, caption, name in zip(source.paths, source.captions, source.names, strict=True)
         if name not in bad
     ]
-    with written_whole(store.folder.with_name(f"{store.folder.name}.json")) as beside:
+    with atomic_write(store.folder.with_name(f"{store.folder.name}.json")) as beside:
         beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m data_prep.extract_regions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, selection = parser.add_argument, detectors.Selection()
+    add, selection = parser.add_argument, Selection()
     add("images", metavar="IMAGES")
     add("--detector", required=True, help="its weights")
     add("--lists", help="folder of objects_vocab.txt and attributes_vocab.txt, if not beside the weights")
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, default=selection.threshold, help="Anderson et al. took 0.2 (default: %(default)s)")
     add("--fewest", type=int, default=selection.fewest, help="regions of an image (default: %(default)s)")
     add("--most", type=int, default=selection.most, help="36 with --fewest=36: always 36 (default: %(default)s)")
-    proposals = detectors.Settings().proposals_after
+    proposals = Settings().proposals_after
     add("--proposals", type=int, default=proposals, help="to choose from: fewer are faster (default: %(default)s)")
     add("--roi", choices=("pool", "align"), default="pool", help="align: as VL-BERT's region head (default: pool)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the convolutions")
@@ -161,10 +161,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.proposals < args.fewest:
             raise SourceError(f"--proposals={args.proposals} are not enough for --fewest={args.fewest} regions")
         source = open_source(args.images, args.image_folder)
-        settings = detectors.Settings(proposals_after=args.proposals, roi_operation=args.roi)
-        selection = detectors.Selection(threshold=args.threshold, fewest=args.fewest, most=args.most)
+        settings = Settings(proposals_after=args.proposals, roi_operation=args.roi)
+        selection = Selection(threshold=args.threshold, fewest=args.fewest, most=args.most)
         options = dict(lists=args.lists, batch_size=args.batch_size, dtype=args.dtype)
-        detector = detectors.load(args.detector, settings, selection, **options)
+        detector = load_detector(args.detector, settings, selection, **options)
         store = extract(source, detector, args.out, form=args.format, shard=args.shard, num_threads=args.num_threads)
     except (SourceError, ValueError, OSError) as error:
         again = f"; {args.out} is whole as far as it goes: make room and give the command again"

@@ -53,9 +53,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
-from data_prep.refer import ReferDownload, read_items
-from data_prep.region_captions import ArchiveFolder, bad_boxes, map_ahead, read_image
+from data_prep.builder import OrderedBuilder, SourceError, image_features, oriented
+from data_prep.refcoco_files import ReferDownload, read_items
+from data_prep.sources import ArchiveFolder, bad_boxes, map_ahead, read_image
 
 
 class RefCOCOImages(OrderedBuilder, skip_registration=True):

@@ -34,110 +34,19 @@ and what was done: kept (as the official code does), repaired (changed) or skipp
 
 from __future__ import annotations
 
-import base64
-import binascii
-import contextlib
-import functools
-import io
-import itertools
 import json
 import pathlib
-import zipfile
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tqdm import tqdm
 
-from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
-from data_prep.region_store import open_records
-from vlbert_jax import pictures
+from data_prep.builder import OrderedBuilder, SourceError, image_features, oriented
+from data_prep.sources import ArchiveFolder, bad_boxes, map_ahead, read_image
+from vlbert_jax.data.region_files import Unusable, decode_floats
 
 SUM_TOLERANCE = 0.1  # class scores further from 1 are no target (official rule)
-
-
-def folders(archive: str) -> tuple[str, str]:
-    """Folders that stand for an archive; the parts of one (`X.zip.0`, `X.0.zip`) officially share a folder."""
-    folder = archive.removesuffix(".zip")
-    return folder, folder.rsplit(".", 1)[0].removesuffix(".zip")
-
-
-class ArchiveFolder:
-    """Reads `X.zip@/name` from the archive X.zip or the folder X, whichever is there; the archive first.
-
-    In a folder that `extract_regions` wrote, `name.json` is found among its records too.
-    """
-
-    def __init__(self, root: pathlib.Path):
-        self.root = root
-        self._archives: dict[str, zipfile.ZipFile | None] = {}
-        self._open_records = functools.cache(open_records)
-
-    def _archive(self, name: str) -> zipfile.ZipFile | None:
-        if name not in self._archives:
-            path = self.root / name
-            try:
-                self._archives[name] = zipfile.ZipFile(path) if path.is_file() else None
-            except zipfile.BadZipFile as error:
-                raise SourceError(f"{path}: not a whole zip archive ({error}); download it again") from None
-        return self._archives[name]
-
-    def read(self, path: str) -> bytes:
-        """Raises OSError for what is not there or cannot be read, SourceError for a broken archive."""
-        archive, _, inner = path.rpartition("@/")
-        if archive and (opened := self._archive(archive)):
-            try:
-                return opened.read(inner)
-            except KeyError:
-                raise FileNotFoundError(f"no {inner} in {archive}") from None
-            except (zipfile.BadZipFile, zlib.error) as error:
-                raise OSError(f"{inner} in {archive}: {error}") from None
-        if not archive:
-            archive, _, inner = inner.rpartition("/")
-            return self._read(self.root / archive, inner)
-        for folder in folders(archive):
-            if (self.root / folder).is_dir():
-                with contextlib.suppress(FileNotFoundError):
-                    return self._read(self.root / folder, inner)
-        raise FileNotFoundError(f"no {folders(archive)[-1]}/{inner}")
-
-    def _read(self, folder: pathlib.Path, inner: str) -> bytes:
-        if inner.endswith(".json") and (records := self._open_records(folder)):
-            return records.read(inner.removesuffix(".json"))
-        return (folder / inner).read_bytes()
-
-    def check(self, path: str) -> None:
-        """Opens the archive of that path. Raises SourceError if neither it nor the folder is there."""
-        archive = path.rpartition("@/")[0]
-        if archive and not self._archive(archive) and not any((self.root / f).is_dir() for f in folders(archive)):
-            raise SourceError(f"{self.root / archive}: neither this archive nor the folder {folders(archive)[-1]}")
-
-    def close(self) -> None:
-        for archive in filter(None, self._archives.values()):
-            archive.close()
-        self._archives.clear()
-
-
-class Unusable(Exception):
-    """An item that gives no record; the message says why."""
-
-
-def decode_floats(record: dict, field: str) -> np.ndarray:
-    """The base64 float32 array `field` as [num_boxes, width]. Raises Unusable."""
-    try:
-        flat = np.frombuffer(base64.b64decode(record[field], validate=True), "<f4")
-    except KeyError:
-        raise Unusable(f"detector file has no {field}") from None
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise Unusable(f"{field}: not base64 float32 ({error})") from None
-    number = record["num_boxes"]
-    if flat.size % number or (field == "boxes" and flat.size != 4 * number):
-        raise Unusable(f"{field}: {flat.size} numbers do not fit {number} boxes")
-    return flat.reshape(number, -1)
 
 
 def read_detections(content: bytes, with_features: bool) -> tuple[str, tuple[int, int], np.ndarray, ...]:
@@ -157,44 +66,6 @@ def read_detections(content: bytes, with_features: bool) -> tuple[str, tuple[int
     if not np.isfinite(scores).all() or not np.isfinite(features).all():
         raise Unusable("class scores or features that are not finite")
     return str(record.get("extractor", "")), size, boxes, scores, features
-
-
-def read_image(content: bytes, upright: bool = False) -> tuple[bytes, tuple[int, int], str]:
-    """(JPEG bytes, (width, height), what was repaired). An image that is no RGB JPEG is encoded again.
-
-    `upright` turns it as EXIF says and shows transparent pixels white, as `extract_regions` sees it; the official code
-    does neither. Raises what Pillow raises (OSError mostly) where the whole of it cannot be decoded.
-    """
-    image = Image.open(io.BytesIO(content))
-    if pictures.is_plain(image) if upright else (image.format == "JPEG" and image.mode == "RGB"):
-        size = image.size
-        image.draft("RGB", (1, 1))  # at an eighth of the size: reads all of the file in a third of the time
-        image.load()
-        return content, size, ""
-    encoded = io.BytesIO()
-    rgb = pictures.upright(image) if upright else image.convert("RGB")
-    rgb.save(encoded, "JPEG", quality=98, subsampling=0)
-    turned = ", turned as EXIF says" if upright and image.getexif().get(pictures.ORIENTATION, 1) != 1 else ""
-    return encoded.getvalue(), rgb.size, f"{image.format} in mode {image.mode}{turned} encoded as an RGB JPEG"
-
-
-def bad_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Bool [n]: boxes that are not finite, inverted, or without area inside the image."""
-    with np.errstate(invalid="ignore"):
-        low = np.clip(boxes[:, :2], 0, (width - 1, height - 1))
-        high = np.clip(boxes[:, 2:], 0, (width - 1, height - 1))
-        return ~(np.isfinite(boxes).all(1) & (high > low).all(1))
-
-
-def map_ahead(function: Callable, items: Iterable, num_threads: int) -> Iterator:
-    """Like `map`, in order, but some items ahead in threads."""
-    with ThreadPoolExecutor(num_threads) as pool:
-        items = iter(items)
-        pending = deque(pool.submit(function, item) for item in itertools.islice(items, 4 * num_threads))
-        while pending:
-            result = pending.popleft().result()
-            pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
-            yield result
 
 
 class RegionCaptions(OrderedBuilder, skip_registration=True):

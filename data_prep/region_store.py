@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from data_prep.ordered_builder import SourceError, mixed
-from vlbert_jax.extractor import extractor_id
-from vlbert_jax.whole_files import written_whole
+from data_prep.builder import SourceError, mixed
+from vlbert_jax.detector.fingerprint import extractor_id
+from vlbert_jax.files import atomic_write
 
 FORMATS = ("array_record", "json", "tsv")
 ARRAYS = ("boxes", "classes", "attrs", "features")  # float32, of the official per-image JSON
@@ -58,7 +58,7 @@ class RegionStore:
         path = self.folder / "extraction.json"
         with self.alone():
             if not path.exists():
-                with written_whole(path) as beside:
+                with atomic_write(path) as beside:
                     beside.write_text(json.dumps(wanted, indent=1) + "\n")
         found = read_extraction(self.folder)
         for field, value in wanted.items():
@@ -137,17 +137,17 @@ class Part:
         broken = [line for line in lines if "error" in line]
         if self.store.form == "json":
             for name, record in good:
-                with written_whole(self.store.folder / f"{name}.json") as beside:
+                with atomic_write(self.store.folder / f"{name}.json") as beside:
                     beside.write_text(json.dumps(record | dict(extractor=self.store.extractor)))
         else:
-            with written_whole(self.data) as beside:
+            with atomic_write(self.data) as beside:
                 if self.store.form == "tsv":
                     rows = ["\t".join(str(record[column]) for column in TABLE) + "\n" for _, record in good]
                     beside.write_text("".join(rows))
                 else:
                     self._write_array_record(beside, [record for _, record in good])
         about = dict(extractor=self.store.extractor, names=[name for name, _ in good], broken=broken)
-        with written_whole(self.path) as beside:
+        with atomic_write(self.path) as beside:
             beside.write_text(json.dumps(about) + "\n")
         self.journal.unlink(missing_ok=True)
         self.done = True

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.ordered_builder import Manifest, OrderedBuilder, SourceError
+from data_prep.builder import Manifest, OrderedBuilder, SourceError
 
 
 def read_lines(path: pathlib.Path, manifest: Manifest | None = None) -> Iterator[str]:

@@ -51,8 +51,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
-from data_prep.region_captions import ArchiveFolder, map_ahead, read_image
+from data_prep.builder import OrderedBuilder, SourceError, image_features, oriented
+from data_prep.sources import ArchiveFolder, map_ahead, read_image
 
 SPLITS = ("train", "val", "test")
 NUM_CHOICES = 4

@@ -65,9 +65,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.ordered_builder import OrderedBuilder, SourceError, image_features, oriented
-from data_prep.region_captions import ArchiveFolder, Unusable, map_ahead, read_image
-from data_prep.vqa_regions import RegionFiles, RegionTable, decode_regions, prefix_of
+from data_prep.builder import OrderedBuilder, SourceError, image_features, oriented
+from data_prep.sources import ArchiveFolder, map_ahead, read_image
+from data_prep.vqa_regions import RegionFiles, RegionTable, prefix_of
+from vlbert_jax.data.region_files import Unusable, decode_regions
 
 # split: (name in the question file, images)
 SPLITS = dict(

@@ -12,12 +12,11 @@ import json
 import pathlib
 from collections.abc import Container, Iterable, Sequence
 
-import numpy as np
 from tqdm import tqdm
 
-from data_prep.ordered_builder import Manifest, SourceError
-from data_prep.region_captions import ArchiveFolder, Unusable, decode_floats
+from data_prep.builder import Manifest, SourceError
 from data_prep.region_store import read_extraction
+from data_prep.sources import ArchiveFolder
 
 PRECOMPUTED = "vgbua_res101_precomputed"
 # As the official configs call them: (of train2014 and val2014, of test2015)
@@ -26,33 +25,6 @@ VARIANTS = {
     "36": ("trainval_resnet101_faster_rcnn_genome_36", "test2015_resnet101_faster_rcnn_genome_36"),
 }
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
-
-
-def decode_regions(
-    record: dict, with_features: bool
-) -> tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray]:
-    """(width, height), boxes [n, 4], features [n, g] and the image's feature [g] or [0].
-
-    Without features the latter are [0, 0] and [0]. Raises Unusable.
-    """
-    try:
-        size = int(record["image_w"]), int(record["image_h"])
-        record = record | dict(num_boxes=int(record["num_boxes"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise Unusable(f"image_w, image_h and num_boxes are not all numbers ({type(error).__name__} {error})") from None
-    if record["num_boxes"] < 1 or min(size) < 1:
-        raise Unusable(f"{record['num_boxes']} regions in an image of {size}")
-    boxes, features, image_feature = decode_floats(record, "boxes"), np.zeros((0, 0), "f4"), np.zeros(0, "f4")
-    if with_features:
-        features = decode_floats(record, "features")
-        if not features.size:
-            raise Unusable("features: none")
-        if "image_box_feature" in record:
-            image_feature = decode_floats(record | dict(num_boxes=1), "image_box_feature")[0]
-    for field, array in (("boxes", boxes), ("features", features), ("image_box_feature", image_feature)):
-        if not np.isfinite(array).all():
-            raise Unusable(f"{field}: not all numbers are finite")
-    return size, boxes, features, image_feature
 
 
 def prefix_of(files: ArchiveFolder, folder: str) -> str:

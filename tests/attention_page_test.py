@@ -6,7 +6,7 @@ import skimage
 from browser import CHROMIUM, open_browser
 from PIL import Image
 
-from vlbert_jax import attention_page
+from vlbert_jax.visualization.attention import write_attention
 
 TOKENS = ("[CLS]", "a", "cat", "</script><b>", "[SEP]")
 REGIONS = ("whole image", "region 1", "brown cat")
@@ -25,7 +25,7 @@ def path(attention, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "out.html"
     pixels = np.asarray(Image.open(f"{skimage.data_dir}/chelsea.png"))
     boxes = np.array([[20, 30, 200, 250], [250, 40, 440, 280]], np.float32)
-    attention_page.write(path, pixels, boxes, TOKENS, REGIONS, attention, "a cat? <i>", "yes 90%")
+    write_attention(path, pixels, boxes, TOKENS, REGIONS, attention, "a cat? <i>", "yes 90%")
     return path
 
 
@@ -39,7 +39,7 @@ def test_page_needs_nothing_else(path):
 def test_sizes_that_do_not_fit(path, attention, tmp_path):
     pixels, boxes = np.zeros((5, 5, 3), np.uint8), np.zeros((2, 4), np.float32)
     with pytest.raises(ValueError, match="5 tokens, 2 regions"):
-        attention_page.write(tmp_path / "x.html", pixels, boxes, TOKENS, REGIONS[:2], attention, "")
+        write_attention(tmp_path / "x.html", pixels, boxes, TOKENS, REGIONS[:2], attention, "")
     assert not list(tmp_path.iterdir())
 
 

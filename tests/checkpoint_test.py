@@ -10,14 +10,17 @@ import orbax.checkpoint as ocp
 import pytest
 import toy_task
 
-from vlbert_jax import checkpoint, optimizer, sharding, train
+from vlbert_jax.training import checkpoint, optimizer, sharding
+from vlbert_jax.training.config import config_differences
+from vlbert_jax.training.state import create_state
+from vlbert_jax.weights.orbax import newest_step, read_checkpoint
 
 
 def make_state(config, devices=8):
     """(abstract, shardings, state) of the toy task."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-    _, abstract, shardings, create = train.create_state(config, toy_task, tx, mesh)
+    _, abstract, shardings, create = create_state(config, toy_task, tx, mesh)
     return abstract, shardings, create()
 
 
@@ -118,24 +121,24 @@ def test_features_of_another_detector_are_not_evaluated(state, tmp_path):
 def test_fields_that_may_change(name, value, allowed):
     old, new = toy_task.make_config(), toy_task.make_config(**{name: value})
     old = json.loads(json.dumps(old.to_dict()))  # as it is read back: no tuples
-    assert checkpoint.config_differences(old, new.to_dict()) == ([] if allowed else [name])
+    assert config_differences(old, new.to_dict()) == ([] if allowed else [name])
 
 
 def test_constant_schedule_may_go_on_longer():
     old, new = (toy_task.make_config(total_steps=n, **{"optimizer.schedule": "constant"}) for n in (10, 20))
-    assert checkpoint.config_differences(old.to_dict(), new.to_dict()) == []
+    assert config_differences(old.to_dict(), new.to_dict()) == []
 
 
 def test_fields_that_one_config_lacks_differ():
     old, new = toy_task.make_config().to_dict(), toy_task.make_config().to_dict()
     old["optimizer"]["nesterov"] = False
-    assert checkpoint.config_differences(old, new) == ["optimizer.nesterov"]
+    assert config_differences(old, new) == ["optimizer.nesterov"]
 
 
 def test_tuples_survive_json():
     old = {"a": {"b": [1, 2]}}
-    assert checkpoint.config_differences(old, {"a": {"b": (1, 2)}}) == []
-    assert checkpoint.config_differences(old, {"a": {"b": (1, 3)}}) == ["a.b"]
+    assert config_differences(old, {"a": {"b": (1, 2)}}) == []
+    assert config_differences(old, {"a": {"b": (1, 3)}}) == ["a.b"]
 
 
 ARRAY_STORE_FULL = ValueError(
@@ -187,7 +190,7 @@ def test_leftovers_of_a_killed_save_are_removed(state, tmp_path):
     save(tmp_path, toy_task.make_config(), state)
     leftover = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "checkpoints" / "1", leftover)
-    assert checkpoint.newest_step(tmp_path) == 1
+    assert newest_step(tmp_path) == 1
     checkpoint.Checkpoints(tmp_path, toy_task.make_config(), read_only=True).close()
     assert leftover.exists()  # it may be the save of a run that goes on
     save(tmp_path, toy_task.make_config(), state, step=2)
@@ -198,10 +201,10 @@ def test_read_weights(state, tmp_path, caplog):
     """As numpy, from a workdir or one of its steps, without the optimizer."""
     for step in (1, 9, 10):
         save(tmp_path, toy_task.make_config(), state, step=step)
-    assert checkpoint.newest_step(tmp_path) == 10
+    assert newest_step(tmp_path) == 10
     caplog.clear()
     for path in (tmp_path, tmp_path / "checkpoints" / "9"):
-        weights = checkpoint.read_weights(path)
+        weights = read_checkpoint(path)
         assert {name: set(tree) for name, tree in weights.items()} == {
             "params": {"first", "last"}, "constants": {"frozen"},
         }  # fmt: skip
@@ -209,4 +212,4 @@ def test_read_weights(state, tmp_path, caplog):
         np.testing.assert_array_equal(weights["params"]["first"], state.params.first)
     assert not [entry for entry in caplog.records if entry.levelname == "WARNING"]
     with pytest.raises(FileNotFoundError, match="no checkpoint at .*nowhere"):
-        checkpoint.read_weights(tmp_path / "nowhere")
+        read_checkpoint(tmp_path / "nowhere")

@@ -11,8 +11,8 @@ import numpy as np
 import pretrain_test
 import pytest
 
-from vlbert_jax import compile_ahead, sharding
-from vlbert_jax.tasks import pretrain
+from vlbert_jax.tasks.pretrain import task as pretrain
+from vlbert_jax.training import compile_ahead, sharding
 
 FIELDS = {"batch_size": 32, "data.max_mlm_targets": 4}
 

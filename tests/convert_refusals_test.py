@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 from weights_case import fill, fine_tuned, official_shapes, run, save_model, shrunk
 
-from vlbert_jax import export, weights
+from vlbert_jax.weights import export
+from vlbert_jax.weights.read import read_weights
 
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).parent.parent
@@ -54,7 +55,7 @@ def test_files_that_would_run_code(tmp_path, capsys):
 def test_numbers_beside_the_weights_are_no_code(tmp_path):
     """Trainers keep the best score, of numpy's type."""
     path = save_model(tmp_path / "m.model", fill(shrunk(official_shapes("base_prec"))), best=np.float64(0.5))
-    assert weights.read(path).kind == "vlbert"
+    assert read_weights(path).kind == "vlbert"
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
@@ -93,7 +94,7 @@ def test_tensors_that_do_not_fit(tmp_path, capsys):
     save_model(path, {n: a for n, a in tensors.items() if n != name})
     refused(tmp_path, capsys, path, match=f"lacks 1 tensors: {name.removeprefix('module.')}")
     run(path, tmp_path / "partial", "--partial", "--num_heads=4")
-    assert np.isfinite(weights.read(tmp_path / "partial").tensors[name.removeprefix("module.")]).all()
+    assert np.isfinite(read_weights(tmp_path / "partial").tensors[name.removeprefix("module.")]).all()
 
 
 def test_a_decoder_of_its_own(tmp_path, capsys):
@@ -188,10 +189,10 @@ def test_targets(tmp_path, capsys):
     assert "matched" in said and sorted(tmp_path.rglob("*")) == before
     for form in ("orbax", "orbax", "pt", "safetensors", "hf", "orbax"):  # folders by files and the reverse
         run(path, tmp_path / "target", "--overwrite", "--num_heads=4", f"--format={form}")
-        assert weights.read(tmp_path / "target").kind == ("bert" if form == "hf" else "vlbert")
+        assert read_weights(tmp_path / "target").kind == ("bert" if form == "hf" else "vlbert")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     run(path, tmp_path / "link", "--overwrite", "--num_heads=4")
-    assert (tmp_path / "link").is_symlink() and weights.read(tmp_path / "target").kind == "vlbert"
+    assert (tmp_path / "link").is_symlink() and read_weights(tmp_path / "target").kind == "vlbert"
     assert not list(tmp_path.glob(".*"))
 
 

@@ -15,8 +15,11 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from weights_case import caffe_file, fill, fine_tuned, official_shapes, run, save_model, shrunk
 
-from vlbert_jax import convert, names, weights
-from vlbert_jax.tasks import pretrain
+from vlbert_jax.tasks.pretrain import task as pretrain
+from vlbert_jax.weights import vlbert_names
+from vlbert_jax.weights.conversion import DTYPES, arrays_of, model_config, prepare_conversion
+from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
+from vlbert_jax.weights.resnet_names import official_to_resnet
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -72,19 +75,21 @@ def test_every_released_size(variant):
     """The four models at full size, every number, in memory: a number of its own for each tensor, kept small."""
     shapes = official_shapes(variant)
     tensors = {
-        names.plain_name(name): np.broadcast_to(np.int16(i), shape) for i, (name, shape) in enumerate(shapes.items())
+        vlbert_names.plain_name(name): np.broadcast_to(np.int16(i), shape)
+        for i, (name, shape) in enumerate(shapes.items())
     }
-    tensors[names.DECODER] = tensors.get(names.WORDS)
-    source = weights.Weights(
+    tensors[vlbert_names.DECODER] = tensors.get(vlbert_names.WORDS)
+    source = Weights(
         variant,
         "vlbert",
         "pytorch",
-        {name: a for name, a in tensors.items() if names.reason_not_wanted(name) not in ("duplicate", "batch counter")},
+        {name: a for name, a in tensors.items()
+         if vlbert_names.reason_not_wanted(name) not in ("duplicate", "batch counter")},
     )
-    config = convert.model_config(source, "pretrain")
+    config = model_config(source, "pretrain")
     state = nnx.state(nnx.eval_shape(lambda: pretrain.build_model(config, nnx.Rngs(0))))
     flat = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
-    found = names.match(source.tensors, flat, config.model.encoder.vocab_size)
+    found = vlbert_names.match_tensors(source.tensors, flat, config.model.encoder.vocab_size)
     assert found.missing == found.unused == []
     for path, shape in flat.items():
         array = np.empty(shape, np.int16)
@@ -118,8 +123,8 @@ def test_other_precisions(dtype, tmp_path):
     source = save_model(tmp_path / "given.model", tensors)
     for target in ("half.pt", "half.safetensors"):
         run(source, tmp_path / target, f"--dtype={dtype}", "--num_heads=4")
-        read = weights.read(tmp_path / target).tensors[names.SEGMENTS]
-        expected = tensors[f"module.{names.SEGMENTS}"].astype(convert.DTYPES[dtype]).astype(np.float32)
+        read = read_weights(tmp_path / target).tensors[vlbert_names.SEGMENTS]
+        expected = tensors[f"module.{vlbert_names.SEGMENTS}"].astype(DTYPES[dtype]).astype(np.float32)
         np.testing.assert_array_equal(read, expected)
 
 
@@ -152,7 +157,7 @@ def test_the_content_tells_not_the_name(tmp_path):
     """A PyTorch file with the other suffix, and safetensors whose header is as long as a pickle begins."""
     tensors = fill(shrunk(official_shapes("base_prec")))
     save_model(tmp_path / "torch.safetensors", tensors)
-    assert weights.read(tmp_path / "torch.safetensors").container == "pytorch"
+    assert read_weights(tmp_path / "torch.safetensors").container == "pytorch"
     for name, first in (("pickle.bin", b"\x80"), ("zip.bin", b"PK")):
         for pad in range(1, 40_000):
             header = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": {"x": "y" * pad}}
@@ -161,28 +166,28 @@ def test_the_content_tells_not_the_name(tmp_path):
                 break
         (tmp_path / name).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
         with pytest.raises(ValueError, match="its tensors: w"):
-            weights.read(tmp_path / name)
+            read_weights(tmp_path / name)
 
 
 def test_files_hold_whole_models(tmp_path, capsys):
     """BERT, or the start of a task, as an official file: with all that a model has, so that it is read again."""
     source = bert(tmp_path / "bert", **ODD)
     run(source, tmp_path / "whole.safetensors")
-    assert convert.prepare(tmp_path / "whole.safetensors", num_heads=6).absent == []
+    assert prepare_conversion(tmp_path / "whole.safetensors", num_heads=6).absent == []
     pretrained = save_model(tmp_path / "given.model", fill(shrunk(official_shapes("base_e2e"))))
     for task in ("vqa", "vcr", "refcoco"):
         run(pretrained, tmp_path / f"{task}.pt", f"--task={task}", "--num_heads=4")
         names_of_task = fine_tuned(task).keys() if task != "vqa" else None
         written = load_model(tmp_path / f"{task}.pt")
         assert names_of_task is None or written.keys() == names_of_task
-        assert weights.read(tmp_path / f"{task}.pt").task == task
+        assert read_weights(tmp_path / f"{task}.pt").task == task
 
 
 def test_bert_files_of_all_kinds(tmp_path):
     """Old spelling, no prefix, no heads, in shards: the same weights."""
     folder = bert(tmp_path / "bert", **ODD)
     state = {name: torch.from_numpy(a) for name, a in load_file(folder / "model.safetensors").items()}
-    expected = weights.read(folder).tensors
+    expected = read_weights(folder).tensors
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     old = {
         n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): a
@@ -190,13 +195,13 @@ def test_bert_files_of_all_kinds(tmp_path):
     }
     old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
     torch.save(old, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    read = weights.read(tmp_path / "pytorch_model.bin")
+    read = read_weights(tmp_path / "pytorch_model.bin")
     assert read.num_heads == 6  # from the config beside the file
     assert_equal(read.tensors, expected)
 
     bare = {n.removeprefix("bert."): a for n, a in state.items() if n.startswith("bert.")}
     torch.save(bare | {"embeddings.position_ids": torch.arange(40)[None]}, tmp_path / "bare.bin")
-    read = convert.prepare(tmp_path / "bare.bin")
+    read = prepare_conversion(tmp_path / "bare.bin")
     assert read.unknown == [] and read.absent == []
     assert_equal({n: read.tensors[n] for n in read.found.matched}, {n: expected[n] for n in read.found.matched})
 
@@ -207,12 +212,12 @@ def test_bert_files_of_all_kinds(tmp_path):
     for part in set(where.values()):
         save_file({name: state[name].numpy() for name in state if where[name] == part}, parts / part)
     (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    read = weights.read(parts)
+    read = read_weights(parts)
     assert_equal(read.tensors, expected)
     assert read.num_heads == 6
     (parts / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="model-00002-of-00002.safetensors, absent"):
-        weights.read(parts)
+        read_weights(parts)
 
 
 @pytest.mark.parametrize("sizes", [dict(), ODD, NARROW], ids=["base", "odd", "narrow"])
@@ -220,11 +225,11 @@ def test_forward_equals_hugging_face(sizes, tmp_path):
     """Hidden states and MLM logits of text, within 1e-5: PyTorch's BERT and ours from the converted folder."""
     source = bert(tmp_path / "bert", **sizes)
     run(source, tmp_path / "ours")
-    conversion = convert.prepare(tmp_path / "ours")
-    params, constants = convert.arrays_of(conversion, None)
+    conversion = prepare_conversion(tmp_path / "ours")
+    params, constants = arrays_of(conversion, None)
     model = nnx.eval_shape(lambda: pretrain.build_model(conversion.config, nnx.Rngs(0)))
     graphdef, abstract = nnx.split(model)
-    flat = {**weights.flat({"params": params}), **weights.flat({"constants": constants})}
+    flat = {**flatten_tree({"params": params}), **flatten_tree({"constants": constants})}
     for path, variable in nnx.to_flat_state(abstract):
         variable.set_value(jnp.asarray(flat[tuple(map(str, path))]))
     model = nnx.merge(graphdef, abstract)
@@ -252,8 +257,8 @@ def test_forward_equals_hugging_face(sizes, tmp_path):
 
 def resnet(seed: int = 0) -> dict[str, np.ndarray]:
     """A small ResNet with torchvision's names."""
-    tensors = {names.plain_name(name): a for name, a in fill(shrunk(official_shapes("base_e2e")), seed).items()}
-    return {name: np.array(a) for name, a in names.official_to_resnet(tensors, {}).items()}
+    tensors = {vlbert_names.plain_name(name): a for name, a in fill(shrunk(official_shapes("base_e2e")), seed).items()}
+    return {name: np.array(a) for name, a in official_to_resnet(tensors, {}).items()}
 
 
 def test_resnet_files(tmp_path, capsys):
@@ -296,7 +301,7 @@ def test_a_whole_model_around_a_resnet(tmp_path, capsys):
     assert "holds no weights of BERT, VL-BERT or ResNet" in said
     safe = tmp_path / "resnet.safetensors"
     save_file(resnet(), safe)
-    conversion = convert.prepare(safe)
+    conversion = prepare_conversion(safe)
     assert conversion.config.data.features == "image" and conversion.absent == []
     assert conversion.config.model.region_head.blocks == (2, 2, 2, 3)
 
@@ -324,10 +329,10 @@ def test_new_parameters(tmp_path, capsys):
     """BERT lacks all that is visual: drawn with deviation 0.02, the visual norms' gains 0."""
     said = run(bert(tmp_path / "bert", **ODD), tmp_path / "ours", capsys=capsys)
     assert "newly initialised" in said and "mrc_head/classes" in said
-    tensors = weights.read(tmp_path / "ours").tensors
+    tensors = read_weights(tmp_path / "ours").tensors
     assert not tensors["vlbert.visual_ln_text.weight"].any() and not tensors["vlbert.visual_ln_object.weight"].any()
-    for name in ("vlbert.mvrc_head.transform.dense.weight", "vlbert.end_embedding.weight", names.SEGMENTS):
-        new = tensors[name][2:] if name == names.SEGMENTS else tensors[name]
+    for name in ("vlbert.mvrc_head.transform.dense.weight", "vlbert.end_embedding.weight", vlbert_names.SEGMENTS):
+        new = tensors[name][2:] if name == vlbert_names.SEGMENTS else tensors[name]
         assert np.isfinite(new).all() and 0.013 < new.std() < 0.027, name
 
 
@@ -337,9 +342,9 @@ def test_pretraining_to_a_task(task, tmp_path, capsys):
     source = save_model(tmp_path / "given.model", tensors)
     said = run(source, tmp_path / "start", f"--task={task}", "--num_heads=4", capsys=capsys)
     assert "newly initialised" in said and "dropped: head of another task" in said
-    started = weights.read(tmp_path / "start")
+    started = read_weights(tmp_path / "start")
     assert started.task == task
-    expected = names.warm_start({names.plain_name(name): a for name, a in tensors.items()}, task)
+    expected = vlbert_names.warm_start({vlbert_names.plain_name(name): a for name, a in tensors.items()}, task)
     for name in expected.keys() & started.tensors.keys():
         np.testing.assert_array_equal(started.tensors[name], expected[name], err_msg=name)
     pooler = "vlbert.pooler.dense.weight"
@@ -348,12 +353,12 @@ def test_pretraining_to_a_task(task, tmp_path, capsys):
 
 def test_sizes_are_read_off_the_file(tmp_path):
     source = bert(tmp_path / "bert", **ODD)
-    conversion = convert.prepare(source)
+    conversion = prepare_conversion(source)
     encoder = conversion.config.model.encoder
     assert (encoder.hidden_size, encoder.num_layers, encoder.num_heads, encoder.mlp_size) == (96, 3, 6, 200)
     assert (encoder.vocab_size, encoder.max_positions, encoder.num_segments) == (333, 40, 3)
-    assert convert.prepare(source, num_heads=3).config.model.encoder.num_heads == 3
-    bare = dataclasses.replace(weights.read(source), num_heads=None)
-    assert convert.model_config(bare, "pretrain").model.encoder.num_heads == 1  # 96 is no multiple of 64
+    assert prepare_conversion(source, num_heads=3).config.model.encoder.num_heads == 3
+    bare = dataclasses.replace(read_weights(source), num_heads=None)
+    assert model_config(bare, "pretrain").model.encoder.num_heads == 1  # 96 is no multiple of 64
     with pytest.raises(ValueError, match="7 heads do not divide 96"):
-        convert.prepare(source, num_heads=7)
+        prepare_conversion(source, num_heads=7)

@@ -14,9 +14,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_prep import build, scenes
-from data_prep.ordered_builder import SourceError
+from data_prep import build
+from data_prep.builder import SourceError
 from data_prep.region_captions import RegionCaptions
+from data_prep.scenes import corpus
 from data_prep.text_corpus import TextCorpus
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def test_build_scenes_refuses_other_settings(drawn):
 def test_build_scenes_starts_over_after_an_interruption(tmp_path, monkeypatch):
     settings = dict(num_train=6, num_val=2, num_train_stories=2, num_val_stories=1)
     with monkeypatch.context() as patch:
-        patch.setattr(scenes, "vocabulary", lambda: 1 / 0)  # fails after the images are drawn
+        patch.setattr(corpus, "vocabulary", lambda: 1 / 0)  # fails after the images are drawn
         with pytest.raises(ZeroDivisionError):
             build.build_scenes(tmp_path, **settings)
     assert not (tmp_path / "scenes").exists()

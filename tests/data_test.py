@@ -5,7 +5,8 @@ import grain
 import numpy as np
 import pytest
 
-from vlbert_jax import data
+from vlbert_jax.data.records import Records, corpus_fingerprint, open_split
+from vlbert_jax.data.streams import in_order, iterate, mixed, paired, per_host, shuffled, stream_seed
 
 
 def marked(name: str):
@@ -20,15 +21,15 @@ def marked(name: str):
 def stream(process_index: int, process_count: int, start: int = 0, global_batch: int = 8):
     """Two corpora by orientation, mixed, and a text with each: what pre-training does."""
     hosts = dict(
-        batch_size=data.per_host(global_batch, process_count),
+        batch_size=per_host(global_batch, process_count),
         process_index=process_index,
         process_count=process_count,
     )
-    wide = data.shuffled(range(0, 30), data.stream_seed(3, "wide"), marked("caption"), **hosts)
-    tall = data.shuffled(range(30, 40), data.stream_seed(3, "tall"), marked("caption"), **hosts)
-    text = data.shuffled(range(17), data.stream_seed(3, "text"), marked("text"), **hosts)
-    batches = data.paired(data.mixed([wide, tall], [30, 10]), text, lambda a, b: a | b)
-    return data.iterate(batches[start:], num_threads=2, prefetch=3)
+    wide = shuffled(range(0, 30), stream_seed(3, "wide"), marked("caption"), **hosts)
+    tall = shuffled(range(30, 40), stream_seed(3, "tall"), marked("caption"), **hosts)
+    text = shuffled(range(17), stream_seed(3, "text"), marked("text"), **hosts)
+    batches = paired(mixed([wide, tall], [30, 10]), text, lambda a, b: a | b)
+    return iterate(batches[start:], num_threads=2, prefetch=3)
 
 
 def global_batches(process_count: int, start: int, count: int):
@@ -54,13 +55,13 @@ def test_as_many_threads_as_asked_for():
         together.wait(timeout=30)
         return dict(number=np.int64(number))
 
-    elements = data.iterate(grain.MapDataset.range(6).map(met), num_threads=6, prefetch=2)
+    elements = iterate(grain.MapDataset.range(6).map(met), num_threads=6, prefetch=2)
     assert [int(element["number"]) for element in elements] == list(range(6))
 
 
 def test_every_record_once_per_epoch_in_another_order_each_time():
     hosts = dict(batch_size=4, process_index=0, process_count=1)
-    batches = data.iterate(data.shuffled(range(20), 5, marked("x"), **hosts), 0, 0)
+    batches = iterate(shuffled(range(20), 5, marked("x"), **hosts), 0, 0)
     epochs = [np.concatenate([next(batches)["x"] for _ in range(5)]) for _ in range(3)]
     for epoch in epochs:
         assert sorted(epoch[:, 0]) == list(range(20))
@@ -70,9 +71,9 @@ def test_every_record_once_per_epoch_in_another_order_each_time():
 
 
 def test_streams_have_orders_of_their_own():
-    seeds = [data.stream_seed(0, name) for name in ("a", "b")] + [data.stream_seed(1, "a")]
+    seeds = [stream_seed(0, name) for name in ("a", "b")] + [stream_seed(1, "a")]
     assert len(set(seeds)) == 3
-    assert data.stream_seed(0, "a") == seeds[0]
+    assert stream_seed(0, "a") == seeds[0]
 
 
 def test_a_batch_is_of_one_orientation_in_proportion():
@@ -84,7 +85,7 @@ def test_a_batch_is_of_one_orientation_in_proportion():
 
 def test_pairs_are_strictly_one_to_one():
     hosts = dict(batch_size=8, process_index=0, process_count=1)
-    text = data.iterate(data.shuffled(range(17), data.stream_seed(3, "text"), marked("text"), **hosts), 0, 0)
+    text = iterate(shuffled(range(17), stream_seed(3, "text"), marked("text"), **hosts), 0, 0)
     for both in itertools.islice(stream(0, 1), 7):
         np.testing.assert_array_equal(both["text"], next(text)["text"])
 
@@ -94,7 +95,7 @@ def test_pairs_are_strictly_one_to_one():
 def test_in_order_gives_all_once_and_hosts_as_many_batches(process_count, size):
     lengths, seen = set(), []
     for p in range(process_count):
-        dataset = data.in_order(
+        dataset = in_order(
             range(100, 100 + size),
             lambda number: {"x": np.array(number)},
             lambda like: {"x": np.full_like(like["x"], -1)},
@@ -102,7 +103,7 @@ def test_in_order_gives_all_once_and_hosts_as_many_batches(process_count, size):
             process_index=p,
             process_count=process_count,
         )
-        batches = [batch["x"] for batch in data.iterate(dataset, 2, 2)]
+        batches = [batch["x"] for batch in iterate(dataset, 2, 2)]
         assert {len(x) for x in batches} == {8 // process_count}
         lengths.add(len(batches))
         seen += np.concatenate(batches).tolist()
@@ -111,20 +112,20 @@ def test_in_order_gives_all_once_and_hosts_as_many_batches(process_count, size):
 
 
 def test_hosts_share_evenly_or_not_at_all():
-    assert data.per_host(12, 4) == 3
+    assert per_host(12, 4) == 3
     with pytest.raises(ValueError, match="10 examples per batch cannot be shared by 4 hosts"):
-        data.per_host(10, 4)
+        per_host(10, 4)
 
 
 def test_nothing_to_read_is_an_error():
     with pytest.raises(ValueError, match="no record"):
-        data.mixed([], [])
+        mixed([], [])
 
 
 def test_records_are_numbered_through():
-    records = data.Records([{"x": 0}, {"x": 1}], [], [{"x": 2}])
+    records = Records([{"x": 0}, {"x": 1}], [], [{"x": 2}])
     assert [records[i]["x"] for i in range(len(records))] == [0, 1, 2]
-    assert len(data.Records([], [])) == 0
+    assert len(Records([], [])) == 0
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_what_is_not_built_names_the_command(tmp_path, name, command):
     (tmp_path / name / "incomplete.1.0.0").mkdir(parents=True)  # what a killed build leaves
     (tmp_path / name / "incomplete.1.0.0" / "dataset_info.json").write_text("{}")
     with pytest.raises(FileNotFoundError) as error:
-        data.open_split(tmp_path, name, "train")
+        open_split(tmp_path, name, "train")
     assert f"python -m {command}{tmp_path}" in str(error.value)
 
 
@@ -159,18 +160,18 @@ def test_a_fingerprint_tells_data_apart(tmp_path):
         (table / version).mkdir(parents=True)
         for name in ("info.json", "train.array_record"):
             (table / version / name).write_text(version + name)
-    marks = [data.fingerprint(table)]
+    marks = [corpus_fingerprint(table)]
     assert marks[0].startswith("2 files, ")
     (table / "1.0.0" / "info.json").write_text("of an older build")
     (table / "1.1.0" / "manifest.json").write_text("source")
-    assert data.fingerprint(table) == marks[0]
+    assert corpus_fingerprint(table) == marks[0]
     (table / "1.1.0" / "info.json").write_text("1.1.0info.JSON")  # as long as before
-    marks.append(data.fingerprint(table))
+    marks.append(corpus_fingerprint(table))
     (table / "1.1.0" / "train.array_record").rename(table / "1.1.0" / "val.array_record")
-    marks.append(data.fingerprint(table))
-    marks.append(data.fingerprint(table / "1.1.0" / "info.json"))
+    marks.append(corpus_fingerprint(table))
+    marks.append(corpus_fingerprint(table / "1.1.0" / "info.json"))
     assert len(set(marks)) == 4
-    assert data.fingerprint(tmp_path / "nothing") == ""
+    assert corpus_fingerprint(tmp_path / "nothing") == ""
 
 
 @pytest.mark.parametrize("place", [0, 1_000_000, 1_999_999])
@@ -178,8 +179,8 @@ def test_a_fingerprint_looks_into_large_files(place, tmp_path):
     """Weights of one architecture are all of one size."""
     path = tmp_path / "bert.safetensors"
     path.write_bytes(bytes(2_000_000))
-    before = data.fingerprint(path)
+    before = corpus_fingerprint(path)
     with path.open("r+b") as file:
         file.seek(place)
         file.write(b"1")
-    assert data.fingerprint(path) != before
+    assert corpus_fingerprint(path) != before

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vlbert_jax import detector_names
-from vlbert_jax.detector import Detector, Selection
-from vlbert_jax.faster_rcnn import FasterRCNN, Settings, Sizes
+from vlbert_jax.detector.detect import Detector, Selection
+from vlbert_jax.detector.network import FasterRCNN, Settings, Sizes
+from vlbert_jax.weights import detector_names
 
 SIZES = Sizes(
     stem_width=4,
@@ -36,7 +36,7 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
             array += rng.normal(0, 0.1, array.shape).astype(np.float32)
         elif path[0] in ("objectness", "classes", "attributes"):
             array *= 3
-    return detector_names.from_ours(flat)
+    return detector_names.detector_to_official(flat)
 
 
 @functools.cache

@@ -15,12 +15,14 @@ from flax import nnx
 from PIL import Image
 from weights_case import caffe_file
 
-from vlbert_jax import convert, detector_names, detector_weights, weights
-from vlbert_jax import detector as detectors
-from vlbert_jax.detector import Prepared
-from vlbert_jax.fast_rcnn import FastRCNN, prepare_pixels
-from vlbert_jax.proposals import ranking
-from vlbert_jax.tasks.examples import ImageLayout, image_fields
+from vlbert_jax.convert import main
+from vlbert_jax.data.examples import ImageLayout, image_fields
+from vlbert_jax.detector.detect import Prepared, load_detector
+from vlbert_jax.detector.proposals import ranking
+from vlbert_jax.detector.weights import read_detector, write_detector
+from vlbert_jax.model.region_head import RegionHead, prepare_pixels
+from vlbert_jax.weights import detector_names
+from vlbert_jax.weights.read import read_weights
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_training_computes_the_features_that_are_written(detector):
         )  # fmt: skip
         switches = dict(roi_operation="pool", mask_padding=True) if caffe else {}
         options = dict(hidden_size=4, backbone=backbone, feature_size=0, **switches)
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: FastRCNN(**options, rngs=nnx.Rngs(0))))
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: RegionHead(**options, rngs=nnx.Rngs(0))))
         fast_rcnn = nnx.merge(graphdef, jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), state))
         for name in ("backbone", "c5"):
             nnx.update(getattr(fast_rcnn, name), nnx.state(getattr(network, name)))
@@ -192,13 +194,13 @@ def write(kind: str, folder):
         content = {"model": as_detectron(tensors), "__author__": "someone", "matching_heuristics": True}
         (folder / kind).write_bytes(pickle.dumps(content, protocol=2))
     else:
-        detector_weights.write(tensors, {}, folder / kind, "orbax" if kind == "ours" else "safetensors")
+        write_detector(tensors, {}, folder / kind, "orbax" if kind == "ours" else "safetensors")
     return folder / kind
 
 
 @pytest.mark.parametrize("kind", ["milvlg.pth", "hugging_face", "detectron.pkl", "ours", "ours.safetensors"])
 def test_every_source_is_the_same_detector(kind, tmp_path):
-    found, wanted = detector_weights.read(write(kind, tmp_path)), detector_case.tensors()
+    found, wanted = read_detector(write(kind, tmp_path)), detector_case.tensors()
     assert found.keys() == wanted.keys()
     detectron = kind in ("hugging_face", "detectron.pkl")
     for name, array in wanted.items():
@@ -214,19 +216,19 @@ def test_a_name_at_hugging_face(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="someone/frcnn, and as a Hugging Face name it could not be downloaded"):
-        detector_weights.read("someone/frcnn")
+        read_detector("someone/frcnn")
     cache = tmp_path / "models--someone--frcnn"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("1234")
     (cache / "snapshots").mkdir()
     write("hugging_face", cache / "snapshots").rename(cache / "snapshots" / "1234")
-    found = detector_weights.read("someone/frcnn")
+    found = read_detector("someone/frcnn")
     name = "roi_heads.res5.0.conv1.weight"
     np.testing.assert_array_equal(found[name], detector_case.tensors()[name])
 
 
 def run(*arguments, capsys, code: int = 0) -> str:
-    assert convert.main([str(argument) for argument in arguments]) == code
+    assert main([str(argument) for argument in arguments]) == code
     said = capsys.readouterr()
     return said.err if code else said.out
 
@@ -237,7 +239,7 @@ def test_convert_keeps_the_lists_and_the_fingerprint(tmp_path, capsys, detector)
     (tmp_path / "attributes_vocab.txt").write_text("red\nblue\nlarge\nold\n")
     said = run(source, tmp_path / "detector", "--task=detector", capsys=capsys)
     assert "8 classes, 4 attributes" in said and "objects_vocab.txt" in said
-    loaded = detectors.load(tmp_path / "detector", detector_case.SETTINGS, detector.selection)
+    loaded = load_detector(tmp_path / "detector", detector_case.SETTINGS, detector.selection)
     assert loaded.class_names[:3] == ("__background__", "thing 0", "thing 1")
     assert loaded.attribute_names == ("__no_attribute__", "red", "blue", "large", "old")
     assert loaded.fingerprint == detector.fingerprint == json.loads(json.dumps(detector.fingerprint))
@@ -246,7 +248,7 @@ def test_convert_keeps_the_lists_and_the_fingerprint(tmp_path, capsys, detector)
     run(tmp_path / "detector", tmp_path / "back.pth", "--task=detector", capsys=capsys)
     for name, array in torch.load(tmp_path / "back.pth", weights_only=True).items():
         np.testing.assert_array_equal(array, detector_case.tensors()[name])
-    resnet = weights.read(tmp_path / "detector")
+    resnet = read_weights(tmp_path / "detector")
     assert resnet.kind == "resnet" and "detector's own layer" in resnet.dropped
     assert "image_feature_extractor.backbone.layer1.0.conv1.weight" in resnet.tensors
     other = detector_case.detector(selection=dict(threshold=0.2))
@@ -277,10 +279,10 @@ def test_what_is_no_such_detector(tmp_path, capsys):
     wide = good | {"roi_heads.res5.0.conv2.weight": np.zeros((8, 9, 3, 3), np.float32)}
     refused("wide.pkl", pickle.dumps(wide), "roi_heads.res5.0.conv2.weight has shape (8, 9, 3, 3)")
     with pytest.raises(FileNotFoundError, match="no weights at"):
-        detector_weights.read(tmp_path / "absent")
+        read_detector(tmp_path / "absent")
     (tmp_path / "objects_vocab.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError, match="class names has 2 lines, the weights have 8"):
-        detectors.load(write("ours.safetensors", tmp_path))
+        load_detector(write("ours.safetensors", tmp_path))
 
 
 def test_roi_align_is_an_option():

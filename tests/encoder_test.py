@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlbert_jax.encoder import Encoder, EncoderConfig, dropout
+from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.model.encoder import Encoder
+from vlbert_jax.model.layers import dropout
 
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=16, num_layers=3, num_heads=2, mlp_size=32, dropout_rate=0.3)
 

@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from data_prep import build, extract_regions
-from data_prep.image_sources import open_source
-from data_prep.ordered_builder import Manifest, SourceError
-from data_prep.region_captions import ArchiveFolder
+from data_prep.builder import Manifest, SourceError
 from data_prep.region_store import ARRAYS, RegionStore
-from data_prep.vqa_regions import COLUMNS, RegionFiles, RegionTable, decode_regions
-from vlbert_jax import data, detector_weights
-from vlbert_jax.extractor import extractor_id
+from data_prep.sources import ArchiveFolder, open_source
+from data_prep.vqa_regions import COLUMNS, RegionFiles, RegionTable
+from vlbert_jax.data.records import extractor_of, open_split
+from vlbert_jax.data.region_files import decode_regions
+from vlbert_jax.detector.fingerprint import extractor_id
+from vlbert_jax.detector.weights import write_detector
 
 NUMBER = 6  # images; number 4 is broken
 
@@ -249,7 +250,7 @@ def test_from_images_to_a_corpus(captions, detector, tmp_path, capsys):
     extractor = extractor_id(detector.fingerprint)
     manifest = json.loads((corpus / "1.0.0" / "manifest.json").read_text())
     assert manifest["extractor"] == extractor and manifest["records"] == {"val_landscape": 3}
-    records = data.open_split(tmp_path / "data", "region_captions/conceptual_captions", "val_landscape")
+    records = open_split(tmp_path / "data", "region_captions/conceptual_captions", "val_landscape")
     for i in range(3):
         record = records[i]
         with Image.open(io.BytesIO(record["image"])) as image:
@@ -258,7 +259,7 @@ def test_from_images_to_a_corpus(captions, detector, tmp_path, capsys):
         if i < 2:
             assert np.abs(difference).mean() < 8  # JPEG of blocks
         assert record["features"].shape[1] == 32
-    assert data.extractor_of(tmp_path / "data", "region_captions/conceptual_captions") == extractor
+    assert extractor_of(tmp_path / "data", "region_captions/conceptual_captions") == extractor
 
 
 def test_vqa_reads_them(detector, tmp_path):
@@ -298,14 +299,14 @@ def test_mixed_extractors(captions, detector, tmp_path, capsys):
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps(dict(extractor="someone")))
     with pytest.raises(ValueError, match="do not go together: .*conceptual_captions by .*other by extractor someone"):
-        data.extractor_of(tmp_path / "data", "region_captions/conceptual_captions", "vqa_images/other")
+        extractor_of(tmp_path / "data", "region_captions/conceptual_captions", "vqa_images/other")
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
 def test_command(images, tmp_path, capsys):
-    detector_weights.write(detector_case.tensors(), {}, tmp_path / "detector", "orbax")
+    write_detector(detector_case.tensors(), {}, tmp_path / "detector", "orbax")
     (tmp_path / "one").mkdir()
     for name in ("00000000.jpg", "00000004.jpg"):
         (tmp_path / "one" / name).write_bytes((images / name).read_bytes())

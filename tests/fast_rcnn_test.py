@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlbert_jax.fast_rcnn import PIXEL_MEANS, FastRCNN, prepare_pixels
-from vlbert_jax.resnet import ConvNorm, max_pool
+from vlbert_jax.batch import PIXEL_MEANS
+from vlbert_jax.model.region_head import RegionHead, prepare_pixels
+from vlbert_jax.model.resnet import ConvNorm, max_pool
 
 B, R = 8, 5
 
@@ -26,7 +27,7 @@ def region_head(**options):
         frozen_stages=options.pop("frozen_stages", ()),
     )
     options = dict(hidden_size=8, backbone=backbone, feature_size=0, roi_size=4, roi_chunk=3) | options
-    make = nnx.jit(lambda: FastRCNN(**options, rngs=nnx.Rngs(0)))
+    make = nnx.jit(lambda: RegionHead(**options, rngs=nnx.Rngs(0)))
     return nnx.split(make())
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from flax import nnx
 
 from configs import pretrain as recipes
-from vlbert_jax import names
 from vlbert_jax.batch import END, NO_IMAGE, Batch
-from vlbert_jax.encoder import EncoderConfig
-from vlbert_jax.sequence import pack
+from vlbert_jax.data.packing import pack
+from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.weights import vlbert_names
 
 FORWARD = 1e-4  # absolute
 
@@ -47,8 +47,9 @@ def load(build, tensors, vocab_size=0):
     """The module that `build()` describes with the official tensors in it; nothing may be left over or missing."""
     graphdef, abstract = nnx.split(nnx.eval_shape(build))
     shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(abstract)}
-    found = names.match(tensors, shapes, vocab_size)
-    assert {names.reason_not_wanted(name) for name in found.unused} <= {"duplicate", "batch counter"}, found.unused
+    found = vlbert_names.match_tensors(tensors, shapes, vocab_size)
+    reasons = {vlbert_names.reason_not_wanted(name) for name in found.unused}
+    assert reasons <= {"duplicate", "batch counter"}, found.unused
     for path, variable in nnx.to_flat_state(abstract):
         array = np.zeros(variable.shape, np.float32)
         found.fill(array, tuple(map(str, path)), tensors)
@@ -254,7 +255,7 @@ def relative(ours, official, tolerance):
 
 
 def compare_gradients(case, gradients, vocab_size, tolerance):
-    official = names.to_official({path: np.asarray(v) for path, v in flat(gradients).items()}, vocab_size)
+    official = vlbert_names.to_official({path: np.asarray(v) for path, v in flat(gradients).items()}, vocab_size)
     for name, expected in case.grad.items():
         relative(official[name], expected, tolerance)
     norms = {name: norm for name, norm in case.meta["grad_norms"].items() if norm is not None}

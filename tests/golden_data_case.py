@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from golden_folders import golden_folders
 
-from vlbert_jax import sequence
-from vlbert_jax.fast_rcnn import prepare_pixels
+from vlbert_jax.data import tokenizer
+from vlbert_jax.model.region_head import prepare_pixels
 
 FOLDERS = {path.name: path for folder in golden_folders("data") for path in sorted(folder.iterdir()) if path.is_dir()}
 
@@ -17,7 +17,7 @@ GREY_LEVELS = 2.0
 
 def load_tokenizer():
     vocab = FOLDERS["common"] / "vocab.txt"
-    return sequence.load_tokenizer(str(vocab), len(vocab.read_text("utf-8").splitlines()))
+    return tokenizer.load_tokenizer(str(vocab), len(vocab.read_text("utf-8").splitlines()))
 
 
 def device_pixels(example, hide: bool):

@@ -17,10 +17,10 @@ from golden_data_case import FOLDERS, check_features, check_pixels, load_tokeniz
 from data_prep.build import run_builder
 from data_prep.region_captions import RegionCaptions
 from data_prep.text_corpus import TextCorpus
-from vlbert_jax import data
 from vlbert_jax.batch import END, IMG, NO_IMAGE
-from vlbert_jax.tasks.pretrain_examples import Layout, caption_example, text_example, text_words
-from vlbert_jax.transforms import Draws
+from vlbert_jax.data.masking import Samples
+from vlbert_jax.data.records import Records, open_split
+from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example, text_example, text_words
 
 OTHERS = ("vqa_", "refcoco_", "vcr_")
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("cc_"))
@@ -57,9 +57,9 @@ class Variant:
             )
             names = ("train_landscape", "train_portrait")
             splits = (
-                data.open_split(self.out, f"region_captions/{which}", name, optional=True) for name in names
+                open_split(self.out, f"region_captions/{which}", name, optional=True) for name in names
             )
-            records = data.Records(*splits)
+            records = Records(*splits)
             self._built[which] = {int(r["index"]): r for r in map(records.__getitem__, range(len(records)))}
         return self._built[which]
 
@@ -67,7 +67,7 @@ class Variant:
         if "lines" not in self._built:
             (docs,) = self.folder.glob("*/en_corpus")
             run_builder(TextCorpus("docs", self.out, [docs / "bc1g.doc", docs / "wiki.doc"]))
-            self._built["lines"] = data.open_split(self.out, "text_corpus/docs", "train")
+            self._built["lines"] = open_split(self.out, "text_corpus/docs", "train")
         return self._built["lines"]
 
 
@@ -92,7 +92,7 @@ def read_words(log, words) -> tuple[list, list]:
     return uniforms, replacements
 
 
-def replay(item, records, with_relationship, tokenizer) -> tuple[Draws, list[str] | None]:
+def replay(item, records, with_relationship, tokenizer) -> tuple[Samples, list[str] | None]:
     """The draws of an item and the caption of the other record, if one was drawn."""
     log = iter(item["random_log"])
     flip, relationship = next(log)[1], next(log)[1]
@@ -106,14 +106,14 @@ def replay(item, records, with_relationship, tokenizer) -> tuple[Draws, list[str
         other = caption = records[drawn]["caption"]
     uniforms, replacements = read_words(log, tokenizer.words(" ".join(caption)))
     regions = [value for _, value in log]
-    draws = Draws(flip, relationship, 0.0, np.array(uniforms), np.array(replacements, int), np.array(regions))
+    draws = Samples(flip, relationship, 0.0, np.array(uniforms), np.array(replacements, int), np.array(regions))
     assert len(regions) == len(records[item["index"]]["boxes"])
     return draws, other
 
 
-def layout_of(run, record) -> Layout:
+def layout_of(run, record) -> CaptionLayout:
     width, height = record["image_size"]
-    return Layout(
+    return CaptionLayout(
         precomputed=run["precomputed"],
         image_scale=tuple(run["scales"]),
         orientation="landscape" if width >= height else "portrait",
@@ -218,7 +218,7 @@ def our_text(variant, run, item, tokenizer):
     log = iter(item["random_log"])
     uniforms, replacements = read_words(log, words)
     # A line longer than the limit is not read to its end; the rest of the log is for its rest.
-    draws = Draws(0.0, 0.0, 0.0, np.array(uniforms), np.array(replacements, int), np.zeros(0))
+    draws = Samples(0.0, 0.0, 0.0, np.array(uniforms), np.array(replacements, int), np.zeros(0))
     return text_example(words, draws, tokenizer, layout)
 
 

@@ -19,22 +19,25 @@ from flax import nnx
 from golden_folders import golden_folders
 from weights_case import caffe_file
 
-from vlbert_jax import detector_names, detector_weights, transforms
-from vlbert_jax.detector import Detector, Selection
-from vlbert_jax.faster_rcnn import Proposals, Settings, class_boxes
-from vlbert_jax.proposals import (
+from vlbert_jax.data.images import caffe_pixels, caffe_scale, caffe_size
+from vlbert_jax.detector.detect import Detector, Selection
+from vlbert_jax.detector.network import Proposals, Settings, class_boxes
+from vlbert_jax.detector.proposals import (
     base_anchors,
     class_confidence,
-    clip,
-    decode,
-    encode,
+    clip_boxes,
+    decode_boxes,
+    encode_boxes,
     propose,
-    select,
+    select_regions,
     shifted_anchors,
     suppress,
 )
-from vlbert_jax.resnet import max_pool
-from vlbert_jax.roi_pool import roi_pool
+from vlbert_jax.detector.weights import read_detector
+from vlbert_jax.model.resnet import max_pool
+from vlbert_jax.model.roi import roi_pool
+from vlbert_jax.weights import detector_names
+from vlbert_jax.weights.read import read_files
 
 FOLDERS = golden_folders("detector")
 KINDS = (
@@ -79,13 +82,13 @@ def test_boxes(path):
             stride = meta["anchor"]["stride"]
             np.testing.assert_array_equal(shifted_anchors(anchors, *map(int, found.groups()), stride), expected)
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
-    decoded = decode(arrays["in/boxes"], arrays["in/deltas"])
+    decoded = decode_boxes(arrays["in/boxes"], arrays["in/deltas"])
     np.testing.assert_allclose(decoded, arrays["out/decoded"], rtol=1e-5, atol=1e-4)
     height, width = arrays["in/im_shape"]
-    clipped = clip(arrays["out/decoded"], jnp.array([width, height]))
+    clipped = clip_boxes(arrays["out/decoded"], jnp.array([width, height]))
     np.testing.assert_array_equal(clipped, arrays["out/clipped"])
     np.testing.assert_allclose(
-        encode(arrays["in/ex_rois"], arrays["in/gt_rois"]), arrays["out/targets"], rtol=1e-5, atol=1e-5
+        encode_boxes(arrays["in/ex_rois"], arrays["in/gt_rois"]), arrays["out/targets"], rtol=1e-5, atol=1e-5
     )
 
 
@@ -167,7 +170,7 @@ def test_selection(path):
     assert rules
     for name in rules:
         threshold, fewest, most = name.removeprefix("out/keep_").split("_")
-        kept = select(confidence, float(threshold), int(fewest), int(most))
+        kept = select_regions(confidence, float(threshold), int(fewest), int(most))
         np.testing.assert_array_equal(kept, arrays[name], err_msg=name)
 
 
@@ -178,14 +181,14 @@ def test_image_scale(path):
     backbone = tiny_backbone()
     sizes = []
     for height, width, scale, *_ in table["rows"]:
-        assert transforms.caffe_scale((width, height), (600, 1000)) == scale
-        sizes.append(transforms.caffe_size((width, height), scale))
+        assert caffe_scale((width, height), (600, 1000)) == scale
+        sizes.append(caffe_size((width, height), scale))
     np.testing.assert_array_equal([size[::-1] for size in sizes], [row[3:5] for row in table["rows"]])
     np.testing.assert_array_equal(backbone.cells(jnp.array(sizes)), [row[5:7] for row in table["rows"]])
 
 
 def tiny_backbone():
-    from vlbert_jax.resnet import Backbone
+    from vlbert_jax.model.resnet import Backbone
 
     options = dict(stem_width=2, widths=(1, 1, 1), blocks=(1, 1, 1), strides=(1, 2, 2), stride_in_1x1=True)
     return Backbone(**options, frozen_stages=(), caffe_max_pool=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -195,9 +198,9 @@ def tiny_backbone():
 def test_image_pixels(path):
     arrays, meta = read(path)
     image = arrays["in/image_rgb"]
-    scale = transforms.caffe_scale(image.shape[1::-1], (meta["SCALES"], meta["MAX_SIZE"]))
+    scale = caffe_scale(image.shape[1::-1], (meta["SCALES"], meta["MAX_SIZE"]))
     assert scale == arrays["out/im_scale"].item()
-    pixels = transforms.caffe_pixels(image, scale).transpose(2, 0, 1)
+    pixels = caffe_pixels(image, scale).transpose(2, 0, 1)
     close(pixels, arrays["out/data"][0])
 
 
@@ -210,7 +213,9 @@ class Tiny:
     def __init__(self, path: Path):
         self.path, self.variant = path, path.stem[-1]
         self.arrays, self.meta = read(path)
-        self.tensors = detector_names.canonical(dict(np.load(path.with_name(self.meta["weights_milvlg"]))))
+        self.tensors = detector_names.canonical(
+            dict(np.load(path.with_name(self.meta["weights_milvlg"]))), base_anchors()
+        )
         test = self.meta["test"]
         settings = Settings(
             proposals_before=test["RPN_PRE_NMS_TOP_N"],
@@ -223,8 +228,8 @@ class Tiny:
         self.detector = Detector(self.tensors, settings=settings, selection=Selection(image_scale=self.image_scale))
         self.network = nnx.merge(self.detector.graphdef, self.detector.state)
         self.image = self.arrays["in/image_rgb"]
-        self.scale = transforms.caffe_scale(self.image.shape[1::-1], self.image_scale)
-        self.size = jnp.array([transforms.caffe_size(self.image.shape[1::-1], self.scale)])
+        self.scale = caffe_scale(self.image.shape[1::-1], self.image_scale)
+        self.size = jnp.array([caffe_size(self.image.shape[1::-1], self.scale)])
 
     def out(self, name: str) -> jax.Array:
         """A recorded array, channels last."""
@@ -243,22 +248,22 @@ def test_weights_of_every_form(tiny, tmp_path):
     sources = list(folder.glob(f"d6_tiny_{tiny.variant}*.caffemodel"))
     assert sources
     layers: dict = {}
-    for name, array in detector_weights.weights.read_files(sources[0])[0].items():
+    for name, array in read_files(sources[0])[0].items():
         if found := re.fullmatch(r"(.*)\[\d\]", name):
             layers.setdefault(found[1], []).append(array)
     assert "rpn_conv/3x3" in layers
     for source in sources:
-        tensors = detector_weights.read(source)
+        tensors = read_detector(source)
         assert tensors.keys() == tiny.tensors.keys()
         for name, array in tensors.items():
             np.testing.assert_allclose(array, tiny.tensors[name], rtol=1e-6, err_msg=f"{source.name} {name}")
     (tmp_path / "other.caffemodel").write_bytes(caffe_file({"conv1": [np.zeros((4, 3, 7, 7), np.float32)]}))
     with pytest.raises(ValueError, match="not the bottom-up-attention detector"):
-        detector_weights.read(tmp_path / "other.caffemodel")
+        read_detector(tmp_path / "other.caffemodel")
 
 
 def test_image(tiny):
-    pixels = transforms.caffe_pixels(tiny.image, tiny.scale)
+    pixels = caffe_pixels(tiny.image, tiny.scale)
     assert pixels.shape[:2] == (tiny.size[0, 1], tiny.size[0, 0])
     stride = tiny.meta["data_stride_stored"]
     close(pixels[None, ::stride, ::stride], tiny.out("data"))
@@ -266,7 +271,7 @@ def test_image(tiny):
 
 def test_backbone_with_padding(tiny):
     """The image alone, and what is around it makes no difference."""
-    pixels = jnp.asarray(transforms.caffe_pixels(tiny.image, tiny.scale))[None]
+    pixels = jnp.asarray(caffe_pixels(tiny.image, tiny.scale))[None]
 
     @jax.jit
     def run(pixels):
@@ -327,7 +332,7 @@ def test_description(tiny):
     np.testing.assert_allclose(moved[0], tiny.out("pred_boxes"), atol=COORDINATES)
     for name in [name for name in tiny.arrays if name.startswith("out/keep_")]:
         threshold, fewest, most = name.removeprefix("out/keep_").split("_")
-        kept = select(np.asarray(found.confidence[0]), float(threshold), int(fewest), int(most))
+        kept = select_regions(np.asarray(found.confidence[0]), float(threshold), int(fewest), int(most))
         np.testing.assert_array_equal(kept, tiny.arrays[name], err_msg=name)
 
 

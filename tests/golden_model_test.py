@@ -29,13 +29,17 @@ from golden_case import (
 )
 from golden_folders import golden_folders
 
-from vlbert_jax import names, weights
 from vlbert_jax.batch import END
-from vlbert_jax.fast_rcnn import FastRCNN
 from vlbert_jax.geometry import box_geometry
-from vlbert_jax.roi_align import roi_align
-from vlbert_jax.tasks import pretrain
-from vlbert_jax.vlbert import VLBert
+from vlbert_jax.model.region_head import RegionHead
+from vlbert_jax.model.roi import roi_align
+from vlbert_jax.model.visual_linguistic import region_head_is_frozen
+from vlbert_jax.model.vlbert import VLBert
+from vlbert_jax.tasks.pretrain import task as pretrain
+from vlbert_jax.tasks.pretrain.losses import loss_counts, loss_sums
+from vlbert_jax.tasks.pretrain.model import PretrainingModel
+from vlbert_jax.weights import vlbert_names
+from vlbert_jax.weights.read import read_weights
 
 FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("*.json"))]
 
@@ -77,7 +81,7 @@ def check_fast_rcnn(case):
 
     class Holder(nnx.Module):  # so that paths start with fast_rcnn
         def __init__(self):
-            self.fast_rcnn = FastRCNN(**options, rngs=nnx.Rngs(0))
+            self.fast_rcnn = RegionHead(**options, rngs=nnx.Rngs(0))
 
     holder, report = load(Holder, tensors)
     assert all(not name.startswith(prefix) for name in report.missing), report.missing
@@ -162,7 +166,8 @@ def check_vlbert(case, execution):
             self.vlbert = VLBert(config, nnx.Rngs(0))
 
     holder, report = load(Holder, tensors, config.vocab_size)
-    assert set(report.missing) <= {*names.EXTRA_TOKENS.values(), "aux_text_visual_embedding.weight"}, report.missing
+    optional = {*vlbert_names.EXTRA_TOKENS.values(), "aux_text_visual_embedding.weight"}
+    assert set(report.missing) <= optional, report.missing
     model = with_token_rows(holder.vlbert, holder.vlbert.token_embeddings, config.vocab_size, extra)
 
     def run(model):
@@ -183,7 +188,7 @@ def check_pretraining_heads(case, execution):
     head = dict(backbone=None, feature_size=1)
 
     def build():
-        return pretrain.PretrainingModel(config, head, classes, relationship=config.pooler, rngs=nnx.Rngs(0))
+        return PretrainingModel(config, head, classes, relationship=config.pooler, rngs=nnx.Rngs(0))
 
     model, report = load(build, tensors, config.vocab_size)
     assert all(not name.startswith("vlbert.") for name in report.missing), report.missing
@@ -249,13 +254,13 @@ def check_pretraining(case, execution):
     batch = pretraining_batch(case, config)
     names = pretrain.active_losses(config, 0)
     graphdef, trainable, rest = nnx.split(
-        model, nnx.All(nnx.Param, lambda path, _: not pretrain.is_frozen(path, config)), ...
+        model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(path, config)), ...
     )
 
     def loss(trainable):
         model = nnx.merge(graphdef, trainable, rest)
-        sums, _ = pretrain.loss_sums(model, batch, None, config, names)
-        counts = pretrain.loss_counts(batch, config, names)
+        sums, _ = loss_sums(model, batch, None, config, names)
+        counts = loss_counts(batch, config, names)
         losses = {name: sums[name] / counts[name] for name in names}
         return sum(losses.values()), losses
 
@@ -280,10 +285,11 @@ def through_official_files(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarr
         for new in (True, False):
             path = Path(folder) / "vl-bert.model"
             torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=new)
-            read = weights.read(path).tensors
+            read = read_weights(path).tensors
             for name, array in read.items():
                 np.testing.assert_array_equal(array, tensors[name], err_msg=name)
-    assert {names.reason_not_wanted(name) for name in tensors.keys() - read.keys()} <= {"duplicate", "batch counter"}
+    reasons = {vlbert_names.reason_not_wanted(name) for name in tensors.keys() - read.keys()}
+    assert reasons <= {"duplicate", "batch counter"}
     return read
 
 
@@ -307,14 +313,14 @@ def check_fullsize(case):
     def run(model, batch):
         appearance = model.appearance(batch)
         region_states = model.region_states(batch, appearance)
-        sums, _ = pretrain.loss_sums(model, batch, None, config, active)
+        sums, _ = loss_sums(model, batch, None, config, active)
         return appearance, region_states, model.encode(batch, region_states), sums
 
     appearance, region_states, states, sums = run(model, batch)
     close(appearance[:, : case.out["obj_reps_raw"].shape[1]][: len(case.out["obj_reps_raw"])], case.out["obj_reps_raw"])
     close(region_states[: len(case.out["obj_reps"])], case.out["obj_reps"])
     compare_logits(case, model, states, batch, config.model.encoder.vocab_size)
-    counts = pretrain.loss_counts(batch, config, active)
+    counts = loss_counts(batch, config, active)
     for name in active:
         close(sums[name] / counts[name], next(case.out[n] for n in LOSS_NAMES[name] if n in case.out))
 

@@ -14,11 +14,12 @@ from golden_data_case import FOLDERS, load_tokenizer
 
 from data_prep.build import run_builder
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
-from data_prep.refer import ReferDownload
-from vlbert_jax import data
+from data_prep.refcoco_files import ReferDownload
 from vlbert_jax.batch import END, IMG, Batch
-from vlbert_jax.fast_rcnn import prepare_pixels
-from vlbert_jax.tasks import refcoco
+from vlbert_jax.data.records import open_split
+from vlbert_jax.model.region_head import prepare_pixels
+from vlbert_jax.tasks.refcoco import task as refcoco
+from vlbert_jax.tasks.refcoco.examples import POSITIVE, ExpressionLayout, box_iou, expression_example, original_boxes
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("refcoco_"))
 KINDS = {"gt": "gt", "proposal": "detected", "proposal+gt": "both"}
@@ -41,11 +42,11 @@ class Variant:
         where = ("c", out, ReferDownload(source))
         run_builder(RefCOCOImages(*where, proposals=str(proposals.relative_to(source))))
         run_builder(RefCOCOExpressions(*where))
-        self.images = data.open_split(out, "refcoco_images/c", "images")
+        self.images = open_split(out, "refcoco_images/c", "images")
 
     def records(self, split: str) -> list[dict]:
         """Official order."""
-        parts = [data.open_split(self.out, "refcoco/c", f"{split}_{o}", True) for o in ("landscape", "portrait")]
+        parts = [open_split(self.out, "refcoco/c", f"{split}_{o}", True) for o in ("landscape", "portrait")]
         texts = sorted((part[i] for part in parts for i in range(len(part))), key=lambda record: record["index"])
         return [self.images[int(text["image_number"])] | text for text in texts]
 
@@ -55,9 +56,9 @@ def variant(request, tmp_path_factory):
     return Variant(FOLDERS[request.param], tmp_path_factory.mktemp(request.param))
 
 
-def layout_of(run, record) -> refcoco.Layout:
+def layout_of(run, record) -> ExpressionLayout:
     width, height = record["image_size"]
-    return refcoco.Layout(
+    return ExpressionLayout(
         precomputed=False,
         image_scale=tuple(run["scales"]),
         orientation="landscape" if width >= height else "portrait",
@@ -71,7 +72,7 @@ def layout_of(run, record) -> refcoco.Layout:
 
 def examples_of(variant, run, tokenizer) -> list[dict]:
     return [
-        refcoco.expression_example(record, run["flip_prob"] == 1, tokenizer, layout_of(run, record))
+        expression_example(record, run["flip_prob"] == 1, tokenizer, layout_of(run, record))
         for record in variant.records(run["image_set"])
     ]
 
@@ -164,13 +165,13 @@ def test_overlaps_and_their_decisions():
         for first, second, single, double, target, hit, _ in golden["rows"]:
             for dtype, expected, tolerance in ((np.float32, single, 1e-7), (np.float64, double, 1e-15)):
                 boxes, box = np.array([first], np.float32), np.array(second, np.float32)  # as they were recorded
-                found = refcoco.overlaps(boxes.astype(dtype), box.astype(dtype))
+                found = box_iou(boxes.astype(dtype), box.astype(dtype))
                 assert found.dtype == dtype
                 np.testing.assert_allclose(found[0], expected, rtol=0, atol=tolerance)
                 if dtype == np.float32:
-                    assert (found[0] > refcoco.POSITIVE) == target, (first, second)
+                    assert (found[0] > POSITIVE) == target, (first, second)
                 else:
-                    assert (found[0] >= refcoco.POSITIVE) == hit, (first, second)
+                    assert (found[0] >= POSITIVE) == hit, (first, second)
 
 
 def test_scoring(variant, tokenizer):
@@ -186,7 +187,7 @@ def test_scoring(variant, tokenizer):
                 right.append(bool(example["region_hits"][chosen]))
                 continue
             kind, scale = KINDS[run["boxes"]], tuple(run["scales"])
-            np.testing.assert_array_equal(refcoco.original_boxes(record, kind, scale)[chosen], np.float32(box))
+            np.testing.assert_array_equal(original_boxes(record, kind, scale)[chosen], np.float32(box))
             assert example["region_hits"][chosen] == correct
             right.append(correct)
         batch = batch_of(examples)

@@ -6,7 +6,7 @@ import numpy as np
 from golden_case import encoder_config, region_head, stack
 
 from vlbert_jax.batch import Batch
-from vlbert_jax.sequence import pack
+from vlbert_jax.data.packing import pack
 
 CLS, SEP = 101, 102
 

@@ -17,8 +17,10 @@ from golden_task_case import adjust, batch_of
 from configs import refcoco as refcoco_recipes
 from configs import vcr as vcr_recipes
 from configs import vqa as vqa_recipes
-from vlbert_jax import names
-from vlbert_jax.tasks import refcoco, vcr, vqa
+from vlbert_jax.tasks.refcoco import task as refcoco
+from vlbert_jax.tasks.vcr import task as vcr
+from vlbert_jax.tasks.vqa import task as vqa
+from vlbert_jax.weights import vlbert_names
 
 FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("vii_*.json"))]
 
@@ -73,10 +75,10 @@ def test_module(path):
     case = Case(path)
     task, config, targets, check = CASES[case.meta["task"]](case)
     adjust(config, case)
-    tensors = {names.plain_name(name): array for name, array in case.sd.items()}
+    tensors = {vlbert_names.plain_name(name): array for name, array in case.sd.items()}
     vocab_size = config.model.encoder.vocab_size
     model, found = load(lambda: task.build_model(config, nnx.Rngs(0)), tensors, vocab_size)
-    assert set(found.missing) <= set(names.OF_PRETRAINING)
+    assert set(found.missing) <= set(vlbert_names.OF_PRETRAINING)
     batch = batch_of(case).replace(**{name: jnp.asarray(array) for name, array in targets.items()})
     active = task.active_losses(config, 0)
     weights = task.loss_weights(config)
@@ -96,8 +98,8 @@ def test_module(path):
         close(value, case.out[OFFICIAL_LOSSES[name]])
     states = nnx.jit(lambda m, batch: m.encode(batch, m.region_states(batch, m.appearance(batch))))(model, batch)
     check(model, states, batch)
-    case.grad = {names.plain_name(name): array for name, array in case.grad.items()}
-    case.meta["grad_norms"] = {names.plain_name(name): norm for name, norm in case.meta["grad_norms"].items()}
+    case.grad = {vlbert_names.plain_name(name): array for name, array in case.grad.items()}
+    case.meta["grad_norms"] = {vlbert_names.plain_name(name): norm for name, norm in case.meta["grad_norms"].items()}
     compare_gradients(case, gradients, vocab_size, tolerance=5e-3 if "image" in case.inputs else 1e-4)
 
 

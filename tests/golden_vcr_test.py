@@ -15,11 +15,11 @@ from golden_data_case import FOLDERS, GREY_LEVELS, check_boxes, load_tokenizer
 
 from data_prep.build import run_builder
 from data_prep.vcr import VCRImages, VCRQuestions
-from vlbert_jax import data
 from vlbert_jax.batch import END, IMG, NO_IMAGE
-from vlbert_jax.fast_rcnn import prepare_pixels
-from vlbert_jax.tasks import vcr
-from vlbert_jax.tasks.vcr_examples import PERSON_NAMES, Layout, choice_example, object_names, tagged_pieces
+from vlbert_jax.data.records import open_split
+from vlbert_jax.model.region_head import prepare_pixels
+from vlbert_jax.tasks.vcr import task as vcr
+from vlbert_jax.tasks.vcr.examples import PERSON_NAMES, ChoiceLayout, choice_example, object_names, tagged_pieces
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("vcr_"))
 WHOLE = 1000  # pieces: room for any text
@@ -39,11 +39,11 @@ class Variant:
         self.runs, self.names = content["examples"], content["person_names"]
         for builder in (VCRImages, VCRQuestions):
             run_builder(builder("sample", out, folder / "data/vcr"))
-        images = data.open_split(out, "vcr_images/sample", "images")
+        images = open_split(out, "vcr_images/sample", "images")
         self.records = {}
         for split in ("train", "val", "test"):
             for orientation in ("landscape", "portrait"):
-                texts = data.open_split(out, "vcr/sample", f"{split}_{orientation}", optional=True)
+                texts = open_split(out, "vcr/sample", f"{split}_{orientation}", optional=True)
                 for text in map(texts.__getitem__, range(len(texts))):
                     self.records[text["annot_id"]] = images[int(text["image_number"])] | text
 
@@ -53,9 +53,9 @@ def variant(request, tmp_path_factory):
     return Variant(FOLDERS[request.param], tmp_path_factory.mktemp(request.param))
 
 
-def layout_of(run, record, text_length=64) -> Layout:
+def layout_of(run, record, text_length=64) -> ChoiceLayout:
     width, height = record["image_size"]
-    return Layout(
+    return ChoiceLayout(
         precomputed=False,
         image_scale=tuple(run["scales"]),
         orientation="landscape" if width >= height else "portrait",

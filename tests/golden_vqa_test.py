@@ -12,9 +12,11 @@ import pytest
 from golden_data_case import FOLDERS, check_boxes, check_features, check_pixels, load_tokenizer
 
 from data_prep.build import run_vqa
-from vlbert_jax import data, vqa_accuracy
 from vlbert_jax.batch import END, IMG, Batch
-from vlbert_jax.tasks import vqa
+from vlbert_jax.data.records import Records, open_split
+from vlbert_jax.tasks.vqa import accuracy
+from vlbert_jax.tasks.vqa import task as vqa
+from vlbert_jax.tasks.vqa.examples import QuestionLayout, question_example
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("vqa_"))
 SPLITS = {"train2014": "train", "val2014": "val", "test2015": "test", "test-dev2015": "test_dev"}
@@ -28,19 +30,19 @@ class Variant:
         self.folder, self.recorded = folder, json.loads((folder / "dataset.json").read_text())
         coco = folder / "data/coco"
         run_vqa(coco, out, "golden", features=True, images=True)
-        self.answers = vqa_accuracy.load_answers(coco / "vqa/answers_vqa.txt")
-        images = data.Records(data.open_split(out, "vqa_images/golden", "images"))
+        self.answers = accuracy.load_answers(coco / "vqa/answers_vqa.txt")
+        images = Records(open_split(out, "vqa_images/golden", "images"))
         self.order, self.records = {}, {}
         for split in SPLITS.values():
             names = (f"{split}_{orientation}" for orientation in ("landscape", "portrait"))
-            texts = data.Records(*(data.open_split(out, "vqa/golden", name, optional=True) for name in names))
+            texts = Records(*(open_split(out, "vqa/golden", name, optional=True) for name in names))
             texts = sorted((texts[i] for i in range(len(texts))), key=lambda text: text["index"])
             self.order[split] = [int(text["question_id"]) for text in texts]
             self.records |= {(split, int(t["question_id"])): images[int(t["image_number"])] | t for t in texts}
 
     def example(self, run, split, question_id, tokenizer):
         record = self.records[split, question_id]
-        layout = vqa.Layout(
+        layout = QuestionLayout(
             precomputed=run["precomputed"],
             image_scale=tuple(run["scales"]),
             orientation="square",
@@ -49,7 +51,7 @@ class Variant:
             geometry_dtype=None,
             sequence_length=LENGTH,
         )
-        return vqa.question_example(record, bool(run["flip_prob"]), tokenizer, layout, self.answers)
+        return question_example(record, bool(run["flip_prob"]), tokenizer, layout, self.answers)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -122,7 +124,7 @@ def test_batches(variant, tokenizer):
 
 def test_score_is_the_official_soft_accuracy(variant):
     recorded = variant.recorded["soft_accuracy"]
-    targets = np.stack([vqa_accuracy.soft_targets(answers, variant.answers) for answers in recorded["answers"]])
+    targets = np.stack([accuracy.soft_targets(answers, variant.answers) for answers in recorded["answers"]])
     logits = jnp.eye(len(variant.answers))[np.array(recorded["pred_index"])]
     none = np.zeros((len(targets), 1, 1), np.int32)
     batch = Batch(none, none, none, none, none == 0, answer_targets=targets)

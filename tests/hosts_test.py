@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import toy_hosts
 
-from vlbert_jax import checkpoint, hosts, main, metrics
+from vlbert_jax import main
 from vlbert_jax.tasks import TASKS
+from vlbert_jax.training import hosts, metrics
+from vlbert_jax.weights.orbax import newest_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = "--config=tests/toy_task.py"
@@ -75,8 +77,8 @@ def end(processes):
 
 
 def after_a_checkpoint(processes, workdir):
-    newest = checkpoint.newest_step(workdir)
-    while checkpoint.newest_step(workdir) == newest and all(process.is_alive() for process in processes):
+    newest = newest_step(workdir)
+    while newest_step(workdir) == newest and all(process.is_alive() for process in processes):
         time.sleep(0.02)
 
 
@@ -106,14 +108,14 @@ def test_stopped_killed_and_continued(whole, tmp_path):
 
     processes = start(tmp_path, 2, *flags, SIGTERM_IN_EVALUATION="1")
     assert end(processes) == ([143, 143], [[], []])
-    assert checkpoint.newest_step(run) == 10
+    assert newest_step(run) == 10
     assert {row["split"] for row in metrics.read_rows(run / "metrics.jsonl")} == {"train"}
 
     processes = start(tmp_path, 2, *flags)
     after_a_checkpoint(processes, run)
     processes[1].terminate()
     assert end(processes) == ([143, 143], [[], []])
-    assert 10 < checkpoint.newest_step(run) < 40
+    assert 10 < newest_step(run) < 40
 
     for killed in (1, 0):
         processes = start(tmp_path, 2, *flags)
@@ -137,7 +139,7 @@ def test_stopped_before_it_began(tmp_path):
         time.sleep(0.02)
     processes[0].terminate()
     assert end(processes) == ([143, 143], [[], []])
-    assert 1 <= checkpoint.newest_step(tmp_path / "run") < 5
+    assert 1 <= newest_step(tmp_path / "run") < 5
 
 
 def test_is_the_run_of_one_process(whole, tmp_path):

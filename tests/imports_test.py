@@ -1,4 +1,4 @@
-"""Imports point downwards: main -> train, evaluate -> tasks -> model files -> batch."""
+"""Imports between packages point downwards; the table below is the architecture of docs/concepts."""
 
 import ast
 import pathlib
@@ -11,41 +11,52 @@ ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = ("vlbert_jax", "configs", "data_prep")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
+GROUND = {"batch", "geometry", "files"}
+# Package or module of vlbert_jax -> the packages and modules of vlbert_jax that it may import, and itself.
+MAY_IMPORT = {
+    "batch": set(),
+    "geometry": set(),
+    "files": set(),
+    "data": GROUND,
+    "visualization": GROUND,
+    "model": GROUND,
+    "tasks": GROUND | {"data", "model", "visualization"},
+    "weights": GROUND | {"model", "tasks"},
+    "training": GROUND | {"data", "model", "weights", "tasks.base"},
+    "detector": GROUND | {"data.images", "model", "weights"},
+    "prediction": GROUND | {"data", "visualization", "model", "tasks", "weights", "detector"},
+    "convert": GROUND | {"tasks", "weights", "detector"},
+    "predict": GROUND | {"data", "visualization", "tasks", "weights", "detector", "prediction"},
+    "main": GROUND | {"data", "tasks", "weights", "training"},
+    "": {"prediction"},
+}
+DATA_PREP = {"files", "data.image_files", "data.region_files", "weights.safe_pickle", "detector.fingerprint"}
+# Third-party packages that a package does not import.
+NEVER = {
+    "batch": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
+    "geometry": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
+    "files": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
+    "data": {"flax", "optax", "orbax"},
+    "visualization": {"jax", "flax"},
+    "model": {"grain", "tensorflow_datasets", "transformers", "tokenizers", "ml_collections"},
+    "tasks": {"orbax"},
+    "data_prep": {"jax", "flax"},
+}
+EXCEPTIONS = {
+    "vlbert_jax.model.config": {"ml_collections"},  # it reads the sizes from the config of a run
+    "data_prep.extract_regions": {"jax", "flax"},  # it runs the detector
+}
+
 
 def dotted(path: pathlib.Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 NAMES = {dotted(path): path for path in FILES}
-MODEL = {"geometry", "roi_align", "roi_pool", "resnet", "fast_rcnn", "proposals", "faster_rcnn", "encoder", "vlbert"}
-MODEL = {f"vlbert_jax.{name}" for name in MODEL}
-TASKS = {name for name in NAMES if name.startswith("vlbert_jax.tasks")}
-SERVICES = {"report", "checkpoint", "optimizer", "data", "sequence", "transforms", "metrics", "hosts"}
-SERVICES |= {"names", "weights", "caffe", "export", "warm_start", "vqa_accuracy"}
-SERVICES |= {"pictures", "detector", "detector_names", "detector_weights", "plain_pickle"}
-SERVICES |= {"boxes", "drawing", "attention_page", "command_line", "extractor", "whole_files"}
-# From top to bottom. A module may import from the rows below; tasks and services also from their own.
-ROWS = [
-    {"vlbert_jax.predict"},
-    {"vlbert_jax.predictor"},
-    {"vlbert_jax.trained"},
-    {"vlbert_jax.main", "vlbert_jax.convert"},
-    {"vlbert_jax.compile_ahead"},
-    {"vlbert_jax.train"},
-    {"vlbert_jax.evaluate"},
-    TASKS,
-    {f"vlbert_jax.{name}" for name in SERVICES | {"sharding"}},
-    {"vlbert_jax.vlbert", "vlbert_jax.faster_rcnn"},
-    {"vlbert_jax.fast_rcnn"},
-    {f"vlbert_jax.{name}" for name in ("encoder", "resnet", "roi_align", "roi_pool", "proposals", "geometry")},
-    {"vlbert_jax.batch"},
-]
-LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
-MAY_IMPORT_OWN_ROW = (7, 8)
 
 
 def imported(name: str) -> set[str]:
-    """Every module that the file imports, at any depth of its code; ours with their full names."""
+    """Return every module that the file imports, at any depth of its code; ours with their full names."""
     found = set()
     for node in ast.walk(ast.parse(NAMES[name].read_text())):
         if isinstance(node, ast.Import):
@@ -58,59 +69,96 @@ def imported(name: str) -> set[str]:
     return found
 
 
-def packages(name: str) -> set[str]:
+def third_party(name: str) -> set[str]:
     return {module.split(".")[0] for module in imported(name)}
 
 
-def test_every_module_has_a_row():
-    package = {name for name in NAMES if name.startswith("vlbert_jax.")}
-    assert package <= set(LEVEL)
+def room(name: str) -> str:
+    """Return the package of a module of vlbert_jax, or the module itself where it is in no package."""
+    return name.split(".")[1] if "." in name else ""
 
 
-@pytest.mark.parametrize("name", sorted(LEVEL & NAMES.keys()))
-def test_downwards(name):
-    own = LEVEL[name] in MAY_IMPORT_OWN_ROW
-    upwards = {x for x in imported(name) & LEVEL.keys() if LEVEL[x] < LEVEL[name] + (not own)}
-    assert not upwards
+OURS = sorted(name for name in NAMES if name.split(".")[0] == "vlbert_jax")
+BUILDERS = sorted(name for name in NAMES if name.split(".")[0] == "data_prep")
 
 
-@pytest.mark.parametrize("name", sorted((MODEL | {"vlbert_jax.batch"}) & NAMES.keys()))
-def test_model_files_know_neither_config_nor_data_nor_files(name):
-    ours = {"configs", "data_prep"}
-    others = {"ml_collections", "absl", "tensorflow_datasets", "grain", "os", "pathlib", "io", "json"}
-    assert not packages(name) & (ours | others)
+def test_every_room_is_in_the_table():
+    assert {room(name) for name in OURS} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_imports_point_downwards(name):
+    allowed = MAY_IMPORT[room(name)]
+    for module in imported(name):
+        if module.split(".")[0] != "vlbert_jax" or room(module) == room(name):
+            continue
+        inside = module.removeprefix("vlbert_jax").removeprefix(".")
+        assert room(module) in allowed or inside in allowed, f"{name} imports {module}"
+
+
+def test_no_import_cycle():
+    below = {name: {x for x in imported(name) if x in NAMES} for name in NAMES}
+    while below:
+        free = {name for name, needs in below.items() if not needs & below.keys() - {name}}
+        assert free, f"import cycle among {sorted(below)}"
+        below = {name: needs for name, needs in below.items() if name not in free}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_third_party_packages(name):
+    kind = room(name) if name.startswith("vlbert_jax") else name.split(".")[0]
+    assert not third_party(name) & (NEVER.get(kind, set()) - EXCEPTIONS.get(name, set()))
+    assert not third_party(name) & {"tensorflow", "clu", "tensorflow_text"}
+    assert "torch" not in third_party(name) or name in ("vlbert_jax.weights.read", "vlbert_jax.weights.export")
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if room(name) == "model"])
+def test_the_model_opens_no_file(name):
     assert "open(" not in NAMES[name].read_text()
 
 
-@pytest.mark.parametrize("name", [f"vlbert_jax.{x}" for x in ("compile_ahead", "train", "evaluate", "checkpoint")])
-def test_loop_names_no_task(name):
-    shared = {"tasks", "model", "examples", "losses", "downstream", "downstream_report"}
-    tasks = {task.rpartition(".")[2] for task in TASKS} - shared
-    assert not imported(name) & TASKS
+@pytest.mark.parametrize("name", OURS)
+def test_only_main_runs_builders(name):
+    builders = {module for module in imported(name) if module.split(".")[0] in ("data_prep", "configs")}
+    assert not builders or name == "vlbert_jax.main"
+
+
+TASKS = sorted(path.name for path in (ROOT / "vlbert_jax/tasks").iterdir() if (path / "task.py").exists())
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name.startswith("vlbert_jax.tasks.")])
+def test_a_task_imports_no_other_task(name):
+    own = name.split(".")[2]
+    others = {module.split(".")[2] for module in imported(name) if module.startswith("vlbert_jax.tasks.")}
+    assert not (others & set(TASKS)) - {own}
+
+
+GENERIC = [name for name in OURS if room(name) not in ("tasks", "main")]
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_only_the_registry_names_tasks(name):
     text = NAMES[name].read_text()
-    assert tasks and not [task for task in tasks if task in text]
+    assert not [task for task in ("vqa", "vcr", "refcoco") if task in text.lower()]
+    assert not {module for module in imported(name) if module.split(".")[:2] == ["vlbert_jax", "tasks"]} - {
+        "vlbert_jax.tasks", "vlbert_jax.tasks.base"
+    }
 
 
 @pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("configs")))
 def test_configs_import_only_ml_collections(name):
-    assert packages(name) <= {"ml_collections", "difflib", "configs"}
+    assert third_party(name) <= {"ml_collections", "difflib", "configs"}
 
 
-@pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("data_prep")))
-def test_data_prep_never_imports_jax(name):
-    """But for what runs the detector. What needs no JAX is shared with it."""
-    if name != "data_prep.extract_regions":
-        ours = {module for module in imported(name) if module.partition(".")[0] == "vlbert_jax"}
-        assert ours <= {f"vlbert_jax.{name}" for name in ("extractor", "pictures", "plain_pickle", "whole_files")}
-        assert not packages(name) & {"jax", "flax"}
+@pytest.mark.parametrize("name", BUILDERS)
+def test_what_builders_import_of_the_package(name):
+    allowed = DATA_PREP | ({"detector"} if name == "data_prep.extract_regions" else set())
+    for module in imported(name):
+        if module.split(".")[0] == "vlbert_jax":
+            inside = module.removeprefix("vlbert_jax.")
+            assert inside in allowed or room(module) in allowed, f"{name} imports {module}"
 
 
 def test_builders_need_no_jax():
     program = "import sys, data_prep.build; assert not {'jax', 'flax', 'torch', 'tensorflow'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
-
-
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_nothing_imports_tensorflow(name):
-    assert not packages(name) & {"tensorflow", "clu", "tensorflow_text"}
-    assert "torch" not in packages(name) or name in ("vlbert_jax.weights", "vlbert_jax.export")

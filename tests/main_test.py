@@ -11,8 +11,10 @@ import sys
 import pytest
 import toy_task
 
-from vlbert_jax import checkpoint, command_line, main, metrics
+from vlbert_jax import main
 from vlbert_jax.tasks import TASKS
+from vlbert_jax.training import metrics
+from vlbert_jax.training.config import CHOICES, LIMITS, flat_config, parse_command
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOY = "--config=tests/toy_task.py"
@@ -87,18 +89,18 @@ def test_debug_shows_where(tmp_path, monkeypatch):
 def test_fields_that_cannot_be(field, line):
     """Known before anything is made or drawn."""
     with pytest.raises(ValueError, match=line):
-        command_line.parse(["main", PRETRAIN, f"--config.{field}"])
+        parse_command(["main", PRETRAIN, f"--config.{field}"])
 
 
 def test_limits_are_of_fields_that_there_are():
     """Pre-training has all of them."""
-    fields = checkpoint.flat_config(command_line.parse(["main", PRETRAIN])[0].to_dict())
-    assert command_line.LIMITS.keys() | command_line.CHOICES.keys() <= fields.keys()
+    fields = flat_config(parse_command(["main", PRETRAIN])[0].to_dict())
+    assert LIMITS.keys() | CHOICES.keys() <= fields.keys()
 
 
 def test_a_workdir_is_named_after_the_recipe():
     for given, name in (("configs/pretrain.py:base_e2e", "pretrain_base_e2e"), ("configs/vqa.py", "vqa")):
-        assert command_line.parse(["main", f"--config={given}"])[1] == pathlib.Path("workdirs", name)
+        assert parse_command(["main", f"--config={given}"])[1] == pathlib.Path("workdirs", name)
 
 
 def test_fine_tuning_says_where_weights_come_from(tmp_path, monkeypatch, capsys):

@@ -17,8 +17,11 @@ import pytest
 import vcr_test
 
 from configs import pretrain as recipes
-from vlbert_jax import compile_ahead, data, optimizer, sharding, train
+from vlbert_jax.data.streams import even_order, stacked_evenly
 from vlbert_jax.tasks import TASKS
+from vlbert_jax.training import compile_ahead, optimizer, sharding
+from vlbert_jax.training.state import create_state
+from vlbert_jax.training.step import jitted_step
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
 PAIRS = [("vcr", (8, 1, 1)), ("e2e", (1, 8, 1)), ("precomputed", (2, 4, 1)), ("e2e", (2, 2, 2))]
@@ -59,7 +62,7 @@ def update(config, mesh, start=None):
     """One update, dropout on: (state before, metrics, gradients, the program's text, what creating the state took)."""
     task, memory = TASKS[config.task], None
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-    graphdef, abstract, shardings, create = train.create_state(config, task, tx, mesh)
+    graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
     if start is None:
         create = create.lower().compile()
         memory, state = create.memory_analysis(), create()
@@ -67,7 +70,7 @@ def update(config, mesh, start=None):
     else:
         state = jax.device_put(start, shardings)
     static = dict(graphdef=graphdef, task=task, config=config, tx=tx, mesh=mesh, shardings=shardings)
-    step = train.jitted_step(task.active_losses(config, 0), **static)
+    step = jitted_step(task.active_losses(config, 0), **static)
     with jax.set_mesh(mesh):
         batch = sharding.global_batch(next(task.train_batches(config, 0, 0, 1)), mesh)
         program = step.lower(state, batch).compile()
@@ -124,7 +127,7 @@ def base():
     """The abstract state of base_e2e in its real sizes."""
     config = recipes.base_e2e()
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-    return train.create_state(config, TASKS["pretrain"], tx, make_mesh(1, 1, 1))[1]
+    return create_state(config, TASKS["pretrain"], tx, make_mesh(1, 1, 1))[1]
 
 
 def test_bytes_per_device_fall_with_fsdp(base):
@@ -144,7 +147,7 @@ def test_regions_are_dealt_evenly_among_devices():
     worst = {True: [], False: []}
     for _ in range(20):
         counts = rng.integers(10, 102, 128)
-        dealt = data.even_order(counts)
+        dealt = even_order(counts)
         assert sorted(dealt) == list(range(128))
         for order, even in ((np.arange(128), False), (dealt, True)):
             per_device = counts[order].reshape(8, 4, 4)  # a device's rows, as `sharding.cut` takes them: (rows, parts)
@@ -152,16 +155,16 @@ def test_regions_are_dealt_evenly_among_devices():
             worst[even][-1] += list(per_device.sum(1).max(0) / per_device.sum(1).mean(0))
     assert np.mean(worst[False], axis=0)[0] > 1.1 and np.mean(worst[True], axis=0)[0] < 1.02
     assert np.mean(worst[True]) < 1.05 < 1.2 < np.mean(worst[False])
-    assert list(data.even_order([5])) == [0] and sorted(data.even_order([1, 1, 1])) == [0, 1, 2]
+    assert list(even_order([5])) == [0] and sorted(even_order([1, 1, 1])) == [0, 1, 2]
 
 
 def test_dealt_by_hand():
     """The heaviest and the fourth, the fifth and the eighth to one half; then within each half. Without pixels, not."""
     counts = [3, 8, 1, 6, 2, 7, 5, 4]
     examples = [dict(region_mask=np.arange(9) < count, index=np.int32(count)) for count in counts]
-    assert data.stacked_evenly(examples)["index"].tolist() == counts
+    assert stacked_evenly(examples)["index"].tolist() == counts
     pixels = [dict(example, image=np.uint8(example["index"])) for example in examples]
-    dealt = data.stacked_evenly(pixels)
+    dealt = stacked_evenly(pixels)
     assert dealt["index"].tolist() == [8, 1, 5, 4, 7, 2, 6, 3]  # quarters, and every other row of a half, hold 9
     np.testing.assert_array_equal(dealt["image"], dealt["index"])
     np.testing.assert_array_equal(dealt["region_mask"].sum(1), dealt["index"])
@@ -172,7 +175,7 @@ def test_batches_with_pixels_are_dealt_out(configs):
     plain = configs["e2e"].copy_and_resolve_references()
     plain.data.even_regions = False
     drawn, dealt = (next(TASKS["pretrain"].train_batches(config, 0, 0, 1)) for config in (plain, configs["e2e"]))
-    order = data.even_order(drawn.region_mask.sum(1))
+    order = even_order(drawn.region_mask.sum(1))
     assert list(order) != sorted(order)
     for name in ("image", "boxes", "region_mask"):
         np.testing.assert_array_equal(getattr(dealt, name), getattr(drawn, name)[order])

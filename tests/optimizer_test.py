@@ -10,7 +10,7 @@ import optax
 import pytest
 from golden_folders import golden_folders
 
-from vlbert_jax import optimizer
+from vlbert_jax.training import optimizer
 
 RECORDINGS = [path for folder in golden_folders("model") for path in sorted(folder.glob("x_*.json"))]
 

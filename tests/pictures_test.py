@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlbert_jax.pictures import MOST_PIXELS, open_image
+from vlbert_jax.data.image_files import MOST_PIXELS, open_image
 
 COLOURS = np.zeros((24, 40, 3), np.uint8)
 COLOURS[:12, :20], COLOURS[:12, 20:] = (200, 30, 30), (30, 200, 30)

@@ -9,10 +9,12 @@ import numpy as np
 from flax import nnx
 
 from configs import pretrain, refcoco, vcr, vqa
-from data_prep.scene_tasks import vocabulary
-from data_prep.scene_vqa import answer_vocabulary
-from vlbert_jax import checkpoint, export, weights
+from data_prep.scenes.downstream import vocabulary
+from data_prep.scenes.vqa import answer_vocabulary
 from vlbert_jax.tasks import TASKS
+from vlbert_jax.weights import export
+from vlbert_jax.weights.orbax import read_checkpoint
+from vlbert_jax.weights.read import flatten_tree
 
 RECIPES = dict(pretrain=pretrain, refcoco=refcoco, vcr=vcr, vqa=vqa)
 WIDTH = 12  # of precomputed features
@@ -73,7 +75,7 @@ def on_model(path, config, function):
     """`function(model, *arguments)`, compiled, of the model that training builds, with the weights of `path`."""
     config = in_float32(config)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: TASKS[config.task].build_model(config, nnx.Rngs(0))))
-    found = weights.flat(checkpoint.read_weights(path))
+    found = flatten_tree(read_checkpoint(path))
     flat = [(p, v.replace(jnp.asarray(found[tuple(map(str, p))]))) for p, v in nnx.to_flat_state(state)]
     compiled = jax.jit(lambda state, *arguments: function(nnx.merge(graphdef, state), *arguments))
     return functools.partial(compiled, nnx.from_flat_state(flat))

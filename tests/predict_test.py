@@ -15,8 +15,11 @@ import skimage
 from PIL import Image
 from predict_case import WIDTH, shrunk, write_model, write_words
 
-from vlbert_jax import boxes, drawing, predict
-from vlbert_jax.detector import Regions
+from vlbert_jax.detector.detect import Regions
+from vlbert_jax.predict import main
+from vlbert_jax.prediction.output import box_marks, described, show
+from vlbert_jax.prediction.regions import detected_regions, given_regions, grid_regions
+from vlbert_jax.visualization.drawing import draw_regions
 
 CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"))  # 451 x 300, 600 x 400
 
@@ -33,7 +36,7 @@ def folder(tmp_path_factory):
 
 def run(capsys, *argv):
     """Exit status, output, errors."""
-    status = predict.main([str(arg) for arg in argv])
+    status = main([str(arg) for arg in argv])
     return status, *capsys.readouterr()
 
 
@@ -63,7 +66,7 @@ def test_expressions_are_drawn(folder, capsys, tmp_path):
     assert status == 0 and len(places) == 5 and len(about["regions"]) == 9 and "grid" in about["source"]
     best = next(place for place in places if place["region"])
     answers = [dict(expression=text, places=[best]) for text in "ab"] + [dict(expression="c", places=[dict(region=0)])]
-    (mark,) = predict.marks(answers).items()
+    (mark,) = box_marks(answers).items()
     assert mark[0] == best["region"] - 1 and mark[1].count("%") == 2 and mark[1].startswith("a ")
     with Image.open(out) as drawn:
         assert drawn.format == "JPEG"
@@ -121,13 +124,13 @@ def test_json_and_pages_of_attention(folder, capsys, tmp_path):
 def test_boxes_are_drawn_where_they_are():
     pixels = np.zeros((320, 640, 3), np.uint8)
     some = np.array([[100, 50, 300, 200], [400, 100, 500, 300]], np.float32)
-    drawn = np.asarray(drawing.draw(pixels, some, ("", "cat"), {0: "this one"}, ["what?", "   this"]))
+    drawn = np.asarray(draw_regions(pixels, some, ("", "cat"), {0: "this one"}, ["what?", "   this"]))
     red, yellow = (229, 36, 42), (255, 210, 63)
     assert (drawn[150, 102] == red).all() and (drawn[200, 401] == yellow).all() and (drawn[100, 350] == 0).all()
     assert (drawn[110:120, 404:420] == yellow).all(-1).mean() > 0.3  # behind the label
     assert drawn.shape[0] > 320 + 2 * 20 and (drawn[-2:] == 255).all()
     many = np.array([[30 * i, 50, 30 * i + 25, 80] for i in range(21)], np.float32)
-    shown = [np.asarray(drawing.draw(pixels, many[:n], ["l"] * n, {}, [])) for n in (19, 20, 21)]
+    shown = [np.asarray(draw_regions(pixels, many[:n], ["l"] * n, {}, [])) for n in (19, 20, 21)]
     label = [(picture == (29, 33, 38)).all(-1).sum() for picture in shown]
     assert label[0] < label[1] == label[2]  # the twenty-first has none
 
@@ -140,15 +143,15 @@ def test_regions_by_name(capsys):
         attribute_ids=np.array([1, 1], np.int32), attribute_scores=np.array([0.7, 0.1], np.float32),
         class_probabilities=None, attribute_probabilities=None,
     )  # fmt: skip
-    found = boxes.detected(regions, ("nothing", "cat", "dog"), ("none", "brown"))
+    found = detected_regions(regions, ("nothing", "cat", "dog"), ("none", "brown"))
     assert found.name(1) == "brown cat" and found.features.shape == (2, WIDTH) and found.first(1).labels == ("cat",)
-    predict.show(dict(image="a.jpg", width=451, height=300, asked=[], **predict.described(found)))
+    show(dict(image="a.jpg", width=451, height=300, asked=[], **described(found)))
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         "a.jpg: 451 x 300; 2 regions from the detector".split(),
         ["1", "brown", "cat", "0.90", "[1.0,", "2.0,", "300.0,", "200.0]"],
         ["2", "dog", "0.40", "[5.0,", "5.0,", "60.0,", "70.0]"],
     ]
-    without = boxes.detected(dataclasses.replace(regions, attribute_ids=None), ("nothing", "cat", "dog"), ())
+    without = detected_regions(dataclasses.replace(regions, attribute_ids=None), ("nothing", "cat", "dog"), ())
     assert without.name(1) == "cat" and without.name(0) == "whole image"
 
 
@@ -159,15 +162,15 @@ def test_boxes_of_an_official_file(tmp_path):
     record = dict(image_w=451, image_h=300, num_boxes=2, boxes=coded([[1, 2, 3, 4], [5, 6, 7, 8]]))
     path = tmp_path / "1.json"
     path.write_text(json.dumps(record | dict(features=coded(np.arange(10)), image_box_feature=coded(np.ones(5)))))
-    found = boxes.given(path, (451, 300))
+    found = given_regions(path, (451, 300))
     np.testing.assert_array_equal(found.boxes, [[1, 2, 3, 4], [5, 6, 7, 8]])
     np.testing.assert_array_equal(found.features, np.arange(10).reshape(2, 5))
     assert found.image_feature.shape == (5,)
     with pytest.raises(ValueError, match="boxes for a picture of 451 x 300, this is 300 x 451"):
-        boxes.given(path, (300, 451))
+        given_regions(path, (300, 451))
     path.write_text(json.dumps(record | dict(num_boxes=3)))
     with pytest.raises(ValueError, match="1.json: boxes: 8 numbers do not fit 3 boxes"):
-        boxes.given(path, (451, 300))
+        given_regions(path, (451, 300))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -182,12 +185,12 @@ def test_files_without_boxes(content, message, tmp_path):
     path = tmp_path / "b.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"b\.json: .*{message}"):
-        boxes.given(path, (451, 300))
-    assert len(boxes.given([], (451, 300))) == 0
+        given_regions(path, (451, 300))
+    assert len(given_regions([], (451, 300))) == 0
 
 
 def test_a_grid_covers_the_picture():
-    found = boxes.grid((90, 60)).boxes
+    found = grid_regions((90, 60)).boxes
     np.testing.assert_array_equal(found[[0, 1, 8]], [[0, 0, 30, 20], [30, 0, 60, 20], [60, 40, 90, 60]])
 
 

@@ -14,10 +14,17 @@ from predict_case import WIDTH, in_float32, on_model, shrunk, write_model
 
 import vlbert_jax
 from data_prep.build import build_scene_tasks
-from vlbert_jax import convert, transforms
 from vlbert_jax.batch import Batch
-from vlbert_jax.tasks import TASKS, downstream, pretrain_examples, refcoco, vcr, vqa
-from vlbert_jax.tasks.examples import tokenizer_of
+from vlbert_jax.convert import main
+from vlbert_jax.data.masking import Samples
+from vlbert_jax.data.tables import Split, eval_batches
+from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
+from vlbert_jax.tasks.refcoco import task as refcoco
+from vlbert_jax.tasks.refcoco.examples import candidates, original_boxes
+from vlbert_jax.tasks.vcr import task as vcr
+from vlbert_jax.tasks.vqa import task as vqa
 
 CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"))
 QUESTION = "what color is the ball?"
@@ -47,10 +54,10 @@ def evaluated(task, config, path, maker):
     """The task's predictions and records of its validation split, computed as evaluation does, in float32."""
     config = in_float32(config)
     predict, rows = on_model(path, config, lambda model, batch: task.predict(model, batch, config)), []
-    for batch in downstream.eval_batches(config, maker, 0, 1):
+    for batch in eval_batches(config, maker, 0, 1):
         found = jax.device_get(predict(batch))
         rows += [(int(i), {k: v[n] for k, v in found.items()}) for n, i in enumerate(batch.index) if i >= 0]
-    split = downstream.Split(config, "val")
+    split = Split(config, "val")
     return [(split[i], row) for i, row in rows]
 
 
@@ -77,12 +84,12 @@ def test_answers_are_those_of_evaluation(name, models, predictors, data_dir):
 def test_places_are_those_of_evaluation(models, predictors):
     config, path = models["refcoco"]
     for record, row in evaluated(refcoco, config, path, refcoco._maker)[:4]:
-        boxes = refcoco.candidates(record, "detected")
+        boxes = candidates(record, "detected")
         found = predictors["refcoco"].ground(picture_of(record), record["expression"], boxes)
         count = len(found)
         assert [place.region for place in found] == row["region"][:count].tolist() and count == min(5, len(boxes) + 1)
         np.testing.assert_allclose([place.probability for place in found], row["probability"][:count], atol=1e-5)
-        want = refcoco.original_boxes(record, "detected", tuple(config.data.image_scale))[row["region"][:count]]
+        want = original_boxes(record, "detected", tuple(config.data.image_scale))[row["region"][:count]]
         # The official way there and back ends at the last pixel of the smaller picture.
         np.testing.assert_allclose([place.box for place in found], want, atol=1)
 
@@ -124,9 +131,9 @@ def test_filled_words_are_what_masking_in_training_asks(models, predictors):
     uniform = np.ones(24)
     uniform[[1, 3]] = 0
     config = in_float32(config)
-    draws = transforms.Draws(1.0, 0.0, 0.0, uniform, np.zeros(24, np.int64), np.ones(2))
-    tokenizer, layout = tokenizer_of(config), pretrain_examples.Layout.of(config, train=False)
-    example = pretrain_examples.caption_example(record, draws, tokenizer, layout)
+    draws = Samples(1.0, 0.0, 0.0, uniform, np.zeros(24, np.int64), np.ones(2))
+    tokenizer, layout = tokenizer_of(config), CaptionLayout.of(config, train=False)
+    example = caption_example(record, draws, tokenizer, layout)
     assert example["mlm_mask"].sum() == 2
     batch = Batch(**{name: value[None] for name, value in example.items()})
     guess = on_model(path, config, lambda m, batch: TASKS["pretrain"].guess_words(m, batch, m.states(batch), config))
@@ -234,7 +241,7 @@ def test_weights_of_a_file(models, data_dir, tmp_path):
     """Official names, no config: sizes are told by the weights, the rest by the recipes."""
     _, path = models["vqa"]
     file = tmp_path / "vqa.safetensors"
-    assert convert.main([str(path), str(file)]) == 0
+    assert main([str(path), str(file)]) == 0
     words = dict(vocab=data_dir / "scenes_downstream/vocab.txt", answers=data_dir / "vqa/scenes_answers.txt")
     predictor = vlbert_jax.load(file, **words)
     assert predictor.task == "vqa" and predictor.config.data.image_scale == (600, 1000)

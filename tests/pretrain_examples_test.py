@@ -8,12 +8,13 @@ import pytest
 
 from configs.pretrain import get_config
 from data_prep.build import build_scenes
-from data_prep.scenes import CLASS_NAMES
-from vlbert_jax import data
+from data_prep.scenes import world
 from vlbert_jax.batch import END, IMG, IMG_MASK, NO_IMAGE
-from vlbert_jax.tasks import pretrain_batches, pretrain_examples
-from vlbert_jax.tasks.pretrain_examples import Layout, caption_example, text_example
-from vlbert_jax.transforms import Draws
+from vlbert_jax.data.masking import Samples
+from vlbert_jax.data.records import Records, open_split
+from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.tasks.pretrain.batches import _captions, eval_batches, train_batches
+from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example, text_example, text_words, word_ids
 
 WIDTH = 2048  # of precomputed features
 
@@ -33,7 +34,7 @@ def config(corpus):
     config.batch_size = 8
     vocab = corpus / "scenes" / "vocab.txt"
     config.model.encoder.vocab_size = len(vocab.read_text().splitlines())
-    config.model.num_region_classes = len(CLASS_NAMES)
+    config.model.num_region_classes = len(world.CLASS_NAMES)
     config.model.feature_size = WIDTH
     config.data.update(dict(data_dir=str(corpus), vocab=str(vocab), max_regions=6, sequence_length=32))
     config.data.update(dict(max_mlm_targets=24, max_mrc_targets=6, num_threads=2, prefetch=2))
@@ -56,24 +57,24 @@ def rows(batches) -> list[tuple]:
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_training_does_not_depend_on_hosts(config, process_count):
-    whole = pretrain_batches.train_batches(config, 0, 0, 1)
-    hosts = [pretrain_batches.train_batches(config, 0, p, process_count) for p in range(process_count)]
+    whole = train_batches(config, 0, 0, 1)
+    hosts = [train_batches(config, 0, p, process_count) for p in range(process_count)]
     for _ in range(4):
         assert rows([next(whole)]) == rows([next(host) for host in hosts])
 
 
 def test_training_resumes_at_any_step(config):
-    whole = list(itertools.islice(pretrain_batches.train_batches(config, 0, 0, 1), 6))
+    whole = list(itertools.islice(train_batches(config, 0, 0, 1), 6))
     for start in (1, 4):
-        resumed = itertools.islice(pretrain_batches.train_batches(config, start, 0, 1), 6 - start)
+        resumed = itertools.islice(train_batches(config, start, 0, 1), 6 - start)
         assert [rows([b]) for b in resumed] == [rows([b]) for b in whole[start:]]
     assert len({tuple(rows([b])) for b in whole}) == 6
     config.seed += 1
-    assert rows([next(pretrain_batches.train_batches(config, 0, 0, 1))]) != rows(whole[:1])
+    assert rows([next(train_batches(config, 0, 0, 1))]) != rows(whole[:1])
 
 
 def test_a_training_batch(config):
-    batches = list(itertools.islice(pretrain_batches.train_batches(config, 0, 0, 1), 12))
+    batches = list(itertools.islice(train_batches(config, 0, 0, 1), 12))
     assert {batch.image.shape for batch in batches} == {(4, 96, 128, 3), (4, 128, 96, 3)}
     for batch in batches:
         wide = batch.image_size[:, 0] >= batch.image_size[:, 1]
@@ -91,62 +92,62 @@ def test_a_training_batch(config):
 
 def test_no_text_no_pairs(config):
     config.losses.text_only = False
-    batch = next(pretrain_batches.train_batches(config, 0, 0, 1))
+    batch = next(train_batches(config, 0, 0, 1))
     assert batch.token_ids.shape == (8, 1, 33)
-    assert set(pretrain_batches.eval_batches(config, 0, 1)) == {"captions"}
+    assert set(eval_batches(config, 0, 1)) == {"captions"}
 
 
 def test_square_canvases(config):
     config.data.one_orientation = False
-    batches = itertools.islice(pretrain_batches.train_batches(config, 0, 0, 1), 4)
+    batches = itertools.islice(train_batches(config, 0, 0, 1), 4)
     assert {batch.image.shape for batch in batches} == {(4, 128, 128, 3)}
 
 
 def test_precomputed_features(config):
     config.data.features = "precomputed"
     config.data.hide_pixels = False
-    batch = next(pretrain_batches.train_batches(config, 0, 0, 1))
+    batch = next(train_batches(config, 0, 0, 1))
     assert batch.image is None and batch.region_features.shape == (4, 7, WIDTH)
     config.model.feature_size = 12
     with pytest.raises(ValueError, match="2048 features per box, config.model.feature_size is 12"):
-        next(pretrain_batches.train_batches(config, 0, 0, 1))
+        next(train_batches(config, 0, 0, 1))
     config.data.features = "guessed"
     with pytest.raises(ValueError, match="'guessed', not one of image, precomputed"):
-        pretrain_batches.train_batches(config, 0, 0, 1)
+        train_batches(config, 0, 0, 1)
 
 
 def test_geometry_on_the_device_and_in_bfloat16(config):
     config.compute_dtype = "bfloat16"
-    batch = next(pretrain_batches.train_batches(config, 0, 0, 1))
+    batch = next(train_batches(config, 0, 0, 1))
     assert batch.box_geometry.dtype.name == "bfloat16"
     config.data.geometry_on_device = True
-    assert next(pretrain_batches.train_batches(config, 0, 0, 1)).box_geometry is None
+    assert next(train_batches(config, 0, 0, 1)).box_geometry is None
 
 
 def test_errors_of_configs(config):
     config.model.num_region_classes += 1
     with pytest.raises(ValueError, match="config.model.num_region_classes is"):
-        next(pretrain_batches.train_batches(config, 0, 0, 1))
+        next(train_batches(config, 0, 0, 1))
     config.batch_size = 7
     with pytest.raises(ValueError, match="batch_size 7 is odd"):
-        pretrain_batches.train_batches(config, 0, 0, 1)
+        train_batches(config, 0, 0, 1)
 
 
 def test_a_split_that_is_not_there_is_an_error(config):
     config.data.eval_split = "test"
     with pytest.raises(ValueError, match="neither test_landscape nor test_portrait"):
-        pretrain_batches.eval_batches(config, 0, 1)
+        eval_batches(config, 0, 1)
 
 
 def test_evaluation_sees_every_record_once_on_any_number_of_hosts(config):
-    expected = {name: list(batches) for name, batches in pretrain_batches.eval_batches(config, 0, 1).items()}
+    expected = {name: list(batches) for name, batches in eval_batches(config, 0, 1).items()}
     real = {name: sum(int(b.element_mask.any((1, 2)).sum()) for b in bs) for name, bs in expected.items()}
-    lines = len(data.open_split(config.data.data_dir, config.data.text, "val"))
+    lines = len(open_split(config.data.data_dir, config.data.text, "val"))
     assert real == {"captions": 11, "text": lines}
     assert {batch.token_ids.shape for bs in expected.values() for batch in bs} == {(4, 1, 33)}
     assert all(batch.boxes is None for batch in expected["text"])
     for process_count in (2, 4):
-        hosts = [pretrain_batches.eval_batches(config, p, process_count) for p in range(process_count)]
+        hosts = [eval_batches(config, p, process_count) for p in range(process_count)]
         for name, whole in expected.items():
             parts = [list(host[name]) for host in hosts]
             assert {len(part) for part in parts} == {len(whole)}
@@ -154,14 +155,14 @@ def test_evaluation_sees_every_record_once_on_any_number_of_hosts(config):
 
 
 def test_evaluation_is_the_same_whatever_the_seed_and_never_flips(config):
-    expected = rows(pretrain_batches.eval_batches(config, 0, 1)["captions"])
+    expected = rows(eval_batches(config, 0, 1)["captions"])
     config.seed += 1
     config.data.flip_probability = 1.0
-    assert rows(pretrain_batches.eval_batches(config, 0, 1)["captions"]) == expected
+    assert rows(eval_batches(config, 0, 1)["captions"]) == expected
 
 
 def test_examples_that_fill_up_are_empty(config):
-    batches = list(pretrain_batches.eval_batches(config, 0, 1)["captions"])
+    batches = list(eval_batches(config, 0, 1)["captions"])
     empty = ~np.concatenate([b.element_mask.any((1, 2)) for b in batches])
     assert empty.any()
     for name in ("region_mask", "region_hidden", "mlm_mask", "mrc_mask", "boxes", "image", "mrc_targets"):
@@ -176,16 +177,16 @@ def test_examples_that_fill_up_are_empty(config):
 
 @pytest.fixture
 def tokenizer(config):
-    return pretrain_examples.tokenizer_of(config)
+    return tokenizer_of(config)
 
 
 @pytest.fixture
 def layout(config):
-    return Layout.of(config)
+    return CaptionLayout.of(config)
 
 
 def record(num_boxes=6, **fields):
-    num_classes = len(CLASS_NAMES)
+    num_classes = len(world.CLASS_NAMES)
     boxes = np.array([[i, i, i + 20, i + 10] for i in range(num_boxes)], np.float32)
     scores = np.full((num_boxes, num_classes), 0.5 / (num_classes - 1), np.float32)
     scores[np.arange(num_boxes), np.arange(num_boxes) % num_classes] = 0.5
@@ -201,7 +202,7 @@ def draws(num_boxes=6, words=0.9, regions=0.9, **fields):
         flip=0.9, relationship=0.9, other=0.0, words=np.resize(words, 32), replacements=np.full(32, 7)
     )
     made["regions"] = np.broadcast_to(regions, num_boxes)
-    return Draws(**(made | fields))
+    return Samples(**(made | fields))
 
 
 def test_a_caption_by_hand(tokenizer, layout):
@@ -286,10 +287,10 @@ def test_relationship(tokenizer, layout):
 
 def test_other_captions_are_of_other_records(config):
     config.losses.relationship = True
-    source, *_ = pretrain_batches._captions(config, "val", train=True)
+    source, *_ = _captions(config, "val", train=True)
     read = []
 
-    class Spy(data.Records):
+    class Spy(Records):
         def __getitem__(self, number):
             read.append(number)
             return super().__getitem__(number)
@@ -326,7 +327,7 @@ def test_text_alone_has_no_special_tokens(tokenizer, layout):
 def test_lines_are_joined_around_the_end(tokenizer, layout):
     layout = dataclasses.replace(layout, text_min_words=5, sequence_length=6)
     lines = [{"text": text} for text in ("the red ball", "a cup .", "the the the the the the the the the")]
-    words = pretrain_examples.text_words
+    words = text_words
     assert words(lines, 0, tokenizer, layout) == tokenizer.words("the red ball a cup .")
     assert words(lines, 1, tokenizer, layout)[:6] == tokenizer.words("a cup . the the the")
     assert words(lines[:2], 1, tokenizer, layout) == tokenizer.words("a cup . the red ball")
@@ -334,9 +335,9 @@ def test_lines_are_joined_around_the_end(tokenizer, layout):
 
 
 def test_ids_of_words(config, tokenizer):
-    assert pretrain_examples.word_ids(config, ("red", "[MASK]")) == (
+    assert word_ids(config, ("red", "[MASK]")) == (
         tokenizer.words("red")[0][0],
         tokenizer.mask_id,
     )
     with pytest.raises(ValueError, match="not one piece of .*: redred, \u2603"):
-        pretrain_examples.word_ids(config, ("red", "redred", "\u2603"))
+        word_ids(config, ("red", "redred", "\u2603"))

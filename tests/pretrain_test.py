@@ -18,10 +18,19 @@ from tiny_recipes import shrink
 
 from configs import pretrain as recipes
 from data_prep.build import build_scenes
-from vlbert_jax import convert, sharding, train
 from vlbert_jax.batch import NO_IMAGE
-from vlbert_jax.tasks import pretrain, pretrain_report
-from vlbert_jax.tasks.examples import tokenizer_of
+from vlbert_jax.convert import main
+from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
+from vlbert_jax.model.visual_linguistic import region_head_is_frozen, without_image, without_words
+from vlbert_jax.tasks.losses import cross_entropy
+from vlbert_jax.tasks.pretrain import task as pretrain
+from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches
+from vlbert_jax.tasks.pretrain.losses import loss_counts, loss_sums
+from vlbert_jax.tasks.pretrain.report import predicted_cards
+from vlbert_jax.training import optimizer, sharding
+from vlbert_jax.training.loop import train
+from vlbert_jax.training.state import create_state, open_run
+from vlbert_jax.training.step import train_step
 
 ROOT = Path(__file__).parent.parent
 FEATURES = 12
@@ -48,7 +57,7 @@ def shrunk(variant: str, data_dir, **fields):
 
 
 def first_batch(config):
-    return jax.tree.map(jnp.asarray, next(pretrain.train_batches(config, 0, 0, 1)))
+    return jax.tree.map(jnp.asarray, next(train_batches(config, 0, 0, 1)))
 
 
 def build(config):
@@ -59,14 +68,14 @@ def losses_and_gradients(config, batch, model, names=None, key=None):
     """Per loss: its value, and the names of the trained parameters it reaches."""
     names = names or pretrain.active_losses(config, 0)
     graphdef, trained, rest = nnx.split(
-        model, nnx.All(nnx.Param, lambda path, _: not pretrain.is_frozen(path, config)), ...
+        model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(path, config)), ...
     )
-    counts = pretrain.loss_counts(batch, config, names)
+    counts = loss_counts(batch, config, names)
 
     @jax.jit
     @functools.partial(jax.jacrev, has_aux=True)
     def run(trained):
-        sums, _ = pretrain.loss_sums(nnx.merge(graphdef, trained, rest), batch, key, config, names)
+        sums, _ = loss_sums(nnx.merge(graphdef, trained, rest), batch, key, config, names)
         losses = {name: sums[name] / counts[name] for name in names}
         return losses, losses
 
@@ -133,10 +142,10 @@ def test_one_program_serves_all_updates(variant, data_dir):
     """The state that an update returns has the types of the one it took: else the second would compile again."""
     config = shrunk(variant, data_dir)
     mesh = sharding.make_mesh(config.mesh)
-    tx = train.optimizer.make_optimizer(config.optimizer, train.optimizer.learning_rate_schedule(config))
-    graphdef, state, shardings, _ = train.create_state(config, pretrain, tx, mesh)
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    graphdef, state, shardings, _ = create_state(config, pretrain, tx, mesh)
     static = dict(graphdef=graphdef, task=pretrain, config=config, tx=tx, mesh=mesh, shardings=shardings)
-    step = functools.partial(train.train_step, **static, names=pretrain.active_losses(config, 0))
+    step = functools.partial(train_step, **static, names=pretrain.active_losses(config, 0))
     with jax.set_mesh(mesh):
         after, _ = jax.eval_shape(step, state, first_batch(config))
     types = [[(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)] for tree in (state, after)]
@@ -183,7 +192,7 @@ def test_examples_first_normalisation(data_dir):
     batch, model = first_batch(config), build(config)
     losses, _ = losses_and_gradients(config, batch, model, ("mlm_caption",))
     states = model.encode(batch, model.region_states(batch, model.appearance(batch)))
-    each = pretrain.cross_entropy(model.mlm_logits(states, batch.mlm_positions), batch.mlm_labels)[:, 0]
+    each = cross_entropy(model.mlm_logits(states, batch.mlm_positions), batch.mlm_labels)[:, 0]
     means = [
         row[mask].mean()
         for row, mask in zip(np.asarray(each), np.asarray(batch.mlm_mask)[:, 0], strict=True)
@@ -216,7 +225,7 @@ def test_blind_twins_see_nothing(data_dir):
         return model.region_states(batch, model.appearance(batch))
 
     assert np.abs(states_of(batch, regions(batch)) - states_of(other, regions(other))).max() > 1e-3
-    blind = pretrain.without_image(batch, vocab_size)
+    blind = without_image(batch, vocab_size)
     assert (np.asarray(blind.region_ids) == NO_IMAGE).all()
     alone = states_of(blind, None)
     words = np.asarray(batch.token_ids[:, 0] < vocab_size) & np.asarray(batch.element_mask[:, 0])
@@ -224,7 +233,7 @@ def test_blind_twins_see_nothing(data_dir):
     np.testing.assert_allclose(np.asarray(alone)[:, 0][words], np.asarray(sighted)[:, 0][words], atol=1e-5)
 
     tokenizer = tokenizer_of(config)
-    wordless = pretrain.without_words(batch, config)
+    wordless = without_words(batch, *masking_ids(config))
     ids = np.asarray(wordless.token_ids[:, 0])[words]
     assert set(ids) <= {tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id}
     kept = np.asarray(batch.token_ids) >= vocab_size
@@ -234,7 +243,7 @@ def test_blind_twins_see_nothing(data_dir):
 def test_evaluation_masks_as_much_whatever_training_does(data_dir):
     def evaluated(mask_words):
         config = shrunk("base_prec", data_dir, **{"data.mask_words": mask_words})
-        return {name: next(batches) for name, batches in pretrain.eval_batches(config, 0, 1).items()}
+        return {name: next(batches) for name, batches in eval_batches(config, 0, 1).items()}
 
     few, many = evaluated(0.15), evaluated(0.9)
     assert few.keys() == {"captions", "text"}
@@ -244,7 +253,7 @@ def test_evaluation_masks_as_much_whatever_training_does(data_dir):
 
 def test_the_page_of_a_run_without_hidden_regions(data_dir):
     config = shrunk("demo", data_dir, **{"losses.mrc": False})
-    cards = pretrain_report.predicted_cards(build(config), config)
+    cards = predicted_cards(build(config), config)
     assert cards and all(card.masked and not card.hidden_regions for card in cards)
 
 
@@ -254,7 +263,7 @@ def test_scores_count_each_target_once(data_dir):
     graphdef, state = nnx.split(build(config))
     score = jax.jit(lambda state, batch: pretrain.score(nnx.merge(graphdef, state), batch, config))
     counts, targets, examples = {}, 0, 0
-    for batches in pretrain.eval_batches(config, 0, 1).values():
+    for batches in eval_batches(config, 0, 1).values():
         for batch in batches:
             for name, (_, count) in score(state, batch).items():
                 counts[name] = counts.get(name, 0) + float(count)
@@ -321,20 +330,20 @@ def test_a_run_starts_from_a_converted_bert(data_dir, tmp_path, caplog):
         )
     )
     bert.save_pretrained(tmp_path / "bert")
-    assert convert.main([str(tmp_path / "bert"), str(tmp_path / "converted")]) == 0
+    assert main([str(tmp_path / "bert"), str(tmp_path / "converted")]) == 0
     caplog.set_level(logging.INFO)
     words = bert.bert.embeddings.word_embeddings.weight.detach().numpy()
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     config.init.bert = str(tmp_path / "bert")
-    start = train.open_run(config, pretrain, tmp_path / "start", mesh).state
+    start = open_run(config, pretrain, tmp_path / "start", mesh).state
     np.testing.assert_array_equal(start.params["vlbert"]["token_embeddings"][...][: len(words)], words)
     config.init.update(dict(bert="", checkpoint=str(tmp_path / "converted")))
-    _, state = train.train(config, pretrain, tmp_path / "run", mesh)
+    _, state = train(config, pretrain, tmp_path / "run", mesh)
     for field in ("bert", "checkpoint"):
         assert f"parameters of vlbert/encoder: 32 from init.{field}" in caplog.text
     assert "parameters of fast_rcnn/projection: 2 from scratch" in caplog.text
     assert int(state.step) == 1 and bool(state.finite)
-    assert convert.main([str(tmp_path / "run"), str(tmp_path / "mine.safetensors"), "--strict"]) == 0
+    assert main([str(tmp_path / "run"), str(tmp_path / "mine.safetensors"), "--strict"]) == 0
     mine = load_file(tmp_path / "mine.safetensors")
     kernel = state.params["mrc_head"]["classes"]["kernel"][...]
     np.testing.assert_array_equal(mine["module.vlbert.mvrc_head.region_cls_pred.weight"].T, kernel)

@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import build, refer
+from data_prep import build, refcoco_files
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
-from vlbert_jax import plain_pickle
+from data_prep.refcoco_files import ReferDownload
+from vlbert_jax.weights.safe_pickle import load_pickle
 
 VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("refcoco_*"))}
 PROPOSALS = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
@@ -83,7 +84,7 @@ def test_every_expression_in_the_order_of_refer(variant):
 
 
 def test_test_is_both_test_splits(variant, tmp_path):
-    download = refer.ReferDownload(variant.source, splits=("test", "val"))
+    download = ReferDownload(variant.source, splits=("test", "val"))
     directory = build.run_builder(RefCOCOExpressions("c", tmp_path, download))
     check_expressions(expressions_of(directory, "test"), variant.listing, "test")
     check_expressions(expressions_of(directory, "val"), variant.listing, "val")
@@ -134,7 +135,7 @@ def test_zipped_images_and_boxes_of_refer(variant, tmp_path):
     with zipfile.ZipFile(source / "train2014.zip", "w") as archive:
         for file in (variant.source / "train2014").iterdir():
             archive.write(file, f"train2014/{file.name}")
-    builder = RefCOCOImages("c", tmp_path, refer.ReferDownload(source), "refcoco+/instances.json", num_threads=1)
+    builder = RefCOCOImages("c", tmp_path, ReferDownload(source), "refcoco+/instances.json", num_threads=1)
     ours = read_all(build.run_builder(builder), "images")
     official = variant.listing["image_ann_ids"]
     for record, image in zip(ours, read_all(variant.images, "images"), strict=True):
@@ -174,7 +175,7 @@ def python2_pickle(value) -> bytes:
 def load(tmp_path, content: bytes):
     path = tmp_path / "refs(unc).p"
     path.write_bytes(content)
-    return plain_pickle.load(path, ("utf-8", "latin-1"))
+    return load_pickle(path, ("utf-8", "latin-1"))
 
 
 def test_texts_of_both_pythons(tmp_path):
@@ -377,14 +378,14 @@ def test_unknown_splits_of_a_dataset(tmp_path, capsys):
     assert "there is no refcoco+ split by umd; there are: refcoco+ by unc," in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dataset, split_by", refer.SPLITS)
+@pytest.mark.parametrize("dataset, split_by", refcoco_files.SPLITS)
 def test_every_dataset_has_its_own_folder_and_splits(tmp_path, dataset, split_by):
-    splits = refer.SPLITS[dataset, split_by]
+    splits = refcoco_files.SPLITS[dataset, split_by]
     files = sound()
     (reference, *_), instances = files[REFS], files[INSTANCES]
     references = [reference | dict(ref_id=i, split=split) for i, split in enumerate(splits)]
     write(tmp_path, {f"{dataset}/refs({split_by}).p": references, f"{dataset}/instances.json": instances})
-    download = refer.ReferDownload(tmp_path, dataset, split_by)
+    download = ReferDownload(tmp_path, dataset, split_by)
     directory = build.run_builder(RefCOCOExpressions("c", tmp_path / "data", download))
     assert [[r["ref_id"] for r in expressions_of(directory, split)] for split in splits] == [
         [i] for i in range(len(splits))

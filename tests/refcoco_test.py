@@ -17,12 +17,26 @@ from tiny_recipes import shrink
 from configs import refcoco as recipes
 from data_prep.build import build_scene_tasks, run_builder
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
-from data_prep.refer import ReferDownload
-from vlbert_jax import sequence, sharding, train
+from data_prep.refcoco_files import ReferDownload
 from vlbert_jax.batch import END, IMG, NO_IMAGE, Batch
-from vlbert_jax.data import open_split
-from vlbert_jax.tasks import TASKS, downstream, refcoco
-from vlbert_jax.tasks.examples import empty_example, tokenizer_of
+from vlbert_jax.data.examples import empty_example
+from vlbert_jax.data.records import open_split
+from vlbert_jax.data.tables import Split
+from vlbert_jax.data.tokenizer import load_tokenizer, tokenizer_of
+from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks.refcoco import task as refcoco
+from vlbert_jax.tasks.refcoco.examples import (
+    KINDS,
+    ExpressionLayout,
+    box_iou,
+    candidates,
+    expression_example,
+    hits,
+    meant_row,
+)
+from vlbert_jax.training import sharding
+from vlbert_jax.training.evaluate import evaluate_run
+from vlbert_jax.training.loop import train
 
 NUM_VAL = 12  # scenes
 
@@ -66,7 +80,7 @@ def build(config):
 def tokenizer():
     """One that knows left and right."""
     vocab = Path(__file__).parent / "golden/data/common/vocab.txt"
-    return sequence.load_tokenizer(str(vocab), len(vocab.read_text("utf-8").splitlines()))
+    return load_tokenizer(str(vocab), len(vocab.read_text("utf-8").splitlines()))
 
 
 def record_by_hand(expression="the man left in the hat"):
@@ -88,7 +102,7 @@ def layout_by_hand(**fields):
         precomputed=False, image_scale=(40, 80), orientation="landscape", max_regions=4,
         feature_size=0, geometry_dtype=None, kind="both", sequence_length=14,
     )  # fmt: skip
-    return refcoco.Layout(**options | fields)
+    return ExpressionLayout(**options | fields)
 
 
 def test_an_example_by_hand(tokenizer):
@@ -96,7 +110,7 @@ def test_an_example_by_hand(tokenizer):
     assert None not in ids.values()
     img, end = tokenizer.vocab_size + IMG, tokenizer.vocab_size + END
     for flip in (False, True):
-        example = refcoco.expression_example(record_by_hand(), flip, tokenizer, layout_by_hand())
+        example = expression_example(record_by_hand(), flip, tokenizer, layout_by_hand())
         words = [ids[word] for word in ("the", "man", "right" if flip else "left", "in", "the", "hat")]
         text = [tokenizer.cls_id, *words, tokenizer.sep_id]
         expected = dict(
@@ -126,17 +140,17 @@ def test_an_example_by_hand(tokenizer):
 
 def test_kinds_of_regions_and_the_row_that_is_meant():
     record = record_by_hand()
-    rows = {kind: refcoco.candidates(record, kind).tolist() for kind in refcoco.KINDS}
+    rows = {kind: candidates(record, kind).tolist() for kind in KINDS}
     assert rows["gt"] == record["boxes"].tolist() and rows["detected"] == record["proposals"].tolist()
     assert rows["both"] == rows["detected"] + rows["gt"]
-    assert [refcoco.meant_row(record, kind) for kind in refcoco.KINDS] == [2, -1, 3]
+    assert [meant_row(record, kind) for kind in KINDS] == [2, -1, 3]
     with pytest.raises(ValueError, match="expression 3 means annotation 72, which is none of image 7: .* one build"):
-        refcoco.meant_row(record | dict(ann_id=72), "detected")
+        meant_row(record | dict(ann_id=72), "detected")
 
 
 def test_a_long_expression_loses_its_end_and_regions_beyond_the_limit_are_no_choice(tokenizer):
     layout = layout_by_hand(max_regions=2, sequence_length=8)
-    example = refcoco.expression_example(record_by_hand(), False, tokenizer, layout)
+    example = expression_example(record_by_hand(), False, tokenizer, layout)
     assert example["text_cut"] and example["element_mask"].all()
     first = [tokenizer.backend.token_to_id(word) for word in ("the", "man", "left")]
     assert example["token_ids"][0, :5].tolist() == [tokenizer.cls_id, *first, tokenizer.sep_id]
@@ -150,7 +164,7 @@ def test_half_in_common_is_a_hit_and_no_target(tokenizer):
         boxes=np.array([[0, 0, 9, 9], [0, 0, 9, 4]], np.float32), ann_id=70, box=np.array([0, 0, 9, 9], np.float64)
     )
     layout = layout_by_hand(kind="gt", image_scale=(20, 40))
-    example = refcoco.expression_example(record, False, tokenizer, layout)
+    example = expression_example(record, False, tokenizer, layout)
     assert example["region_targets"][:3].tolist() == [False, True, False]
     assert example["region_hits"][:3].tolist() == [False, True, True]
 
@@ -261,7 +275,7 @@ def test_recipes():
         kinds = ("gt", "gt") if variant.endswith("gt") else ("both", "detected")
         assert (config.data.train_boxes, config.data.eval_boxes) == kinds
         assert (config.model.encoder.num_layers == 24) == variant.startswith("large") and not config.init.scratch
-        assert refcoco.Layout.of(config).sequence_length == 160
+        assert ExpressionLayout.of(config).sequence_length == 160
     with pytest.raises(ValueError, match="there are: demo, base_detected, base_gt, large_detected, large_gt"):
         recipes.get_config("huge")
 
@@ -272,7 +286,7 @@ def run(data_dir, tmp_path_factory):
     fields = dict(total_steps=3, warmup_steps=0, eval_every_steps=0, checkpoint_every_steps=2, log_every_steps=1)
     square = {"data.one_orientation": False}  # one shape, hence one program
     config, workdir = shrunk("demo", data_dir, **fields, **square), tmp_path_factory.mktemp("run")
-    return config, workdir, train.train(config, refcoco, workdir, mesh_of(config))[1]
+    return config, workdir, train(config, refcoco, workdir, mesh_of(config))[1]
 
 
 def test_the_shipped_recipe_trains(run):
@@ -286,7 +300,7 @@ def test_the_shipped_recipe_trains(run):
 def test_and_resumes(run, tmp_path):
     config, workdir, whole = run
     shutil.copytree(workdir / "checkpoints/2", tmp_path / "checkpoints/2")
-    _, resumed = train.train(config, refcoco, tmp_path, mesh_of(config))
+    _, resumed = train(config, refcoco, tmp_path, mesh_of(config))
     for ours, theirs in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -318,29 +332,29 @@ def overlaps_of(path, data_dir):
     ids = [(row["ref_id"], row["sent_id"]) for row in rows]
     assert ids == [(record["ref_id"], record["sent_id"]) for record in records]  # official order
     boxes, meant = (np.array(x, np.float64) for x in ([row["box"] for row in rows], [r["box"] for r in records]))
-    return np.array([refcoco.overlaps(box[None], other)[0] for box, other in zip(boxes, meant, strict=True)])
+    return np.array([box_iou(box[None], other)[0] for box, other in zip(boxes, meant, strict=True)])
 
 
 def test_predictions(run, data_dir):
     config, workdir, _ = run
     config = config.copy_and_resolve_references()
     config.data.eval_boxes = "both"
-    scores = train.evaluate_run(config, refcoco, workdir, mesh_of(config))
+    scores = evaluate_run(config, refcoco, workdir, mesh_of(config))
     shared = overlaps_of(workdir / "predictions/val.json", data_dir)
     assert scores["refcoco_accuracy"] == pytest.approx(np.mean(shared >= 0.5))
     assert 0 <= scores["refcoco_identity_accuracy"] <= 1
 
 
-@pytest.mark.parametrize("kind", refcoco.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_conclusions_of_given_choices(kind, data_dir, tmp_path):
     """The last hit of each expression is chosen, or else the last region."""
     config = shrunk("demo", data_dir, **{"data.eval_boxes": kind})
-    split = downstream.Split(config, "val")
+    split = Split(config, "val")
     regions, possible, exact = [], [], []
     for record in map(split.__getitem__, range(len(split))):
         before = [] if kind == "gt" else [-1] * len(record["proposals"])
         ids = [-1, *before, *([] if kind == "detected" else record["ann_ids"])]
-        found = np.flatnonzero(refcoco.hits(record, kind, tuple(config.data.image_scale)))
+        found = np.flatnonzero(hits(record, kind, tuple(config.data.image_scale)))
         regions.append(found[-1] if len(found) else len(ids) - 1)
         possible.append(len(found) > 0)
         exact.append(ids[regions[-1]] == record["ann_id"])
@@ -374,7 +388,7 @@ def test_chance_and_the_best_possible(data_dir):
         image = images[int(record["image_number"])]
         whole = np.array([[0, 0, image["image_size"][0] - 1, image["image_size"][1] - 1]])
         rows = np.concatenate([whole, image["boxes"]]).astype(np.float64)
-        chance.append(np.mean(refcoco.overlaps(rows, record["box"]) >= 0.5))
+        chance.append(np.mean(box_iou(rows, record["box"]) >= 0.5))
     np.testing.assert_allclose(sums["refcoco_accuracy_chance"], [sum(chance), len(records)], rtol=1e-5)
     np.testing.assert_array_equal(sums["refcoco_accuracy_possible"], len(records))  # the annotation is among them
     twins = [f"refcoco_accuracy{twin}" for twin in ("", "_blind", "_wordless")]

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vlbert_jax import report
+from vlbert_jax.visualization import report
 
 VOID = {"meta", "br", "img"}
 
@@ -103,7 +103,7 @@ def whole_page(directory):
         ("Predictions", report.predictions([scene(i) for i in range(8)] + [scene(9, size=(128, 96))])),
         ("Data", report.gallery([scene(i, predicted=False) for i in range(12)])),
     ]
-    return report.write(directory, "vlbert_jax: demo", sections)
+    return report.write_page(directory, "vlbert_jax: demo", sections)
 
 
 def test_one_complete_file_that_loads_nothing(tmp_path):
@@ -121,7 +121,7 @@ def test_large_photographs_stay_small(tmp_path):
     rng = np.random.default_rng(0)
     photo = np.kron(rng.integers(0, 255, (60, 80, 3)), np.ones((10, 10, 1))) + rng.normal(0, 10, (600, 800, 3))
     card = report.Card(photo.clip(0, 255).astype(np.uint8), np.array([[0, 0, 800, 600], [80, 60, 400, 300]]))
-    path = report.write(tmp_path, "photos", [("", report.predictions([card] * 12))])
+    path = report.write_page(tmp_path, "photos", [("", report.predictions([card] * 12))])
     assert path.stat().st_size < 3e6
 
 
@@ -166,7 +166,7 @@ def test_everything_is_escaped(tmp_path):
     card = report.Card(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 4)), (evil, evil), (evil,),
                        (report.Guess(0, evil, ((evil, 1.0),)),), (report.HiddenRegion(1, evil, ((evil, 1.0),)),), evil)
     rows = [{"step": 1, "split": evil, f"loss{evil}": 1.0}]
-    path = report.write(tmp_path, evil, [(evil, report.predictions([card]) + report.paragraph(evil)),
+    path = report.write_page(tmp_path, evil, [(evil, report.predictions([card]) + report.paragraph(evil)),
                                          ("", report.curves(rows) + report.scores(rows[0]))])
     parse(path.read_text())
     assert evil not in path.read_text()

@@ -14,8 +14,11 @@ import jax
 import pretrain_test
 import pytest
 
-from vlbert_jax import checkpoint, metrics, sharding, train
-from vlbert_jax.tasks import pretrain
+from vlbert_jax.tasks.pretrain import task as pretrain
+from vlbert_jax.tasks.pretrain.batches import eval_batches
+from vlbert_jax.training import metrics, sharding
+from vlbert_jax.training.loop import train
+from vlbert_jax.training.preemption import Preemption, Stopped
 
 pytestmark = pytest.mark.skipif("VLBERT_ALL_MESHES" not in os.environ, reason="takes minutes")
 TESTS = pathlib.Path(__file__).parent
@@ -35,7 +38,7 @@ BY_ROWS = {"data.even_regions": False}  # dropout is drawn by row: every host de
 
 
 def run(config, workdir, devices=2):
-    train.train(config, pretrain, workdir, sharding.make_mesh(config.mesh, jax.devices()[:devices]))
+    train(config, pretrain, workdir, sharding.make_mesh(config.mesh, jax.devices()[:devices]))
 
 
 @pytest.fixture(scope="module", params=[BY_ROWS, WITHOUT_DROPOUT], ids=["with_dropout", "without"])
@@ -51,10 +54,10 @@ def runs(request, tmp_path_factory):
     run(config, folder / "whole")
     with pytest.MonkeyPatch.context() as patch:
         calls = iter(range(99))
-        evaluations = pretrain.eval_batches(config, 0, 1)
+        evaluations = eval_batches(config, 0, 1)
         stop = 4 + sum(1 for batches in evaluations.values() for _ in batches)  # one was in between
-        patch.setattr(checkpoint.Preemption, "reached", lambda self: next(calls) == stop - 1)
-        with pytest.raises(checkpoint.Stopped, match="step 4 is saved"):
+        patch.setattr(Preemption, "reached", lambda self: next(calls) == stop - 1)
+        with pytest.raises(Stopped, match="step 4 is saved"):
             run(config, folder / "stopped")
     return fields, folder
 

@@ -11,10 +11,16 @@ import pytest
 from PIL import Image
 from scene_truth import is_true, those
 
-from data_prep import build, crowded_scenes, scene_tasks, scene_vqa, scenes
-from data_prep.ordered_builder import SourceError
+from data_prep import build
+from data_prep.builder import SourceError
+from data_prep.scenes import captions, downstream, glyphs
+from data_prep.scenes.corpus import write_corpus
+from data_prep.scenes.crowded import GROUPS
+from data_prep.scenes.downstream import NEW_WORDS, SPLITS, VERSION, draw_split, write_downstream_corpus
+from data_prep.scenes.painting import draw_scene
+from data_prep.scenes.vqa import SUBSETS
 
-SETTINGS = dict(version=scene_tasks.VERSION, seed=3, num_train=40, num_val=12, num_test=10, feature_width=5)
+SETTINGS = dict(version=VERSION, seed=3, num_train=40, num_val=12, num_test=10, feature_width=5)
 DETECTIONS = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
 
 
@@ -25,7 +31,7 @@ def load(path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus")
-    scene_tasks.write_downstream_corpus(path, SETTINGS)
+    write_downstream_corpus(path, SETTINGS)
     return path
 
 
@@ -33,15 +39,15 @@ def folder(tmp_path_factory):
 def drawn():
     """The scenes of the corpus once more, by image id."""
     found = {}
-    for split in scene_tasks.SPLITS:
-        found |= {one.image_id: one for one in scene_tasks.draw_split(split, SETTINGS, 1 + len(found))}
+    for split in SPLITS:
+        found |= {one.image_id: one for one in draw_split(split, SETTINGS, 1 + len(found))}
     return found
 
 
 def test_pre_training_draws_what_it_drew_before(tmp_path):
     """Captions and numbers of regions follow every draw of a scene; the digest is of version 2, before these tasks."""
     settings = dict(version=2, seed=0, num_train=40, num_val=10, num_train_stories=30, num_val_stories=8)
-    scenes.write_corpus(tmp_path, settings | dict(feature_width=0))
+    write_corpus(tmp_path, settings | dict(feature_width=0))
     digest = hashlib.sha256()
     for name in ("train_frcnn.json", "val_frcnn.json", "train.doc", "val.doc", "vocab.txt"):
         digest.update((tmp_path / name).read_bytes())
@@ -51,7 +57,7 @@ def test_pre_training_draws_what_it_drew_before(tmp_path):
 def test_same_settings_same_bytes(folder, tmp_path):
     for name, settings in dict(again=SETTINGS, other=SETTINGS | dict(seed=4)).items():
         (tmp_path / name).mkdir()
-        scene_tasks.write_downstream_corpus(tmp_path / name, settings)
+        write_downstream_corpus(tmp_path / name, settings)
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert paths == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
     assert all((folder / path).read_bytes() == (tmp_path / "again" / path).read_bytes() for path in paths)
@@ -62,8 +68,8 @@ def test_same_settings_same_bytes(folder, tmp_path):
 
 def test_no_scene_is_shared(folder, tmp_path):
     # The same seed, for pre-training.
-    scenes.write_corpus(tmp_path, SETTINGS | dict(num_train_stories=2, num_val_stories=2, feature_width=0))
-    scene = scenes.draw_scene(np.random.default_rng([SETTINGS["seed"], 0, 0]))
+    write_corpus(tmp_path, SETTINGS | dict(num_train_stories=2, num_val_stories=2, feature_width=0))
+    scene = draw_scene(np.random.default_rng([SETTINGS["seed"], 0, 0]))
     assert scene.jpeg in (tmp_path / "train_image.zip").read_bytes()
     images = collections.defaultdict(set)
     for path in (folder / "coco").glob("*/*.jpg"):
@@ -82,10 +88,10 @@ def test_no_scene_is_shared(folder, tmp_path):
 
 
 def test_vocabulary_keeps_its_ids():
-    before, after = scenes.vocabulary(), scene_tasks.vocabulary()
+    before, after = captions.vocabulary(), downstream.vocabulary()
     assert len(after) == len(set(after)) == 256
     assert all(a == b or a.startswith("[unused") for a, b in zip(before, after, strict=True))
-    assert set(scene_tasks.NEW_WORDS) <= set(after) and after[0] == "[PAD]" and after[103] == "[MASK]"
+    assert set(NEW_WORDS) <= set(after) and after[0] == "[PAD]" and after[103] == "[MASK]"
 
 
 # VQA
@@ -94,7 +100,7 @@ def test_vocabulary_keeps_its_ids():
 def test_vqa_files(folder, drawn):
     root = folder / "coco"
     counts = {}
-    for name, (images, detections, split) in scene_vqa.SUBSETS.items():
+    for name, (images, detections, split) in SUBSETS.items():
         content = load(root / f"vqa/v2_OpenEnded_mscoco_{name}_questions.json")
         assert content["data_subtype"] == name and content["task_type"] == "Open-Ended"
         counts[name] = {q["question_id"] for q in content["questions"]}
@@ -173,10 +179,10 @@ def test_refcoco_files(folder, drawn):
         assert note["image_id"] == ref["image_id"] and note["category_id"] == ref["category_id"]
         x, y, w, h = note["bbox"]
         (thing,) = [thing for thing in one.scene.things if thing.box == (x, y, x + w, y + h)]
-        assert scenes.CATEGORIES[ref["category_id"] - 1] == thing.category
+        assert glyphs.CATEGORIES[ref["category_id"] - 1] == thing.category
         assert 0.3 * w * h < note["area"] < w * h
         if ref["split"] in groups:
-            assert thing.category in crowded_scenes.GROUPS[groups[ref["split"]]]
+            assert thing.category in GROUPS[groups[ref["split"]]]
         for sentence in ref["sentences"]:
             assert sentence["sent"] == sentence["raw"] == " ".join(sentence["tokens"])
             assert those(sentence["raw"], one.scene.things) == [thing]

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from scene_truth import draw_many, is_true, those, true_answers, words_of
 
-from data_prep import crowded_scenes, scene_refcoco, scene_tasks, scene_vcr, scene_vqa, scenes
+from data_prep.scenes import refcoco, vcr, vqa, world
+from data_prep.scenes.crowded import GROUPS
+from data_prep.scenes.downstream import NEW_WORDS, vocabulary
+from data_prep.scenes.refcoco import SENTENCES_PER_REF, detections, refer
+from data_prep.scenes.vqa import KINDS, QUESTIONS_PER_IMAGE
 
 NUM_FITTED, NUM_SCORED = 900, 300  # scenes of the blind baselines
 
@@ -36,7 +40,7 @@ def test_things_of_a_scene_differ(fitted):
             low, high = np.subtract(points.min(0), thing.box[:2]), np.subtract(thing.box[2:], points.max(0))
             assert (low >= 0).all() and (high >= 0).all() and (low < 4).all() and (high < 5).all()
     assert min(shared.values()) > 0.35 * len(fitted)
-    for group, members in crowded_scenes.GROUPS.items():
+    for group, members in GROUPS.items():
         for one in draw_many(2, 20, group):
             assert {t.category for t in one.scene.things} & set(members)
 
@@ -44,12 +48,12 @@ def test_things_of_a_scene_differ(fitted):
 def test_vocabulary_has_every_word(fitted):
     said = set()
     for one in fitted[:300]:
-        said |= {word for _, _, q, a, _ in scene_vqa.ask(one.scene, one.rng(1)) for word in words_of(q) + [a]}
-        said |= {word for _, texts in scene_refcoco.refer(one, one.rng(2)) for t in texts for word in t.split()}
-        for question, answers, rationales in scene_vcr.ask(one.scene, one.rng(3)):
+        said |= {word for _, _, q, a, _ in vqa.ask(one.scene, one.rng(1)) for word in words_of(q) + [a]}
+        said |= {word for _, texts in refer(one, one.rng(2)) for t in texts for word in t.split()}
+        for question, answers, rationales in vcr.ask(one.scene, one.rng(3)):
             tokens = itertools.chain(question, *answers, *rationales)
             said |= {token.lower() for token in tokens if isinstance(token, str)}
-    assert said <= set(scene_tasks.vocabulary()) and set(scene_tasks.NEW_WORDS) <= said
+    assert said <= set(vocabulary()) and set(NEW_WORDS) <= said
 
 
 # VQA
@@ -58,25 +62,25 @@ def test_vocabulary_has_every_word(fitted):
 def test_vqa_answers_are_true(fitted):
     kinds = collections.Counter()
     for one in fitted:
-        asked = scene_vqa.ask(one.scene, one.rng(scene_vqa.TASK))
-        assert len({question for _, _, question, _, _ in asked}) == len(asked) == scene_vqa.QUESTIONS_PER_IMAGE
+        asked = vqa.ask(one.scene, one.rng(vqa.TASK))
+        assert len({question for _, _, question, _, _ in asked}) == len(asked) == QUESTIONS_PER_IMAGE
         for kind, question_type, question, answer, _ in asked:
             kinds[kind] += 1
             assert question.lower().startswith(question_type)
             assert true_answers(question, one.scene) == {answer}, (question, one.scene.things)
-    assert set(kinds) == set(scene_vqa.KINDS) and min(kinds.values()) > 50
+    assert set(kinds) == set(KINDS) and min(kinds.values()) > 50
 
 
 def test_vqa_cannot_be_guessed(fitted, scored):
     """The best answer to the very question, or else to its kind, learned from other scenes."""
     by_question, by_kind = (collections.defaultdict(collections.Counter) for _ in range(2))
     for one in fitted:
-        for kind, _, question, answer, _ in scene_vqa.ask(one.scene, one.rng(scene_vqa.TASK)):
+        for kind, _, question, answer, _ in vqa.ask(one.scene, one.rng(vqa.TASK)):
             by_question[question][answer] += 1
             by_kind[kind][answer] += 1
     right = collections.defaultdict(list)
     for one in scored:
-        for kind, _, question, answer, answer_type in scene_vqa.ask(one.scene, one.rng(scene_vqa.TASK)):
+        for kind, _, question, answer, answer_type in vqa.ask(one.scene, one.rng(vqa.TASK)):
             counts = by_question[question]
             counts = counts if sum(counts.values()) >= 10 else by_kind[kind]
             right[answer_type].append(counts.most_common(1)[0][0] == answer)
@@ -93,7 +97,7 @@ def test_vqa_cannot_be_guessed(fitted, scored):
 def test_vcr_has_one_right_choice(fitted):
     firsts = collections.Counter()
     for one in fitted:
-        for question, answers, rationales in scene_vcr.ask(one.scene, one.rng(scene_vcr.TASK)):
+        for question, answers, rationales in vcr.ask(one.scene, one.rng(vcr.TASK)):
             for choices in (answers, rationales):
                 assert [is_true(choice, one.scene.things) for choice in choices] == [True, False, False, False]
             asked = " ".join(word if isinstance(word, str) else "+" * len(word) for word in question)
@@ -118,8 +122,8 @@ def choice_features(context, choices, objects, size=4096):
         others = sum((other for other in said if other is not words), [])
         found = [*words, *itertools.pairwise(words), *itertools.pairwise(words[::2])]
         found += [("told", word) for word in set(words) & set(told)]
-        found += [("colours", w, t) for w in words for t in told if {w, t} <= set(scenes.COLOURS)]
-        found += [("shared", min(3, others.count(word)), word in scenes.COLOURS) for word in words]
+        found += [("colours", w, t) for w in words for t in told if {w, t} <= set(world.COLOURS)]
+        found += [("shared", min(3, others.count(word)), word in world.COLOURS) for word in words]
         for feature in found:
             row[zlib.crc32(repr(feature).encode()) % size] += 1
     return rows
@@ -145,7 +149,7 @@ def test_vcr_cannot_be_guessed(fitted, scored):
     for into, drawn_scenes in enumerate((fitted, scored)):
         for one in drawn_scenes:
             objects = [thing.category for thing in one.scene.things]
-            for question, answers, rationales in scene_vcr.ask(one.scene, one.rng(scene_vcr.TASK)):
+            for question, answers, rationales in vcr.ask(one.scene, one.rng(vcr.TASK)):
                 rows["answer"][into].append(choice_features(question, answers, objects))
                 rows["rationale"][into].append(choice_features(question + answers[0], rationales, objects))
     shares = {name: linear_accuracy(*sets) for name, sets in rows.items()}
@@ -159,11 +163,11 @@ def test_vcr_cannot_be_guessed(fitted, scored):
 def test_expressions_are_of_appearance_and_clear(fitted):
     lengths, needed = collections.Counter(), 0
     for one in fitted:
-        for i, texts in scene_refcoco.refer(one, one.rng(scene_refcoco.TASK)):
-            assert 1 <= len(texts) == len(set(texts)) <= scene_refcoco.SENTENCES_PER_REF
+        for i, texts in refer(one, one.rng(refcoco.TASK)):
+            assert 1 <= len(texts) == len(set(texts)) <= SENTENCES_PER_REF
             for text in texts:
                 assert those(text, one.scene.things) == [one.scene.things[i]]
-                assert not set(text.split()) & {"above", "below", "beside", "left", "right", *scenes.PLACES}
+                assert not set(text.split()) & {"above", "below", "beside", "left", "right", *world.PLACES}
                 lengths[len(text.split())] += 1
                 *front, noun = text.split()
                 parts = [part for part in (front, ["the", noun]) if len(part) > 1]
@@ -182,7 +186,7 @@ def overlap(a, b):
 def test_detections_miss_and_invent_some(fitted):
     hit, things, false = [], 0, 0
     for one in fitted:
-        found = scene_refcoco.detections(one, one.rng(9))
+        found = detections(one, one.rng(9))
         assert found
         boxes = [np.array([x, y, x + w - 1, y + h - 1]) for x, y, w, h in (detection["box"] for detection in found)]
         best = [max(overlap(box, np.array(thing.box)) for box in boxes) for thing in one.scene.things]
@@ -202,7 +206,7 @@ def test_refcoco_cannot_be_guessed(fitted, scored):
         return np.log([w / h, max(w, h)])
 
     for one in fitted:
-        for i, texts in scene_refcoco.refer(one, one.rng(scene_refcoco.TASK)):
+        for i, texts in refer(one, one.rng(refcoco.TASK)):
             for word in set(itertools.chain(*(text.split() for text in texts))):
                 shapes[word].append(shape(one.scene.things[i]))
         shapes["any"] += [shape(thing) for thing in one.scene.things]
@@ -217,7 +221,7 @@ def test_refcoco_cannot_be_guessed(fitted, scored):
 
     chance, by_shape = [], []
     for one in scored:
-        for i, texts in scene_refcoco.refer(one, one.rng(scene_refcoco.TASK)):
+        for i, texts in refer(one, one.rng(refcoco.TASK)):
             for text in texts:
                 chance.append(1 / len(one.scene.things))
                 by_shape.append(int(np.argmax([likely(thing, text) for thing in one.scene.things])) == i)

@@ -4,15 +4,16 @@ import itertools
 
 import numpy as np
 
-from data_prep import crowded_scenes, scenes
+from data_prep.scenes import world
+from data_prep.scenes.crowded import Drawn, draw_crowded
 
 
 def draw_many(stream, number, group=""):
     """That many scenes as `Drawn`; other streams, other scenes."""
     for i in range(number):
         seed = (11, stream, i)
-        scene, outlines = crowded_scenes.draw_crowded(np.random.default_rng(seed), group)
-        yield crowded_scenes.Drawn("train", i, i + 1, scene, outlines, seed)
+        scene, outlines = draw_crowded(np.random.default_rng(seed), group)
+        yield Drawn("train", i, i + 1, scene, outlines, seed)
 
 
 def words_of(text):
@@ -24,7 +25,7 @@ def those(name, things):
     words = name.removeprefix("the ").split()
 
     def holds(word, thing):
-        sizes = dict(small=thing.extent < scenes.SMALL, large=thing.extent > scenes.LARGE, thing=True)
+        sizes = dict(small=thing.extent < world.SMALL, large=thing.extent > world.LARGE, thing=True)
         return sizes.get(word, word in (thing.colour, thing.category, thing.pattern))
 
     return [thing for thing in things if all(holds(word, thing) for word in words)]

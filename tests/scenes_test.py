@@ -8,7 +8,11 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from data_prep import glyphs, scenes
+from data_prep.scenes import glyphs, world
+from data_prep.scenes.captions import MAX_CAPTION_WORDS, VOCAB_SIZE, write_story
+from data_prep.scenes.captions import vocabulary as vocabulary_
+from data_prep.scenes.corpus import detect, write_corpus
+from data_prep.scenes.painting import draw_scene
 
 SETTINGS = dict(
     version=1, seed=0, num_train=40, num_val=10, num_train_stories=30, num_val_stories=8, feature_width=0
@@ -21,13 +25,13 @@ def open_lines(path):
 
 def draw(seed, index=0):
     rng = np.random.default_rng([seed, index])
-    return scenes.draw_scene(rng), rng
+    return draw_scene(rng), rng
 
 
 def test_same_seed_same_bytes_and_splits_share_no_scene(tmp_path):
     for name, settings in dict(a=SETTINGS, b=SETTINGS, other=SETTINGS | dict(seed=1)).items():
         (tmp_path / name).mkdir()
-        scenes.write_corpus(tmp_path / name, settings)
+        write_corpus(tmp_path / name, settings)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     content = {c: {name: (tmp_path / c / name).read_bytes() for name in names} for c in ("a", "b", "other")}
     assert content["a"] == content["b"]
@@ -53,7 +57,7 @@ def test_captions_name_everything_and_are_true():
         ]
         assert sorted(t.category for _, t in found) == sorted(t.category for t in scene.things)
         assert len({t.category for t in scene.things}) == len(scene.things)
-        assert len(words) <= scenes.MAX_CAPTION_WORDS
+        assert len(words) <= MAX_CAPTION_WORDS
         for (i, a), (j, b) in itertools.pairwise(found):
             (relation,) = set(words[i:j]) & {"and", "above", "below", "beside"}
             relations.add(relation)
@@ -61,8 +65,8 @@ def test_captions_name_everything_and_are_true():
             assert dict(above=down > 10, below=down < -10).get(relation, True)
         for start, (i, thing) in zip([0] + [i for i, _ in found], found, strict=False):
             said = set(words[start:i])
-            assert "small" not in said or thing.extent < scenes.SMALL
-            assert "large" not in said or thing.extent > scenes.LARGE
+            assert "small" not in said or thing.extent < world.SMALL
+            assert "large" not in said or thing.extent > world.LARGE
             assert not said & {"striped", "dotted"} - {thing.pattern}
         assert not set(words) & {"left", "right"}
     assert relations == {"and", "above", "below", "beside"}
@@ -79,14 +83,14 @@ def test_scenes_are_as_promised():
             assert 0 < x1 < x2 < scene.width and 0 < y1 < y2 < scene.height and 26 <= thing.extent <= 52
     assert 0.54 < np.mean([scene.width >= scene.height for scene in drawn_scenes]) < 0.66
     colours = [thing.colour for scene in drawn_scenes for thing in scene.things]
-    shares = [colours.count(colour) / len(colours) for colour in scenes.COLOURS]
+    shares = [colours.count(colour) / len(colours) for colour in world.COLOURS]
     assert len(shares) == 8 and max(shares) < 0.16 and min(shares) > 0.09
     numbers = [len(scene.things) for scene in drawn_scenes]
     assert min(numbers.count(n) for n in (1, 2, 3)) > 150
 
 
 def test_things_have_their_colour_in_the_picture():
-    rows = np.array([glyphs.COLOURS[name] for name in scenes.COLOURS], np.float32)
+    rows = np.array([glyphs.COLOURS[name] for name in world.COLOURS], np.float32)
     right = []
     for index in range(100):
         scene, _ = draw(5, index)
@@ -96,7 +100,7 @@ def test_things_have_their_colour_in_the_picture():
                 x1, y1, x2, y2 = thing.box
                 patch = pixels[y1 + 4 : y2 - 4, x1 + 4 : x2 - 4].reshape(-1, 1, 3)
                 nearest = np.abs(patch - rows).sum(-1).argmin(1)
-                right.append(scenes.COLOURS[np.bincount(nearest).argmax()] == thing.colour)
+                right.append(world.COLOURS[np.bincount(nearest).argmax()] == thing.colour)
     assert len(right) > 20 and np.mean(right) > 0.95
 
 
@@ -104,11 +108,11 @@ def test_detector_sees_the_things():
     extra = 0
     for index in range(200):
         scene, rng = draw(6, index)
-        boxes, scores = scenes.detect(scene, rng)
-        assert boxes.dtype == scores.dtype == np.float32 and scores.shape == (len(boxes), len(scenes.CLASS_NAMES))
+        boxes, scores = detect(scene, rng)
+        assert boxes.dtype == scores.dtype == np.float32 and scores.shape == (len(boxes), len(world.CLASS_NAMES))
         np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
         for thing, box, row in zip(scene.things, boxes, scores, strict=False):
-            assert scenes.CLASS_NAMES[row.argmax()] == f"{thing.colour} {thing.category}"
+            assert world.CLASS_NAMES[row.argmax()] == f"{thing.colour} {thing.category}"
             low, high = np.maximum(box[:2], thing.box[:2]), np.minimum(box[2:], thing.box[2:])
             inter = np.prod(high - low)
             union = np.prod(box[2:] - box[:2]) + np.prod(np.subtract(thing.box[2:], thing.box[:2])) - inter
@@ -121,11 +125,11 @@ def test_detector_sees_the_things():
 
 def blind_category_accuracy(place_named: bool, number: int) -> float:
     """What the best guess of a masked category from the rest of the caption scores, exactly."""
-    weights = np.array([scenes.category_weights(place) for place in scenes.PLACES])
-    joint = np.zeros((len(scenes.PLACES), *[len(scenes.CATEGORIES)] * number))
+    weights = np.array([world.category_weights(place) for place in world.PLACES])
+    joint = np.zeros((len(world.PLACES), *[len(glyphs.CATEGORIES)] * number))
     for place, p in enumerate(weights):
-        for chosen in itertools.permutations(range(len(scenes.CATEGORIES)), number):
-            left, probability = 1.0, 1 / len(scenes.PLACES)
+        for chosen in itertools.permutations(range(len(glyphs.CATEGORIES)), number):
+            left, probability = 1.0, 1 / len(world.PLACES)
             for category in chosen:
                 probability *= p[category] / left
                 left -= p[category]
@@ -139,29 +143,29 @@ def blind_category_accuracy(place_named: bool, number: int) -> float:
 def test_language_alone_guesses_badly():
     named = np.array([[blind_category_accuracy(flag, n) for n in (1, 2, 3)] for flag in (False, True)])
     share = np.array([1, 2, 3]) / 6  # of masked category words by number of things
-    best = (1 - scenes.PLACE_NAMED) * named[0] @ share + scenes.PLACE_NAMED * named[1] @ share
+    best = (1 - world.PLACE_NAMED) * named[0] @ share + world.PLACE_NAMED * named[1] @ share
     print(f"best blind guess of a category: {best:.3f}", named)
     assert 0.15 < best < 0.2
-    assert "an" not in scenes.vocabulary()  # it would give orange away
+    assert "an" not in vocabulary_()  # it would give orange away
 
 
 def test_vocabulary_has_every_word(tmp_path):
-    scenes.write_corpus(tmp_path, SETTINGS)
+    write_corpus(tmp_path, SETTINGS)
     vocabulary = (tmp_path / "vocab.txt").read_text().splitlines()
-    assert len(vocabulary) == len(set(vocabulary)) == scenes.VOCAB_SIZE == 256
+    assert len(vocabulary) == len(set(vocabulary)) == VOCAB_SIZE == 256
     special = dict(zip(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], [0, 100, 101, 102, 103], strict=True))
     assert {name: vocabulary.index(name) for name in special} == special
     lines = (tmp_path / "train.doc").read_text().splitlines()
     captions = [json.loads(line)["caption"] for line in open_lines(tmp_path / "train_frcnn.json")]
     assert set(" ".join(lines).split()) | set(itertools.chain(*captions)) <= set(vocabulary)
     assert all(8 <= len(line.split()) <= 30 for line in lines)
-    assert len(scenes.CLASS_NAMES) == 81 and scenes.CLASS_NAMES[0] == "background"
+    assert len(world.CLASS_NAMES) == 81 and world.CLASS_NAMES[0] == "background"
 
 
 def test_stories_keep_their_colours():
     for seed in range(50):
-        text = " ".join(scenes.write_story(np.random.default_rng(seed))).split()
+        text = " ".join(write_story(np.random.default_rng(seed))).split()
         seen = {}
         for colour, category in itertools.pairwise(text):
-            if colour in scenes.COLOURS:
-                assert category in scenes.CATEGORIES and seen.setdefault(category, colour) == colour
+            if colour in world.COLOURS:
+                assert category in glyphs.CATEGORIES and seen.setdefault(category, colour) == colour

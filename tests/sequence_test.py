@@ -3,8 +3,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from vlbert_jax import sequence
 from vlbert_jax.batch import END, IMG, IMG_MASK, NO_IMAGE
+from vlbert_jax.data.packing import pack, truncate
+from vlbert_jax.data.tokenizer import load_tokenizer
 
 PIECES = [
     "[PAD]",
@@ -33,7 +34,7 @@ def vocab(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(vocab):
-    return sequence.load_tokenizer(str(vocab), len(PIECES))
+    return load_tokenizer(str(vocab), len(PIECES))
 
 
 def named(words):
@@ -79,13 +80,13 @@ def test_a_limit_changes_only_the_tail(tokenizer, text, limit):
 
 def test_a_vocabulary_of_another_size_is_an_error(vocab):
     with pytest.raises(ValueError, match="has 14 pieces, config.model.encoder.vocab_size is 30522"):
-        sequence.load_tokenizer(str(vocab), 30522)
+        load_tokenizer(str(vocab), 30522)
     with pytest.raises(FileNotFoundError, match="no vocabulary at 'nowhere/vocab.txt'"):
-        sequence.load_tokenizer("nowhere/vocab.txt", 14)
+        load_tokenizer("nowhere/vocab.txt", 14)
 
 
 def test_a_folder_with_a_vocabulary_is_as_good(vocab):
-    assert sequence.load_tokenizer(str(vocab.parent), len(PIECES)).words("red balls") == [[7], [8, 9]]
+    assert load_tokenizer(str(vocab.parent), len(PIECES)).words("red balls") == [[7], [8, 9]]
 
 
 # --- Layout -------------------------------------------------------------------------------------------------
@@ -106,17 +107,17 @@ def test_a_folder_with_a_vocabulary_is_as_good(vocab):
     ],
 )
 def test_truncation(num_text, num_regions, length, kept):
-    assert sequence.truncate(num_text, num_regions, length) == kept
+    assert truncate(num_text, num_regions, length) == kept
 
 
 def test_text_longer_than_the_sequence_may_be_cut_before():
     """What the examples rely on: any text of at least `length` elements is cut alike."""
     for regions in range(1, 120):
-        assert len({sequence.truncate(text, regions, 64) for text in range(64, 200)}) == 1
+        assert len({truncate(text, regions, 64) for text in range(64, 200)}) == 1
 
 
 def test_packed_by_hand():
-    packed = sequence.pack([3, 6, 7, 4], [0, 0, 1, 1], 2, [False, True], [0, 0, 1, 0], 8, vocab_size=100)
+    packed = pack([3, 6, 7, 4], [0, 0, 1, 1], 2, [False, True], [0, 0, 1, 0], 8, vocab_size=100)
     assert packed["token_ids"].tolist() == [3, 6, 7, 4, 100 + IMG, 100 + IMG_MASK, 100 + END, 0, 0]
     assert packed["region_ids"].tolist() == [0, 0, 1, 0, 0, 1, *[NO_IMAGE] * 3]
     assert packed["segment_ids"].tolist() == [0, 0, 1, 1, 2, 2, 2, 0, 0]
@@ -128,7 +129,7 @@ def test_packed_by_hand():
 
 
 def test_packed_text_alone_and_full():
-    packed = sequence.pack([6, 7, 8], [0] * 3, 0, [], [NO_IMAGE] * 3, 3, vocab_size=100)
+    packed = pack([6, 7, 8], [0] * 3, 0, [], [NO_IMAGE] * 3, 3, vocab_size=100)
     assert packed["token_ids"].tolist() == [6, 7, 8, 100 + END]
     assert packed["region_ids"].tolist() == [NO_IMAGE] * 4
     assert packed["position_ids"].tolist() == [0, 1, 2, 4]  # [END] is one on, with or without regions
@@ -136,10 +137,10 @@ def test_packed_text_alone_and_full():
 
 
 def test_position_offset():
-    packed = sequence.pack([6, 7], [0, 0], 1, [False], [0, 0], 4, vocab_size=100, position_offset=2)
+    packed = pack([6, 7], [0, 0], 1, [False], [0, 0], 4, vocab_size=100, position_offset=2)
     assert packed["position_ids"].tolist() == [2, 3, 4, 5, 0]
 
 
 def test_what_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="3 text elements and 2 regions do not fit a sequence of 4"):
-        sequence.pack([6, 7, 8], [0] * 3, 2, [False] * 2, [0] * 3, 4, vocab_size=100)
+        pack([6, 7, 8], [0] * 3, 2, [False] * 2, [0] * 3, 4, vocab_size=100)

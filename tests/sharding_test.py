@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from vlbert_jax import sharding
+from vlbert_jax.training import sharding
 
 
 def make_mesh(data=-1, fsdp=1, tensor=1):

@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from vlbert_jax import checkpoint, metrics
+from vlbert_jax.training import metrics
+from vlbert_jax.weights.orbax import newest_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -54,7 +55,7 @@ def test_two_tasks_are_requeued_and_finish(cluster, tmp_path):
             assert time.monotonic() < deadline, output.read_text()
             time.sleep(0.1)
 
-    until(lambda: checkpoint.newest_step(run))
+    until(lambda: newest_step(run))
     subprocess.run(["scontrol", "requeue", number], check=True, env=environment)
     until(lambda: not subprocess.run(["squeue", "--noheader"], capture_output=True, env=environment).stdout)
     log = output.read_text()

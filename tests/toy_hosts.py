@@ -10,8 +10,8 @@ import types
 import numpy as np
 import toy_task
 
-from vlbert_jax import data
 from vlbert_jax.batch import Batch
+from vlbert_jax.data.streams import in_order, iterate, per_host, shuffled
 
 TRAIN, VALIDATION = 640, 21  # records; an odd number of them is left over on two hosts
 
@@ -34,10 +34,10 @@ def train_batches(config, start_step, process_index, process_count):
                 file.write(f"{number}\n")
         return record(number)
 
-    size = data.per_host(config.batch_size, process_count)
+    size = per_host(config.batch_size, process_count)
     split = dict(batch_size=size, process_index=process_index, process_count=process_count)
-    dataset = data.shuffled(range(TRAIN), config.seed, example, **split)
-    for batch in data.iterate(dataset[start_step:], 0, 0):
+    dataset = shuffled(range(TRAIN), config.seed, example, **split)
+    for batch in iterate(dataset[start_step:], 0, 0):
         toy_task.time.sleep(config.step_delay)
         yield Batch(**batch)
 
@@ -48,7 +48,7 @@ def eval_batches(config, process_index, process_count):
 
     def batches(numbers):
         split = dict(batch_size=16 // process_count, process_index=process_index, process_count=process_count)
-        yield from (Batch(**batch) for batch in data.iterate(data.in_order(numbers, record, empty, **split), 0, 0))
+        yield from (Batch(**batch) for batch in iterate(in_order(numbers, record, empty, **split), 0, 0))
 
     def terminated():
         """One host is asked to stop, and nothing is counted for half a minute, or until all have stopped."""

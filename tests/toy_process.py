@@ -8,7 +8,8 @@ sys.modules.setdefault("torch", None)  # TensorBoard's writer would import it, w
 
 import toy_hosts  # noqa: E402
 
-from vlbert_jax import hosts, main, tasks  # noqa: E402
+from vlbert_jax import main, tasks  # noqa: E402
+from vlbert_jax.training import hosts  # noqa: E402
 
 ARGUMENTS, LOG, ENVIRONMENT = sys.argv, "", {}  # others where a test forks this process
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from configs import common
 from vlbert_jax.batch import Batch
-from vlbert_jax.encoder import dropout
+from vlbert_jax.model.layers import dropout
 
 FEATURES, WIDTH, VALIDATION = 8, 16, 24  # VALIDATION = records of the val split
 

@@ -19,7 +19,13 @@ import numpy as np
 import pytest
 import toy_task
 
-from vlbert_jax import checkpoint, metrics, optimizer, sharding, train
+from vlbert_jax.training import checkpoint, metrics, optimizer, sharding, state
+from vlbert_jax.training.evaluate import evaluate_run
+from vlbert_jax.training.loop import train
+from vlbert_jax.training.preemption import Stopped
+from vlbert_jax.training.state import create_state, open_run
+from vlbert_jax.training.step import train_step
+from vlbert_jax.weights.orbax import newest_step
 
 
 def make_mesh(data=-1, fsdp=1, tensor=1):
@@ -48,13 +54,13 @@ def rows_of(workdir):
 def updates(config, mesh, count=3, same_batch=False, task=toy_task):
     """Runs `count` updates without the loop; returns the state and the metrics of each."""
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-    graphdef, _, shardings, create = train.create_state(config, task, tx, mesh)
+    graphdef, _, shardings, create = create_state(config, task, tx, mesh)
     state, reports = create(), []
 
     @jax.jit
     def step(state, batch):
         names = task.active_losses(config, 0)
-        return train.train_step(
+        return train_step(
             state, batch, graphdef=graphdef, task=task, config=config, tx=tx, names=names, mesh=mesh,
             shardings=shardings,
         )  # fmt: skip
@@ -174,7 +180,7 @@ def crashing_before(step):
 def whole(tmp_path_factory):
     """A run that nothing interrupted: its config, workdir and last state."""
     config, workdir = toy_task.make_config(second_loss_from=6), tmp_path_factory.mktemp("whole")
-    _, state = train.train(config, toy_task, workdir, two_devices())
+    _, state = train(config, toy_task, workdir, two_devices())
     return config, workdir, state
 
 
@@ -222,10 +228,10 @@ def test_resumed_run_is_the_whole_run(whole, tmp_path, crashes):
     config, workdir, state = whole
     for step in crashes:
         with pytest.raises(Crash):
-            train.train(config, task_with(train_batches=crashing_before(step)), tmp_path, two_devices())
+            train(config, task_with(train_batches=crashing_before(step)), tmp_path, two_devices())
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "sp')  # killed while writing
-    _, resumed = train.train(config, toy_task, tmp_path, two_devices())
+    _, resumed = train(config, toy_task, tmp_path, two_devices())
     assert rows_of(tmp_path) == rows_of(workdir)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
 
@@ -240,11 +246,11 @@ def test_a_run_goes_on_in_another_shape(tmp_path):
     ):
         config = toy_task.make_config(second_loss_from=6, **fields)
         stayed, moved = tmp_path / f"stayed{number}", tmp_path / f"moved{number}"
-        train.train(config, toy_task, stayed, two_devices())
+        train(config, toy_task, stayed, two_devices())
         with pytest.raises(Crash):
-            train.train(config, task_with(train_batches=crashing_before(13)), moved, two_devices())
+            train(config, task_with(train_batches=crashing_before(13)), moved, two_devices())
         other = toy_task.make_config(second_loss_from=6, **fields, **changed)
-        train.train(other, toy_task, moved, sharding.make_mesh(other.mesh))
+        train(other, toy_task, moved, sharding.make_mesh(other.mesh))
         rows, expected = rows_of(moved), rows_of(stayed)
         assert [(row["step"], row["split"]) for row in rows] == [(row["step"], row["split"]) for row in expected]
         for row, one in zip(rows, expected, strict=True):
@@ -256,7 +262,7 @@ def test_a_run_goes_on_in_another_shape(tmp_path):
 def test_finished_run_is_left_alone(whole):
     config, workdir, state = whole
     before = (workdir / "metrics.jsonl").read_text()
-    _, again = train.train(config, task_with(train_batches=crashing_before(20)), workdir, two_devices())
+    _, again = train(config, task_with(train_batches=crashing_before(20)), workdir, two_devices())
     assert (workdir / "metrics.jsonl").read_text() == before
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
@@ -271,11 +277,11 @@ def test_sigterm_saves_and_stops(whole, tmp_path):
             yield batch
 
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(checkpoint.Stopped, match="step 7 is saved"):
-        train.train(config, task_with(train_batches=train_batches), tmp_path, two_devices())
-    assert checkpoint.newest_step(tmp_path) == 7
+    with pytest.raises(Stopped, match="step 7 is saved"):
+        train(config, task_with(train_batches=train_batches), tmp_path, two_devices())
+    assert newest_step(tmp_path) == 7
     assert signal.getsignal(signal.SIGTERM) == handler
-    train.train(config, toy_task, tmp_path, two_devices())
+    train(config, toy_task, tmp_path, two_devices())
     assert rows_of(tmp_path) == rows_of(workdir)
 
 
@@ -301,13 +307,13 @@ def test_sigterm_does_not_wait_for_an_evaluation(whole, tmp_path):
         (dict(eval_batches=eval_batches), "in an evaluation", 10),
         (dict(train_batches=train_batches), "step 20 is saved", 20),
     ):
-        with pytest.raises(checkpoint.Stopped, match=message):
-            train.train(config, task_with(**functions), tmp_path, two_devices())
+        with pytest.raises(Stopped, match=message):
+            train(config, task_with(**functions), tmp_path, two_devices())
         assert rows_of(tmp_path) == [r for r in rows_of(workdir) if (r["step"], r["split"]) < (step, "val")]
-    with pytest.raises(checkpoint.Stopped, match="in an evaluation"):
-        train.evaluate_run(config, task_with(eval_batches=eval_batches), tmp_path, two_devices())
+    with pytest.raises(Stopped, match="in an evaluation"):
+        evaluate_run(config, task_with(eval_batches=eval_batches), tmp_path, two_devices())
     assert not (tmp_path / "scores.json").exists()
-    train.train(config, toy_task, tmp_path, two_devices())
+    train(config, toy_task, tmp_path, two_devices())
     assert rows_of(tmp_path) == rows_of(workdir)
     scores = [{file.parts[-3]: file.read_text() for file in w.rglob("metrics/metrics")} for w in (tmp_path, workdir)]
     assert scores[0] == scores[1] and scores[0].keys() == {"10", "20"}
@@ -317,9 +323,9 @@ def test_not_finite_names_the_step_and_saves_the_state_before(whole, tmp_path):
     config = toy_task.make_config(second_loss_from=6, poison_step=13)
     for _ in range(2):  # the second start finds the same
         with pytest.raises(FloatingPointError, match="not finite at step 14; .* saved as step 13"):
-            train.train(config, toy_task, tmp_path, two_devices())
+            train(config, toy_task, tmp_path, two_devices())
     assert rows_of(tmp_path) == [row for row in rows_of(whole[1]) if row["step"] <= 12]
-    assert checkpoint.newest_step(tmp_path) == 13
+    assert newest_step(tmp_path) == 13
     checkpoints = checkpoint.Checkpoints(tmp_path, config)
     loss, count = checkpoints.meta()["window"]["loss"]  # of the one good update since the row of step 12
     assert np.isfinite(loss) and count == 1
@@ -330,21 +336,21 @@ def test_implicit_transfers_are_errors(tmp_path, monkeypatch):
     """Here: a batch that was not put on the devices."""
     monkeypatch.setattr(sharding, "global_batch", lambda batch, mesh: batch)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        train.train(toy_task.make_config(), toy_task, tmp_path, two_devices())
+        train(toy_task.make_config(), toy_task, tmp_path, two_devices())
 
 
 def test_evaluate_run_scores_the_newest_checkpoint(whole, tmp_path):
     config, workdir, _ = whole
-    scores = train.evaluate_run(config, toy_task, workdir, two_devices())
+    scores = evaluate_run(config, toy_task, workdir, two_devices())
     row = rows_of(workdir)[-1]
     assert scores == {name: value for name, value in row.items() if name != "split"}
     assert json.loads((workdir / "scores.json").read_text()) == scores
     with pytest.raises(FileNotFoundError, match="nothing to evaluate"):
-        train.evaluate_run(config, toy_task, tmp_path, two_devices())
+        evaluate_run(config, toy_task, tmp_path, two_devices())
     config = config.copy_and_resolve_references()
     config.init.checkpoint = "another"
     with pytest.raises(ValueError, match="which is to be evaluated: the run in .*, or config.init.checkpoint"):
-        train.evaluate_run(config, toy_task, workdir, two_devices())
+        evaluate_run(config, toy_task, workdir, two_devices())
 
 
 def test_order_of_restoring(tmp_path, monkeypatch):
@@ -355,20 +361,20 @@ def test_order_of_restoring(tmp_path, monkeypatch):
         calls.append(init)
         return jax.tree.map(lambda x: 2 * x, params), constants, set()
 
-    monkeypatch.setattr(train.warm_start, "load_into", load_into)
+    monkeypatch.setattr(state, "load_into", load_into)
     config, mesh = toy_task.make_config(), two_devices()
     (tmp_path / "new").mkdir()
-    scratch = train.open_run(config, toy_task, tmp_path, mesh).state
+    scratch = open_run(config, toy_task, tmp_path, mesh).state
     assert not calls
     config.init.bert = str(tmp_path)
-    scores = train.evaluate_run(config, toy_task, tmp_path / "new", mesh)
+    scores = evaluate_run(config, toy_task, tmp_path / "new", mesh)
     assert scores["step"] == 0 and calls.pop()
-    run = train.open_run(config, toy_task, tmp_path, mesh)
+    run = open_run(config, toy_task, tmp_path, mesh)
     assert calls == [{"bert": str(tmp_path)}]
     np.testing.assert_array_equal(run.state.params.first, 2 * scratch.params.first[...])
     run.checkpoints.save(3, dataclasses.replace(run.state, step=3), run.meta)
     run.checkpoints.close()
-    own = train.open_run(config, toy_task, tmp_path, mesh).state
+    own = open_run(config, toy_task, tmp_path, mesh).state
     assert int(own.step) == 3 and len(calls) == 1
     np.testing.assert_array_equal(own.params.first, run.state.params.first)
 
@@ -397,8 +403,8 @@ def test_killed_at_any_moment(whole, tmp_path):
             [sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
         )
         if attempt < 3:
-            newest = checkpoint.newest_step(tmp_path)
-            while checkpoint.newest_step(tmp_path) == newest and process.poll() is None:
+            newest = newest_step(tmp_path)
+            while newest_step(tmp_path) == newest and process.poll() is None:
                 time.sleep(0.01)  # at least one checkpoint further, then any time
             time.sleep(draw.uniform(0, 0.4))
             process.kill()

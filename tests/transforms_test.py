@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlbert_jax import transforms
-from vlbert_jax.transforms import Draws
+from vlbert_jax.data.images import canvas_size, decode_image, place_boxes, place_image, resized_size
+from vlbert_jax.data.masking import Samples, draw_samples, mask_regions, mask_words
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -21,8 +21,8 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return out.getvalue()
 
 
-def some_draws(**fields) -> Draws:
-    draws = Draws(0.0, 0.0, 0.0, np.zeros(0), np.zeros(0, int), np.zeros(0))
+def some_draws(**fields) -> Samples:
+    draws = Samples(0.0, 0.0, 0.0, np.zeros(0), np.zeros(0, int), np.zeros(0))
     return dataclasses.replace(draws, **fields)
 
 
@@ -41,19 +41,19 @@ def test_every_kind_of_image_is_pillows_rgb(kind, mode):
     data = encoded(image.convert(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     # OpenCV and Pillow both carry libjpeg-turbo; another build of it may differ by a grey level.
-    np.testing.assert_allclose(transforms.decode_image(data).astype(int), expected, atol=1)
+    np.testing.assert_allclose(decode_image(data).astype(int), expected, atol=1)
 
 
 def test_exif_rotation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees"
     data = encoded(Image.fromarray(photo(30, 50)), "JPEG", exif=exif)
-    assert transforms.decode_image(data).shape == (30, 50, 3)
+    assert decode_image(data).shape == (30, 50, 3)
 
 
 def test_what_is_no_image_is_a_clear_error():
     with pytest.raises(ValueError, match="cannot decode an image of 9 bytes"):
-        transforms.decode_image(b"not a jpg")
+        decode_image(b"not a jpg")
 
 
 def official_size(w, h, size, max_size):
@@ -74,18 +74,18 @@ def test_resized_size_is_the_official_one():
         for size in cases:
             official = official_size(*size, *scale)
             if min(official) > 0:
-                assert transforms.resized_size(size, scale) == official, (size, scale)
-    assert transforms.resized_size((640, 480), (600, 1000)) == (800, 600)
-    assert transforms.resized_size((5000, 2), (600, 1000)) == (1000, 1)  # officially (0, 0)
+                assert resized_size(size, scale) == official, (size, scale)
+    assert resized_size((640, 480), (600, 1000)) == (800, 600)
+    assert resized_size((5000, 2), (600, 1000)) == (1000, 1)  # officially (0, 0)
 
 
 def test_every_resized_image_fits_its_canvas():
-    assert transforms.canvas_size((600, 1000), "landscape") == (608, 1024)
-    assert transforms.canvas_size((600, 1000), "portrait") == (1024, 608)
-    assert transforms.canvas_size((600, 1000), "square") == (1024, 1024)
+    assert canvas_size((600, 1000), "landscape") == (608, 1024)
+    assert canvas_size((600, 1000), "portrait") == (1024, 608)
+    assert canvas_size((600, 1000), "square") == (1024, 1024)
     for w, h in [(5000, 2), (3, 4000)] + np.random.default_rng(1).integers(2, 3000, (2000, 2)).tolist():
-        width, height = transforms.resized_size((w, h), (600, 1000))
-        canvas = transforms.canvas_size((600, 1000), "landscape" if w >= h else "portrait")
+        width, height = resized_size((w, h), (600, 1000))
+        canvas = canvas_size((600, 1000), "landscape" if w >= h else "portrait")
         assert height <= canvas[0] and width <= canvas[1]
 
 
@@ -93,7 +93,7 @@ def test_every_resized_image_fits_its_canvas():
 @pytest.mark.parametrize("size", [(53, 37), (80, 60), (30, 20), (53, 60)])
 def test_an_image_is_resized_like_pillow_does(size, flip):
     pixels = photo(37, 53)
-    canvas = transforms.place_image(pixels, size, (64, 96), flip)
+    canvas = place_image(pixels, size, (64, 96), flip)
     expected = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)).astype(int)
     inside = canvas[: size[1], : size[0]]
     np.testing.assert_allclose(inside[:, ::-1] if flip else inside, expected, atol=1)
@@ -104,13 +104,13 @@ def test_shrinking_antialiases():
     """One-pixel stripes become grey; plain bilinear sampling would keep some of them."""
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    small = transforms.place_image(stripes, (20, 20), (32, 32), False)[:20, :20].astype(int)
+    small = place_image(stripes, (20, 20), (32, 32), False)[:20, :20].astype(int)
     assert abs(small[:, 2:-2] - 127).max() < 40
 
 
 def test_too_small_a_canvas_is_an_error():
     with pytest.raises(ValueError, match="53x37 does not fit a canvas of 64x32"):
-        transforms.place_image(photo(37, 53), (53, 37), (32, 64), False)
+        place_image(photo(37, 53), (53, 37), (32, 64), False)
 
 
 # --- Boxes --------------------------------------------------------------------------------------------------
@@ -118,12 +118,12 @@ def test_too_small_a_canvas_is_an_error():
 
 def test_boxes_by_hand():
     boxes = np.array([[10, 20, 30, 40], [-5, 0, 500, 500]], np.float32)
-    placed = transforms.place_boxes(boxes, (160, 110), (872, 600), flip=False)
+    placed = place_boxes(boxes, (160, 110), (872, 600), flip=False)
     # The whole image is (w0 - 1) * ratio, not w - 1.
     np.testing.assert_allclose(placed[0], [0, 0, 159 * 5.45, 109 * 600 / 110], rtol=1e-6)
     np.testing.assert_allclose(placed[1], [54.5, 109.0909, 163.5, 218.1818], rtol=1e-6)
     np.testing.assert_allclose(placed[2], [0, 0, 871, 599])  # clamped
-    flipped = transforms.place_boxes(boxes, (160, 110), (872, 600), flip=True)
+    flipped = place_boxes(boxes, (160, 110), (872, 600), flip=True)
     np.testing.assert_allclose(flipped[0, [0, 2]], [871 - 159 * 5.45, 871], rtol=2e-5)  # 4.45, not 0
     np.testing.assert_allclose(flipped[1, [0, 2]], [871 - 163.5, 871 - 54.5], rtol=1e-6)
     np.testing.assert_array_equal(flipped[:, [1, 3]], placed[:, [1, 3]])
@@ -131,7 +131,7 @@ def test_boxes_by_hand():
 
 def test_ratios_are_float32_reciprocals():
     """600 / 120 would be 5; the official code comes to 5.0000005."""
-    placed = transforms.place_boxes(np.array([[0, 100, 50, 100]], np.float32), (160, 120), (800, 600), False)
+    placed = place_boxes(np.array([[0, 100, 50, 100]], np.float32), (160, 120), (800, 600), False)
     assert placed[1, 1] == np.float32(100) * np.float32(5.0000005) != 500
 
 
@@ -140,10 +140,10 @@ def test_ratios_are_float32_reciprocals():
 
 def test_draws_never_replace_by_special_pieces():
     ordinary = np.array([7, 9, 11])
-    draws = transforms.draw(np.random.default_rng(0), 500, 3, ordinary)
+    draws = draw_samples(np.random.default_rng(0), 500, 3, ordinary)
     assert set(draws.replacements.tolist()) == {7, 9, 11}
     assert draws.words.shape == (500,) and draws.regions.shape == (3,)
-    again = transforms.draw(np.random.default_rng(0), 500, 3, ordinary)
+    again = draw_samples(np.random.default_rng(0), 500, 3, ordinary)
     np.testing.assert_array_equal(draws.words, again.words)
     assert not np.array_equal(draws.words[:3], draws.regions)
 
@@ -153,29 +153,29 @@ def test_whole_words_are_masked_by_the_official_thresholds():
     p = 0.15
     uniform = np.array([p * 0.79, p * 0.81, p, p * 0.899, p * 0.95, 0.9])
     draws = some_draws(words=uniform, replacements=np.arange(100, 120))
-    ids, labels = transforms.mask_words(words, draws, p, mask_id=1)
+    ids, labels = mask_words(words, draws, p, mask_id=1)
     # masked | random pieces | p itself is not below p | random | kept, asked for | not asked for
     assert ids.tolist() == [1, 101, 102, 30, 104, 105, 106, 50, 60]
     assert labels.tolist() == [10, 20, 21, -1, 40, 41, 42, 50, -1]
-    ids, labels = transforms.mask_words(words, draws, 0.0, mask_id=1)
+    ids, labels = mask_words(words, draws, 0.0, mask_id=1)
     assert ids.tolist() == [piece for word in words for piece in word] and (labels == -1).all()
 
 
 def test_shares_of_masking():
     rng = np.random.default_rng(0)
-    draws = transforms.draw(rng, 60_000, 60_000, np.array([3]))
-    ids, labels = transforms.mask_words([[2]] * 60_000, draws, 0.15, mask_id=1)
+    draws = draw_samples(rng, 60_000, 60_000, np.array([3]))
+    ids, labels = mask_words([[2]] * 60_000, draws, 0.15, mask_id=1)
     asked = labels == 2
     assert abs(asked.mean() - 0.15) < 0.005
     shares = [(ids[asked] == i).mean() for i in (1, 3, 2)]
     np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.012)
-    asked, hidden = transforms.mask_regions(draws, 0.15)
+    asked, hidden = mask_regions(draws, 0.15)
     assert abs(asked.mean() - 0.15) < 0.005 and not (hidden & ~asked).any()
     assert abs(hidden[asked].mean() - 0.9) < 0.012
-    assert not any(x.any() for x in transforms.mask_regions(draws, 0.0))
+    assert not any(x.any() for x in mask_regions(draws, 0.0))
 
 
 def test_too_few_draws_are_an_error():
     draws = some_draws(words=np.zeros(2), replacements=np.zeros(2, int))
     with pytest.raises(ValueError, match="2 words of 3 pieces, draws for 2 words"):
-        transforms.mask_words([[1], [2, 3]], draws, 0.15, 1)
+        mask_words([[1], [2, 3]], draws, 0.15, 1)

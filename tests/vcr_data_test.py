@@ -13,7 +13,7 @@ from golden_folders import golden_folders
 from PIL import Image
 
 from data_prep import build, vcr
-from data_prep.ordered_builder import SourceError
+from data_prep.builder import SourceError
 
 VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("vcr_*"))}
 golden = pytest.mark.parametrize("variant", sorted(VARIANTS))

@@ -7,16 +7,24 @@ import cv2
 import numpy as np
 import pytest
 
-from vlbert_jax import sequence
 from vlbert_jax.batch import END, IMG, NO_IMAGE
-from vlbert_jax.tasks import vcr_examples as examples
+from vlbert_jax.data.tokenizer import load_tokenizer
+from vlbert_jax.tasks.vcr.examples import (
+    ChoiceLayout,
+    choice_example,
+    cut_answers,
+    cut_rationales,
+    first_name,
+    object_names,
+    on_rois,
+)
 
 VOCAB = pathlib.Path(__file__).parent / "golden/data/common/vocab.txt"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return sequence.load_tokenizer(str(VOCAB), len(VOCAB.read_text("utf-8").splitlines()))
+    return load_tokenizer(str(VOCAB), len(VOCAB.read_text("utf-8").splitlines()))
 
 
 def layout(**changes):
@@ -25,7 +33,7 @@ def layout(**changes):
         feature_size=0, geometry_dtype=None, subtask="q2a", sequence_length=31, text_length=24, roi_size=14,
         num_classes=81,
     )  # fmt: skip
-    return examples.Layout(**(fields | changes))
+    return ChoiceLayout(**(fields | changes))
 
 
 def record(**changes):
@@ -55,7 +63,7 @@ def ids_of(tokenizer, *words):
 
 
 def test_an_example_element_by_element(tokenizer):
-    example = examples.choice_example(record(), False, tokenizer, layout(), start=11)
+    example = choice_example(record(), False, tokenizer, layout(), start=11)
     question = ids_of(tokenizer, "why", "is", "pat", "and", "quinn", "?")
     pat, quinn = (len(ids_of(tokenizer, name)) for name in ("pat", "quinn"))
     start = len(ids_of(tokenizer, "why", "is"))
@@ -86,8 +94,8 @@ def test_an_example_element_by_element(tokenizer):
 
 
 def test_a_mirrored_example(tokenizer):
-    plain = examples.choice_example(record(), False, tokenizer, layout(), start=0)
-    example = examples.choice_example(record(), True, tokenizer, layout(), start=0)
+    plain = choice_example(record(), False, tokenizer, layout(), start=0)
+    example = choice_example(record(), True, tokenizer, layout(), start=0)
     np.testing.assert_array_equal(example["region_shapes"], plain["region_shapes"][:, :, ::-1])
     assert example["boxes"][1].tolist() == [29, 5, 49, 35]
     np.testing.assert_array_equal(example["token_ids"], plain["token_ids"])
@@ -95,13 +103,13 @@ def test_a_mirrored_example(tokenizer):
 
 def test_boxes_are_computed_in_doubles(tokenizer):
     boxes = np.random.default_rng(0).uniform(0, 38, (3, 4))
-    example = examples.choice_example(record(boxes=boxes), False, tokenizer, layout(image_scale=(33, 66)))
+    example = choice_example(record(boxes=boxes), False, tokenizer, layout(image_scale=(33, 66)))
     assert example["image_size"].tolist() == [49, 33]
     np.testing.assert_array_equal(example["boxes"][1:], (boxes * ([49 / 60, 33 / 40] * 2)).clip(0, 48).astype("f4"))
 
 
 def test_rationales_stand_behind_the_right_answer(tokenizer):
-    example = examples.choice_example(record(), False, tokenizer, layout(subtask="qa2r"), start=11)
+    example = choice_example(record(), False, tokenizer, layout(subtask="qa2r"), start=11)
     context = ids_of(tokenizer, "why", "is", "pat", "and", "quinn", "?", "no", ".")
     for n, word in enumerate(("one", "two", "three", "four")):
         text = [tokenizer.cls_id, *context, tokenizer.sep_id, *ids_of(tokenizer, word), tokenizer.sep_id]
@@ -111,19 +119,19 @@ def test_rationales_stand_behind_the_right_answer(tokenizer):
 
 def test_without_labels_every_answer_is_tried(tokenizer):
     unknown = record(answer_label=np.int64(-1), rationale_label=np.int64(-1))
-    example = examples.choice_example(unknown, False, tokenizer, layout(subtask="qa2r"), start=0)
+    example = choice_example(unknown, False, tokenizer, layout(subtask="qa2r"), start=0)
     assert example["token_ids"].shape[0] == example["region_positions"].shape[0] == 16 and example["choice"] == -1
     for label in range(4):
         known = record(answer_label=np.int64(label))
-        alone = examples.choice_example(known, False, tokenizer, layout(subtask="qa2r"), start=0)
+        alone = choice_example(known, False, tokenizer, layout(subtask="qa2r"), start=0)
         np.testing.assert_array_equal(example["token_ids"][4 * label : 4 * label + 4], alone["token_ids"])
-    assert examples.choice_example(unknown, False, tokenizer, layout(), start=0)["choice"] == -1
+    assert choice_example(unknown, False, tokenizer, layout(), start=0)["choice"] == -1
 
 
 def test_objects_beyond_the_room_are_left_out(tokenizer):
     """Words that name them look at the whole image."""
-    example = examples.choice_example(record(), False, tokenizer, layout(max_regions=2), start=11)
-    full = examples.choice_example(record(), False, tokenizer, layout(), start=11)
+    example = choice_example(record(), False, tokenizer, layout(max_regions=2), start=11)
+    full = choice_example(record(), False, tokenizer, layout(), start=11)
     count = int(np.sum(full["region_ids"][0] == 3)) - 1  # without the region itself
     assert count > 0 and example["region_classes"].tolist() == [0, 1, 17]
     assert set(example["region_ids"][0]) == {0, 1, 2, NO_IMAGE}
@@ -135,27 +143,27 @@ def test_an_image_without_objects(tokenizer):
         objects=[], classes=np.zeros(0, np.int64), boxes=np.zeros((0, 4)), shapes=np.zeros((0, 14, 14), np.uint8),
         question='["Why", "?"]', answers=['["yes"]'] * 4,
     )  # fmt: skip
-    example = examples.choice_example(bare, False, tokenizer, layout())
+    example = choice_example(bare, False, tokenizer, layout())
     assert example["region_mask"].tolist() == [True, False, False, False]
     assert example["region_classes"].tolist() == [0, -1, -1, -1]
 
 
 def test_names_of_persons():
     objects = ["person", "dog", "person", "person"]
-    assert examples.object_names(objects, 11) == ["Pat", "dog", "Quinn", "Casey"]
-    starts = [examples.first_name(f"train-{i}") for i in range(1300)]
-    assert starts[:5] == [examples.first_name(f"train-{i}") for i in range(5)]
+    assert object_names(objects, 11) == ["Pat", "dog", "Quinn", "Casey"]
+    starts = [first_name(f"train-{i}") for i in range(1300)]
+    assert starts[:5] == [first_name(f"train-{i}") for i in range(5)]
     assert min(np.bincount(starts, minlength=13)) > 60  # about 100 each
 
 
 def test_cuts_by_hand():
     # The answer goes while it is longer; at a tie the question does, for the answers after it too.
-    assert examples.cut_answers(5, [3, 9, 5], limit=10) == (5, [3, 5, 5])
-    assert examples.cut_answers(6, [6, 2], limit=7) == (3, [4, 2])
-    assert examples.cut_answers(8, [2, 6], limit=8) == (4, [2, 4])
-    assert examples.cut_rationales(3, 2, [9, 3], limit=10) == (3, 2, [5, 3])
-    assert examples.cut_rationales(3, 6, [4, 1], limit=8) == (1, 3, [4, 1])
-    assert examples.cut_rationales(2, 2, [3], limit=8) == (2, 2, [3])
+    assert cut_answers(5, [3, 9, 5], limit=10) == (5, [3, 5, 5])
+    assert cut_answers(6, [6, 2], limit=7) == (3, [4, 2])
+    assert cut_answers(8, [2, 6], limit=8) == (4, [2, 4])
+    assert cut_rationales(3, 2, [9, 3], limit=10) == (3, 2, [5, 3])
+    assert cut_rationales(3, 6, [4, 1], limit=8) == (1, 3, [4, 1])
+    assert cut_rationales(2, 2, [3], limit=8) == (2, 2, [3])
 
 
 def test_shapes_on_another_grid_are_shares():
@@ -163,5 +171,5 @@ def test_shapes_on_another_grid_are_shares():
     shapes[0, :2, :1], shapes[0, 13, 13] = 1, 1
     expected = np.zeros((7, 7))
     expected[0, 0], expected[6, 6] = 0.5, 0.25
-    np.testing.assert_allclose(examples.on_rois(shapes, 7, False)[0], expected, atol=1e-6)
-    np.testing.assert_allclose(examples.on_rois(shapes, 7, True)[0], expected[:, ::-1], atol=1e-6)
+    np.testing.assert_allclose(on_rois(shapes, 7, False)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(on_rois(shapes, 7, True)[0], expected[:, ::-1], atol=1e-6)

@@ -14,10 +14,15 @@ from tiny_recipes import shrink
 
 from configs import vcr as recipes
 from data_prep.build import build_scene_tasks
-from vlbert_jax import optimizer, sharding, train
 from vlbert_jax.batch import Batch
-from vlbert_jax.tasks import TASKS, downstream, vcr
-from vlbert_jax.tasks.vcr_examples import readable
+from vlbert_jax.data.tables import Split
+from vlbert_jax.model.visual_linguistic import region_head_is_frozen
+from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks.vcr import task as vcr
+from vlbert_jax.tasks.vcr.examples import readable
+from vlbert_jax.training import optimizer, sharding
+from vlbert_jax.training.evaluate import evaluate_run
+from vlbert_jax.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +122,7 @@ def test_losses_start_at_chance_and_reach_what_they_should(data_dir):
     names, model = vcr.active_losses(config, 0), build(config)
     batch = on_device(next(vcr.train_batches(config, 0, 0, 1)))
     graphdef, trained, rest = nnx.split(
-        model, nnx.All(nnx.Param, lambda path, _: not vcr.is_frozen(tuple(map(str, path)), config)), ...
+        model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(tuple(map(str, path)), config)), ...
     )
     counts = vcr.loss_counts(batch, config, names)
 
@@ -171,7 +176,7 @@ def test_scores_count_each_question_once(data_dir):
     config = shrunk("demo_qa2r", data_dir)
     graphdef, state = nnx.split(build(config))
     score = jax.jit(lambda state, batch: vcr.score(nnx.merge(graphdef, state), batch, config))
-    number = len(downstream.Split(config, "val"))
+    number = len(Split(config, "val"))
     counts, seen, objects = {}, [], 0
     for host in range(2):
         config.batch_size = 8
@@ -211,7 +216,7 @@ def finished(data_dir, tmp_path_factory):
     """A finished run: (config, workdir, last state)."""
     fields = {"total_steps": 3, "warmup_steps": 1, "checkpoint_every_steps": 2, "model.encoder.init_deviation": 0.3}
     config, workdir = shrunk("q2a_base", data_dir, **fields), tmp_path_factory.mktemp("q2a")
-    return config, workdir, train.train(config, vcr, workdir, one_device(config))[1]
+    return config, workdir, train(config, vcr, workdir, one_device(config))[1]
 
 
 def test_a_run_goes_on_where_it_stopped(finished, tmp_path):
@@ -221,7 +226,7 @@ def test_a_run_goes_on_where_it_stopped(finished, tmp_path):
     assert {"vcr_accuracy", "vcr_accuracy_blind", "choice_loss", "object_loss"} <= set(rows[-1])
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/3")  # as if it had been killed after step 2
-    _, resumed = train.train(config, vcr, tmp_path / "run", one_device(config))
+    _, resumed = train(config, vcr, tmp_path / "run", one_device(config))
     assert int(resumed.step) == 3
     for ours, expected in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(ours, expected)
@@ -234,7 +239,7 @@ def table(path):
 
 
 def official_order(config, split):
-    records = downstream.Split(config, split).texts
+    records = Split(config, split).texts
     return sorted(map(records.__getitem__, range(len(records))), key=lambda text: text["index"])
 
 
@@ -248,7 +253,7 @@ def test_the_leaderboard_file_of_test(finished, tmp_path):
     config.companion = str(shutil.copytree(finished[1], tmp_path / "rationales"))
     about = tmp_path / "rationales/config.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | dict(subtask="qa2r")))
-    scores = train.evaluate_run(config, vcr, tmp_path, one_device(config))
+    scores = evaluate_run(config, vcr, tmp_path, one_device(config))
     assert set(scores) == {"step", "object_accuracy", "object_loss", "text_cut"}
     header, rows = table(tmp_path / "predictions/test.csv")
     conditioned = [f"rationale_conditioned_on_a{i}_{j}" for i in range(4) for j in range(4)]
@@ -262,7 +267,7 @@ def test_the_leaderboard_file_of_test(finished, tmp_path):
 @pytest.mark.parametrize("subtask, other", [("q2a", "qa2r"), ("qa2r", "q2a")])
 def test_both_subtasks_joined_on_val(data_dir, tmp_path, subtask, other):
     config, label = shrunk(f"{subtask}_base", data_dir), dict(q2a="answer_label", qa2r="rationale_label")
-    texts = downstream.Split(config, "val").texts
+    texts = Split(config, "val").texts
     texts = [texts[i] for i in range(len(texts))]  # by index: landscape first
     index, sharp = np.arange(len(texts)), 5 * np.eye(4, dtype=np.float32)
     own = dict(index=index, logits=sharp[[text[label[subtask]] for text in texts]])  # always right
@@ -290,7 +295,7 @@ def test_the_page_shows_questions_with_their_choices(finished, tmp_path):
     config = shrunk("qa2r_base", finished[0].data.data_dir)
     vcr.write_report(tmp_path, build(config), config, [dict(split="val", step=3, vcr_accuracy=0.5)])
     page = html.unescape((tmp_path / "index.html").read_text())
-    record = downstream.Split(config, "val")[0]
+    record = Split(config, "val")[0]
     names = [f"{name} {region}" for region, name in enumerate(record["objects"], 1)]  # no persons in this world
     asked = (record["question"], record["answers"][record["answer_label"]])
     assert " ".join(readable(text, names) for text in asked) in page and "data:image/" in page

@@ -12,7 +12,20 @@ from golden_folders import golden_folders
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlbert_jax import vqa_accuracy as vqa
+from vlbert_jax.tasks.vqa.accuracy import (
+    AnswerVocabulary,
+    answer_accuracy,
+    load_answers,
+    main,
+    normalise,
+    normalise_punctuation,
+    normalise_words,
+    percent,
+    plain_sum,
+    soft_targets,
+    summary,
+    vocabulary_entry,
+)
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("vqa_*"))}
@@ -29,32 +42,32 @@ def golden(request):
 
 def test_normal_forms(golden):
     for raw, punctuation, words, both, entry in golden("normalise.json")["rows"]:
-        ours = (vqa.normalise_punctuation(raw), vqa.normalise_words(raw), vqa.normalise(raw), vqa.vocabulary_entry(raw))
+        ours = (normalise_punctuation(raw), normalise_words(raw), normalise(raw), vocabulary_entry(raw))
         assert ours == (punctuation, words, both, entry), raw
 
 
 def test_accuracies_of_questions(golden):
     for case in golden("accuracy.json")["cases"]:
-        accuracy = vqa.answer_accuracy(case["prediction"], case["answers"])
+        accuracy = answer_accuracy(case["prediction"], case["answers"])
         # The official sum has errors in the last digits (see below); the recording is free of them.
         assert accuracy == pytest.approx(case["accuracy"], rel=0, abs=1e-12), case
-        assert vqa.percent([accuracy]) == case["evalQA_n2"], case
+        assert percent([accuracy]) == case["evalQA_n2"], case
 
 
 def test_accuracies_of_files(golden, request, capsys):
     folder = VARIANTS[request.node.callspec.params["golden"]]
     files = [f"--{name}={folder}/eval_{name}.json" for name in ("questions", "annotations", "results")]
-    assert vqa.main(files) == 0
+    assert main(files) == 0
     assert json.loads(capsys.readouterr().out) == golden("accuracy.json")["overall_n2"]
 
 
 def test_vocabulary_and_targets(golden, tmp_path):
     recorded = golden("soft_targets.json")
     (tmp_path / "answers.txt").write_text("\n".join(recorded["answer_vocab_file_lines"]) + "\n", "utf-8")
-    vocabulary = vqa.load_answers(tmp_path / "answers.txt")
+    vocabulary = load_answers(tmp_path / "answers.txt")
     assert list(vocabulary.entries) == recorded["answer_vocab"]
     for case in recorded["cases"]:
-        targets = vqa.soft_targets(case["answers"], vocabulary)
+        targets = soft_targets(case["answers"], vocabulary)
         expected = np.zeros(len(recorded["answer_vocab"]), np.float32)
         expected[[int(number) for number in case["target"]]] = list(case["target"].values())
         np.testing.assert_array_equal(targets, expected)
@@ -64,9 +77,9 @@ def test_vocabulary_and_targets(golden, tmp_path):
 def test_score_of_the_chosen_answer(golden, request):
     recorded = golden("dataset.json")["soft_accuracy"]
     folder = VARIANTS[request.node.callspec.params["golden"]]
-    vocabulary = vqa.load_answers(folder / "data/coco/vqa/answers_vqa.txt")
+    vocabulary = load_answers(folder / "data/coco/vqa/answers_vqa.txt")
     scores = [
-        vqa.soft_targets(answers, vocabulary)[chosen]
+        soft_targets(answers, vocabulary)[chosen]
         for answers, chosen in zip(recorded["answers"], recorded["pred_index"], strict=True)
     ]
     np.testing.assert_allclose(np.mean(scores), recorded["SoftAcc"], rtol=1e-6)
@@ -76,22 +89,22 @@ def test_score_of_the_chosen_answer(golden, request):
 
 
 def test_only_the_first_full_stops_go():
-    assert vqa.normalise_punctuation("." * 40) == "." * 8
+    assert normalise_punctuation("." * 40) == "." * 8
 
 
 def test_identical_answers_are_not_normalised():
-    assert vqa.answer_accuracy("yes", ["Yes."] * 10) == 0
-    assert vqa.answer_accuracy("yes", ["Yes."] * 9 + ["no"]) == 1
-    assert vqa.answer_accuracy(" Yes.\n", ["Yes."] * 10) == 1
+    assert answer_accuracy("yes", ["Yes."] * 10) == 0
+    assert answer_accuracy("yes", ["Yes."] * 9 + ["no"]) == 1
+    assert answer_accuracy(" Yes.\n", ["Yes."] * 10) == 1
 
 
 def test_lower_case_is_that_of_python_2():
-    assert vqa.normalise_words("\u0130 \u039f\u03a3") == "i \u03bf\u03c3"
+    assert normalise_words("\u0130 \u039f\u03a3") == "i \u03bf\u03c3"
 
 
 @pytest.mark.parametrize(("share", "told"), [(1 / 32, 3.13), (3 / 32, 9.38), (1 / 3, 33.33), (1.0, 100.0), (0.0, 0.0)])
 def test_halves_are_rounded_away_from_zero(share, told):
-    assert vqa.percent([share]) == told  # Python 3's round makes 3.12 of 3.125
+    assert percent([share]) == told  # Python 3's round makes 3.12 of 3.125
 
 
 @pytest.mark.parametrize(
@@ -101,21 +114,21 @@ def test_halves_are_rounded_away_from_zero(share, told):
 def test_last_digits_depend_on_the_annotators_order(places, accuracy):
     """As the official program says under Python 2.7 of answers that match at these places."""
     answers = ["yes" if place in places else f"no {place}" for place in range(10)]
-    assert vqa.answer_accuracy("yes", answers) == accuracy
+    assert answer_accuracy("yes", answers) == accuracy
 
 
 def test_sums_are_plain():
-    assert vqa.plain_sum([1.0, 1e100, 1.0, -1e100]) == 0.0  # a compensated sum is 2
+    assert plain_sum([1.0, 1e100, 1.0, -1e100]) == 0.0  # a compensated sum is 2
 
 
 def test_summary_by_type():
-    told = vqa.summary([1.0, 0.3, 0.0, 0.6], ["yes/no", "other", "yes/no", "number"], ["a", "b", "b", "a"])
+    told = summary([1.0, 0.3, 0.0, 0.6], ["yes/no", "other", "yes/no", "number"], ["a", "b", "b", "a"])
     assert told == {
         "overall": 47.5,
         "perAnswerType": {"yes/no": 50.0, "other": 30.0, "number": 60.0},
         "perQuestionType": {"a": 80.0, "b": 15.0},
     }
-    assert list(vqa.summary([1.0], ["other"])) == ["overall", "perAnswerType"]
+    assert list(summary([1.0], ["other"])) == ["overall", "perAnswerType"]
 
 
 TEXTS = st.text(alphabet="ab19 .,-?!'\nAnthe\u00e9\u0663", max_size=12)
@@ -124,7 +137,7 @@ TENS = st.lists(st.sampled_from(["yes", "no", "2", "red", "a dog", "dog"]), min_
 
 @given(TEXTS)
 def test_normal_words_are_single_spaced_without_articles(text):
-    words = vqa.normalise(text)
+    words = normalise(text)
     assert words == " ".join(words.split()) and not set(words.split()) & {"a", "an", "the"}
 
 
@@ -132,32 +145,32 @@ def test_normal_words_are_single_spaced_without_articles(text):
 def test_accuracy_does_not_depend_on_the_annotators_order(answers, chance):
     shuffled = chance.sample(answers, 10)
     for prediction in ("yes", "the dog"):
-        accuracy = vqa.answer_accuracy(prediction, answers)
-        assert 0 <= accuracy <= 1 and accuracy == pytest.approx(vqa.answer_accuracy(prediction, shuffled), abs=1e-12)
+        accuracy = answer_accuracy(prediction, answers)
+        assert 0 <= accuracy <= 1 and accuracy == pytest.approx(answer_accuracy(prediction, shuffled), abs=1e-12)
 
 
 @given(TENS)
 def test_targets_are_accuracies_where_nothing_is_normalised(answers):
-    vocabulary = vqa.AnswerVocabulary(["<unk>", "yes", "no", "2", "red"])
-    targets = vqa.soft_targets(answers, vocabulary)
+    vocabulary = AnswerVocabulary(["<unk>", "yes", "no", "2", "red"])
+    targets = soft_targets(answers, vocabulary)
     assert targets[0] == 0
     for number, entry in enumerate(vocabulary.entries[1:], 1):
         assert targets[number] == np.float32([0, 0.3, 0.6, 0.9, 1][min(4, answers.count(entry))])
-        assert targets[number] == np.float32(vqa.answer_accuracy(entry, answers))
+        assert targets[number] == np.float32(answer_accuracy(entry, answers))
 
 
 @given(st.lists(TEXTS, max_size=5))
 def test_every_answer_has_a_number(answers):
-    vocabulary = vqa.AnswerVocabulary(["a", "<unk>", "b", "a"])
+    vocabulary = AnswerVocabulary(["a", "<unk>", "b", "a"])
     assert {vocabulary.number(answer) for answer in answers} <= {0, 1, 2}
-    assert vqa.soft_targets(answers, vocabulary).shape == (4,)
+    assert soft_targets(answers, vocabulary).shape == (4,)
 
 
 def test_first_of_equal_entries_counts():
-    vocabulary = vqa.AnswerVocabulary(["yes", "<unk>", "yes", "what "])
+    vocabulary = AnswerVocabulary(["yes", "<unk>", "yes", "what "])
     assert [vocabulary.number(answer) for answer in ("yes", "what?", "Yes", "<unk>")] == [0, 1, 1, 1]
-    np.testing.assert_array_equal(vqa.soft_targets(["yes"] * 10, vocabulary), [1, 0, 0, 0])
-    np.testing.assert_array_equal(vqa.soft_targets([], vocabulary), [0, 0, 0, 0])
+    np.testing.assert_array_equal(soft_targets(["yes"] * 10, vocabulary), [1, 0, 0, 0])
+    np.testing.assert_array_equal(soft_targets([], vocabulary), [0, 0, 0, 0])
 
 
 # Bad input
@@ -204,21 +217,21 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys, name):
     )
     for changed in ({}, changes):
         files = [f"--{key}=" + write(tmp_path / f"{key}.json", value) for key, value in (contents | changed).items()]
-        assert vqa.main(files) == (2 if changed else 0)
+        assert main(files) == (2 if changed else 0)
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and told in error and len(error.splitlines()) == 1
 
 
 def test_bad_vocabularies(tmp_path):
     with pytest.raises(ValueError, match="answers.txt: the answer vocabulary of 2 entries lacks <unk>"):
-        vqa.load_answers(write(tmp_path / "answers.txt", "yes\n\nno\n"))
+        load_answers(write(tmp_path / "answers.txt", "yes\n\nno\n"))
     (tmp_path / "latin.txt").write_bytes(b"<unk>\ncaf\xe9\n")
     with pytest.raises(ValueError, match=r"latin.txt: .*utf-8"):
-        vqa.load_answers(tmp_path / "latin.txt")
+        load_answers(tmp_path / "latin.txt")
     with pytest.raises(ValueError, match="there are none"):
-        vqa.answer_accuracy("yes", [])
+        answer_accuracy("yes", [])
     with pytest.raises(ValueError, match="no accuracy"):
-        vqa.percent([])
+        percent([])
 
 
 def test_command_needs_no_jax(tmp_path):

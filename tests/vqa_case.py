@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.vqa import SPLITS
-from vlbert_jax import data
+from vlbert_jax.data.records import open_split
 
 FOLDER = "vgbua_res101_precomputed/{}_resnet101_faster_rcnn_genome"
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -18,7 +18,7 @@ COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 def read_all(directory, split):
     """Records of a split, [] if there is none."""
     data_dir, name = directory.parents[2], f"{directory.parents[1].name}/{directory.parent.name}"
-    records = data.open_split(data_dir, name, split, optional=True)
+    records = open_split(data_dir, name, split, optional=True)
     return [records[number] for number in range(len(records))]
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from vqa_case import FOLDER, Download, jpeg, put, read_all, zip_folder
 
 from data_prep import build
-from data_prep.ordered_builder import SourceError
+from data_prep.builder import SourceError
 from data_prep.vqa import SPLITS, Question, VQADownload, frequent_answers, write_answers
-from vlbert_jax import vqa_accuracy
+from vlbert_jax.tasks.vqa import accuracy
 
 VARIANTS = {path.name: path / "data/coco" for folder in golden_folders("data") for path in sorted(folder.glob("vqa_*"))}
 
@@ -169,9 +169,9 @@ def test_frequent_answers():
 @given(st.lists(st.text(alphabet="aB.,-?'15: \r\n\u0663\u00e9<>unk", max_size=6), max_size=30), st.integers(2, 20))
 def test_every_frequent_answer_is_found_by_the_official_reading(answers, size):
     entries, share = frequent_answers([Question(1, 1, "", tuple(answers))], size)
-    read = [vqa_accuracy.vocabulary_entry(line.lower().strip()) for line in io.StringIO("\n".join(entries))]
+    read = [accuracy.vocabulary_entry(line.lower().strip()) for line in io.StringIO("\n".join(entries))]
     assert read == entries and len(set(entries)) == len(entries) <= size
-    vocabulary = vqa_accuracy.AnswerVocabulary(read)
+    vocabulary = accuracy.AnswerVocabulary(read)
     found = sum(vocabulary.number(answer) != vocabulary.unknown for answer in answers)
     assert share * max(1, len(answers)) == pytest.approx(found)
 
@@ -187,7 +187,7 @@ def test_answer_files(tmp_path, capsys):
     made = build.run_vqa(root, tmp_path / "out", "made", features=True, answers=3)
     assert made["answers"].read_text() == "<unk>\nyes\nred\n"
     assert "3 answers, 73.3% of what annotators said" in capsys.readouterr().out
-    assert vqa_accuracy.load_answers(made["answers"]).entries == ("<unk>", "yes", "red")
+    assert accuracy.load_answers(made["answers"]).entries == ("<unk>", "yes", "red")
     assert build.run_vqa(root, tmp_path / "out", "made", features=True, answers=3) == made
     put(root / "vqa/answers_vqa.txt", "yes\nno\n")
     with pytest.raises(SourceError, match="answers_vqa.txt: lacks the line <unk>"):

@@ -4,7 +4,7 @@ import pytest
 from vqa_case import COLUMNS, FOLDER, Download, annotation, encode, jpeg, put, question, read_all, regions, zip_folder
 
 from data_prep import build
-from data_prep.ordered_builder import SourceError
+from data_prep.builder import SourceError
 
 
 def change(**attributes):

@@ -14,9 +14,20 @@ from tiny_recipes import shrink
 from configs import pretrain as pretrain_recipes
 from configs import vqa as recipes
 from data_prep.build import build_scene_tasks, run_vqa
-from vlbert_jax import export, names, sequence, sharding, train, vqa_accuracy
 from vlbert_jax.batch import END, IMG, Batch
-from vlbert_jax.tasks import downstream, pretrain, vqa
+from vlbert_jax.data.tables import Split
+from vlbert_jax.data.tokenizer import load_tokenizer as load_tokenizer_
+from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.model.visual_linguistic import region_head_is_frozen
+from vlbert_jax.tasks.pretrain import task as pretrain
+from vlbert_jax.tasks.vqa import accuracy
+from vlbert_jax.tasks.vqa import task as vqa
+from vlbert_jax.tasks.vqa.examples import QuestionLayout, answers_of, question_example
+from vlbert_jax.training import sharding
+from vlbert_jax.training.evaluate import evaluate_run, write_run_report
+from vlbert_jax.training.loop import train
+from vlbert_jax.training.preemption import Preemption, Stopped
+from vlbert_jax.weights import export, vlbert_names
 
 FEATURES = 12
 VOCABULARY = "scenes_downstream/vocab.txt"
@@ -54,9 +65,9 @@ def example_of(data_dir, flip=False, room=31, **record):
         image_feature=np.zeros(0, np.float32),
         image=b"",
     ) | record
-    vocabulary = vqa_accuracy.AnswerVocabulary(["left", "right", "red", "<unk>"])
+    vocabulary = accuracy.AnswerVocabulary(["left", "right", "red", "<unk>"])
     tokenizer = load_tokenizer()
-    return vqa.question_example(record, flip, tokenizer, vqa.Layout.of(config), vocabulary), tokenizer
+    return question_example(record, flip, tokenizer, QuestionLayout.of(config), vocabulary), tokenizer
 
 
 def test_example_by_hand(data_dir):
@@ -129,7 +140,7 @@ def test_the_last_layer_starts_from_the_words_of_the_answers(data_dir):
     vqa.prepare(model, config, {("answer_head", "classes", "kernel")})  # it was loaded
     np.testing.assert_array_equal(model.answer_head.classes.kernel[...], before)
     vqa.prepare(model, config, set())
-    tokenizer, entries = vqa.tokenizer_of(config), vqa.answers_of(config).entries
+    tokenizer, entries = tokenizer_of(config), answers_of(config).entries
     words = np.asarray(model.vlbert.token_embeddings[...])
     for column, answer in enumerate(entries):
         pieces = sum(tokenizer.words(answer), [])
@@ -147,7 +158,8 @@ def test_shipped_recipes_train(variant, data_dir):
     config = shrunk(variant, data_dir, **gains)
     batch = jax.tree.map(jnp.asarray, next(vqa.train_batches(config, 0, 0, 1)))
     model = nnx.jit(lambda: vqa.build_model(config, nnx.Rngs(0)))()
-    graphdef, trained, rest = nnx.split(model, nnx.All(nnx.Param, lambda p, _: not vqa.is_frozen(p, config)), ...)
+    trainable = nnx.All(nnx.Param, lambda p, _: not region_head_is_frozen(p, config))
+    graphdef, trained, rest = nnx.split(model, trainable, ...)
 
     def loss(trained):
         sums, _ = vqa.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, ("answer",))
@@ -165,8 +177,8 @@ def run(config, workdir: Path, mode: str = "train"):
     workdir.mkdir(exist_ok=True)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     if mode == "evaluate":
-        return train.evaluate_run(config, vqa, workdir, mesh)
-    return train.train(config, vqa, workdir, mesh)
+        return evaluate_run(config, vqa, workdir, mesh)
+    return train(config, vqa, workdir, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +187,11 @@ def trained(data_dir, tmp_path_factory):
     workdirs = [tmp_path_factory.mktemp(name) for name in ("whole", "parts")]
     fields = {"total_steps": 4, "log_every_steps": 1, "checkpoint_every_steps": 2, "eval_every_steps": 0}
     config = shrunk("demo", data_dir, **fields, **{"init.scratch": True, "data.embedded": ""})
-    train.report(config, vqa, workdirs[0], *run(config, workdirs[0]))
+    write_run_report(config, vqa, workdirs[0], *run(config, workdirs[0]))
     with pytest.MonkeyPatch.context() as patch:
         calls = iter((False, True))
-        patch.setattr(train.checkpoint.Preemption, "reached", lambda self: next(calls))
-        with pytest.raises(train.checkpoint.Stopped, match="step 2 is saved"):
+        patch.setattr(Preemption, "reached", lambda self: next(calls))
+        with pytest.raises(Stopped, match="step 2 is saved"):
             run(config, workdirs[1])
     run(config, workdirs[1])
     return config, *workdirs
@@ -210,20 +222,20 @@ def test_resumed_run_is_the_whole_run(trained):
 def test_evaluation_writes_what_evalai_takes(small_run):
     config, workdir = small_run
     scores = run(config, workdir, "evaluate")
-    split = downstream.Split(config, "val")
+    split = Split(config, "val")
     submitted = json.loads((workdir / "predictions/val.json").read_text())
     assert [set(item) for item in submitted] == [{"question_id", "answer"}] * len(split)
     asked = {int(split.texts[i]["question_id"]): split.texts[i] for i in range(len(split))}
     assert [type(item["question_id"]) for item in submitted] == [int] * len(split)
     assert sorted(item["question_id"] for item in submitted) == sorted(asked)
-    official = [vqa_accuracy.answer_accuracy(i["answer"], asked[i["question_id"]]["answers"]) for i in submitted]
-    assert scores["vqa_official_accuracy"] == vqa_accuracy.percent(official) / 100
+    official = [accuracy.answer_accuracy(i["answer"], asked[i["question_id"]]["answers"]) for i in submitted]
+    assert scores["vqa_official_accuracy"] == accuracy.percent(official) / 100
     assert {"vqa_official_accuracy_yes_no", "vqa_official_accuracy_number"} <= scores.keys()
     # A split without annotations has a submission and no scores.
     config = config.copy_and_resolve_references()
     config.data.eval_split = "test"
     assert not any("accuracy" in name or "loss" in name for name in run(config, workdir, "evaluate"))
-    assert len(json.loads((workdir / "predictions/test.json").read_text())) == len(downstream.Split(config, "test"))
+    assert len(json.loads((workdir / "predictions/test.json").read_text())) == len(Split(config, "test"))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
@@ -231,9 +243,9 @@ def test_every_question_counts_once(devices, small_run):
     config, workdir = small_run
     config = config.copy_and_resolve_references()
     config.batch_size = 9 if devices == 3 else 8
-    assert len(downstream.Split(config, "val")) % config.batch_size
+    assert len(Split(config, "val")) % config.batch_size
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
-    scores = train.evaluate_run(config, vqa, workdir, mesh)
+    scores = evaluate_run(config, vqa, workdir, mesh)
     recorded = rows(workdir)[-1]
     np.testing.assert_allclose(scores["vqa_accuracy"], recorded["vqa_accuracy"], rtol=1e-6)
     np.testing.assert_allclose(scores["answer_loss"], recorded["answer_loss"], rtol=1e-5)
@@ -262,7 +274,7 @@ def test_weights_of_pretraining_start_a_run_but_are_not_evaluated(data_dir, tmp_
     own.opening.steps, own.model.num_region_classes = 0, 81
     state = nnx.state(nnx.jit(lambda: pretrain.build_model(own, nnx.Rngs(3)))())
     ours = {tuple(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(state)}
-    official = names.official_state_dict(names.to_official(ours, 256), {})
+    official = vlbert_names.official_state_dict(vlbert_names.to_official(ours, 256), {})
     config.init.checkpoint = str(tmp_path / "pretrained.safetensors")
     export.write_safetensors(Path(config.init.checkpoint), official)
     with pytest.raises(ValueError, match="2 tensors of a model for vqa are not there, as final_mlp.2"):
@@ -329,8 +341,8 @@ def test_splits_that_are_not_there(data_dir, tmp_path):
 
 def test_vocabulary_of_the_questions(data_dir):
     """Words keep their rows: the pieces of pre-training are the same."""
-    tokenizer = sequence.load_tokenizer(str(data_dir / "scenes_downstream/vocab.txt"), 256)
+    tokenizer = load_tokenizer_(str(data_dir / "scenes_downstream/vocab.txt"), 256)
     unknown = tokenizer.backend.token_to_id("[UNK]")
-    split = downstream.Split(shrunk("demo", data_dir), "val")
+    split = Split(shrunk("demo", data_dir), "val")
     for number in range(len(split)):
         assert unknown not in sum(tokenizer.words(split.texts[number]["question"]), [])

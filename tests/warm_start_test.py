@@ -9,8 +9,13 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from configs import pretrain as recipes
-from vlbert_jax import convert, export, names, warm_start
-from vlbert_jax.tasks import pretrain, vcr
+from vlbert_jax.convert import main
+from vlbert_jax.tasks.pretrain import task as pretrain
+from vlbert_jax.tasks.vcr import task as vcr
+from vlbert_jax.weights import export, vlbert_names
+from vlbert_jax.weights.bert_names import official_to_bert
+from vlbert_jax.weights.initialize import load_into
+from vlbert_jax.weights.resnet_names import official_to_resnet
 
 torch = pytest.importorskip("torch")
 
@@ -35,31 +40,31 @@ def random_like(state, seed=0):
 
 def other_weights(params, constants, vocab_size, seed=0) -> dict[str, np.ndarray]:
     arrays = random_like(params, seed) | random_like(constants, seed)
-    return {name: np.ascontiguousarray(a) for name, a in names.to_official(arrays, vocab_size).items()}
+    return {name: np.ascontiguousarray(a) for name, a in vlbert_names.to_official(arrays, vocab_size).items()}
 
 
 def official_of(params, constants, vocab_size) -> dict[str, np.ndarray]:
     flat = {tuple(map(str, p)): np.asarray(v[...]) for s in (params, constants) for p, v in nnx.to_flat_state(s)}
-    return names.to_official(flat, vocab_size)
+    return vlbert_names.to_official(flat, vocab_size)
 
 
 def load(small, task="pretrain", **init):
     params, constants, vocab_size = small
     encoder, init = dict(vocab_size=vocab_size, num_heads=4), {field: str(path) for field, path in init.items()}
-    return warm_start.load_into(params, constants, encoder, task, init)[:2]
+    return load_into(params, constants, encoder, task, init)[:2]
 
 
 def test_bert_and_resnet(small, tmp_path, caplog):
     given, before = other_weights(*small), official_of(*small)
-    save_file(names.official_to_bert(given), tmp_path / "bert.safetensors")
-    save_file(names.official_to_resnet(given, {}), tmp_path / "resnet.safetensors")
+    save_file(official_to_bert(given), tmp_path / "bert.safetensors")
+    save_file(official_to_resnet(given, {}), tmp_path / "resnet.safetensors")
     caplog.set_level(logging.INFO)
     ours = official_of(
         *load(small, bert=tmp_path / "bert.safetensors", resnet=tmp_path / "resnet.safetensors"), small[2]
     )
     for name in given:
-        from_source = names.REQUIRED["resnet"].match(name) or names.official_to_bert({name: given[name]})
-        if name == names.SEGMENTS:
+        from_source = vlbert_names.REQUIRED["resnet"].match(name) or official_to_bert({name: given[name]})
+        if name == vlbert_names.SEGMENTS:
             np.testing.assert_array_equal(ours[name], np.concatenate([given[name][:2], before[name][2:]]))
         else:
             np.testing.assert_array_equal(ours[name], given[name] if from_source else before[name], err_msg=name)
@@ -84,14 +89,14 @@ def test_a_checkpoint_goes_before_bert(small, tmp_path):
         f"vlbert.pooler.dense.{leaf}": np.full_like(bert[f"vlbert.mvrc_head.transform.dense.{leaf}"], 7)
         for leaf in ("weight", "bias")
     }
-    save_file(names.official_to_bert(bert), tmp_path / "bert.safetensors")
+    save_file(official_to_bert(bert), tmp_path / "bert.safetensors")
     state = {f"module.{name}": torch.from_numpy(array).half() for name, array in checkpoint.items()}
     torch.save({"state_dict": state}, tmp_path / "vl-bert.model")
     sources = dict(bert=tmp_path / "bert.safetensors", checkpoint=tmp_path / "vl-bert.model")
     ours = official_of(*load((params, constants, vocab_size), task="vcr", **sources), vocab_size)
     halves = {name: array.astype(np.float16).astype(np.float32) for name, array in checkpoint.items()}
-    np.testing.assert_array_equal(ours[names.WORDS], halves[names.WORDS])
-    np.testing.assert_array_equal(ours[names.SEGMENTS], halves[names.SEGMENTS][[0, 0, 2]])
+    np.testing.assert_array_equal(ours[vlbert_names.WORDS], halves[vlbert_names.WORDS])
+    np.testing.assert_array_equal(ours[vlbert_names.SEGMENTS], halves[vlbert_names.SEGMENTS][[0, 0, 2]])
     hidden = "transform.dense.weight"
     np.testing.assert_array_equal(ours[f"cnn_loss_reg.0.dense.{hidden[16:]}"], halves[f"vlbert.mvrc_head.{hidden}"])
     assert (ours["vlbert.pooler.dense.weight"] == 7).all()
@@ -102,10 +107,10 @@ def test_what_is_refused(small, tmp_path):
     given = other_weights(*small)
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load(small, bert=tmp_path / "absent.safetensors")
-    save_file(names.official_to_resnet(given, {}), tmp_path / "resnet.safetensors")
+    save_file(official_to_resnet(given, {}), tmp_path / "resnet.safetensors")
     with pytest.raises(ValueError, match=r"init.bert: .* holds ResNet in safetensors; give it as config.init.resnet"):
         load(small, bert=tmp_path / "resnet.safetensors")
-    bert = names.official_to_bert(given)
+    bert = official_to_bert(given)
     name = "bert.encoder.layer.1.output.dense.weight"
     save_file({n: a for n, a in bert.items() if n != name}, tmp_path / "bert.safetensors")
     with pytest.raises(ValueError, match=r"lacks vlbert.encoder.layer.1.output.dense.weight \(1 tensors\)"):
@@ -124,8 +129,8 @@ def test_what_a_conversion_drew_is_not_taken(small, tmp_path, caplog):
     given = other_weights(*small)
     folder = tmp_path / "bert"
     folder.mkdir()
-    save_file(names.official_to_bert(given), folder / "model.safetensors")
-    assert convert.main([str(folder), str(tmp_path / "ours"), "--num_heads=4"]) == 0
+    save_file(official_to_bert(given), folder / "model.safetensors")
+    assert main([str(folder), str(tmp_path / "ours"), "--num_heads=4"]) == 0
     config = recipes.demo()
     config.model.region_head.blocks = (1, 2, 1, 2)
     with config.unlocked():
@@ -138,7 +143,7 @@ def test_what_a_conversion_drew_is_not_taken(small, tmp_path, caplog):
 
 
 def test_not_finite(small, tmp_path, caplog):
-    bert = names.official_to_bert(other_weights(*small))
+    bert = official_to_bert(other_weights(*small))
     bert["bert.embeddings.LayerNorm.bias"] = np.full_like(bert["bert.embeddings.LayerNorm.bias"], np.inf)
     save_file(bert, tmp_path / "bert.safetensors")
     load(small, bert=tmp_path / "bert.safetensors")
@@ -152,7 +157,7 @@ def test_every_array_stays_on_its_devices(small, tmp_path):
     params = jax.tree.map(lambda x: x, params)
     table = params["vlbert"]["token_embeddings"]
     params["vlbert"]["token_embeddings"] = table.replace(jax.device_put(table[...], spread))
-    save_file(names.official_to_bert(other_weights(*small)), tmp_path / "bert.safetensors")
+    save_file(official_to_bert(other_weights(*small)), tmp_path / "bert.safetensors")
     loaded, _ = load((params, constants, vocab_size), bert=tmp_path / "bert.safetensors")
     assert loaded["vlbert"]["token_embeddings"][...].sharding == spread
 
@@ -177,6 +182,6 @@ def test_features_of_another_extractor_are_refused(small, tmp_path):
     params, constants, vocab_size = small
     encoder, init = dict(vocab_size=vocab_size, num_heads=4), dict(checkpoint=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="trained on features of extractor one, the corpus has those of two"):
-        warm_start.load_into(params, constants, encoder, "pretrain", init, extractor="two")
+        load_into(params, constants, encoder, "pretrain", init, extractor="two")
     for same in ("one", ""):
-        warm_start.load_into(params, constants, encoder, "pretrain", init, extractor=same)
+        load_into(params, constants, encoder, "pretrain", init, extractor=same)

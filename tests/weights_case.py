@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlbert_jax import convert
+from vlbert_jax.convert import main
 
 NAMES = Path(__file__).parent / "golden/names"
 
@@ -79,7 +79,7 @@ def fine_tuned(task: str, seed: int = 0) -> dict[str, np.ndarray]:
 
 def run(*args, capsys=None, code: int = 0) -> str:
     """The tool's output; its status has to be `code`."""
-    status = convert.main([str(arg) for arg in args])
+    status = main([str(arg) for arg in args])
     out = capsys.readouterr() if capsys else None
     assert status == code, out
     return out.out + out.err if out else ""

@@ -8,7 +8,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 def load(path, **options):
     """A trained model for pictures of one's own: `vlbert_jax.predictor.load`, imported when it is called."""
-    from vlbert_jax import predictor
+    from vlbert_jax.prediction import predictor
 
     return predictor.load(path, **options)
 

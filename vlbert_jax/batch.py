@@ -24,7 +24,6 @@ IMG, IMG_MASK, END = 0, 1, 2
 NUM_EXTRA_IDS = 3
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # of an example, by field: shape without the axis b, dtype
 NO_IMAGE = -1  # `region_ids` of elements that carry the learned vector of text-only sequences
-BATCH_AXES = ("data", "fsdp")  # mesh axes over which the examples of a batch are divided
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,30 +90,7 @@ def abstract_batch(size: int, shapes: Shapes) -> Batch:
     return jax.eval_shape(lambda: Batch(**{name: jnp.zeros((size, *s), dtype) for name, (s, dtype) in shapes.items()}))
 
 
-def split_axes() -> tuple[str, ...]:
-    """The mesh axes over which the program being traced divides its examples; none without a mesh, or inside a
-    `shard_map`, where each device has its own examples already.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    return tuple(name for name in BATCH_AXES if mesh.shape.get(name, 1) > 1 and name not in mesh.manual_axes)
-
-
-def keep_split(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
-    """`x` with its examples where the batch has them, the other axes whole.
-
-    Where parameters are divided over `fsdp`, the compiler could collect them for each device's examples, or collect the
-    examples for each device's columns. This decides for the first.
-    """
-    axes = split_axes()
-    return jax.lax.with_sharding_constraint(x, jax.P(axes)) if axes else x
-
-
-def collected(parameter: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """`parameter` whole on every device while it is used: examples pick rows of it, and need all columns of theirs."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    divided = any(size > 1 for name, size in sizes.items() if name != "data")
-    return jax.lax.with_sharding_constraint(parameter, jax.P()) if divided else parameter
-
-
 _NAMES = tuple(field.name for field in dataclasses.fields(Batch))
 jax.tree_util.register_pytree_with_keys(Batch, _flatten, _unflatten)
+
+PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # B, G, R

@@ -23,9 +23,16 @@ import jax
 import ml_collections
 
 from data_prep import build
-from data_prep.ordered_builder import SourceError
-from vlbert_jax import checkpoint, command_line, data, hosts, sharding, train, warm_start
+from data_prep.builder import SourceError
+from vlbert_jax.data.records import extractor_of
+from vlbert_jax.files import disk_full
 from vlbert_jax.tasks import TASKS
+from vlbert_jax.training import hosts, sharding
+from vlbert_jax.training.config import parse_command
+from vlbert_jax.training.evaluate import evaluate_run, write_run_report
+from vlbert_jax.training.loop import train
+from vlbert_jax.training.preemption import Stopped
+from vlbert_jax.weights.initialize import check_sources
 
 
 def task_of(config: ml_collections.ConfigDict) -> types.ModuleType:
@@ -37,26 +44,26 @@ def task_of(config: ml_collections.ConfigDict) -> types.ModuleType:
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str):
     """Trains or evaluates. Importable: a notebook calls it with a config of its own, and meets what `main` catches."""
     task, chief = task_of(config), jax.process_index() == 0
-    warm_start.check(config, workdir, mode)
+    check_sources(config, workdir, mode)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
 
     if config.data.embedded and chief:  # the drawn corpus is made on first use
-        with checkpoint.disk_full(pathlib.Path(config.data.data_dir)):
+        with disk_full(pathlib.Path(config.data.data_dir)):
             build.draw_missing(config.data.embedded, config.data)
     hosts.wait("corpus")
     if config.data.features == "precomputed":  # their extractor is part of the run from now on
         tables = [config.data[name] for name in ("captions", "images") if name in config.data]
-        config.data.extractor = data.extractor_of(config.data.data_dir, *tables)
+        config.data.extractor = extractor_of(config.data.data_dir, *tables)
     hosts.agree(config, workdir)
     if mode == "evaluate":
-        scores = train.evaluate_run(config, task, workdir, mesh)
+        scores = evaluate_run(config, task, workdir, mesh)
         if chief:
             print(json.dumps(scores, indent=2))
         return
-    graphdef, state = train.train(config, task, workdir, mesh)
+    graphdef, state = train(config, task, workdir, mesh)
     if config.report:
-        train.report(config, task, workdir, graphdef, state)
+        write_run_report(config, task, workdir, graphdef, state)
 
 
 def main(argv: list[str]) -> int:
@@ -67,17 +74,17 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        config, workdir, mode, place = command_line.parse(argv)
+        config, workdir, mode, place = parse_command(argv)
         jax.config.update("jax_default_prng_impl", config.prng_impl)
         if mode == "compile":
-            from vlbert_jax import compile_ahead  # settings of its own, for machines that are not there
+            from vlbert_jax.training import compile_ahead  # settings of its own, for machines that are not there
 
             return compile_ahead.run(config, task_of(config))
         hosts.join(*place)
-        with checkpoint.disk_full(workdir):  # whatever is being written: rows, events, the report
+        with disk_full(workdir):  # whatever is being written: rows, events, the report
             run(config, workdir, mode)
             return hosts.leave(0)
-    except checkpoint.Stopped as stopped:
+    except Stopped as stopped:
         logging.getLogger("vlbert_jax").warning("asked to stop: %s", stopped)
         return hosts.leave(143)
     except (ValueError, OSError, FloatingPointError, SourceError) as error:

@@ -29,13 +29,13 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from vlbert_jax import attention_page, detector, drawing, predictor
-from vlbert_jax.boxes import Found, given
+from vlbert_jax.detector.network import Settings
+from vlbert_jax.prediction.output import predict_images, say
+from vlbert_jax.visualization.drawing import SUFFIXES
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m vlbert_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--choices", metavar="TEXT", **several)
     parser.add_argument("--boxes", metavar="FILE.json", help="regions, a file for each picture", **several)
     parser.add_argument("--detector", metavar="PATH", help="what finds the regions")
-    usual = detector.Settings().proposals_after
+    usual = Settings().proposals_after
     parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="that it chooses from (%(default)s)")
     parser.add_argument("--out", metavar="PICTURE.png", type=Path, help="with boxes and answers; numbered if several")
     parser.add_argument("--attention", metavar="PAGE.html", type=Path, help="where words and regions look")
@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args([part for arg in argv for part in (arg.split("=", 1) if arg.startswith(lists) else [arg])])
 
 
-def check(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """Raises ValueError for what can be told before anything is loaded."""
     texts = args.question + args.expression + args.caption
     if texts and not args.checkpoint:
@@ -73,88 +73,20 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--attention needs a text: --question, --expression or --caption")
     if args.proposals < 1:
         raise ValueError(f"--proposals={args.proposals}: one at least")
-    if args.out and args.out.suffix.lower() not in drawing.SUFFIXES:
-        raise ValueError(f"--out={args.out}: the name of a picture ends in one of {', '.join(drawing.SUFFIXES)}")
+    if args.out and args.out.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--out={args.out}: the name of a picture ends in one of {', '.join(SUFFIXES)}")
     for path in filter(None, (args.out, args.attention)):
         if not path.parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.parent}")
 
 
-def ask(model: predictor.Predictor, picture: predictor.Picture, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every text of the command, of one picture: plain values as --json prints them."""
-    answers = []
-    for text in args.question:
-        if args.choices:
-            best = model.choose(picture, text, args.choices)
-            ranked = sorted(zip(args.choices, best, strict=True), key=lambda pair: -pair[1])
-        else:
-            ranked = model.answer(picture, text)
-        answers.append(dict(question=text, answers=[_guess(*pair) for pair in ranked]))
-    for text in args.expression:
-        places = [dict(box=[round(v, 1) for v in p.box], region=p.region, probability=round(p.probability, 4))
-                  for p in model.ground(picture, text)]  # fmt: skip
-        answers.append(dict(expression=text, places=places))
-    for text in args.caption:
-        filled = [{name: [_guess(*word) for word in words] for name, words in mask._asdict().items()}
-                  for mask in model.fill(picture, text)]  # fmt: skip
-        answers.append(dict(caption=text, masks=filled))
-    return answers
-
-
-def _guess(text: str, probability: float) -> dict[str, Any]:
-    return dict(text=text, probability=round(probability, 4))
-
-
-def described(found: Found) -> dict[str, Any]:
-    """The regions, as --json prints them."""
-    rows = []
-    for i, box in enumerate(found.boxes.tolist()):
-        row = dict(region=i + 1, box=[round(v, 1) for v in box])
-        row |= dict(label=found.labels[i]) if found.labels[i] else {}
-        row |= dict(attribute=found.attributes[i]) if found.attributes and found.attributes[i] else {}
-        row |= dict(score=round(found.scores[i], 4)) if found.scores else {}
-        rows.append(row)
-    return dict(source=found.source, regions=rows)
-
-
-def lines(answer: dict[str, Any]) -> list[str]:
-    """What was asked and answered, for people."""
-    if "answers" in answer:
-        return [answer["question"], "   " + _ranked(answer["answers"])]
-    if "places" in answer:
-        best = answer["places"][0]
-        where = "the whole image" if best["region"] == 0 else f"region {best['region']}, {best['box']}"
-        return [answer["expression"], f"   {where}  {best['probability']:.0%}"]
-    kinds = {"words": "with the image", "blind": "without it"}
-    found = [f"   {kind}:  {_ranked(mask[name])}" for mask in answer["masks"] for name, kind in kinds.items()]
-    return [answer["caption"], *found]
-
-
-def _ranked(guesses: list[dict[str, Any]]) -> str:
-    return "   ".join(f"{guess['text']} {guess['probability']:.0%}" for guess in guesses)
-
-
-def marks(answers: list[dict[str, Any]]) -> dict[int, str]:
-    """Which boxes to draw strongly, and what to write on them: of each expression the best."""
-    written = {}
-    for answer in answers:
-        if "places" in answer and (region := answer["places"][0]["region"]):
-            text = f"{answer['expression']}  {answer['places'][0]['probability']:.0%}"
-            written.setdefault(region - 1, []).append(text)
-    return {box: ", ".join(texts) for box, texts in written.items()}
-
-
-def numbered(path: Path, number: int, count: int) -> Path:
-    return path if count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
 def main(argv: list[str]) -> int:
-    args = parse(argv)
+    args = parse_arguments(argv)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        check(args)
-        results = run(args)
+        check_arguments(args)
+        results = predict_images(args)
         if args.json:
             say(json.dumps(results, indent=2, ensure_ascii=False))
     except (ValueError, OSError) as error:
@@ -163,76 +95,6 @@ def main(argv: list[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
-
-
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Answers, picture by picture; prints them unless --json is asked for."""
-    model, finder = None, None
-    for number, image in enumerate(args.image):  # what cannot be read is told before anything takes its time
-        _, pixels = predictor.read_picture(image)
-        if args.boxes:
-            given(args.boxes[number], pixels.shape[1::-1])
-    if args.detector:
-        settings = detector.Settings(proposals_after=args.proposals)
-        finder = detector.load(args.detector, settings)
-    if args.checkpoint:
-        model = predictor.load(
-            args.checkpoint, detector=finder, vocab=args.vocab, answers=args.answers, data_dir=args.data_dir
-        )
-        question = "choose" if args.choices else "answer"
-        for texts, method in ((args.question, question), (args.expression, "ground"), (args.caption, "fill")):
-            if texts:
-                model.require(method)
-    results = []
-    for number, image in enumerate(args.image, 1):
-        boxes = args.boxes[number - 1] if args.boxes else None
-        if model:
-            picture = model.look(image, boxes)
-            pixels, found, answers = picture.pixels, picture.regions, ask(model, picture, args)
-        else:
-            _, pixels = predictor.read_picture(image)
-            found, answers = predictor.find(pixels, boxes, finder), []
-        about = dict(image=image, width=pixels.shape[1], height=pixels.shape[0], **described(found), asked=answers)
-        if not args.json:
-            show(about)
-        if args.out:
-            path = numbered(args.out, number, len(args.image))
-            names = [f"{i} {found.name(i)}" if label else str(i) for i, label in enumerate(found.labels, 1)]
-            below = [line for answer in answers for line in lines(answer)]
-            drawing.save(drawing.draw(pixels, found.boxes, names, marks(answers), below), path)
-            about["picture"] = str(path)
-        for place, answer in enumerate(answers if args.attention else ()):
-            path = numbered(args.attention, len(answers) * (number - 1) + place + 1, len(answers) * len(args.image))
-            text, *below = lines(answer)
-            choice = answer["answers"][0]["text"] if args.choices else ""
-            seen = model.attention(picture, text, choice=choice)
-            title, below = f"{text} ({Path(image).name})", "\n".join(line.strip() for line in below)
-            attention_page.write(path, pixels, found.boxes, *seen, title, below)
-            answer["attention"] = str(path)
-        results.append(about)
-    return results
-
-
-def show(about: dict[str, Any]) -> None:
-    count = len(about["regions"])
-    told = [f"{about['image']}: {about['width']} x {about['height']}; {count} regions from {about['source']}"]
-    for answer in about["asked"]:
-        told += [f"  {line}" for line in lines(answer)]
-    for row in () if about["asked"] else about["regions"]:
-        what = f"{row.get('attribute', '')} {row.get('label', '')}".strip()
-        score = f"{row['score']:.2f}" if "score" in row else ""
-        told.append(f"  {row['region']:3}  {what:30} {score:5} {row['box']}")
-    say("\n".join(told))
-
-
-def say(text: str) -> None:
-    """Prints at once, so that a full disk is told here."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at the end
-        if not isinstance(error, BrokenPipeError):  # else who reads has seen enough
-            raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ companions(config)                    dict: name -> config of another run whose 
 Losses are sums and counts over the *global* batch, so that 1 or 256 devices, cut into parts or not, agree.
 """
 
-from vlbert_jax.tasks import pretrain, refcoco, vcr, vqa
+from vlbert_jax.tasks.pretrain import task as pretrain
+from vlbert_jax.tasks.refcoco import task as refcoco
+from vlbert_jax.tasks.vcr import task as vcr
+from vlbert_jax.tasks.vqa import task as vqa
 
 TASKS = {"pretrain": pretrain, "vqa": vqa, "vcr": vcr, "refcoco": refcoco}

@@ -1,0 +1,133 @@
+"""Scenes for the drawn downstream tasks: two to four things, some of the same category or of the same colour.
+
+Pre-training's scenes (scenes.py) have one thing of a category, so a category word names it. Here it often needs the
+colour too, and a colour word the category: what a task asks has an answer only where words are bound to regions.
+No two things of a scene share both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import cv2
+import numpy as np
+
+from data_prep.scenes import glyphs, world
+from data_prep.scenes.painting import compose
+
+GROUPS = {  # of categories; RefCOCO+'s testA and testB differ in it
+    "natural": ("tree", "fish", "flower", "star", "moon"),
+    "made": ("ball", "box", "house", "car", "cup"),
+}
+NUMBERS, NUMBER_WEIGHTS = (2, 3, 4), (0.3, 0.35, 0.35)  # of things
+SAME_CATEGORY, SAME_COLOUR = 0.5, 0.25  # how often a further thing shares it with the first
+SIZE_MARGIN = 8  # pixels; a thing is called small among its like only if the others are clearly not, large as well
+_FINE = 0.6  # pixels that an outline's polygon may deviate
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A scene of the downstream corpus."""
+
+    split: str  # train, val, test, or refer_val, refer_testA, refer_testB: those of RefCOCO+ alone
+    number: int  # in its split, from 0
+    image_id: int  # of COCO, unique among all splits
+    scene: world.Scene
+    outlines: tuple[list[list[list[float]]], ...]  # per thing its polygons, each a list of [x, y] in pixels
+    seed: tuple[int, ...]
+
+    def rng(self, task: int) -> np.random.Generator:
+        """Each task draws its texts from a stream of its own: a change of one leaves the others as they are."""
+        return np.random.default_rng([*self.seed, task])
+
+
+def outline(mask: np.ndarray, x: int, y: int) -> list[list[list[float]]]:
+    """Polygons around a thing's mask float32 [h, w], whose corner is at (x, y) in the image. Holes are filled."""
+    contours, _ = cv2.findContours((mask > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    contours = sorted((cv2.approxPolyDP(c, _FINE, True)[:, 0] for c in contours), key=cv2.contourArea, reverse=True)
+    polygons = [c + (x, y) for i, c in enumerate(contours) if len(c) >= 3 and (i == 0 or cv2.contourArea(c) >= 4)]
+    return [[[float(px), float(py)] for px, py in polygon] for polygon in polygons]
+
+
+def draw_crowded(rng: np.random.Generator, group: str = "") -> tuple[world.Scene, tuple]:
+    """A scene and the outline of each thing. The thing that others resemble is of that group, if one is given."""
+    size = world.draw_size(rng)
+    place = tuple(world.PLACES)[rng.integers(len(world.PLACES))]
+    weights = world.category_weights(place)
+    number = rng.choice(NUMBERS, p=NUMBER_WEIGHTS)
+    while True:
+        lead = str(rng.choice(glyphs.CATEGORIES, p=weights))
+        if not group or lead in GROUPS[group]:
+            break
+    pairs = [(str(rng.choice(world.COLOURS)), lead)]
+    while len(pairs) < number:
+        colour, category = str(rng.choice(world.COLOURS)), str(rng.choice(glyphs.CATEGORIES, p=weights))
+        resemblance = rng.random()
+        if resemblance < SAME_CATEGORY:
+            category = lead
+        elif resemblance < SAME_CATEGORY + SAME_COLOUR:
+            colour = pairs[0][0]
+        if (colour, category) not in pairs:
+            pairs.append((colour, category))
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]  # the order in which a scene lists things tells nothing
+    scene, masks = compose(size, place, *zip(*pairs, strict=True), rng)
+    outlines = (outline(mask[..., 0], *thing.box[:2]) for thing, mask in zip(scene.things, masks, strict=True))
+    return scene, tuple(outlines)
+
+
+def size_word(thing: world.Thing) -> str:
+    return "small" if thing.extent < world.SMALL else "large" if thing.extent > world.LARGE else ""
+
+
+def fits(words: tuple[str, ...], thing: world.Thing, margin: int = 0) -> bool:
+    """Whether these words are true of the thing; `margin` stretches what counts as small and as large."""
+    said = set(words)
+    return (
+        said - {"small", "large", "thing"} <= {thing.pattern, thing.colour, thing.category}
+        and not ("small" in said and thing.extent >= world.SMALL + margin)
+        and not ("large" in said and thing.extent <= world.LARGE - margin)
+    )
+
+
+def descriptions(thing: world.Thing, things: tuple[world.Thing, ...], leave_out: str = "") -> list[tuple[str, ...]]:
+    """All that can be said of the thing and of no other: (size, pattern, colour, category or "thing") in this order,
+    each but the last optional, as captions have it. `leave_out`: a word that must not occur."""
+    optional = [size_word(thing), thing.pattern if thing.pattern != "plain" else "", thing.colour]
+    found = []
+    for chosen in itertools.product((False, True), repeat=3):
+        said = tuple(word for word, use in zip(optional, chosen, strict=True) if use and word)
+        for noun in (thing.category, "thing"):
+            words = (*said, noun)
+            if leave_out in words or (noun == "thing" and not said):
+                continue
+            if words not in found and not any(fits(words, t, SIZE_MARGIN) for t in things if t is not thing):
+                found.append(words)
+    return found
+
+
+def pick(options: list[tuple[str, ...]], number: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """Some of these descriptions; more often short ones, and those without a size, which the box alone would tell."""
+    weights = np.array([0.5 ** len(words) * (0.3 if {"small", "large"} & set(words) else 1) for words in options])
+    return [options[i] for i in rng.choice(len(options), number, replace=False, p=weights / weights.sum())]
+
+
+def describe(thing: world.Thing, things: tuple[world.Thing, ...], rng: np.random.Generator, leave_out: str = "") -> str:
+    """One of `descriptions` with "the" before it, by `pick`; "" if there is none."""
+    found = descriptions(thing, things, leave_out)
+    return " ".join(("the", *pick(found, 1, rng)[0])) if found else ""
+
+
+def related(thing: world.Thing, word: str, things: tuple[world.Thing, ...]) -> world.Thing | None:
+    """The one thing that is above, below or beside `thing`; None unless the others clearly are not."""
+    others = {i: world.relation(t, thing) for i, t in enumerate(things) if t is not thing}
+    there = [i for i, found in others.items() if found == word]
+    return things[there[0]] if len(there) == 1 and all(others.values()) else None
+
+
+def another(right: str, all_of: tuple[str, ...], scene_has: list[str], rng: np.random.Generator) -> str:
+    """A wrong word in the place of `right`: mostly one that is true of something else in the scene."""
+    present = sorted({word for word in scene_has if word != right})
+    if present and rng.random() < 0.6:
+        return str(rng.choice(present))
+    return str(rng.choice([word for word in all_of if word != right]))

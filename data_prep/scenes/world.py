@@ -1,0 +1,76 @@
+"""The synthetic world: things, their places, and scenes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from data_prep.scenes import glyphs
+
+COLOURS = tuple(glyphs.COLOURS)
+# The detector's classes: a pair of colour and category each, so that a region's target tells both.
+CLASS_NAMES = ("background", *(f"{colour} {category}" for colour in COLOURS for category in glyphs.CATEGORIES))
+PLACES = {  # how a caption names it, and the two categories seen there twice as often as another
+    "grass": ("on the grass", ("tree", "flower")),
+    "beach": ("on the beach", ("ball", "fish")),
+    "snow": ("in the snow", ("house", "cup")),
+    "night": ("at night", ("moon", "star")),
+    "road": ("on the road", ("car", "box")),
+}
+FAVOURITE_WEIGHT = 2.0
+PLACE_NAMED = 0.7  # share of captions
+SMALL, LARGE = 33, 44  # pixels of the longer side; below is small, above is large
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    colour: str
+    category: str
+    pattern: str
+    box: tuple[int, int, int, int]  # x1 y1 x2 y2 in pixels
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        x1, y1, x2, y2 = self.box
+        return (x1 + x2) / 2, (y1 + y2) / 2
+
+    @property
+    def extent(self) -> int:
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
+    @property
+    def class_id(self) -> int:
+        return 1 + COLOURS.index(self.colour) * len(glyphs.CATEGORIES) + glyphs.CATEGORIES.index(self.category)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    width: int
+    height: int
+    place: str
+    things: tuple[Thing, ...]
+    caption: tuple[str, ...]
+    jpeg: bytes
+
+
+def category_weights(place: str) -> np.ndarray:
+    """Float [10], sums to 1: how often each category is drawn first in that place."""
+    weights = np.array([FAVOURITE_WEIGHT if c in PLACES[place][1] else 1.0 for c in glyphs.CATEGORIES])
+    return weights / weights.sum()
+
+
+def draw_size(rng: np.random.Generator) -> tuple[int, int]:
+    """(width, height): sides are 96 to 144 pixels, at most 4:3; six in ten are landscape."""
+    short = int(rng.integers(96, 121))
+    long = int(min(144, round(short * rng.uniform(1.02, 4 / 3)), short * 4 // 3))
+    return (long, short) if rng.random() < 0.6 else (short, long)
+
+
+def relation(a: Thing, b: Thing) -> str:
+    """above, below or beside, true of `a` and `b` in this order, also in the mirror; "" where none is clear."""
+    (ax, ay), (bx, by) = a.centre, b.centre
+    across, down = abs(bx - ax), by - ay
+    if abs(down) > max(across, 20):
+        return "above" if down > 0 else "below"
+    return "beside" if across > 1.5 * abs(down) else ""

@@ -1,0 +1,179 @@
+"""What the examples of all tasks share: the run's tokenizer, the image and its boxes. NumPy, no model."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from vlbert_jax.batch import NO_IMAGE, Shapes
+from vlbert_jax.data.images import (
+    MEAN_RGB,
+    caffe_scale,
+    caffe_size,
+    canvas_size,
+    decode_image,
+    place_boxes,
+    place_image,
+    resized_size,
+)
+from vlbert_jax.data.packing import padded
+from vlbert_jax.geometry import DIM, box_geometry
+
+Example = dict[str, np.ndarray]  # by the name of the `Batch` field, without the axis b
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageLayout:
+    """What of a config shapes the image of an example; see configs/common.py for units. Tasks add their own fields."""
+
+    precomputed: bool
+    image_scale: tuple[int, int]
+    orientation: str  # of the canvas: landscape, portrait or square
+    max_regions: int
+    feature_size: int
+    geometry_dtype: np.dtype | None  # None = the device computes it
+    caffe_resize: bool = False
+    hide_pixels: bool = False  # read where images come prepared, as with caffe_resize: else the device blanks them
+
+    @staticmethod
+    def options(config, orientation: str) -> dict:
+        """These fields for a run's config."""
+        d = config.data
+        dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
+        return dict(
+            precomputed=is_precomputed(config),
+            image_scale=tuple(d.image_scale),
+            orientation=orientation,
+            max_regions=d.max_regions,
+            feature_size=config.model.feature_size,
+            geometry_dtype=None if d.geometry_on_device else dtype,
+            caffe_resize=d.get("caffe_resize", False),
+            hide_pixels=d.get("hide_pixels", False),
+        )
+
+
+def is_precomputed(config) -> bool:
+    """Whether region features come with the record. Raises ValueError on an unknown kind."""
+    kinds = {"image": False, "precomputed": True}
+    if config.data.features not in kinds:
+        raise ValueError(f"config.data.features is {config.data.features!r}, not one of {', '.join(kinds)}")
+    return kinds[config.data.features]
+
+
+def image_fields(
+    record: dict,
+    boxes: np.ndarray,
+    layout: ImageLayout,
+    flip: bool,
+    kept: int | None = None,
+    hidden: Bool[np.ndarray, "n"] | None = None,
+    exact: bool = False,
+) -> Example:
+    """The fields of `Batch` that describe the image: the whole image and the first `max_regions` of `boxes` [n, 4].
+
+    `record` has `image` (encoded, empty = the colour of the means; or uint8 pixels [y, x, 3]), `image_size` (width,
+    height) and, if precomputed, `features` [n, g] and perhaps `image_feature` [g]. `boxes` are pixels of the original
+    image. `region_mask` is True for the first `kept` rows, those that the sequence holds (None = all there are).
+    `hidden` marks boxes whose appearance is to be guessed, None where that is no task. `exact` as in
+    `transforms.place_boxes`. Raises ValueError if the features are of another width than the config's.
+    """
+    rows = layout.max_regions + 1
+    num_rows = min(len(boxes), layout.max_regions) + 1
+    kept = num_rows if kept is None else kept
+    pixels = None if layout.precomputed else decode_record(record)
+    original = tuple(map(int, record["image_size"])) if pixels is None else pixels.shape[1::-1]
+    factor = caffe_scale(original, layout.image_scale) if layout.caffe_resize else None
+    if factor is None:
+        size = resized_size(original, layout.image_scale)
+    else:
+        size = caffe_size(original, factor)
+    placed = padded(place_boxes(boxes, original, size, flip, exact, factor)[:num_rows], rows)
+    marked = np.zeros(len(boxes), bool) if hidden is None else hidden
+    example = dict(
+        boxes=placed,
+        region_mask=np.arange(rows) < kept,
+        region_hidden=padded(np.append(False, marked[: num_rows - 1]), rows),
+        image_size=np.array(size, np.float32),
+    )
+    if pixels is not None:
+        canvas = canvas_size(layout.image_scale, layout.orientation)
+        example["image"] = image = place_image(pixels, size, canvas, flip, factor)
+        if layout.caffe_resize and layout.hide_pixels:
+            for x1, y1, x2, y2 in placed[example["region_hidden"]].astype(int):  # as `prepare_pixels` does
+                image[y1 : y2 + 1, x1 : x2 + 1] = 0
+    else:
+        example["region_features"] = _region_features(record, hidden, layout)
+    if layout.geometry_dtype is not None:
+        geometry = box_geometry(placed[:kept], example["image_size"])  # rows that nothing reads stay 0
+        example["box_geometry"] = padded(geometry.astype(layout.geometry_dtype), rows)
+    return example
+
+
+def image_shapes(layout: ImageLayout) -> Shapes:
+    """Shapes of what `image_fields` makes."""
+    rows = layout.max_regions + 1
+    shapes = dict(
+        boxes=((rows, 4), np.float32),
+        region_mask=((rows,), bool),
+        region_hidden=((rows,), bool),
+        image_size=((2,), np.float32),
+    )
+    if layout.precomputed:
+        shapes["region_features"] = (rows, layout.feature_size), np.float32
+    else:
+        canvas = canvas_size(layout.image_scale, layout.orientation)
+        shapes["image"] = (*canvas, 3), np.float32 if layout.caffe_resize else np.uint8
+    if layout.geometry_dtype is not None:
+        shapes["box_geometry"] = (rows, 8 * DIM), layout.geometry_dtype
+    return shapes
+
+
+def usual_orientation(config) -> str:
+    """Of the canvas of most batches."""
+    return "landscape" if config.data.one_orientation and not is_precomputed(config) else "square"
+
+
+def decode_record(record: dict) -> np.ndarray:
+    """uint8 [y, x, 3] RGB of a record's image; of the mean colour where it is empty or cannot be read."""
+    if isinstance(record["image"], np.ndarray):
+        return record["image"]
+    if record["image"]:
+        try:
+            return decode_image(record["image"])
+        except ValueError as error:  # officially so, too: one broken file must not end a run of days
+            logging.warning("record %s: %s; taken as an empty image", record.get("index"), error)
+    width, height = record["image_size"]
+    return np.full((height, width, 3), MEAN_RGB, np.uint8)
+
+
+def _region_features(record: dict, hidden: np.ndarray | None, layout: ImageLayout) -> Float32[np.ndarray, "r g"]:
+    """The boxes' features behind that of the whole image: its own, or the mean over all boxes that are not hidden."""
+    features = np.asarray(record["features"], np.float32)
+    check_width("features", features, "feature_size", layout.feature_size)
+    out = np.zeros((layout.max_regions + 1, layout.feature_size), np.float32)
+    if len(record.get("image_feature", ())):
+        out[0] = record["image_feature"]
+    else:
+        # The official code divides by the number + 1e-5 where regions are masked, and by the number where not.
+        seen = np.ones(len(features), bool) if hidden is None else ~hidden
+        count = max(len(features), 1) if hidden is None else np.sum(seen) + 1e-5
+        out[0] = np.einsum("n,ng->g", seen, features) / np.float32(count)  # BLAS would start threads for it
+    out[1 : len(features) + 1] = features[: layout.max_regions]
+    return out
+
+
+def check_width(what: str, values: np.ndarray, field: str, expected: int) -> None:
+    """Raises ValueError if a box has not as many `values` as the config says."""
+    if values.shape[1] != expected:
+        raise ValueError(f"a record has {values.shape[1]} {what} per box, config.model.{field} is {expected}")
+
+
+def empty_example(like: Example) -> Example:
+    """What fills up the last batch of an evaluation: shapes of `like`, every mask False, nothing to score."""
+    marks = dict.fromkeys(("region_classes", "index", "choice", "answer_targets"), -1)
+    marks |= {"region_ids": NO_IMAGE, "image_size": 1}
+    return {name: np.full_like(value, marks.get(name, 0)) for name, value in like.items()}

@@ -1,0 +1,160 @@
+"""Records on disk -> batches on this host; `sharding.global_batch` takes them from there. Knows no task.
+
+A stream is a Grain dataset over record *numbers*; a task's function reads the record and makes the example.
+What batch k holds, and in which order, is a function of (seed, k) alone, so a run resumes from its step and any number
+of hosts makes the same global batch: the numbers are shuffled as a whole, every host takes its block of each batch
+*before* anything is mixed (a part of a mixed stream could give a host a single corpus).
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import glob
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+Fields = dict[str, np.ndarray]
+
+# --- Records ----------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Records by number: a list, a `Records`, what `open_split` returns."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> dict: ...
+
+
+def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: bool = False) -> Source:
+    """Random access to a split that `data_prep` built; texts are str, images encoded.
+
+    `name` is builder/corpus, the folder under `data_dir`. Raises FileNotFoundError with the command that
+    builds it. A split that is not there is empty if `optional`, else a ValueError.
+    """
+    folder = os.path.join(os.path.expanduser(data_dir), name)
+    if not (versions := _versions(folder)):
+        raise FileNotFoundError(f"no records in {folder}; build them: {_build_command(data_dir, name)}")
+    builder = tfds.builder_from_directory(os.path.join(folder, versions[-1]))
+    if split not in builder.info.splits:
+        if optional:
+            return []
+        raise ValueError(f"{folder} has no split {split!r}; there are: {', '.join(builder.info.splits)}")
+    return _Split(builder, split)
+
+
+def _versions(folder: str | os.PathLike) -> list[str]:
+    """Ascending. A build that did not end leaves a folder of another name."""
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(version for version in found if re.fullmatch(r"\d+\.\d+\.\d+", version))
+
+
+def corpus_fingerprint(path: str | os.PathLike) -> str:
+    """Names and sizes of the files at `path`, and what is in them, in a few characters; empty for nothing.
+
+    Of files of 1 MB or more 64 KiB count at the start, in the middle and at the end. Of a folder of builds the newest
+    counts, without the manifest, which says where the data came from.
+    """
+    root = pathlib.Path(path).expanduser()
+    if versions := _versions(root):
+        root = root / versions[-1]
+    inside = (file for file in root.rglob("*") if file.is_file() and file.name != "manifest.json")
+    files = [root] if root.is_file() else sorted(inside)
+    mark, size = hashlib.sha256(), 0
+    for file in files:
+        length, block = file.stat().st_size, 64 * 1024
+        mark.update(f"{file.relative_to(root.parent)}:{length}\n".encode())
+        blocks = {0: length} if length < 1_000_000 else dict.fromkeys((0, (length - block) // 2, length - block), block)
+        with file.open("rb") as content:
+            for start, count in blocks.items():
+                content.seek(start)
+                mark.update(content.read(count))
+        size += length
+    return f"{len(files)} files, {size:,} bytes, {mark.hexdigest()[:12]}" if files else ""
+
+
+def extractor_of(data_dir: str | os.PathLike, *names: str) -> str:
+    """The name of what made the regions in the tables `names` (builder/corpus); "" where none is known.
+
+    Raises ValueError where two differ: their features do not go together.
+    """
+    found = {}
+    for name in names:
+        folder = os.path.join(os.path.expanduser(data_dir), name)
+        for manifest in sorted(glob.glob(os.path.join(glob.escape(folder), "*.*.*", "manifest.json")))[-1:]:
+            with open(manifest, encoding="utf-8") as file:
+                found[name] = json.load(file).get("extractor") or ""
+    known = {name: extractor for name, extractor in found.items() if extractor}
+    if len(set(known.values())) > 1:
+        told = ", ".join(f"{name} by extractor {extractor}" for name, extractor in known.items())
+        raise ValueError(f"regions of different detectors, weights or settings do not go together: {told}")
+    return next(iter(known.values()), "")
+
+
+class _Split:
+    """TFDS gives texts as bytes; this gives str, and lists of str."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self._source = builder.as_data_source(split)
+        # Grain's threads read in parallel; threads of each file's own would only hand records about, at five times the
+        # time per record.
+        files = builder.info.splits[split].file_instructions
+        self._source.data_source = ArrayRecordDataSource(files, reader_options={"max_parallelism": "0"})
+        self._texts, self._lists = [], []
+        for key, feature in builder.info.features.items():
+            if isinstance(feature, tfds.features.Text):
+                self._texts.append(key)
+            elif isinstance(getattr(feature, "feature", None), tfds.features.Text):
+                self._lists.append(key)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, number: int) -> dict:
+        record = self._source[number]
+        for key in self._texts:
+            record[key] = record[key].decode()
+        for key in self._lists:
+            record[key] = [text.decode() for text in record[key]]
+        return record
+
+
+def _build_command(data_dir: str | os.PathLike, name: str) -> str:
+    builder, _, corpus = name.partition("/")
+    sources = {"region_captions": ("scenes", "conceptual_captions"), "text_corpus": ("scenes", "text")}
+    drawn, command = sources.get(builder, ("scene_tasks", builder.removesuffix("_images")))
+    files = "FILES" if command == "text" else "FOLDER"
+    dataset, _, split_by = corpus.rpartition("_")
+    options = {"vqa": " --features", "refcoco": f" --dataset={dataset} --split_by={split_by} --proposals=FILE"}
+    what = drawn if corpus == "scenes" else f"{command} --source={files} --corpus={corpus}{options.get(command, '')}"
+    return f"python -m data_prep.build {what} --data_dir={data_dir}"
+
+
+class Records:
+    """Sources behind each other under one numbering; `remembered` records stay in memory once they are read."""
+
+    def __init__(self, *sources: Source, remembered: int = 0):
+        self._sources = [source for source in sources if len(source)]
+        self._ends = list(itertools.accumulate(len(source) for source in self._sources))
+        self._read = functools.lru_cache(remembered)(self._read) if remembered else self._read
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, number: int) -> dict:
+        return self._read(number)
+
+    def _read(self, number: int) -> dict:
+        which = bisect.bisect_right(self._ends, number)
+        return self._sources[which][number - (self._ends[which - 1] if which else 0)]

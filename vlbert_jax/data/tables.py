@@ -1,0 +1,109 @@
+"""Batches of the fine-tuning tasks: a table of texts over a table of images.
+
+A text's record names its image by `image_number`. Splits of the texts come by the orientation of their image, as a
+batch holds one. `index` in a batch is the number of the example among all of its split, -1 where a batch is filled up.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from vlbert_jax.batch import Batch, Shapes, abstract_batch
+from vlbert_jax.data import streams
+from vlbert_jax.data.examples import Example, empty_example, is_precomputed
+from vlbert_jax.data.records import Records, open_split
+from vlbert_jax.data.streams import batches_of, mixed, per_host, stream_seed
+
+# (config, orientation, train) -> a function that makes the example of a record, mirrored or not
+ExampleMaker = Callable[..., Callable[[dict, bool], Example]]
+
+
+class Split:
+    """The records of a split, text and image joined, landscape before portrait; `train+val` joins splits."""
+
+    def __init__(self, config, split: str):
+        """Raises ValueError if there is no such split, FileNotFoundError with the command that builds the tables."""
+        d = config.data
+        by_orientation = [
+            [open_split(d.data_dir, d.texts, f"{name}_{orientation}", optional=True) for name in split.split("+")]
+            for orientation in ("landscape", "portrait")
+        ]
+        for name, landscape, portrait in zip(split.split("+"), *by_orientation, strict=True):
+            if not len(landscape) and not len(portrait):
+                open_split(d.data_dir, d.texts, f"{name}_landscape")  # says which there are
+        self.texts = Records(*itertools.chain(*by_orientation), remembered=d.remember_records)
+        self.images = Records(open_split(d.data_dir, d.images, "images"), remembered=d.remember_records)
+        if not is_precomputed(config) and len(self.images) and not self.images[0]["image"]:
+            raise ValueError(
+                f"{d.images} in {d.data_dir} was built without images, config.data.features is image: build them, or "
+                "set config.data.features=precomputed"
+            )
+        self.num_landscape = sum(map(len, by_orientation[0]))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, number: int) -> dict:
+        text = self.texts[number]
+        return self.images[int(text["image_number"])] | text
+
+    def parts(self, config) -> dict[str, range]:
+        """The numbers that may share a batch, by the orientation of its canvas."""
+        if is_precomputed(config) or not config.data.one_orientation:
+            return {"square": range(len(self))}
+        numbers = dict(landscape=range(self.num_landscape), portrait=range(self.num_landscape, len(self)))
+        return {orientation: part for orientation, part in numbers.items() if part}
+
+
+def batch_shapes(config, shapes: Shapes) -> Batch:
+    """The global batch of an update as shapes alone, from those of a task's example."""
+    return abstract_batch(config.batch_size, shapes | dict(index=((), np.int32)))
+
+
+def train_batches(
+    config, maker: ExampleMaker, start_step: int, process_index: int, process_count: int
+) -> Iterator[Batch]:
+    """This host's part of global batches start_step, start_step + 1, ..., without end."""
+    split, share = Split(config, config.data.train_split), _share(config, process_index, process_count)
+
+    def shuffled(orientation: str, numbers: range):
+        make = maker(config, orientation, True)
+
+        def example(number: int, rng: np.random.Generator) -> Example:
+            flip = rng.random() < config.data.flip_probability
+            return make(split[number], flip) | dict(index=np.int32(number))
+
+        seed = stream_seed(config.seed, orientation)
+        return streams.shuffled(numbers, seed, example, **share, even=config.data.even_regions)
+
+    parts = split.parts(config)
+    batches = mixed([shuffled(*part) for part in parts.items()], [len(part) for part in parts.values()])
+    return batches_of(batches[start_step:], config)
+
+
+def eval_batches(config, maker: ExampleMaker, process_index: int, process_count: int) -> Iterator[Batch]:
+    """This host's part of the evaluation split, every example once over all hosts; all hosts get as many batches."""
+    return itertools.chain.from_iterable(eval_parts(config, maker, process_index, process_count))
+
+
+def eval_parts(config, maker: ExampleMaker, process_index: int, process_count: int) -> list[Iterator[Batch]]:
+    """The same, each orientation apart."""
+    split, share = Split(config, config.data.eval_split), _share(config, process_index, process_count)
+
+    def in_order(orientation: str, numbers: range) -> Iterator[Batch]:
+        make = maker(config, orientation, False)
+
+        def example(number: int) -> Example:
+            return make(split[number], False) | dict(index=np.int32(number))
+
+        return batches_of(streams.in_order(numbers, example, empty_example, **share), config)
+
+    return list(itertools.starmap(in_order, split.parts(config).items()))
+
+
+def _share(config, process_index: int, process_count: int) -> dict[str, int]:
+    share = per_host(config.batch_size, process_count)
+    return dict(batch_size=share, process_index=process_index, process_count=process_count)

@@ -1,0 +1,101 @@
+"""WordPiece tokenization of texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+
+import numpy as np
+import tokenizers
+import transformers
+from jaxtyping import Int
+
+# --- Text -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """BERT's uncased WordPiece, with the grouping into basic words that whole-word masking needs."""
+
+    backend: tokenizers.Tokenizer
+    vocab_size: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    ordinary_ids: Int[np.ndarray, "v"]  # what a random word may be: no special and no unused piece
+
+    def words(self, text: str, limit: int | None = None) -> list[list[int]]:
+        """Piece ids of each basic word (`BasicTokenizer`: lower case, no accents, split at punctuation).
+
+        With `limit`, at least as many of the first words as that if there are so many: the rest of a long
+        text is then left unread.
+        """
+        head = text if limit is None else " ".join(text.split(maxsplit=limit)[:limit])
+        encoding = self.backend.encode(head, add_special_tokens=False)
+        words, last = [], None
+        for piece, word in zip(encoding.ids, encoding.word_ids, strict=True):
+            if word != last:
+                words.append([])
+                last = word
+            words[-1].append(piece)
+        if limit is not None and len(words) < limit and len(head) < len(text.strip()):
+            return self.words(text)  # some of the first words were nothing but characters that BERT drops
+        return words
+
+
+def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a `vocab.txt`, of a folder that has one, or of a name that Hugging Face knows (downloaded once).
+
+    Raises FileNotFoundError if there is no such file, ValueError if it has not `vocab_size` pieces.
+    """
+    if os.path.isfile(os.path.join(vocab, "vocab.txt")):
+        vocab = os.path.join(vocab, "vocab.txt")
+    if os.path.isfile(vocab):
+        # `vocab=`: transformers 5 ignores the old `vocab_file=` and then knows no word; hence the check
+        # below.
+        fast = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=True)
+    elif vocab.endswith(".txt"):
+        raise FileNotFoundError(f"no vocabulary at {vocab!r} (config.data.vocab)")
+    else:
+        fast = transformers.BertTokenizerFast.from_pretrained(vocab)
+    pieces = fast.get_vocab()
+    if len(pieces) != vocab_size:
+        found = f"the vocabulary {vocab!r} has {len(pieces)} pieces"
+        raise ValueError(f"{found}, config.model.encoder.vocab_size is {vocab_size}")
+    special = set(fast.all_special_ids)
+    ordinary = [i for piece, i in pieces.items() if i not in special and not piece.startswith("[unused")]
+    return Tokenizer(
+        backend=fast.backend_tokenizer,
+        vocab_size=vocab_size,
+        cls_id=fast.cls_token_id,
+        sep_id=fast.sep_token_id,
+        mask_id=fast.mask_token_id,
+        ordinary_ids=np.array(sorted(ordinary), np.int32),
+    )
+
+
+@functools.cache
+def _tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
+    return load_tokenizer(vocab, vocab_size)
+
+
+def tokenizer_of(config) -> Tokenizer:
+    """The run's tokenizer, loaded once."""
+    local = os.path.join(config.data.data_dir, config.data.vocab)
+    return _tokenizer(local if os.path.exists(local) else config.data.vocab, config.model.encoder.vocab_size)
+
+
+def masking_ids(config) -> tuple[int, int, tuple[int, int]]:
+    """Return the vocabulary size, the id of [MASK], and the ids of [CLS] and [SEP], as `without_words` takes them."""
+    tokenizer = tokenizer_of(config)
+    return tokenizer.vocab_size, tokenizer.mask_id, (tokenizer.cls_id, tokenizer.sep_id)
+
+
+MIRROR = {"left": "right", "right": "left"}
+
+
+def mirrored(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The pieces of a text with left and right exchanged, for a mirrored image."""
+    swap = {tokenizer.backend.token_to_id(a): tokenizer.backend.token_to_id(b) for a, b in MIRROR.items()}
+    return [swap.get(i, i) for i in ids]

@@ -1,0 +1,183 @@
+"""Fast R-CNN branch: an image and its boxes, or precomputed features, to one vector per region (paper, section 3.2)."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Shaped
+
+from vlbert_jax.batch import PIXEL_MEANS
+from vlbert_jax.geometry import box_geometry
+from vlbert_jax.model.layers import dropout
+from vlbert_jax.model.partitioning import keep_split, split_axes
+from vlbert_jax.model.resnet import EXPANSION, Backbone, Stage
+from vlbert_jax.model.roi import pool_regions
+
+GEOMETRY_SIZE = 2048
+
+
+class RegionHead(nnx.Module):
+    """Region features: C4 -> RoIAlign -> C5 -> mean, joined with box geometry and projected.
+
+    With `backbone=None` appearance comes precomputed with `feature_size` columns. `hidden_vector` adds the learned
+    appearance that stands in for hidden regions where their pixels are not blanked.
+
+    Three switches make its operations those of the detector whose weights it starts from, which the official code does
+    not: `caffe_max_pool` in `backbone`, `roi_operation="pool"`, and `mask_padding`, which gives each image the map it
+    would have alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        backbone: dict | None,
+        feature_size: int,
+        dilated_c5: bool = True,
+        frozen_c5: bool = False,
+        roi_size: int = 14,
+        roi_samples: int = 1,
+        roi_operation: str = "align",
+        roi_chunk: int = 16,
+        mask_padding: bool = False,
+        remat: bool = False,
+        hidden_vector: bool = False,
+        dropout_rate: float = 0.1,
+        projection_gain_init: float = 1.0,
+        geometry_gain_init: float = 1.0,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if roi_operation not in ("align", "pool"):
+            raise ValueError(f"roi_operation is {roi_operation!r}, neither 'align' nor 'pool'")
+        self.roi_size, self.roi_samples, self.roi_chunk = roi_size, roi_samples, roi_chunk
+        self.roi_operation, self.mask_padding = roi_operation, mask_padding
+        self.remat, self.frozen_c5, self.dropout_rate, self.dtype = remat, frozen_c5, dropout_rate, dtype
+        if backbone is None:
+            self.backbone = self.c5 = None
+        else:
+            *widths, c5_width = backbone["widths"]
+            *blocks, c5_blocks = backbone["blocks"]
+            strides = tuple(backbone["strides"])
+            backbone = {**backbone, "widths": tuple(widths), "blocks": tuple(blocks), "strides": strides}
+            self.backbone = Backbone(**backbone, dtype=dtype, rngs=rngs)
+            self.c5 = Stage(
+                self.backbone.outputs,
+                c5_width,
+                c5_blocks,
+                stride=1 if dilated_c5 else 2,
+                dilation=2 if dilated_c5 else 1,
+                stride_in_1x1=backbone["stride_in_1x1"],
+                dtype=dtype,
+                rngs=rngs,
+            )
+            feature_size = c5_width * EXPANSION
+        self.hidden_appearance = (
+            nnx.Param(jnp.zeros(feature_size), axes=("feature",)) if hidden_vector else None
+        )
+        bound = 1 / math.sqrt(
+            GEOMETRY_SIZE + feature_size
+        )  # PyTorch's default, which the official code keeps
+
+        def uniform(key, shape, dtype=jnp.float32):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        def kernel(key, shape, dtype=jnp.float32):
+            drawn = uniform(key, shape, dtype) * projection_gain_init
+            return drawn.at[:GEOMETRY_SIZE].multiply(geometry_gain_init)
+
+        self.projection = nnx.Linear(
+            GEOMETRY_SIZE + feature_size,
+            hidden_size,
+            kernel_init=nnx.with_metadata(kernel, axes=("feature", "embed")),
+            bias_init=nnx.with_metadata(uniform, axes=("embed",)),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def appearance(
+        self,
+        pixels: Float[Array, "b y x 3"],
+        boxes: Float[Array, "b r 4"],
+        region_mask: Bool[Array, "b r"],
+        region_shapes: Float[Array, "b r p p"] | None = None,
+        image_size: Float[Array, "b 2"] | None = None,
+    ) -> Float[Array, "b r g"]:
+        """Pooled C5 features of real regions; zeros elsewhere. `region_shapes` multiply the C5 map (VCR masks).
+
+        `image_size` (width, height) is where the padding begins, for `mask_padding`.
+        """
+        image_size = image_size.astype(jnp.int32) if self.mask_padding else None
+        cells = self.backbone.cells(image_size) if self.mask_padding else None
+        pool = functools.partial(pool_regions, nnx.graphdef(self.c5), self._roi_options())
+        arguments = (nnx.state(self.c5), self.backbone(pixels, image_size), cells, boxes, region_mask, region_shapes)
+        if batch_axes := split_axes():
+            # Every device packs its own regions: left to the partitioner, sorting them would cross devices.
+            from_batch = jax.P(batch_axes)
+            specs = (jax.P(), *[from_batch] * 5)
+            pool = jax.shard_map(
+                pool, in_specs=specs, out_specs=from_batch, axis_names=set(batch_axes), check_vma=False
+            )
+        return pool(*arguments)
+
+    def _roi_options(self):
+        return dict(
+            operation=self.roi_operation,
+            size=self.roi_size,
+            samples=self.roi_samples,
+            scale=1 / self.backbone.stride,
+            chunk=self.roi_chunk,
+            remat=self.remat,
+            frozen=self.frozen_c5,
+        )
+
+    def project(
+        self,
+        appearance: Float[Array, "b r g"],
+        boxes: Float[Array, "b r 4"],
+        image_size: Float[Array, "b 2"],
+        region_mask: Bool[Array, "b r"],
+        region_hidden: Bool[Array, "b r"] | None = None,
+        geometry: Float[Array, "b r e"] | None = None,
+        key=None,
+    ) -> Float[Array, "b r d"]:
+        """Appearance and geometry to the encoder's width; zeros where there is no region."""
+        if self.hidden_appearance is not None and region_hidden is not None:
+            appearance = jnp.where(
+                region_hidden[..., None],
+                self.hidden_appearance[...].astype(appearance.dtype)[None, None],
+                appearance,
+            )
+        if geometry is None:
+            geometry = box_geometry(boxes, image_size)
+        joined = jnp.concatenate([geometry.astype(self.dtype), appearance.astype(self.dtype)], axis=-1)
+        states = keep_split(jax.nn.relu(self.projection(dropout(joined, self.dropout_rate, key))))
+        return jnp.where(region_mask[..., None], states, 0)
+
+
+def prepare_pixels(
+    image: Shaped[Array, "b y x 3"],
+    image_size: Float[Array, "b 2"],
+    boxes: Float[Array, "b r 4"] | None = None,
+    hidden: Bool[Array, "b r"] | None = None,
+) -> Float[Array, "b y x 3"]:
+    """uint8 RGB to BGR minus the means, zero (the mean colour) in the padding and under hidden boxes.
+
+    A box covers the pixels from trunc(x1), trunc(y1) to trunc(x2), trunc(y2), both included (official raw-pixel mask).
+    Float images are taken as prepared already.
+    """
+    if image.dtype != jnp.uint8:
+        return image
+    pixels = image[..., ::-1].astype(jnp.float32) - jnp.asarray(PIXEL_MEANS, jnp.float32)[None, None, None]
+    rows, columns = jnp.arange(image.shape[1])[None], jnp.arange(image.shape[2])[None]
+    keep = (rows < image_size[:, 1:])[:, :, None] & (columns < image_size[:, :1])[:, None, :]
+    if hidden is not None:
+        x1, y1, x2, y2 = jnp.split(jnp.trunc(boxes), 4, axis=-1)
+        in_rows = (rows[None] >= y1) & (rows[None] <= y2) & hidden[..., None]
+        in_columns = (columns[None] >= x1) & (columns[None] <= x2)
+        # The union of rectangles as a matrix product: how many hidden boxes cover a pixel.
+        covered = jnp.einsum("bry,brx->byx", in_rows.astype(jnp.float32), in_columns.astype(jnp.float32))
+        keep = keep & (covered == 0)
+    return jnp.where(keep[..., None], pixels, 0)

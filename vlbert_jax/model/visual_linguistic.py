@@ -1,0 +1,104 @@
+"""What the models of all tasks share: region head, VL-BERT, and a head of two layers."""
+
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
+from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.model.region_head import RegionHead, prepare_pixels
+from vlbert_jax.model.vlbert import VLBert
+
+
+class VisualLinguisticModel(nnx.Module):
+    """Region head and VL-BERT: a batch to the states of its elements. Tasks add their heads."""
+
+    def __init__(self, encoder: EncoderConfig, fast_rcnn: dict, rngs: nnx.Rngs):
+        self.fast_rcnn = RegionHead(**fast_rcnn, hidden_size=encoder.visual_size or encoder.hidden_size, rngs=rngs)
+        self.vlbert = VLBert(encoder, rngs)
+
+    def appearance(self, batch: Batch) -> Float[Array, "b r g"] | None:
+        """Pooled or precomputed features of the regions, before projection."""
+        if batch.image is None:
+            return batch.region_features
+        blanked = batch.region_hidden if self.fast_rcnn.hidden_appearance is None else None
+        pixels = prepare_pixels(batch.image, batch.image_size, batch.boxes, blanked)
+        return self.fast_rcnn.appearance(
+            pixels, batch.boxes, batch.region_mask, batch.region_shapes, batch.image_size
+        )
+
+    def region_states(self, batch: Batch, appearance, key=None) -> Float[Array, "b r d"] | None:
+        """The visual vector of each region; None without an image."""
+        if appearance is None:
+            return None
+        return self.fast_rcnn.project(
+            appearance,
+            batch.boxes,
+            batch.image_size,
+            batch.region_mask,
+            batch.region_hidden,
+            batch.box_geometry,
+            key,
+        )
+
+    def encode(self, batch: Batch, region_states, key=None) -> Float[Array, "b n s d"]:
+        return self.vlbert(
+            batch.token_ids,
+            batch.region_ids,
+            batch.segment_ids,
+            batch.position_ids,
+            batch.element_mask,
+            region_states,
+            key,
+        )
+
+    def states(self, batch: Batch, key_project=None, key_encode=None, blind: bool = False) -> Float[Array, "b n s d"]:
+        """From the batch to the states of its elements; `blind` leaves the image out."""
+        if blind:
+            return self.encode(without_image(batch, self.vlbert.vocab_size), None, key_encode)
+        return self.encode(batch, self.region_states(batch, self.appearance(batch), key_project), key_encode)
+
+    def attention(
+        self, batch: Batch
+    ) -> tuple[Float[Array, "b n s d"], Float[Array, "layers b n heads s s"]]:
+        """The same states, and what every element (first s) takes from every other in each layer and head."""
+        region_states = self.region_states(batch, self.appearance(batch))
+        x = self.vlbert.embed(
+            batch.token_ids, batch.region_ids, batch.segment_ids, batch.position_ids, region_states
+        )
+        b, n, s, size = x.shape
+        mask = batch.element_mask.reshape(b * n, s)
+        states, _, attention = self.vlbert.encoder(x.reshape(b * n, s, size), mask, collect=True)
+        layers, _, heads, *_ = attention.shape
+        return states.reshape(x.shape), attention.reshape(layers, b, n, heads, s, s)
+
+
+def without_image(batch: Batch, vocab_size: int) -> Batch:
+    """The blind twin of a batch: what a sequence of text alone looks like, its regions gone."""
+    is_region = (batch.token_ids == vocab_size + IMG) | (batch.token_ids == vocab_size + IMG_MASK)
+    return batch.replace(
+        region_ids=jnp.full_like(batch.region_ids, NO_IMAGE), element_mask=batch.element_mask & ~is_region
+    )
+
+
+def without_words(batch: Batch, vocab_size: int, mask_id: int, kept_ids: tuple[int, ...]) -> Batch:
+    """Replace every word by [MASK]; tokens in `kept_ids` ([CLS], [SEP]) and elements that are not words stay."""
+    ids = batch.token_ids
+    is_word = ids < vocab_size
+    for kept in kept_ids:
+        is_word &= ids != kept
+    return batch.replace(token_ids=jnp.where(is_word, mask_id, ids))
+
+
+def region_head_is_frozen(path: tuple, config) -> bool:
+    """Frozen: batch norm and the first stages as configured, or all convolutions of the region head."""
+    if path[0] != "fast_rcnn" or path[1] not in ("backbone", "c5"):
+        return False
+    if not config.model.train_region_head:
+        return True
+    head = config.model.region_head
+    if head.frozen_batch_norm and path[-1] in ("gain", "offset"):
+        return True
+    stage = 5 if path[1] == "c5" else 1 if path[2] == "stem" else 2 + int(path[3])
+    return stage in head.frozen_stages

@@ -1,0 +1,155 @@
+"""Pre-training batches without end, or of a split once: captions mixed 1:1 with text, the part of this host."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+
+from vlbert_jax.batch import Batch, abstract_batch
+from vlbert_jax.data import streams
+from vlbert_jax.data.examples import Example, empty_example, is_precomputed
+from vlbert_jax.data.masking import draw_samples
+from vlbert_jax.data.records import Records, open_split
+from vlbert_jax.data.streams import batches_of, in_order, mixed, paired, per_host, stream_seed
+from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
+from vlbert_jax.tasks.pretrain.examples import (
+    SEQUENCE_FIELDS,
+    CaptionLayout,
+    caption_example,
+    pair_shapes,
+    text_example,
+    text_words,
+)
+
+EVAL_SEED = 20_200_115  # masks of evaluation are the same in every run, whatever its seed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Corpus:
+    """Records and how they become examples; `numbers` are those that may share a batch."""
+
+    records: Records
+    numbers: range
+    tokenizer: Tokenizer
+    layout: CaptionLayout
+    eval_stream: ClassVar[str]  # where evaluation's draws come from: another name would change every score
+
+    def evaluate(self, number: int) -> Example:
+        seed = stream_seed(EVAL_SEED, self.eval_stream)
+        return self.example(number, np.random.default_rng([seed, number]))
+
+
+class _Captions(_Corpus):
+    eval_stream = "_Captions"
+
+    def example(self, number: int, rng: np.random.Generator) -> Example:
+        record = self.records[number]
+        length = self.layout.sequence_length
+        draws = draw_samples(rng, length, len(record["boxes"]), self.tokenizer.ordinary_ids)
+        other = None
+        if self.layout.relationship and draws.relationship >= 0.5 and len(self.records) > 1:
+            # Any record but this one; all of it is read for the sake of its caption.
+            other = int(draws.other * (len(self.records) - 1))
+            other = self.records[other + (other >= number)]["caption"]
+        return caption_example(record, draws, self.tokenizer, self.layout, other)
+
+
+class _Text(_Corpus):
+    eval_stream = "_Text"
+
+    def example(self, number: int, rng: np.random.Generator) -> Example:
+        draws = draw_samples(rng, self.layout.sequence_length, 0, self.tokenizer.ordinary_ids)
+        words = text_words(self.records, number, self.tokenizer, self.layout)
+        return text_example(words, draws, self.tokenizer, self.layout)
+
+
+def _captions(config, split: str, train: bool) -> list[_Captions]:
+    """The split, by orientation where canvases differ."""
+    d = config.data
+    landscape, portrait = (
+        open_split(d.data_dir, d.captions, f"{split}_{orientation}", optional=True)
+        for orientation in ("landscape", "portrait")
+    )
+    records, edge = Records(landscape, portrait, remembered=d.remember_records), len(landscape)
+    if not len(records):
+        raise ValueError(f"{d.captions} has neither {split}_landscape nor {split}_portrait")
+    parts = {"landscape": range(edge), "portrait": range(edge, len(records))}
+    if is_precomputed(config) or not d.one_orientation:
+        parts = {"square": range(len(records))}
+    return [
+        _Captions(records, numbers, tokenizer_of(config), CaptionLayout.of(config, orientation, train))
+        for orientation, numbers in parts.items()
+        if numbers
+    ]
+
+
+def _text(config, split: str, train: bool) -> _Text:
+    d = config.data
+    lines = Records(open_split(d.data_dir, d.text, split), remembered=d.remember_records)
+    return _Text(lines, range(len(lines)), tokenizer_of(config), CaptionLayout.of(config, train=train))
+
+
+def _share(config, process_index: int, process_count: int) -> dict[str, int]:
+    """Which part of a global batch this host loads. Images are all of its sequences, or half with text."""
+    if config.losses.text_only and config.batch_size % 2:
+        raise ValueError(f"batch_size {config.batch_size} is odd: half are captions, half text")
+    images = config.batch_size // 2 if config.losses.text_only else config.batch_size
+    share = per_host(images, process_count)
+    return dict(batch_size=share, process_index=process_index, process_count=process_count)
+
+
+def _pair(captions: Example, text: Example) -> Example:
+    """The 1:1 mix: sequence 0 is the caption, sequence 1 a text of its own."""
+    both = {name: np.concatenate([captions[name], text[name]], axis=1) for name in SEQUENCE_FIELDS}
+    return captions | both
+
+
+def batch_shapes(config) -> Batch:
+    """The global batch of an update, its shapes alone; needs no data."""
+    return abstract_batch(_share(config, 0, 1)["batch_size"], pair_shapes(config))
+
+
+def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
+    """This host's part of global batches start_step, start_step + 1, ..., without end.
+
+    Batch k depends on config and k alone. With `one_orientation` a batch has landscape or portrait images,
+    chosen by k, as often as the split has them.
+    """
+    share = _share(config, process_index, process_count)
+
+    def shuffled(corpus: _Corpus, stream: str):
+        seed = stream_seed(config.seed, stream)
+        return streams.shuffled(corpus.numbers, seed, corpus.example, **share, even=config.data.even_regions)
+
+    parts = _captions(config, config.data.train_split, train=True)
+    batches = mixed(
+        [shuffled(part, part.layout.orientation) for part in parts], [len(part.numbers) for part in parts]
+    )
+    if config.losses.text_only:
+        batches = paired(batches, shuffled(_text(config, config.data.train_split, train=True), "text"), _pair)
+    return batches_of(batches[start_step:], config)
+
+
+def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
+    """This host's part of the evaluation split, every record once: `captions`, and `text` if mixed in."""
+    parts = eval_parts(config, process_index, process_count)
+    return {name: itertools.chain.from_iterable(part) for name, part in parts.items()}
+
+
+def eval_parts(config, process_index: int, process_count: int) -> dict[str, list[Iterator[Batch]]]:
+    """The same, with the captions of each orientation apart.
+
+    Masks are drawn from the record's number alone. All hosts get as many batches, filled up with empty ones.
+    """
+    share = _share(config, process_index, process_count)
+    subsets = {"captions": _captions(config, config.data.eval_split, train=False)}
+    if config.losses.text_only:
+        subsets["text"] = [_text(config, config.data.eval_split, train=False)]
+    return {
+        name: [batches_of(in_order(part.numbers, part.evaluate, empty_example, **share), config) for part in parts]
+        for name, parts in subsets.items()
+    }

@@ -1,0 +1,216 @@
+"""What a pre-training example looks like: <Caption, Image> and, beside it, <Text>. NumPy, no model.
+
+A caption and its regions fill one sequence; a text-only sequence has words alone, without [CLS] and [SEP]
+(official `ConceptualCaptionsDataset` and `GeneralCorpus`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from vlbert_jax.batch import NO_IMAGE, Shapes
+from vlbert_jax.data import masking
+from vlbert_jax.data.examples import Example, ImageLayout, check_width, image_fields, image_shapes, usual_orientation
+from vlbert_jax.data.masking import Samples
+from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
+from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
+
+EVAL_MASKED = 0.15  # of words and of regions, however many training masks
+# Fields with an axis n: what a caption and its text-only partner share.
+SEQUENCE_FIELDS = (
+    *("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask"),
+    *("mlm_positions", "mlm_labels", "mlm_mask"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionLayout(ImageLayout):
+    """What of a config shapes an example; see configs/ for units."""
+
+    flip_probability: float
+    sequence_length: int
+    num_classes: int
+    mlm: bool
+    mrc: bool
+    relationship: bool
+    region_classes: bool
+    mask_words: float
+    mask_regions: float
+    max_mlm_targets: int
+    max_mrc_targets: int
+    text_min_words: int
+    group_words: frozenset[str]
+
+    @classmethod
+    def of(cls, config, orientation: str = "landscape", train: bool = True) -> CaptionLayout:
+        """The layout of a run's config."""
+        d, losses = config.data, config.losses
+        return cls(
+            **cls.options(config, orientation),
+            flip_probability=d.flip_probability if train else 0.0,  # evaluation does not flip
+            mask_words=d.mask_words if train else EVAL_MASKED,
+            mask_regions=d.mask_regions if train else EVAL_MASKED,
+            num_classes=config.model.num_region_classes,
+            region_classes=losses.region > 0,
+            group_words=frozenset(d.group_words),
+            **{name: losses[name] for name in ("mlm", "mrc", "relationship")},
+            **{name: d[name] for name in ("sequence_length", "text_min_words", "max_mlm_targets", "max_mrc_targets")},
+        )
+
+
+def word_ids(config, words: Sequence[str]) -> tuple[int, ...]:
+    """The piece id of each word. Raises ValueError for a word that is not one piece of the vocabulary."""
+    tokenizer = tokenizer_of(config)
+    found = [[piece for word in tokenizer.words(text) for piece in word] for text in words]
+    unknown = tokenizer.backend.token_to_id("[UNK]")
+    bad = [text for text, ids in zip(words, found, strict=True) if len(ids) != 1 or ids[0] == unknown]
+    if bad:
+        raise ValueError(f"not one piece of {config.data.vocab!r} each: {', '.join(bad)}")
+    return tuple(ids[0] for ids in found)
+
+
+def caption_example(
+    record: dict,
+    draws: Samples,
+    tokenizer: Tokenizer,
+    layout: CaptionLayout,
+    other_caption: Sequence[str] | None = None,
+) -> Example:
+    """An image with its caption, or with `other_caption` where the relationship task draws so; n = 1.
+
+    `record` is as `image_fields` wants it, and has `caption` (words), `boxes` [n, 4] and `class_scores` [n, c], by
+    descending score. Boxes beyond `max_regions` do not exist for the model, but count in the mean that is the whole
+    image's precomputed feature. `region_mask` is True for rows that the sequence holds. Hidden rows beyond it keep box
+    and `region_hidden`: their pixels are blanked as well (official behaviour). Raises ValueError if classes or features
+    are of another number than the config's.
+    """
+    scores = record["class_scores"]  # float16 perhaps: converting all of it costs a millisecond
+    check_width("class scores", scores, "num_region_classes", layout.num_classes)
+    rows = layout.max_regions + 1
+    asked, hidden = np.zeros(len(scores), bool), None
+    if layout.mrc:
+        asked, hidden = masking.mask_regions(draws, layout.mask_regions)
+
+    own = other_caption is None or not layout.relationship or draws.relationship < 0.5
+    caption = record["caption"] if own else other_caption
+    words = tokenizer.words(" ".join(caption), layout.sequence_length)
+    ids, labels = _masked(words, draws, tokenizer, layout)
+    flip = draws.flip < layout.flip_probability
+    example, num_text = _with_image(record, ids, labels, flip, hidden, tokenizer, layout)
+    kept = int(example["region_mask"].sum())
+    example.update(
+        relationship=np.int32(own),
+        group=np.int32(sum(word.lower() in layout.group_words for word in caption)),
+    )
+    if layout.mrc:
+        k = layout.max_mrc_targets
+        targets = np.flatnonzero(asked[: kept - 1])
+        targets = targets[_is_distribution(scores[targets])][:k]
+        example.update(
+            mrc_regions=padded((targets + 1).astype(np.int32), k),
+            mrc_positions=padded((num_text + targets + 1).astype(np.int32), k),
+            mrc_targets=padded(scores[targets].astype(np.float32), k),
+            mrc_mask=np.arange(k) < len(targets),
+        )
+    if layout.region_classes:
+        seen = scores[: kept - 1]
+        classes = np.where(_is_distribution(seen), seen.argmax(axis=1), -1)
+        example["region_classes"] = padded(np.append(-1, classes).astype(np.int32), rows, fill=-1)
+    return example
+
+
+def fill_example(record: dict, tokenizer: Tokenizer, layout: CaptionLayout) -> Example:
+    """An image with a `caption` (one string) whose [MASK]s are asked for, n = 1; no region is hidden."""
+    ids = np.array(sum(tokenizer.words(record["caption"]), []), np.int32)
+    labels = np.where(ids == tokenizer.mask_id, ids, -1)
+    return _with_image(record, ids, labels, False, None, tokenizer, layout)[0]
+
+
+def _with_image(
+    record: dict,
+    ids: Int[np.ndarray, "p"],
+    labels: Int[np.ndarray, "p"],
+    flip: bool,
+    hidden: Bool[np.ndarray, "n"] | None,
+    tokenizer: Tokenizer,
+    layout: CaptionLayout,
+) -> tuple[Example, int]:
+    """`[CLS] caption [SEP]` and the regions, as many of both as fit, and the number of text elements."""
+    ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
+    labels = np.concatenate([[-1], labels, [-1]])
+    num_rows = min(len(record["boxes"]), layout.max_regions) + 1
+    num_text, kept = truncate(len(ids), num_rows, layout.sequence_length)
+    if num_text < len(ids):  # the last one, [SEP], stays
+        ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
+    image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
+    zeros = np.zeros(num_text, np.int32)
+    length, vocab_size = layout.sequence_length, tokenizer.vocab_size
+    packed = pack(ids, zeros, kept, image["region_hidden"], zeros, length, vocab_size)
+    return _sequence_fields(packed, labels, layout) | image, num_text
+
+
+def pair_shapes(config) -> Shapes:
+    """Shapes of a caption's example, with its text-only partner where the recipe has one."""
+    layout, n = CaptionLayout.of(config, usual_orientation(config)), 2 if config.losses.text_only else 1
+    m, k, rows = layout.max_mlm_targets, layout.max_mrc_targets, layout.max_regions + 1
+    shapes = sequence_shapes(n, layout.sequence_length) | image_shapes(layout)
+    shapes |= dict.fromkeys(("mlm_positions", "mlm_labels"), ((n, m), np.int32)) | dict(mlm_mask=((n, m), bool))
+    shapes |= dict.fromkeys(("relationship", "group"), ((), np.int32))
+    if layout.mrc:
+        shapes |= dict.fromkeys(("mrc_regions", "mrc_positions"), ((k,), np.int32)) | dict(mrc_mask=((k,), bool))
+        shapes["mrc_targets"] = (k, layout.num_classes), np.float32
+    if layout.region_classes:
+        shapes["region_classes"] = (rows,), np.int32
+    return shapes
+
+
+def text_example(words: list[list[int]], draws: Samples, tokenizer: Tokenizer, layout: CaptionLayout) -> Example:
+    """A text-only sequence, n = 1: the first pieces of `words`, neither [CLS] nor [SEP], no image."""
+    ids, labels = _masked(words, draws, tokenizer, layout)
+    none, nowhere = np.zeros(len(ids), np.int32), np.full(len(ids), NO_IMAGE)
+    packed = pack(ids, none, 0, (), nowhere, layout.sequence_length, tokenizer.vocab_size)
+    return _sequence_fields(packed, labels, layout)
+
+
+def text_words(lines, number: int, tokenizer: Tokenizer, layout: CaptionLayout) -> list[list[int]]:
+    """Words of line `number` and, until there are `text_min_words`, of the lines after it, around the end."""
+    words: list[list[int]] = []
+    limit = max(layout.text_min_words, layout.sequence_length)
+    for step in range(layout.text_min_words):  # a line has a word at least
+        words += tokenizer.words(lines[(number + step) % len(lines)]["text"], limit)
+        if len(words) >= layout.text_min_words:
+            break
+    return words
+
+
+def _masked(words: list[list[int]], draws: Samples, tokenizer: Tokenizer, layout: CaptionLayout):
+    """(ids, labels) of the first `sequence_length` pieces: later ones fit no sequence, with any regions."""
+    cut, room = [], layout.sequence_length
+    for word in words:
+        cut.append(word[:room])
+        room -= len(cut[-1])
+        if room == 0:
+            break
+    probability = layout.mask_words if layout.mlm else 0.0
+    return masking.mask_words(cut, draws, probability, tokenizer.mask_id)
+
+
+def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: CaptionLayout) -> Example:
+    """The packed sequence and its masked words, with the axis n."""
+    m = layout.max_mlm_targets
+    positions = np.flatnonzero(labels >= 0)[:m].astype(np.int32)
+    words = dict(
+        mlm_positions=padded(positions, m),
+        mlm_labels=padded(labels[positions].astype(np.int32), m),
+        mlm_mask=np.arange(m) < len(positions),
+    )
+    return {name: value[None] for name, value in (packed | words).items()}
+
+
+def _is_distribution(scores: np.ndarray) -> Bool[np.ndarray, "n"]:
+    """Whether class scores are a target at all (official test)."""
+    return np.abs(scores.sum(axis=1, dtype=np.float32) - 1) < 0.1

@@ -1,0 +1,132 @@
+"""RefCOCO+ examples: the expression and the regions to choose from."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from vlbert_jax.data.examples import Example, ImageLayout, image_fields, is_precomputed
+from vlbert_jax.data.images import place_boxes, resize_ratios, resized_size
+from vlbert_jax.data.packing import pack, padded
+from vlbert_jax.data.tokenizer import Tokenizer, mirrored
+
+KINDS = ("gt", "detected", "both")  # of regions to choose from
+POSITIVE = 0.5  # of a target, more of it than this is in common with what is meant; of a hit, no less
+
+
+# --- Boxes ----------------------------------------------------------------------------------------------------------
+
+
+def box_iou(boxes: Float[np.ndarray, "n 4"], box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "n"]:
+    """Intersection over union, a box reaching from its first to its last pixel: widths are x2 - x1 + 1 (official).
+
+    Computed in the precision of the arguments, step by step as the official code does, as 0.5 decides.
+    """
+    shared = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2]) + 1
+    shared = np.prod(np.maximum(shared, 0), axis=1)
+    sizes = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
+    return shared / (sizes + np.prod(box[2:] - box[:2] + 1) - shared)
+
+
+def candidates(record: dict, kind: str) -> Float[np.ndarray, "n 4"]:
+    """The boxes to choose from besides the whole image, in pixels of the original: detections before annotations."""
+    boxes = dict(gt=("boxes",), detected=("proposals",), both=("proposals", "boxes"))[kind]
+    return np.concatenate([record[name] for name in boxes])
+
+
+def meant_row(record: dict, kind: str) -> int:
+    """The row of the annotation that is meant, behind the whole image; -1 among detections.
+
+    Raises ValueError if the image has no such annotation.
+    """
+    (found,) = np.nonzero(record["ann_ids"] == record["ann_id"])
+    if not len(found):
+        raise ValueError(
+            f"expression {record['sent_id']} means annotation {record['ann_id']}, which is none of image "
+            f"{record['image_id']}: texts and images are not of one build; remove both tables and build them again"
+        )
+    before = {"gt": 1, "both": 1 + len(record["proposals"]), "detected": None}[kind]
+    return -1 if before is None else before + int(found[0])
+
+
+def original_boxes(record: dict, kind: str, scale: tuple[int, int]) -> Float[np.ndarray, "r 4"]:
+    """What a choice of each row means in pixels of the original image: the region as the model has it, mapped back.
+
+    The official way there and back, in single precision; the first row is the whole image.
+    """
+    original = tuple(map(int, record["image_size"]))
+    size = resized_size(original, scale)
+    placed = place_boxes(candidates(record, kind), original, size, False)
+    return placed / np.tile(resize_ratios(original, size), 2)
+
+
+def hits(record: dict, kind: str, scale: tuple[int, int]) -> Bool[np.ndarray, "r"]:
+    """Rows that count as right when chosen: compared in the original image and in double precision (official test)."""
+    return box_iou(original_boxes(record, kind, scale).astype(np.float64), record["box"]) >= POSITIVE
+
+
+# --- Examples -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpressionLayout(ImageLayout):
+    kind: str  # of regions: gt, detected or both
+    sequence_length: int
+
+    @classmethod
+    def of(cls, config, orientation: str = "landscape", train: bool = True) -> "Layout":
+        """Raises ValueError on an unknown kind, and where a sequence has no room for text."""
+        d = config.data
+        field = "train_boxes" if train else "eval_boxes"
+        if d[field] not in KINDS:
+            raise ValueError(f"config.data.{field} is {d[field]!r}, not one of {', '.join(KINDS)}")
+        if is_precomputed(config):
+            raise ValueError("config.data.features must be image: referring expressions have no precomputed features")
+        if d.sequence_length < d.max_regions + 4:
+            raise ValueError(
+                f"config.data.sequence_length {d.sequence_length} has no room for {d.max_regions} regions, the whole "
+                "image, [CLS], a word and [SEP]"
+            )
+        options = cls.options(config, orientation)
+        return cls(**options, kind=d[field], sequence_length=d.sequence_length)
+
+
+def expression_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: ExpressionLayout) -> Example:
+    """`[CLS] expression [SEP]` and the regions, n = 1.
+
+    `record` is as `image_fields` wants it, and has `boxes`, `ann_ids` and `proposals` of the image, `expression`,
+    `ann_id` and `box` (float64) of what is meant. In a mirrored image left is right. Regions beyond `max_regions`
+    cannot be chosen, an expression that does not fit loses its end (officially there is no limit). `region_targets`
+    are compared in the resized, perhaps mirrored image in single precision, as officially for training; `region_hits`
+    as officially for testing, see `hits`.
+    """
+    boxes, rows = candidates(record, layout.kind), layout.max_regions + 1
+    meant_row(record, layout.kind)  # are image and text of one build?
+    example = asked_example(record, boxes, flip, tokenizer, layout)
+    original, size = (tuple(map(int, side)) for side in (record["image_size"], example["image_size"]))
+    meant = place_boxes(record["box"][None], original, size, flip)[1]
+    return example | dict(
+        region_targets=example["region_mask"] & (box_iou(example["boxes"], meant) > POSITIVE),
+        region_hits=padded(hits(record, layout.kind, layout.image_scale)[:rows], rows),
+    )
+
+
+def asked_example(
+    record: dict, boxes: Float[np.ndarray, "n 4"], flip: bool, tokenizer: Tokenizer, layout: ExpressionLayout
+) -> Example:
+    """The same without what is right: `record` needs the image and `expression`, `boxes` are those to choose from."""
+    image = image_fields(record, boxes, layout, flip)
+    real = image["region_mask"]
+    num_regions = int(real.sum())
+    ids = sum(tokenizer.words(record["expression"]), [])
+    if flip:
+        ids = mirrored(ids, tokenizer)
+    room = layout.sequence_length - num_regions - 2
+    text = [tokenizer.cls_id, *ids[:room], tokenizer.sep_id]
+    zeros = np.zeros(len(text), np.int32)
+    nothing_hidden = np.zeros(num_regions, bool)
+    packed = pack(
+        text, zeros, num_regions, nothing_hidden, zeros, layout.sequence_length, tokenizer.vocab_size
+    )
+    packed["region_positions"] = np.where(real, len(text) + np.arange(len(real)), 0).astype(np.int32)
+    return {name: value[None] for name, value in packed.items()} | image | dict(text_cut=np.bool_(len(ids) > room))

@@ -1,0 +1,259 @@
+"""What a VCR example looks like: `[CLS] question [SEP] response [SEP]` and the regions, a sequence per response.
+
+Q2A: the responses are the answers. QA2R: the right answer stands behind the question, the responses are the rationales;
+where the right answer is not known (test), all four are tried, 16 sequences, by answer and then by rationale. A word
+that names an object carries that object's visual feature, others that of the whole image. NumPy, no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import zlib
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from vlbert_jax.data.examples import Example, ImageLayout, image_fields
+from vlbert_jax.data.packing import pack, padded
+from vlbert_jax.data.tokenizer import Tokenizer
+
+SUBTASKS = ("q2a", "qa2r")
+PERSON = "person"  # the category whose objects get names
+PERSON_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall Frankie Pat Quinn".split()
+NUM_SPECIAL = 3  # [CLS] and two [SEP]
+
+# --- Text -----------------------------------------------------------------------------------------------------------
+
+Pieces = list[tuple[int, int]]  # (WordPiece id, region whose feature it carries)
+
+
+def object_names(objects: Sequence[str], start: int) -> list[str]:
+    """What texts call the objects: their categories, persons the next of 13 neutral names from number `start` on.
+
+    The official code counts on from example to example, so that a name depends on what its process has read before;
+    here `first_name` gives the start.
+    """
+    names, number = [], start
+    for category in objects:
+        if category == PERSON:
+            names.append(PERSON_NAMES[number % len(PERSON_NAMES)])
+            number += 1
+        else:
+            names.append(category)
+    return names
+
+
+def first_name(annot_id: str) -> int:
+    """The number of the first name in a question: always the same, any of the 13 as often."""
+    return zlib.crc32(annot_id.encode()) % len(PERSON_NAMES)
+
+
+def tagged_words(text: str, names: Sequence[str]) -> list[tuple[str, int]]:
+    """(word, region) of a text as the builder stores it: a JSON list of words and of lists of object numbers.
+
+    A list [i, j] reads "name_i and name_j". Region i + 1 is object i, 0 the whole image.
+    """
+    found = []
+    for part in json.loads(text):
+        if isinstance(part, str):
+            found.append((part, 0))
+            continue
+        for place, number in enumerate(part):
+            found += [("and", 0)] * (place > 0) + [(names[number], number + 1)]
+    return found
+
+
+def readable(text: str, names: Sequence[str]) -> str:
+    """The same as a sentence."""
+    return " ".join(word for word, _ in tagged_words(text, names))
+
+
+def tagged_pieces(text: str, names: Sequence[str], tokenizer: Tokenizer) -> Pieces:
+    """The same in pieces; each word is cut for itself, as officially."""
+    found = tagged_words(text, names)
+    words = [word for word, _ in found]
+    encoding = tokenizer.backend.encode(words, is_pretokenized=True, add_special_tokens=False)
+    return [(piece, found[word][1]) for piece, word in zip(encoding.ids, encoding.word_ids, strict=True)]
+
+
+def cut_answers(question: int, answers: Sequence[int], limit: int) -> tuple[int, list[int]]:
+    """How many pieces stay of the question and of each answer (official Q2A).
+
+    While a pair is too long, the answer loses its last piece if it is the longer, else the question. The question is
+    one for all four: what it lost to an answer it has lost for the next ones too, and in the end for all.
+    """
+    kept = []
+    for answer in answers:
+        while question + answer > limit:
+            if answer > question:
+                answer -= 1
+            else:
+                question -= 1
+        kept.append(answer)
+    return question, kept
+
+
+def cut_rationales(question: int, answer: int, rationales: Sequence[int], limit: int) -> tuple[int, int, list[int]]:
+    """How many pieces stay of the question, the answer and each rationale (official QA2R, training and validation).
+
+    The rationale gives way if it is longer than question and answer together, else the question down to one piece,
+    then the answer; these two are shared by all four, as in `cut_answers`.
+    """
+    kept = []
+    for rationale in rationales:
+        while question + answer + rationale > limit:
+            if rationale > question + answer:
+                rationale -= 1
+            elif question > 1:
+                question -= 1
+            else:
+                answer -= 1
+        kept.append(rationale)
+    return question, answer, kept
+
+
+def contexts(
+    record: dict, start: int, subtask: str, tokenizer: Tokenizer, limit: int
+) -> tuple[list[tuple[Pieces, Pieces]], bool]:
+    """(first, second) part of each sequence, without [CLS] and [SEP], at most `limit` pieces; whether any was cut.
+
+    `start` as in `object_names`. In test the official code does not cut QA2R, and contexts of 135 pieces occur, longer
+    than any it was trained on; here they are cut like those of training, for each answer on its own, so that shapes are
+    static.
+    """
+    names = object_names(record["objects"], start)
+
+    def pieces(texts: Sequence[str]) -> list[Pieces]:
+        return [tagged_pieces(text, names, tokenizer) for text in texts]
+
+    pairs, before = [], 0
+    (question,), answers = pieces([record["question"]]), list(record["answers"])
+    if subtask == "q2a":
+        answers = pieces(answers)
+        kept, lengths = cut_answers(len(question), [len(answer) for answer in answers], limit)
+        pairs = [(question[:kept], answer[:n]) for answer, n in zip(answers, lengths, strict=True)]
+        before = sum(len(question) + len(answer) for answer in answers)
+    else:
+        label, rationales = int(record["answer_label"]), pieces(record["rationales"])
+        for answer in pieces(answers if label < 0 else [answers[label]]):
+            q, a, lengths = cut_rationales(len(question), len(answer), [len(r) for r in rationales], limit)
+            pairs += [(question[:q] + answer[:a], r[:n]) for r, n in zip(rationales, lengths, strict=True)]
+            before += sum(len(question) + len(answer) + len(r) for r in rationales)
+    return pairs, sum(len(first) + len(second) for first, second in pairs) < before
+
+
+# --- Examples -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChoiceLayout(ImageLayout):
+    subtask: str
+    sequence_length: int
+    text_length: int  # pieces of question and response; [CLS] and [SEP] are not counted
+    roi_size: int
+    num_classes: int
+
+    @classmethod
+    def of(cls, config, orientation: str = "landscape", train: bool = True) -> ChoiceLayout:
+        """The layout of a run's config. Raises ValueError where its fields contradict."""
+        d = config.data
+        if config.subtask not in SUBTASKS:
+            raise ValueError(f"config.subtask is {config.subtask!r}, not one of {', '.join(SUBTASKS)}")
+        if d.features != "image":
+            raise ValueError(f"config.data.features is {d.features!r}: VCR's objects come with images only")
+        needed = d.text_length + NUM_SPECIAL + d.max_regions + 1
+        if needed > d.sequence_length:
+            raise ValueError(
+                f"config.data.sequence_length is {d.sequence_length}, but {d.text_length} pieces of text, "
+                f"{NUM_SPECIAL} special ones, {d.max_regions} regions and the whole image need {needed}"
+            )
+        return cls(
+            **cls.options(config, orientation),
+            subtask=config.subtask,
+            sequence_length=d.sequence_length,
+            text_length=d.text_length,
+            roi_size=config.model.region_head.roi_size,
+            num_classes=config.model.num_object_classes,
+        )
+
+
+def choice_example(
+    record: dict, flip: bool, tokenizer: Tokenizer, layout: ChoiceLayout, start: int | None = None
+) -> Example:
+    """A question with its choices, n = 4 or, for QA2R without labels, 16.
+
+    `record` joins a row of `vcr` with its row of `vcr_images`; `start` replaces `first_name`. All sequences share the
+    image; objects beyond `max_regions` are left out, and words that name them carry the whole image's feature. Without
+    labels `choice` is -1. Raises ValueError for an object class that the model does not have.
+    """
+    if len(record["classes"]) and max(record["classes"]) >= layout.num_classes:
+        raise ValueError(
+            f"{record['annot_id']}: an object of class {max(record['classes'])}, but config.model.num_object_classes "
+            f"is {layout.num_classes}; it counts the whole image's class 0 too"
+        )
+    image = image_fields(record, record["boxes"], layout, flip, exact=True)
+    num_regions, rows = int(image["region_mask"].sum()), layout.max_regions + 1
+    start = first_name(record["annot_id"]) if start is None else start
+    pairs, cut = contexts(record, start, layout.subtask, tokenizer, layout.text_length)
+    sequences, positions = [], []
+    for first, second in pairs:
+        ids = [tokenizer.cls_id, *(i for i, _ in first), tokenizer.sep_id, *(i for i, _ in second), tokenizer.sep_id]
+        regions = np.array([0, *(r for _, r in first), 0, *(r for _, r in second), 0], np.int32)
+        regions[regions >= num_regions] = 0
+        segments = np.repeat([0, 1], [len(first) + 2, len(second) + 1])
+        shown = np.zeros(num_regions, bool)
+        sequences.append(
+            pack(ids, segments, num_regions, shown, regions, layout.sequence_length, tokenizer.vocab_size)
+        )
+        positions.append(padded(len(ids) + np.arange(num_regions, dtype=np.int32), rows))
+    label = int(record["answer_label" if layout.subtask == "q2a" else "rationale_label"])
+    whole = np.ones((1, *record["shapes"].shape[1:]), np.uint8)
+    shapes = np.concatenate([whole, record["shapes"]])[:num_regions]
+    classes = np.append(0, record["classes"]).astype(np.int32)
+    return image | {name: np.stack([s[name] for s in sequences]) for name in sequences[0]} | dict(
+        region_positions=np.stack(positions),
+        region_shapes=padded(on_rois(shapes, layout.roi_size, flip), rows),
+        region_classes=padded(classes[:num_regions], rows, fill=-1),
+        choice=np.int32(label if len(pairs) == 4 else -1),
+        text_cut=np.bool_(cut),
+    )
+
+
+def on_rois(shapes: UInt8[np.ndarray, "k g g"], size: int, flip: bool) -> Float32[np.ndarray, "k p p"]:
+    """The objects' shapes on the grid of RoIAlign, mirrored with the image; on another grid, the covered share."""
+    shapes = np.ascontiguousarray(shapes[:, :, ::-1] if flip else shapes, np.float32)
+    if shapes.shape[1:] == (size, size):
+        return shapes
+    return np.stack([cv2.resize(shape, (size, size), interpolation=cv2.INTER_AREA) for shape in shapes])
+REGION = re.compile(r"(\[\d+(?:\s*,\s*\d+)*\])")  # [1] or [1,2]: how VCR's texts name regions
+
+
+def vcr_fields(question: str, choices: Sequence[str], labels: Sequence[str]) -> dict:
+    """The record of a VCR question whose regions nobody has outlined. Raises ValueError for a region there is not."""
+
+    def tagged(text: str) -> str:
+        parts = []
+        for part in REGION.split(text):
+            if not REGION.fullmatch(part):
+                parts += part.split()
+                continue
+            numbers = [int(number) - 1 for number in re.findall(r"\d+", part)]
+            if not all(0 <= number < len(labels) for number in numbers):
+                raise ValueError(f"{part} in {text!r}: regions are 1 to {len(labels)}")
+            parts.append(numbers)
+        return json.dumps(parts)
+
+    return dict(
+        annot_id=question,
+        objects=[label or "thing" for label in labels],
+        classes=np.zeros(len(labels), np.int32),
+        shapes=np.ones((len(labels), 14, 14), np.uint8),
+        question=tagged(question),
+        answers=[tagged(choice) for choice in choices],
+        answer_label=-1,
+        rationale_label=-1,
+    )

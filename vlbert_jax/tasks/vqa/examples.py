@@ -1,0 +1,83 @@
+"""VQA examples: the question, a [MASK] for the answer, and the regions."""
+
+import dataclasses
+import functools
+import os
+
+import numpy as np
+
+from vlbert_jax.data.examples import Example, ImageLayout, image_fields
+from vlbert_jax.data.packing import pack
+from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
+from vlbert_jax.tasks.vqa import accuracy
+
+# --- Examples -------------------------------------------------------------------------------------------------------
+
+
+_load_answers = functools.cache(accuracy.load_answers)
+
+
+def answers_of(config) -> accuracy.AnswerVocabulary:
+    """The run's answer vocabulary, read once. Raises ValueError if it has not `model.num_answers` entries."""
+    local = os.path.join(config.data.data_dir, config.data.answers)
+    path = local if os.path.exists(local) else config.data.answers
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"no answer vocabulary at {local} (config.data.answers): build again with --answers=3129, or with "
+            "answers_vqa.txt in the download; tables that are there stay"
+        )
+    answers = _load_answers(path)
+    if len(answers) != config.model.num_answers:
+        raise ValueError(
+            f"{path} has {len(answers)} answers, config.model.num_answers is {config.model.num_answers}: "
+            "set it, or give the vocabulary that the checkpoint was trained with as config.data.answers"
+        )
+    return answers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionLayout(ImageLayout):
+    sequence_length: int
+
+    @classmethod
+    def of(cls, config, orientation: str = "landscape", train: bool = True) -> "Layout":
+        """Raises ValueError where a sequence has no room for a question."""
+        d = config.data
+        if d.sequence_length < d.max_regions + 6:
+            raise ValueError(
+                f"config.data.sequence_length {d.sequence_length} has no room for {d.max_regions} regions, the whole "
+                "image, [CLS], a word, [SEP], [MASK] and [SEP]"
+            )
+        return cls(**cls.options(config, orientation), sequence_length=d.sequence_length)
+
+
+def question_example(
+    record: dict, flip: bool, tokenizer: Tokenizer, layout: QuestionLayout, answers: accuracy.AnswerVocabulary
+) -> Example:
+    """`[CLS] question [SEP] [MASK] [SEP]` and the regions, n = 1.
+
+    `record` is as `image_fields` wants it, and has `boxes`, `question`, and `answers` (ten, or none). In a mirrored
+    image left is right, in question and answers. A question that does not fit loses its end (officially none is cut).
+    Without answers all scores are -1.
+    """
+    image = image_fields(record, record["boxes"], layout, flip)
+    num_regions = int(image["region_mask"].sum())
+    ids = sum(tokenizer.words(record["question"]), [])
+    if flip:
+        ids = mirrored(ids, tokenizer)
+    room = layout.sequence_length - num_regions - 4
+    text = [tokenizer.cls_id, *ids[:room], tokenizer.sep_id, tokenizer.mask_id, tokenizer.sep_id]
+    segments = np.zeros(len(text), np.int32)
+    segments[-2:] = 1
+    packed = pack(
+        text, segments, num_regions, np.zeros(num_regions, bool), np.zeros(len(text), np.int32),
+        layout.sequence_length, tokenizer.vocab_size,
+    )
+    given = list(record["answers"])
+    if flip:
+        given = [" ".join(MIRROR.get(word, word) for word in answer.split(" ")) for answer in given]
+    return {name: value[None] for name, value in packed.items()} | image | dict(
+        answer_positions=np.int32(len(text) - 2),
+        answer_targets=accuracy.soft_targets(given, answers) if given else np.full(len(answers), -1, np.float32),
+        text_cut=np.bool_(len(ids) > room),
+    )

@@ -1,0 +1,313 @@
+"""The processes of one run, on one machine or many: they join, agree, and end together.
+
+`jax.distributed` does the work: it connects them, watches their heartbeats and passes a SIGTERM on. Added here: one
+clear line and a known exit status for whatever ends a run, and a comparison of code, config and data before anything
+is computed.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+from jax._src import distributed  # its client has no public name; Orbax takes it from here, too
+
+from vlbert_jax.data.records import corpus_fingerprint
+from vlbert_jax.training import metrics
+from vlbert_jax.training.config import flat_config
+
+log = logging.getLogger(__name__)
+
+JOIN_SECONDS = 300  # how long a host waits for the others at the start
+HEARTBEAT_SECONDS = 20  # after so long a silence a host counts as dead
+FILE_SECONDS = 10  # until what one host writes is seen by the others: network file systems take their time
+WAIT_SECONDS = 24 * 3600  # for a host at work, e.g. drawing a corpus: that it lives the heartbeats tell
+LOST = 75  # exit status where another host is gone (EX_TEMPFAIL of sysexits.h): the same command may be tried again
+DONE = (0, 143)  # exit statuses that all hosts reach by themselves
+OF_RUNTIME = re.compile(
+    r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
+)
+
+
+# --- Joining ----------------------------------------------------------------------------------------------
+
+
+def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None):
+    """Joins the other processes of this run, where there are any; a run of one process is left as it is.
+
+    Given, in this order: by the arguments, all three; by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
+    by srun, mpirun, or a TPU's hosts. Raises ValueError where something is missing, and OSError where the machine
+    cannot tell. Where the others do not come within JOIN_SECONDS the process ends: one line with the address, status
+    75.
+    """
+    given = coordinator, num_processes, process_id
+    if given == (None, None, None):
+        given = found()
+        if given is None:
+            return
+    elif None in given:
+        raise ValueError("--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all three")
+    address, total, number = given
+    if address and not re.fullmatch(r".+:\d+", address):
+        raise ValueError(f"the coordinator's address {address!r} is not HOST:PORT")
+    if None not in (total, number) and not 0 <= number < total:
+        raise ValueError(f"process_id is {number}; with num_processes={total} it is 0 to {total - 1}")
+    _end_clearly_when_aborted()
+    try:
+        jax.distributed.initialize(
+            address, total, number,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=WAIT_SECONDS,
+        )  # fmt: skip
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot join the other processes: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT for all, or give each its "
+            "--coordinator=HOST:PORT, --num_processes and --process_id"
+        ) from error
+    # Under srun and mpirun JAX takes one GPU per process, but not under Open MPI 5, which it does not know; the only
+    # process of a machine drives all.
+    gpus = "all" if alone_on_machine() else os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK")
+    if gpus and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        jax.config.update("jax_cuda_visible_devices", gpus)
+    _Watch.start()
+    if jax.process_index():
+        logging.getLogger("vlbert_jax").setLevel(logging.ERROR)  # host 0 tells the rest
+    log.info("%d processes; this is %s", jax.process_count(), _name())
+
+
+def found() -> tuple[str | None, int | None, int | None] | None:
+    """Coordinator, number of processes and number of this one, as the environment has them, for `join`.
+
+    None instead of one is for JAX to find out; instead of all, there is no other process.
+    """
+    get = os.environ.get
+    address = get("JAX_COORDINATOR_ADDRESS")
+    for total, number in (
+        ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # of every Open MPI; JAX knows versions before 5
+    ):
+        if int(get(total) or 1) > 1:
+            return address or _launcher(), int(get(total)), int(get(number)) if get(number) else None
+    several = int(get("SLURM_STEP_NUM_TASKS") or 1) > 1  # of the step: an allocation alone starts no processes
+    several |= int(get("MEGASCALE_NUM_SLICES") or 1) > 1
+    several |= "," in (get("TPU_PROCESS_ADDRESSES") or get("TPU_WORKER_HOSTNAMES") or "")
+    # JAX sets TPU_ML_PLATFORM where it finds TPU chips; whether there are more hosts the machine's metadata tell.
+    on_tpu = "TPU_ML_PLATFORM" in os.environ and "TPU_SKIP_MDS_QUERY" not in os.environ
+    several |= on_tpu and "tpu" in (jax.config.jax_platforms or "tpu")
+    return (address, None, None) if several else None
+
+
+def _launcher() -> str | None:
+    """An address for the coordinator where Open MPI 5 has started this process: of the machine where mpirun runs.
+
+    As JAX has it for the versions before: process 0 is taken to be there, too, and runs at a time get different ports.
+    """
+    mpirun = re.fullmatch(r"prterun-(.+)-(\d+)@\d+", os.environ.get("PMIX_NAMESPACE", ""))
+    return f"{mpirun[1]}:{2**16 - 2**12 + int(mpirun[2]) % 2**12}" if mpirun else None
+
+
+def alone_on_machine() -> bool:
+    """Whether srun or mpirun has started one process only on this machine."""
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or ""
+    return re.fullmatch(r"1(\(x\d+\))?", tasks) is not None
+
+
+def _name() -> str:
+    return f"host {distributed.global_state.process_id} ({socket.gethostname()})"
+
+
+# --- Ending -----------------------------------------------------------------------------------------------
+
+
+def wait(name: str):
+    """Until all hosts are here; each name once. Not for what computes: the devices wait for each other."""
+    if _Watch.thread is not None:
+        distributed.global_state.client.wait_at_barrier(f"vlbert_jax/{name}", WAIT_SECONDS * 1000)
+
+
+def leave(status: int, line: str = "") -> int:
+    """The end of this process: waits for the others if all is well, else ends them too, with the same status.
+
+    Returns `status`; of several processes only where it is in DONE. Whoever fails first prints its line, alone.
+    """
+    if _Watch.thread is None:
+        if line:
+            print(line, file=sys.stderr)
+        return status
+    if status in DONE:
+        wait("done")  # the last, at a report or a results file, may still fail
+        _Watch.stop()
+        return status
+    if OF_RUNTIME.search(line):
+        # The echo of a host that died, most likely: then JAX ends this process, and the line is that host's.
+        time.sleep(HEARTBEAT_SECONDS + 5)
+    words = json.dumps(dict(host=distributed.global_state.process_id, status=status, line=line))
+    with contextlib.suppress(Exception):  # another was first
+        distributed.global_state.client.key_value_set(_Watch.KEY + "first", words)
+    _Watch.thread.join()  # ends the process
+    return status
+
+
+class _Watch:
+    """A thread of each process that ends it when another one has failed, wherever it is."""
+
+    KEY = "vlbert_jax/failed/"
+    thread: threading.Thread | None = None
+    over = threading.Event()
+    status: int | None = None  # with which all are ending: who is first gone is no accident any more
+
+    @classmethod
+    def start(cls):
+        cls.thread = threading.Thread(target=cls._run, daemon=True)
+        cls.thread.start()
+        atexit.register(cls.stop)  # before JAX's own, which takes the client away
+        sys.excepthook = cls._uncaught
+
+    @classmethod
+    def stop(cls):
+        cls.over.set()
+        cls.thread.join()
+
+    @classmethod
+    def _run(cls):
+        client = distributed.global_state.client
+        while not cls.over.wait(1):
+            try:
+                failed = client.key_value_dir_get(cls.KEY)
+            except Exception:  # the coordinator is gone: JAX notices, too
+                continue
+            if failed:
+                first = json.loads(failed[0][1])
+                cls.status = first["status"]
+                if first["host"] == distributed.global_state.process_id:
+                    print(first["line"], file=sys.stderr, flush=True)
+                with contextlib.suppress(Exception):  # a host that hangs is not waited for
+                    client.wait_at_barrier("vlbert_jax/failed", 10_000)
+                sys.stdout.flush()
+                os._exit(cls.status)
+
+    @staticmethod
+    def _uncaught(kind: type, error: BaseException, trace):
+        line = f"error on {_name()}: {kind.__name__}: {error}"
+        if not OF_RUNTIME.search(line):
+            traceback.print_exception(kind, error, trace)
+        leave(1, line)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(_):
+    state, status = distributed.global_state, LOST
+    if _Watch.status is not None:
+        os._exit(_Watch.status)
+    if _Watch.thread is None:
+        line = f"no answer within {JOIN_SECONDS} s: not all of {state.num_processes} processes came to the coordinator"
+        line += f" {state.coordinator_address}; is it the right address, can it be reached, are all started?"
+    elif threading.get_ident() == threading.main_thread().ident:  # JAX watches the others from a thread of its own
+        line, status = "XLA or another library aborted it; the lines above say why", 128 + signal.SIGABRT
+    else:
+        line = "another host of this run died or cannot be reached, or XLA aborted here (the lines above say which); "
+        line += "the same command goes on from the newest checkpoint"
+    print(f"error: {_name()} stopped: {line}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def _end_clearly_when_aborted():
+    """JAX aborts the process, from a thread of C++, when a host is gone or does not come; it takes no callback.
+
+    A signal handler of Python's would only run in the main thread, which hangs in a collective: hence C's.
+    """
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+
+
+# --- Agreeing ---------------------------------------------------------------------------------------------
+
+MAY_DIFFER = ("data.data_dir", "data.num_threads", "data.prefetch", "data.remember_records")  # fields of the config
+# Texts in config.data that name no file, though a folder beside the data may have the same name.
+NO_PATHS = ("data_dir", "embedded", "extractor", "features", "train_split", "eval_split", "train_boxes", "eval_boxes")
+
+
+def facts(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """What has to be the same on every host: name -> value, for `agree`. Files are read."""
+    code = hashlib.sha256()
+    for path in sorted(pathlib.Path(__file__).parent.parent.rglob("*.py")):
+        code.update(path.name.encode() + path.read_bytes())
+    found: dict[str, object] = {"the code of vlbert_jax": code.hexdigest()[:12]}
+    for package in metrics.PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[f"the version of {package}"] = importlib.metadata.version(package)
+    for name, value in flat_config(config.to_dict()).items():
+        if name not in MAY_DIFFER:
+            found[f"config.{name}"] = value
+    paths = {f"init.{name}": path for name, path in config.init.items()}
+    for name, path in config.data.items():
+        if isinstance(path, str) and path and name not in NO_PATHS:
+            inside = os.path.join(config.data.data_dir, path)
+            paths[f"data.{name}"] = inside if os.path.exists(inside) or not os.path.isfile(path) else path
+    for name, path in paths.items():
+        if path and isinstance(path, str) and (mark := corpus_fingerprint(path)):
+            found[f"what config.{name} names"] = mark
+    return found
+
+
+def agree(config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    """Raises ValueError, on all hosts, where the `facts` or the workdir of one are not those of host 0; names both.
+
+    `workdir` is there on every host; for a moment host 0 has a file in it that the others must see.
+    """
+    if _Watch.thread is None:
+        return
+    client, number, total = distributed.global_state.client, jax.process_index(), jax.process_count()
+    mine = {name: json.dumps(value, default=str) for name, value in facts(config).items()}
+    token = workdir / f".seen_by_all_{uuid.uuid4().hex}"
+    if number == 0:
+        token.touch()
+        client.key_value_set("vlbert_jax/facts", json.dumps([token.name, mine]))
+    try:
+        seen, theirs = json.loads(_get("vlbert_jax/facts"))
+        complaint = _difference(mine, theirs)
+        if not complaint and not _appears(workdir / seen):
+            complaint = f"its workdir {workdir} is not that of host 0: all hosts need the same folder"
+        complaint = complaint and f"{_name()} does not fit host 0: {complaint}"
+        client.key_value_set(f"vlbert_jax/complaint/{number}", complaint)
+        complaints = [text for i in range(total) if (text := _get(f"vlbert_jax/complaint/{i}"))]
+    finally:
+        token.unlink(missing_ok=True)
+    if complaints:
+        more = f" (and {len(complaints) - 1} more hosts)" if len(complaints) > 1 else ""
+        raise ValueError(complaints[0] + more)
+
+
+def _difference(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    missing = "missing"
+    differ = [name for name in theirs | mine if theirs.get(name, missing) != mine.get(name, missing)]
+    texts = [f"{name} is {mine.get(name, missing)}, there {theirs.get(name, missing)}" for name in differ[:3]]
+    return "; ".join(texts) + (f"; and {len(differ) - 3} more" if len(differ) > 3 else "")
+
+
+def _appears(path: pathlib.Path) -> bool:
+    for _ in range(FILE_SECONDS):
+        if path.exists():
+            return True
+        time.sleep(1)
+    return path.exists()
+
+
+def _get(key: str) -> str:
+    return distributed.global_state.client.blocking_key_value_get(key, WAIT_SECONDS * 1000)

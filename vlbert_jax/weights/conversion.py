@@ -1,0 +1,275 @@
+"""Conversion of weights: a source, the model it belongs to, and the target format."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import ml_collections
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from vlbert_jax.files import atomic_write
+from vlbert_jax.model.region_head import GEOMETRY_SIZE
+from vlbert_jax.tasks import TASKS
+from vlbert_jax.weights import export, vlbert_names
+from vlbert_jax.weights.bert_names import official_to_bert
+from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
+from vlbert_jax.weights.resnet_names import official_to_resnet
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+BERT_NEEDS = (
+    vlbert_names.WORDS, vlbert_names.SEGMENTS, vlbert_names.POSITIONS,
+    "vlbert.encoder.layer.0.intermediate.dense.weight",
+)  # fmt: skip
+
+
+# --- Sizes ------------------------------------------------------------------------------------------------------------
+
+
+def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml_collections.ConfigDict:
+    """The fields of a run's config that shape the model, read off the weights; the rest as in VL-BERT base."""
+    shapes = {name: array.shape for name, array in source.tensors.items()}
+    if source.config is not None:
+        fields = ("model", "data", "losses", "compute_dtype")
+        config = ml_collections.ConfigDict({name: source.config[name] for name in fields})
+    else:
+        image = f"{vlbert_names.BACKBONE_NAME}.conv1.weight" in shapes
+        classifier = f"{vlbert_names.MODULES['region_classifier']}.weight" in shapes
+        hidden_vector = "object_mask_visual_embedding.weight" in shapes
+        config = ml_collections.ConfigDict(
+            dict(
+                compute_dtype="float32",
+                model=dict(
+                    encoder=_encoder(shapes, source.num_heads),
+                    region_head=_region_head(shapes),
+                    train_region_head=image,
+                    feature_size=shapes.get(vlbert_names.PROJECTION, (0, 2048 + GEOMETRY_SIZE))[1] - GEOMETRY_SIZE,
+                    num_region_classes=shapes.get("vlbert.mvrc_head.region_cls_pred.weight", (1601,))[0],
+                ),
+                data=dict(features="image" if image else "precomputed", hide_pixels=image and not hidden_vector),
+                losses=dict(relationship=vlbert_names.RELATIONSHIP in shapes, region=float(classifier)),
+            )
+        )
+    with config.unlocked():
+        if num_heads is not None:
+            config.model.encoder.num_heads = num_heads
+        config.task, config.opening = task, dict(steps=0)
+        if task == "vqa":
+            config.model.num_answers = shapes.get("final_mlp.2.weight", (3129,))[0]
+        if task == "vcr":
+            config.model.num_object_classes = shapes.get("cnn_loss_reg.2.weight", (81,))[0]
+            config.model.encoder.pooler = True  # drawn anew where the source has none
+    return config
+
+
+def _encoder(shapes: Mapping[str, tuple], num_heads: int | None) -> dict:
+    vocab_size, hidden_size = shapes.get(vlbert_names.WORDS, (30522, 768))
+    layer = "vlbert.encoder.layer.0.intermediate.dense.weight"
+    num_layers = sum(name.endswith("intermediate.dense.weight") for name in shapes)
+    visual_size = shapes.get(vlbert_names.PROJECTION, (hidden_size,))[0]
+    if num_heads is None:  # no file of weights tells; all of Devlin's sizes have 64 columns per head
+        num_heads = next(n for n in range(max(hidden_size // 64, 1), 0, -1) if hidden_size % n == 0)
+    return dict(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers or 12,
+        num_heads=num_heads,
+        mlp_size=shapes.get(layer, (4 * hidden_size,))[0],
+        max_positions=shapes.get(vlbert_names.POSITIONS, (512,))[0],
+        num_segments=max(3, shapes.get(vlbert_names.SEGMENTS, (3,))[0]),
+        visual_size=0 if visual_size == hidden_size else visual_size,
+        visual_layer_norm="vlbert.visual_scale_text" not in shapes,
+        pooler="vlbert.pooler.dense.weight" in shapes,
+    )
+
+
+def _region_head(shapes: Mapping[str, tuple]) -> dict:
+    def blocks(prefix):
+        return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
+
+    stages = [f"{vlbert_names.BACKBONE_NAME}.layer{i}." for i in (1, 2, 3)] + [f"{vlbert_names.C5_NAME}."]
+    return dict(
+        stem_width=shapes.get(f"{vlbert_names.BACKBONE_NAME}.conv1.weight", (64,))[0],
+        widths=tuple(shapes.get(f"{stage}0.conv1.weight", (64 * 2**i,))[0] for i, stage in enumerate(stages)),
+        blocks=tuple(blocks(stage) or usual for stage, usual in zip(stages, (3, 4, 23, 3), strict=True)),
+        strides=(1, 2, 2),
+        stride_in_1x1=True,
+        frozen_stages=(1, 2),
+        frozen_batch_norm=True,
+    )
+
+
+# --- Converting -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Conversion:
+    """A source against the model of the target: everything that is written, and what there is to tell."""
+
+    source: Weights
+    task: str
+    config: ml_collections.ConfigDict
+    state: nnx.State  # abstract
+    found: vlbert_names.Match
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """With official names."""
+        return self.source.tensors
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """What an official model of the task may do without; of pre-training, the vector of text without images."""
+        return vlbert_names.OF_PRETRAINING[: 1 if self.task == "pretrain" else None]
+
+    @property
+    def absent(self) -> list[str]:
+        """What the source should have and has not."""
+        if self.source.kind == "vlbert" and self.source.task == self.task:
+            return [name for name in self.found.missing if name not in self.optional]
+        return [name for name in self.found.missing if vlbert_names.REQUIRED[self.source.kind].match(name)]
+
+    @property
+    def unknown(self) -> list[str]:
+        return [name for name in self.found.unused if not vlbert_names.reason_not_wanted(name)]
+
+
+def prepare_conversion(path: str | Path, task: str | None = None, num_heads: int | None = None) -> Conversion:
+    """Reads `path` and matches it with the model that it, or pre-training of the same size for `task`, has.
+
+    Raises ValueError or FileNotFoundError as weights.read does, and where shapes do not fit together.
+    """
+    source = read_weights(path)
+    task = task or source.task
+    try:
+        if task != source.task:  # what an earlier conversion drew is drawn anew
+            source.tensors = {name: array for name, array in source.tensors.items() if name not in source.new}
+            source.new = ()
+        source.tensors = vlbert_names.warm_start(source.tensors, task, source.kind == "vlbert")
+        config = model_config(source, task, num_heads)
+        heads, size = config.model.encoder.num_heads, config.model.encoder.hidden_size
+        if heads < 1 or size % heads:
+            raise ValueError(f"{heads} heads do not divide {size} columns; see --num_heads")
+        state = nnx.state(nnx.eval_shape(lambda: TASKS[task].build_model(config, nnx.Rngs(0))))
+        shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
+        found = vlbert_names.match_tensors(source.tensors, shapes, config.model.encoder.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Conversion(source, task, config, state, found)
+
+
+def conversion_table(conversion: Conversion, form: str) -> str:
+    """What becomes of the tensors, for people: kind, tensors, numbers, what they are."""
+    source, found, sizes = conversion.source, conversion.found, conversion.tensors
+    encoder = conversion.config.model.encoder
+    rows = [("matched", len(found.matched), sum(sizes[name].size for name in found.matched), "")]
+    dropped = {reason: dict(sizes) for reason, sizes in source.dropped.items()}
+    for name in found.unused:
+        reason = vlbert_names.reason_not_wanted(name) or "unknown"
+        dropped.setdefault(reason, {})[name] = sizes[name].size
+    for reason, tensors in dropped.items():
+        which = "" if reason in ("duplicate", "batch counter", "optimizer state") else _some(list(tensors))
+        what = "kept apart: batch counter" if reason == "batch counter" else f"dropped: {reason}"
+        rows.append((what, len(tensors), sum(tensors.values()), which))
+    if found.missing and form != "hf" and (source.kind != "resnet" or form == "orbax"):
+        shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(conversion.state)}
+        new, count, missing = collections.Counter(), 0, set(found.missing)
+        for entry in vlbert_names.name_table(shapes, encoder.vocab_size):
+            if entry.official in missing:
+                new["/".join(entry.path[:-1] if len(entry.path) > 2 else entry.path)] += 1
+                count += entry.part(np.broadcast_to(np.float32(0), shapes[entry.path])).size
+        rows.append(("newly initialised", len(found.missing), count, _some(list(new))))
+    lines = [f"{what:32}{tensors:>8,}{numbers:>14,}  {which}".rstrip() for what, tensors, numbers, which in rows]
+    head = f"{source.path}: {source.description}"
+    if source.kind != "resnet":
+        head += f"; {encoder.num_layers} layers x {encoder.hidden_size}, {encoder.num_heads} heads"
+        head += f", {encoder.vocab_size:,} words"
+    return "\n".join([head, f"{'':32}{'tensors':>8}{'numbers':>14}", *lines])
+
+
+def _some(items: list[str], most: int = 6) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str | None):
+    """Writes the target whole or not at all, in place of what is there.
+
+    A folder of ours and a file with official names hold whole models, what the source lacks newly drawn; a ResNet's
+    file and a Hugging Face folder hold what there is. Raises ValueError where the format cannot hold the source.
+    """
+    source, config = conversion.source, conversion.config
+    with atomic_write(target) as path:
+        if form == "hf":
+            kept = {n: conversion.tensors[n] for n in conversion.found.matched if n not in source.new}
+            if lacking := [name for name in BERT_NEEDS if name not in kept]:
+                raise ValueError(f"{source.path} lacks {', '.join(lacking)}, which a BERT needs")
+            bert = official_to_bert(kept, source.segments)
+            export.write_hugging_face(path, _cast(bert, dtype), config.model.encoder.num_heads)
+        elif form == "orbax":
+            params, constants = arrays_of(conversion, dtype)
+            new = [*source.new, *conversion.found.missing]
+            beside = dict(batch_counters=source.counters, newly_initialised=new, bert_segments=source.segments)
+            export.write_orbax(path, params, constants, config.to_dict() | beside)
+        else:
+            if source.kind == "resnet":
+                kept = {name: conversion.tensors[name] for name in conversion.found.matched}
+                named = official_to_resnet(kept, source.counters)
+            else:
+                new = {*source.new, *conversion.found.missing} & {*conversion.optional}
+                params, constants = arrays_of(conversion, None)
+                ours = flatten_tree(dict(params=params, constants=constants))
+                official = vlbert_names.to_official(ours, config.model.encoder.vocab_size)
+                official = {name: array for name, array in official.items() if name not in new}
+                named = vlbert_names.official_state_dict(official, source.counters, conversion.task)
+            if form == "pt":
+                export.write_torch(path, _cast(named, dtype), wrap=source.kind != "resnet")
+            else:
+                export.write_safetensors(path, _cast(named, dtype))
+
+
+def _cast(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
+    """Raises ValueError where a number is beyond the range of `dtype`."""
+    if dtype is None:
+        return dict(tensors)
+    done = {}  # duplicates stay one array
+    for name, array in tensors.items():
+        if id(array) in done:
+            continue
+        done[id(array)] = array
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                done[id(array)] = array.astype(DTYPES[dtype])
+            if np.isfinite(array).all() and not np.isfinite(done[id(array)]).all():
+                raise ValueError(f"{name} has numbers beyond the range of {dtype}")
+    return {name: done[id(array)] for name, array in tensors.items()}
+
+
+def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
+    """Our parameters and constants as nested dicts: filled from the source, else drawn as a run with seed 0 would.
+
+    Takes the source's tensors apart as it goes, so that no weight is in memory twice.
+    """
+    flat = {tuple(map(str, path)): v for path, v in nnx.to_flat_state(conversion.state)}
+    partial = [path for path, v in flat.items() if not conversion.found.covers(path, v.size, conversion.tensors)]
+
+    @jax.jit  # what is not returned is not drawn
+    def initial():
+        model = TASKS[conversion.task].build_model(conversion.config, nnx.Rngs(jax.random.key(0, impl="threefry2x32")))
+        state = {tuple(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
+        return [state[path] for path in partial]
+
+    drawn = dict(zip(partial, initial(), strict=True))
+    params, constants = {}, {}
+    for path, v in flat.items():
+        array = np.array(drawn.pop(path)) if path in drawn else np.empty(v.shape, np.float32)
+        conversion.found.fill(array, path, conversion.tensors)
+        for entry in conversion.found.entries.get(path, ()):
+            conversion.tensors.pop(entry.official)  # its memory goes as ours comes
+        node = params if isinstance(v, nnx.Param) else constants
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = _cast({"/".join(path): array}, dtype)["/".join(path)]
+    return params, constants

@@ -1,0 +1,273 @@
+"""Names: the one table of PyTorch names and ours, for VL-BERT, BERT, ResNet-101 and the Caffe detector.
+
+Ours are paths of an NNX state. Weights of every kind are brought to the official VL-BERT names, those of its
+`state_dict` without "module.", and from there to ours; the way back is the same in reverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from jaxtyping import Shaped
+
+from vlbert_jax.batch import END, IMG, IMG_MASK
+from vlbert_jax.weights.entry import NORM_LEAVES, Entry
+
+# --- Ours and official VL-BERT --------------------------------------------------------------------------------------
+
+MODULES = {
+    "vlbert/embedding_norm": "vlbert.embedding_LayerNorm",
+    "vlbert/text_visual_norm": "vlbert.visual_ln_text",
+    "vlbert/region_visual_norm": "vlbert.visual_ln_object",
+    "vlbert/text_resize": "vlbert.visual_1x1_text",
+    "vlbert/region_resize": "vlbert.visual_1x1_object",
+    "vlbert/encoder/layers/attention/query": "vlbert.encoder.layer.{layer}.attention.self.query",
+    "vlbert/encoder/layers/attention/key": "vlbert.encoder.layer.{layer}.attention.self.key",
+    "vlbert/encoder/layers/attention/value": "vlbert.encoder.layer.{layer}.attention.self.value",
+    "vlbert/encoder/layers/attention/output": "vlbert.encoder.layer.{layer}.attention.output.dense",
+    "vlbert/encoder/layers/attention_norm": "vlbert.encoder.layer.{layer}.attention.output.LayerNorm",
+    "vlbert/encoder/layers/intermediate": "vlbert.encoder.layer.{layer}.intermediate.dense",
+    "vlbert/encoder/layers/output": "vlbert.encoder.layer.{layer}.output.dense",
+    "vlbert/encoder/layers/output_norm": "vlbert.encoder.layer.{layer}.output.LayerNorm",
+    "vlbert/pooler": "vlbert.pooler.dense",
+    "fast_rcnn/projection": "image_feature_extractor.obj_downsample.1",
+    # pre-training
+    "mlm_head/transform": "vlbert.mlm_head.predictions.transform.dense",
+    "mlm_head/norm": "vlbert.mlm_head.predictions.transform.LayerNorm",
+    "mrc_head/transform": "vlbert.mvrc_head.transform.dense",
+    "mrc_head/classes": "vlbert.mvrc_head.region_cls_pred",
+    "relationship_head": "vlbert.relationsip_head.caption_image_relationship",  # spelt so officially
+    "region_classifier": "image_feature_extractor.regularizing_predictor",
+    # VQA
+    "answer_head/transform": "final_mlp.0.dense",
+    "answer_head/norm": "final_mlp.0.LayerNorm",
+    "answer_head/classes": "final_mlp.2",
+    # RefCOCO+
+    "region_head/transform": "final_mlp.0.dense",
+    "region_head/classes": "final_mlp.2",
+    # VCR
+    "choice_head": "final_mlp.1",
+    "object_head/transform": "cnn_loss_reg.0.dense",
+    "object_head/classes": "cnn_loss_reg.2",
+}
+SINGLE = {  # our vectors that are whole official tensors
+    "vlbert/position_embeddings": "vlbert.position_embeddings.weight",
+    "vlbert/segment_embeddings": "vlbert.token_type_embeddings.weight",
+    "vlbert/text_only_visual": "aux_text_visual_embedding.weight",
+    "fast_rcnn/hidden_appearance": "object_mask_visual_embedding.weight",
+}
+SCALARS = {
+    "vlbert/text_visual_norm/scale": "vlbert.visual_scale_text",
+    "vlbert/region_visual_norm/scale": "vlbert.visual_scale_object",
+}
+TOKEN_TABLE = ("vlbert", "token_embeddings")
+EXTRA_TOKENS = {
+    IMG: "object_linguistic_embeddings.weight",
+    IMG_MASK: "object_mask_word_embedding.weight",
+    END: "vlbert.end_embedding.weight",
+}
+WORDS = "vlbert.word_embeddings.weight"
+TRAINED_WORDS = "vlbert.special_word_embeddings.weight"  # `word_embedding_frozen`: stands in for the first rows
+POSITIONS = "vlbert.position_embeddings.weight"
+SEGMENTS = "vlbert.token_type_embeddings.weight"
+MLM_BIAS = "vlbert.mlm_head.predictions.bias"
+RELATIONSHIP = "vlbert.relationsip_head.caption_image_relationship.weight"
+PROJECTION = "image_feature_extractor.obj_downsample.1.weight"
+DECODER = "vlbert.mlm_head.predictions.decoder.weight"
+BACKBONE_NAME = "image_feature_extractor.backbone"
+C5_NAME = "image_feature_extractor.roi_head_feature_extractor"
+C5_AGAIN = "image_feature_extractor.head.0"
+BLOCK = re.compile(r"fast_rcnn/(?:backbone/stages/(\d+)|c5)/blocks/(\d+)/(conv\d|shortcut)")
+# What only the official pre-training model has, beside its heads.
+OF_PRETRAINING = ("aux_text_visual_embedding.weight", EXTRA_TOKENS[IMG_MASK], "object_mask_visual_embedding.weight")
+# Why a tensor of a source is not wanted, by the first pattern that its official name matches.
+REASONS = {
+    "duplicate": re.compile(r"image_feature_extractor\.head\.0\.|vlbert\.mlm_head\.predictions\.decoder\."),
+    "batch counter": re.compile(r".*\.num_batches_tracked$"),
+    "position counter": re.compile(r"vlbert\.position_ids$"),
+    "ImageNet classifier": re.compile(r"image_feature_extractor\.backbone\.fc\."),
+    "head of another task": re.compile(
+        r"vlbert\.(mlm_head|mvrc_head|relationsip_head|pooler|classifier|qa_outputs)\.|final_mlp\.|cnn_loss_reg\.|object_mask_|"
+        r"aux_text_visual_embedding\.|image_feature_extractor\.regularizing_predictor\."
+    ),
+    "region head": re.compile(r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\."),
+}
+
+
+def name_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Iterator[Entry]:
+    """Every official tensor that a model with these parameters has; `shapes` maps our paths to shapes."""
+    for path, shape in shapes.items():
+        name = "/".join(map(str, path))
+        module, _, leaf = name.rpartition("/")
+        if path == TOKEN_TABLE:
+            yield Entry(WORDS, path, rows=(0, vocab_size))
+            for offset, official in EXTRA_TOKENS.items():
+                yield Entry(official, path, rows=(vocab_size + offset, vocab_size + offset + 1))
+        elif name == "mlm_head/bias":
+            yield Entry(MLM_BIAS, path, rows=(0, vocab_size))
+        elif name in SCALARS and shape == ():
+            yield Entry(SCALARS[name], path)
+        elif name in SINGLE:
+            yield Entry(SINGLE[name], path, layout="row" if len(shape) == 1 else "same")
+        elif name.startswith(("fast_rcnn/backbone/", "fast_rcnn/c5/")):
+            yield _convolution_entry(module, leaf, path)
+        elif module in MODULES:
+            official = MODULES[module] + (".bias" if leaf == "bias" else ".weight")
+            layout = "linear" if leaf == "kernel" else "same"
+            for layer in range(shape[0]) if "{layer}" in official else (None,):
+                yield Entry(official.format(layer=layer), path, layout, layer)
+        else:
+            raise KeyError(f"parameter {name} has no official name; add it to MODULES or SINGLE")
+
+
+def _convolution_entry(module: str, leaf: str, path: tuple) -> Entry:
+    if module == "fast_rcnn/backbone/stem":
+        prefix, convolution, norm = BACKBONE_NAME, "conv1", "bn1"
+    else:
+        stage, block, part = BLOCK.fullmatch(module).groups()
+        prefix = f"{C5_NAME}.{block}" if stage is None else f"{BACKBONE_NAME}.layer{int(stage) + 1}.{block}"
+        shortcut = part == "shortcut"
+        convolution, norm = ("downsample.0", "downsample.1") if shortcut else (part, part.replace("conv", "bn"))
+    if leaf == "kernel":
+        return Entry(f"{prefix}.{convolution}.weight", path, "conv")
+    return Entry(f"{prefix}.{norm}.{NORM_LEAVES[leaf]}", path)
+
+
+REQUIRED = {  # what a source of a kind has to have; the rest may be new
+    "bert": re.compile(r"vlbert\.((word|position|token_type)_embeddings|embedding_LayerNorm|encoder)\."),
+    "resnet": re.compile(r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\."),
+    "vlbert": re.compile(
+        r"vlbert\.(?!pooler|mlm_head|mvrc_head|relationsip_head|special)|object_linguistic_embeddings\.|"
+        r"image_feature_extractor\.obj_downsample\."
+    ),
+}
+
+
+@dataclasses.dataclass
+class Match:
+    """Official tensors against a model: what fills which of our arrays, what is absent, what is not wanted."""
+
+    entries: dict[tuple, list[Entry]] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def matched(self) -> list[str]:
+        return [entry.official for entries in self.entries.values() for entry in entries]
+
+    def covers(self, path: tuple, size: int, tensors: Mapping[str, np.ndarray]) -> bool:
+        """Whether the tensors fill all `size` numbers of our array at `path`."""
+        entries = [entry for entry in self.entries.get(path, ()) if entry.official != TRAINED_WORDS]
+        return sum(tensors[entry.official].size for entry in entries) == size
+
+    def fill(self, array: Shaped[np.ndarray, "..."], path: tuple, tensors: Mapping[str, np.ndarray]):
+        """Writes what the tensors hold of our array at `path` into it; the rest of it stays."""
+        for entry in self.entries.get(path, ()):
+            source, target = entry.to_ours(tensors[entry.official]), entry.part(array)
+            if entry.official == SEGMENTS:  # BERT has two segments; the third keeps its initial value
+                target = target[: len(source)]
+            target[...] = source
+
+
+def match_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Match:
+    """Raises ValueError where a tensor has another shape than the model wants, naming it and both shapes."""
+    found, wanted = Match(), set()
+    for entry in name_table(shapes, vocab_size):
+        wanted.add(entry.official)
+        if entry.official not in tensors:
+            found.missing.append(entry.official)
+            continue
+        given = tensors[entry.official].shape
+        model = entry.to_official(entry.part(np.broadcast_to(np.float32(0), shapes[entry.path]))).shape
+        few_segments = entry.official == SEGMENTS and given[1:] == model[1:] and given[0] < model[0]
+        if given != model and not few_segments:
+            raise ValueError(
+                f"{entry.official} has shape {given}, the model wants {model}: choose the model's sizes "
+                "(config.model) as those of the weights"
+            )
+        found.entries.setdefault(entry.path, []).append(entry)
+        if entry.official == WORDS and TRAINED_WORDS in tensors:
+            wanted.add(TRAINED_WORDS)
+            rows = (0, len(tensors[TRAINED_WORDS]))
+            found.entries[entry.path].append(Entry(TRAINED_WORDS, entry.path, rows=rows))
+    found.unused = [name for name in tensors if name not in wanted]
+    return found
+
+
+def reason_not_wanted(official: str) -> str:
+    """Why a model has no place for a tensor; empty for one that is unknown."""
+    return next((reason for reason, pattern in REASONS.items() if pattern.match(official)), "")
+
+
+def to_official(ours: Mapping[tuple, np.ndarray], vocab_size: int) -> dict[str, np.ndarray]:
+    """The official tensors of a model of ours, as views, each once."""
+    table = name_table({path: array.shape for path, array in ours.items()}, vocab_size)
+    return {entry.official: entry.to_official(entry.part(ours[entry.path])) for entry in table}
+
+
+def official_state_dict(
+    tensors: Mapping[str, np.ndarray], counters: Mapping[str, int], task: str = "pretrain"
+) -> dict[str, np.ndarray]:
+    """The `state_dict` that the official loader expects: the tied decoder, C5 under both of its names, batch
+    counters (0 where none is given), the wrappers of VCR and of data parallelism."""
+    state = {name: array for name, array in tensors.items() if task == "pretrain" or name not in OF_PRETRAINING}
+    if MLM_BIAS in state and WORDS in state:
+        state[DECODER] = state[WORDS]
+    for name in [name for name in state if name.endswith(".running_var")]:
+        counter = name.replace("running_var", "num_batches_tracked")
+        state[counter] = np.asarray(counters.get(counter, 0), np.int64)
+    for name in [name for name in state if name.startswith(f"{C5_NAME}.")]:
+        state[name.replace(C5_NAME, C5_AGAIN)] = state[name]
+    inner = "vlbert._module." if task == "vcr" else "vlbert."
+    return {f"module.{re.sub(r'^vlbert[.]', inner, name)}": array for name, array in state.items()}
+
+
+def plain_name(name: str) -> str:
+    """An official name without the wrappers of data parallelism and of VCR."""
+    return re.sub(r"^(module\.)+", "", name).replace("vlbert._module.", "vlbert.")
+
+
+# --- From pre-training to a task --------------------------------------------------------------------------------------
+
+# Heads of the task that start as heads of pre-training (official PARTIAL_PRETRAIN_PREFIX_CHANGES).
+WARM_START = {
+    "pretrain": {},
+    "vqa": {"vlbert.mlm_head.predictions.transform.": "final_mlp.0."},
+    "vcr": {"vlbert.mvrc_head.transform.": "cnn_loss_reg.0."},
+    "refcoco": {"vlbert.mvrc_head.transform.": "final_mlp.0."},
+}
+SAME_SEGMENTS = {"vcr": (1, 0)}  # row 1 of the segments starts as row 0 (official SEGMB_INIT)
+
+
+def task_of_names(names: Iterable[str]) -> str:
+    """The task whose heads these official names have; pre-training where there are none."""
+    names = set(names)
+    if "final_mlp.1.weight" in names or "cnn_loss_reg.2.weight" in names:
+        return "vcr"
+    if "final_mlp.2.weight" in names:
+        return "vqa" if "final_mlp.0.LayerNorm.weight" in names else "refcoco"
+    return "pretrain"
+
+
+def warm_start(tensors: Mapping[str, np.ndarray], task: str, of_vlbert: bool = True) -> dict[str, np.ndarray]:
+    """Weights of pre-training (or of BERT alone) as those from which `task` starts.
+
+    Raises ValueError for weights of another task.
+    """
+    own = task_of_names(tensors)
+    if own == task:
+        return dict(tensors)
+    if own != "pretrain":
+        raise ValueError(f"these are weights of a model for {own}; {task} starts from pre-training")
+    started = {}
+    for name, array in tensors.items():
+        old = next((prefix for prefix in WARM_START[task] if name.startswith(prefix)), None)
+        started[name if old is None else WARM_START[task][old] + name.removeprefix(old)] = array
+    if task in SAME_SEGMENTS and of_vlbert and SEGMENTS in started:
+        to, like = SAME_SEGMENTS[task]
+        started[SEGMENTS] = np.array(started[SEGMENTS])
+        started[SEGMENTS][to] = started[SEGMENTS][like]
+    return started
