@@ -14,8 +14,10 @@ import logging  # noqa: E402
 import tempfile  # noqa: E402
 
 # Resumed runs, evaluations and commands compile again what a test before has compiled: once in a session is enough.
-COMPILED = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+# A folder that the developer names is kept over sessions.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax  # noqa: E402
