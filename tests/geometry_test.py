@@ -2,8 +2,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_folders import golden_folders
 
+from tests.helpers.golden_folders import golden_folders
 from vlbert_jax.geometry import box_geometry
 
 FIXTURES = sorted(p for f in golden_folders("model") for p in f.glob("i_coordinate_embeddings*.npz"))

@@ -2,12 +2,14 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.helpers import GOLDEN, ROOT
+
 FOLDERS = ("vlbert_jax", "configs", "data_prep")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -162,3 +164,51 @@ def test_what_builders_import_of_the_package(name):
 def test_builders_need_no_jax():
     program = "import sys, data_prep.build; assert not {'jax', 'flax', 'torch', 'tensorflow'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+TESTS = {dotted(path): path for path in (ROOT / "tests").rglob("*.py") if not path.is_relative_to(GOLDEN)}
+
+
+def strings(path):
+    """Return the line and value of each string literal in a file."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    return [(node.lineno, node.value) for node in nodes if isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize("name", sorted(TESTS))
+def test_tests_share_only_helpers(name):
+    """Test files import nothing from each other, also in the strings that are programs of subprocesses."""
+    tree = ast.parse(TESTS[name].read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
+        modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    for module in modules:
+        assert not module.endswith("_test")
+        assert not module.startswith("tests.") or module.startswith("tests.helpers")
+    for line, text in strings(TESTS[name]):
+        assert not re.search(r"\b(from|import) [\w.]*_test\b", text), f"line {line}"
+
+
+FOLDERS_OF_TESTS = sorted({path.parent.relative_to(ROOT / "tests") for path in TESTS.values()})
+
+
+@pytest.mark.parametrize("folder", FOLDERS_OF_TESTS, ids=str)
+def test_test_folders_mirror_the_packages(folder):
+    """tests/model tests vlbert_jax/model, tests/data_prep/scenes tests data_prep/scenes."""
+    own = folder.parts[:1] in (("data_prep",), ("launch",))
+    assert folder.parts == ("helpers",) or (ROOT / ("" if own else "vlbert_jax") / folder).is_dir()
+    assert (ROOT / "tests" / folder / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("name", sorted(TESTS))
+def test_programs_in_strings_import_what_exists(name):
+    """Linters do not see a program for a subprocess, so moving a module would leave it behind."""
+    modules, ours = NAMES | TESTS, "(?:vlbert_jax|data_prep|tests)"
+    for line, text in strings(TESTS[name]):
+        named = re.findall(rf"\bfrom ({ours}[\w.]*) import ([\w, ]+)", text)
+        found = {module for module, _ in named} | set(re.findall(rf"\bimport (?:\w+, )*({ours}[\w.]*)", text))
+        found |= set(re.findall(rf"-m ({ours}[\w.]*)", text))
+        assert found <= modules.keys(), f"line {line}"
+        for module, names in named:
+            for one in names.split(", "):
+                assert f"{module}.{one}" in modules or one in modules[module].read_text(), f"line {line}"

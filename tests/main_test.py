@@ -9,15 +9,14 @@ import subprocess
 import sys
 
 import pytest
-import toy_task
 
+from tests.helpers import HANG_SECONDS, ROOT, toy_task
 from vlbert_jax import main
 from vlbert_jax.tasks import TASKS
-from vlbert_jax.training import metrics
+from vlbert_jax.training import metrics, preemption
 from vlbert_jax.training.config import CHOICES, LIMITS, flat_config, parse_command
 
-ROOT = pathlib.Path(__file__).parent.parent
-TOY = "--config=tests/toy_task.py"
+TOY = "--config=tests/helpers/toy_task.py"
 PRETRAIN = "--config=configs/pretrain.py"
 
 
@@ -134,7 +133,7 @@ def test_trains_reports_and_evaluates(tmp_path, capsys):
 
 
 def test_stopped_run_has_its_own_exit_status(tmp_path, monkeypatch):
-    monkeypatch.setattr(main.train.checkpoint.Preemption, "reached", lambda self: True)
+    monkeypatch.setattr(preemption.Preemption, "reached", lambda self: True)
     assert call(tmp_path, TOY) == 143
 
 
@@ -174,11 +173,9 @@ def test_a_full_disk_is_that_of_the_data(tmp_path, monkeypatch, capsys):
 
 
 # A process of its own: the command line with the toy task known.
-PROGRAM = (
-    "import sys, toy_task; from vlbert_jax import checkpoint, main, tasks; tasks.TASKS['toy'] = toy_task; "
-)
-PROGRAM += "sys.exit(main.main(sys.argv))"
-ENVIRONMENT = os.environ | {"PYTHONPATH": "tests:."}
+PROGRAM = "import sys; from tests.helpers import toy_task; from vlbert_jax import main, tasks; "
+PROGRAM += "tasks.TASKS['toy'] = toy_task; sys.exit(main.main(sys.argv))"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.slow
@@ -196,7 +193,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     steps += f"{look}; exit $status"
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", steps],
-        capture_output=True, text=True, cwd=ROOT, timeout=120, env=ENVIRONMENT,
+        capture_output=True, text=True, cwd=ROOT, timeout=HANG_SECONDS, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "vlbert_jax/" not in done.stderr, done.stderr  # no traceback of ours; Orbax's threads may show one

@@ -18,7 +18,8 @@ Training scenes serve all three tasks. RefCOCO+ takes its val, testA and testB f
 train2014, where the public ones lie too. A model that was pre-trained on `scenes` has learned what is asked here: which
 region is red, which is the ball. New are the words around it.
 
-The best scores without the image are in the docstrings of the three modules; tests/scene_tasks_test.py measures them.
+The best scores without the image are in the docstrings of the three modules;
+tests/data_prep/scenes/tasks_test.py measures them.
 """
 
 from __future__ import annotations

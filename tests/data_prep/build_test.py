@@ -1,0 +1,146 @@
+"""Building the drawn corpus, and builds that fail, are killed or are not what was asked for."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from data_prep import build
+from data_prep.builder import SourceError
+from data_prep.region_captions import RegionCaptions
+from data_prep.scenes import corpus
+from data_prep.text_corpus import TextCorpus
+from tests.helpers import GOLDEN, ROOT
+from tests.helpers.built_case import open_lines, read_all, words_of
+
+OFFICIAL = GOLDEN / "data/cc_a"
+SETTINGS = dict(seed=0, num_train=40, num_val=10, num_train_stories=30, num_val_stories=8)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A small corpus as `build_scenes` makes it, and its paths."""
+    data_dir = tmp_path_factory.mktemp("data")
+    return data_dir, SETTINGS, build.build_scenes(data_dir, **SETTINGS)
+
+
+def test_build_scenes_makes_the_records(drawn):
+    _, _, paths = drawn
+    manifest = json.loads((paths["captions"] / "manifest.json").read_text())
+    assert manifest["problems"] == [] and sum(manifest["records"].values()) == 50
+    seen = []
+    for split in ("train_landscape", "train_portrait"):
+        records = read_all(paths["captions"], split)
+        indices = [int(record["index"]) for record in records]
+        assert indices == sorted(indices)
+        seen += indices
+        lines = [json.loads(line) for line in open_lines(paths["source"] / "train_frcnn.json")]
+        for record in records:
+            width, height = record["image_size"]
+            assert (width >= height) == (split == "train_landscape")
+            assert words_of(record) == lines[record["index"]]["caption"]
+            assert Image.open(io.BytesIO(record["image"])).size == (width, height)
+    assert sorted(seen) == list(range(40))
+    assert [r["text"].decode() for r in read_all(paths["text"], "val")] == open_lines(paths["source"] / "val.doc")
+
+
+def test_build_scenes_twice_does_nothing(drawn):
+    data_dir, settings, paths = drawn
+    before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*") if path.name != ".build_lock"}
+    assert build.build_scenes(data_dir, **settings) == paths
+    assert before == {path: path.stat().st_mtime_ns for path in data_dir.rglob("*") if path.name != ".build_lock"}
+
+
+def test_build_scenes_refuses_other_settings(drawn):
+    data_dir, settings, _ = drawn
+    with pytest.raises(SourceError, match="remove it"):
+        build.build_scenes(data_dir, **settings | dict(seed=7))
+
+
+def test_build_scenes_starts_over_after_an_interruption(tmp_path, monkeypatch):
+    settings = dict(num_train=6, num_val=2, num_train_stories=2, num_val_stories=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "vocabulary", lambda: 1 / 0)  # fails after the images are drawn
+        with pytest.raises(ZeroDivisionError):
+            build.build_scenes(tmp_path, **settings)
+    assert not (tmp_path / "scenes").exists()
+    stale = tmp_path / "region_captions/scenes/1.0.0"  # records of an earlier drawing
+    stale.mkdir(parents=True)
+    paths = build.build_scenes(tmp_path, **settings, feature_width=16)
+    assert paths["vocab"].is_file()
+    assert sum(len(read_all(paths["captions"], split)) for split in ("train_landscape", "train_portrait")) == 6
+    record = read_all(paths["captions"], "train_landscape")[0]
+    assert record["features"].shape == (len(record["boxes"]), 16)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == [
+        "region_captions", "scenes", "text_corpus",
+    ]
+
+
+def test_what_decides_the_records_is_asked_for_again(tmp_path):
+    """Another build under the name of a former one is refused, never taken for it."""
+    for name in "ab":
+        (tmp_path / f"{name}.doc").write_text(f"{name}\n")
+    a, b = tmp_path / "a.doc", tmp_path / "b.doc"
+    build.run_builder(TextCorpus("t", tmp_path, [a]))
+    build.run_builder(TextCorpus("t", tmp_path, [a]))
+    for sources in (([a, b],), ([a], [b]), ([b],)):
+        with pytest.raises(SourceError, match="remove it, or change --corpus"):
+            build.run_builder(TextCorpus("t", tmp_path, *sources))
+    build.build_scenes(tmp_path, num_train=2, num_val=2, num_train_stories=2, num_val_stories=2)
+    with pytest.raises(SourceError, match="remove it, or change --corpus"):
+        build.run_builder(RegionCaptions("scenes", tmp_path, tmp_path / "scenes", splits=("val",)))
+
+
+def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
+    (tmp_path / "a.doc").write_text("".join(f"line {i}\n" for i in range(700)))
+    code = f"""if True:
+        import os, signal, sys
+        from data_prep import build, text_corpus
+        assert not {{"jax", "tensorflow"}} & set(sys.modules)
+        lines = text_corpus.read_lines
+        def dying(*args):
+            for i, line in enumerate(lines(*args)):
+                if i == 600: os.kill(os.getpid(), signal.SIGKILL)
+                yield line
+        text_corpus.read_lines = dying
+        build.main(["text", "--source={tmp_path}/a.doc", "--data_dir={tmp_path}", "--corpus=c"])
+    """
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == -9, result.stderr
+    corpus = tmp_path / "text_corpus/c"
+    assert [path.name[:11] for path in corpus.iterdir()] == ["incomplete."]
+    assert list(corpus.rglob("*array_record*")) and not list(corpus.rglob("dataset_info.json"))
+    assert build.main(["text", f"--source={tmp_path}/a.doc", f"--data_dir={tmp_path}", "--corpus=c"]) == 0
+    assert [path.name for path in corpus.iterdir()] == ["1.0.0"]
+    assert len(read_all(corpus / "1.0.0", "train")) == 700
+
+
+def test_errors_are_one_clear_line(tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    index = '{"image": "train_image.zip@/0.jpg", "caption": ["a"], "frcnn": "train_frcnn.zip@/0.json"}\n'
+    (empty / "train_frcnn.json").write_text(index)
+    (tmp_path / "blank.doc").write_text("\n\n")
+    captions = ["conceptual_captions", f"--data_dir={tmp_path}/data"]
+    for arguments, told in (
+        ([*captions, f"--source={tmp_path}/nowhere"], "nowhere/train_frcnn.json: not there"),
+        ([*captions, f"--source={empty}"], "train_frcnn.zip: neither this archive nor the folder"),
+        ([*captions, f"--source={empty}", "--no_images"], "--features"),
+        (["text", f"--data_dir={tmp_path}/data", f"--source={tmp_path}/gone.doc"], "gone.doc: no such text file"),
+        (["text", f"--data_dir={tmp_path}/data", f"--source={tmp_path}/blank.doc"], "nothing usable"),
+    ):
+        assert build.main([*arguments, *(["--splits=train"] if str(empty) in arguments[-1] else [])]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and told in error
+    assert not list((tmp_path / "data").rglob("1.0.0"))
+
+
+def test_another_build_under_the_same_name_is_refused(tmp_path, capsys):
+    arguments = ["conceptual_captions", f"--source={OFFICIAL}/data_full/conceptual-captions", f"--data_dir={tmp_path}"]
+    assert build.main(arguments) == 0
+    assert build.main(arguments) == 0
+    assert build.main([*arguments, "--features"]) == 2
+    assert "was built with" in capsys.readouterr().err

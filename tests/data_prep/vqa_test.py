@@ -1,0 +1,197 @@
+"""VQA v2 downloads come back exactly, in order, joined by number; the answers to choose from can all be found."""
+
+import base64
+import collections
+import io
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_prep import build
+from data_prep.builder import SourceError
+from data_prep.vqa import SPLITS, Question, VQADownload, frequent_answers, write_answers
+from tests.helpers.golden_folders import golden_folders
+from tests.helpers.vqa_case import FOLDER, Download, jpeg, put, read_all, zip_folder
+from vlbert_jax.tasks.vqa import accuracy
+
+VARIANTS = {path.name: path / "data/coco" for folder in golden_folders("data") for path in sorted(folder.glob("vqa_*"))}
+
+
+def floats(text, number):
+    return np.frombuffer(base64.b64decode(text), "<f4").reshape(number, -1)
+
+
+# The official sample
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_official_sample_comes_back_exactly(tmp_path, variant, form):
+    source = tmp_path / "coco"
+    for path in VARIANTS[variant].rglob("*"):
+        if path.is_file():
+            copy = source / path.relative_to(VARIANTS[variant])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    if form == "zip":
+        for folder in (*source.glob("vgbua_res101_precomputed/*"), *source.glob("*2014"), *source.glob("*2015")):
+            zip_folder(folder)
+    paths = build.run_vqa(source, tmp_path, "sample", features=True, images=True)
+    assert paths["answers"].read_bytes() == (source / "vqa/answers_vqa.txt").read_bytes()
+    images = read_all(paths["images"], "images")
+    wanted = []
+    for split, (name, image_set) in SPLITS.items():
+        path = VARIANTS[variant] / f"vqa/v2_OpenEnded_mscoco_{name}_questions.json"
+        questions = json.loads(path.read_text("utf-8"))["questions"] if path.exists() else []
+        notes = VARIANTS[variant] / f"vqa/v2_mscoco_{name}_annotations.json"
+        notes = json.loads(notes.read_text("utf-8"))["annotations"] if notes.exists() else []
+        notes = {note["question_id"]: note for note in notes}
+        for orientation in ("landscape", "portrait"):
+            records = read_all(paths["questions"], f"{split}_{orientation}")
+            assert [record["index"] for record in records] == sorted(record["index"] for record in records)
+            for record in records:
+                official = questions[record["index"]]
+                questions[record["index"]] = None
+                image = images[record["image_number"]]
+                assert (image["image_size"][0] >= image["image_size"][1]) == (orientation == "landscape")
+                assert record["question_id"] == official["question_id"] and record["question"] == official["question"]
+                assert int(image["image_id"]) == official["image_id"]
+                note = notes.get(official["question_id"], dict(answers=[], answer_type=""))
+                assert record["answers"] == [answer["answer"] for answer in note["answers"]]
+                assert record["answer_type"] == note["answer_type"]
+                wanted.append((list(SPLITS).index(split), record["index"], official["image_id"], image_set))
+        assert not any(questions)
+    order = list(dict.fromkeys(image for *_, image, _ in sorted(wanted)))
+    assert [int(image["image_id"]) for image in images] == order
+    sets = {image: image_set for *_, image, image_set in wanted}
+    for number, image in enumerate(images):
+        image_id = int(image["image_id"])
+        folder = FOLDER.format("test2015" if sets[image_id] == "test2015" else "trainval2014")
+        official = json.loads((VARIANTS[variant] / folder / f"{image_id}.json").read_text())
+        assert image["index"] == number
+        assert image["image_size"].tolist() == [official["image_w"], official["image_h"]]
+        for field in ("boxes", "features"):
+            np.testing.assert_array_equal(image[field], floats(official[field], official["num_boxes"]))
+        whole = floats(official["image_box_feature"], 1)[0] if "image_box_feature" in official else []
+        np.testing.assert_array_equal(image["image_feature"], whole)
+        jpeg = VARIANTS[variant] / f"{sets[image_id]}/COCO_{sets[image_id]}_{image_id:012d}.jpg"
+        assert image["image"] == jpeg.read_bytes()
+
+
+# Small downloads
+
+
+def test_joined_by_number_and_in_order(tmp_path, capsys):
+    paths = build.run_vqa(Download().write(tmp_path), tmp_path / "out", features=True)
+    assert "not written" in capsys.readouterr().out and not paths["answers"].exists()
+    images = read_all(paths["images"], "images")
+    assert [image["image_id"] for image in images] == ["9", "7", "8"]
+    assert [len(image["image_feature"]) for image in images] == [6, 0, 0]
+    assert all(image["image"] == b"" for image in images)
+    landscape, portrait = (read_all(paths["questions"], f"train_{o}") for o in ("landscape", "portrait"))
+    assert [(r["index"], r["question_id"], r["image_number"]) for r in landscape] == [(0, 2, 0), (2, 3, 0)]
+    assert [(r["index"], r["question_id"], r["image_number"]) for r in portrait] == [(1, 1, 1)]
+    assert portrait[0]["answers"] == ["red"] * 10 and landscape[0]["answers"][5:7] == ["yes", "no"]
+    (test,) = read_all(paths["questions"], "test_landscape")
+    assert test["answers"] == [] and test["answer_type"] == "" and test["question"] == "what is 5?"
+
+
+def test_images_without_features(tmp_path):
+    download = Download()
+    download.images |= {7: jpeg((40, 60), "L"), 8: jpeg((30, 44))}
+    paths = build.run_vqa(download.write(tmp_path), tmp_path / "out", images=True)
+    images = read_all(paths["images"], "images")
+    assert [image["features"].shape for image in images] == [(0, 0)] * 3
+    assert [image["boxes"].shape for image in images] == [(2, 4)] * 3
+    assert Image.open(io.BytesIO(images[1]["image"])).mode == "RGB" and images[0]["image"] == download.images[9]
+    assert images[2]["image_size"].tolist() == [30, 44]
+    assert [record["question_id"] for record in read_all(paths["questions"], "test_portrait")] == [5]
+    problems = json.loads((paths["images"] / "manifest.json").read_text())["problems"]
+    assert [(p["action"], p["line"]) for p in problems] == [("repaired", 1), ("kept", 2)]
+    assert "mode L" in problems[0]["reason"] and "the detector saw (60, 40)" in problems[1]["reason"]
+
+
+def test_tables_hold_what_files_hold(tmp_path):
+    download = Download()
+    root = download.write(tmp_path)
+    tables = download.write_tables(tmp_path)
+    files = build.run_vqa(root, tmp_path / "out", "files", features=True)
+    other = build.run_vqa(root, tmp_path / "out", "tables", features=True, features_tsv=tables)
+    pairs = zip(read_all(files["images"], "images"), read_all(other["images"], "images"), strict=True)
+    for one, another in pairs:
+        for field in ("image_id", "image_size", "boxes", "features"):
+            np.testing.assert_array_equal(one[field], another[field])
+        assert len(another["image_feature"]) == 0
+    (problem,) = json.loads((other["images"] / "manifest.json").read_text())["problems"]
+    assert problem["action"] == "skipped" and problem["line"] == 2 and "image 9 again" in problem["reason"]
+
+
+@pytest.mark.parametrize(
+    ("regions", "trainval", "test"),
+    [
+        ("36", "trainval_resnet101_faster_rcnn_genome_36", "test2015_resnet101_faster_rcnn_genome_36"),
+        ("mine,hers", "mine", "hers"),
+    ],
+)
+def test_other_folders_of_regions(tmp_path, regions, trainval, test):
+    root = Download().write(tmp_path)
+    for old, new in (("trainval2014", trainval), ("test2015", test)):
+        (root / FOLDER.format(old)).rename(root / "vgbua_res101_precomputed" / new)
+    zip_folder(root / "vgbua_res101_precomputed" / test)
+    paths = build.run_vqa(root, tmp_path / "out", features=True, regions=regions)
+    assert len(read_all(paths["images"], "images")) == 3
+
+
+def test_splits_that_are_asked_for(tmp_path):
+    root = Download().write(tmp_path)
+    paths = build.run_vqa(root, tmp_path / "out", splits=("test",), features=True)
+    assert [image["image_id"] for image in read_all(paths["images"], "images")] == ["8"]
+    assert list(tfds.builder_from_directory(paths["questions"]).info.splits) == ["test_landscape"]
+
+
+# Answers to choose from
+
+
+def test_frequent_answers():
+    answers = collections.Counter(
+        {"yes": 5, "no": 5, "t-shirt": 4, "2.5": 3, "Red": 3, "a.": 3, "don't": 2, "": 2, "<unk>": 2, " x": 2, "1:2": 1}
+    )
+    questions = [Question(1, 1, "", tuple(answers.elements())), Question(2, 1, "", ("2.5",) * 2)]
+    assert frequent_answers(questions, 4) == (["<unk>", "2.5", "no", "yes"], 15 / 34)
+    assert frequent_answers(questions, 99)[0] == ["<unk>", "2.5", "no", "yes", "don't", "1:2"]
+
+
+@given(st.lists(st.text(alphabet="aB.,-?'15: \r\n\u0663\u00e9<>unk", max_size=6), max_size=30), st.integers(2, 20))
+def test_every_frequent_answer_is_found_by_the_official_reading(answers, size):
+    entries, share = frequent_answers([Question(1, 1, "", tuple(answers))], size)
+    read = [accuracy.vocabulary_entry(line.lower().strip()) for line in io.StringIO("\n".join(entries))]
+    assert read == entries and len(set(entries)) == len(entries) <= size
+    vocabulary = accuracy.AnswerVocabulary(read)
+    found = sum(vocabulary.number(answer) != vocabulary.unknown for answer in answers)
+    assert share * max(1, len(answers)) == pytest.approx(found)
+
+
+def test_answer_files(tmp_path, capsys):
+    download = Download()
+    download.other["vqa/answers_vqa.txt"] = "Yes\n<UNK>\nt-shirt"
+    root = download.write(tmp_path)
+    paths = build.run_vqa(root, tmp_path / "out", features=True)
+    assert paths["answers"].read_text() == "Yes\n<UNK>\nt-shirt"
+    with pytest.raises(SourceError, match="vqa_v2_answers.txt holds other answers"):
+        build.run_vqa(root, tmp_path / "out", features=True, answers=3)
+    made = build.run_vqa(root, tmp_path / "out", "made", features=True, answers=3)
+    assert made["answers"].read_text() == "<unk>\nyes\nred\n"
+    assert "3 answers, 73.3% of what annotators said" in capsys.readouterr().out
+    assert accuracy.load_answers(made["answers"]).entries == ("<unk>", "yes", "red")
+    assert build.run_vqa(root, tmp_path / "out", "made", features=True, answers=3) == made
+    put(root / "vqa/answers_vqa.txt", "yes\nno\n")
+    with pytest.raises(SourceError, match="answers_vqa.txt: lacks the line <unk>"):
+        write_answers(VQADownload(root), tmp_path / "new.txt")
+    with pytest.raises(SourceError, match="add it to --splits"):
+        write_answers(VQADownload(root, ["test"]), tmp_path / "new.txt", 3)
+    assert not list(tmp_path.glob("*new.txt"))

@@ -1,0 +1,99 @@
+"""A headless Chromium that is told what to do through two pipes: the DevTools protocol without a library."""
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from tests.helpers import HANG_SECONDS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--remote-debugging-pipe", "--window-size=1300,1000", "--proxy-server=127.0.0.1:9")  # fmt: skip
+
+
+class Page:
+    """A tab; `session` is DevTools' name for it."""
+
+    def __init__(self, to_browser: int, from_browser: int):
+        self.to_browser, self.from_browser = to_browser, os.fdopen(from_browser, "rb")
+        self.number, self.session, self.rest = 0, None, b""
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.send("Page.enable")
+
+    def send(self, method: str, **params) -> dict:
+        """Waits for the answer; raises RuntimeError where it is an error."""
+        self.number += 1
+        message = dict(id=self.number, method=method, params=params)
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.to_browser, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == self.number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+
+    def _read(self) -> dict:
+        while b"\0" not in self.rest:
+            chunk = self.from_browser.raw.read(1 << 16)
+            if not chunk:
+                raise RuntimeError("the browser is gone")
+            self.rest += chunk
+        message, _, self.rest = self.rest.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, url: str):
+        self.send("Page.navigate", url=url)
+        while self._read().get("method") != "Page.loadEventFired":
+            pass
+
+    def run(self, code: str):
+        """The value of a JavaScript expression; raises RuntimeError with what it threw."""
+        result = self.send("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in result:
+            raise RuntimeError(result["exceptionDetails"]["exception"].get("description"))
+        return result["result"].get("value")
+
+    def mouse(self, selector: str, press: bool):
+        """Moves to the middle of an element as a hand would, and clicks it if `press`."""
+        x, y = self.run(
+            f"(() => {{const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]})()"
+        )
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased") if press else ("mouseMoved",):
+            button = {} if kind == "mouseMoved" else dict(button="left", clickCount=1)
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
+
+    def screenshot(self) -> bytes:
+        return base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+
+
+@contextlib.contextmanager
+def open_browser(profile):
+    """A page of a browser of its own, which keeps its files in the folder `profile`."""
+    (their_end, to_browser), (from_browser, their_voice) = os.pipe(), os.pipe()
+    # The browser reads descriptor 3 and writes to 4: our pipes are put there, by way of numbers that are free.
+    become = (
+        "import os, sys; one, two = (os.dup(os.dup(int(end))) for end in sys.argv[1:3]);"
+        "os.dup2(one, 3); os.dup2(two, 4); os.execv(sys.argv[3], sys.argv[3:])"
+    )
+    command = [sys.executable, "-c", become, str(their_end), str(their_voice), CHROMIUM, *SWITCHES]
+    command.append(f"--user-data-dir={profile}")
+    process = subprocess.Popen(command, pass_fds=(their_end, their_voice), stderr=subprocess.DEVNULL)
+    os.close(their_end), os.close(their_voice)
+    page = None
+    try:
+        page = Page(to_browser, from_browser)
+        yield page
+    finally:
+        process.terminate()
+        process.wait(HANG_SECONDS)
+        os.close(to_browser)
+        if page:
+            page.from_browser.close()

@@ -1,0 +1,73 @@
+"""Recordings of the official modules of the downstream tasks, and how their inputs become ours."""
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from tests.helpers.golden_case import encoder_config, region_head, stack
+from vlbert_jax.batch import Batch
+from vlbert_jax.data.packing import pack
+
+CLS, SEP = 101, 102
+
+
+def texts(case) -> dict[str, np.ndarray]:
+    """ids, segments, tags and mask of the words, [b, n, s]: recorded, or laid out as for RefCOCO+."""
+    if "text_input_ids" in case.out:
+        fields = {name: case.out[f"text_{name}"] for name in ("input_ids", "token_type_ids", "tags", "mask")}
+        return {name: array if array.ndim == 3 else array[:, None] for name, array in fields.items()}
+    expressions = case.inputs["expression"]
+    ids = np.zeros((len(expressions), 1, expressions.shape[1] + 2), np.int64)
+    for row, expression in zip(ids[:, 0], expressions, strict=True):
+        words = expression[expression > 0]
+        row[: len(words) + 2] = [CLS, *words, SEP]
+    return dict(input_ids=ids, token_type_ids=0 * ids, tags=0 * ids, mask=ids > 0)
+
+
+def batch_of(case) -> Batch:
+    """The batch without targets."""
+    words, boxes = texts(case), case.inputs["boxes"]
+    vcr = case.meta["task"] == "vcr"  # has its mark of padding in the last column
+    real = boxes[..., -1] > -0.5 if vcr else boxes[..., 0] > -1.5
+    vocab_size = case.network["VLBERT"]["vocab_size"]
+    b, n, _ = words["mask"].shape
+    lengths = words["mask"].sum(-1)
+    longest = int((lengths + real.sum(1)[:, None]).max())
+    rows = []
+    for i in range(b):
+        sequences = []
+        for j in range(n):
+            mask = words["mask"][i, j]
+            ids, segments, tags = (words[name][i, j][mask] for name in ("input_ids", "token_type_ids", "tags"))
+            count = int(real[i].sum())
+            sequences.append(pack(ids, segments, count, np.zeros(count, bool), tags, longest, vocab_size))
+        rows.append({name: np.stack([s[name] for s in sequences]) for name in sequences[0]})
+    fields = stack(rows)
+    fields.update(
+        boxes=jnp.asarray(np.where(real[..., None], boxes[..., :4], 0)),
+        region_mask=jnp.asarray(real),
+        image_size=jnp.asarray(case.inputs["im_info"][:, :2]),
+    )
+    if "image" in case.inputs:
+        fields["image"] = jnp.asarray(case.inputs["image"].transpose(0, 2, 3, 1))
+    else:
+        fields["region_features"] = jnp.asarray(np.where(real[..., None], boxes[..., 4:], 0))
+    if "masks" in case.inputs:
+        fields["region_shapes"] = jnp.asarray(case.inputs["masks"])
+    fields["region_positions"] = jnp.asarray(lengths[..., None] + np.arange(real.shape[1]))
+    return Batch(**fields)
+
+
+def adjust(config: ml_collections.ConfigDict, case) -> None:
+    """Gives a shipped config the settings of the case."""
+    config.compute_dtype = "float32"
+    encoder = encoder_config(case)
+    config.model.encoder = {name: getattr(encoder, name) for name in config.model.encoder}
+    config.model.feature_size = case.meta["dims"]["VISUAL"]
+    if "image" not in case.inputs:
+        config.data.features, config.model.train_region_head = "precomputed", False
+        return
+    config.data.features, config.model.train_region_head = "image", True
+    options = region_head(case, roi_chunk=3)
+    config.model.region_head.update(options["backbone"], dilated_c5=options["dilated_c5"], roi_chunk=3)
+    config.model.region_head.frozen_batch_norm = case.network["IMAGE_FROZEN_BN"]

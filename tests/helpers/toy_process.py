@@ -1,0 +1,32 @@
+"""`python -m tests.helpers.toy_process FLAGS`: the command with the toy task; time-outs as in the environment."""
+
+import atexit
+import os
+import sys
+
+sys.modules.setdefault("torch", None)  # TensorBoard's writer would import it, which takes seconds
+
+from tests.helpers import toy_hosts  # noqa: E402
+from vlbert_jax import main, tasks  # noqa: E402
+from vlbert_jax.training import hosts  # noqa: E402
+
+ARGUMENTS, LOG, ENVIRONMENT = sys.argv, "", {}  # others where a test forks this process
+
+if __name__ == "__main__":
+    ARGUMENTS, LOG, ENVIRONMENT = globals().get("FORKED", (ARGUMENTS, LOG, ENVIRONMENT))
+    os.environ.update(ENVIRONMENT)
+    if LOG:
+        for stream in (1, 2):
+            os.dup2(os.open(LOG, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
+    for name in ("JOIN_SECONDS", "HEARTBEAT_SECONDS"):
+        setattr(hosts, name, int(os.environ.get(name, getattr(hosts, name))))
+    hosts.FILE_SECONDS = 1
+    tasks.TASKS["toy"] = toy_hosts.task
+    try:
+        status = main.main(ARGUMENTS)
+    except BaseException:  # as the interpreter would do it; multiprocessing only prints
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    atexit._run_exitfuncs()  # a fork of multiprocessing would leave JAX's out
+    sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,134 @@
+"""A task small enough that a whole training run takes a second: two dense layers and dropout.
+
+It follows the protocol of `vlbert_jax/tasks/__init__.py` and is what the loop's tests train.
+"""
+
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from configs import common
+from vlbert_jax.batch import Batch
+from vlbert_jax.model.layers import dropout
+
+FEATURES, WIDTH, VALIDATION = 8, 16, 24  # VALIDATION = records of the val split
+
+
+class Toy(nnx.Module):
+    def __init__(self, dropout_rate, rngs):
+        self.dropout_rate = dropout_rate
+        normal = jax.random.normal
+        self.frozen = nnx.Param(normal(rngs.params(), (FEATURES, FEATURES)) / 3, axes=("feature", None))
+        self.first = nnx.Param(normal(rngs.params(), (FEATURES, WIDTH)) / 3, axes=("embed", "mlp"))
+        self.last = nnx.Param(normal(rngs.params(), (WIDTH, 1)) / 4, axes=("mlp", None))
+
+    def __call__(self, batch, key=None):
+        x = batch.boxes[:, 0] @ self.frozen[...][:4]
+        x = dropout(jnp.tanh(x @ self.first[...]), self.dropout_rate, key)
+        return (x @ self.last[...])[:, 0]
+
+
+def make_config(**fields) -> ml_collections.ConfigDict:
+    config = common.trainer()
+    config.task = "toy"
+    config.total_steps, config.batch_size, config.learning_rate, config.warmup_steps = 20, 16, 1e-2, 2
+    config.compute_dtype, config.report = "float32", False
+    config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps = 4, 10, 5
+    config.best_metric = "loss"
+    config.dropout_rate = 0.1
+    config.poison_step = -1  # the batch at this step has a NaN in it
+    config.step_delay = 0.0  # seconds that a batch takes to come
+    config.second_loss_from = 0  # the loss `size` counts from this step on
+    config.data = ml_collections.ConfigDict(
+        dict(embedded="", data_dir="data", vocab="", features="image", extractor="", num_threads=1, prefetch=1)
+    )
+    config.model = ml_collections.ConfigDict(dict(encoder=dict(vocab_size=0)))
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """For `--config=tests/helpers/toy_task.py`."""
+    return make_config()
+
+
+def build_model(config, rngs):
+    return Toy(config.dropout_rate, rngs)
+
+
+def is_frozen(path, config):
+    return path == ("frozen",)
+
+
+def is_idle(path, config, names):
+    return False
+
+
+def _batch(rng, size) -> Batch:
+    boxes = rng.normal(size=(size, 1, 4)).astype(np.float32)
+    zeros = np.zeros((size, 1, 1), np.int32)
+    group = (np.sin(boxes[:, 0].sum(-1)) > 0).astype(np.int32)
+    mask = rng.random((size, 1, 1)) < 0.8
+    return Batch(zeros, zeros, zeros, zeros, mask, boxes=boxes, group=group)
+
+
+def train_batches(config, start_step, process_index, process_count):
+    for step in range(start_step, sys.maxsize):
+        batch = _batch(np.random.default_rng((config.seed, step)), config.batch_size)
+        time.sleep(config.step_delay)
+        if step == config.poison_step:
+            batch.boxes[0] = np.nan
+        yield jax.tree.map(lambda x: np.split(x, process_count)[process_index], batch)
+
+
+def eval_batches(config, process_index, process_count):
+    def subset(seed):
+        batch = _batch(np.random.default_rng(seed), VALIDATION)
+        for start in range(0, VALIDATION, 16):
+            part = jax.tree.map(lambda x, start=start: x[start : start + 16], batch)
+            missing = 16 - part.boxes.shape[0]
+            part = jax.tree.map(
+                lambda x, m=missing: np.concatenate([x, np.zeros((m, *x.shape[1:]), x.dtype)]), part
+            )
+            yield jax.tree.map(lambda x: np.split(x, process_count)[process_index], part)
+
+    return {"val": subset(1), "other": subset(2)}
+
+
+def active_losses(config, step):
+    return ("fit", "size") if step >= config.second_loss_from else ("fit",)
+
+
+def loss_weights(config):
+    return {"fit": 1.0, "size": 0.1}
+
+
+def loss_counts(batch, config, names):
+    count = jnp.maximum(batch.element_mask.sum().astype(jnp.float32), 1)
+    return dict.fromkeys(names, count)
+
+
+def loss_sums(model, batch, key, config, names):
+    logits, mask = model(batch, key), batch.element_mask[:, 0, 0]
+    hits = (logits > 0) == (batch.group > 0)
+    sums = {"fit": jnp.sum(mask * (logits - batch.group) ** 2), "size": jnp.sum(mask * logits**2)}
+    return {name: sums[name] for name in names}, {"fit_accuracy": (jnp.sum(hits & mask), jnp.sum(mask))}
+
+
+def score(model, batch, config):
+    logits, mask = model(batch), batch.element_mask[:, 0, 0]
+    hits = (logits > 0) == (batch.group > 0)
+    return {
+        "accuracy": (jnp.sum(hits & mask), jnp.sum(mask)),
+        "loss": (jnp.sum(mask * (logits - batch.group) ** 2), jnp.sum(mask)),
+        "never": (jnp.zeros(()), jnp.zeros(())),
+    }
+
+
+def write_report(directory, model, config, history):
+    (directory / "index.html").write_text(f"{len(history)} rows, {model.first.shape}")

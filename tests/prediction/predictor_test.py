@@ -1,0 +1,258 @@
+"""Answers about one's own pictures are those of evaluation; photographs of any size; no needless compiling."""
+
+import io
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+
+import vlbert_jax
+from data_prep.build import build_scene_tasks
+from tests.helpers.predict_case import WIDTH, in_float32, on_model, shrunk, write_model
+from vlbert_jax.batch import Batch
+from vlbert_jax.convert import main
+from vlbert_jax.data.masking import Samples
+from vlbert_jax.data.tables import Split, eval_batches
+from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
+from vlbert_jax.tasks.refcoco import task as refcoco
+from vlbert_jax.tasks.refcoco.examples import candidates, original_boxes
+from vlbert_jax.tasks.vcr import task as vcr
+from vlbert_jax.tasks.vqa import task as vqa
+
+CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"))
+QUESTION = "what color is the ball?"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build_scene_tasks(folder, num_train=4, num_val=6, num_test=2, feature_width=WIDTH)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(data_dir):
+    """task -> (config, path)"""
+    configs = {task: shrunk(task, data_dir) for task in TASKS}
+    configs["precomputed"] = shrunk("vqa", data_dir, "base", **{"data.sequence_length": 31, "data.max_regions": 6})
+    return {name: (config, write_model(data_dir / f"model_{name}", config)) for name, config in configs.items()}
+
+
+@pytest.fixture(scope="module")
+def predictors(models):
+    return {name: vlbert_jax.load(path) for name, (_, path) in models.items()}
+
+
+def evaluated(task, config, path, maker):
+    """The task's predictions and records of its validation split, computed as evaluation does, in float32."""
+    config = in_float32(config)
+    predict, rows = on_model(path, config, lambda model, batch: task.predict(model, batch, config)), []
+    for batch in eval_batches(config, maker, 0, 1):
+        found = jax.device_get(predict(batch))
+        rows += [(int(i), {k: v[n] for k, v in found.items()}) for n, i in enumerate(batch.index) if i >= 0]
+    split = Split(config, "val")
+    return [(split[i], row) for i, row in rows]
+
+
+def picture_of(record):
+    return Image.open(io.BytesIO(record["image"]))
+
+
+@pytest.mark.parametrize("name", ["vqa", "precomputed"])
+def test_answers_are_those_of_evaluation(name, models, predictors, data_dir):
+    config, path = models[name]
+    predictor, checked = predictors[name], set()
+    for record, row in evaluated(vqa, config, path, vqa._maker):
+        if record["question"] in checked or len(checked) == 4:
+            continue
+        checked.add(record["question"])
+        folder = data_dir / "scenes_downstream/coco/vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
+        picture = data_dir / f"scenes_downstream/coco/val2014/COCO_val2014_{int(record['image_id']):012d}.jpg"
+        found = predictor.answer(picture, record["question"], folder / f"{record['image_id']}.json")
+        assert [answer.text for answer in found] == [predictor.answers.entries[i] for i in row["answer"]]
+        np.testing.assert_allclose([answer.probability for answer in found], row["probability"], atol=1e-5)
+    assert len(checked) == 4
+
+
+def test_places_are_those_of_evaluation(models, predictors):
+    config, path = models["refcoco"]
+    for record, row in evaluated(refcoco, config, path, refcoco._maker)[:4]:
+        boxes = candidates(record, "detected")
+        found = predictors["refcoco"].ground(picture_of(record), record["expression"], boxes)
+        count = len(found)
+        assert [place.region for place in found] == row["region"][:count].tolist() and count == min(5, len(boxes) + 1)
+        np.testing.assert_allclose([place.probability for place in found], row["probability"][:count], atol=1e-5)
+        want = original_boxes(record, "detected", tuple(config.data.image_scale))[row["region"][:count]]
+        # The official way there and back ends at the last pixel of the smaller picture.
+        np.testing.assert_allclose([place.box for place in found], want, atol=1)
+
+
+def test_choices_are_those_of_evaluation(models, predictors):
+    """Rectangles in place of outlines are the one difference: here the outlines are made rectangles, too."""
+    config, path = models["vcr"]
+
+    def maker(config, orientation, train):
+        make = vcr._maker(config, orientation, train)
+        return lambda record, flip: make(record | dict(shapes=np.ones_like(record["shapes"])), flip)
+
+    def text(parts):
+        return " ".join(p if isinstance(p, str) else f"[{','.join(str(i + 1) for i in p)}]" for p in json.loads(parts))
+
+    record, row = evaluated(vcr, config, path, maker)[0]
+    boxes = dict(boxes=record["boxes"].tolist(), labels=list(record["objects"]))
+    predictor = predictors["vcr"]
+    file = path / "boxes.json"
+    file.write_text(json.dumps(boxes))
+    found = predictor.choose(picture_of(record), text(record["question"]), list(map(text, record["answers"])), file)
+    want = np.exp(row["logits"] - row["logits"].max())
+    np.testing.assert_allclose(found, want / want.sum(), atol=1e-5)
+    assert sum(found) == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"\[9\] in 'is \[9\] red': regions are 1 to"):
+        predictor.choose(picture_of(record), "is [9] red", ["yes"], file)
+
+
+def test_filled_words_are_what_masking_in_training_asks(models, predictors):
+    """The same sequence by the way of pre-training, with draws that mask the second and the fourth word."""
+    config, path = models["pretrain"]
+    predictor, words = predictors["pretrain"], "a red ball above the box".split()
+    boxes = np.array([[100, 50, 300, 250], [10, 5, 90, 80]], np.float32)
+    pixels = np.asarray(Image.open(CAT))
+    record = dict(
+        image=pixels, image_size=np.array(pixels.shape[1::-1]), caption=words, boxes=boxes, image_feature=(),
+        class_scores=np.full((2, 81), 1 / 81, np.float32),
+    )
+    uniform = np.ones(24)
+    uniform[[1, 3]] = 0
+    config = in_float32(config)
+    draws = Samples(1.0, 0.0, 0.0, uniform, np.zeros(24, np.int64), np.ones(2))
+    tokenizer, layout = tokenizer_of(config), CaptionLayout.of(config, train=False)
+    example = caption_example(record, draws, tokenizer, layout)
+    assert example["mlm_mask"].sum() == 2
+    batch = Batch(**{name: value[None] for name, value in example.items()})
+    guess = on_model(path, config, lambda m, batch: TASKS["pretrain"].guess_words(m, batch, m.states(batch), config))
+    want = guess(batch)
+    found = predictor.fill(pixels, "a [MASK] ball [MASK] the box", boxes)
+    for i, mask in enumerate(found):
+        for name, guesses in dict(words=mask.words, words_blind=mask.blind).items():
+            probabilities, ids = (np.asarray(array)[0, 0, i] for array in want[name])
+            assert [word.text for word in guesses] == [tokenizer.backend.id_to_token(int(k)) for k in ids]
+            np.testing.assert_allclose([word.probability for word in guesses], probabilities, atol=1e-5)
+    assert found[0].words != found[0].blind
+    with pytest.raises(ValueError, match="has no .MASK."):
+        predictor.fill(CAT, "a red ball")
+    with pytest.raises(ValueError, match=r"of 30 \[MASK\]"):
+        predictor.fill(CAT, "[MASK] " * 30)
+    with pytest.raises(ValueError, match="empty"):
+        predictors["vqa"].answer(CAT, " ")
+
+
+def test_photographs_of_any_size_share_two_programs(predictors):
+    predictor = predictors["vqa"]
+    looked = predictor.look(CAT)
+    assert len(looked.regions) == 9 and "3 x 3 grid" in looked.regions.source
+    first = predictor.answer(looked, QUESTION)
+    assert first == predictor.answer(np.asarray(Image.open(CAT)), QUESTION)
+    with pytest.raises(ValueError, match="has its regions already"):
+        predictor.answer(looked, QUESTION, [[1, 2, 3, 4]])
+    turned = Image.open(COFFEE).transpose(Image.Transpose.ROTATE_90)
+    assert predictor.answer(turned, QUESTION) != first
+    counts = [f.func._cache_size() for f in (predictor._appearance, predictor._predict)]
+    for picture in (COFFEE, Image.new("RGB", (1, 1)), Image.new("RGB", (2000, 3)), turned.resize((70, 300))):
+        answers = predictor.answer(picture, QUESTION)
+        assert np.isfinite([answer.probability for answer in answers]).all()
+    assert [f.func._cache_size() for f in (predictor._appearance, predictor._predict)] == counts
+    assert counts[0] <= 2 and counts[1] == 1
+
+
+def test_states_and_attention(models, predictors):
+    for name in ("vqa", "vcr"):
+        predictor, text = predictors[name], "what is red"
+        encoded, seen = predictor.encode(CAT, text), predictor.attention(CAT, text)
+        assert encoded.tokens == seen.tokens and encoded.tokens[:4] == ("[CLS]", "what", "is", "red")
+        assert encoded.text.shape == (len(encoded.tokens), 32) and encoded.regions.shape == (10, 32)
+        size = len(encoded.tokens) + 10 + 1
+        assert seen.regions[:2] == ("whole image", "region 1") and seen.probabilities.shape == (2, 4, size, size)
+        np.testing.assert_allclose(seen.probabilities.sum(-1), 1, atol=1e-5)
+    # The states are the encoder's: the head on them gives the answer.
+    predictor, (config, path) = predictors["vqa"], models["vqa"]
+    mask = predictor.encode(CAT, "what is red").text[5]
+    logits = on_model(path, config, lambda model: model.answer_head(jax.numpy.asarray(mask)[None])[0])()
+    best = predictor.answer(CAT, "what is red")[0]
+    assert predictor.answers.entries[int(logits.argmax())] == best.text
+    np.testing.assert_allclose(jax.nn.sigmoid(logits.max()), best.probability, atol=1e-5)
+
+
+def test_attention_runs_the_same_encoder(models):
+    config, path = models["vqa"]
+    batch = next(iter(vqa.eval_batches(config, 0, 1)["questions"]))
+    (states, attention), same = on_model(path, config, lambda m, b: (m.attention(b), m.states(b)))(batch)
+    np.testing.assert_allclose(states, same, atol=1e-6)
+    b, n, s, _ = states.shape
+    assert attention.shape == (2, b, n, 4, s, s)
+    np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
+    assert (np.asarray(attention)[:, 0][..., ~batch.element_mask[0, 0]] == 0).all()
+
+
+def test_refusals(models, predictors, data_dir, tmp_path):
+    for name, method, hint in (("vqa", "ground", "--question"), ("refcoco", "fill", "--expression")):
+        with pytest.raises(ValueError, match=rf"is a model for .*: it takes {hint}"):
+            getattr(predictors[name], method)(CAT, "what")
+    with pytest.raises(ValueError, match="a detector's features: give the detector"):
+        predictors["precomputed"].answer(CAT, QUESTION)
+    config, path = models["precomputed"]
+    other = write_model(tmp_path / "other", shrunk("vqa", data_dir, "base", **{"data.extractor": "abc"}))
+    file = tmp_path / "regions.json"
+    boxes = dict(boxes=[[1, 2, 30, 40]], features=[[0.5] * WIDTH])
+    for extractor, fits in (("abc", True), ("", True), ("abd", False)):
+        file.write_text(json.dumps(boxes | dict(extractor=extractor)))
+        if fits:
+            assert len(vlbert_jax.load(other).look(CAT, file).regions) == 1
+            continue
+        with pytest.raises(ValueError, match="trained on features of extractor abc, these are of abd"):
+            vlbert_jax.load(other).look(CAT, file)
+    _, path = models["vqa"]
+    with pytest.raises(ValueError, match="no vocabulary at .*--vocab"):
+        vlbert_jax.load(path, data_dir=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no answer vocabulary .*--answers"):
+        vlbert_jax.load(path, vocab=str(data_dir / "scenes_downstream/vocab.txt"), data_dir=str(tmp_path))
+    blind = write_model(tmp_path / "blind", shrunk("vqa", data_dir, blind=True))
+    with pytest.raises(ValueError, match="without the image"):
+        vlbert_jax.load(blind)
+
+
+def test_weights_that_lack_a_head(data_dir, tmp_path):
+    config = shrunk("vqa", data_dir)
+    path = write_model(tmp_path / "model", config)
+    about = json.loads((path / "config.json").read_text())
+    about["newly_initialised"] = ["final_mlp.2.weight"]
+    (path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="1 tensors of a trained model for vqa are not there, as final_mlp.2.weight"):
+        vlbert_jax.load(path)
+
+
+def test_weights_of_a_file(models, data_dir, tmp_path):
+    """Official names, no config: sizes are told by the weights, the rest by the recipes."""
+    _, path = models["vqa"]
+    file = tmp_path / "vqa.safetensors"
+    assert main([str(path), str(file)]) == 0
+    words = dict(vocab=data_dir / "scenes_downstream/vocab.txt", answers=data_dir / "vqa/scenes_answers.txt")
+    predictor = vlbert_jax.load(file, **words)
+    assert predictor.task == "vqa" and predictor.config.data.image_scale == (600, 1000)
+    assert predictor.config.data.max_regions == 100 and predictor.config.losses.answer == "sigmoid"
+    answers = predictor.answer(CAT, QUESTION)
+    assert len(answers) == 5 and 0 < answers[0].probability < 1
+    with pytest.raises(ValueError, match="'bert-base-uncased'|huggingface|--vocab"):
+        vlbert_jax.load(file, vocab=str(tmp_path / "nowhere.txt"))
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, vlbert_jax; print('jax' in sys.modules, callable(vlbert_jax.load))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -1,0 +1,335 @@
+"""The pre-training task: the shipped recipes, shrunk, on the drawn corpus; losses, blind twins, phases, devices."""
+
+import functools
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from configs import pretrain as recipes
+from data_prep.build import build_scenes
+from tests.helpers import ROOT
+from tests.helpers.pretrain_case import FEATURES, shrunk
+from vlbert_jax.batch import NO_IMAGE
+from vlbert_jax.convert import main
+from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
+from vlbert_jax.model.visual_linguistic import region_head_is_frozen, without_image, without_words
+from vlbert_jax.tasks.losses import cross_entropy
+from vlbert_jax.tasks.pretrain import task as pretrain
+from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches
+from vlbert_jax.tasks.pretrain.losses import loss_counts, loss_sums
+from vlbert_jax.tasks.pretrain.report import predicted_cards
+from vlbert_jax.training import optimizer, sharding
+from vlbert_jax.training.loop import train
+from vlbert_jax.training.state import create_state, open_run
+from vlbert_jax.training.step import train_step
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build_scenes(folder, num_train=40, num_val=20, num_train_stories=20, num_val_stories=8, feature_width=FEATURES)
+    return folder
+
+
+def first_batch(config):
+    return jax.tree.map(jnp.asarray, next(train_batches(config, 0, 0, 1)))
+
+
+def build(config):
+    return nnx.jit(lambda: pretrain.build_model(config, nnx.Rngs(0)))()
+
+
+def losses_and_gradients(config, batch, model, names=None, key=None):
+    """Per loss: its value, and the names of the trained parameters it reaches."""
+    names = names or pretrain.active_losses(config, 0)
+    graphdef, trained, rest = nnx.split(
+        model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(path, config)), ...
+    )
+    counts = loss_counts(batch, config, names)
+
+    @jax.jit
+    @functools.partial(jax.jacrev, has_aux=True)
+    def run(trained):
+        sums, _ = loss_sums(nnx.merge(graphdef, trained, rest), batch, key, config, names)
+        losses = {name: sums[name] / counts[name] for name in names}
+        return losses, losses
+
+    gradients, losses = run(trained)
+    reached = {
+        name: {"/".join(map(str, path)) for path, v in nnx.to_flat_state(gradient) if np.any(v[...])}
+        for name, gradient in gradients.items()
+    }
+    return {name: float(value) for name, value in losses.items()}, reached
+
+
+VARIANTS = {
+    "demo": {"mlm_caption", "mlm_text", "mrc", "region"},
+    "base_e2e": {"mlm_caption", "mlm_text", "mrc"},
+    "base_prec": {"mlm_caption", "mlm_text", "mrc"},
+    "base_prec_no_text": {"mlm_caption", "mrc"},
+    "large_e2e": {"mlm_caption", "mlm_text", "mrc"},
+    "large_prec": {"mlm_caption", "mlm_text", "mrc"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shipped_recipes_train(variant, data_dir):
+    """Each recipe's losses start near those of a uniform guess, and reach the parameters they should."""
+    gains = {f"model.encoder.{kind}_visual_gain_init": 0.1 for kind in ("text", "region")}
+    config = shrunk(variant, data_dir, **{"opening.steps": 0, "losses.region_fixed_until": 0}, **gains)
+    batch = first_batch(config)
+    losses, reached = losses_and_gradients(config, batch, build(config))
+    assert losses.keys() == VARIANTS[variant]
+    uniform = dict(mlm_caption=np.log(256), mlm_text=np.log(256), mrc=np.log(81), region=np.log(81))
+    for name, loss in losses.items():
+        assert abs(loss - uniform[name]) < (0.5 if name != "region" else 2), (name, loss)
+    convolutions = {name for name in reached["mrc"] if "c5" in name or "backbone" in name}
+    assert bool(convolutions) == config.model.train_region_head
+    if config.model.region_head.frozen_batch_norm:
+        assert not any(name.endswith(("gain", "offset")) for name in convolutions)
+    if config.losses.text_only:
+        assert "vlbert/text_only_visual" in reached["mlm_text"] - reached["mlm_caption"]
+
+
+ABLATION = {  # at the top of configs/pretrain.py
+    "a": ("base_prec_no_text", {"losses.mrc": False}, {"mlm_caption"}),
+    "b": ("base_prec_no_text", {}, {"mlm_caption", "mrc"}),
+    "c": (
+        "base_prec_no_text",
+        {"losses.relationship": True, "model.encoder.pooler": True},
+        {"mlm_caption", "mrc", "relationship"},
+    ),
+}
+
+
+@pytest.mark.parametrize("setting", ABLATION)
+def test_ablations_train(setting, data_dir):
+    variant, fields, expected = ABLATION[setting]
+    config = shrunk(variant, data_dir, **fields)
+    losses, _ = losses_and_gradients(config, first_batch(config), build(config))
+    assert losses.keys() == expected
+    assert all(np.isfinite(list(losses.values())))
+    assert ("--config.losses.mrc=False" in recipes.__doc__) and (variant in recipes.__doc__)
+
+
+@pytest.mark.parametrize("variant", ["demo", "base_e2e", "base_prec"])
+def test_one_program_serves_all_updates(variant, data_dir):
+    """The state that an update returns has the types of the one it took: else the second would compile again."""
+    config = shrunk(variant, data_dir)
+    mesh = sharding.make_mesh(config.mesh)
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    graphdef, state, shardings, _ = create_state(config, pretrain, tx, mesh)
+    static = dict(graphdef=graphdef, task=pretrain, config=config, tx=tx, mesh=mesh, shardings=shardings)
+    step = functools.partial(train_step, **static, names=pretrain.active_losses(config, 0))
+    with jax.set_mesh(mesh):
+        after, _ = jax.eval_shape(step, state, first_batch(config))
+    types = [[(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)] for tree in (state, after)]
+    assert types[0] == types[1] and not any(weak for _, _, weak in types[0])
+
+
+def test_the_relationship_loss_wants_the_pooler(data_dir):
+    config = shrunk("base_prec", data_dir, **{"losses.relationship": True})
+    with pytest.raises(ValueError, match="model.encoder.pooler=True"):
+        pretrain.build_model(config, nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("field, values", [("mrc_targets", "soft, hard"), ("normalise", "targets, examples")])
+def test_losses_that_do_not_exist_are_named(field, values, data_dir):
+    config = shrunk("base_prec", data_dir, **{f"losses.{field}": "mean"})
+    with pytest.raises(ValueError, match=f"config.losses.{field} is 'mean', not one of {values}"):
+        losses_and_gradients(config, first_batch(config), build(config))
+
+
+def test_the_opening_wants_its_loss(data_dir):
+    with pytest.raises(ValueError, match="losses.region=1.0"):
+        pretrain.build_model(shrunk("demo", data_dir, **{"losses.region": 0.0}), nnx.Rngs(0))
+
+
+def test_the_phases_train_what_they_should(data_dir):
+    """The region head alone, then all but it, then everything; what has no gradient is left alone."""
+    config = shrunk("demo", data_dir, **{"opening.steps": 2, "losses.region_fixed_until": 4})
+    opening, middle, last = (pretrain.active_losses(config, step) for step in (1, 3, 4))
+    assert opening == ("region",) and set(middle) == VARIANTS["demo"] - {"region"} and set(last) == VARIANTS["demo"]
+    batch, model = first_batch(config), build(config)
+    paths = {"/".join(map(str, path)): path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    for names in (opening, middle, last):
+        _, reached = losses_and_gradients(config, batch, model, names)
+        reached = set().union(*reached.values())
+        assert reached and not any(pretrain.is_idle(paths[name], config, names) for name in reached)
+    idle = {name for name, path in paths.items() if pretrain.is_idle(path, config, middle)}
+    assert idle and all("c5" in name or "backbone" in name or "region_c" in name for name in idle)
+    assert not any(pretrain.is_idle(path, config, last) for path in paths.values())
+
+
+def test_examples_first_normalisation(data_dir):
+    """The mean over sequences of their means, by hand."""
+    config = shrunk("base_prec", data_dir, **{"losses.normalise": "examples"})
+    batch, model = first_batch(config), build(config)
+    losses, _ = losses_and_gradients(config, batch, model, ("mlm_caption",))
+    states = model.encode(batch, model.region_states(batch, model.appearance(batch)))
+    each = cross_entropy(model.mlm_logits(states, batch.mlm_positions), batch.mlm_labels)[:, 0]
+    means = [
+        row[mask].mean()
+        for row, mask in zip(np.asarray(each), np.asarray(batch.mlm_mask)[:, 0], strict=True)
+        if mask.any()
+    ]
+    np.testing.assert_allclose(losses["mlm_caption"], np.mean(means), rtol=1e-3)
+
+
+def test_no_target_is_no_loss(data_dir):
+    config = shrunk("base_prec", data_dir)
+    batch = first_batch(config)
+    batch = batch.replace(mlm_mask=jnp.zeros_like(batch.mlm_mask), mrc_mask=jnp.zeros_like(batch.mrc_mask))
+    losses, reached = losses_and_gradients(config, batch, build(config))
+    assert set(losses.values()) == {0.0}
+    assert not any(reached.values())
+
+
+def test_blind_twins_see_nothing(data_dir):
+    """A caption without its image does not change with the image; regions without words do not change with them."""
+    config = shrunk("base_e2e", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
+    batch, model = first_batch(config), build(config)
+    other = batch.replace(image=255 - batch.image, boxes=batch.boxes + 1)
+    vocab_size = config.model.encoder.vocab_size
+
+    @jax.jit
+    def states_of(batch, regions):
+        return model.encode(batch, regions)
+
+    def regions(batch):
+        return model.region_states(batch, model.appearance(batch))
+
+    assert np.abs(states_of(batch, regions(batch)) - states_of(other, regions(other))).max() > 1e-3
+    blind = without_image(batch, vocab_size)
+    assert (np.asarray(blind.region_ids) == NO_IMAGE).all()
+    alone = states_of(blind, None)
+    words = np.asarray(batch.token_ids[:, 0] < vocab_size) & np.asarray(batch.element_mask[:, 0])
+    sighted = states_of(blind, regions(other))
+    np.testing.assert_allclose(np.asarray(alone)[:, 0][words], np.asarray(sighted)[:, 0][words], atol=1e-5)
+
+    tokenizer = tokenizer_of(config)
+    wordless = without_words(batch, *masking_ids(config))
+    ids = np.asarray(wordless.token_ids[:, 0])[words]
+    assert set(ids) <= {tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id}
+    kept = np.asarray(batch.token_ids) >= vocab_size
+    np.testing.assert_array_equal(np.asarray(wordless.token_ids)[kept], np.asarray(batch.token_ids)[kept])
+
+
+def test_evaluation_masks_as_much_whatever_training_does(data_dir):
+    def evaluated(mask_words):
+        config = shrunk("base_prec", data_dir, **{"data.mask_words": mask_words})
+        return {name: next(batches) for name, batches in eval_batches(config, 0, 1).items()}
+
+    few, many = evaluated(0.15), evaluated(0.9)
+    assert few.keys() == {"captions", "text"}
+    for name in few:
+        np.testing.assert_array_equal(few[name].mlm_mask, many[name].mlm_mask)
+
+
+def test_the_page_of_a_run_without_hidden_regions(data_dir):
+    config = shrunk("demo", data_dir, **{"losses.mrc": False})
+    cards = predicted_cards(build(config), config)
+    assert cards and all(card.masked and not card.hidden_regions for card in cards)
+
+
+def test_scores_count_each_target_once(data_dir):
+    """Sums over all evaluation batches, padding included, against the targets of the split."""
+    config = shrunk("demo", data_dir)
+    graphdef, state = nnx.split(build(config))
+    score = jax.jit(lambda state, batch: pretrain.score(nnx.merge(graphdef, state), batch, config))
+    counts, targets, examples = {}, 0, 0
+    for batches in eval_batches(config, 0, 1).values():
+        for batch in batches:
+            for name, (_, count) in score(state, batch).items():
+                counts[name] = counts.get(name, 0) + float(count)
+            if batch.boxes is not None:
+                targets += batch.mlm_mask.sum()
+                examples += batch.region_mask.any(1).sum()
+    assert examples == 20
+    assert counts["mlm_caption_accuracy"] == counts["mlm_caption_accuracy_blind"] == targets
+    groups = sum(counts[f"visual_word_accuracy_objects_{i}"] for i in (1, 2, 3))
+    assert 0 < counts["visual_word_accuracy"] == groups < targets
+    assert counts["mlm_text_accuracy"] > 0 and counts["mrc_accuracy"] > 0
+
+
+def test_the_command_from_data_to_report(data_dir, tmp_path):
+    """The demo, shrunk: train, evaluate, save, report; then evaluate again, with the same scores."""
+    fields = dict(
+        total_steps=2,
+        batch_size=8,
+        log_every_steps=1,
+        eval_every_steps=0,
+        checkpoint_every_steps=0,
+    )
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    config = shrunk("demo", data_dir)
+    for section, names in (
+        ("data", ("data_dir", "sequence_length", "text_min_words", "image_scale")),
+        ("model.encoder", ("hidden_size", "num_layers", "num_heads", "mlp_size")),
+        ("model.region_head", ("stem_width", "widths", "roi_size")),
+    ):
+        values = functools.reduce(getattr, section.split("."), config)
+        flags += [f"--config.{section}.{name}={values[name]}" for name in names]
+    flags += ["--config.opening.steps=1", "--config.losses.region_fixed_until=0"]
+    command = [sys.executable, "-m", "vlbert_jax.main", "--config=configs/pretrain.py", f"--workdir={tmp_path}", *flags]
+    one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")  # the batch is small
+    environment = os.environ | {"XLA_FLAGS": one_device}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["split"]) for row in rows] == [(1, "train"), (2, "train"), (2, "val")]
+    page = (tmp_path / "report/index.html").read_text()
+    assert "data:image/" in page and 'src="http' not in page
+    again = subprocess.run([*command, "--mode=evaluate"], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert again.returncode == 0, again.stderr[-2000:]
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores.items() >= {k: v for k, v in rows[-1].items() if "accuracy" in k}.items()
+
+
+def test_a_run_starts_from_a_converted_bert(data_dir, tmp_path, caplog):
+    """A Hugging Face BERT of the demo's (shrunk) sizes, converted, then a run from it: the log, the start, updates."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    fields = {"total_steps": 1, "opening.steps": 0, "losses.region_fixed_until": 0, "warmup_steps": 0, "report": False}
+    config = shrunk("demo", data_dir, **fields, **{"eval_every_steps": 0, "optimizer.schedule": "constant"})
+    sizes = config.model.encoder
+    torch.manual_seed(0)
+    bert = transformers.BertForPreTraining(
+        transformers.BertConfig(
+            vocab_size=sizes.vocab_size,
+            hidden_size=sizes.hidden_size,
+            num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            intermediate_size=sizes.mlp_size,
+            max_position_embeddings=sizes.max_positions,
+        )
+    )
+    bert.save_pretrained(tmp_path / "bert")
+    assert main([str(tmp_path / "bert"), str(tmp_path / "converted")]) == 0
+    caplog.set_level(logging.INFO)
+    words = bert.bert.embeddings.word_embeddings.weight.detach().numpy()
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    config.init.bert = str(tmp_path / "bert")
+    start = open_run(config, pretrain, tmp_path / "start", mesh).state
+    np.testing.assert_array_equal(start.params["vlbert"]["token_embeddings"][...][: len(words)], words)
+    config.init.update(dict(bert="", checkpoint=str(tmp_path / "converted")))
+    _, state = train(config, pretrain, tmp_path / "run", mesh)
+    for field in ("bert", "checkpoint"):
+        assert f"parameters of vlbert/encoder: 32 from init.{field}" in caplog.text
+    assert "parameters of fast_rcnn/projection: 2 from scratch" in caplog.text
+    assert int(state.step) == 1 and bool(state.finite)
+    assert main([str(tmp_path / "run"), str(tmp_path / "mine.safetensors"), "--strict"]) == 0
+    mine = load_file(tmp_path / "mine.safetensors")
+    kernel = state.params["mrc_head"]["classes"]["kernel"][...]
+    np.testing.assert_array_equal(mine["module.vlbert.mvrc_head.region_cls_pred.weight"].T, kernel)
+    moved = np.abs(np.asarray(state.params["vlbert"]["token_embeddings"][...])[: len(words)] - words)
+    assert 0 < moved.max() <= 1.1 * config.learning_rate  # one update of Adam from where BERT was

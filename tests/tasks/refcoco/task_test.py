@@ -1,0 +1,305 @@
+"""RefCOCO+ as a task: an example by hand, loss and scores on known logits, the shipped recipes shrunk, predictions."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import refcoco as recipes
+from data_prep.build import build_scene_tasks, run_builder
+from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
+from data_prep.refcoco_files import ReferDownload
+from tests.helpers.tiny_recipes import shrink
+from vlbert_jax.batch import Batch
+from vlbert_jax.data.examples import empty_example
+from vlbert_jax.data.records import open_split
+from vlbert_jax.data.tables import Split
+from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks.refcoco import task as refcoco
+from vlbert_jax.tasks.refcoco.examples import (
+    KINDS,
+    ExpressionLayout,
+    box_iou,
+    hits,
+)
+from vlbert_jax.training import sharding
+from vlbert_jax.training.evaluate import evaluate_run
+from vlbert_jax.training.loop import train
+
+NUM_VAL = 12  # scenes
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    source = build_scene_tasks(folder, num_train=30, num_val=NUM_VAL, num_test=6)["source"]
+    bare = ("bare", folder, ReferDownload(source / "coco"))  # without detections
+    for builder in (RefCOCOImages(*bare), RefCOCOExpressions(*bare)):
+        run_builder(builder)
+    return folder
+
+
+def shrunk(variant: str, data_dir, **fields):
+    """The shipped recipe on the drawn corpus with tiny widths; what is not a size stays."""
+    config, demo = recipes.get_config(variant), recipes.demo()
+    names = ("embedded", "texts", "images", "vocab", "max_regions", "sequence_length")
+    shrink(config, demo, data_dir, num_layers=1, names=names)
+    config.batch_size, config.init.scratch = 16, True
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def mesh_of(config, devices=1):
+    return sharding.make_mesh(config.mesh, jax.devices()[:devices])
+
+
+def on_device(batch):
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def build(config):
+    return nnx.jit(lambda: refcoco.build_model(config, nnx.Rngs(0)))()
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"data.eval_boxes": "proposal"}, "config.data.eval_boxes is 'proposal', not one of gt, detected, both"),
+        ({"data.sequence_length": 15}, "sequence_length 15 has no room for 12 regions"),
+        ({"data.features": "precomputed"}, "config.data.features must be image"),
+        ({"data.images": "refcoco_images/bare"}, "refcoco_images/bare in .* has no detections: .* --proposals"),
+        ({"data.eval_split": "testC"}, "refcoco/scenes has no split 'testC_landscape'; there are: "),
+        ({"data.texts": "refcoco/other"}, "no records in .*refcoco/other; build them"),
+    ],
+)
+def test_mistakes_are_named(data_dir, fields, message):
+    config = shrunk("demo", data_dir, **fields)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        next(refcoco.eval_batches(config, 0, 1)["expressions"])
+
+
+# --- Losses and scores --------------------------------------------------------------------------------------
+
+
+def known_batch():
+    """Two expressions and one that fills up the batch; in the second the last row is padding."""
+    none = jnp.zeros((3, 1, 1), jnp.int32)
+    flags = functools.partial(jnp.asarray, dtype=bool)
+    return Batch(
+        *[none] * 4, none == 0, region_mask=flags([[1, 1, 1], [1, 1, 0], [0, 0, 0]]),
+        region_targets=flags([[0, 1, 0], [0, 1, 0], [0, 0, 0]]), region_hits=flags([[0, 1, 1], [0, 1, 0], [0, 0, 0]]),
+    )  # fmt: skip
+
+
+def test_loss_and_accuracies_on_known_logits(data_dir):
+    config, batch = shrunk("demo", data_dir), known_batch()
+    logits = jnp.asarray([[0.5, -1.0, 2.0], [3.0, 1.0, -np.inf], [-np.inf] * 3])
+    # By hand: -log sigmoid(z) of what is meant, -log sigmoid(-z) of the rest; five regions.
+    each = [np.log1p(np.exp(z)) for z in (0.5, 1.0, 2.0, 3.0, -1.0)]
+    losses = np.where(batch.region_mask, refcoco.region_losses(logits, batch), 0)
+    np.testing.assert_allclose(losses.sum(), sum(each), rtol=1e-6)
+    assert refcoco.loss_counts(batch, config, ("region",))["region"] == 5
+    assert refcoco.loss_weights(config) == {"region": 1.0} and refcoco.active_losses(config, 0) == ("region",)
+    metrics = refcoco.accuracies(logits, batch)
+    assert {name: tuple(map(float, value)) for name, value in metrics.items()} == dict(
+        refcoco_accuracy=(1, 2),  # row 2 of the first is a hit, row 0 of the second none
+        region_accuracy=(1, 5),  # row 1 of the second
+        positive_region_accuracy=(1, 2),
+        positive_region_fraction=(2, 5),
+    )
+
+
+def test_padding_is_never_chosen_and_has_no_gradient(data_dir):
+    config = shrunk("demo", data_dir)
+    batch, model = next(refcoco.train_batches(config, 0, 0, 1)), build(config)
+    empty = Batch(**empty_example({name: array for name, array in vars(batch).items() if array is not None}))
+
+    @nnx.jit
+    def gradient_and_logits(model, batch):
+        def loss(model):
+            return refcoco.loss_sums(model, batch, None, config, ("region",))[0]["region"]
+
+        return nnx.grad(loss)(model), refcoco.region_logits(model, batch, model.appearance(batch))
+
+    gradient, logits = gradient_and_logits(model, on_device(batch))
+    assert (np.isinf(logits) == ~batch.region_mask).all() and not batch.region_mask.all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    gradient, _ = gradient_and_logits(model, on_device(empty))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))  # NaN would be something, too
+    assert refcoco.loss_counts(on_device(empty), config, ("region",))["region"] == 1
+
+
+def test_twins_know_what_they_should(data_dir):
+    """Blind: not what the regions look like; wordless: not the words. Both know where the regions are."""
+    config = shrunk("demo", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
+    batch, model = on_device(next(refcoco.train_batches(config, 0, 0, 1))), build(config)
+    tokenizer = tokenizer_of(config)
+    is_word = np.isin(batch.token_ids, tokenizer.ordinary_ids)
+    others = dict(
+        pixels=batch.replace(image=255 - batch.image),
+        words=batch.replace(token_ids=jnp.where(is_word, tokenizer.ordinary_ids[0], batch.token_ids)),
+        places=batch.replace(boxes=batch.boxes / 2, box_geometry=batch.box_geometry[:, ::-1]),
+    )
+
+    @nnx.jit
+    def logits(model, batch):
+        trained_blind = refcoco.region_logits(model, batch, refcoco.appearance_of(model, batch, True))
+        return refcoco.twin_logits(model, batch, config) | dict(trained_blind=trained_blind)
+
+    own = logits(model, batch)
+    np.testing.assert_array_equal(own.pop("trained_blind"), own["_blind"])  # config.blind
+    for what, other in others.items():
+        found = logits(model, other)
+        changed = {name for name in own if not np.allclose(own[name], found[name], rtol=0, atol=1e-6)}
+        assert changed == {"", "_blind", "_wordless"} - {dict(pixels="_blind", words="_wordless").get(what)}, what
+
+
+# --- The shipped recipes ------------------------------------------------------------------------------------
+
+
+def test_recipes():
+    """Those of the official yaml files (spec: rates are per example there, times a batch of 32)."""
+    for variant in ("base_detected", "base_gt", "large_detected", "large_gt"):
+        config = recipes.get_config(variant)
+        assert config.learning_rate == pytest.approx(32 * 8e-7) and config.batch_size == 32
+        assert (config.warmup_steps, config.optimizer.schedule, config.optimizer.clip_norm) == (3750, "triangle", 1.0)
+        assert config.total_steps == 20 * -(-120_191 // 16) // 2  # official loaders give 16 at a time, two to an update
+        kinds = ("gt", "gt") if variant.endswith("gt") else ("both", "detected")
+        assert (config.data.train_boxes, config.data.eval_boxes) == kinds
+        assert (config.model.encoder.num_layers == 24) == variant.startswith("large") and not config.init.scratch
+        assert ExpressionLayout.of(config).sequence_length == 160
+    with pytest.raises(ValueError, match="there are: demo, base_detected, base_gt, large_detected, large_gt"):
+        recipes.get_config("huge")
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    """The demo, shrunk: three updates, saved after two and three. Its config, folder and last state."""
+    fields = dict(total_steps=3, warmup_steps=0, eval_every_steps=0, checkpoint_every_steps=2, log_every_steps=1)
+    square = {"data.one_orientation": False}  # one shape, hence one program
+    config, workdir = shrunk("demo", data_dir, **fields, **square), tmp_path_factory.mktemp("run")
+    return config, workdir, train(config, refcoco, workdir, mesh_of(config))[1]
+
+
+def test_the_shipped_recipe_trains(run):
+    _, workdir, state = run
+    first, *_, validation = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    assert first["region_loss"] == pytest.approx(np.log(2), abs=0.5)  # that of a coin
+    assert validation["refcoco_accuracy_possible"] >= validation["refcoco_accuracy"]
+    assert int(state.step) == 3 and bool(state.finite)
+
+
+def test_and_resumes(run, tmp_path):
+    config, workdir, whole = run
+    shutil.copytree(workdir / "checkpoints/2", tmp_path / "checkpoints/2")
+    _, resumed = train(config, refcoco, tmp_path, mesh_of(config))
+    for ours, theirs in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# --- Evaluation and predictions -----------------------------------------------------------------------------
+
+
+def expressions_of(data_dir, split):
+    parts = [open_split(data_dir, "refcoco/scenes", f"{split}_{o}", True) for o in ("landscape", "portrait")]
+    return sorted((part[i] for part in parts for i in range(len(part))), key=lambda record: record["index"])
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_every_expression_is_evaluated_once(hosts, data_dir):
+    config = shrunk("demo", data_dir)
+    parts = [list(refcoco.eval_batches(config, host, hosts)["expressions"]) for host in range(hosts)]
+    assert len({len(part) for part in parts}) == 1
+    numbers = np.concatenate([batch.index for part in parts for batch in part])
+    assert sorted(numbers[numbers >= 0]) == list(range(len(expressions_of(data_dir, "val"))))
+    for batch in (batch for part in parts for batch in part):
+        real = batch.index >= 0
+        assert not batch.region_mask[~real].any() and not batch.region_hits[~real].any()
+        assert batch.region_mask[real, 0].all()
+
+
+def overlaps_of(path, data_dir):
+    """What the boxes of a prediction file have in common with what is meant, after a look at its form."""
+    rows, records = json.loads(path.read_text()), expressions_of(data_dir, "val")
+    ids = [(row["ref_id"], row["sent_id"]) for row in rows]
+    assert ids == [(record["ref_id"], record["sent_id"]) for record in records]  # official order
+    boxes, meant = (np.array(x, np.float64) for x in ([row["box"] for row in rows], [r["box"] for r in records]))
+    return np.array([box_iou(box[None], other)[0] for box, other in zip(boxes, meant, strict=True)])
+
+
+def test_predictions(run, data_dir):
+    config, workdir, _ = run
+    config = config.copy_and_resolve_references()
+    config.data.eval_boxes = "both"
+    scores = evaluate_run(config, refcoco, workdir, mesh_of(config))
+    shared = overlaps_of(workdir / "predictions/val.json", data_dir)
+    assert scores["refcoco_accuracy"] == pytest.approx(np.mean(shared >= 0.5))
+    assert 0 <= scores["refcoco_identity_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_conclusions_of_given_choices(kind, data_dir, tmp_path):
+    """The last hit of each expression is chosen, or else the last region."""
+    config = shrunk("demo", data_dir, **{"data.eval_boxes": kind})
+    split = Split(config, "val")
+    regions, possible, exact = [], [], []
+    for record in map(split.__getitem__, range(len(split))):
+        before = [] if kind == "gt" else [-1] * len(record["proposals"])
+        ids = [-1, *before, *([] if kind == "detected" else record["ann_ids"])]
+        found = np.flatnonzero(hits(record, kind, tuple(config.data.image_scale)))
+        regions.append(found[-1] if len(found) else len(ids) - 1)
+        possible.append(len(found) > 0)
+        exact.append(ids[regions[-1]] == record["ann_id"])
+    rows = dict(index=np.arange(len(split)), region=np.array(regions)[:, None])
+    scores = refcoco.conclude(tmp_path, {"": rows}, config)
+    assert np.sum(overlaps_of(tmp_path / "val.json", data_dir) >= 0.5) == np.sum(possible) > 0.7 * len(split)
+    assert scores == ({} if kind == "detected" else dict(refcoco_identity_accuracy=np.mean(exact)))
+    assert kind == "detected" or np.mean(exact) > 0.8  # drawn things seldom lie on each other
+
+
+def test_the_page_shows_what_was_chosen(run, tmp_path):
+    config, workdir, _ = run
+    history = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    refcoco.write_report(tmp_path, build(config), config, history)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/") == 12 and "region 1" in page and "meant: " in page and 'src="http' not in page
+    assert page.count('<b class="right">✓') + page.count('<b class="wrong">✗') == 12
+
+
+def test_chance_and_the_best_possible(data_dir):
+    config = shrunk("demo", data_dir, **{"data.eval_boxes": "gt", "data.one_orientation": False})
+    model, sums = build(config), {}
+    score = nnx.jit(lambda model, batch: refcoco.score(model, batch, config))
+    for batch in refcoco.eval_batches(config, 0, 1)["expressions"]:
+        for name, (total, count) in score(model, on_device(batch)).items():
+            sums[name] = sums.get(name, 0) + np.array([total, count], np.float64)
+    images = open_split(data_dir, "refcoco_images/scenes", "images")
+    records = expressions_of(data_dir, "val")
+    chance = []
+    for record in records:
+        image = images[int(record["image_number"])]
+        whole = np.array([[0, 0, image["image_size"][0] - 1, image["image_size"][1] - 1]])
+        rows = np.concatenate([whole, image["boxes"]]).astype(np.float64)
+        chance.append(np.mean(box_iou(rows, record["box"]) >= 0.5))
+    np.testing.assert_allclose(sums["refcoco_accuracy_chance"], [sum(chance), len(records)], rtol=1e-5)
+    np.testing.assert_array_equal(sums["refcoco_accuracy_possible"], len(records))  # the annotation is among them
+    twins = [f"refcoco_accuracy{twin}" for twin in ("", "_blind", "_wordless")]
+    assert all(sums[name][1] == len(records) for name in (*twins, "text_cut"))
+
+
+def test_shapes_are_known_without_data(data_dir):
+    config = shrunk("base_gt", data_dir, **{"data.one_orientation": False})
+    ours, real = vars(refcoco.batch_shapes(config)), vars(next(refcoco.train_batches(config, 0, 0, 1)))
+    assert {k: (x.shape, x.dtype) for k, x in real.items() if x is not None} == {
+        k: (x.shape, x.dtype) for k, x in ours.items() if x is not None
+    }
+
+
+def test_the_task_is_registered():
+    assert TASKS["refcoco"] is refcoco

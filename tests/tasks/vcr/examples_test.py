@@ -1,0 +1,175 @@
+"""Examples of VCR: element by element, mirrored, cut, with too many objects and with none."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers import GOLDEN
+from vlbert_jax.batch import END, IMG, NO_IMAGE
+from vlbert_jax.data.tokenizer import load_tokenizer
+from vlbert_jax.tasks.vcr.examples import (
+    ChoiceLayout,
+    choice_example,
+    cut_answers,
+    cut_rationales,
+    first_name,
+    object_names,
+    on_rois,
+)
+
+VOCAB = GOLDEN / "data/common/vocab.txt"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(str(VOCAB), len(VOCAB.read_text("utf-8").splitlines()))
+
+
+def layout(**changes):
+    fields = dict(
+        precomputed=False, image_scale=(40, 80), orientation="landscape", max_regions=3,
+        feature_size=0, geometry_dtype=None, subtask="q2a", sequence_length=31, text_length=24, roi_size=14,
+        num_classes=81,
+    )  # fmt: skip
+    return ChoiceLayout(**(fields | changes))
+
+
+def record(**changes):
+    """Two persons and a dog in an image of 60 x 40 pixels, half the scale's short side up to 80 x 40 is not needed."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    shapes = np.zeros((3, 14, 14), np.uint8)
+    shapes[0, 2, 3], shapes[1, :7], shapes[2] = 1, 1, 1
+    fields = dict(
+        annot_id="train-0",
+        image=cv2.imencode(".png", pixels)[1].tobytes(),
+        image_size=np.array([60, 40], np.int32),
+        boxes=np.array([[10.0, 5, 30, 35], [0, 0, 20, 20], [40, 10, 70, 50]]),
+        objects=["person", "dog", "person"],
+        classes=np.array([1, 17, 1]),
+        shapes=shapes,
+        question=json.dumps(["Why", "is", [0, 2], "?"]),
+        answers=[json.dumps(text) for text in ([[1], "."], ["yes"], ["no", "."], [[2], "is", "W."])],
+        rationales=[json.dumps([word]) for word in ("one", "two", "three", "four")],
+        answer_label=np.int64(2),
+        rationale_label=np.int64(1),
+    )
+    return fields | changes
+
+
+def ids_of(tokenizer, *words):
+    return [piece for word in words for piece in sum(tokenizer.words(word), [])]
+
+
+def test_an_example_element_by_element(tokenizer):
+    example = choice_example(record(), False, tokenizer, layout(), start=11)
+    question = ids_of(tokenizer, "why", "is", "pat", "and", "quinn", "?")
+    pat, quinn = (len(ids_of(tokenizer, name)) for name in ("pat", "quinn"))
+    start = len(ids_of(tokenizer, "why", "is"))
+    regions = [0] * start + [1] * pat + [0] + [3] * quinn + [0] * len(ids_of(tokenizer, "?"))
+    answers = [ids_of(tokenizer, *words) for words in (["dog", "."], ["yes"], ["no", "."], ["quinn", "is", "w."])]
+    tags = [
+        [2] * len(ids_of(tokenizer, "dog")) + [0], [0] * len(answers[1]), [0] * len(answers[2]),
+        [3] * quinn + [0] * len(ids_of(tokenizer, "is", "w.")),
+    ]  # fmt: skip
+    image = [tokenizer.vocab_size + IMG] * 4 + [tokenizer.vocab_size + END]
+    for n in range(4):
+        text = [tokenizer.cls_id, *question, tokenizer.sep_id, *answers[n], tokenizer.sep_id]
+        t, rest = len(text), 32 - len(text) - 5
+        assert example["token_ids"][n].tolist() == text + image + [0] * rest
+        assert example["region_ids"][n, : t + 5].tolist() == [0, *regions, 0, *tags[n], 0, 0, 1, 2, 3, NO_IMAGE]
+        assert example["segment_ids"][n, : t + 5].tolist() == (
+            [0] * (len(question) + 2) + [1] * (len(answers[n]) + 1) + [2] * 5
+        )
+        assert example["position_ids"][n, : t + 5].tolist() == [*range(t), t, t, t, t, t + 1]
+        assert example["element_mask"][n].tolist() == [True] * (t + 5) + [False] * rest
+        assert example["region_positions"][n].tolist() == [t, t + 1, t + 2, t + 3]
+    assert example["image_size"].tolist() == [60, 40] and example["image"].shape == (64, 96, 3)
+    assert example["boxes"].tolist() == [[0, 0, 59, 39], [10, 5, 30, 35], [0, 0, 20, 20], [40, 10, 59, 39]]
+    assert example["region_classes"].tolist() == [0, 1, 17, 1] and example["region_mask"].all()
+    assert example["region_shapes"][0].all() and example["region_shapes"].dtype == np.float32
+    np.testing.assert_array_equal(example["region_shapes"][1:], record()["shapes"])
+    assert example["choice"] == 2 and not example["text_cut"]
+
+
+def test_a_mirrored_example(tokenizer):
+    plain = choice_example(record(), False, tokenizer, layout(), start=0)
+    example = choice_example(record(), True, tokenizer, layout(), start=0)
+    np.testing.assert_array_equal(example["region_shapes"], plain["region_shapes"][:, :, ::-1])
+    assert example["boxes"][1].tolist() == [29, 5, 49, 35]
+    np.testing.assert_array_equal(example["token_ids"], plain["token_ids"])
+
+
+def test_boxes_are_computed_in_doubles(tokenizer):
+    boxes = np.random.default_rng(0).uniform(0, 38, (3, 4))
+    example = choice_example(record(boxes=boxes), False, tokenizer, layout(image_scale=(33, 66)))
+    assert example["image_size"].tolist() == [49, 33]
+    np.testing.assert_array_equal(example["boxes"][1:], (boxes * ([49 / 60, 33 / 40] * 2)).clip(0, 48).astype("f4"))
+
+
+def test_rationales_stand_behind_the_right_answer(tokenizer):
+    example = choice_example(record(), False, tokenizer, layout(subtask="qa2r"), start=11)
+    context = ids_of(tokenizer, "why", "is", "pat", "and", "quinn", "?", "no", ".")
+    for n, word in enumerate(("one", "two", "three", "four")):
+        text = [tokenizer.cls_id, *context, tokenizer.sep_id, *ids_of(tokenizer, word), tokenizer.sep_id]
+        assert example["token_ids"][n, : len(text)].tolist() == text
+    assert example["choice"] == 1
+
+
+def test_without_labels_every_answer_is_tried(tokenizer):
+    unknown = record(answer_label=np.int64(-1), rationale_label=np.int64(-1))
+    example = choice_example(unknown, False, tokenizer, layout(subtask="qa2r"), start=0)
+    assert example["token_ids"].shape[0] == example["region_positions"].shape[0] == 16 and example["choice"] == -1
+    for label in range(4):
+        known = record(answer_label=np.int64(label))
+        alone = choice_example(known, False, tokenizer, layout(subtask="qa2r"), start=0)
+        np.testing.assert_array_equal(example["token_ids"][4 * label : 4 * label + 4], alone["token_ids"])
+    assert choice_example(unknown, False, tokenizer, layout(), start=0)["choice"] == -1
+
+
+def test_objects_beyond_the_room_are_left_out(tokenizer):
+    """Words that name them look at the whole image."""
+    example = choice_example(record(), False, tokenizer, layout(max_regions=2), start=11)
+    full = choice_example(record(), False, tokenizer, layout(), start=11)
+    count = int(np.sum(full["region_ids"][0] == 3)) - 1  # without the region itself
+    assert count > 0 and example["region_classes"].tolist() == [0, 1, 17]
+    assert set(example["region_ids"][0]) == {0, 1, 2, NO_IMAGE}
+    np.testing.assert_array_equal(example["region_ids"][0] == 1, full["region_ids"][0] == 1)
+
+
+def test_an_image_without_objects(tokenizer):
+    bare = record(
+        objects=[], classes=np.zeros(0, np.int64), boxes=np.zeros((0, 4)), shapes=np.zeros((0, 14, 14), np.uint8),
+        question='["Why", "?"]', answers=['["yes"]'] * 4,
+    )  # fmt: skip
+    example = choice_example(bare, False, tokenizer, layout())
+    assert example["region_mask"].tolist() == [True, False, False, False]
+    assert example["region_classes"].tolist() == [0, -1, -1, -1]
+
+
+def test_names_of_persons():
+    objects = ["person", "dog", "person", "person"]
+    assert object_names(objects, 11) == ["Pat", "dog", "Quinn", "Casey"]
+    starts = [first_name(f"train-{i}") for i in range(1300)]
+    assert starts[:5] == [first_name(f"train-{i}") for i in range(5)]
+    assert min(np.bincount(starts, minlength=13)) > 60  # about 100 each
+
+
+def test_cuts_by_hand():
+    # The answer goes while it is longer; at a tie the question does, for the answers after it too.
+    assert cut_answers(5, [3, 9, 5], limit=10) == (5, [3, 5, 5])
+    assert cut_answers(6, [6, 2], limit=7) == (3, [4, 2])
+    assert cut_answers(8, [2, 6], limit=8) == (4, [2, 4])
+    assert cut_rationales(3, 2, [9, 3], limit=10) == (3, 2, [5, 3])
+    assert cut_rationales(3, 6, [4, 1], limit=8) == (1, 3, [4, 1])
+    assert cut_rationales(2, 2, [3], limit=8) == (2, 2, [3])
+
+
+def test_shapes_on_another_grid_are_shares():
+    shapes = np.zeros((1, 14, 14), np.uint8)
+    shapes[0, :2, :1], shapes[0, 13, 13] = 1, 1
+    expected = np.zeros((7, 7))
+    expected[0, 0], expected[6, 6] = 0.5, 0.25
+    np.testing.assert_allclose(on_rois(shapes, 7, False)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(on_rois(shapes, 7, True)[0], expected[:, ::-1], atol=1e-6)

@@ -1,0 +1,298 @@
+"""The VCR task: losses, the shipped recipes shrunk, runs, both subtasks joined, files, the report."""
+
+import csv
+import html
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import vcr as recipes
+from data_prep.build import build_scene_tasks
+from tests.helpers.vcr_case import shrunk
+from vlbert_jax.batch import Batch
+from vlbert_jax.data.tables import Split
+from vlbert_jax.model.visual_linguistic import region_head_is_frozen
+from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks.vcr import task as vcr
+from vlbert_jax.tasks.vcr.examples import readable
+from vlbert_jax.training import optimizer, sharding
+from vlbert_jax.training.evaluate import evaluate_run
+from vlbert_jax.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build_scene_tasks(folder, num_train=20, num_val=10, num_test=4)
+    return folder
+
+
+def build(config):
+    return nnx.jit(lambda: vcr.build_model(config, nnx.Rngs(0)))()
+
+
+def on_device(batch) -> Batch:
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def one_device(config):
+    return sharding.make_mesh(config.mesh, jax.devices()[:1])
+
+
+# --- Configs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({"subtask": "q2ar"}, "config.subtask is 'q2ar', not one of q2a, qa2r"),
+        ({"data.features": "precomputed"}, "come with images only"),
+        ({"data.max_regions": 60}, "sequence_length is 38, but 28 pieces of text, 3 special ones, 60 regions"),
+        ({"model.num_object_classes": 3}, "num_object_classes is 3; it counts"),
+        ({"data.train_split": "test"}, "has no label to learn from: see config.data.train_split"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_named(fields, told, data_dir):
+    config = shrunk("demo_q2a", data_dir, **fields)
+    with pytest.raises(ValueError, match=told):
+        next(vcr.train_batches(config, 0, 0, 1))
+
+
+def test_scores_need_the_pooler(data_dir):
+    with pytest.raises(ValueError, match="config.model.encoder.pooler is False"):
+        build(shrunk("demo_q2a", data_dir, **{"model.encoder.pooler": False}))
+
+
+# --- Losses and scores ----------------------------------------------------------------------------------------------
+
+
+def test_losses_of_known_logits(data_dir):
+    config = shrunk("demo_q2a", data_dir)
+    logits = jnp.array([[0.0, 0, 0, 0], [10, -10, -10, -10], [2, 1, 0, -1]])
+    nothing = dict.fromkeys(("token_ids", "region_ids", "segment_ids", "position_ids"), jnp.zeros((3, 4, 2), int))
+    batch = Batch(**nothing, element_mask=jnp.ones((3, 4, 2), bool), choice=jnp.array([1, 0, 1]))
+    sigmoid = [np.log(2), np.log1p(np.exp(-10)), np.mean(np.log1p(np.exp([2, -1, 0, -1])))]
+    np.testing.assert_allclose(vcr._choice_losses(logits, batch, config), sigmoid, rtol=1e-5)
+    config.losses.choice = "softmax"
+    softmax = [np.log(4), np.log1p(3 * np.exp(-20)), np.log(np.sum(np.exp([2.0, 1, 0, -1]))) - 1]
+    np.testing.assert_allclose(vcr._choice_losses(logits, batch, config), softmax, rtol=1e-5, atol=1e-7)
+    config.losses.choice = "hinge"
+    with pytest.raises(ValueError, match="not one of sigmoid, softmax"):
+        vcr._choice_losses(logits, batch, config)
+
+
+VARIANTS = [variant.__name__ for variant in recipes.VARIANTS if variant is not recipes.demo]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shipped_recipes_fit_together(variant, data_dir):
+    """Shapes only: nothing is computed."""
+    config = shrunk(variant, data_dir)
+    batch, names = on_device(next(vcr.train_batches(config, 0, 0, 1))), vcr.active_losses(config, 0)
+    sums, metrics = nnx.eval_shape(
+        lambda: vcr.loss_sums(vcr.build_model(config, nnx.Rngs(0)), batch, jax.random.key(0), config, names)
+    )
+    assert set(sums) == set(names) == set(vcr.loss_weights(config)) == {"choice", "object"}
+    assert set(metrics) == {"vcr_accuracy", "object_accuracy"}
+    assert vcr.loss_counts(batch, config, names) == dict(choice=4, object=4 * batch.region_mask.sum())
+
+
+def test_losses_start_at_chance_and_reach_what_they_should(data_dir):
+    config = shrunk("q2a_base", data_dir)
+    config.model.encoder.region_visual_gain_init = config.model.encoder.text_visual_gain_init = 0.1
+    names, model = vcr.active_losses(config, 0), build(config)
+    batch = on_device(next(vcr.train_batches(config, 0, 0, 1)))
+    graphdef, trained, rest = nnx.split(
+        model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(tuple(map(str, path)), config)), ...
+    )
+    counts = vcr.loss_counts(batch, config, names)
+
+    @jax.jit
+    @lambda losses: jax.jacrev(losses, has_aux=True)
+    def run(trained):
+        sums, _ = vcr.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, names)
+        losses = {name: sums[name] / counts[name] for name in names}
+        return losses, losses
+
+    gradients, losses = run(trained)
+    assert abs(losses["choice"] - np.log(2)) < 0.1 and abs(losses["object"] - np.log(11)) < 0.3
+    for name in names:
+        reached = {"/".join(map(str, path)) for path, v in nnx.to_flat_state(gradients[name]) if np.any(v[...])}
+        assert any(path.startswith("vlbert/encoder") for path in reached)
+        assert any(path.startswith("fast_rcnn/c5") for path in reached)
+        assert not any(path.endswith(("gain", "offset")) or "stem" in path for path in reached)  # frozen
+        assert ("choice_head/kernel" in reached) == ("vlbert/pooler/kernel" in reached) == (name == "choice")
+        assert ("object_head/classes/kernel" in reached) == (name == "object")
+
+
+def test_recipes_are_those_of_the_official_files():
+    for variant in VARIANTS:
+        config = recipes.get_config(variant)
+        assert config.subtask == next(name for name in ("qa2r", "q2a") if name in variant)
+        if "demo" in variant:
+            continue
+        assert (config.batch_size, config.optimizer.name, config.learning_rate) == (64, "sgd", 4.48e-3)
+        rate = optimizer.learning_rate_schedule(config)
+        rates = [float(rate(step)) for step in (14 * 3327 - 1, 14 * 3327, 18 * 3327 - 1, 18 * 3327)]
+        np.testing.assert_allclose(rates, np.array([1, 0.1, 0.1, 0.01]) * 4.48e-3, rtol=1e-5)
+        assert config.total_steps == 20 * 3327
+        assert config.data.image_scale == (600, 1200) and config.optimizer.clip_norm == 10.0
+        assert config.model.encoder.num_layers == (24 if "large" in variant else 12)
+    assert recipes.get_config() == recipes.demo_q2a() == recipes.get_config("demo")
+
+
+def test_the_choice_layer_starts_as_xavier_unless_it_was_loaded(data_dir):
+    config = shrunk("demo_q2a", data_dir)
+    model = build(config)
+    before = np.array(model.choice_head.kernel[...])
+    vcr.prepare(model, config, {("choice_head", "kernel")})
+    np.testing.assert_array_equal(model.choice_head.kernel[...], before)
+    vcr.prepare(model, config, set())
+    kernel, bound = np.array(model.choice_head.kernel[...]), np.sqrt(6 / 17)
+    assert (kernel != before).all() and np.abs(kernel).max() < bound and np.abs(kernel).max() > bound / 2
+
+
+def test_scores_count_each_question_once(data_dir):
+    """Also over two hosts, and where a batch is filled up."""
+    config = shrunk("demo_qa2r", data_dir)
+    graphdef, state = nnx.split(build(config))
+    score = jax.jit(lambda state, batch: vcr.score(nnx.merge(graphdef, state), batch, config))
+    number = len(Split(config, "val"))
+    counts, seen, objects = {}, [], 0
+    for host in range(2):
+        config.batch_size = 8
+        for batch in vcr.eval_batches(config, host, 2)["questions"]:
+            seen += batch.index[batch.index >= 0].tolist()
+            objects += 4 * int(batch.region_mask.sum())
+            for name, (_, count) in score(state, on_device(batch)).items():
+                counts[name] = counts.get(name, 0) + float(count)
+    assert sorted(seen) == list(range(number))
+    for name in ("vcr_accuracy", "vcr_accuracy_blind", "choice_loss", "text_cut"):
+        assert counts[name] == number
+    assert counts["object_accuracy"] == counts["object_loss"] == objects > 8 * number
+
+
+def test_blind_is_blind(data_dir):
+    """Without the image its pixels, boxes and grounding change nothing; with it they do."""
+    fields = {"model.encoder.region_visual_gain_init": 1.0, "model.encoder.text_visual_gain_init": 1.0}
+    config = shrunk("demo_q2a", data_dir, **fields)
+    batch = on_device(next(vcr.eval_batches(config, 0, 1)["questions"]))
+    other = batch.replace(image=255 - batch.image, boxes=batch.boxes / 2)
+    model = build(config)
+    for blind in (False, True):
+        config.blind = blind
+        predict = nnx.jit(lambda model, batch: vcr.predict(model, batch, config)["logits"])
+        assert np.array_equal(predict(model, batch), predict(model, other)) == blind
+        names = vcr.active_losses(config, 0)
+        assert names == (("choice",) if blind else ("choice", "object"))
+        scores = nnx.eval_shape(lambda model: vcr.score(model, batch, config), model)
+        assert ("vcr_accuracy_blind" in scores) == ("object_loss" in scores) == (not blind)
+
+
+# --- Runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """A finished run: (config, workdir, last state)."""
+    fields = {"total_steps": 3, "warmup_steps": 1, "checkpoint_every_steps": 2, "model.encoder.init_deviation": 0.3}
+    config, workdir = shrunk("q2a_base", data_dir, **fields), tmp_path_factory.mktemp("q2a")
+    return config, workdir, train(config, vcr, workdir, one_device(config))[1]
+
+
+def test_a_run_goes_on_where_it_stopped(finished, tmp_path):
+    config, workdir, state = finished
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["split"]) for row in rows] == [(1, "train"), (2, "train"), (3, "train"), (3, "val")]
+    assert {"vcr_accuracy", "vcr_accuracy_blind", "choice_loss", "object_loss"} <= set(rows[-1])
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/3")  # as if it had been killed after step 2
+    _, resumed = train(config, vcr, tmp_path / "run", one_device(config))
+    assert int(resumed.step) == 3
+    for ours, expected in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    return header, rows
+
+
+def official_order(config, split):
+    records = Split(config, split).texts
+    return sorted(map(records.__getitem__, range(len(records))), key=lambda text: text["index"])
+
+
+def test_the_leaderboard_file_of_test(finished, tmp_path):
+    """Evaluation with both subtasks; the companion has the same weights, as the two models are alike."""
+    config = finished[0].copy_and_resolve_references()
+    config.init.checkpoint = config.companion = str(finished[1])
+    config.data.eval_split = "test"
+    with pytest.raises(ValueError, match="is a run of q2a, not of qa2r"):
+        vcr.companions(config)
+    config.companion = str(shutil.copytree(finished[1], tmp_path / "rationales"))
+    about = tmp_path / "rationales/config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | dict(subtask="qa2r")))
+    scores = evaluate_run(config, vcr, tmp_path, one_device(config))
+    assert set(scores) == {"step", "object_accuracy", "object_loss", "text_cut"}
+    header, rows = table(tmp_path / "predictions/test.csv")
+    conditioned = [f"rationale_conditioned_on_a{i}_{j}" for i in range(4) for j in range(4)]
+    assert header == ["annot_id", *(f"answer_{i}" for i in range(4)), *conditioned]
+    assert [row[0] for row in rows] == [text["annot_id"] for text in official_order(config, "test")]
+    values = np.array([row[1:] for row in rows], float).reshape(len(rows), 5, 4)
+    np.testing.assert_allclose(values.sum(-1), 1, atol=1e-6)
+    assert not np.allclose(values[:, 1], values[:, 2], atol=1e-5)  # with another answer another choice
+
+
+@pytest.mark.parametrize("subtask, other", [("q2a", "qa2r"), ("qa2r", "q2a")])
+def test_both_subtasks_joined_on_val(data_dir, tmp_path, subtask, other):
+    config, label = shrunk(f"{subtask}_base", data_dir), dict(q2a="answer_label", qa2r="rationale_label")
+    texts = Split(config, "val").texts
+    texts = [texts[i] for i in range(len(texts))]  # by index: landscape first
+    index, sharp = np.arange(len(texts)), 5 * np.eye(4, dtype=np.float32)
+    own = dict(index=index, logits=sharp[[text[label[subtask]] for text in texts]])  # always right
+    theirs = dict(index=index, logits=sharp[[(text[label[other]] + (i == 0)) % 4 for i, text in enumerate(texts)]])
+    assert vcr.conclude(tmp_path, {"": own}, config) == {}
+    columns = dict(q2a=[f"answer_{i}" for i in range(4)], qa2r=[f"rationale_{i}" for i in range(4)])
+    assert table(tmp_path / f"val_{subtask}.csv")[0] == ["annot_id", *columns[subtask]]
+    scores = vcr.conclude(tmp_path, {"": own, other: theirs}, config)
+    all_but_one = 1 - 1 / len(texts)
+    assert scores[f"vcr_{subtask}_accuracy"] == 1
+    assert scores[f"vcr_{other}_accuracy"] == scores["vcr_q2ar_accuracy"] == pytest.approx(all_but_one)
+    header, rows = table(tmp_path / "val.csv")
+    assert header == ["annot_id", *columns["q2a"], *columns["qa2r"]]
+    in_file_order = official_order(config, "val")
+    assert [text["index"] for text in texts] != [text["index"] for text in in_file_order]
+    assert [row[0] for row in rows] == [text["annot_id"] for text in in_file_order]
+    chosen = np.array([row[1:] for row in rows], float).reshape(-1, 2, 4).argmax(-1)
+    right = chosen == [[text["answer_label"], text["rationale_label"]] for text in in_file_order]
+    assert right.sum() == 2 * len(texts) - 1 and right[:, ("q2a", "qa2r").index(subtask)].all()
+    with pytest.raises(ValueError, match="not evaluated on the same questions"):
+        vcr.conclude(tmp_path, {"": own, other: theirs | dict(index=index[::-1])}, config)
+
+
+def test_the_page_shows_questions_with_their_choices(finished, tmp_path):
+    config = shrunk("qa2r_base", finished[0].data.data_dir)
+    vcr.write_report(tmp_path, build(config), config, [dict(split="val", step=3, vcr_accuracy=0.5)])
+    page = html.unescape((tmp_path / "index.html").read_text())
+    record = Split(config, "val")[0]
+    names = [f"{name} {region}" for region, name in enumerate(record["objects"], 1)]  # no persons in this world
+    asked = (record["question"], record["answers"][record["answer_label"]])
+    assert " ".join(readable(text, names) for text in asked) in page and "data:image/" in page
+    assert all(readable(text, names) in page for text in record["rationales"])
+
+
+def test_a_companion_is_the_other_subtask_with_weights_of_its_own(data_dir):
+    config = shrunk("q2a_base", data_dir, companion="elsewhere", **{"init.bert": "bert"})
+    ((name, other),) = vcr.companions(config).items()
+    assert (name, other.subtask, other.companion) == ("qa2r", "qa2r", "")
+    assert (other.init.checkpoint, other.init.bert) == ("elsewhere", "") and config.init.bert == "bert"
+    assert not vcr.companions(other)
+    assert TASKS["vcr"] is vcr

@@ -1,0 +1,215 @@
+"""Checkpoints: what is kept, who may continue, and what a full disk does."""
+
+import errno
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.helpers import toy_task
+from vlbert_jax.training import checkpoint, optimizer, sharding
+from vlbert_jax.training.config import config_differences
+from vlbert_jax.training.state import create_state
+from vlbert_jax.weights.orbax import newest_step, read_checkpoint
+
+
+def make_state(config, devices=8):
+    """(abstract, shardings, state) of the toy task."""
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    _, abstract, shardings, create = create_state(config, toy_task, tx, mesh)
+    return abstract, shardings, create()
+
+
+@pytest.fixture(scope="module")
+def state():
+    return make_state(toy_task.make_config(**{"mesh.fsdp": 4}))[2]
+
+
+def steps_in(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def save(workdir, config, state, step=1, **scores):
+    checkpoints = checkpoint.Checkpoints(workdir, config)
+    checkpoints.save(step, state, {"window": {"loss": [0.1, 3.0]}}, scores or None)
+    checkpoints.close()
+
+
+def test_restores_onto_another_mesh(state, tmp_path):
+    save(tmp_path, toy_task.make_config(), state)
+    config = toy_task.make_config(**{"mesh.tensor": 2})
+    abstract, shardings, _ = make_state(config, devices=2)
+    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    restored = checkpoints.restore(abstract, shardings)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert jax.tree.map(lambda x: x.sharding, restored) == shardings
+    assert checkpoints.meta()["window"] == {"loss": [0.1, 3.0]}
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("metric, best", [("val_accuracy", 2), ("val_loss", 3)])
+def test_keeps_the_newest_and_the_best(state, tmp_path, metric, best):
+    config = toy_task.make_config(keep_checkpoints=2, best_metric=metric)
+    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    for step, value in enumerate([0.5, 0.9, 0.1, 0.6, None, None], 1):
+        checkpoints.save(step, state, {}, None if value is None else {metric: value})
+        checkpoints.save(step, state, {}, None if value is None else {metric: value})  # once is enough
+    checkpoints.close()
+    assert steps_in(tmp_path) == [best, 5, 6]
+
+
+def test_the_best_outlives_a_restart(state, tmp_path):
+    """Also one that ranks by another metric; what was not scored by that one is not the best."""
+    scored = dict(loss=0.1, hits=0.2), dict(loss=0.5), {}, dict(hits=0.1), {}
+    runs = zip(("loss", "loss", "loss", "hits", "hits"), scored, strict=True)
+    for step, (metric, scores) in enumerate(runs, 1):
+        save(tmp_path, toy_task.make_config(keep_checkpoints=1, best_metric=metric), state, step, **scores)
+        assert steps_in(tmp_path) == sorted({1, step})
+
+
+def test_scores_without_the_metric_are_no_candidate(state, tmp_path, caplog):
+    config = toy_task.make_config(keep_checkpoints=1, best_metric="loss")
+    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    given = [{"loss": 0.5}, {"accuracy": 1.0}, {"loss": float("nan")}, {"loss": 0.7}]
+    for step, scores in enumerate(given, 1):
+        checkpoints.save(step, state, {}, scores)
+    checkpoints.close()
+    assert steps_in(tmp_path) == [1, 4]
+    assert caplog.text.count("best_metric 'loss' has no value") == 2
+
+
+def test_another_config_is_refused_in_one_line(state, tmp_path):
+    save(tmp_path, toy_task.make_config(), state)
+    config = toy_task.make_config(learning_rate=0.5, seed=1, log_every_steps=7, **{"mesh.fsdp": 2})
+    with pytest.raises(ValueError, match="these fields differ: learning_rate, seed. ") as error:
+        checkpoint.Checkpoints(tmp_path, config)
+    assert "\n" not in str(error.value)
+    checkpoint.Checkpoints(tmp_path, config, read_only=True).close()  # to evaluate
+    changes = {f"optimizer.{name}": 0.5 for name in ("b1", "b2", "eps", "momentum", "weight_decay", "clip_norm")}
+    config = toy_task.make_config(task="vqa", learning_rate=0.5, seed=1, total_steps=99, **changes)
+    with pytest.raises(ValueError, match=r"differ: task, (\S+, ){6}\S+ and 2 more\. Choose another --workdir"):
+        checkpoint.Checkpoints(tmp_path, config)
+
+
+def test_features_of_another_detector_are_not_evaluated(state, tmp_path):
+    save(tmp_path, toy_task.make_config(**{"data.extractor": "one"}), state)
+    for extractor in ("", "one"):  # "" is not known
+        config = toy_task.make_config(**{"data.extractor": extractor})
+        checkpoint.Checkpoints(tmp_path, config, read_only=True).close()
+    with pytest.raises(ValueError, match="these fields differ: data.extractor. "):
+        checkpoint.Checkpoints(tmp_path, toy_task.make_config(**{"data.extractor": "two"}), read_only=True)
+
+
+@pytest.mark.parametrize(
+    "name, value, allowed",
+    [
+        ("mesh.fsdp", 2, True),
+        ("data.num_threads", 9, True),
+        ("checkpoint_every_steps", 1, True),
+        ("grad_accumulation_steps", 2, True),
+        ("total_steps", 99, False),  # the triangle's slope depends on it
+        ("batch_size", 8, False),
+        ("optimizer.b1", 0.5, False),
+        ("data.embedded", "scenes", ""),
+        ("prng_impl", "threefry2x32", False),
+    ],
+)
+def test_fields_that_may_change(name, value, allowed):
+    old, new = toy_task.make_config(), toy_task.make_config(**{name: value})
+    old = json.loads(json.dumps(old.to_dict()))  # as it is read back: no tuples
+    assert config_differences(old, new.to_dict()) == ([] if allowed else [name])
+
+
+def test_constant_schedule_may_go_on_longer():
+    old, new = (toy_task.make_config(total_steps=n, **{"optimizer.schedule": "constant"}) for n in (10, 20))
+    assert config_differences(old.to_dict(), new.to_dict()) == []
+
+
+def test_fields_that_one_config_lacks_differ():
+    old, new = toy_task.make_config().to_dict(), toy_task.make_config().to_dict()
+    old["optimizer"]["nesterov"] = False
+    assert config_differences(old, new) == ["optimizer.nesterov"]
+
+
+def test_tuples_survive_json():
+    old = {"a": {"b": [1, 2]}}
+    assert config_differences(old, {"a": {"b": (1, 2)}}) == []
+    assert config_differences(old, {"a": {"b": (1, 3)}}) == ["a.b"]
+
+
+ARRAY_STORE_FULL = ValueError(
+    'RESOURCE_EXHAUSTED: Error writing "params/0.0" in OCDBT database at local file "d/": '
+    "Failed to write 33819 bytes to file 4: No space left on device [os_error_code='28']"
+)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), ARRAY_STORE_FULL], ids=["os", "array_store"]
+)
+@pytest.mark.parametrize("where", ["save", "wait_until_finished"])
+def test_full_disk_is_one_clear_line(state, tmp_path, monkeypatch, error, where):
+    """The two faces it has, at once or from the thread that writes. What was saved before stays."""
+    config = toy_task.make_config()
+    save(tmp_path, config, state)
+    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+
+    def full(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, where, full)
+        with pytest.raises(OSError, match="^no space left on device while saving to .* are intact") as caught:
+            checkpoints.save(2, state, {})
+            checkpoints.close()
+    assert "\n" not in str(caught.value)
+    checkpoints.close()
+    abstract, shardings, _ = make_state(config)
+    again = checkpoint.Checkpoints(tmp_path, config)
+    jax.tree.map(np.testing.assert_array_equal, again.restore(abstract, shardings), state)
+    again.close()
+
+
+def test_other_errors_pass_through(state, tmp_path, monkeypatch):
+    checkpoints = checkpoint.Checkpoints(tmp_path, toy_task.make_config())
+
+    def fail(*args, **kwargs):
+        raise ValueError("something else")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", fail)
+        with pytest.raises(ValueError, match="^something else$"):
+            checkpoints.save(2, state, {})
+    checkpoints.close()
+
+
+def test_leftovers_of_a_killed_save_are_removed(state, tmp_path):
+    save(tmp_path, toy_task.make_config(), state)
+    leftover = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "1", leftover)
+    assert newest_step(tmp_path) == 1
+    checkpoint.Checkpoints(tmp_path, toy_task.make_config(), read_only=True).close()
+    assert leftover.exists()  # it may be the save of a run that goes on
+    save(tmp_path, toy_task.make_config(), state, step=2)
+    assert steps_in(tmp_path) == [1, 2]
+
+
+def test_read_weights(state, tmp_path, caplog):
+    """As numpy, from a workdir or one of its steps, without the optimizer."""
+    for step in (1, 9, 10):
+        save(tmp_path, toy_task.make_config(), state, step=step)
+    assert newest_step(tmp_path) == 10
+    caplog.clear()
+    for path in (tmp_path, tmp_path / "checkpoints" / "9"):
+        weights = read_checkpoint(path)
+        assert {name: set(tree) for name, tree in weights.items()} == {
+            "params": {"first", "last"}, "constants": {"frozen"},
+        }  # fmt: skip
+        assert type(weights["params"]["first"]) is np.ndarray
+        np.testing.assert_array_equal(weights["params"]["first"], state.params.first)
+    assert not [entry for entry in caplog.records if entry.levelname == "WARNING"]
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*nowhere"):
+        read_checkpoint(tmp_path / "nowhere")

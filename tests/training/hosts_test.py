@@ -1,0 +1,319 @@
+"""Several real processes: what they compute together, how they end together, and what they refuse to start with."""
+
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.helpers import HANG_SECONDS, ROOT, toy_hosts
+from vlbert_jax import main
+from vlbert_jax.tasks import TASKS
+from vlbert_jax.training import hosts, metrics
+from vlbert_jax.weights.orbax import newest_step
+
+RECIPE = "--config=tests/helpers/toy_task.py"
+# Dropout that does not depend on the mesh, and batches slow enough to interrupt a run between two checkpoints.
+FIELDS = ["--config.prng_impl=threefry2x32", "--config.total_steps=40", "--config.step_delay=0.05"]
+DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setitem(TASKS, "toy", toy_hosts.task)
+    monkeypatch.chdir(ROOT)
+
+
+# Processes fork off one that has imported everything, which takes longer than what they do.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.helpers.toy_process", "pytest"])
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def start(folder, count, *flags, own=((), ()), **environment):
+    """Processes of one run, and their logs in `folder`; `own` are further flags of each."""
+    processes, address = [], free_address()
+    for number in range(count):
+        place = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={number}"]
+        arguments = ["main", RECIPE, *place, *flags, *own[number % 2]]
+        log = folder / f"{address.rpartition(':')[2]}_{number}.log"
+        log.touch()
+        environment |= {"XLA_FLAGS": DEVICES, "SEEN": str(folder), "HEARTBEAT_SECONDS": "6"}
+        forked = dict(FORKED=(arguments, str(log), environment))
+        path = str(ROOT / "tests/helpers/toy_process.py")
+        process = FORKS.Process(target=runpy.run_path, args=(path, forked, "__main__"))
+        process.start()
+        process.log = log
+        processes.append(process)
+    return processes
+
+
+def end(processes):
+    """Exit statuses, and the lines about errors of each."""
+    for process in processes:
+        process.join(HANG_SECONDS)
+    lines = [[x for x in process.log.read_text().splitlines() if x.startswith("error")] for process in processes]
+    statuses = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # those that hang
+        process.close()
+    return statuses, lines
+
+
+def after_a_checkpoint(processes, workdir):
+    newest = newest_step(workdir)
+    while newest_step(workdir) == newest and all(process.is_alive() for process in processes):
+        time.sleep(0.02)
+
+
+def losses(workdir):
+    rows = metrics.read_rows(workdir / "metrics.jsonl")
+    return [(row["step"], row["split"]) for row in rows], [row["loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of one process with eight devices that nothing interrupted, and its predictions."""
+    workdir, patch = tmp_path_factory.mktemp("whole"), pytest.MonkeyPatch()
+    with patch.context() as patch:
+        patch.setitem(TASKS, "toy", toy_hosts.task)
+        for mode in ("train", "evaluate"):
+            assert main.main(["main", RECIPE, *FIELDS, f"--workdir={workdir}", f"--mode={mode}"]) == 0
+    return workdir
+
+
+def test_stopped_killed_and_continued(whole, tmp_path):
+    """SIGTERM to one of two, SIGKILL to a worker and to the coordinator: the other ends, the run goes on each time.
+
+    SIGTERM in an evaluation does not wait for its end, and the evaluation is done again.
+    """
+    run = tmp_path / "run"
+    flags = [*FIELDS, f"--workdir={run}"]
+
+    processes = start(tmp_path, 2, *flags, SIGTERM_IN_EVALUATION="1")
+    assert end(processes) == ([143, 143], [[], []])
+    assert newest_step(run) == 10
+    assert {row["split"] for row in metrics.read_rows(run / "metrics.jsonl")} == {"train"}
+
+    processes = start(tmp_path, 2, *flags)
+    after_a_checkpoint(processes, run)
+    processes[1].terminate()
+    assert end(processes) == ([143, 143], [[], []])
+    assert 10 < newest_step(run) < 40
+
+    for killed in (1, 0):
+        processes = start(tmp_path, 2, *flags)
+        after_a_checkpoint(processes, run)
+        processes[killed].kill()
+        statuses, lines = end(processes)
+        assert (statuses[killed], statuses[1 - killed]) == (-signal.SIGKILL, hosts.LOST), lines
+        (line,) = lines[1 - killed]
+        assert re.match(rf"error: host {1 - killed} \(.*\) stopped: another host of this run died", line)
+
+    processes = start(tmp_path, 2, *flags)
+    assert end(processes) == ([0, 0], [[], []])
+    assert losses(run)[0] == losses(whole)[0]
+    np.testing.assert_allclose(losses(run)[1], losses(whole)[1], rtol=1e-5)
+
+
+def test_stopped_before_it_began(tmp_path):
+    """SIGTERM while one host loads: all stop at one of the first updates."""
+    processes = start(tmp_path, 2, *FIELDS, f"--workdir={tmp_path}/run")
+    while "this is host 0" not in processes[0].log.read_text() and processes[0].is_alive():
+        time.sleep(0.02)
+    processes[0].terminate()
+    assert end(processes) == ([143, 143], [[], []])
+    assert 1 <= newest_step(tmp_path / "run") < 5
+
+
+def test_is_the_run_of_one_process(whole, tmp_path):
+    """Losses, and predictions in one file; every host reads its part, and all parts are what one reads."""
+    flags = [*FIELDS, "--config.step_delay=0", f"--workdir={tmp_path}/run"]
+    for mode in ("train", "evaluate"):
+        assert end(start(tmp_path, 4, *flags, f"--mode={mode}")) == ([0] * 4, [[]] * 4)
+    assert losses(tmp_path / "run")[0] == losses(whole)[0]
+    np.testing.assert_allclose(losses(tmp_path / "run")[1], losses(whole)[1], rtol=1e-5)
+    seen = [list(map(int, (tmp_path / f"seen_{i}").read_text().split())) for i in range(4)]
+    assert len({number for part in seen for number in part}) == sum(map(len, seen)) == 40 * 16  # one epoch
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    mine, expected = (json.loads((w / "predictions/val.json").read_text()) for w in (tmp_path / "run", whole))
+    assert [index for index, _ in mine] == list(range(toy_hosts.VALIDATION))
+    np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+def command(*flags, cwd=ROOT, **environment):
+    """The command line itself."""
+    environment = os.environ | {"XLA_FLAGS": DEVICES, "PYTHONPATH": str(cwd)} | environment
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.toy_process", RECIPE, *flags], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def error_lines(process):
+    return [line for line in process.communicate(timeout=HANG_SECONDS)[1].splitlines() if line.startswith("error")]
+
+
+def test_hosts_that_disagree_are_named(tmp_path):
+    """Another line of code, another rate, another vocabulary file."""
+    shutil.copytree(ROOT / "vlbert_jax", tmp_path / "vlbert_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "vlbert_jax/geometry.py").open("a") as file:
+        file.write("# changed\n")
+    for folder in ("tests", "configs", "data_prep"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    flags = [f"--workdir={tmp_path}/run", "--config.data.vocab=words.txt", f"--coordinator={free_address()}"]
+    processes = []
+    for number, cwd in enumerate((ROOT, tmp_path)):
+        folder = tmp_path / f"data{number}"
+        folder.mkdir()
+        (folder / "words.txt").write_text(str(number))
+        own = [f"--config.data.data_dir={folder}", f"--config.learning_rate={number}"]
+        processes.append(command(*flags, *own, "--num_processes=2", f"--process_id={number}", cwd=cwd))
+    (line,) = error_lines(processes[0]) + error_lines(processes[1])
+    assert [process.returncode for process in processes] == [2, 2]
+    assert re.match(
+        r"error: host 1 \(.*\) does not fit host 0: the code of vlbert_jax is .*, there .*; "
+        r"config.learning_rate is 1.0, there 0.0; what config.data.vocab names is .*, there .*",
+        line,
+    ), line
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_facts_are_of_what_the_config_names(tmp_path):
+    """Not of another corpus beside it, nor of a folder that is called like a split."""
+    config = toy_hosts.toy_task.make_config()
+    config.data.update(data_dir=str(tmp_path), extractor="", captions="captions", eval_split="val")
+    (tmp_path / "captions").mkdir()
+    (tmp_path / "captions" / "records").write_text("1")
+    facts = hosts.facts(config)
+    for folder in ("val", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").touch()
+    assert hosts.facts(config) == facts and "what config.data.captions names" in facts
+    (tmp_path / "captions" / "records").write_text("2")
+    assert hosts.facts(config) != facts
+
+
+def test_every_host_needs_the_same_folder(tmp_path):
+    statuses, lines = end(start(tmp_path, 2, own=[[f"--workdir={tmp_path}/{name}"] for name in "ab"]))
+    assert statuses == [2, 2]
+    (line,) = lines[0] + lines[1]
+    assert re.match(r"error: host 1 \(.*\) does not fit host 0: its workdir .*/b is not that of host 0", line)
+    assert not list((tmp_path / "a").iterdir())
+
+
+def test_what_all_refuse_is_said_once(tmp_path):
+    statuses, lines = end(start(tmp_path, 2, f"--workdir={tmp_path}/run", "--config.batch_size=6"))
+    assert statuses == [2, 2]
+    (line,) = lines[0] + lines[1]
+    assert "error: 3 examples per host do not divide among 2 devices" in line
+
+
+def test_tensor_lies_within_a_host(whole, tmp_path):
+    """Two hosts of two devices: divided by two it is the run of one process; by four it would span both."""
+    flags = [*FIELDS, "--config.step_delay=0", f"--workdir={tmp_path}/run"]
+    statuses, lines = end(start(tmp_path, 2, *flags, "--config.mesh.tensor=4"))
+    (line,) = lines[0] + lines[1]
+    assert statuses == [2, 2] and "error: mesh.tensor=4 does not divide the 2 devices of each host" in line
+    assert end(start(tmp_path, 2, *flags, "--config.mesh.tensor=2")) == ([0, 0], [[], []])
+    assert losses(tmp_path / "run")[0] == losses(whole)[0]
+    np.testing.assert_allclose(losses(tmp_path / "run")[1], losses(whole)[1], rtol=1e-5)
+
+
+def test_nobody_answers(tmp_path):
+    processes = start(tmp_path, 2, JOIN_SECONDS="1")
+    processes[0].kill()  # the coordinator, before it listens
+    statuses, lines = end(processes)
+    assert statuses == [-signal.SIGKILL, hosts.LOST]
+    (line,) = lines[1]
+    assert re.search(r"host 1 .* not all of 2 processes came to the coordinator localhost:\d+; is it", line), line
+
+
+def test_a_library_that_aborts_is_no_dead_host(tmp_path):
+    """On the host where it does; to the other it is one."""
+    flags = [f"--coordinator={free_address()}", "--num_processes=2", f"--workdir={tmp_path}/run"]
+    environment = dict(ABORT="1", HEARTBEAT_SECONDS="6")
+    processes = [command(*flags, f"--process_id={number}", **environment) for number in range(2)]
+    (other,), (own,) = map(error_lines, processes)
+    assert [process.returncode for process in processes] == [hosts.LOST, 134]
+    assert re.match(r"error: host 1 \(.*\) stopped: XLA or another library aborted it", own), own
+    assert re.match(r"error: host 0 \(.*\) stopped: another host of this run died", other), other
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["--coordinator=a:1"], "--coordinator=HOST:PORT, --num_processes and --process_id belong together"),
+        (["--coordinator=a", "--num_processes=2", "--process_id=0"], "address 'a' is not HOST:PORT"),
+        (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "process_id is 2; with num_processes=2 it is 0"),
+        (["--num_processes=0"], "num_processes"),
+    ],
+)  # fmt: skip
+def test_places_that_cannot_be(flags, line, capsys):
+    assert main.main(["main", RECIPE, *flags]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert line in error
+
+
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
+ENVIRONMENTS = [
+    ({}, None),
+    ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, None),  # an allocation is not yet a step of four processes
+    ({"SLURM_STEP_NUM_TASKS": "4"}, (None, None, None)),
+    (OPEN_MPI, (None, 4, 3)),
+    # Open MPI 5: the machine and the number of mpirun.
+    (OPEN_MPI | {"PMIX_NAMESPACE": "prterun-node-01-8346@1"}, ("node-01:61594", 4, 3)),
+    (OPEN_MPI | {"PMIX_NAMESPACE": "prterun-a-1@1", "JAX_COORDINATOR_ADDRESS": "b:2"}, ("b:2", 4, 3)),
+    (OPEN_MPI | {"PMIX_NAMESPACE": "1531576320"}, (None, 4, 3)),
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ({"TPU_WORKER_HOSTNAMES": "a,b"}, (None, None, None)),
+    ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, (None, None, None)),
+    ({"TPU_ML_PLATFORM": "JAX"}, None),  # JAX_PLATFORMS is cpu here
+    ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "a:1"}, ("a:1", 2, 1)),
+    ({"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a:1"}, None),
+]
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    for name in os.environ:
+        if name.startswith(("SLURM", "OMPI", "PMIX", "JAX_NUM", "JAX_PROCESS", "JAX_COORD", "TPU", "MEGASCALE")):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("environment, expected", ENVIRONMENTS, ids=str)
+def test_joins_other_hosts_only_where_there_are_any(environment, expected, no_cluster, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert hosts.found() == expected
+
+
+@pytest.mark.parametrize(
+    "name, value, alone",
+    [
+        ("SLURM_STEP_TASKS_PER_NODE", "1", True),
+        ("SLURM_STEP_TASKS_PER_NODE", "1(x16)", True),
+        ("SLURM_STEP_TASKS_PER_NODE", "2,1", False),
+        ("SLURM_STEP_TASKS_PER_NODE", "8(x2)", False),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE", "1", True),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE", "8", False),
+        ("SLURM_NTASKS", "1", False),
+    ],
+)
+def test_the_only_process_of_a_machine_takes_all_its_gpus(name, value, alone, no_cluster, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert hosts.alone_on_machine() is alone

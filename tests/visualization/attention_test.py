@@ -1,0 +1,88 @@
+"""The page of attention in a real browser: a click on a head changes the drawing, and nothing is asked of a network."""
+
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+
+from tests.helpers.browser import CHROMIUM, open_browser
+from vlbert_jax.visualization.attention import write_attention
+
+TOKENS = ("[CLS]", "a", "cat", "</script><b>", "[SEP]")
+REGIONS = ("whole image", "region 1", "brown cat")
+LAYERS, HEADS, SIZE = 3, 4, 9
+
+
+@pytest.fixture(scope="module")
+def attention():
+    rng = np.random.default_rng(0)
+    drawn = rng.gamma(0.3, size=(LAYERS, HEADS, SIZE, SIZE)).astype(np.float32)
+    return drawn / drawn.sum(-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def path(attention, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "out.html"
+    pixels = np.asarray(Image.open(f"{skimage.data_dir}/chelsea.png"))
+    boxes = np.array([[20, 30, 200, 250], [250, 40, 440, 280]], np.float32)
+    write_attention(path, pixels, boxes, TOKENS, REGIONS, attention, "a cat? <i>", "yes 90%")
+    return path
+
+
+def test_page_needs_nothing_else(path):
+    text = path.read_text()
+    assert "<i>" not in text and text.count("</script>") == 2 and "</script><b>" not in text
+    assert text.count("http") == text.count("http://www.w3.org/2000/svg") == 1  # the name of SVG, not an address
+    assert not [word for word in ("src=", "@import", "url(", "fetch(", "XMLHttp") if word in text]
+
+
+def test_sizes_that_do_not_fit(path, attention, tmp_path):
+    pixels, boxes = np.zeros((5, 5, 3), np.uint8), np.zeros((2, 4), np.float32)
+    with pytest.raises(ValueError, match="5 tokens, 2 regions"):
+        write_attention(tmp_path / "x.html", pixels, boxes, TOKENS, REGIONS[:2], attention, "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_in_a_browser(path, attention, tmp_path):
+    drawing = "document.getElementById('lines').toDataURL()"
+    shown = "document.body.dataset.shown"
+    with open_browser(tmp_path) as page:
+        page.open(f"{path.as_uri()}#layer=2")
+        assert page.run(shown) == "2/0/"
+        first = page.run(drawing)
+        page.mouse("#heads button[data-head='3']", press=True)
+        assert page.run(shown) == "2/3/" and "head=3" in page.run("location.hash")
+        second = page.run(drawing)
+        assert second != first
+        page.mouse("#layers button[data-layer='1']", press=True)
+        assert page.run(shown) == "1/3/" and page.run(drawing) not in (first, second)
+        thumbnails = page.run("[...document.querySelectorAll('#heads canvas')].map(c => c.toDataURL())")
+        assert len(set(thumbnails)) == HEADS + 1
+
+        # Pointing at a word shows what it takes from each element, within what a byte keeps.
+        page.mouse("#words button[data-i='2']", press=False)
+        assert page.run(shown) == "1/3/2"
+        told = page.run("[...document.querySelectorAll('#words button, #regions button')].map(b =>"
+                        "[+b.dataset.i, parseFloat(b.lastChild.textContent)])")
+        assert len(told) == SIZE
+        for i, percent in told:
+            assert percent == pytest.approx(100 * attention[0, 2, 2, i], abs=0.9)
+        fills = page.run("[...document.querySelectorAll('#picture rect')].map(r =>"
+                         "[+r.dataset.i, parseFloat(r.style.fill.split(',')[3])])")
+        strongest = attention[0, 2, 2].max()
+        for i, opacity in fills:
+            want = 0 if i == len(TOKENS) else 0.75 * attention[0, 2, 2, i] / strongest
+            assert opacity == pytest.approx(want, abs=0.03)
+
+        # A region, kept by a click; the address leads back to it.
+        page.mouse("#picture rect[data-i='7']", press=True)
+        assert page.run(shown) == "1/3/7" and "at=7" in page.run("location.hash")
+        assert "brown cat" in page.run("document.getElementById('told').textContent")
+        page.run("document.getElementById('reverse').click()")
+        back = page.run("parseFloat(document.querySelector('#words button[data-i=\"1\"]').lastChild.textContent)")
+        assert back == pytest.approx(100 * attention[0, 2, 1, 7], abs=0.9)
+        assert page.run("document.querySelector('#words button[data-i=\"3\"] span').textContent") == TOKENS[3]
+        picture = page.screenshot()
+        assert page.run("performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length") == 0
+    assert picture.startswith(b"\x89PNG") and len(picture) > 50_000
