@@ -26,7 +26,8 @@ from flax import nnx
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from vlbert_jax.detector.detect import Detector, Prepared  # noqa: E402
-from vlbert_jax.detector.network import FasterRCNN, Settings, Sizes  # noqa: E402
+from vlbert_jax.detector.network import FasterRCNN, Sizes  # noqa: E402
+from vlbert_jax.detector.options import Settings  # noqa: E402
 from vlbert_jax.detector.proposals import class_confidence  # noqa: E402
 from vlbert_jax.training import compile_ahead  # noqa: E402
 from vlbert_jax.weights import detector_names  # noqa: E402

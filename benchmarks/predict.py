@@ -64,7 +64,8 @@ def write_detector(folder: Path) -> None:
     from flax import nnx
 
     from vlbert_jax.detector import weights
-    from vlbert_jax.detector.network import FasterRCNN, Settings, Sizes
+    from vlbert_jax.detector.network import FasterRCNN, Sizes
+    from vlbert_jax.detector.options import Settings
     from vlbert_jax.detector.proposals import base_anchors
     from vlbert_jax.weights import detector_names
 
@@ -110,7 +111,7 @@ def command(model: Path, picture: Path, where: list[str]) -> tuple[float, float]
 def in_one_process(model: Path, picture: Path, count: int, detector: Path | None, proposals: int) -> dict[str, float]:
     import vlbert_jax
     from vlbert_jax.detector.detect import load_detector
-    from vlbert_jax.detector.network import Settings
+    from vlbert_jax.detector.options import Settings
 
     times, began = {}, time.perf_counter()
 

@@ -25,7 +25,7 @@ RefCOCO+ detected val), its five settings as command lines, `main` being the lin
 
 import ml_collections
 
-from configs import common
+from vlbert_jax.configs import common
 
 # Of the embedded corpus (data_prep/scenes.py): words that only the image tells.
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")

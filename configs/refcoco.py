@@ -22,7 +22,7 @@ RefCOCO and RefCOCOg, which the paper leaves out: build them (data_prep/README.m
 
 import ml_collections
 
-from configs import common
+from vlbert_jax.configs import common
 
 
 def demo() -> ml_collections.ConfigDict:

@@ -23,7 +23,7 @@ a sigmoid for each.
 
 import ml_collections
 
-from configs import common
+from vlbert_jax.configs import common
 
 EPOCH = 3_327  # updates: 212,923 questions / 64
 

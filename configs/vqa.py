@@ -15,7 +15,7 @@ code, which is followed here, has five epochs, 500 updates and a sigmoid for eac
 
 import ml_collections
 
-from configs import common
+from vlbert_jax.configs import common
 
 
 def demo() -> ml_collections.ConfigDict:

@@ -24,12 +24,13 @@ MAY_IMPORT = {
     "model": GROUND,
     "tasks": GROUND | {"data", "model", "visualization"},
     "weights": GROUND | {"model", "tasks"},
-    "training": GROUND | {"data", "model", "weights", "tasks.base"},
+    "configs": set(),
+    "training": GROUND | {"configs", "data", "model", "weights", "tasks.base"},
     "detector": GROUND | {"data.images", "model", "weights"},
     "prediction": GROUND | {"data", "visualization", "model", "tasks", "weights", "detector"},
     "convert": GROUND | {"tasks", "weights", "detector"},
     "predict": GROUND | {"data", "visualization", "tasks", "weights", "detector", "prediction"},
-    "main": GROUND | {"data", "tasks", "weights", "training"},
+    "main": GROUND | {"", "data", "tasks", "weights", "training"},
     "": {"prediction"},
 }
 DATA_PREP = {"files", "data.image_files", "data.region_files", "weights.safe_pickle", "detector.fingerprint"}
@@ -149,7 +150,8 @@ def test_only_the_registry_names_tasks(name):
 
 @pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("configs")))
 def test_configs_import_only_ml_collections(name):
-    assert third_party(name) <= {"ml_collections", "difflib", "configs"}
+    assert third_party(name) <= {"ml_collections", "difflib", "vlbert_jax"}
+    assert {module for module in imported(name) if module.startswith("vlbert_jax")} <= {"vlbert_jax.configs"}
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -1,16 +1,17 @@
 """VL-BERT (Su et al., ICLR 2020) in JAX: one Transformer that reads words and image regions together."""
 
-import os
+from typing import TYPE_CHECKING
 
-# Of transformers only tokenizers are used here: that PyTorch is missing is no news.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-
-def load(path, **options):
-    """A trained model for pictures of one's own: `vlbert_jax.predictor.load`, imported when it is called."""
-    from vlbert_jax.prediction import predictor
-
-    return predictor.load(path, **options)
-
+if TYPE_CHECKING:
+    from vlbert_jax.prediction.predictor import load as load
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """Import `load` when it is first used, so that `import vlbert_jax` imports nothing else."""
+    if name == "load":
+        from vlbert_jax.prediction.predictor import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,22 +31,23 @@ import logging
 import sys
 from pathlib import Path
 
-from vlbert_jax.detector.weights import detector_summary, list_files, read_detector, write_detector
+import vlbert_jax
 from vlbert_jax.tasks import TASKS
-from vlbert_jax.weights import export
-from vlbert_jax.weights.conversion import DTYPES, _cast, _some, conversion_table, prepare_conversion, write_conversion
-from vlbert_jax.weights.read import not_finite
+
+# The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
 
 FORMATS = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".bin": "pt", ".model": "pt", "": "orbax"}
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def main(argv: list[str]) -> int:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m vlbert_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("target", metavar="TARGET", type=Path)
     models = (*TASKS, "detector")
@@ -60,7 +61,15 @@ def main(argv: list[str]) -> int:
     surprises.add_argument("--partial", action="store_true", help="go on where the source lacks tensors it should have")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET")
     parser.add_argument("--dry-run", action="store_true", help="print the table and write nothing")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    from vlbert_jax.weights import export
+    from vlbert_jax.weights.conversion import _some, conversion_table, prepare_conversion, write_conversion
+    from vlbert_jax.weights.read import not_finite
+
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
@@ -103,6 +112,10 @@ def main(argv: list[str]) -> int:
 
 
 def _convert_detector(args: argparse.Namespace, form: str) -> int:
+    from vlbert_jax.detector.weights import detector_summary, list_files, read_detector, write_detector
+    from vlbert_jax.weights.conversion import _cast, _some
+    from vlbert_jax.weights.read import not_finite
+
     if form == "hf":
         raise ValueError("--format=hf is for BERT; a detector goes into a folder, .safetensors or .pth")
     tensors, lists = read_detector(args.source), list_files(args.source, args.lists)
@@ -119,4 +132,4 @@ def _convert_detector(args: argparse.Namespace, form: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,17 +1,22 @@
-"""Trains or evaluates a recipe, or tells what training it would take.
+"""Train or evaluate a recipe, or report the resources that its training would need.
 
-python -m vlbert_jax.main --config=configs/{pretrain,vqa,vcr,refcoco}.py[:VARIANT] [--workdir=DIR]
-    [--mode=train|evaluate|compile] [--config.FIELD=VALUE ...]
-    [--coordinator=HOST:PORT --num_processes=N --process_id=I]
+python -m vlbert_jax.main --config=RECIPE[:VARIANT] [--workdir=DIR] [--mode=train|evaluate|compile]
+    [--config.FIELD=VALUE ...] [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
-DIR is workdirs/CONFIG_VARIANT if it is not given. The same command continues an interrupted run. Evaluation scores the
-run, or --config.init.checkpoint, on config.data.eval_split; a task's predictions go to DIR/predictions. Compiling needs
-neither data nor the machine: --config.topology=v5e:16x16 prints memory, collectives and predicted time. Several
-processes find each other under srun, mpirun and on TPU hosts; elsewhere each gets the last three flags (launch/).
-Exit status: 0 done; 2 an error that one line explains (VLBERT_DEBUG=1 shows the traceback); 143 stopped by SIGTERM,
-everything saved; 75 another host is gone. After the last two the same command goes on.
+RECIPE is the name of a recipe of the package (pretrain, vqa, vcr, refcoco) or the path of a file such as
+configs/pretrain.py. DIR defaults to workdirs/RECIPE_VARIANT. The same command continues an interrupted run.
+--mode=evaluate scores the run, or --config.init.checkpoint, on config.data.eval_split; the predictions of a task are
+written to DIR/predictions. --mode=compile needs neither the data nor the accelerators:
+--config.topology=v5e:16x16 prints memory, collectives and the predicted time. Several processes find each other under
+srun, mpirun and on TPU hosts; elsewhere pass the last three flags to each process (launch/).
+--help prints this text, --version the version of the package.
+
+Exit status: 0 after success; 2 after an error, which one line explains (VLBERT_DEBUG=1 shows the traceback); 143 after
+SIGTERM, with all progress saved; 75 if another process is gone. After 143 and 75 the same command continues the run.
 """
 
+import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -19,46 +24,59 @@ import pathlib
 import sys
 import types
 
-import jax
 import ml_collections
 
-from data_prep import build
-from data_prep.builder import SourceError
-from vlbert_jax.data.records import extractor_of
-from vlbert_jax.files import disk_full
-from vlbert_jax.tasks import TASKS
-from vlbert_jax.training import hosts, sharding
-from vlbert_jax.training.config import parse_command
-from vlbert_jax.training.evaluate import evaluate_run, write_run_report
-from vlbert_jax.training.loop import train
-from vlbert_jax.training.preemption import Stopped
-from vlbert_jax.weights.initialize import check_sources
+import vlbert_jax
+
+# The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
 
 
 def task_of(config: ml_collections.ConfigDict) -> types.ModuleType:
+    """Return the task that `config.task` names. Raises ValueError for an unknown name."""
+    from vlbert_jax.tasks import TASKS
+
     if config.task not in TASKS:
         raise ValueError(f"unknown task {config.task!r}; there are: {', '.join(TASKS)}")
     return TASKS[config.task]
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str):
-    """Trains or evaluates. Importable: a notebook calls it with a config of its own, and meets what `main` catches."""
-    task, chief = task_of(config), jax.process_index() == 0
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> None:
+    """Train or evaluate; a notebook may call it with its own config.
+
+    Args:
+      config: the config of the run, as a recipe returns it.
+      workdir: folder of the checkpoints and results; it is created if it is missing.
+      mode: "train" or "evaluate".
+
+    Raises:
+      ValueError, OSError, FloatingPointError: the errors that `main` reports in one line.
+      Stopped: the run was asked to stop and has saved its state.
+    """
+    import jax
+
+    from vlbert_jax.data.records import extractor_of
+    from vlbert_jax.files import disk_full
+    from vlbert_jax.training import hosts, sharding
+    from vlbert_jax.training.evaluate import evaluate_run, write_run_report
+    from vlbert_jax.training.loop import train
+    from vlbert_jax.weights.initialize import check_sources
+
+    task, is_first = task_of(config), jax.process_index() == 0
     check_sources(config, workdir, mode)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
 
-    if config.data.embedded and chief:  # the drawn corpus is made on first use
+    if config.data.embedded and is_first:  # the synthetic corpus is generated on first use
         with disk_full(pathlib.Path(config.data.data_dir)):
-            build.draw_missing(config.data.embedded, config.data)
+            _draw_missing(config.data)
     hosts.wait("corpus")
-    if config.data.features == "precomputed":  # their extractor is part of the run from now on
+    if config.data.features == "precomputed":  # the extractor of the features becomes part of the config of the run
         tables = [config.data[name] for name in ("captions", "images") if name in config.data]
         config.data.extractor = extractor_of(config.data.data_dir, *tables)
     hosts.agree(config, workdir)
     if mode == "evaluate":
         scores = evaluate_run(config, task, workdir, mesh)
-        if chief:
+        if is_first:
             print(json.dumps(scores, indent=2))
         return
     graphdef, state = train(config, task, workdir, mesh)
@@ -66,32 +84,90 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str):
         write_run_report(config, task, workdir, graphdef, state)
 
 
-def main(argv: list[str]) -> int:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("vlbert_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells all; what matters it raises
-    if "--help" in argv:
+def _draw_missing(data: ml_collections.ConfigDict) -> None:
+    """Generate the synthetic corpus of `data` unless it exists. Raises ValueError where that is impossible."""
+    build = import_builder("build")
+    from data_prep.builder import SourceError
+
+    try:
+        build.draw_missing(data.embedded, data)
+    except SourceError as error:
+        raise ValueError(str(error)) from error
+
+
+def import_builder(name: str) -> types.ModuleType:
+    """Import a module of `data_prep`, the folder next to this package.
+
+    Raises ValueError where another folder or module of that name comes first on the import path.
+    """
+    expected = pathlib.Path(vlbert_jax.__file__).resolve().parents[1] / "data_prep"
+    spec = importlib.util.find_spec("data_prep")
+    found = pathlib.Path(spec.origin).resolve() if spec and spec.origin else None
+    if found != expected / "__init__.py":
+        raise ValueError(
+            f"`import data_prep` finds {found or 'no package'} in place of {expected}, which vlbert_jax needs; "
+            "start the command in another folder, or rename or remove the other data_prep"
+        )
+    return importlib.import_module(f"data_prep.{name}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status. `argv` starts with the program's name, as `sys.argv` does."""
+    argv = sys.argv if argv is None else argv
+    if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
+    if "--version" in argv:
+        print(f"vlbert_jax {vlbert_jax.__version__}")
+        return 0
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("vlbert_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step; it raises what matters
+    import jax
+
+    from vlbert_jax.files import disk_full
+    from vlbert_jax.training import hosts
+    from vlbert_jax.training.config import parse_command
+    from vlbert_jax.training.preemption import Stopped
+
     try:
         config, workdir, mode, place = parse_command(argv)
         jax.config.update("jax_default_prng_impl", config.prng_impl)
         if mode == "compile":
-            from vlbert_jax.training import compile_ahead  # settings of its own, for machines that are not there
+            from vlbert_jax.training import compile_ahead  # it configures JAX for a topology that is not present
 
             return compile_ahead.run(config, task_of(config))
         hosts.join(*place)
-        with disk_full(workdir):  # whatever is being written: rows, events, the report
+        with disk_full(workdir):  # rows, events and the report, too
             run(config, workdir, mode)
             return hosts.leave(0)
     except Stopped as stopped:
         logging.getLogger("vlbert_jax").warning("asked to stop: %s", stopped)
         return hosts.leave(143)
-    except (ValueError, OSError, FloatingPointError, SourceError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("VLBERT_DEBUG"):
             raise
         return hosts.leave(2, f"error: {' '.join(str(error).split())}")
 
 
+def build() -> int:
+    """Run `python -m data_prep.build`: the console script vlbert-build."""
+    return _run_builder("build")
+
+
+def extract() -> int:
+    """Run `python -m data_prep.extract_regions`: the console script vlbert-extract."""
+    return _run_builder("extract_regions")
+
+
+def _run_builder(name: str) -> int:
+    try:
+        module = import_builder(name)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return module.main()
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -30,15 +30,17 @@ import os
 import sys
 from pathlib import Path
 
-from vlbert_jax.detector.network import Settings
-from vlbert_jax.prediction.output import predict_images, say
-from vlbert_jax.visualization.drawing import SUFFIXES
+import vlbert_jax
+from vlbert_jax.detector.options import Settings
+
+# The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m vlbert_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     several = dict(action="extend", nargs="+", default=[])
     parser.add_argument("--checkpoint", help="the trained model")
     parser.add_argument("--image", required=True, metavar="FILE", **several)
@@ -62,6 +64,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises ValueError for what can be told before anything is loaded."""
+    from vlbert_jax.visualization.drawing import SUFFIXES
+
     texts = args.question + args.expression + args.caption
     if texts and not args.checkpoint:
         raise ValueError("a question needs --checkpoint; without it only the regions are found")
@@ -80,8 +84,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"{path}: there is no folder {path.parent}")
 
 
-def main(argv: list[str]) -> int:
-    args = parse_arguments(argv)
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    from vlbert_jax.prediction.output import predict_images, say
+
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
@@ -98,4 +104,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

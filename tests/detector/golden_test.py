@@ -20,8 +20,9 @@ from flax import nnx
 from tests.helpers.golden_folders import golden_folders
 from tests.helpers.weights_case import caffe_file
 from vlbert_jax.data.images import caffe_pixels, caffe_scale, caffe_size
-from vlbert_jax.detector.detect import Detector, Selection
-from vlbert_jax.detector.network import Proposals, Settings, class_boxes
+from vlbert_jax.detector.detect import Detector
+from vlbert_jax.detector.network import Proposals, class_boxes
+from vlbert_jax.detector.options import Selection, Settings
 from vlbert_jax.detector.proposals import (
     base_anchors,
     class_confidence,

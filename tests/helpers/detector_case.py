@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vlbert_jax.detector.detect import Detector, Selection
-from vlbert_jax.detector.network import FasterRCNN, Settings, Sizes
+from vlbert_jax.detector.detect import Detector
+from vlbert_jax.detector.network import FasterRCNN, Sizes
+from vlbert_jax.detector.options import Selection, Settings
 from vlbert_jax.weights import detector_names
 
 SIZES = Sizes(

@@ -17,7 +17,7 @@ from tests.helpers import weights_case
 from tests.helpers.weights_case import caffe_file, fill, fine_tuned, official_shapes, run, save_model, shrunk
 from vlbert_jax.tasks.pretrain import task as pretrain
 from vlbert_jax.weights import vlbert_names
-from vlbert_jax.weights.conversion import DTYPES, arrays_of, model_config, prepare_conversion
+from vlbert_jax.weights.conversion import arrays_of, model_config, prepare_conversion
 from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
 
@@ -124,7 +124,7 @@ def test_other_precisions(dtype, tmp_path):
     for target in ("half.pt", "half.safetensors"):
         run(source, tmp_path / target, f"--dtype={dtype}", "--num_heads=4")
         read = read_weights(tmp_path / target).tensors[vlbert_names.SEGMENTS]
-        expected = tensors[f"module.{vlbert_names.SEGMENTS}"].astype(DTYPES[dtype]).astype(np.float32)
+        expected = tensors[f"module.{vlbert_names.SEGMENTS}"].astype(np.dtype(dtype)).astype(np.float32)
         np.testing.assert_array_equal(read, expected)
 
 

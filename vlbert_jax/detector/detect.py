@@ -19,25 +19,13 @@ from jaxtyping import Float32, Int32, UInt8
 
 from vlbert_jax.data.images import caffe_pixels, caffe_scale, caffe_size
 from vlbert_jax.detector.fingerprint import extractor_fingerprint
-from vlbert_jax.detector.network import FasterRCNN, Proposals, Settings
+from vlbert_jax.detector.network import FasterRCNN, Proposals
+from vlbert_jax.detector.options import Selection, Settings
 from vlbert_jax.detector.proposals import select_regions
 from vlbert_jax.detector.weights import detector_sizes, find_lists, read_detector
 from vlbert_jax.weights import detector_names
 
 CANVASES = 10  # steps into which a side of the network's input is rounded up: each shape is compiled once
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Selection:
-    """What an image is made of the network's proposals; defaults are VL-BERT's (`generate_tsv_v2`).
-
-    Anderson et al. took a threshold of 0.2; 36 regions of every image are `fewest` = `most` = 36.
-    """
-
-    image_scale: tuple[int, int] = (600, 1000)  # short side, unless the long side would pass the second
-    threshold: float = 0.5  # of the highest class probability with which a region survives suppression
-    fewest: int = 10
-    most: int = 100
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
+from vlbert_jax.detector.options import Settings
 from vlbert_jax.detector.proposals import (
     base_anchors,
     class_confidence,
@@ -37,19 +38,6 @@ class Sizes:
     num_attributes: int = 401  # with 0, no attribute; 0 = the weights have no attributes
     embedding_size: int = 256  # of a class, beside the feature from which attributes are told
     attribute_width: int = 512
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How the network is run; defaults are those of the published extraction."""
-
-    proposals_before: int = 6000  # most likely anchors that go into suppression,
-    proposals_after: int = 300  # and regions that come out
-    proposal_overlap: float = 0.7
-    min_side: int = 16  # of a proposal, in pixels of an image of scale 1
-    class_overlap: float = 0.3  # of suppression within a class
-    roi_operation: str = "pool"  # or "align", one sample per bin, as VL-BERT's region head does
-    roi_chunk: int = 30  # regions that pass C5 at once
 
 
 Numbers = Array | np.ndarray  # on the device or fetched

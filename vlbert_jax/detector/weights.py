@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vlbert_jax.detector.network import FasterRCNN, Settings, Sizes
+from vlbert_jax.detector.network import FasterRCNN, Sizes
+from vlbert_jax.detector.options import Settings
 from vlbert_jax.detector.proposals import base_anchors
 from vlbert_jax.files import atomic_write
 from vlbert_jax.weights import detector_names, export

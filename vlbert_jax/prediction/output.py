@@ -8,7 +8,7 @@ from typing import Any
 
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.detector.detect import load_detector
-from vlbert_jax.detector.network import Settings
+from vlbert_jax.detector.options import Settings
 from vlbert_jax.prediction.predictor import Picture, Predictor, load
 from vlbert_jax.prediction.regions import Found, find_regions, given_regions
 from vlbert_jax.visualization.attention import write_attention

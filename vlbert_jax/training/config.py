@@ -10,6 +10,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from vlbert_jax import configs
+
 # What fields of the recipes can be whose mistakes would come up deep in a library, or never.
 COUNTS = ("batch_size", "grad_accumulation_steps", "total_steps", "keep_checkpoints", "data.sequence_length")
 COUNTS += tuple(f"model.encoder.{x}" for x in ("hidden_size", "num_layers", "num_heads", "mlp_size", "max_positions"))
@@ -41,11 +43,47 @@ def check_config(config: ml_collections.ConfigDict):
         )
 
 
+def recipe_path(value: str) -> str:
+    """Return the file of a recipe, with its variant: "pretrain:demo" -> "FOLDER/pretrain.py:demo".
+
+    A path is returned as it is. Raises ValueError for an unknown name, and for the path of a recipe of the package
+    that does not exist, which is usual outside a checkout.
+    """
+    recipe, colon, variant = value.partition(":")
+    path, folder = pathlib.Path(recipe), pathlib.Path(next(iter(configs.__path__)))
+    names = sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "common"))
+    if path.suffix or len(path.parts) != 1:
+        if path.stem in names and not path.exists():
+            named = f"--config={path.stem}{colon}{variant}"
+            raise ValueError(f"there is no file {recipe}; the recipe that comes with the package is {named}")
+        return value
+    if recipe not in names:
+        close = difflib.get_close_matches(recipe, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"unknown recipe {recipe!r}; the package has {', '.join(names)}.{hint} "
+            "Another recipe is given by its path: --config=FOLDER/FILE.py"
+        )
+    return f"{folder / recipe}.py{colon}{variant}"
+
+
+def _with_recipe_paths(argv: list[str]) -> list[str]:
+    """Replace the name of a recipe in --config=NAME or --config NAME by its path."""
+    replaced = list(argv)
+    for i, arg in enumerate(argv):
+        if match := re.fullmatch(r"(--?config=)(.*)", arg):
+            replaced[i] = match[1] + recipe_path(match[2])
+        elif arg in ("-config", "--config") and i + 1 < len(argv):
+            replaced[i + 1] = recipe_path(argv[i + 1])
+    return replaced
+
+
 def parse_command(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str, tuple]:
     """Config, workdir, mode, and what `hosts.join` takes.
 
     Raises ValueError in one line, with the nearest name for a misspelt field.
     """
+    argv = _with_recipe_paths(argv)
     try:
         for with_fields in (False, True):  # first without the fields, to tell which of them exist
             values = flags.FlagValues()
@@ -58,7 +96,7 @@ def parse_command(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.P
             config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given, lock_config=True)
             values(given)
             if values.config is None:
-                raise ValueError("--config=FILE[:VARIANT] is needed")
+                raise ValueError("--config=RECIPE[:VARIANT] is needed")
             names = list(flat_config(values.config.to_dict()))
             for name in re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE):
                 if name not in names:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import ml_collections
-import ml_dtypes
+import ml_dtypes  # noqa: F401, NumPy learns the name "bfloat16" from it
 import numpy as np
 from flax import nnx
 
@@ -19,7 +19,6 @@ from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 BERT_NEEDS = (
     vlbert_names.WORDS, vlbert_names.SEGMENTS, vlbert_names.POSITIONS,
     "vlbert.encoder.layer.0.intermediate.dense.weight",
@@ -241,7 +240,7 @@ def _cast(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.
         done[id(array)] = array
         if array.dtype.kind == "f":
             with np.errstate(over="ignore"):
-                done[id(array)] = array.astype(DTYPES[dtype])
+                done[id(array)] = array.astype(np.dtype(dtype))
             if np.isfinite(array).all() and not np.isfinite(done[id(array)]).all():
                 raise ValueError(f"{name} has numbers beyond the range of {dtype}")
     return {name: done[id(array)] for name, array in tensors.items()}

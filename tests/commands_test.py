@@ -1,0 +1,60 @@
+"""The commands: --help and --version answer before anything heavy is imported."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import vlbert_jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+COMMANDS = ("vlbert_jax.main", "vlbert_jax.predict")
+# Each takes a good part of a second to import, JAX and TFDS whole seconds.
+HEAVY = {"jax", "flax", "grain", "orbax", "tensorflow_datasets", "transformers", "cv2", "torch", "optax"}
+
+PROGRAM = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+except SystemExit as exit:
+    assert not exit.code, exit.code
+print("IMPORTED", *sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+def answer(command: str, flag: str) -> tuple[str, set[str]]:
+    """Return what the command prints in its own process, and the top-level modules that it imported."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, command, flag], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    text, _, imported = done.stdout.rpartition("IMPORTED ")
+    return text, set(imported.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(command):
+    text, imported = answer(command, "--help")
+    assert f"python -m {command}" in text
+    assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_version(command):
+    text, imported = answer(command, "--version")
+    assert text == f"vlbert_jax {vlbert_jax.__version__}\n"
+    assert not imported & HEAVY
+
+
+def test_load_is_imported_when_it_is_used():
+    from vlbert_jax.prediction import predictor
+
+    assert vlbert_jax.load is predictor.load
+    with pytest.raises(AttributeError, match="has no attribute 'laod'"):
+        vlbert_jax.laod  # noqa: B018
+
+
+def test_one_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1] == vlbert_jax.__version__
