@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "training": GROUND | {"configs", "data", "model", "weights", "tasks.base"},
     "detector": GROUND | {"data.images", "model", "weights"},
     "prediction": GROUND | {"data", "visualization", "model", "tasks", "weights", "detector"},
-    "convert": GROUND | {"tasks", "weights", "detector"},
-    "predict": GROUND | {"data", "visualization", "tasks", "weights", "detector", "prediction"},
+    "convert": GROUND | {"", "tasks", "weights", "detector"},
+    "predict": GROUND | {"", "data", "visualization", "tasks", "weights", "detector", "prediction"},
     "main": GROUND | {"", "data", "tasks", "weights", "training"},
     "": {"prediction"},
 }

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from data_prep import build
 from tests.helpers import HANG_SECONDS, ROOT, toy_task
 from vlbert_jax import main
 from vlbert_jax.tasks import TASKS
@@ -38,13 +39,16 @@ def call(workdir, *args):
             "unknown config variant 'dem'; there are: demo, .* mean 'demo'?",
         ),
         (["--config=configs/pretrian.py"], "No such file or directory: 'configs/pretrian.py'"),
+        (["--config=pretrian:demo"], "unknown recipe 'pretrian'; the package has pretrain, .* mean 'pretrain'?"),
+        (["--config=common"], "unknown recipe 'common'"),
+        (["--config=elsewhere/vqa.py:base"], "no file elsewhere/vqa.py; the recipe .* is --config=vqa:base"),
         ([TOY, "--config.learnin_rate=1"], "no field 'learnin_rate'; the nearest name is 'learning_rate'"),
         ([TOY, "--config.optimizer.esp=1"], "no field 'optimizer.esp'; the nearest name is 'optimizer.eps'"),
         ([TOY, "--noconfig.reprot"], "no field 'reprot'; the nearest name is 'report'"),
         ([TOY, "--config.total_steps=many"], "config.total_steps=many"),
         ([TOY, "--mode=test"], "should be one of <train|evaluate|compile>"),
         ([TOY, "--wordkir=x"], "Unknown command line flag 'wordkir'"),
-        ([], "--config=FILE.* is needed"),
+        ([], "--config=RECIPE.* is needed"),
         ([TOY, "--config.task=toi"], "unknown task 'toi'; there are: .*toy"),
         ([TOY, "--config.mesh.tensor=3"], "'tensor': 3.* do not fit 8 devices"),
         ([TOY, "--config.batch_size=12"], "12 examples per host do not divide among 8 devices"),
@@ -102,6 +106,26 @@ def test_a_workdir_is_named_after_the_recipe():
         assert parse_command(["main", f"--config={given}"])[1] == pathlib.Path("workdirs", name)
 
 
+@pytest.mark.parametrize("flag", [["--config=pretrain:base_e2e"], ["--config", "pretrain:base_e2e"]], ids=len)
+def test_a_recipe_has_a_name(flag, tmp_path, monkeypatch):
+    expected = parse_command(["main", "--config=configs/pretrain.py:base_e2e"])
+    monkeypatch.chdir(tmp_path)
+    assert parse_command(["main", *flag]) == expected
+
+
+def test_another_data_prep_is_in_the_way(tmp_path, monkeypatch):
+    """The folder in which a command is started comes first on the import path."""
+    assert main.import_builder("build") is build
+    for name in ("data_prep/__init__.py", "data_prep/build.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise AssertionError('this is the data_prep of another project')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "data_prep")
+    with pytest.raises(ValueError, match=f"finds {tmp_path}/data_prep/__init__.py in place of {ROOT}/data_prep"):
+        main.import_builder("build")
+    assert main.build() == main.extract() == 2
+
+
 def test_fine_tuning_says_where_weights_come_from(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main.main(["main", f"--config={ROOT / 'configs/vqa.py'}"]) == 2
@@ -146,7 +170,7 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
             (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
             (data_dir / name).touch()
 
-    monkeypatch.setattr(main.build, "build_scenes", build_scenes)
+    monkeypatch.setattr(build, "build_scenes", build_scenes)
     config = toy_task.make_config(total_steps=1)
     config.data.update(
         embedded="scenes", data_dir=str(tmp_path / "data"), captions="captions", text="text", vocab="scenes/vocab.txt"
@@ -166,7 +190,7 @@ def test_a_full_disk_is_that_of_the_data(tmp_path, monkeypatch, capsys):
     def build_scenes(data_dir):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(main.build, "build_scenes", build_scenes)
+    monkeypatch.setattr(build, "build_scenes", build_scenes)
     fields = [f"--config.data.data_dir={tmp_path}/data", "--config.data.embedded=scenes", "--config.data.vocab=x"]
     assert call(tmp_path / "run", TOY, *fields) == 2
     assert f"error: no space left on device while saving to {tmp_path}/data;" in capsys.readouterr().err
