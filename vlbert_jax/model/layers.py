@@ -84,5 +84,5 @@ def xavier_init(kernel: nnx.Param, seed: int) -> None:
 
 
 def gather_positions(states: Float[Array, "... s d"], positions: Int[Array, "... m"]) -> Float[Array, "... m d"]:
-    """The states at some positions of their sequences."""
-    return jnp.take_along_axis(states, positions[..., None], axis=-2)
+    """Return the states at some positions of their sequences; a position outside reads the nearest end."""
+    return jnp.take_along_axis(states, positions[..., None], axis=-2, mode="clip")

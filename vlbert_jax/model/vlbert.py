@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlbert_jax.batch import END, IMG, NO_IMAGE, NUM_EXTRA_IDS
 from vlbert_jax.model.config import EncoderConfig
 from vlbert_jax.model.encoder import Encoder
-from vlbert_jax.model.layers import dense, dropout, layer_norm, split_keys
+from vlbert_jax.model.layers import dense, dropout, gather_positions, layer_norm, split_keys
 from vlbert_jax.model.partitioning import keep_split, replicate
 
 ROW_MULTIPLE = 128  # rows of the token table, so that it shards and tiles
@@ -61,8 +61,8 @@ class VLBert(nnx.Module):
         """The sum of the four parts, normalised. [END] has no visual part."""
         b = token_ids.shape[0]
         text_only = jnp.broadcast_to(
-            self.text_only_visual[...].astype(self.dtype)[None, None], (b, 1, self.text_only_visual.shape[0])
-        )
+            self.text_only_visual[...][None, None], (b, 1, self.text_only_visual.shape[0])
+        ).astype(self.dtype)
         visual = (
             text_only
             if region_states is None
@@ -80,12 +80,21 @@ class VLBert(nnx.Module):
         row = jnp.where(region_ids == NO_IMAGE, r, region_ids)
         row = jnp.where(token_ids >= self.vocab_size + IMG, region_ids + r + 1, row)
         row = jnp.where(token_ids == self.vocab_size + END, 2 * r + 1, row)
-        carried = jnp.take_along_axis(rows, row.reshape(b, -1, 1), axis=1).reshape(*row.shape, -1)
-        words = replicate(self.token_embeddings[...].astype(self.dtype))[token_ids]
-        places = replicate(self.position_embeddings[...].astype(self.dtype))[position_ids]
-        segments = replicate(self.segment_embeddings[...].astype(self.dtype))[segment_ids]
+        # Many elements carry the same row, so the sum that is the gather's gradient needs float32.
+        carried = gather_positions(rows.astype(jnp.float32), row.reshape(b, -1)).astype(self.dtype)
+        carried = carried.reshape(*row.shape, -1)
+        words = self._look_up(self.token_embeddings, token_ids)
+        places = self._look_up(self.position_embeddings, position_ids)
+        segments = self._look_up(self.segment_embeddings, segment_ids)
         states = self.embedding_norm(keep_split(words + carried + places + segments))
         return dropout(states, self.dropout_rate, key)
+
+    def _look_up(self, table: nnx.Param, ids: Int[Array, "b n s"]) -> Float[Array, "b n s h"]:
+        """Return the rows `ids` of an embedding table; an id outside the table reads its nearest row.
+
+        The gather precedes the cast: its gradient is a sum over many elements, which bfloat16 rounds at each addition.
+        """
+        return replicate(table[...]).at[ids].get(mode="clip").astype(self.dtype)
 
     def __call__(
         self,
@@ -116,4 +125,4 @@ class Factor(nnx.Module):
         self.scale = nnx.Param(jnp.float32(value), axes=())
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return x * self.scale[...].astype(x.dtype)
+        return (x.astype(jnp.float32) * self.scale[...]).astype(x.dtype)  # its gradient sums over all of x
