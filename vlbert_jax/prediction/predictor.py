@@ -27,7 +27,7 @@ from vlbert_jax.batch import IMG, Batch, make_batch
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.detector.detect import load_detector
+from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.fingerprint import extractor_id
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import GRID, Found, find_regions
@@ -65,7 +65,7 @@ class Picture:
 def load(
     path: str | Path,
     *,
-    detector: str | Path | detector.Detector | None = None,
+    detector: str | Path | Detector | None = None,
     vocab: str | Path = "",
     answers: str | Path = "",
     data_dir: str | Path = "",
@@ -170,7 +170,7 @@ class Predictor:
         if not text.strip():
             raise ValueError("the text is empty")
         picture = self.look(image, boxes)
-        for unknown in self._unknown(REGION.sub(" ", " ".join([text, *choices]))):
+        for unknown in self._unknown(self.task.plain_text(" ".join([text, *choices]))):
             log.warning("%r is not in the model's vocabulary", unknown)
         batch = self._batch(picture.pixels, picture.regions, text, choices)
         return picture, batch.replace(pixels=None, region_features=picture.appearance)

@@ -209,6 +209,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def plain_text(self, text: str) -> str:
+        """Return a user's text without notation that is not words of the vocabulary."""
+        return text
+
     def predict_text(self, model: Any, batch: Batch, config: Config) -> dict[str, Any]:
         """Return arrays [1, ...] from which `decode` reads the answers for a batch of one user text."""
         return self.predict(model, batch, config)

@@ -29,6 +29,7 @@ from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_im
 from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.tasks.vcr.examples import (
+    REGION,
     SUBTASKS,
     ChoiceLayout,
     choice_example,
@@ -286,6 +287,10 @@ class VCR(TextImageTask):
         filled = [*choices, *[""] * (count - len(choices))]
         asked = record | record_of_text(text, filled, record["labels"])
         return choice_example(asked, False, tokenizer_of(config), layout)
+
+    def plain_text(self, text: str) -> str:
+        """Return a text without the names of regions, such as [1]."""
+        return REGION.sub(" ", text)
 
     def decode(self, rows, boxes, choices, batch: Batch, config) -> list[Answer]:
         """Return the choices in the order given; their probabilities sum to 1."""
