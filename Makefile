@@ -1,7 +1,8 @@
 # make demo   trains the small model of configs/pretrain.py on drawn scenes: workdirs/demo/report/index.html
 # make test   ruff and pytest, the same that .ci/run does
+# make docs   builds the documentation into site/; every warning is an error
 #
-# Both make .venv first if it is not there, from any Python >= 3.11. To choose one: make test PYTHON=python3.12
+# Each makes .venv first if it is not there, from any Python >= 3.11. To choose one: make test PYTHON=python3.12
 # Part of the tests: make test PYTEST_FLAGS="-k batch"
 
 PYTHON ?=
@@ -10,7 +11,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo test clean help
+.PHONY: demo test docs clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +26,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_FLAGS)
+
+# NO_MKDOCS_2_WARNING: the theme prints an advertisement otherwise.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.installed-docs
+	$(RUN) -m mkdocs build --strict --quiet
+	@echo site/index.html
 
 # A name on the PATH can be a stub that fails, so each is run. ensurepip: Debian packs it apart, as python3-venv.
 $(VENV)/bin/python:
@@ -48,5 +55,9 @@ $(VENV)/.installed-test: $(PACKAGES) | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: $(PACKAGES) | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
+	@touch $@ $(VENV)/.installed
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

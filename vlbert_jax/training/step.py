@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.state import TrainState
 
@@ -21,7 +21,7 @@ def train_step(
     batch: PyTree,
     *,
     graphdef: nnx.GraphDef,
-    task: Task,
+    task: ModuleType,
     config: ml_collections.ConfigDict,
     tx: optax.GradientTransformation,
     names: tuple[str, ...],
