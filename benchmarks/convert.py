@@ -23,11 +23,13 @@ from configs import pretrain as recipes  # noqa: E402
 from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
 from vlbert_jax.weights import export, vlbert_names  # noqa: E402
 
+PRETRAIN = pretrain.Pretrain()
+
 
 def write_random(path: Path, variant: str) -> None:
     """A released model's names and sizes, its numbers random."""
     config, rng = getattr(recipes, variant)(), np.random.default_rng(0)
-    state = nnx.state(nnx.eval_shape(lambda: pretrain.build_model(config, nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: PRETRAIN.build_model(config, nnx.Rngs(0))))
     ours = {
         tuple(map(str, at)): rng.standard_normal(v.shape, dtype=np.float32) for at, v in nnx.to_flat_state(state)
     }

@@ -28,6 +28,8 @@ from vlbert_jax.tasks.refcoco import task as refcoco  # noqa: E402
 from vlbert_jax.tasks.vqa import accuracy  # noqa: E402
 from vlbert_jax.tasks.vqa.examples import answers_of  # noqa: E402
 
+REFCOCO = refcoco.RefCOCO()
+
 TASKS = {  # name: (config, metric)
     "VQA": ("configs/vqa.py", "vqa_accuracy"),
     "VCR Q→A": ("configs/vcr.py", "vcr_accuracy"),
@@ -75,9 +77,9 @@ def chance(name: str, config) -> float:
         answers = (split.texts[number]["answers"] for number in range(len(split)))
         return statistics.mean(float(accuracy.soft_targets(a, entries)[entries.number(best)]) for a in answers)
     hits = []
-    for batch in refcoco.eval_batches(config, 0, 1)["expressions"]:
+    for batch in REFCOCO.eval_batches(config, 0, 1)["expressions"]:
         real = batch.index >= 0
-        hits += list(batch.region_hits[real].sum(1) / batch.region_mask[real].sum(1))
+        hits += list(batch.targets.region_hits[real].sum(1) / batch.region_mask[real].sum(1))
     return float(np.mean(hits))
 
 

@@ -37,7 +37,7 @@ def write_model(folder: Path, precomputed: bool) -> None:
     from flax import nnx
 
     from configs import vqa as recipes
-    from vlbert_jax.tasks.vqa import task as vqa
+    from vlbert_jax.tasks import get_task
     from vlbert_jax.weights import export
 
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "piece", *"0123456789?"]
@@ -50,7 +50,7 @@ def write_model(folder: Path, precomputed: bool) -> None:
     features = "precomputed" if precomputed else "image"
     config.data.update(dict(features=features, vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
     arrays: dict = dict(params={}, constants={})
-    model = nnx.eval_shape(lambda: vqa.build_model(config, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: get_task("vqa").build_model(config, nnx.Rngs(0)))
     for path, variable, array in drawn(model):
         node = arrays["params" if isinstance(variable, nnx.Param) else "constants"]
         for name in path[:-1]:

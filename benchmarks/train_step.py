@@ -22,13 +22,19 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # so that it runs without being installed
 
 from configs import pretrain as recipes  # noqa: E402
-from vlbert_jax.batch import Batch  # noqa: E402
+from vlbert_jax.batch import (
+    Batch,  # noqa: E402
+    make_batch,  # noqa: E402
+)
 from vlbert_jax.data.packing import pack  # noqa: E402
 from vlbert_jax.geometry import box_geometry  # noqa: E402
 from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
+from vlbert_jax.tasks.pretrain.targets import PretrainTargets  # noqa: E402
 from vlbert_jax.training import compile_ahead, optimizer, sharding  # noqa: E402
 from vlbert_jax.training.state import create_state  # noqa: E402
 from vlbert_jax.training.step import jitted_step  # noqa: E402
+
+PRETRAIN = pretrain.Pretrain()
 
 # Captions (as many text-only sequences beside them), text tokens of each, boxes, image (width, height).
 SHAPES = {
@@ -75,7 +81,7 @@ def synthetic_batch(config, shape: dict, seed: int = 0) -> Batch:
         boxes=boxes,
         region_mask=np.ones((b, r), bool),
         region_hidden=hidden,
-        image_size=image_size,
+        image_size=image_size[:, None],
         box_geometry=box_geometry(boxes, image_size).astype(config.compute_dtype),
         mrc_regions=regions,
         mrc_positions=shape["tokens"] + regions,
@@ -85,11 +91,11 @@ def synthetic_batch(config, shape: dict, seed: int = 0) -> Batch:
     )
     if config.data.features == "image":
         canvas = [-(-side // 32) * 32 for side in (height, width)]
-        fields["image"] = np.zeros((b, *canvas, 3), np.uint8)
-        fields["image"][:, :height, :width] = rng.integers(0, 256, (b, height, width, 3), np.uint8)
+        fields["pixels"] = np.zeros((b, 1, *canvas, 3), np.uint8)
+        fields["pixels"][:, 0, :height, :width] = rng.integers(0, 256, (b, height, width, 3), np.uint8)
     else:
         fields["region_features"] = rng.random((b, r, config.model.feature_size), np.float32)
-    return Batch(**fields)
+    return make_batch(fields, PretrainTargets)
 
 
 def measure(name: str, shape: dict, args) -> dict:
@@ -101,10 +107,10 @@ def measure(name: str, shape: dict, args) -> dict:
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-        graphdef, _, shardings, create = create_state(config, pretrain, tx, mesh)
+        graphdef, _, shardings, create = create_state(config, PRETRAIN, tx, mesh)
         state, batch = create(), sharding.global_batch(synthetic_batch(config, shape), mesh)
-        names = pretrain.active_losses(config, 0)
-        static = dict(graphdef=graphdef, task=pretrain, config=config, tx=tx, mesh=mesh, shardings=shardings)
+        names = PRETRAIN.active_losses(config, 0)
+        static = dict(graphdef=graphdef, task=PRETRAIN, config=config, tx=tx, mesh=mesh, shardings=shardings)
         step = jitted_step(names, **static).trace(state, batch)
         flops = compile_ahead.matmul_flops(step.jaxpr.jaxpr)
         began = time.perf_counter()

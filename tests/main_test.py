@@ -23,7 +23,7 @@ PRETRAIN = "--config=configs/pretrain.py"
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(TASKS, "toy", toy_task)
+    monkeypatch.setitem(TASKS, "toy", toy_task.REGISTERED)
     monkeypatch.chdir(ROOT)
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_is_that_of_the_data(tmp_path, monkeypatch, capsys):
 
 # A process of its own: the command line with the toy task known.
 PROGRAM = "import sys; from tests.helpers import toy_task; from vlbert_jax import main, tasks; "
-PROGRAM += "tasks.TASKS['toy'] = toy_task; sys.exit(main.main(sys.argv))"
+PROGRAM += "tasks.TASKS['toy'] = toy_task.REGISTERED; sys.exit(main.main(sys.argv))"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 

@@ -1,17 +1,29 @@
 """The contract between host and device: one `Batch` for every task.
 
-Axes: `b` examples (one image or none each), `n` sequences per example, `s` elements per sequence,
-`r` regions, `y x` pixels, `g` appearance width, `e` geometry width, `m` masked words per sequence, `c` region classes,
-`a` answers.
+Axes: `b` examples, `n` sequences per example, `s` elements per sequence, `m` images per example,
+`r` regions of all its images (one image after another), `y x` pixels, `g` appearance width,
+`e` geometry width, `p` cells of a RoI grid.
 
-Sequences are packed on the host without gaps: text, then regions, then [END]. Three element kinds that
-are not words have ids right behind the vocabulary, so one table embeds every element.
+An example has `m` images and `n` sequences. Every element states whose visual feature it carries, so
+a sequence does not need to state its image. Region rows are grouped by image: row // (r / m) is the
+image of a row. Sequences are packed on the host without gaps: text, then regions, then [END]. Three
+kinds of elements that are not words have ids directly after the vocabulary, so one table embeds
+every element.
+
+What a task is trained or scored on is not part of `Batch` itself: each task declares a frozen
+dataclass of targets (a subclass of `Arrays`), and `Batch.targets` holds one.
+
+Every field states its padding value: the value in the rows of examples that only fill up a batch,
+and in elements, regions and targets beyond the real ones. Losses and scores do not depend on the
+values of padding, whatever they are, because every read by position, row or label is safe against
+values out of range.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,75 +34,106 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 # hidden, and the end of the sequence.
 IMG, IMG_MASK, END = 0, 1, 2
 NUM_EXTRA_IDS = 3
-Shapes = dict[str, tuple[tuple[int, ...], Any]]  # of an example, by field: shape without the axis b, dtype
 NO_IMAGE = -1  # `region_ids` of elements that carry the learned vector of text-only sequences
+PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # B, G, R
+
+Example = dict[str, np.ndarray]  # of one example: field of `Batch` or of its targets -> array without the axis b
+Shapes = dict[str, tuple[tuple[int, ...], Any]]  # of an example, by field: shape without the axis b, dtype
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Batch:
-    """A global batch as the model reads it. Masks are bool, True = real. Absent fields are None."""
+A = TypeVar("A", bound="Arrays")
 
-    # The elements.
-    token_ids: Int[Array | np.ndarray, "b n s"]  # WordPiece id, or vocabulary size + IMG, IMG_MASK, END
-    region_ids: Int[Array | np.ndarray, "b n s"]  # whose visual feature it carries; 0 = whole image; NO_IMAGE
-    segment_ids: Int[Array | np.ndarray, "b n s"]  # 0 = A, 1 = B, 2 = image
-    position_ids: Int[Array | np.ndarray, "b n s"]  # the regions of a sequence share one
-    element_mask: Bool[Array | np.ndarray, "b n s"]
 
-    # The image. All None in a batch of text alone.
-    boxes: Float[Array | np.ndarray, "b r 4"] | None = None  # x1 y1 x2 y2 in pixels of the resized image
-    region_mask: Bool[Array | np.ndarray, "b r"] | None = None
-    region_hidden: Bool[Array | np.ndarray, "b r"] | None = None  # appearance hidden, to be classified
-    image_size: Float[Array | np.ndarray, "b 2"] | None = None  # width, height after resize, before padding
-    # uint8 RGB as decoded, zero-padded right and bottom; float = already BGR minus the channel means.
-    image: Shaped[Array | np.ndarray, "b y x 3"] | None = None
-    region_features: Float[Array | np.ndarray, "b r g"] | None = None  # precomputed appearance, instead of image
-    box_geometry: Float[Array | np.ndarray, "b r e"] | None = None  # None = computed on the device
-    region_shapes: Float[Array | np.ndarray, "b r p p"] | None = None  # instance masks on the RoI grid (VCR)
+def padding(value: Any, **options) -> Any:
+    """Declare a field of `Arrays` whose rows of padding hold `value`."""
+    return dataclasses.field(metadata=dict(padding=value), **options)
 
-    # Targets of pre-training, sparse: only these positions meet the vocabulary.
-    mlm_positions: Int[Array | np.ndarray, "b n m"] | None = None
-    mlm_labels: Int[Array | np.ndarray, "b n m"] | None = None
-    mlm_mask: Bool[Array | np.ndarray, "b n m"] | None = None
-    mrc_regions: Int[Array | np.ndarray, "b k"] | None = None  # rows of `boxes` to classify
-    mrc_positions: Int[Array | np.ndarray, "b k"] | None = None  # their elements in sequence 0
-    mrc_targets: Float[Array | np.ndarray, "b k c"] | None = None  # the detector's class distribution
-    mrc_mask: Bool[Array | np.ndarray, "b k"] | None = None
-    relationship: Int[Array | np.ndarray, "b"] | None = None  # 1 = the caption belongs to the image
-    region_classes: Int[Array | np.ndarray, "b r"] | None = None  # most probable class, -1 = none (row 0, padding)
-    group: Int[Array | np.ndarray, "b"] | None = None  # scores are also reported by group (objects in a scene)
 
-    # Targets of fine-tuning.
-    index: Int[Array | np.ndarray, "b"] | None = None  # number of the example in its split, -1 = padding
-    text_cut: Bool[Array | np.ndarray, "b"] | None = None  # more text than the sequence holds
-    answer_positions: Int[Array | np.ndarray, "b"] | None = None  # element of [MASK], where the answer is read
-    answer_targets: Float[Array | np.ndarray, "b a"] | None = None  # score of each answer of the vocabulary
-    region_positions: Int[Array | np.ndarray, "b n r"] | None = None  # elements of the regions in their sequences
-    region_targets: Bool[Array | np.ndarray, "b r"] | None = None  # regions that are what the text means
-    region_hits: Bool[Array | np.ndarray, "b r"] | None = None  # regions that count as right when chosen
-    choice: Int[Array | np.ndarray, "b"] | None = None  # the right one of the n sequences, -1 = not known
+class Arrays:
+    """Base of frozen dataclasses of arrays that JAX traverses as pytrees; absent fields are None."""
 
-    def replace(self, **fields) -> Batch:
+    __dataclass_fields__: ClassVar[dict]
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        jax.tree_util.register_pytree_with_keys(cls, cls._flatten, cls._unflatten)
+
+    def _flatten(self):
+        names = self.names()
+        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], None
+
+    @classmethod
+    def _unflatten(cls, _, leaves):
+        # Bypass `__init__`: its type annotations reject the shardings and shapes that JAX stores in these fields.
+        arrays = object.__new__(cls)
+        arrays.__dict__.update(zip(cls.names(), leaves, strict=True))
+        return arrays
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of the fields."""
+        return tuple(cls.__dataclass_fields__)
+
+    @classmethod
+    def paddings(cls) -> dict[str, Any]:
+        """Return the padding value of every field that states one."""
+        return {f.name: f.metadata["padding"] for f in dataclasses.fields(cls) if "padding" in f.metadata}
+
+    def replace(self: A, **fields) -> A:
+        """Return a copy in which some fields have other values."""
         return dataclasses.replace(self, **fields)
 
 
-def _flatten(batch: Batch):
-    return [(jax.tree_util.GetAttrKey(name), getattr(batch, name)) for name in _NAMES], None
+@dataclasses.dataclass(frozen=True, eq=False)
+class NoTargets(Arrays):
+    """The targets of a batch that is neither trained nor scored on anything."""
 
 
-def _unflatten(_, leaves) -> Batch:
-    # Around __init__, whose annotations are for arrays: trees of shardings or shapes pass here too.
-    batch = object.__new__(Batch)
-    batch.__dict__.update(zip(_NAMES, leaves, strict=True))
-    return batch
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch(Arrays):
+    """A global batch as the model reads it. Masks are bool, True = real. Absent fields are None."""
+
+    # The elements of the sequences.
+    token_ids: Int[Array | np.ndarray, "b n s"] = padding(0)  # token id, or vocabulary size + IMG, IMG_MASK, END
+    region_ids: Int[Array | np.ndarray, "b n s"] = padding(NO_IMAGE)  # row of r whose visual feature it carries
+    segment_ids: Int[Array | np.ndarray, "b n s"] = padding(0)  # 0 = A, 1 = B, 2 = image
+    position_ids: Int[Array | np.ndarray, "b n s"] = padding(0)  # the regions of a sequence share one
+    element_mask: Bool[Array | np.ndarray, "b n s"] = padding(False)
+
+    # The images. All None in a batch of text alone. Row 0 of an image's regions is the whole image.
+    boxes: Float[Array | np.ndarray, "b r 4"] | None = padding(0, default=None)  # x1 y1 x2 y2, resized image's pixels
+    region_mask: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)
+    region_hidden: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)  # appearance is hidden
+    image_size: Float[Array | np.ndarray, "b m 2"] | None = padding(1, default=None)  # width, height without padding
+    # uint8 RGB as decoded, zero-padded right and bottom; float: already BGR minus the pixel means.
+    pixels: Shaped[Array | np.ndarray, "b m y x 3"] | None = padding(0, default=None)
+    region_features: Float[Array | np.ndarray, "b r g"] | None = padding(0, default=None)  # instead of pixels
+    box_geometry: Float[Array | np.ndarray, "b r e"] | None = padding(0, default=None)  # None: computed on the device
+    region_shapes: Float[Array | np.ndarray, "b r p p"] | None = padding(0, default=None)  # masks on the RoI grid
+
+    targets: Arrays = NoTargets()  # what the task is trained and scored on; the task declares the class
+    index: Int[Array | np.ndarray, "b"] | None = padding(-1, default=None)  # number of the example in its split
 
 
-def abstract_batch(size: int, shapes: Shapes) -> Batch:
-    """A batch of `size` examples as shapes alone (jax.ShapeDtypeStruct), to compile for before there is data."""
-    return jax.eval_shape(lambda: Batch(**{name: jnp.zeros((size, *s), dtype) for name, (s, dtype) in shapes.items()}))
+def make_batch(fields: Mapping[str, Any], targets: type[Arrays] = NoTargets) -> Batch:
+    """Return the batch of `fields`, each of which is a field of `Batch` or of `targets`.
+
+    Raises:
+        TypeError: A field belongs to neither.
+    """
+    names = set(targets.names())
+    own = {name: value for name, value in fields.items() if name not in names}
+    return Batch(**own, targets=targets(**{name: value for name, value in fields.items() if name in names}))
 
 
-_NAMES = tuple(field.name for field in dataclasses.fields(Batch))
-jax.tree_util.register_pytree_with_keys(Batch, _flatten, _unflatten)
+def abstract_batch(size: int, shapes: Shapes, targets: type[Arrays] = NoTargets) -> Batch:
+    """Return a batch of `size` examples as shapes alone (jax.ShapeDtypeStruct), to compile before there is data."""
+    return jax.eval_shape(
+        lambda: make_batch({name: jnp.zeros((size, *s), dtype) for name, (s, dtype) in shapes.items()}, targets)
+    )
 
-PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # B, G, R
+
+def empty_example(like: Example, targets: type[Arrays] = NoTargets) -> Example:
+    """Return an example with the shapes of `like` that holds nothing but padding."""
+    values = Batch.paddings() | targets.paddings()
+    return {name: np.full_like(value, values[name]) for name, value in like.items()}

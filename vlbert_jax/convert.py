@@ -4,7 +4,7 @@
 
 SOURCE, told by its content:
   BERT        a Hugging Face folder or hub name, pytorch_model.bin, model.safetensors; any size
-  VL-BERT     an official .model file: pre-training, VQA, VCR or RefCOCO+
+  VL-BERT     an official .model file: pre-training, fine-tuned
   ResNet-101  resnet101-pt-vgbua-0000.model, torchvision's names, or the detector's .caffemodel
   detector    with --task=detector: a .caffemodel, a .pth of bottom-up-attention.pytorch, a detectron2 .pkl, Hugging
               Face's frcnn, folder or hub name; objects_vocab.txt and attributes_vocab.txt beside it or in --lists
@@ -20,7 +20,7 @@ PyTorch files need `pip install 'vlbert_jax[convert]'`; safetensors, Caffe and o
 Examples:
   python -m vlbert_jax.convert bert-base-uncased/ bert_base
   python -m vlbert_jax.convert vl-bert-base-e2e.model vl_bert_base --dry-run
-  python -m vlbert_jax.convert vl-bert-base-e2e.model vqa_start --task=vqa
+  python -m vlbert_jax.convert vl-bert-base-e2e.model start --task=TASK
   python -m vlbert_jax.convert resnet101_faster_rcnn_final.caffemodel resnet101.safetensors
   python -m vlbert_jax.convert resnet101_faster_rcnn_final.caffemodel detector --task=detector
   python -m vlbert_jax.convert workdirs/base_e2e vl-bert-mine.model

@@ -3,7 +3,7 @@
 python -m vlbert_jax.main --config=RECIPE[:VARIANT] [--workdir=DIR] [--mode=train|evaluate|compile]
     [--config.FIELD=VALUE ...] [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
-RECIPE is the name of a recipe of the package (pretrain, vqa, vcr, refcoco) or the path of a file such as
+RECIPE is the name of a recipe of the package or the path of a file such as
 configs/pretrain.py. DIR defaults to workdirs/RECIPE_VARIANT. The same command continues an interrupted run.
 --mode=evaluate scores the run, or --config.init.checkpoint, on config.data.eval_split; the predictions of a task are
 written to DIR/predictions. --mode=compile needs neither the data nor the accelerators:
@@ -31,15 +31,6 @@ import vlbert_jax
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
 
 
-def task_of(config: ml_collections.ConfigDict) -> types.ModuleType:
-    """Return the task that `config.task` names. Raises ValueError for an unknown name."""
-    from vlbert_jax.tasks import TASKS
-
-    if config.task not in TASKS:
-        raise ValueError(f"unknown task {config.task!r}; there are: {', '.join(TASKS)}")
-    return TASKS[config.task]
-
-
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> None:
     """Train or evaluate; a notebook may call it with its own config.
 
@@ -56,12 +47,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
 
     from vlbert_jax.data.records import extractor_of
     from vlbert_jax.files import disk_full
+    from vlbert_jax.tasks import get_task
     from vlbert_jax.training import hosts, sharding
     from vlbert_jax.training.evaluate import evaluate_run, write_run_report
     from vlbert_jax.training.loop import train
     from vlbert_jax.weights.initialize import check_sources
 
-    task, is_first = task_of(config), jax.process_index() == 0
+    task, is_first = get_task(config.task), jax.process_index() == 0
     check_sources(config, workdir, mode)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
@@ -134,9 +126,10 @@ def main(argv: list[str] | None = None) -> int:
         config, workdir, mode, place = parse_command(argv)
         jax.config.update("jax_default_prng_impl", config.prng_impl)
         if mode == "compile":
+            from vlbert_jax.tasks import get_task
             from vlbert_jax.training import compile_ahead  # it configures JAX for a topology that is not present
 
-            return compile_ahead.run(config, task_of(config))
+            return compile_ahead.run(config, get_task(config.task))
         hosts.join(*place)
         with disk_full(workdir):  # rows, events and the report, too
             run(config, workdir, mode)

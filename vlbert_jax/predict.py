@@ -2,11 +2,8 @@
 
     python -m vlbert_jax.predict --checkpoint=PATH --image=photo.jpg [--image=...] QUESTIONS [options]
 
-PATH is a workdir, one checkpoint in it, or any weights that `python -m vlbert_jax.convert` knows. QUESTIONS:
-  --question="what is on the table?"        VQA: the best answers, each with a probability of its own
-  --expression="the red cup"                RefCOCO+: the box that is meant
-  --caption="a [MASK] on the table"         pre-training: the masked words, with and without the image
-  --question=... --choices "a" "b" ...      VCR: the probability of each choice; [1] names the first region
+PATH is a workdir, one checkpoint in it, or any weights that `python -m vlbert_jax.convert` knows. QUESTIONS are
+texts for the task of the model (see the options), or
   nothing                                   the regions that are found; needs no checkpoint
 Each may be given several times and is asked of every picture. --attention=PAGE.html shows where each layer and head
 looks: open it in any browser.
@@ -18,7 +15,6 @@ of the time that an answer takes on a CPU; --proposals=75 takes half of it and f
 often sets JAX_COMPILATION_CACHE_DIR=FOLDER: what a command compiles is kept there for the next.
 
 Examples:
-  python -m vlbert_jax.predict --checkpoint=workdirs/vqa --image=photo.jpg --question="what color is the ball?"
   python -m vlbert_jax.predict --checkpoint=workdirs/demo --image=photo.jpg --caption="a [MASK] ball" --out=ball.png
   python -m vlbert_jax.predict --image=photo.jpg --detector=detector/ --out=regions.png
 """
@@ -32,6 +28,7 @@ from pathlib import Path
 
 import vlbert_jax
 from vlbert_jax.detector.options import Settings
+from vlbert_jax.tasks import TASKS
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
 
@@ -44,8 +41,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     several = dict(action="extend", nargs="+", default=[])
     parser.add_argument("--checkpoint", help="the trained model")
     parser.add_argument("--image", required=True, metavar="FILE", **several)
-    for name in ("question", "expression", "caption"):
-        parser.add_argument(f"--{name}", metavar="TEXT", **several)
+    for option in text_options():
+        uses = [f"{task.title}: {task.help}" for task in TASKS.values() if task.option == option]
+        parser.add_argument(option, metavar="TEXT", help="; ".join(uses), **several)
     parser.add_argument("--choices", metavar="TEXT", **several)
     parser.add_argument("--boxes", metavar="FILE.json", help="regions, a file for each picture", **several)
     parser.add_argument("--detector", metavar="PATH", help="what finds the regions")
@@ -58,8 +56,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--answers", default="", metavar="FILE", help="in place of the run's config.data.answers")
     parser.add_argument("--data_dir", default="", metavar="DIR", help="in place of the run's config.data.data_dir")
     # Behind "=" argparse takes one value only, and calls the second of --image=a.jpg b.jpg unrecognized.
-    lists = ("--image=", "--question=", "--expression=", "--caption=", "--choices=", "--boxes=")
+    lists = tuple(f"{option}=" for option in ("--image", "--choices", "--boxes", *text_options()))
     return parser.parse_args([part for arg in argv for part in (arg.split("=", 1) if arg.startswith(lists) else [arg])])
+
+
+def text_options() -> list[str]:
+    """Return the options that take the texts of a task."""
+    return list(dict.fromkeys(task.option for task in TASKS.values()))
+
+
+def texts_of(args: argparse.Namespace) -> list[str]:
+    """Return all texts that the user gave."""
+    return [text for option in text_options() for text in getattr(args, option.removeprefix("--"))]
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -71,10 +79,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("a question needs --checkpoint; without it only the regions are found")
     if args.boxes and len(args.boxes) != len(args.image):
         raise ValueError(f"{len(args.image)} pictures, but {len(args.boxes)} files in --boxes: one for each")
-    if args.choices and not args.question:
-        raise ValueError("--choices needs the --question that they answer")
+    with_choices = {task.option for task in TASKS.values() if task.takes_choices}
+    if args.choices and not any(getattr(args, option.removeprefix("--")) for option in with_choices):
+        raise ValueError(f"--choices needs the {' or '.join(with_choices)} that they answer")
     if args.attention and not texts:
-        raise ValueError("--attention needs a text: --question, --expression or --caption")
+        raise ValueError(f"--attention needs a text: {', '.join(text_options())}")
     if args.proposals < 1:
         raise ValueError(f"--proposals={args.proposals}: one at least")
     if args.out and args.out.suffix.lower() not in SUFFIXES:

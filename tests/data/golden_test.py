@@ -188,7 +188,7 @@ def check_regions(item, example, where):
     k = len(item["boxes"])
     assert example["region_mask"].sum() == k == example["region_mask"][:k].sum()
     assert example["region_hidden"][:k].tolist() == [bool(op) for op in item["mvrc_ops"]], where
-    np.testing.assert_allclose(example["image_size"], item["im_info"][:2], rtol=0)
+    np.testing.assert_allclose(example["image_size"][0], item["im_info"][:2], rtol=0)
     np.testing.assert_allclose(example["boxes"][:k], item["boxes"], rtol=1e-5, atol=1e-5, err_msg=where)
     targets = dense_targets(example, k)
     scored = np.abs(np.array(item["mvrc_label_row_sum"]) - 1) < 0.1  # official test of a target

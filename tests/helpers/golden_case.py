@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from configs import pretrain as recipes
-from vlbert_jax.batch import END, NO_IMAGE, Batch
+from vlbert_jax.batch import END, NO_IMAGE, Batch, make_batch
 from vlbert_jax.data.packing import pack
 from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.tasks.pretrain.targets import PretrainTargets
 from vlbert_jax.weights import vlbert_names
 
 FORWARD = 1e-4  # absolute
@@ -235,7 +236,7 @@ def pretraining_batch(case, config) -> Batch:
         boxes=padded(np.where(region_mask[..., None], inputs["boxes"][..., :4], 0)),
         region_mask=padded(region_mask),
         region_hidden=padded(hidden),
-        image_size=jnp.maximum(padded(inputs["im_info"][:, :2]), 1),
+        image_size=jnp.maximum(padded(inputs["im_info"][:, None, :2]), 1),
         mrc_regions=padded(order.astype(np.int32)),
         mrc_positions=padded((order + text_lengths[:, None]).astype(np.int32)),
         mrc_targets=padded(np.take_along_axis(targets, order[..., None], 1)),
@@ -245,8 +246,8 @@ def pretraining_batch(case, config) -> Batch:
     if network["IMAGE_FEAT_PRECOMPUTED"]:
         fields["region_features"] = padded(np.where(region_mask[..., None], inputs["boxes"][..., 4:], 0))
     else:
-        fields["image"] = padded(inputs["image"].transpose(0, 2, 3, 1))
-    return Batch(**fields)
+        fields["pixels"] = padded(inputs["image"].transpose(0, 2, 3, 1))[:, None]
+    return make_batch(fields, PretrainTargets)
 
 
 def relative(ours, official, tolerance):

@@ -22,10 +22,10 @@ def load_tokenizer():
 
 def device_pixels(example, hide: bool):
     """What the network sees: BGR minus means, blank where hidden; channels first, without the padding."""
-    width, height = example["image_size"].astype(int)
+    width, height = example["image_size"][0].astype(int)
     pixels = prepare_pixels(
-        jnp.asarray(example["image"][None]),
-        jnp.asarray(example["image_size"][None]),
+        jnp.asarray(example["pixels"]),
+        jnp.asarray(example["image_size"]),
         jnp.asarray(example["boxes"][None]),
         jnp.asarray(example["region_hidden"][None]) if hide else None,
     )
@@ -65,6 +65,6 @@ def check_boxes(item, example, where: str):
     """Boxes and size after resize, flip and clamp."""
     k = len(item["boxes"])
     assert example["region_mask"].sum() == k == example["region_mask"][:k].sum(), where
-    np.testing.assert_allclose(example["image_size"], item["im_info"][:2], rtol=0, err_msg=where)
+    np.testing.assert_allclose(example["image_size"][0], item["im_info"][:2], rtol=0, err_msg=where)
     boxes = np.array(item["boxes"])[:, :4]
     np.testing.assert_allclose(example["boxes"][:k], boxes, rtol=1e-5, atol=1e-5, err_msg=where)

@@ -24,7 +24,7 @@ def texts(case) -> dict[str, np.ndarray]:
     return dict(input_ids=ids, token_type_ids=0 * ids, tags=0 * ids, mask=ids > 0)
 
 
-def batch_of(case) -> Batch:
+def fields_of(case) -> Batch:
     """The batch without targets."""
     words, boxes = texts(case), case.inputs["boxes"]
     vcr = case.meta["task"] == "vcr"  # has its mark of padding in the last column
@@ -46,16 +46,16 @@ def batch_of(case) -> Batch:
     fields.update(
         boxes=jnp.asarray(np.where(real[..., None], boxes[..., :4], 0)),
         region_mask=jnp.asarray(real),
-        image_size=jnp.asarray(case.inputs["im_info"][:, :2]),
+        image_size=jnp.asarray(case.inputs["im_info"][:, None, :2]),
     )
     if "image" in case.inputs:
-        fields["image"] = jnp.asarray(case.inputs["image"].transpose(0, 2, 3, 1))
+        fields["pixels"] = jnp.asarray(case.inputs["image"].transpose(0, 2, 3, 1))[:, None]
     else:
         fields["region_features"] = jnp.asarray(np.where(real[..., None], boxes[..., 4:], 0))
     if "masks" in case.inputs:
         fields["region_shapes"] = jnp.asarray(case.inputs["masks"])
     fields["region_positions"] = jnp.asarray(lengths[..., None] + np.arange(real.shape[1]))
-    return Batch(**fields)
+    return fields
 
 
 def adjust(config: ml_collections.ConfigDict, case) -> None:

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     for name in ("JOIN_SECONDS", "HEARTBEAT_SECONDS"):
         setattr(hosts, name, int(os.environ.get(name, getattr(hosts, name))))
     hosts.FILE_SECONDS = 1
-    tasks.TASKS["toy"] = toy_hosts.task
+    tasks.TASKS["toy"] = toy_hosts.REGISTERED
     try:
         status = main.main(ARGUMENTS)
     except BaseException:  # as the interpreter would do it; multiprocessing only prints

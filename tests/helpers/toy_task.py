@@ -1,8 +1,9 @@
 """A task small enough that a whole training run takes a second: two dense layers and dropout.
 
-It follows the protocol of `vlbert_jax/tasks/__init__.py` and is what the loop's tests train.
+It is the task that the tests of the loop train.
 """
 
+import dataclasses
 import sys
 import time
 
@@ -11,10 +12,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Int
 
 from configs import common
-from vlbert_jax.batch import Batch
+from vlbert_jax.batch import Arrays, Batch, padding
 from vlbert_jax.model.layers import dropout
+from vlbert_jax.tasks import Registered
+from vlbert_jax.tasks.base import Task
 
 FEATURES, WIDTH, VALIDATION = 8, 16, 24  # VALIDATION = records of the val split
 
@@ -57,16 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
     return make_config()
 
 
-def build_model(config, rngs):
-    return Toy(config.dropout_rate, rngs)
-
-
-def is_frozen(path, config):
-    return path == ("frozen",)
-
-
-def is_idle(path, config, names):
-    return False
+@dataclasses.dataclass(frozen=True, eq=False)
+class ToyTargets(Arrays):
+    group: Int[Array | np.ndarray, "b"] = padding(0)
 
 
 def _batch(rng, size) -> Batch:
@@ -74,61 +71,68 @@ def _batch(rng, size) -> Batch:
     zeros = np.zeros((size, 1, 1), np.int32)
     group = (np.sin(boxes[:, 0].sum(-1)) > 0).astype(np.int32)
     mask = rng.random((size, 1, 1)) < 0.8
-    return Batch(zeros, zeros, zeros, zeros, mask, boxes=boxes, group=group)
+    return Batch(zeros, zeros, zeros, zeros, mask, boxes=boxes, targets=ToyTargets(group))
 
 
-def train_batches(config, start_step, process_index, process_count):
-    for step in range(start_step, sys.maxsize):
-        batch = _batch(np.random.default_rng((config.seed, step)), config.batch_size)
-        time.sleep(config.step_delay)
-        if step == config.poison_step:
-            batch.boxes[0] = np.nan
-        yield jax.tree.map(lambda x: np.split(x, process_count)[process_index], batch)
+class ToyTask(Task):
+    name = "toy"
+    targets = ToyTargets
+
+    def build_model(self, config, rngs):
+        return Toy(config.dropout_rate, rngs)
+
+    def is_frozen(self, path, config):
+        return path == ("frozen",)
+
+    def train_batches(self, config, start_step, process_index, process_count):
+        for step in range(start_step, sys.maxsize):
+            batch = _batch(np.random.default_rng((config.seed, step)), config.batch_size)
+            time.sleep(config.step_delay)
+            if step == config.poison_step:
+                batch.boxes[0] = np.nan
+            yield jax.tree.map(lambda x: np.split(x, process_count)[process_index], batch)
+
+    def eval_batches(self, config, process_index, process_count):
+        def subset(seed):
+            batch = _batch(np.random.default_rng(seed), VALIDATION)
+            for start in range(0, VALIDATION, 16):
+                part = jax.tree.map(lambda x, start=start: x[start : start + 16], batch)
+                missing = 16 - part.boxes.shape[0]
+                part = jax.tree.map(
+                    lambda x, m=missing: np.concatenate([x, np.zeros((m, *x.shape[1:]), x.dtype)]), part
+                )
+                yield jax.tree.map(lambda x: np.split(x, process_count)[process_index], part)
+
+        return {"val": subset(1), "other": subset(2)}
+
+    def active_losses(self, config, step):
+        return ("fit", "size") if step >= config.second_loss_from else ("fit",)
+
+    def loss_weights(self, config):
+        return {"fit": 1.0, "size": 0.1}
+
+    def loss_counts(self, batch, config, names):
+        count = jnp.maximum(batch.element_mask.sum().astype(jnp.float32), 1)
+        return dict.fromkeys(names, count)
+
+    def loss_sums(self, model, batch, key, config, names):
+        logits, mask = model(batch, key), batch.element_mask[:, 0, 0]
+        hits = (logits > 0) == (batch.targets.group > 0)
+        sums = {"fit": jnp.sum(mask * (logits - batch.targets.group) ** 2), "size": jnp.sum(mask * logits**2)}
+        return {name: sums[name] for name in names}, {"fit_accuracy": (jnp.sum(hits & mask), jnp.sum(mask))}
+
+    def score(self, model, batch, config):
+        logits, mask = model(batch), batch.element_mask[:, 0, 0]
+        hits = (logits > 0) == (batch.targets.group > 0)
+        return {
+            "accuracy": (jnp.sum(hits & mask), jnp.sum(mask)),
+            "loss": (jnp.sum(mask * (logits - batch.targets.group) ** 2), jnp.sum(mask)),
+            "never": (jnp.zeros(()), jnp.zeros(())),
+        }
+
+    def write_report(self, directory, model, config, history):
+        (directory / "index.html").write_text(f"{len(history)} rows, {model.first.shape}")
 
 
-def eval_batches(config, process_index, process_count):
-    def subset(seed):
-        batch = _batch(np.random.default_rng(seed), VALIDATION)
-        for start in range(0, VALIDATION, 16):
-            part = jax.tree.map(lambda x, start=start: x[start : start + 16], batch)
-            missing = 16 - part.boxes.shape[0]
-            part = jax.tree.map(
-                lambda x, m=missing: np.concatenate([x, np.zeros((m, *x.shape[1:]), x.dtype)]), part
-            )
-            yield jax.tree.map(lambda x: np.split(x, process_count)[process_index], part)
-
-    return {"val": subset(1), "other": subset(2)}
-
-
-def active_losses(config, step):
-    return ("fit", "size") if step >= config.second_loss_from else ("fit",)
-
-
-def loss_weights(config):
-    return {"fit": 1.0, "size": 0.1}
-
-
-def loss_counts(batch, config, names):
-    count = jnp.maximum(batch.element_mask.sum().astype(jnp.float32), 1)
-    return dict.fromkeys(names, count)
-
-
-def loss_sums(model, batch, key, config, names):
-    logits, mask = model(batch, key), batch.element_mask[:, 0, 0]
-    hits = (logits > 0) == (batch.group > 0)
-    sums = {"fit": jnp.sum(mask * (logits - batch.group) ** 2), "size": jnp.sum(mask * logits**2)}
-    return {name: sums[name] for name in names}, {"fit_accuracy": (jnp.sum(hits & mask), jnp.sum(mask))}
-
-
-def score(model, batch, config):
-    logits, mask = model(batch), batch.element_mask[:, 0, 0]
-    hits = (logits > 0) == (batch.group > 0)
-    return {
-        "accuracy": (jnp.sum(hits & mask), jnp.sum(mask)),
-        "loss": (jnp.sum(mask * (logits - batch.group) ** 2), jnp.sum(mask)),
-        "never": (jnp.zeros(()), jnp.zeros(())),
-    }
-
-
-def write_report(directory, model, config, history):
-    (directory / "index.html").write_text(f"{len(history)} rows, {model.first.shape}")
+toy = ToyTask()
+REGISTERED = Registered(f"{__name__}:ToyTask", "a toy", "--toy", "nothing")

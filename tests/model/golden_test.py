@@ -41,6 +41,8 @@ from vlbert_jax.tasks.pretrain.model import PretrainingModel
 from vlbert_jax.weights import vlbert_names
 from vlbert_jax.weights.read import read_weights
 
+PRETRAIN = pretrain.Pretrain()
+
 FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("*.json"))]
 
 
@@ -248,11 +250,11 @@ LOSS_NAMES = {
 def check_pretraining(case, execution):
     config = recipe(case, execution)
     vocab_size = config.model.encoder.vocab_size
-    model, report = load(lambda: pretrain.build_model(config, nnx.Rngs(0)), case.sd, vocab_size)
+    model, report = load(lambda: PRETRAIN.build_model(config, nnx.Rngs(0)), case.sd, vocab_size)
     single = {"aux_text_visual_embedding.weight"} if not config.losses.text_only else set()
     assert set(report.missing) <= single, report.missing
     batch = pretraining_batch(case, config)
-    names = pretrain.active_losses(config, 0)
+    names = PRETRAIN.active_losses(config, 0)
     graphdef, trainable, rest = nnx.split(
         model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(path, config)), ...
     )
@@ -303,11 +305,11 @@ def check_fullsize(case):
         case.sd[name] = seeded_weights.make(name, shape, kind, case.meta["weight_seed"])
     case.sd = through_official_files(case.sd)
     config = recipe(case, dict(scan_layers=True, remat="none"))
-    model, report = load(lambda: pretrain.build_model(config, nnx.Rngs(0)), case.sd, config.model.encoder.vocab_size)
+    model, report = load(lambda: PRETRAIN.build_model(config, nnx.Rngs(0)), case.sd, config.model.encoder.vocab_size)
     assert report.missing == []
     case.sd.clear()
     batch = pretraining_batch(case, config)
-    active = pretrain.active_losses(config, 0)
+    active = PRETRAIN.active_losses(config, 0)
 
     @nnx.jit
     def run(model, batch):

@@ -1,6 +1,7 @@
 """Answers about one's own pictures are those of evaluation; photographs of any size; no needless compiling."""
 
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -14,17 +15,25 @@ from PIL import Image
 import vlbert_jax
 from data_prep.build import build_scene_tasks
 from tests.helpers.predict_case import WIDTH, in_float32, on_model, shrunk, write_model
-from vlbert_jax.batch import Batch
+from vlbert_jax.batch import make_batch
 from vlbert_jax.convert import main
 from vlbert_jax.data.masking import Samples
-from vlbert_jax.data.tables import Split, eval_batches
+from vlbert_jax.data.tables import Split, eval_parts
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.tasks import TASKS
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
+from vlbert_jax.tasks.pretrain.targets import PretrainTargets
 from vlbert_jax.tasks.refcoco import task as refcoco
 from vlbert_jax.tasks.refcoco.examples import candidates, original_boxes
 from vlbert_jax.tasks.vcr import task as vcr
 from vlbert_jax.tasks.vqa import task as vqa
+from vlbert_jax.tasks.vqa.examples import answers_of
+
+REFCOCO = refcoco.RefCOCO()
+
+VCR = vcr.VCR()
+
+VQA = vqa.VQA()
 
 CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"))
 QUESTION = "what color is the ball?"
@@ -54,7 +63,7 @@ def evaluated(task, config, path, maker):
     """The task's predictions and records of its validation split, computed as evaluation does, in float32."""
     config = in_float32(config)
     predict, rows = on_model(path, config, lambda model, batch: task.predict(model, batch, config)), []
-    for batch in eval_batches(config, maker, 0, 1):
+    for batch in itertools.chain.from_iterable(eval_parts(config, maker, task.targets, 0, 1)):
         found = jax.device_get(predict(batch))
         rows += [(int(i), {k: v[n] for k, v in found.items()}) for n, i in enumerate(batch.index) if i >= 0]
     split = Split(config, "val")
@@ -69,21 +78,21 @@ def picture_of(record):
 def test_answers_are_those_of_evaluation(name, models, predictors, data_dir):
     config, path = models[name]
     predictor, checked = predictors[name], set()
-    for record, row in evaluated(vqa, config, path, vqa._maker):
+    for record, row in evaluated(VQA, config, path, VQA.example_maker):
         if record["question"] in checked or len(checked) == 4:
             continue
         checked.add(record["question"])
         folder = data_dir / "scenes_downstream/coco/vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
         picture = data_dir / f"scenes_downstream/coco/val2014/COCO_val2014_{int(record['image_id']):012d}.jpg"
         found = predictor.answer(picture, record["question"], folder / f"{record['image_id']}.json")
-        assert [answer.text for answer in found] == [predictor.answers.entries[i] for i in row["answer"]]
+        assert [answer.text for answer in found] == [answers_of(predictor.config).entries[i] for i in row["answer"]]
         np.testing.assert_allclose([answer.probability for answer in found], row["probability"], atol=1e-5)
     assert len(checked) == 4
 
 
 def test_places_are_those_of_evaluation(models, predictors):
     config, path = models["refcoco"]
-    for record, row in evaluated(refcoco, config, path, refcoco._maker)[:4]:
+    for record, row in evaluated(REFCOCO, config, path, REFCOCO.example_maker)[:4]:
         boxes = candidates(record, "detected")
         found = predictors["refcoco"].ground(picture_of(record), record["expression"], boxes)
         count = len(found)
@@ -99,13 +108,13 @@ def test_choices_are_those_of_evaluation(models, predictors):
     config, path = models["vcr"]
 
     def maker(config, orientation, train):
-        make = vcr._maker(config, orientation, train)
+        make = VCR.example_maker(config, orientation, train)
         return lambda record, flip: make(record | dict(shapes=np.ones_like(record["shapes"])), flip)
 
     def text(parts):
         return " ".join(p if isinstance(p, str) else f"[{','.join(str(i + 1) for i in p)}]" for p in json.loads(parts))
 
-    record, row = evaluated(vcr, config, path, maker)[0]
+    record, row = evaluated(VCR, config, path, maker)[0]
     boxes = dict(boxes=record["boxes"].tolist(), labels=list(record["objects"]))
     predictor = predictors["vcr"]
     file = path / "boxes.json"
@@ -135,7 +144,7 @@ def test_filled_words_are_what_masking_in_training_asks(models, predictors):
     tokenizer, layout = tokenizer_of(config), CaptionLayout.of(config, train=False)
     example = caption_example(record, draws, tokenizer, layout)
     assert example["mlm_mask"].sum() == 2
-    batch = Batch(**{name: value[None] for name, value in example.items()})
+    batch = make_batch({name: value[None] for name, value in example.items()}, PretrainTargets)
     guess = on_model(path, config, lambda m, batch: TASKS["pretrain"].guess_words(m, batch, m.states(batch), config))
     want = guess(batch)
     found = predictor.fill(pixels, "a [MASK] ball [MASK] the box", boxes)
@@ -191,7 +200,7 @@ def test_states_and_attention(models, predictors):
 
 def test_attention_runs_the_same_encoder(models):
     config, path = models["vqa"]
-    batch = next(iter(vqa.eval_batches(config, 0, 1)["questions"]))
+    batch = next(iter(VQA.eval_batches(config, 0, 1)["questions"]))
     (states, attention), same = on_model(path, config, lambda m, b: (m.attention(b), m.states(b)))(batch)
     np.testing.assert_allclose(states, same, atol=1e-6)
     b, n, s, _ = states.shape

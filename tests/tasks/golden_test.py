@@ -16,11 +16,18 @@ from configs import vcr as vcr_recipes
 from configs import vqa as vqa_recipes
 from tests.helpers.golden_case import Case, close, compare_gradients, load
 from tests.helpers.golden_folders import golden_folders
-from tests.helpers.golden_task_case import adjust, batch_of
+from tests.helpers.golden_task_case import adjust, fields_of
+from vlbert_jax.batch import Batch, make_batch
 from vlbert_jax.tasks.refcoco import task as refcoco
 from vlbert_jax.tasks.vcr import task as vcr
 from vlbert_jax.tasks.vqa import task as vqa
 from vlbert_jax.weights import vlbert_names
+
+REFCOCO = refcoco.RefCOCO()
+
+VCR = vcr.VCR()
+
+VQA = vqa.VQA()
 
 FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("vii_*.json"))]
 
@@ -32,22 +39,22 @@ def vqa_case(case):
     targets = dict(answer_positions=case.out["ans_pos"].astype(np.int32), answer_targets=case.inputs["label"])
 
     def check(model, states, batch):
-        close(model.answer_logits(states, batch.answer_positions), case.out["label_logits"])
+        close(model.answer_logits(states, batch.targets.answer_positions), case.out["label_logits"])
 
-    return vqa, config, targets, check
+    return VQA, config, targets, check
 
 
 def refcoco_case(case):
     config = refcoco_recipes.base_gt()
     real, labels = case.inputs["boxes"][..., 0] > -1.5, case.inputs["label"] > 0.5
-    positions = np.where(real, batch_of(case).region_positions[:, 0], 0)[:, None]
+    positions = np.where(real, fields_of(case)["region_positions"][:, 0], 0)[:, None]
     targets = dict(region_targets=labels & real, region_hits=labels & real, region_positions=positions)
 
     def check(model, states, batch):
-        logits = np.asarray(model.region_logits(states, batch.region_positions[:, 0]))
+        logits = np.asarray(model.region_logits(states, batch.targets.region_positions[:, 0]))
         close(logits[real], case.out["label_logits"][real])
 
-    return refcoco, config, targets, check
+    return REFCOCO, config, targets, check
 
 
 def vcr_case(case):
@@ -61,7 +68,7 @@ def vcr_case(case):
     def check(model, states, batch):
         close(model.choice_logits(states), case.out["label_logits"])
 
-    return vcr, config, targets, check
+    return VCR, config, targets, check
 
 
 CASES = {"vqa": vqa_case, "vcr": vcr_case, "refcoco": refcoco_case}
@@ -79,7 +86,9 @@ def test_module(path):
     vocab_size = config.model.encoder.vocab_size
     model, found = load(lambda: task.build_model(config, nnx.Rngs(0)), tensors, vocab_size)
     assert set(found.missing) <= set(vlbert_names.OF_PRETRAINING)
-    batch = batch_of(case).replace(**{name: jnp.asarray(array) for name, array in targets.items()})
+    names = {*Batch.names(), *task.targets.names()}
+    fields = fields_of(case) | {name: jnp.asarray(array) for name, array in targets.items()}
+    batch = make_batch({name: array for name, array in fields.items() if name in names}, task.targets)
     active = task.active_losses(config, 0)
     weights = task.loss_weights(config)
     graphdef, trainable, rest = nnx.split(

@@ -20,7 +20,7 @@ def make_state(config, devices=8):
     """(abstract, shardings, state) of the toy task."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-    _, abstract, shardings, create = create_state(config, toy_task, tx, mesh)
+    _, abstract, shardings, create = create_state(config, toy_task.toy, tx, mesh)
     return abstract, shardings, create()
 
 

@@ -16,13 +16,15 @@ from tests.helpers.pretrain_case import shrunk
 from vlbert_jax.tasks.pretrain import task as pretrain
 from vlbert_jax.training import compile_ahead, sharding
 
+PRETRAIN = pretrain.Pretrain()
+
 FIELDS = {"batch_size": 32, "data.max_mlm_targets": 4}
 
 
 def test_local_devices():
     """Without data: memory, FLOP by hand, only all-reduces; a CPU's peak is not known."""
     config = shrunk("base_prec", "nowhere", **FIELDS)
-    found = compile_ahead.compile_step(config, pretrain, jax.devices())
+    found = compile_ahead.compile_step(config, PRETRAIN, jax.devices())
     assert found.mesh == dict(data=8, fsdp=1, tensor=1) and found.fits
     trained = 4 * parameters(config)
     assert 3 * trained < found.memory["state"] < 3.1 * trained  # parameters and two moments
@@ -40,14 +42,14 @@ def test_local_devices():
 
 
 def parameters(config):
-    model = jax.eval_shape(lambda: nnx.state(pretrain.build_model(config, nnx.Rngs(0))))
+    model = jax.eval_shape(lambda: nnx.state(PRETRAIN.build_model(config, nnx.Rngs(0))))
     return sum(x.size for x in jax.tree.leaves(model))
 
 
 def test_batches_and_slices_that_do_not_divide():
     config = shrunk("base_prec", "nowhere", batch_size=24)
     with pytest.raises(ValueError, match="12 examples per host do not divide among 8 devices"):
-        compile_ahead.compile_step(config, pretrain, jax.devices())
+        compile_ahead.compile_step(config, PRETRAIN, jax.devices())
     with pytest.raises(ValueError, match="num_slices is 2 without a config.topology"):
         compile_ahead.devices_of("", 2)
 
@@ -77,7 +79,7 @@ def test_slices_that_are_not_there():
     with pytest.raises(ValueError, match="mesh.data=1 does not divide among 2 slices"):
         sharding.make_mesh(config.mesh, devices)
     config.mesh.data, config.mesh.fsdp = 2, 4
-    found = compile_ahead.compile_step(config, pretrain, devices)
+    found = compile_ahead.compile_step(config, PRETRAIN, devices)
     assert found.fits and found.chip is compile_ahead.CHIPS["v5e"] and found.collectives["all-gather"] > 10
     assert found.step_seconds == pytest.approx(found.flops / (8 * 197e12 * 0.4))
 

@@ -29,7 +29,7 @@ DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_l
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setitem(TASKS, "toy", toy_hosts.task)
+    monkeypatch.setitem(TASKS, "toy", toy_hosts.REGISTERED)
     monkeypatch.chdir(ROOT)
 
 
@@ -90,7 +90,7 @@ def whole(tmp_path_factory):
     """A run of one process with eight devices that nothing interrupted, and its predictions."""
     workdir, patch = tmp_path_factory.mktemp("whole"), pytest.MonkeyPatch()
     with patch.context() as patch:
-        patch.setitem(TASKS, "toy", toy_hosts.task)
+        patch.setitem(TASKS, "toy", toy_hosts.REGISTERED)
         for mode in ("train", "evaluate"):
             assert main.main(["main", RECIPE, *FIELDS, f"--workdir={workdir}", f"--mode={mode}"]) == 0
     return workdir

@@ -31,7 +31,7 @@ def crashing_before(step):
     """`train_batches` of a machine that dies when batch `step` is asked for."""
 
     def train_batches(config, start_step, *hosts):
-        for k, batch in enumerate(toy_task.train_batches(config, start_step, *hosts), start_step):
+        for k, batch in enumerate(toy_task.toy.train_batches(config, start_step, *hosts), start_step):
             if k == step:
                 raise Crash
             yield batch
@@ -43,7 +43,7 @@ def crashing_before(step):
 def whole(tmp_path_factory):
     """A run that nothing interrupted: its config, workdir and last state."""
     config, workdir = toy_task.make_config(second_loss_from=6), tmp_path_factory.mktemp("whole")
-    _, state = train(config, toy_task, workdir, two_devices())
+    _, state = train(config, toy_task.toy, workdir, two_devices())
     return config, workdir, state
 
 
@@ -76,12 +76,12 @@ def test_val_row_counts_every_record_once(whole):
     config, workdir, state = whole
     batch = jax.tree.map(
         lambda *parts: np.concatenate(parts)[: toy_task.VALIDATION],
-        *toy_task.eval_batches(config, 0, 1)["val"],
+        *toy_task.toy.eval_batches(config, 0, 1)["val"],
     )
     weights = [np.asarray(x) for x in (state.constants.frozen, state.params.first, state.params.last)]
     logits = (np.tanh(batch.boxes[:, 0] @ weights[0][:4] @ weights[1]) @ weights[2])[:, 0]
     mask = batch.element_mask[:, 0, 0]
-    expected = np.mean((logits - batch.group)[mask] ** 2)
+    expected = np.mean((logits - batch.targets.group)[mask] ** 2)
     np.testing.assert_allclose(rows_of(workdir)[-1]["loss"], expected, rtol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_resumed_run_is_the_whole_run(whole, tmp_path, crashes):
             train(config, task_with(train_batches=crashing_before(step)), tmp_path, two_devices())
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "sp')  # killed while writing
-    _, resumed = train(config, toy_task, tmp_path, two_devices())
+    _, resumed = train(config, toy_task.toy, tmp_path, two_devices())
     assert rows_of(tmp_path) == rows_of(workdir)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
 
@@ -109,11 +109,11 @@ def test_a_run_goes_on_in_another_shape(tmp_path):
     ):
         config = toy_task.make_config(second_loss_from=6, **fields)
         stayed, moved = tmp_path / f"stayed{number}", tmp_path / f"moved{number}"
-        train(config, toy_task, stayed, two_devices())
+        train(config, toy_task.toy, stayed, two_devices())
         with pytest.raises(Crash):
             train(config, task_with(train_batches=crashing_before(13)), moved, two_devices())
         other = toy_task.make_config(second_loss_from=6, **fields, **changed)
-        train(other, toy_task, moved, sharding.make_mesh(other.mesh))
+        train(other, toy_task.toy, moved, sharding.make_mesh(other.mesh))
         rows, expected = rows_of(moved), rows_of(stayed)
         assert [(row["step"], row["split"]) for row in rows] == [(row["step"], row["split"]) for row in expected]
         for row, one in zip(rows, expected, strict=True):
@@ -134,7 +134,7 @@ def test_sigterm_saves_and_stops(whole, tmp_path):
     config, workdir, _ = whole
 
     def train_batches(config, start_step, *hosts):
-        for k, batch in enumerate(toy_task.train_batches(config, start_step, *hosts), start_step):
+        for k, batch in enumerate(toy_task.toy.train_batches(config, start_step, *hosts), start_step):
             if k == 6:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
@@ -144,7 +144,7 @@ def test_sigterm_saves_and_stops(whole, tmp_path):
         train(config, task_with(train_batches=train_batches), tmp_path, two_devices())
     assert newest_step(tmp_path) == 7
     assert signal.getsignal(signal.SIGTERM) == handler
-    train(config, toy_task, tmp_path, two_devices())
+    train(config, toy_task.toy, tmp_path, two_devices())
     assert rows_of(tmp_path) == rows_of(workdir)
 
 
@@ -159,10 +159,10 @@ def test_sigterm_does_not_wait_for_an_evaluation(whole, tmp_path):
             yield batch
 
     def train_batches(config, start_step, *hosts):
-        return terminated(toy_task.train_batches(config, start_step, *hosts), 19 - start_step)
+        return terminated(toy_task.toy.train_batches(config, start_step, *hosts), 19 - start_step)
 
     def eval_batches(config, *hosts):
-        subsets = toy_task.eval_batches(config, *hosts)
+        subsets = toy_task.toy.eval_batches(config, *hosts)
         return subsets | {"other": terminated(subsets["other"], 1)}
 
     for functions, message, step in (
@@ -176,7 +176,7 @@ def test_sigterm_does_not_wait_for_an_evaluation(whole, tmp_path):
     with pytest.raises(Stopped, match="in an evaluation"):
         evaluate_run(config, task_with(eval_batches=eval_batches), tmp_path, two_devices())
     assert not (tmp_path / "scores.json").exists()
-    train(config, toy_task, tmp_path, two_devices())
+    train(config, toy_task.toy, tmp_path, two_devices())
     assert rows_of(tmp_path) == rows_of(workdir)
     scores = [{file.parts[-3]: file.read_text() for file in w.rglob("metrics/metrics")} for w in (tmp_path, workdir)]
     assert scores[0] == scores[1] and scores[0].keys() == {"10", "20"}
@@ -186,7 +186,7 @@ def test_not_finite_names_the_step_and_saves_the_state_before(whole, tmp_path):
     config = toy_task.make_config(second_loss_from=6, poison_step=13)
     for _ in range(2):  # the second start finds the same
         with pytest.raises(FloatingPointError, match="not finite at step 14; .* saved as step 13"):
-            train(config, toy_task, tmp_path, two_devices())
+            train(config, toy_task.toy, tmp_path, two_devices())
     assert rows_of(tmp_path) == [row for row in rows_of(whole[1]) if row["step"] <= 12]
     assert newest_step(tmp_path) == 13
     checkpoints = checkpoint.Checkpoints(tmp_path, config)
@@ -204,16 +204,16 @@ def test_implicit_transfers_are_errors(tmp_path, monkeypatch):
 
 def test_evaluate_run_scores_the_newest_checkpoint(whole, tmp_path):
     config, workdir, _ = whole
-    scores = evaluate_run(config, toy_task, workdir, two_devices())
+    scores = evaluate_run(config, toy_task.toy, workdir, two_devices())
     row = rows_of(workdir)[-1]
     assert scores == {name: value for name, value in row.items() if name != "split"}
     assert json.loads((workdir / "scores.json").read_text()) == scores
     with pytest.raises(FileNotFoundError, match="nothing to evaluate"):
-        evaluate_run(config, toy_task, tmp_path, two_devices())
+        evaluate_run(config, toy_task.toy, tmp_path, two_devices())
     config = config.copy_and_resolve_references()
     config.init.checkpoint = "another"
     with pytest.raises(ValueError, match="which is to be evaluated: the run in .*, or config.init.checkpoint"):
-        evaluate_run(config, toy_task, workdir, two_devices())
+        evaluate_run(config, toy_task.toy, workdir, two_devices())
 
 
 def test_order_of_restoring(tmp_path, monkeypatch):
@@ -227,17 +227,17 @@ def test_order_of_restoring(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "load_into", load_into)
     config, mesh = toy_task.make_config(), two_devices()
     (tmp_path / "new").mkdir()
-    scratch = open_run(config, toy_task, tmp_path, mesh).state
+    scratch = open_run(config, toy_task.toy, tmp_path, mesh).state
     assert not calls
     config.init.bert = str(tmp_path)
-    scores = evaluate_run(config, toy_task, tmp_path / "new", mesh)
+    scores = evaluate_run(config, toy_task.toy, tmp_path / "new", mesh)
     assert scores["step"] == 0 and calls.pop()
-    run = open_run(config, toy_task, tmp_path, mesh)
+    run = open_run(config, toy_task.toy, tmp_path, mesh)
     assert calls == [{"bert": str(tmp_path)}]
     np.testing.assert_array_equal(run.state.params.first, 2 * scratch.params.first[...])
     run.checkpoints.save(3, dataclasses.replace(run.state, step=3), run.meta)
     run.checkpoints.close()
-    own = open_run(config, toy_task, tmp_path, mesh).state
+    own = open_run(config, toy_task.toy, tmp_path, mesh).state
     assert int(own.step) == 3 and len(calls) == 1
     np.testing.assert_array_equal(own.params.first, run.state.params.first)
 
@@ -245,11 +245,11 @@ def test_order_of_restoring(tmp_path, monkeypatch):
 SCRIPT = """
 import pathlib, sys
 import jax
-from tests.helpers from tests.helpers import toy_task
+from tests.helpers import toy_task
 from vlbert_jax.training import sharding
 from vlbert_jax.training.loop import train
 config = toy_task.make_config(second_loss_from=6, step_delay=0.05)
-train(config, toy_task, pathlib.Path(sys.argv[1]), sharding.make_mesh(config.mesh, jax.devices()[:2]))
+train(config, toy_task.toy, pathlib.Path(sys.argv[1]), sharding.make_mesh(config.mesh, jax.devices()[:2]))
 """
 
 

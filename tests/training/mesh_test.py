@@ -163,10 +163,10 @@ def test_dealt_by_hand():
     counts = [3, 8, 1, 6, 2, 7, 5, 4]
     examples = [dict(region_mask=np.arange(9) < count, index=np.int32(count)) for count in counts]
     assert stacked_evenly(examples)["index"].tolist() == counts
-    pixels = [dict(example, image=np.uint8(example["index"])) for example in examples]
+    pixels = [dict(example, pixels=np.uint8(example["index"])) for example in examples]
     dealt = stacked_evenly(pixels)
     assert dealt["index"].tolist() == [8, 1, 5, 4, 7, 2, 6, 3]  # quarters, and every other row of a half, hold 9
-    np.testing.assert_array_equal(dealt["image"], dealt["index"])
+    np.testing.assert_array_equal(dealt["pixels"], dealt["index"])
     np.testing.assert_array_equal(dealt["region_mask"].sum(1), dealt["index"])
 
 
@@ -177,7 +177,7 @@ def test_batches_with_pixels_are_dealt_out(configs):
     drawn, dealt = (next(TASKS["pretrain"].train_batches(config, 0, 0, 1)) for config in (plain, configs["e2e"]))
     order = even_order(drawn.region_mask.sum(1))
     assert list(order) != sorted(order)
-    for name in ("image", "boxes", "region_mask"):
+    for name in ("pixels", "boxes", "region_mask"):
         np.testing.assert_array_equal(getattr(dealt, name), getattr(drawn, name)[order])
     np.testing.assert_array_equal(dealt.token_ids[:, 0], drawn.token_ids[order, 0])
 

@@ -21,6 +21,8 @@ from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.loop import train
 from vlbert_jax.training.preemption import Preemption, Stopped
 
+PRETRAIN = pretrain.Pretrain()
+
 pytestmark = pytest.mark.skipif("VLBERT_ALL_MESHES" not in os.environ, reason="takes minutes")
 FIELDS = {
     "total_steps": 6,
@@ -38,7 +40,7 @@ BY_ROWS = {"data.even_regions": False}  # dropout is drawn by row: every host de
 
 
 def run(config, workdir, devices=2):
-    train(config, pretrain, workdir, sharding.make_mesh(config.mesh, jax.devices()[:devices]))
+    train(config, PRETRAIN, workdir, sharding.make_mesh(config.mesh, jax.devices()[:devices]))
 
 
 @pytest.fixture(scope="module", params=[BY_ROWS, WITHOUT_DROPOUT], ids=["with_dropout", "without"])

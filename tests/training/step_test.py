@@ -53,12 +53,12 @@ def test_accumulation_does_not_matter(parts, devices):
 def test_accumulation_draws_new_dropout_for_every_part():
     """Parts with equal examples lose different units: the sum is not `parts` times the first."""
     config = toy_task.make_config(dropout_rate=0.5, grad_accumulation_steps=2, batch_size=2)
-    batch = jax.tree.map(lambda x: np.repeat(x[:1], 2, 0), next(toy_task.train_batches(config, 0, 0, 1)))
+    batch = jax.tree.map(lambda x: np.repeat(x[:1], 2, 0), next(toy_task.toy.train_batches(config, 0, 0, 1)))
     seen = []
 
     def loss_sums(model, batch, key, config, names):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), model(batch, key))
-        return toy_task.loss_sums(model, batch, key, config, names)
+        return toy_task.toy.loss_sums(model, batch, key, config, names)
 
     task = task_with(loss_sums=loss_sums, train_batches=lambda *_: iter([batch]))
     updates(config, sharding.make_mesh(config.mesh, jax.devices()[:1]), count=1, task=task)

@@ -21,6 +21,8 @@ from vlbert_jax.weights.conversion import arrays_of, model_config, prepare_conve
 from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
 
+PRETRAIN = pretrain.Pretrain()
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
@@ -87,7 +89,7 @@ def test_every_released_size(variant):
          if vlbert_names.reason_not_wanted(name) not in ("duplicate", "batch counter")},
     )
     config = model_config(source, "pretrain")
-    state = nnx.state(nnx.eval_shape(lambda: pretrain.build_model(config, nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: PRETRAIN.build_model(config, nnx.Rngs(0))))
     flat = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
     found = vlbert_names.match_tensors(source.tensors, flat, config.model.encoder.vocab_size)
     assert found.missing == found.unused == []
@@ -227,7 +229,7 @@ def test_forward_equals_hugging_face(sizes, tmp_path):
     run(source, tmp_path / "ours")
     conversion = prepare_conversion(tmp_path / "ours")
     params, constants = arrays_of(conversion, None)
-    model = nnx.eval_shape(lambda: pretrain.build_model(conversion.config, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: PRETRAIN.build_model(conversion.config, nnx.Rngs(0)))
     graphdef, abstract = nnx.split(model)
     flat = {**flatten_tree({"params": params}), **flatten_tree({"constants": constants})}
     for path, variable in nnx.to_flat_state(abstract):

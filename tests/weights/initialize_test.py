@@ -17,6 +17,10 @@ from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.initialize import load_into
 from vlbert_jax.weights.resnet_names import official_to_resnet
 
+PRETRAIN = pretrain.Pretrain()
+
+VCR = vcr.VCR()
+
 torch = pytest.importorskip("torch")
 
 
@@ -27,7 +31,7 @@ def small():
     config.data.hide_pixels = False
     config.model.region_head.blocks = (1, 2, 1, 2)
     config.losses.region = config.opening.steps = 0
-    state = nnx.state(nnx.eval_shape(lambda: pretrain.build_model(config, nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: PRETRAIN.build_model(config, nnx.Rngs(0))))
     for path, array in random_like(state, seed=2).items():
         {tuple(map(str, p)): v for p, v in nnx.to_flat_state(state)}[path].set_value(jax.numpy.asarray(array))
     return *nnx.split_state(state, nnx.Param, ...), config.model.encoder.vocab_size
@@ -83,7 +87,7 @@ def test_a_checkpoint_goes_before_bert(small, tmp_path):
     config.model.region_head.blocks = (1, 2, 1, 2)
     with config.unlocked():
         config.model.num_object_classes, config.model.encoder.pooler = 81, True
-    model = vcr.build_model(config, nnx.Rngs(0))
+    model = VCR.build_model(config, nnx.Rngs(0))
     params, constants = nnx.split_state(nnx.state(model), nnx.Param, ...)
     bert |= {
         f"vlbert.pooler.dense.{leaf}": np.full_like(bert[f"vlbert.mvrc_head.transform.dense.{leaf}"], 7)
@@ -135,7 +139,7 @@ def test_what_a_conversion_drew_is_not_taken(small, tmp_path, caplog):
     config.model.region_head.blocks = (1, 2, 1, 2)
     with config.unlocked():
         config.model.num_object_classes, config.model.encoder.pooler = 81, True
-    state = nnx.state(vcr.build_model(config, nnx.Rngs(0)))
+    state = nnx.state(VCR.build_model(config, nnx.Rngs(0)))
     caplog.set_level(logging.INFO)
     load((*nnx.split_state(state, nnx.Param, ...), small[2]), task="vcr", checkpoint=tmp_path / "ours")
     assert "parameters of object_head: 4 from scratch" in caplog.text

@@ -9,21 +9,17 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from vlbert_jax.batch import NO_IMAGE, Shapes
+from vlbert_jax.batch import Example, Shapes
 from vlbert_jax.data.images import (
     MEAN_RGB,
-    caffe_scale,
-    caffe_size,
     canvas_size,
     decode_image,
     place_boxes,
     place_image,
-    resized_size,
+    resized,
 )
 from vlbert_jax.data.packing import padded
 from vlbert_jax.geometry import DIM, box_geometry
-
-Example = dict[str, np.ndarray]  # by the name of the `Batch` field, without the axis b
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,29 +82,26 @@ def image_fields(
     kept = num_rows if kept is None else kept
     pixels = None if layout.precomputed else decode_record(record)
     original = tuple(map(int, record["image_size"])) if pixels is None else pixels.shape[1::-1]
-    factor = caffe_scale(original, layout.image_scale) if layout.caffe_resize else None
-    if factor is None:
-        size = resized_size(original, layout.image_scale)
-    else:
-        size = caffe_size(original, factor)
+    size, factor = resized(original, layout.image_scale, layout.caffe_resize)
     placed = padded(place_boxes(boxes, original, size, flip, exact, factor)[:num_rows], rows)
     marked = np.zeros(len(boxes), bool) if hidden is None else hidden
     example = dict(
         boxes=placed,
         region_mask=np.arange(rows) < kept,
         region_hidden=padded(np.append(False, marked[: num_rows - 1]), rows),
-        image_size=np.array(size, np.float32),
+        image_size=np.array([size], np.float32),
     )
     if pixels is not None:
         canvas = canvas_size(layout.image_scale, layout.orientation)
-        example["image"] = image = place_image(pixels, size, canvas, flip, factor)
+        image = place_image(pixels, size, canvas, flip, factor)
         if layout.caffe_resize and layout.hide_pixels:
             for x1, y1, x2, y2 in placed[example["region_hidden"]].astype(int):  # as `prepare_pixels` does
                 image[y1 : y2 + 1, x1 : x2 + 1] = 0
+        example["pixels"] = image[None]
     else:
         example["region_features"] = _region_features(record, hidden, layout)
     if layout.geometry_dtype is not None:
-        geometry = box_geometry(placed[:kept], example["image_size"])  # rows that nothing reads stay 0
+        geometry = box_geometry(placed[:kept], example["image_size"][0])  # rows that nothing reads stay 0
         example["box_geometry"] = padded(geometry.astype(layout.geometry_dtype), rows)
     return example
 
@@ -120,13 +113,13 @@ def image_shapes(layout: ImageLayout) -> Shapes:
         boxes=((rows, 4), np.float32),
         region_mask=((rows,), bool),
         region_hidden=((rows,), bool),
-        image_size=((2,), np.float32),
+        image_size=((1, 2), np.float32),
     )
     if layout.precomputed:
         shapes["region_features"] = (rows, layout.feature_size), np.float32
     else:
         canvas = canvas_size(layout.image_scale, layout.orientation)
-        shapes["image"] = (*canvas, 3), np.float32 if layout.caffe_resize else np.uint8
+        shapes["pixels"] = (1, *canvas, 3), np.float32 if layout.caffe_resize else np.uint8
     if layout.geometry_dtype is not None:
         shapes["box_geometry"] = (rows, 8 * DIM), layout.geometry_dtype
     return shapes
@@ -135,6 +128,12 @@ def image_shapes(layout: ImageLayout) -> Shapes:
 def usual_orientation(config) -> str:
     """Of the canvas of most batches."""
     return "landscape" if config.data.one_orientation and not is_precomputed(config) else "square"
+
+
+def orientation_of(record: dict) -> str:
+    """Return the orientation of the image of a record."""
+    width, height = record["image_size"]
+    return "landscape" if width >= height else "portrait"
 
 
 def decode_record(record: dict) -> np.ndarray:
@@ -170,10 +169,3 @@ def check_width(what: str, values: np.ndarray, field: str, expected: int) -> Non
     """Raises ValueError if a box has not as many `values` as the config says."""
     if values.shape[1] != expected:
         raise ValueError(f"a record has {values.shape[1]} {what} per box, config.model.{field} is {expected}")
-
-
-def empty_example(like: Example) -> Example:
-    """What fills up the last batch of an evaluation: shapes of `like`, every mask False, nothing to score."""
-    marks = dict.fromkeys(("region_classes", "index", "choice", "answer_targets"), -1)
-    marks |= {"region_ids": NO_IMAGE, "image_size": 1}
-    return {name: np.full_like(value, marks.get(name, 0)) for name, value in like.items()}

@@ -151,6 +151,22 @@ def as_rgb(image: Shaped[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "y x 3"]:
 # --- Boxes ------------------------------------------------------------------------------------------------
 
 
+def resized(
+    size: tuple[int, int], scale: tuple[int, int], caffe_resize: bool
+) -> tuple[tuple[int, int], float | None]:
+    """Return (width, height) after the resize, and the factor of both axes where it is that of the detector.
+
+    Args:
+        size: Width and height of the image.
+        scale: Length of the short side, and the most that the long side may have.
+        caffe_resize: Whether to resize as the Caffe detector does; without it the factor is None.
+    """
+    if not caffe_resize:
+        return resized_size(size, scale), None
+    factor = caffe_scale(size, scale)
+    return caffe_size(size, factor), factor
+
+
 def resize_ratios(original: tuple[int, int], size: tuple[int, int], kind: type = np.float32) -> Float[np.ndarray, "2"]:
     """How much longer a resize makes x and y, computed in `kind` as the official code does: 1 / original * size."""
     return (kind(1) / np.array(original, kind)) * np.array(size, kind)
@@ -169,7 +185,7 @@ def place_boxes(
     `original` and `size` are (width, height) before and after the resize. As in the official code: the whole
     image is (0, 0, w0 - 1, h0 - 1) *before* the resize; ratios are float32 reciprocals times the new side, so
     that 5.0000005 occurs; a flip is x -> w - 1 - x; everything is clamped into the image at last. `exact` computes in
-    float64, as VCR does officially; with a `factor` it is the ratio of both axes, as the detector has it.
+    float64, as the official code does for objects with masks. A `factor` is the ratio of both axes (detector).
     """
     w0, h0 = original
     kind = np.float64 if exact else np.float32

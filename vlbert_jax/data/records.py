@@ -135,10 +135,9 @@ def _build_command(data_dir: str | os.PathLike, name: str) -> str:
     sources = {"region_captions": ("scenes", "conceptual_captions"), "text_corpus": ("scenes", "text")}
     drawn, command = sources.get(builder, ("scene_tasks", builder.removesuffix("_images")))
     files = "FILES" if command == "text" else "FOLDER"
-    dataset, _, split_by = corpus.rpartition("_")
-    options = {"vqa": " --features", "refcoco": f" --dataset={dataset} --split_by={split_by} --proposals=FILE"}
-    what = drawn if corpus == "scenes" else f"{command} --source={files} --corpus={corpus}{options.get(command, '')}"
-    return f"python -m data_prep.build {what} --data_dir={data_dir}"
+    what = drawn if corpus == "scenes" else f"{command} --source={files} --corpus={corpus}"
+    options = "" if corpus == "scenes" else f" (further options: python -m data_prep.build {command} --help)"
+    return f"python -m data_prep.build {what} --data_dir={data_dir}{options}"
 
 
 class Records:

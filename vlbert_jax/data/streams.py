@@ -9,7 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from vlbert_jax.batch import Batch
+from vlbert_jax.batch import Arrays, Batch, make_batch
 from vlbert_jax.data.records import Fields
 
 # --- Streams ----------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def _blocks(
 
 def stacked_evenly(examples: Sequence[Fields]) -> Fields:
     """Examples as a batch; those with pixels in an `even_order` of their real regions."""
-    if "image" in examples[0]:
+    if "pixels" in examples[0]:
         counts = [int(example["region_mask"].sum()) for example in examples]
         examples = [examples[i] for i in even_order(counts)]
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
@@ -129,7 +129,7 @@ def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Itera
     return iter(dataset.to_iter_dataset(options))
 
 
-def batches_of(dataset: grain.MapDataset, config) -> Iterator[Batch]:
-    """The elements of a dataset of batches, made ahead by as many threads as the config says."""
+def batches_of(dataset: grain.MapDataset, config, targets: type[Arrays]) -> Iterator[Batch]:
+    """Iterate over a dataset of batches, read ahead by as many threads as the config says."""
     fields = iterate(dataset, config.data.num_threads, config.data.prefetch)
-    return (Batch(**batch) for batch in fields)
+    return (make_batch(batch, targets) for batch in fields)

@@ -1,7 +1,8 @@
-"""Batches of the fine-tuning tasks: a table of texts over a table of images.
+"""Batches of a table of texts over a table of images.
 
-A text's record names its image by `image_number`. Splits of the texts come by the orientation of their image, as a
-batch holds one. `index` in a batch is the number of the example among all of its split, -1 where a batch is filled up.
+The record of a text names its image by `image_number`. Splits of the texts are stored by the
+orientation of the image, because a batch holds images of one orientation. `index` in a batch is the
+number of the example in its split, -1 in padding.
 """
 
 from __future__ import annotations
@@ -11,21 +12,26 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from vlbert_jax.batch import Batch, Shapes, abstract_batch
+from vlbert_jax.batch import Arrays, Batch, Example, Shapes, abstract_batch, empty_example
 from vlbert_jax.data import streams
-from vlbert_jax.data.examples import Example, empty_example, is_precomputed
+from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.records import Records, open_split
 from vlbert_jax.data.streams import batches_of, mixed, per_host, stream_seed
 
-# (config, orientation, train) -> a function that makes the example of a record, mirrored or not
+# (config, orientation, train) -> (record, mirrored) -> example
 ExampleMaker = Callable[..., Callable[[dict, bool], Example]]
 
 
 class Split:
-    """The records of a split, text and image joined, landscape before portrait; `train+val` joins splits."""
+    """The records of a split, text and image joined, landscape before portrait; `train+val` joins two splits."""
 
     def __init__(self, config, split: str):
-        """Raises ValueError if there is no such split, FileNotFoundError with the command that builds the tables."""
+        """Open the tables.
+
+        Raises:
+            ValueError: There is no such split, or images are needed and the table was built without.
+            FileNotFoundError: The tables are missing; the message has the command that builds them.
+        """
         d = config.data
         by_orientation = [
             [open_split(d.data_dir, d.texts, f"{name}_{orientation}", optional=True) for name in split.split("+")]
@@ -33,13 +39,13 @@ class Split:
         ]
         for name, landscape, portrait in zip(split.split("+"), *by_orientation, strict=True):
             if not len(landscape) and not len(portrait):
-                open_split(d.data_dir, d.texts, f"{name}_landscape")  # says which there are
+                open_split(d.data_dir, d.texts, f"{name}_landscape")  # raises, and names the splits that exist
         self.texts = Records(*itertools.chain(*by_orientation), remembered=d.remember_records)
         self.images = Records(open_split(d.data_dir, d.images, "images"), remembered=d.remember_records)
         if not is_precomputed(config) and len(self.images) and not self.images[0]["image"]:
             raise ValueError(
-                f"{d.images} in {d.data_dir} was built without images, config.data.features is image: build them, or "
-                "set config.data.features=precomputed"
+                f"{d.images} in {d.data_dir} was built without images, but config.data.features is image. Build the "
+                "images, or set config.data.features=precomputed."
             )
         self.num_landscape = sum(map(len, by_orientation[0]))
 
@@ -51,22 +57,22 @@ class Split:
         return self.images[int(text["image_number"])] | text
 
     def parts(self, config) -> dict[str, range]:
-        """The numbers that may share a batch, by the orientation of its canvas."""
+        """Return the numbers of the records that may share a batch, by the orientation of its canvas."""
         if is_precomputed(config) or not config.data.one_orientation:
             return {"square": range(len(self))}
         numbers = dict(landscape=range(self.num_landscape), portrait=range(self.num_landscape, len(self)))
         return {orientation: part for orientation, part in numbers.items() if part}
 
 
-def batch_shapes(config, shapes: Shapes) -> Batch:
-    """The global batch of an update as shapes alone, from those of a task's example."""
-    return abstract_batch(config.batch_size, shapes | dict(index=((), np.int32)))
+def batch_shapes(config, shapes: Shapes, targets: type[Arrays]) -> Batch:
+    """Return the global batch of an update as shapes alone, from those of a task's example."""
+    return abstract_batch(config.batch_size, shapes | dict(index=((), np.int32)), targets)
 
 
 def train_batches(
-    config, maker: ExampleMaker, start_step: int, process_index: int, process_count: int
+    config, maker: ExampleMaker, targets: type[Arrays], start_step: int, process_index: int, process_count: int
 ) -> Iterator[Batch]:
-    """This host's part of global batches start_step, start_step + 1, ..., without end."""
+    """Iterate without end over this process's part of global batches start_step, start_step + 1, ..."""
     split, share = Split(config, config.data.train_split), _share(config, process_index, process_count)
 
     def shuffled(orientation: str, numbers: range):
@@ -81,16 +87,16 @@ def train_batches(
 
     parts = split.parts(config)
     batches = mixed([shuffled(*part) for part in parts.items()], [len(part) for part in parts.values()])
-    return batches_of(batches[start_step:], config)
+    return batches_of(batches[start_step:], config, targets)
 
 
-def eval_batches(config, maker: ExampleMaker, process_index: int, process_count: int) -> Iterator[Batch]:
-    """This host's part of the evaluation split, every example once over all hosts; all hosts get as many batches."""
-    return itertools.chain.from_iterable(eval_parts(config, maker, process_index, process_count))
+def eval_parts(
+    config, maker: ExampleMaker, targets: type[Arrays], process_index: int, process_count: int
+) -> list[Iterator[Batch]]:
+    """Return this process's part of the evaluation split, one iterator per orientation.
 
-
-def eval_parts(config, maker: ExampleMaker, process_index: int, process_count: int) -> list[Iterator[Batch]]:
-    """The same, each orientation apart."""
+    Every example comes once over all processes; all processes get the same number of batches.
+    """
     split, share = Split(config, config.data.eval_split), _share(config, process_index, process_count)
 
     def in_order(orientation: str, numbers: range) -> Iterator[Batch]:
@@ -99,7 +105,10 @@ def eval_parts(config, maker: ExampleMaker, process_index: int, process_count: i
         def example(number: int) -> Example:
             return make(split[number], False) | dict(index=np.int32(number))
 
-        return batches_of(streams.in_order(numbers, example, empty_example, **share), config)
+        def empty(like: Example) -> Example:
+            return empty_example(like, targets)
+
+        return batches_of(streams.in_order(numbers, example, empty, **share), config, targets)
 
     return list(itertools.starmap(in_order, split.parts(config).items()))
 

@@ -105,7 +105,7 @@ class RegionHead(nnx.Module):
         region_shapes: Float[Array, "b r p p"] | None = None,
         image_size: Float[Array, "b 2"] | None = None,
     ) -> Float[Array, "b r g"]:
-        """Pooled C5 features of real regions; zeros elsewhere. `region_shapes` multiply the C5 map (VCR masks).
+        """Pooled C5 features of real regions; zeros elsewhere. `region_shapes` multiply the C5 map (instance masks).
 
         `image_size` (width, height) is where the padding begins, for `mask_padding`.
         """

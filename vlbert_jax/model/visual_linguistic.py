@@ -1,9 +1,10 @@
 """What the models of all tasks share: region head, VL-BERT, and a head of two layers."""
 
+import functools
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
 from vlbert_jax.model.config import EncoderConfig
@@ -19,28 +20,33 @@ class VisualLinguisticModel(nnx.Module):
         self.vlbert = VLBert(encoder, rngs)
 
     def appearance(self, batch: Batch) -> Float[Array, "b r g"] | None:
-        """Pooled or precomputed features of the regions, before projection."""
-        if batch.image is None:
+        """Return pooled or precomputed features of the regions, before projection; None without an image."""
+        if batch.pixels is None:
             return batch.region_features
-        blanked = batch.region_hidden if self.fast_rcnn.hidden_appearance is None else None
-        pixels = prepare_pixels(batch.image, batch.image_size, batch.boxes, blanked)
-        return self.fast_rcnn.appearance(
-            pixels, batch.boxes, batch.region_mask, batch.region_shapes, batch.image_size
+        by_image = functools.partial(split_images, batch)
+        hidden = by_image(batch.region_hidden) if self.fast_rcnn.hidden_appearance is None else None
+        boxes, size = by_image(batch.boxes), flat_images(batch.image_size)
+        pixels = prepare_pixels(flat_images(batch.pixels), size, boxes, hidden)
+        pooled = self.fast_rcnn.appearance(
+            pixels, boxes, by_image(batch.region_mask), by_image(batch.region_shapes), size
         )
+        return pooled.reshape(*batch.region_mask.shape, -1)
 
     def region_states(self, batch: Batch, appearance, key=None) -> Float[Array, "b r d"] | None:
-        """The visual vector of each region; None without an image."""
+        """Return the visual vector of each region; None without an image."""
         if appearance is None:
             return None
-        return self.fast_rcnn.project(
-            appearance,
-            batch.boxes,
-            batch.image_size,
-            batch.region_mask,
-            batch.region_hidden,
-            batch.box_geometry,
+        by_image = functools.partial(split_images, batch)
+        states = self.fast_rcnn.project(
+            by_image(appearance),
+            by_image(batch.boxes),
+            flat_images(batch.image_size),
+            by_image(batch.region_mask),
+            by_image(batch.region_hidden),
+            by_image(batch.box_geometry),
             key,
         )
+        return states.reshape(*batch.region_mask.shape, -1)
 
     def encode(self, batch: Batch, region_states, key=None) -> Float[Array, "b n s d"]:
         return self.vlbert(
@@ -72,6 +78,19 @@ class VisualLinguisticModel(nnx.Module):
         states, _, attention = self.vlbert.encoder(x.reshape(b * n, s, size), mask, collect=True)
         layers, _, heads, *_ = attention.shape
         return states.reshape(x.shape), attention.reshape(layers, b, n, heads, s, s)
+
+
+def flat_images(x: Shaped[Array, "b m ..."]) -> Shaped[Array, "i ..."]:
+    """Return one row per image, the m images of an example one after another."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def split_images(batch: Batch, x: Shaped[Array, "b r ..."] | None) -> Shaped[Array, "i k ..."] | None:
+    """Return values of regions with one row per image; None stays None."""
+    if x is None:
+        return None
+    images = batch.image_size.shape[1]
+    return x.reshape(-1, x.shape[1] // images, *x.shape[2:])
 
 
 def without_image(batch: Batch, vocab_size: int) -> Batch:

@@ -11,33 +11,18 @@ from vlbert_jax.detector.detect import load_detector
 from vlbert_jax.detector.options import Settings
 from vlbert_jax.prediction.predictor import Picture, Predictor, load
 from vlbert_jax.prediction.regions import Found, find_regions, given_regions
+from vlbert_jax.tasks import TASKS, all_tasks
 from vlbert_jax.visualization.attention import write_attention
 from vlbert_jax.visualization.drawing import draw_regions, save_drawing
 
 
 def ask_all(model: Predictor, picture: Picture, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every text of the command, of one picture: plain values as --json prints them."""
+    """Return the answers to every text of the command about one image, as plain values for JSON."""
+    asked = TASKS[model.task.name].option.removeprefix("--")
     answers = []
-    for text in args.question:
-        if args.choices:
-            best = model.choose(picture, text, args.choices)
-            ranked = sorted(zip(args.choices, best, strict=True), key=lambda pair: -pair[1])
-        else:
-            ranked = model.answer(picture, text)
-        answers.append(dict(question=text, answers=[_guess(*pair) for pair in ranked]))
-    for text in args.expression:
-        places = [dict(box=[round(v, 1) for v in p.box], region=p.region, probability=round(p.probability, 4))
-                  for p in model.ground(picture, text)]  # fmt: skip
-        answers.append(dict(expression=text, places=places))
-    for text in args.caption:
-        filled = [{name: [_guess(*word) for word in words] for name, words in mask._asdict().items()}
-                  for mask in model.fill(picture, text)]  # fmt: skip
-        answers.append(dict(caption=text, masks=filled))
+    for text in getattr(args, asked):
+        answers.append({asked: text} | model.task.describe(model.ask(picture, text, args.choices)))
     return answers
-
-
-def _guess(text: str, probability: float) -> dict[str, Any]:
-    return dict(text=text, probability=round(probability, 4))
 
 
 def described(found: Found) -> dict[str, Any]:
@@ -52,31 +37,19 @@ def described(found: Found) -> dict[str, Any]:
     return dict(source=found.source, regions=rows)
 
 
-def answer_lines(answer: dict[str, Any]) -> list[str]:
-    """What was asked and answered, for people."""
-    if "answers" in answer:
-        return [answer["question"], "   " + _ranked(answer["answers"])]
-    if "places" in answer:
-        best = answer["places"][0]
-        where = "the whole image" if best["region"] == 0 else f"region {best['region']}, {best['box']}"
-        return [answer["expression"], f"   {where}  {best['probability']:.0%}"]
-    kinds = {"words": "with the image", "blind": "without it"}
-    found = [f"   {kind}:  {_ranked(mask[name])}" for mask in answer["masks"] for name, kind in kinds.items()]
-    return [answer["caption"], *found]
+def answer_lines(model: Predictor, answer: dict[str, Any]) -> list[str]:
+    """Return the text and what was answered, as lines to print."""
+    text = answer[TASKS[model.task.name].option.removeprefix("--")]
+    return [text, *(f"   {line}" for line in model.task.lines(answer))]
 
 
-def _ranked(guesses: list[dict[str, Any]]) -> str:
-    return "   ".join(f"{guess['text']} {guess['probability']:.0%}" for guess in guesses)
-
-
-def box_marks(answers: list[dict[str, Any]]) -> dict[int, str]:
-    """Which boxes to draw strongly, and what to write on them: of each expression the best."""
-    written = {}
+def box_marks(model: Predictor, answers: list[dict[str, Any]]) -> dict[int, str]:
+    """Return which boxes to draw strongly, and the labels to write on them."""
+    written: dict[int, list[str]] = {}
     for answer in answers:
-        if "places" in answer and (region := answer["places"][0]["region"]):
-            text = f"{answer['expression']}  {answer['places'][0]['probability']:.0%}"
-            written.setdefault(region - 1, []).append(text)
-    return {box: ", ".join(texts) for box, texts in written.items()}
+        for box, label in model.task.marks(answer_lines(model, answer)[0], answer).items():
+            written.setdefault(box, []).append(label)
+    return {box: ", ".join(labels) for box, labels in written.items()}
 
 
 def numbered(path: Path, number: int, count: int) -> Path:
@@ -97,10 +70,7 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
         model = load(
             args.checkpoint, detector=finder, vocab=args.vocab, answers=args.answers, data_dir=args.data_dir
         )
-        question = "choose" if args.choices else "answer"
-        for texts, method in ((args.question, question), (args.expression, "ground"), (args.caption, "fill")):
-            if texts:
-                model.require(method)
+        check_texts(model, args)
     results = []
     for number, image in enumerate(args.image, 1):
         boxes = args.boxes[number - 1] if args.boxes else None
@@ -112,16 +82,17 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
             found, answers = find_regions(pixels, boxes, finder), []
         about = dict(image=image, width=pixels.shape[1], height=pixels.shape[0], **described(found), asked=answers)
         if not args.json:
-            show(about)
+            show(model, about)
         if args.out:
             path = numbered(args.out, number, len(args.image))
             names = [f"{i} {found.name(i)}" if label else str(i) for i, label in enumerate(found.labels, 1)]
-            below = [line for answer in answers for line in answer_lines(answer)]
-            save_drawing(draw_regions(pixels, found.boxes, names, box_marks(answers), below), path)
+            below = [line for answer in answers for line in answer_lines(model, answer)]
+            marks = box_marks(model, answers) if model else {}
+            save_drawing(draw_regions(pixels, found.boxes, names, marks, below), path)
             about["picture"] = str(path)
         for place, answer in enumerate(answers if args.attention else ()):
             path = numbered(args.attention, len(answers) * (number - 1) + place + 1, len(answers) * len(args.image))
-            text, *below = answer_lines(answer)
+            text, *below = answer_lines(model, answer)
             choice = answer["answers"][0]["text"] if args.choices else ""
             seen = model.attention(picture, text, choice=choice)
             title, below = f"{text} ({Path(image).name})", "\n".join(line.strip() for line in below)
@@ -131,11 +102,20 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
-def show(about: dict[str, Any]) -> None:
+def check_texts(model: Predictor, args: argparse.Namespace) -> None:
+    """Raise ValueError where a text of the command is for a model of another task."""
+    for task in all_tasks():
+        registered = TASKS[task.name]
+        given = getattr(args, registered.option.removeprefix("--"))
+        if given and registered.takes_choices == bool(args.choices):
+            model.require(task.method)
+
+
+def show(model: Predictor | None, about: dict[str, Any]) -> None:
     count = len(about["regions"])
     told = [f"{about['image']}: {about['width']} x {about['height']}; {count} regions from {about['source']}"]
     for answer in about["asked"]:
-        told += [f"  {line}" for line in answer_lines(answer)]
+        told += [f"  {line}" for line in answer_lines(model, answer)]
     for row in () if about["asked"] else about["regions"]:
         what = f"{row.get('attribute', '')} {row.get('label', '')}".strip()
         score = f"{row['score']:.2f}" if "score" in row else ""

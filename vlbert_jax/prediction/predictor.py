@@ -1,6 +1,6 @@
 """A trained model for pictures of one's own.
 
-    predictor = vlbert_jax.load("workdirs/vqa")
+    predictor = vlbert_jax.load("workdirs/run")
     predictor.answer("photo.jpg", "what is on the table?")
 
 The model, the sequences and the transforms are those of training (tasks/); numbers are float32, whatever the run
@@ -23,49 +23,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from vlbert_jax.batch import IMG, Batch
+from vlbert_jax.batch import IMG, Batch, make_batch
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.detector.detect import load_detector
+from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.fingerprint import extractor_id
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import GRID, Found, find_regions
-from vlbert_jax.tasks import TASKS
-from vlbert_jax.tasks.pretrain.examples import CaptionLayout, fill_example
-from vlbert_jax.tasks.pretrain.predict import guess_words
-from vlbert_jax.tasks.refcoco.examples import ExpressionLayout, asked_example
-from vlbert_jax.tasks.vcr.examples import REGION, ChoiceLayout, choice_example, vcr_fields
-from vlbert_jax.tasks.vqa.examples import QuestionLayout, answers_of, question_example
+from vlbert_jax.tasks import TASKS, Registered, all_tasks, get_task
+from vlbert_jax.tasks.base import Answer
 
 log = logging.getLogger(__name__)
-
-# What a task's model is for, the method and the options of the command that suit it.
-ABILITIES = {
-    "pretrain": ("masked words (pre-training)", "fill", "--caption"),
-    "vqa": ("visual question answering", "answer", "--question"),
-    "refcoco": ("referring expressions", "ground", "--expression"),
-    "vcr": ("visual commonsense reasoning", "choose", "--question with --choices"),
-}
-
-
-class Answer(NamedTuple):
-    text: str
-    probability: float
-
-
-class Place(NamedTuple):
-    box: tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the picture
-    probability: float  # of being meant, apart from the others
-    region: int  # row; 0 is the whole image
-
-
-class Filled(NamedTuple):
-    """Guesses of one [MASK], most probable first."""
-
-    words: list[Answer]
-    blind: list[Answer]  # without the image
-
 
 class Encoded(NamedTuple):
     """The last states of a sequence, for a head of one's own."""
@@ -96,7 +65,7 @@ class Picture:
 def load(
     path: str | Path,
     *,
-    detector: str | Path | detector.Detector | None = None,
+    detector: str | Path | Detector | None = None,
     vocab: str | Path = "",
     answers: str | Path = "",
     data_dir: str | Path = "",
@@ -108,8 +77,13 @@ def load(
     """
     config, graphdef, state = load_trained(path, GRID**2)
     for name, value in dict(vocab=vocab, answers=answers, data_dir=data_dir).items():
-        config.data[name] = str(value) or config.data[name]
+        config.data[name] = str(value) or config.data.get(name, "")
     return Predictor(str(path), config, graphdef, state, detector)
+
+
+def option_of(task: Registered) -> str:
+    """Return the options of the prediction command that a task takes."""
+    return task.option + (" with --choices" if task.takes_choices else "")
 
 
 class Predictor:
@@ -121,23 +95,21 @@ class Predictor:
     """
 
     def __init__(self, path: str, config: ml_collections.ConfigDict, graphdef, state: nnx.State, finder=None):
-        self.path, self.config, self.task = path, config, config.task
+        self.path, self.config = path, config
         self.detector = load_detector(finder) if isinstance(finder, str | Path) else finder
-        self._module, self._state = TASKS[config.task], state
+        self.task, self._state = get_task(config.task), state
         try:
             self.tokenizer = tokenizer_of(config)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"{path}: the run's vocabulary: {reason}: give it with --vocab (vocab=), or the folder it is in as "
-                "--data_dir (data_dir=)"
+                f"{path}: the vocabulary of the run cannot be read: {reason}. Give it with --vocab (vocab=), or the "
+                "folder that holds it as --data_dir (data_dir=)."
             ) from None
-        self.answers = None
-        if self.task == "vqa":
-            try:
-                self.answers = answers_of(config)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error}; or give it with --answers (answers=), or --data_dir") from None
+        try:
+            self.task.load_vocabularies(config)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; or give it with --answers (answers=), or --data_dir") from None
 
         def compiled(function):
             return functools.partial(jax.jit(lambda s, batch: function(nnx.merge(graphdef, s), batch)), state)
@@ -145,12 +117,7 @@ class Predictor:
         self._appearance = compiled(lambda model, batch: model.appearance(batch))
         self._states = compiled(lambda model, batch: model.states(batch))
         self._attention = compiled(lambda model, batch: model.attention(batch)[1])
-        self._predict = compiled(self._predicted)
-
-    def _predicted(self, model, batch: Batch) -> dict:
-        if self.task == "pretrain":
-            return guess_words(model, batch, model.states(batch), self.config)
-        return self._module.predict(model, batch, self.config)
+        self._predict = compiled(lambda model, batch: self.task.predict_text(model, batch, config))
 
     # --- Pictures and texts to batches
 
@@ -187,38 +154,26 @@ class Predictor:
         return extractor_id(self.detector.fingerprint) if self.detector else ""
 
     def _batch(self, pixels: np.ndarray, found: Found, text: str, choices: Sequence[str] = ()) -> Batch:
-        """The sequence that the task has for a text, and the image; for VCR one sequence per choice."""
+        """Return the batch of one text about an image, as the task lays it out."""
         height, width = pixels.shape[:2]
         record = dict(image=pixels, image_size=np.array([width, height], np.int32), boxes=found.boxes)
         if found.features is not None:
             record |= dict(features=found.features)
         record |= dict(image_feature=() if found.image_feature is None else found.image_feature)
-        orientation = "landscape" if width >= height else "portrait"
-        config, tokenizer = self.config, self.tokenizer
-        if self.task == "vqa":
-            asked, layout = record | dict(question=text, answers=[]), QuestionLayout.of(config, orientation)
-            example = question_example(asked, False, tokenizer, layout, self.answers)
-        elif self.task == "refcoco":
-            layout = ExpressionLayout.of(config, orientation, train=False)
-            example = asked_example(record | dict(expression=text), found.boxes, False, tokenizer, layout)
-        elif self.task == "vcr":
-            layout = dataclasses.replace(ChoiceLayout.of(config, orientation), subtask="q2a")
-            example = choice_example(record | vcr_fields(text, choices, found.labels), False, tokenizer, layout)
-        else:
-            layout = CaptionLayout.of(config, orientation, train=False)
-            example = fill_example(record | dict(caption=text), tokenizer, layout)
+        record |= dict(labels=found.labels)
+        example = self.task.example_from_text(record, text, choices, self.config)
         if example.get("text_cut"):
             log.warning("%r is longer than the model's sequence: its end is not read", text)
-        return Batch(**{name: value[None] for name, value in example.items()})
+        return make_batch({name: value[None] for name, value in example.items()}, self.task.targets)
 
     def _ask(self, image: Any, text: str, boxes: Any, choices: Sequence[str] = ()) -> tuple[Picture, Batch]:
         if not text.strip():
             raise ValueError("the text is empty")
         picture = self.look(image, boxes)
-        for unknown in self._unknown(REGION.sub(" ", " ".join([text, *choices]))):
+        for unknown in self._unknown(self.task.plain_text(" ".join([text, *choices]))):
             log.warning("%r is not in the model's vocabulary", unknown)
         batch = self._batch(picture.pixels, picture.regions, text, choices)
-        return picture, batch.replace(image=None, region_features=picture.appearance)
+        return picture, batch.replace(pixels=None, region_features=picture.appearance)
 
     def _unknown(self, text: str) -> list[str]:
         backend = self.tokenizer.backend
@@ -227,65 +182,64 @@ class Predictor:
         return list(dict.fromkeys(text[slice(*span)] for number, span in pairs if number == missing))
 
     def require(self, method: str) -> None:
-        """Raises ValueError where the model is for another question than `method` asks."""
-        what, own, option = ABILITIES[self.task]
-        if own != method:
-            wanted = next(ability for ability in ABILITIES.values() if ability[1] == method)
-            raise ValueError(
-                f"{self.path} is a model for {what}: it takes {option} ({own}); {wanted[2]} ({method}) needs one for "
-                f"{wanted[0]}"
-            )
+        """Raise ValueError where `method` is not the one that the task of the model answers."""
+        if self.task.method == method:
+            return
+        own, wanted = TASKS[self.task.name], next(TASKS[t.name] for t in all_tasks() if t.method == method)
+        raise ValueError(
+            f"{self.path} is a model for {own.title}: it takes {option_of(own)} ({self.task.method}). "
+            f"{option_of(wanted)} ({method}) needs a model for {wanted.title}."
+        )
 
     # --- What can be asked
 
-    def answer(self, image: Any, question: str, boxes: Any = None) -> list[Answer]:
-        """VQA: the five best answers. With a sigmoid for each (the default), probabilities do not add up to 1."""
-        self.require("answer")
-        _, batch = self._ask(image, question, boxes)
-        best = jax.device_get(self._predict(batch))
-        pairs = zip(best["answer"][0], best["probability"][0], strict=True)
-        return [Answer(self.answers.entries[i], float(p)) for i, p in pairs]
+    def ask(self, image: Any, text: str, choices: Sequence[str] = (), boxes: Any = None) -> list[Any]:
+        """Return the answers of the model's task to a text about an image.
 
-    def ground(self, image: Any, expression: str, boxes: Any = None) -> list[Place]:
-        """RefCOCO+: the five regions that the expression most probably means."""
-        self.require("ground")
-        picture, batch = self._ask(image, expression, boxes)
-        best = jax.device_get(self._predict(batch))
+        Args:
+            image: Path, uint8 pixels [y, x, 3], PIL image, or what `look` returned.
+            text: Question, expression or caption.
+            choices: Texts to choose from, for a task that takes choices.
+            boxes: Regions; without them the detector finds them, or a grid is used.
+
+        Returns:
+            Named tuples of the task: `Answer`, `Place`, or `Filled` for each [MASK].
+
+        Raises:
+            ValueError: The image, the boxes or the text cannot be used.
+        """
+        picture, batch = self._ask(image, text, boxes, choices)
+        rows = jax.device_get(self._predict(batch))
         height, width = picture.pixels.shape[:2]
-        rows = np.concatenate([[[0, 0, width - 1, height - 1]], picture.regions.boxes])
-        pairs = zip(best["region"][0], best["probability"][0], strict=True)
-        return [Place(tuple(rows[i].tolist()), float(p), int(i)) for i, p in pairs if i < len(rows)]
+        rows_of_model = np.concatenate([[[0, 0, width - 1, height - 1]], picture.regions.boxes])
+        return self.task.decode(rows, rows_of_model, choices, jax.device_get(batch), self.config)
 
-    def fill(self, image: Any, text: str, boxes: Any = None) -> list[Filled]:
-        """Pre-training: the five best pieces for each [MASK] of the text, with and without the image."""
+    def answer(self, image: Any, question: str, boxes: Any = None) -> list[Answer]:
+        """Return the five best answers to a question, each with an independent probability."""
+        self.require("answer")
+        return self.ask(image, question, (), boxes)
+
+    def ground(self, image: Any, expression: str, boxes: Any = None) -> list[Any]:
+        """Return the five regions that an expression most probably means."""
+        self.require("ground")
+        return self.ask(image, expression, (), boxes)
+
+    def fill(self, image: Any, text: str, boxes: Any = None) -> list[Any]:
+        """Return the five best words for each [MASK] of a caption, with and without the image."""
         self.require("fill")
-        asked = sum(self.tokenizer.words(text), []).count(self.tokenizer.mask_id)
-        if not asked:
-            raise ValueError(f"{text!r} has no [MASK] to fill")
-        _, batch = self._ask(image, text, boxes)
-        if (room := int(batch.mlm_mask.sum())) < asked:
-            raise ValueError(f"of {asked} [MASK] in {text[:40]!r}... the model's sequence holds {room}")
-        best = jax.device_get(self._predict(batch))
-
-        def words(name: str, i: int) -> list[Answer]:
-            pairs = zip(*(array[0, 0, i] for array in best[name]), strict=True)
-            return [Answer(self.tokenizer.backend.id_to_token(int(number)), float(p)) for p, number in pairs]
-
-        return [Filled(words("words", i), words("words_blind", i)) for i in range(asked)]
+        return self.ask(image, text, (), boxes)
 
     def choose(self, image: Any, question: str, choices: Sequence[str], boxes: Any = None) -> list[float]:
-        """VCR: the probability of each choice; they add up to 1.
+        """Return the probability of each choice; they sum to 1.
 
-        [1] in a text names the first region, [1,2] two. Regions are whole boxes, as nobody gives their shapes. A model
-        for rationales (QA2R) takes the question followed by its answer.
+        [1] in a text names the first region, [1,2] two of them. A model for rationales takes the
+        question followed by its answer.
         """
         self.require("choose")
-        _, batch = self._ask(image, question, boxes, choices)
-        logits = jax.device_get(self._predict(batch))["logits"]
-        return np.asarray(jax.nn.softmax(logits[0])).tolist()
+        return [answer.probability for answer in self.ask(image, question, choices, boxes)]
 
     def encode(self, image: Any, text: str, boxes: Any = None, choice: str = "") -> Encoded:
-        """The last states of the task's sequence; `choice` is what VCR puts behind the question."""
+        """The last states of the task's sequence; `choice` is the choice of a task that takes choices."""
         picture, batch = self._ask(image, text, boxes, (choice,))
         states = np.asarray(self._states(batch))[0, 0]
         tokens, (first, end) = self._elements(batch)

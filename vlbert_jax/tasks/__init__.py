@@ -1,43 +1,76 @@
-"""A task is a module: how to lay out a sequence, a head, a loss, a score. `train.py` knows no task by name.
+"""The registry of tasks. A task is a folder here; this file is the only generic one that names tasks.
 
-Each module in `TASKS` has these functions, `config` being the run's ConfigDict:
-
-build_model(config, rngs)             the nnx.Module that is trained
-is_frozen(path, config)               whether the parameter at that path (tuple of names) is a constant
-is_idle(path, config, names)          whether updates with these losses leave the parameter at that path as it is
-train_batches(config, start_step, process_index, process_count)
-                                      infinite iterator of this host's part of global batch start_step, +1, ...
-                                      (`Batch` of numpy arrays)
-eval_batches(config, process_index, process_count)
-                                      dict: subset -> iterator over this host's part of the split, exactly once
-                                      (the last batch is padded with empty examples)
-batch_shapes(config)                  the global batch of an update as shapes alone: what is compiled before there is
-                                      data
-active_losses(config, step)           names of the losses that count at this step (static under jit)
-loss_weights(config)                  dict: loss -> weight
-loss_counts(batch, config, names)     dict: loss -> what its sum is divided by; needs no model
-loss_sums(model, batch, key, config, names)
-                                      dict: loss -> sum, and dict: metric -> (sum, count);
-                                      `key` draws dropout, None = no dropout
-score(model, batch, config)           dict: metric -> (sum, count) of an evaluation batch, no dropout
-write_report(directory, model, config, history)
-                                      the run's page for people; `history` = rows of metrics.jsonl
-
-and, if it has to do with them:
-
-prepare(model, config, filled)        changes a new model in place; `filled` = paths of the parameters that were loaded
-predict(model, batch, config)         dict: name -> array [b, ...], what is predicted for each example
-conclude(directory, predictions, config)
-                                      writes prediction files and returns scores that need all examples at once;
-                                      `predictions` = "" or a companion's name -> rows in order of their index
-companions(config)                    dict: name -> config of another run whose predictions `conclude` needs, too
-
-Losses are sums and counts over the *global* batch, so that 1 or 256 devices, cut into parts or not, agree.
+A new task is one line in `TASKS`. What the command line must know before a task is imported, because
+importing one takes seconds, is in that line; everything else is in the task's class (base.py).
 """
 
-from vlbert_jax.tasks.pretrain import task as pretrain
-from vlbert_jax.tasks.refcoco import task as refcoco
-from vlbert_jax.tasks.vcr import task as vcr
-from vlbert_jax.tasks.vqa import task as vqa
+from __future__ import annotations
 
-TASKS = {"pretrain": pretrain, "vqa": vqa, "vcr": vcr, "refcoco": refcoco}
+import dataclasses
+import functools
+import importlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlbert_jax.tasks.base import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """A task that is imported when it is asked for."""
+
+    path: str  # module:class
+    title: str  # for --help, errors and reports
+    option: str  # option of the prediction command that takes the user's texts
+    help: str  # of that option
+    takes_choices: bool = False  # whether --choices go with the option
+
+
+TASKS: dict[str, Registered] = {
+    "pretrain": Registered(
+        "vlbert_jax.tasks.pretrain.task:Pretrain", "masked words (pre-training)", "--caption",
+        "caption with [MASK]: the masked words, with and without the image",
+    ),
+    "vqa": Registered(
+        "vlbert_jax.tasks.vqa.task:VQA", "visual question answering", "--question",
+        "question: the best answers, each with an independent probability",
+    ),
+    "vcr": Registered(
+        "vlbert_jax.tasks.vcr.task:VCR", "visual commonsense reasoning", "--question",
+        "with --choices: the probability of each choice; [1] names the first region", takes_choices=True,
+    ),
+    "refcoco": Registered(
+        "vlbert_jax.tasks.refcoco.task:RefCOCO", "referring expressions", "--expression",
+        "expression: the region that it means",
+    ),
+}  # fmt: skip
+PRETRAINING = "pretrain"  # the task that the others start from, and whose weights have no other task's heads
+
+
+@functools.cache
+def _load(registered: Registered) -> Task:
+    module, _, name = registered.path.partition(":")
+    return getattr(importlib.import_module(module), name)()
+
+
+def get_task(name: str) -> Task:
+    """Return the task of a name.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    if name not in TASKS:
+        raise ValueError(f"There is no task {name!r}; the tasks are {', '.join(TASKS)}.")
+    return _load(TASKS[name])
+
+
+def all_tasks() -> list[Task]:
+    """Return every task, in the order of the registry."""
+    return [get_task(name) for name in TASKS]
+
+
+def task_of_names(names: Iterable[str]) -> str:
+    """Return the task whose heads are among official tensor names; pre-training where no other task's are."""
+    found = set(names)
+    return next((name for name in TASKS if get_task(name).owns(found)), PRETRAINING)

@@ -11,12 +11,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from types import ModuleType
 
 import jax
 import ml_collections
 from jax.extend import core
 
+from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.state import create_state
 from vlbert_jax.training.step import jitted_step
@@ -111,7 +111,7 @@ def devices_of(topology: str, num_slices: int) -> list:
         raise ValueError(f"config.topology={topology!r}: {error}") from error
 
 
-def compile_step(config: ml_collections.ConfigDict, task: ModuleType, devices: list) -> Compiled:
+def compile_step(config: ml_collections.ConfigDict, task: Task, devices: list) -> Compiled:
     """Compiles the update that the run would make; needs no data and no memory for the state.
 
     Raises ValueError where mesh or batch do not divide the devices.
@@ -161,7 +161,7 @@ def compile_step(config: ml_collections.ConfigDict, task: ModuleType, devices: l
     )  # fmt: skip
 
 
-def run(config: ml_collections.ConfigDict, task: ModuleType) -> int:
+def run(config: ml_collections.ConfigDict, task: Task) -> int:
     """Prints what the recipe's run would take on `config.topology`; returns 0. Raises ValueError if it does not fit."""
     found = compile_step(config, task, devices_of(config.topology, config.num_slices))
     print("\n".join(described(found, config)))

@@ -4,7 +4,6 @@ import json
 import logging
 import pathlib
 from collections.abc import Callable
-from types import ModuleType
 
 import jax
 import ml_collections
@@ -14,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.training.state import TrainState, open_run
@@ -25,7 +25,7 @@ AHEAD = 2  # batches that may be on their way to the devices
 
 
 def make_score(
-    graphdef: nnx.GraphDef, task: ModuleType, config: ml_collections.ConfigDict, mesh: Mesh, predict: bool = False
+    graphdef: nnx.GraphDef, task: Task, config: ml_collections.ConfigDict, mesh: Mesh, predict: bool = False
 ) -> Callable:
     """The compiled `(params, constants, batch) -> scores, rows` of a task; make it once per run.
 
@@ -44,7 +44,7 @@ def evaluate(
     score: Callable,
     params: PyTree,
     constants: PyTree,
-    task: ModuleType,
+    task: Task,
     config: ml_collections.ConfigDict,
     mesh: Mesh,
     asked_to_stop: Callable[[], bool],
@@ -88,7 +88,7 @@ def _in_order(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def evaluate_run(
-    config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh
+    config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh
 ) -> dict[str, float | int]:
     """Scores, and `step`, of the newest checkpoint of `workdir` or of `config.init`; host 0 writes scores.json, too.
 
@@ -96,7 +96,7 @@ def evaluate_run(
     the run. Raises FileNotFoundError without any weights, and checkpoint.Stopped.
     """
     check_sources(config, workdir, "evaluate")
-    predict = hasattr(task, "predict")
+    predict = task.overrides("predict")
 
     def evaluated(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         run = open_run(config, task, workdir, mesh, read_only=True)
@@ -105,7 +105,7 @@ def evaluate_run(
         with jax.set_mesh(mesh):
             return int(run.state.step), *evaluate(score, *weights, task, config, mesh, stop)
 
-    companions = task.companions(config) if hasattr(task, "companions") else {}
+    companions = task.companions(config)
     nowhere = workdir / "predictions" / "of_companions"  # has no checkpoint: theirs are named by their config
     with Preemption() as preemption:
         step, scores, rows = evaluated(config, workdir)
@@ -122,7 +122,7 @@ def evaluate_run(
 
 def write_run_report(
     config: ml_collections.ConfigDict,
-    task: ModuleType,
+    task: Task,
     workdir: pathlib.Path,
     graphdef: nnx.GraphDef,
     state: TrainState,

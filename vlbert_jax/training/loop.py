@@ -12,7 +12,6 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable
-from types import ModuleType
 
 import jax
 import ml_collections
@@ -21,6 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vlbert_jax.files import disk_full
+from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.evaluate import evaluate, make_score
 from vlbert_jax.training.preemption import Preemption, Stopped
@@ -32,7 +32,7 @@ AHEAD = 2  # updates that may be dispatched before the devices have finished: bo
 
 
 def train(
-    config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh
+    config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Runs or continues the run of `workdir` to its end.
 

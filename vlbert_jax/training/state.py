@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import checkpoint, optimizer, sharding
 from vlbert_jax.weights.initialize import load_into, named_sources
 
@@ -34,7 +34,7 @@ class TrainState:
 
 
 def create_state(
-    config: ml_collections.ConfigDict, task: ModuleType, tx: optax.GradientTransformation, mesh: Mesh
+    config: ml_collections.ConfigDict, task: Task, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState, TrainState, Callable[[], TrainState]]:
     """The model's structure, the abstract state, its shardings, and a function that makes it from scratch.
 
@@ -52,7 +52,7 @@ def create_state(
     return graphdef, abstract, shardings, jax.jit(lambda: create()[1], out_shardings=shardings)
 
 
-def split_model(model: nnx.Module, task: ModuleType, config: ml_collections.ConfigDict):
+def split_model(model: nnx.Module, task: Task, config: ml_collections.ConfigDict):
     """(graphdef, params, constants): what is trained, and what is not."""
 
     def trainable(path: tuple, variable) -> bool:
@@ -75,7 +75,7 @@ def abstract_with_static(create: Callable) -> tuple[Any, PyTree]:
 
 
 def initial_weights(
-    config: ml_collections.ConfigDict, task: ModuleType, graphdef: nnx.GraphDef, state: TrainState,
+    config: ml_collections.ConfigDict, task: Task, graphdef: nnx.GraphDef, state: TrainState,
     shardings: TrainState, complete: bool,
 ) -> TrainState:  # fmt: skip
     """The state with the weights that `config.init` names; logs where every part came from.
@@ -91,11 +91,11 @@ def initial_weights(
         )
     else:
         log.info("all parameters: from scratch, seed %d", config.seed)
-    if hasattr(task, "prepare") and not complete:
+    if task.overrides("initialize_heads") and not complete:
 
         def prepared(params: PyTree, constants: PyTree) -> PyTree:
             model = nnx.merge(graphdef, params, constants)
-            task.prepare(model, config, filled)
+            task.initialize_heads(model, config, filled)
             return split_model(model, task, config)[1]
 
         params = jax.jit(prepared, out_shardings=shardings.params)(params, constants)
@@ -115,7 +115,7 @@ class Run:
 
 
 def open_run(
-    config: ml_collections.ConfigDict, task: ModuleType, workdir: pathlib.Path, mesh: Mesh, read_only: bool = False
+    config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh, read_only: bool = False
 ) -> Run:
     """Builds the model's state on the mesh and fills it; `read_only` as in `checkpoint.Checkpoints`."""
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))

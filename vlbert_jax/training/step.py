@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.state import TrainState
 
@@ -21,7 +21,7 @@ def train_step(
     batch: PyTree,
     *,
     graphdef: nnx.GraphDef,
-    task: ModuleType,
+    task: Task,
     config: ml_collections.ConfigDict,
     tx: optax.GradientTransformation,
     names: tuple[str, ...],

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from flax import nnx
 
 from vlbert_jax.files import atomic_write
 from vlbert_jax.model.region_head import GEOMETRY_SIZE
-from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks import PRETRAINING, get_task
 from vlbert_jax.weights import export, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
@@ -36,7 +37,7 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
         config = ml_collections.ConfigDict({name: source.config[name] for name in fields})
     else:
         image = f"{vlbert_names.BACKBONE_NAME}.conv1.weight" in shapes
-        classifier = f"{vlbert_names.MODULES['region_classifier']}.weight" in shapes
+        classifier = f"{vlbert_names.official_modules()['region_classifier']}.weight" in shapes
         hidden_vector = "object_mask_visual_embedding.weight" in shapes
         config = ml_collections.ConfigDict(
             dict(
@@ -56,11 +57,9 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
         if num_heads is not None:
             config.model.encoder.num_heads = num_heads
         config.task, config.opening = task, dict(steps=0)
-        if task == "vqa":
-            config.model.num_answers = shapes.get("final_mlp.2.weight", (3129,))[0]
-        if task == "vcr":
-            config.model.num_object_classes = shapes.get("cnn_loss_reg.2.weight", (81,))[0]
-            config.model.encoder.pooler = True  # drawn anew where the source has none
+        for name, value in get_task(task).config_from_weights(shapes).items():
+            block, _, field = name.rpartition(".")
+            functools.reduce(getattr, filter(None, block.split(".")), config)[field] = value
     return config
 
 
@@ -122,7 +121,7 @@ class Conversion:
     @property
     def optional(self) -> tuple[str, ...]:
         """What an official model of the task may do without; of pre-training, the vector of text without images."""
-        return vlbert_names.OF_PRETRAINING[: 1 if self.task == "pretrain" else None]
+        return vlbert_names.OF_PRETRAINING[: 1 if self.task == PRETRAINING else None]
 
     @property
     def absent(self) -> list[str]:
@@ -152,7 +151,7 @@ def prepare_conversion(path: str | Path, task: str | None = None, num_heads: int
         heads, size = config.model.encoder.num_heads, config.model.encoder.hidden_size
         if heads < 1 or size % heads:
             raise ValueError(f"{heads} heads do not divide {size} columns; see --num_heads")
-        state = nnx.state(nnx.eval_shape(lambda: TASKS[task].build_model(config, nnx.Rngs(0))))
+        state = nnx.state(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
         found = vlbert_names.match_tensors(source.tensors, shapes, config.model.encoder.vocab_size)
     except ValueError as error:
@@ -256,7 +255,8 @@ def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
 
     @jax.jit  # what is not returned is not drawn
     def initial():
-        model = TASKS[conversion.task].build_model(conversion.config, nnx.Rngs(jax.random.key(0, impl="threefry2x32")))
+        rngs = nnx.Rngs(jax.random.key(0, impl="threefry2x32"))
+        model = get_task(conversion.task).build_model(conversion.config, rngs)
         state = {tuple(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
         return [state[path] for path in partial]
 

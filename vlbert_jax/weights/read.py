@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from vlbert_jax.tasks import PRETRAINING, task_of_names
 from vlbert_jax.weights import detector_names, vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official
 from vlbert_jax.weights.caffe import read_caffe
@@ -49,7 +50,7 @@ class Weights:
     config: dict[str, Any] | None = None  # of our checkpoints, as nested dicts
     new: tuple[str, ...] = ()  # what a conversion drew, for want of it in its source
     num_heads: int | None = None  # where the source says
-    task: str = "pretrain"
+    task: str = PRETRAINING
 
     @property
     def description(self) -> str:
@@ -285,7 +286,7 @@ def _recognise(path: str, raw: Mapping[str, np.ndarray], container: str) -> Weig
     _drop_duplicates(weights)
     if kind == "bert":
         weights.segments = len(weights.tensors.get(vlbert_names.SEGMENTS, ()))
-    weights.task = vlbert_names.task_of_names(weights.tensors)
+    weights.task = task_of_names(weights.tensors)
     return weights
 
 

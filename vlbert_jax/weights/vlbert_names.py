@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Shaped
 
 from vlbert_jax.batch import END, IMG, IMG_MASK
+from vlbert_jax.tasks import PRETRAINING, all_tasks, get_task, task_of_names
 from vlbert_jax.weights.entry import NORM_LEAVES, Entry
 
 # --- Ours and official VL-BERT --------------------------------------------------------------------------------------
 
-MODULES = {
+TRUNK = {  # modules that every task has
     "vlbert/embedding_norm": "vlbert.embedding_LayerNorm",
     "vlbert/text_visual_norm": "vlbert.visual_ln_text",
     "vlbert/region_visual_norm": "vlbert.visual_ln_object",
@@ -34,24 +35,6 @@ MODULES = {
     "vlbert/encoder/layers/output_norm": "vlbert.encoder.layer.{layer}.output.LayerNorm",
     "vlbert/pooler": "vlbert.pooler.dense",
     "fast_rcnn/projection": "image_feature_extractor.obj_downsample.1",
-    # pre-training
-    "mlm_head/transform": "vlbert.mlm_head.predictions.transform.dense",
-    "mlm_head/norm": "vlbert.mlm_head.predictions.transform.LayerNorm",
-    "mrc_head/transform": "vlbert.mvrc_head.transform.dense",
-    "mrc_head/classes": "vlbert.mvrc_head.region_cls_pred",
-    "relationship_head": "vlbert.relationsip_head.caption_image_relationship",  # spelt so officially
-    "region_classifier": "image_feature_extractor.regularizing_predictor",
-    # VQA
-    "answer_head/transform": "final_mlp.0.dense",
-    "answer_head/norm": "final_mlp.0.LayerNorm",
-    "answer_head/classes": "final_mlp.2",
-    # RefCOCO+
-    "region_head/transform": "final_mlp.0.dense",
-    "region_head/classes": "final_mlp.2",
-    # VCR
-    "choice_head": "final_mlp.1",
-    "object_head/transform": "cnn_loss_reg.0.dense",
-    "object_head/classes": "cnn_loss_reg.2",
 }
 SINGLE = {  # our vectors that are whole official tensors
     "vlbert/position_embeddings": "vlbert.position_embeddings.weight",
@@ -90,15 +73,24 @@ REASONS = {
     "position counter": re.compile(r"vlbert\.position_ids$"),
     "ImageNet classifier": re.compile(r"image_feature_extractor\.backbone\.fc\."),
     "head of another task": re.compile(
-        r"vlbert\.(mlm_head|mvrc_head|relationsip_head|pooler|classifier|qa_outputs)\.|final_mlp\.|cnn_loss_reg\.|object_mask_|"
+        r"vlbert\.(mlm_head|mvrc_head|relationsip_head|pooler|classifier|qa_outputs)\.|object_mask_|"
         r"aux_text_visual_embedding\.|image_feature_extractor\.regularizing_predictor\."
     ),
     "region head": re.compile(r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\."),
 }
 
 
+def official_modules() -> dict[str, str]:
+    """Return module of vlbert_jax -> module of the official model: the trunk and the heads of all tasks."""
+    found = dict(TRUNK)
+    for task in all_tasks():
+        found |= task.official_names
+    return found
+
+
 def name_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Iterator[Entry]:
-    """Every official tensor that a model with these parameters has; `shapes` maps our paths to shapes."""
+    """Yield every official tensor of a model with these parameters; `shapes` maps parameter paths to shapes."""
+    modules = official_modules()
     for path, shape in shapes.items():
         name = "/".join(map(str, path))
         module, _, leaf = name.rpartition("/")
@@ -114,13 +106,13 @@ def name_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Iter
             yield Entry(SINGLE[name], path, layout="row" if len(shape) == 1 else "same")
         elif name.startswith(("fast_rcnn/backbone/", "fast_rcnn/c5/")):
             yield _convolution_entry(module, leaf, path)
-        elif module in MODULES:
-            official = MODULES[module] + (".bias" if leaf == "bias" else ".weight")
+        elif module in modules:
+            official = modules[module] + (".bias" if leaf == "bias" else ".weight")
             layout = "linear" if leaf == "kernel" else "same"
             for layer in range(shape[0]) if "{layer}" in official else (None,):
                 yield Entry(official.format(layer=layer), path, layout, layer)
         else:
-            raise KeyError(f"parameter {name} has no official name; add it to MODULES or SINGLE")
+            raise KeyError(f"parameter {name} has no official name; add it to `official_names` of its task")
 
 
 def _convolution_entry(module: str, leaf: str, path: tuple) -> Entry:
@@ -198,7 +190,9 @@ def match_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple, tupl
 
 
 def reason_not_wanted(official: str) -> str:
-    """Why a model has no place for a tensor; empty for one that is unknown."""
+    """Return why a model has no place for a tensor; "" for a tensor that is unknown."""
+    if any(official.startswith(task.official_heads) for task in all_tasks()):
+        return "head of another task"
     return next((reason for reason, pattern in REASONS.items() if pattern.match(official)), "")
 
 
@@ -209,11 +203,11 @@ def to_official(ours: Mapping[tuple, np.ndarray], vocab_size: int) -> dict[str, 
 
 
 def official_state_dict(
-    tensors: Mapping[str, np.ndarray], counters: Mapping[str, int], task: str = "pretrain"
+    tensors: Mapping[str, np.ndarray], counters: Mapping[str, int], task: str = PRETRAINING
 ) -> dict[str, np.ndarray]:
     """The `state_dict` that the official loader expects: the tied decoder, C5 under both of its names, batch
-    counters (0 where none is given), the wrappers of VCR and of data parallelism."""
-    state = {name: array for name, array in tensors.items() if task == "pretrain" or name not in OF_PRETRAINING}
+    counters (0 where none is given), the wrappers of single tasks and of data parallelism."""
+    state = {name: array for name, array in tensors.items() if task == PRETRAINING or name not in OF_PRETRAINING}
     if MLM_BIAS in state and WORDS in state:
         state[DECODER] = state[WORDS]
     for name in [name for name in state if name.endswith(".running_var")]:
@@ -221,53 +215,45 @@ def official_state_dict(
         state[counter] = np.asarray(counters.get(counter, 0), np.int64)
     for name in [name for name in state if name.startswith(f"{C5_NAME}.")]:
         state[name.replace(C5_NAME, C5_AGAIN)] = state[name]
-    inner = "vlbert._module." if task == "vcr" else "vlbert."
+    inner = get_task(task).official_prefix
     return {f"module.{re.sub(r'^vlbert[.]', inner, name)}": array for name, array in state.items()}
 
 
 def plain_name(name: str) -> str:
-    """An official name without the wrappers of data parallelism and of VCR."""
-    return re.sub(r"^(module\.)+", "", name).replace("vlbert._module.", "vlbert.")
+    """Return an official name without the wrappers of data parallelism and of single tasks."""
+    name = re.sub(r"^(module\.)+", "", name)
+    return name.replace("vlbert._module.", "vlbert.")
 
 
-# --- From pre-training to a task --------------------------------------------------------------------------------------
-
-# Heads of the task that start as heads of pre-training (official PARTIAL_PRETRAIN_PREFIX_CHANGES).
-WARM_START = {
-    "pretrain": {},
-    "vqa": {"vlbert.mlm_head.predictions.transform.": "final_mlp.0."},
-    "vcr": {"vlbert.mvrc_head.transform.": "cnn_loss_reg.0."},
-    "refcoco": {"vlbert.mvrc_head.transform.": "final_mlp.0."},
-}
-SAME_SEGMENTS = {"vcr": (1, 0)}  # row 1 of the segments starts as row 0 (official SEGMB_INIT)
-
-
-def task_of_names(names: Iterable[str]) -> str:
-    """The task whose heads these official names have; pre-training where there are none."""
-    names = set(names)
-    if "final_mlp.1.weight" in names or "cnn_loss_reg.2.weight" in names:
-        return "vcr"
-    if "final_mlp.2.weight" in names:
-        return "vqa" if "final_mlp.0.LayerNorm.weight" in names else "refcoco"
-    return "pretrain"
+# --- From pre-training to a task --------------------------------------------------------------------------
 
 
 def warm_start(tensors: Mapping[str, np.ndarray], task: str, of_vlbert: bool = True) -> dict[str, np.ndarray]:
-    """Weights of pre-training (or of BERT alone) as those from which `task` starts.
+    """Return weights of pre-training, or of BERT alone, as those from which `task` starts.
 
-    Raises ValueError for weights of another task.
+    Heads of the task start from heads of pre-training (`PARTIAL_PRETRAIN_PREFIX_CHANGES` of the official
+    code), and rows of its segment table from other rows.
+
+    Args:
+        tensors: Official name -> tensor.
+        task: Name of the task.
+        of_vlbert: Whether the tensors are those of a VL-BERT; a BERT has no segment of its own to copy.
+
+    Raises:
+        ValueError: The weights are those of another task.
     """
     own = task_of_names(tensors)
     if own == task:
         return dict(tensors)
-    if own != "pretrain":
-        raise ValueError(f"these are weights of a model for {own}; {task} starts from pre-training")
+    if own != PRETRAINING:
+        raise ValueError(f"These are weights of a model for {own}; a model for {task} starts from pre-training.")
+    target = get_task(task)
     started = {}
     for name, array in tensors.items():
-        old = next((prefix for prefix in WARM_START[task] if name.startswith(prefix)), None)
-        started[name if old is None else WARM_START[task][old] + name.removeprefix(old)] = array
-    if task in SAME_SEGMENTS and of_vlbert and SEGMENTS in started:
-        to, like = SAME_SEGMENTS[task]
+        old = next((prefix for prefix in target.starts_from if name.startswith(prefix)), None)
+        started[name if old is None else target.starts_from[old] + name.removeprefix(old)] = array
+    if target.segments_from and of_vlbert and SEGMENTS in started:
         started[SEGMENTS] = np.array(started[SEGMENTS])
-        started[SEGMENTS][to] = started[SEGMENTS][like]
+        for row, source in target.segments_from.items():
+            started[SEGMENTS][row] = started[SEGMENTS][source]
     return started

@@ -75,19 +75,19 @@ def test_training_resumes_at_any_step(config):
 
 def test_a_training_batch(config):
     batches = list(itertools.islice(train_batches(config, 0, 0, 1), 12))
-    assert {batch.image.shape for batch in batches} == {(4, 96, 128, 3), (4, 128, 96, 3)}
+    assert {batch.pixels.shape for batch in batches} == {(4, 96, 128, 3), (4, 128, 96, 3)}
     for batch in batches:
-        wide = batch.image_size[:, 0] >= batch.image_size[:, 1]
+        wide = batch.image_size[:, 0, 0] >= batch.image_size[:, 0, 1]
         assert wide.all() or not wide.any()
         assert batch.token_ids.shape == (4, 2, 33)  # sequence 0: a caption; sequence 1: text alone
         assert (batch.region_ids[:, 1] == NO_IMAGE).all() and (batch.region_ids[:, 0, 0] == 0).all()
         assert batch.box_geometry.shape == (4, 7, 2048) and np.isfinite(batch.box_geometry).all()
-        labels = np.take_along_axis(batch.token_ids, batch.mlm_positions, axis=2)
-        assert (batch.mlm_labels[~batch.mlm_mask] == 0).all() and labels[batch.mlm_mask].size
+        labels = np.take_along_axis(batch.token_ids, batch.targets.mlm_positions, axis=2)
+        assert (batch.targets.mlm_labels[~batch.targets.mlm_mask] == 0).all() and labels[batch.targets.mlm_mask].size
         is_region = batch.token_ids[:, 0] >= config.model.encoder.vocab_size
         ids = np.where(is_region, batch.region_ids[:, 0], 0)
-        asked = np.take_along_axis(ids, batch.mrc_positions, axis=1)
-        np.testing.assert_array_equal(asked[batch.mrc_mask], batch.mrc_regions[batch.mrc_mask])
+        asked = np.take_along_axis(ids, batch.targets.mrc_positions, axis=1)
+        np.testing.assert_array_equal(asked[batch.targets.mrc_mask], batch.targets.mrc_regions[batch.targets.mrc_mask])
 
 
 def test_no_text_no_pairs(config):
@@ -100,14 +100,14 @@ def test_no_text_no_pairs(config):
 def test_square_canvases(config):
     config.data.one_orientation = False
     batches = itertools.islice(train_batches(config, 0, 0, 1), 4)
-    assert {batch.image.shape for batch in batches} == {(4, 128, 128, 3)}
+    assert {batch.pixels.shape for batch in batches} == {(4, 128, 128, 3)}
 
 
 def test_precomputed_features(config):
     config.data.features = "precomputed"
     config.data.hide_pixels = False
     batch = next(train_batches(config, 0, 0, 1))
-    assert batch.image is None and batch.region_features.shape == (4, 7, WIDTH)
+    assert batch.pixels is None and batch.region_features.shape == (4, 7, WIDTH)
     config.model.feature_size = 12
     with pytest.raises(ValueError, match="2048 features per box, config.model.feature_size is 12"):
         next(train_batches(config, 0, 0, 1))
@@ -165,11 +165,11 @@ def test_examples_that_fill_up_are_empty(config):
     batches = list(eval_batches(config, 0, 1)["captions"])
     empty = ~np.concatenate([b.element_mask.any((1, 2)) for b in batches])
     assert empty.any()
-    for name in ("region_mask", "region_hidden", "mlm_mask", "mrc_mask", "boxes", "image", "mrc_targets"):
+    for name in ("region_mask", "region_hidden", "mlm_mask", "mrc_mask", "boxes", "pixels", "mrc_targets"):
         values = [getattr(b, name).reshape(len(b.token_ids), -1).any(1) for b in batches]
         assert not np.concatenate(values)[empty].any(), name
     assert (np.concatenate([b.region_ids for b in batches])[empty] == NO_IMAGE).all()
-    assert (np.concatenate([b.region_classes for b in batches])[empty] == -1).all()
+    assert (np.concatenate([b.targets.region_classes for b in batches])[empty] == -1).all()
 
 
 # --- One example --------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_tasks_that_are_off_mask_nothing(tokenizer, layout):
 def test_an_unreadable_image_is_the_mean_colour(tokenizer, layout, caplog):
     for image in (b"", b"no jpg"):
         example = caption_example(record(image=image), draws(), tokenizer, layout)
-        assert (example["image"] == (123, 116, 103)).all()
+        assert (example["pixels"] == (123, 116, 103)).all()
     assert "taken as an empty image" in caplog.text
 
 

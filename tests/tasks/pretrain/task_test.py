@@ -32,6 +32,8 @@ from vlbert_jax.training.loop import train
 from vlbert_jax.training.state import create_state, open_run
 from vlbert_jax.training.step import train_step
 
+PRETRAIN = pretrain.Pretrain()
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
@@ -45,12 +47,12 @@ def first_batch(config):
 
 
 def build(config):
-    return nnx.jit(lambda: pretrain.build_model(config, nnx.Rngs(0)))()
+    return nnx.jit(lambda: PRETRAIN.build_model(config, nnx.Rngs(0)))()
 
 
 def losses_and_gradients(config, batch, model, names=None, key=None):
     """Per loss: its value, and the names of the trained parameters it reaches."""
-    names = names or pretrain.active_losses(config, 0)
+    names = names or PRETRAIN.active_losses(config, 0)
     graphdef, trained, rest = nnx.split(
         model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(path, config)), ...
     )
@@ -127,9 +129,9 @@ def test_one_program_serves_all_updates(variant, data_dir):
     config = shrunk(variant, data_dir)
     mesh = sharding.make_mesh(config.mesh)
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-    graphdef, state, shardings, _ = create_state(config, pretrain, tx, mesh)
-    static = dict(graphdef=graphdef, task=pretrain, config=config, tx=tx, mesh=mesh, shardings=shardings)
-    step = functools.partial(train_step, **static, names=pretrain.active_losses(config, 0))
+    graphdef, state, shardings, _ = create_state(config, PRETRAIN, tx, mesh)
+    static = dict(graphdef=graphdef, task=PRETRAIN, config=config, tx=tx, mesh=mesh, shardings=shardings)
+    step = functools.partial(train_step, **static, names=PRETRAIN.active_losses(config, 0))
     with jax.set_mesh(mesh):
         after, _ = jax.eval_shape(step, state, first_batch(config))
     types = [[(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)] for tree in (state, after)]
@@ -139,7 +141,7 @@ def test_one_program_serves_all_updates(variant, data_dir):
 def test_the_relationship_loss_wants_the_pooler(data_dir):
     config = shrunk("base_prec", data_dir, **{"losses.relationship": True})
     with pytest.raises(ValueError, match="model.encoder.pooler=True"):
-        pretrain.build_model(config, nnx.Rngs(0))
+        PRETRAIN.build_model(config, nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("field, values", [("mrc_targets", "soft, hard"), ("normalise", "targets, examples")])
@@ -151,23 +153,23 @@ def test_losses_that_do_not_exist_are_named(field, values, data_dir):
 
 def test_the_opening_wants_its_loss(data_dir):
     with pytest.raises(ValueError, match="losses.region=1.0"):
-        pretrain.build_model(shrunk("demo", data_dir, **{"losses.region": 0.0}), nnx.Rngs(0))
+        PRETRAIN.build_model(shrunk("demo", data_dir, **{"losses.region": 0.0}), nnx.Rngs(0))
 
 
 def test_the_phases_train_what_they_should(data_dir):
     """The region head alone, then all but it, then everything; what has no gradient is left alone."""
     config = shrunk("demo", data_dir, **{"opening.steps": 2, "losses.region_fixed_until": 4})
-    opening, middle, last = (pretrain.active_losses(config, step) for step in (1, 3, 4))
+    opening, middle, last = (PRETRAIN.active_losses(config, step) for step in (1, 3, 4))
     assert opening == ("region",) and set(middle) == VARIANTS["demo"] - {"region"} and set(last) == VARIANTS["demo"]
     batch, model = first_batch(config), build(config)
     paths = {"/".join(map(str, path)): path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     for names in (opening, middle, last):
         _, reached = losses_and_gradients(config, batch, model, names)
         reached = set().union(*reached.values())
-        assert reached and not any(pretrain.is_idle(paths[name], config, names) for name in reached)
-    idle = {name for name, path in paths.items() if pretrain.is_idle(path, config, middle)}
+        assert reached and not any(PRETRAIN.is_idle(paths[name], config, names) for name in reached)
+    idle = {name for name, path in paths.items() if PRETRAIN.is_idle(path, config, middle)}
     assert idle and all("c5" in name or "backbone" in name or "region_c" in name for name in idle)
-    assert not any(pretrain.is_idle(path, config, last) for path in paths.values())
+    assert not any(PRETRAIN.is_idle(path, config, last) for path in paths.values())
 
 
 def test_examples_first_normalisation(data_dir):
@@ -176,10 +178,10 @@ def test_examples_first_normalisation(data_dir):
     batch, model = first_batch(config), build(config)
     losses, _ = losses_and_gradients(config, batch, model, ("mlm_caption",))
     states = model.encode(batch, model.region_states(batch, model.appearance(batch)))
-    each = cross_entropy(model.mlm_logits(states, batch.mlm_positions), batch.mlm_labels)[:, 0]
+    each = cross_entropy(model.mlm_logits(states, batch.targets.mlm_positions), batch.targets.mlm_labels)[:, 0]
     means = [
         row[mask].mean()
-        for row, mask in zip(np.asarray(each), np.asarray(batch.mlm_mask)[:, 0], strict=True)
+        for row, mask in zip(np.asarray(each), np.asarray(batch.targets.mlm_mask)[:, 0], strict=True)
         if mask.any()
     ]
     np.testing.assert_allclose(losses["mlm_caption"], np.mean(means), rtol=1e-3)
@@ -188,7 +190,8 @@ def test_examples_first_normalisation(data_dir):
 def test_no_target_is_no_loss(data_dir):
     config = shrunk("base_prec", data_dir)
     batch = first_batch(config)
-    batch = batch.replace(mlm_mask=jnp.zeros_like(batch.mlm_mask), mrc_mask=jnp.zeros_like(batch.mrc_mask))
+    masks = {name: jnp.zeros_like(getattr(batch.targets, name)) for name in ("mlm_mask", "mrc_mask")}
+    batch = batch.replace(targets=batch.targets.replace(**masks))
     losses, reached = losses_and_gradients(config, batch, build(config))
     assert set(losses.values()) == {0.0}
     assert not any(reached.values())
@@ -198,7 +201,7 @@ def test_blind_twins_see_nothing(data_dir):
     """A caption without its image does not change with the image; regions without words do not change with them."""
     config = shrunk("base_e2e", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
     batch, model = first_batch(config), build(config)
-    other = batch.replace(image=255 - batch.image, boxes=batch.boxes + 1)
+    other = batch.replace(pixels=255 - batch.pixels, boxes=batch.boxes + 1)
     vocab_size = config.model.encoder.vocab_size
 
     @jax.jit
@@ -245,14 +248,14 @@ def test_scores_count_each_target_once(data_dir):
     """Sums over all evaluation batches, padding included, against the targets of the split."""
     config = shrunk("demo", data_dir)
     graphdef, state = nnx.split(build(config))
-    score = jax.jit(lambda state, batch: pretrain.score(nnx.merge(graphdef, state), batch, config))
+    score = jax.jit(lambda state, batch: PRETRAIN.score(nnx.merge(graphdef, state), batch, config))
     counts, targets, examples = {}, 0, 0
     for batches in eval_batches(config, 0, 1).values():
         for batch in batches:
             for name, (_, count) in score(state, batch).items():
                 counts[name] = counts.get(name, 0) + float(count)
             if batch.boxes is not None:
-                targets += batch.mlm_mask.sum()
+                targets += batch.targets.mlm_mask.sum()
                 examples += batch.region_mask.any(1).sum()
     assert examples == 20
     assert counts["mlm_caption_accuracy"] == counts["mlm_caption_accuracy_blind"] == targets
@@ -319,10 +322,10 @@ def test_a_run_starts_from_a_converted_bert(data_dir, tmp_path, caplog):
     words = bert.bert.embeddings.word_embeddings.weight.detach().numpy()
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     config.init.bert = str(tmp_path / "bert")
-    start = open_run(config, pretrain, tmp_path / "start", mesh).state
+    start = open_run(config, PRETRAIN, tmp_path / "start", mesh).state
     np.testing.assert_array_equal(start.params["vlbert"]["token_embeddings"][...][: len(words)], words)
     config.init.update(dict(bert="", checkpoint=str(tmp_path / "converted")))
-    _, state = train(config, pretrain, tmp_path / "run", mesh)
+    _, state = train(config, PRETRAIN, tmp_path / "run", mesh)
     for field in ("bert", "checkpoint"):
         assert f"parameters of vlbert/encoder: 32 from init.{field}" in caplog.text
     assert "parameters of fast_rcnn/projection: 2 from scratch" in caplog.text

@@ -68,16 +68,16 @@ def test_an_example_by_hand(tokenizer):
             boxes=[[0, 0, 78, 38], [44, 20, 79, 38], [0, 0, 18, 18], [40, 20, 78, 38], [0] * 4]
             if not flip
             else [[1, 0, 79, 38], [0, 20, 35, 38], [61, 0, 79, 18], [1, 20, 39, 38], [0] * 4],
-            image_size=[80, 40],
+            image_size=[[80, 40]],
             region_targets=[False, True, False, True, False],
             region_hits=[False, True, False, True, False],
             text_cut=False,
         )
-        assert example.keys() == expected.keys() | {"image"}
+        assert example.keys() == expected.keys() | {"pixels"}
         for name, value in expected.items():
             np.testing.assert_array_equal(example[name], value, err_msg=name)
-        assert example["image"].shape == (64, 96, 3)
-        assert (example["image"][:40, :38].mean() > 200) == flip and not example["image"][40:].any()
+        assert example["pixels"].shape == (1, 64, 96, 3)
+        assert (example["pixels"][0, :40, :38].mean() > 200) == flip and not example["pixels"][0, 40:].any()
 
 
 def test_kinds_of_regions_and_the_row_that_is_meant():

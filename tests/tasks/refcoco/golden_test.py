@@ -15,7 +15,7 @@ from data_prep.build import run_builder
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
 from data_prep.refcoco_files import ReferDownload
 from tests.helpers.golden_data_case import FOLDERS, load_tokenizer
-from vlbert_jax.batch import END, IMG, Batch
+from vlbert_jax.batch import END, IMG, Batch, make_batch
 from vlbert_jax.data.records import open_split
 from vlbert_jax.model.region_head import prepare_pixels
 from vlbert_jax.tasks.refcoco import task as refcoco
@@ -112,7 +112,7 @@ def check_regions(item, example, where):
     k = len(item["boxes"])
     assert example["region_mask"].sum() == k == example["region_mask"][:k].sum()
     assert not example["region_hidden"].any()
-    np.testing.assert_allclose(example["image_size"], item["im_info"][:2], rtol=0)
+    np.testing.assert_allclose(example["image_size"][0], item["im_info"][:2], rtol=0)
     np.testing.assert_allclose(example["boxes"][:k], item["boxes"], rtol=1e-5, atol=1e-5, err_msg=where)
     if "label" in item:
         assert example["region_targets"][:k].tolist() == [label == 1 for label in item["label"]], where
@@ -120,8 +120,8 @@ def check_regions(item, example, where):
 
 
 def check_image(variant, run, number, probes, example, where):
-    width, height = example["image_size"].astype(int)
-    pixels = prepare_pixels(jnp.asarray(example["image"][None]), jnp.asarray(example["image_size"][None]))
+    width, height = example["image_size"][0].astype(int)
+    pixels = prepare_pixels(jnp.asarray(example["pixels"]), jnp.asarray(example["image_size"]))
     pixels = np.asarray(pixels)[0, :height, :width].transpose(2, 0, 1)
     assert list(pixels.shape) == probes["shape"], where
     at = np.ix_(range(3), probes["grid_y"], probes["grid_x"])
@@ -202,7 +202,8 @@ def test_scoring(variant, tokenizer):
 
 def batch_of(examples) -> Batch:
     names = ("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask", "region_mask", "region_hits")
-    return Batch(**{name: jnp.asarray(np.stack([example[name] for example in examples])) for name in names})
+    fields = {name: jnp.asarray(np.stack([example[name] for example in examples])) for name in names}
+    return make_batch(fields, refcoco.RefCOCOTargets)
 
 
 def test_metrics(variant):
@@ -214,8 +215,9 @@ def test_metrics(variant):
         *[none] * 4,
         jnp.ones(none.shape, bool),
         region_mask=jnp.asarray(real),
-        region_targets=jnp.asarray(labels == 1),
-        region_hits=jnp.asarray(labels == 1),
+        targets=refcoco.RefCOCOTargets(
+            region_targets=jnp.asarray(labels == 1), region_hits=jnp.asarray(labels == 1)
+        ),
     )
     logits = jnp.where(real, logits, -jnp.inf)
     ours = refcoco.accuracies(logits, batch)

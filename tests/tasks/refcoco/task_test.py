@@ -15,8 +15,7 @@ from data_prep.build import build_scene_tasks, run_builder
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
 from data_prep.refcoco_files import ReferDownload
 from tests.helpers.tiny_recipes import shrink
-from vlbert_jax.batch import Batch
-from vlbert_jax.data.examples import empty_example
+from vlbert_jax.batch import Batch, empty_example, make_batch
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
@@ -31,6 +30,8 @@ from vlbert_jax.tasks.refcoco.examples import (
 from vlbert_jax.training import sharding
 from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.loop import train
+
+REFCOCO = refcoco.RefCOCO()
 
 NUM_VAL = 12  # scenes
 
@@ -64,7 +65,7 @@ def on_device(batch):
 
 
 def build(config):
-    return nnx.jit(lambda: refcoco.build_model(config, nnx.Rngs(0)))()
+    return nnx.jit(lambda: REFCOCO.build_model(config, nnx.Rngs(0)))()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def build(config):
 def test_mistakes_are_named(data_dir, fields, message):
     config = shrunk("demo", data_dir, **fields)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        next(refcoco.eval_batches(config, 0, 1)["expressions"])
+        next(REFCOCO.eval_batches(config, 0, 1)["expressions"])
 
 
 # --- Losses and scores --------------------------------------------------------------------------------------
@@ -92,9 +93,17 @@ def known_batch():
     none = jnp.zeros((3, 1, 1), jnp.int32)
     flags = functools.partial(jnp.asarray, dtype=bool)
     return Batch(
-        *[none] * 4, none == 0, region_mask=flags([[1, 1, 1], [1, 1, 0], [0, 0, 0]]),
-        region_targets=flags([[0, 1, 0], [0, 1, 0], [0, 0, 0]]), region_hits=flags([[0, 1, 1], [0, 1, 0], [0, 0, 0]]),
+        *[none] * 4, none == 0, region_mask=flags([[1, 1, 1], [1, 1, 0], [0, 0, 0]]), targets=refcoco.RefCOCOTargets(
+            region_targets=flags([[0, 1, 0], [0, 1, 0], [0, 0, 0]]),
+            region_hits=flags([[0, 1, 1], [0, 1, 0], [0, 0, 0]]),
+        ),
     )  # fmt: skip
+
+
+def fields_of(batch):
+    """Every field that a batch and its targets have, for `make_batch`."""
+    fields = vars(batch) | vars(batch.targets)
+    return {name: array for name, array in fields.items() if name != "targets" and array is not None}
 
 
 def test_loss_and_accuracies_on_known_logits(data_dir):
@@ -104,8 +113,8 @@ def test_loss_and_accuracies_on_known_logits(data_dir):
     each = [np.log1p(np.exp(z)) for z in (0.5, 1.0, 2.0, 3.0, -1.0)]
     losses = np.where(batch.region_mask, refcoco.region_losses(logits, batch), 0)
     np.testing.assert_allclose(losses.sum(), sum(each), rtol=1e-6)
-    assert refcoco.loss_counts(batch, config, ("region",))["region"] == 5
-    assert refcoco.loss_weights(config) == {"region": 1.0} and refcoco.active_losses(config, 0) == ("region",)
+    assert REFCOCO.loss_counts(batch, config, ("region",))["region"] == 5
+    assert REFCOCO.loss_weights(config) == {"region": 1.0} and REFCOCO.active_losses(config, 0) == ("region",)
     metrics = refcoco.accuracies(logits, batch)
     assert {name: tuple(map(float, value)) for name, value in metrics.items()} == dict(
         refcoco_accuracy=(1, 2),  # row 2 of the first is a hit, row 0 of the second none
@@ -117,13 +126,13 @@ def test_loss_and_accuracies_on_known_logits(data_dir):
 
 def test_padding_is_never_chosen_and_has_no_gradient(data_dir):
     config = shrunk("demo", data_dir)
-    batch, model = next(refcoco.train_batches(config, 0, 0, 1)), build(config)
-    empty = Batch(**empty_example({name: array for name, array in vars(batch).items() if array is not None}))
+    batch, model = next(REFCOCO.train_batches(config, 0, 0, 1)), build(config)
+    empty = make_batch(empty_example(fields_of(batch), refcoco.RefCOCOTargets), refcoco.RefCOCOTargets)
 
     @nnx.jit
     def gradient_and_logits(model, batch):
         def loss(model):
-            return refcoco.loss_sums(model, batch, None, config, ("region",))[0]["region"]
+            return REFCOCO.loss_sums(model, batch, None, config, ("region",))[0]["region"]
 
         return nnx.grad(loss)(model), refcoco.region_logits(model, batch, model.appearance(batch))
 
@@ -132,17 +141,17 @@ def test_padding_is_never_chosen_and_has_no_gradient(data_dir):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     gradient, _ = gradient_and_logits(model, on_device(empty))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))  # NaN would be something, too
-    assert refcoco.loss_counts(on_device(empty), config, ("region",))["region"] == 1
+    assert REFCOCO.loss_counts(on_device(empty), config, ("region",))["region"] == 1
 
 
 def test_twins_know_what_they_should(data_dir):
     """Blind: not what the regions look like; wordless: not the words. Both know where the regions are."""
     config = shrunk("demo", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
-    batch, model = on_device(next(refcoco.train_batches(config, 0, 0, 1))), build(config)
+    batch, model = on_device(next(REFCOCO.train_batches(config, 0, 0, 1))), build(config)
     tokenizer = tokenizer_of(config)
     is_word = np.isin(batch.token_ids, tokenizer.ordinary_ids)
     others = dict(
-        pixels=batch.replace(image=255 - batch.image),
+        pixels=batch.replace(pixels=255 - batch.pixels),
         words=batch.replace(token_ids=jnp.where(is_word, tokenizer.ordinary_ids[0], batch.token_ids)),
         places=batch.replace(boxes=batch.boxes / 2, box_geometry=batch.box_geometry[:, ::-1]),
     )
@@ -184,7 +193,7 @@ def run(data_dir, tmp_path_factory):
     fields = dict(total_steps=3, warmup_steps=0, eval_every_steps=0, checkpoint_every_steps=2, log_every_steps=1)
     square = {"data.one_orientation": False}  # one shape, hence one program
     config, workdir = shrunk("demo", data_dir, **fields, **square), tmp_path_factory.mktemp("run")
-    return config, workdir, train(config, refcoco, workdir, mesh_of(config))[1]
+    return config, workdir, train(config, REFCOCO, workdir, mesh_of(config))[1]
 
 
 def test_the_shipped_recipe_trains(run):
@@ -198,7 +207,7 @@ def test_the_shipped_recipe_trains(run):
 def test_and_resumes(run, tmp_path):
     config, workdir, whole = run
     shutil.copytree(workdir / "checkpoints/2", tmp_path / "checkpoints/2")
-    _, resumed = train(config, refcoco, tmp_path, mesh_of(config))
+    _, resumed = train(config, REFCOCO, tmp_path, mesh_of(config))
     for ours, theirs in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -214,13 +223,13 @@ def expressions_of(data_dir, split):
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_every_expression_is_evaluated_once(hosts, data_dir):
     config = shrunk("demo", data_dir)
-    parts = [list(refcoco.eval_batches(config, host, hosts)["expressions"]) for host in range(hosts)]
+    parts = [list(REFCOCO.eval_batches(config, host, hosts)["expressions"]) for host in range(hosts)]
     assert len({len(part) for part in parts}) == 1
     numbers = np.concatenate([batch.index for part in parts for batch in part])
     assert sorted(numbers[numbers >= 0]) == list(range(len(expressions_of(data_dir, "val"))))
     for batch in (batch for part in parts for batch in part):
         real = batch.index >= 0
-        assert not batch.region_mask[~real].any() and not batch.region_hits[~real].any()
+        assert not batch.region_mask[~real].any() and not batch.targets.region_hits[~real].any()
         assert batch.region_mask[real, 0].all()
 
 
@@ -237,7 +246,7 @@ def test_predictions(run, data_dir):
     config, workdir, _ = run
     config = config.copy_and_resolve_references()
     config.data.eval_boxes = "both"
-    scores = evaluate_run(config, refcoco, workdir, mesh_of(config))
+    scores = evaluate_run(config, REFCOCO, workdir, mesh_of(config))
     shared = overlaps_of(workdir / "predictions/val.json", data_dir)
     assert scores["refcoco_accuracy"] == pytest.approx(np.mean(shared >= 0.5))
     assert 0 <= scores["refcoco_identity_accuracy"] <= 1
@@ -257,7 +266,7 @@ def test_conclusions_of_given_choices(kind, data_dir, tmp_path):
         possible.append(len(found) > 0)
         exact.append(ids[regions[-1]] == record["ann_id"])
     rows = dict(index=np.arange(len(split)), region=np.array(regions)[:, None])
-    scores = refcoco.conclude(tmp_path, {"": rows}, config)
+    scores = REFCOCO.conclude(tmp_path, {"": rows}, config)
     assert np.sum(overlaps_of(tmp_path / "val.json", data_dir) >= 0.5) == np.sum(possible) > 0.7 * len(split)
     assert scores == ({} if kind == "detected" else dict(refcoco_identity_accuracy=np.mean(exact)))
     assert kind == "detected" or np.mean(exact) > 0.8  # drawn things seldom lie on each other
@@ -266,7 +275,7 @@ def test_conclusions_of_given_choices(kind, data_dir, tmp_path):
 def test_the_page_shows_what_was_chosen(run, tmp_path):
     config, workdir, _ = run
     history = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    refcoco.write_report(tmp_path, build(config), config, history)
+    REFCOCO.write_report(tmp_path, build(config), config, history)
     page = (tmp_path / "index.html").read_text()
     assert page.count("data:image/") == 12 and "region 1" in page and "meant: " in page and 'src="http' not in page
     assert page.count('<b class="right">✓') + page.count('<b class="wrong">✗') == 12
@@ -275,8 +284,8 @@ def test_the_page_shows_what_was_chosen(run, tmp_path):
 def test_chance_and_the_best_possible(data_dir):
     config = shrunk("demo", data_dir, **{"data.eval_boxes": "gt", "data.one_orientation": False})
     model, sums = build(config), {}
-    score = nnx.jit(lambda model, batch: refcoco.score(model, batch, config))
-    for batch in refcoco.eval_batches(config, 0, 1)["expressions"]:
+    score = nnx.jit(lambda model, batch: REFCOCO.score(model, batch, config))
+    for batch in REFCOCO.eval_batches(config, 0, 1)["expressions"]:
         for name, (total, count) in score(model, on_device(batch)).items():
             sums[name] = sums.get(name, 0) + np.array([total, count], np.float64)
     images = open_split(data_dir, "refcoco_images/scenes", "images")
@@ -295,7 +304,7 @@ def test_chance_and_the_best_possible(data_dir):
 
 def test_shapes_are_known_without_data(data_dir):
     config = shrunk("base_gt", data_dir, **{"data.one_orientation": False})
-    ours, real = vars(refcoco.batch_shapes(config)), vars(next(refcoco.train_batches(config, 0, 0, 1)))
+    ours, real = vars(REFCOCO.batch_shapes(config)), vars(next(REFCOCO.train_batches(config, 0, 0, 1)))
     assert {k: (x.shape, x.dtype) for k, x in real.items() if x is not None} == {
         k: (x.shape, x.dtype) for k, x in ours.items() if x is not None
     }

@@ -85,7 +85,7 @@ def test_an_example_element_by_element(tokenizer):
         assert example["position_ids"][n, : t + 5].tolist() == [*range(t), t, t, t, t, t + 1]
         assert example["element_mask"][n].tolist() == [True] * (t + 5) + [False] * rest
         assert example["region_positions"][n].tolist() == [t, t + 1, t + 2, t + 3]
-    assert example["image_size"].tolist() == [60, 40] and example["image"].shape == (64, 96, 3)
+    assert example["image_size"].tolist() == [[60, 40]] and example["pixels"].shape == (1, 64, 96, 3)
     assert example["boxes"].tolist() == [[0, 0, 59, 39], [10, 5, 30, 35], [0, 0, 20, 20], [40, 10, 59, 39]]
     assert example["region_classes"].tolist() == [0, 1, 17, 1] and example["region_mask"].all()
     assert example["region_shapes"][0].all() and example["region_shapes"].dtype == np.float32
@@ -104,7 +104,7 @@ def test_a_mirrored_example(tokenizer):
 def test_boxes_are_computed_in_doubles(tokenizer):
     boxes = np.random.default_rng(0).uniform(0, 38, (3, 4))
     example = choice_example(record(boxes=boxes), False, tokenizer, layout(image_scale=(33, 66)))
-    assert example["image_size"].tolist() == [49, 33]
+    assert example["image_size"].tolist() == [[49, 33]]
     np.testing.assert_array_equal(example["boxes"][1:], (boxes * ([49 / 60, 33 / 40] * 2)).clip(0, 48).astype("f4"))
 
 

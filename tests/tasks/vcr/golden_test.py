@@ -21,6 +21,8 @@ from vlbert_jax.model.region_head import prepare_pixels
 from vlbert_jax.tasks.vcr import task as vcr
 from vlbert_jax.tasks.vcr.examples import PERSON_NAMES, ChoiceLayout, choice_example, object_names, tagged_pieces
 
+VCR = vcr.VCR()
+
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("vcr_"))
 WHOLE = 1000  # pieces: room for any text
 
@@ -134,7 +136,7 @@ def check_image(variant, run, item, example, where):
         return
     probes = item["image"]
     _, height, width = probes["shape"]
-    pixels = prepare_pixels(jnp.asarray(example["image"][None]), jnp.asarray(example["image_size"][None]))
+    pixels = prepare_pixels(jnp.asarray(example["pixels"]), jnp.asarray(example["image_size"]))
     pixels = np.asarray(pixels)[0].transpose(2, 0, 1)
     assert pixels.shape[1] - height in range(32) and pixels.shape[2] - width in range(32), where
     assert not pixels[:, height:].any() and not pixels[:, :, width:].any(), where

@@ -24,6 +24,8 @@ from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.loop import train
 
+VCR = vcr.VCR()
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
@@ -33,7 +35,7 @@ def data_dir(tmp_path_factory):
 
 
 def build(config):
-    return nnx.jit(lambda: vcr.build_model(config, nnx.Rngs(0)))()
+    return nnx.jit(lambda: VCR.build_model(config, nnx.Rngs(0)))()
 
 
 def on_device(batch) -> Batch:
@@ -61,7 +63,7 @@ def one_device(config):
 def test_contradictions_are_named(fields, told, data_dir):
     config = shrunk("demo_q2a", data_dir, **fields)
     with pytest.raises(ValueError, match=told):
-        next(vcr.train_batches(config, 0, 0, 1))
+        next(VCR.train_batches(config, 0, 0, 1))
 
 
 def test_scores_need_the_pooler(data_dir):
@@ -76,7 +78,8 @@ def test_losses_of_known_logits(data_dir):
     config = shrunk("demo_q2a", data_dir)
     logits = jnp.array([[0.0, 0, 0, 0], [10, -10, -10, -10], [2, 1, 0, -1]])
     nothing = dict.fromkeys(("token_ids", "region_ids", "segment_ids", "position_ids"), jnp.zeros((3, 4, 2), int))
-    batch = Batch(**nothing, element_mask=jnp.ones((3, 4, 2), bool), choice=jnp.array([1, 0, 1]))
+    targets = vcr.VCRTargets(choice=jnp.array([1, 0, 1]))
+    batch = Batch(**nothing, element_mask=jnp.ones((3, 4, 2), bool), targets=targets)
     sigmoid = [np.log(2), np.log1p(np.exp(-10)), np.mean(np.log1p(np.exp([2, -1, 0, -1])))]
     np.testing.assert_allclose(vcr._choice_losses(logits, batch, config), sigmoid, rtol=1e-5)
     config.losses.choice = "softmax"
@@ -94,29 +97,29 @@ VARIANTS = [variant.__name__ for variant in recipes.VARIANTS if variant is not r
 def test_shipped_recipes_fit_together(variant, data_dir):
     """Shapes only: nothing is computed."""
     config = shrunk(variant, data_dir)
-    batch, names = on_device(next(vcr.train_batches(config, 0, 0, 1))), vcr.active_losses(config, 0)
+    batch, names = on_device(next(VCR.train_batches(config, 0, 0, 1))), VCR.active_losses(config, 0)
     sums, metrics = nnx.eval_shape(
-        lambda: vcr.loss_sums(vcr.build_model(config, nnx.Rngs(0)), batch, jax.random.key(0), config, names)
+        lambda: VCR.loss_sums(VCR.build_model(config, nnx.Rngs(0)), batch, jax.random.key(0), config, names)
     )
-    assert set(sums) == set(names) == set(vcr.loss_weights(config)) == {"choice", "object"}
+    assert set(sums) == set(names) == set(VCR.loss_weights(config)) == {"choice", "object"}
     assert set(metrics) == {"vcr_accuracy", "object_accuracy"}
-    assert vcr.loss_counts(batch, config, names) == dict(choice=4, object=4 * batch.region_mask.sum())
+    assert VCR.loss_counts(batch, config, names) == dict(choice=4, object=4 * batch.region_mask.sum())
 
 
 def test_losses_start_at_chance_and_reach_what_they_should(data_dir):
     config = shrunk("q2a_base", data_dir)
     config.model.encoder.region_visual_gain_init = config.model.encoder.text_visual_gain_init = 0.1
-    names, model = vcr.active_losses(config, 0), build(config)
-    batch = on_device(next(vcr.train_batches(config, 0, 0, 1)))
+    names, model = VCR.active_losses(config, 0), build(config)
+    batch = on_device(next(VCR.train_batches(config, 0, 0, 1)))
     graphdef, trained, rest = nnx.split(
         model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(tuple(map(str, path)), config)), ...
     )
-    counts = vcr.loss_counts(batch, config, names)
+    counts = VCR.loss_counts(batch, config, names)
 
     @jax.jit
     @lambda losses: jax.jacrev(losses, has_aux=True)
     def run(trained):
-        sums, _ = vcr.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, names)
+        sums, _ = VCR.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, names)
         losses = {name: sums[name] / counts[name] for name in names}
         return losses, losses
 
@@ -151,9 +154,9 @@ def test_the_choice_layer_starts_as_xavier_unless_it_was_loaded(data_dir):
     config = shrunk("demo_q2a", data_dir)
     model = build(config)
     before = np.array(model.choice_head.kernel[...])
-    vcr.prepare(model, config, {("choice_head", "kernel")})
+    VCR.initialize_heads(model, config, {("choice_head", "kernel")})
     np.testing.assert_array_equal(model.choice_head.kernel[...], before)
-    vcr.prepare(model, config, set())
+    VCR.initialize_heads(model, config, set())
     kernel, bound = np.array(model.choice_head.kernel[...]), np.sqrt(6 / 17)
     assert (kernel != before).all() and np.abs(kernel).max() < bound and np.abs(kernel).max() > bound / 2
 
@@ -162,12 +165,12 @@ def test_scores_count_each_question_once(data_dir):
     """Also over two hosts, and where a batch is filled up."""
     config = shrunk("demo_qa2r", data_dir)
     graphdef, state = nnx.split(build(config))
-    score = jax.jit(lambda state, batch: vcr.score(nnx.merge(graphdef, state), batch, config))
+    score = jax.jit(lambda state, batch: VCR.score(nnx.merge(graphdef, state), batch, config))
     number = len(Split(config, "val"))
     counts, seen, objects = {}, [], 0
     for host in range(2):
         config.batch_size = 8
-        for batch in vcr.eval_batches(config, host, 2)["questions"]:
+        for batch in VCR.eval_batches(config, host, 2)["questions"]:
             seen += batch.index[batch.index >= 0].tolist()
             objects += 4 * int(batch.region_mask.sum())
             for name, (_, count) in score(state, on_device(batch)).items():
@@ -182,16 +185,16 @@ def test_blind_is_blind(data_dir):
     """Without the image its pixels, boxes and grounding change nothing; with it they do."""
     fields = {"model.encoder.region_visual_gain_init": 1.0, "model.encoder.text_visual_gain_init": 1.0}
     config = shrunk("demo_q2a", data_dir, **fields)
-    batch = on_device(next(vcr.eval_batches(config, 0, 1)["questions"]))
-    other = batch.replace(image=255 - batch.image, boxes=batch.boxes / 2)
+    batch = on_device(next(VCR.eval_batches(config, 0, 1)["questions"]))
+    other = batch.replace(pixels=255 - batch.pixels, boxes=batch.boxes / 2)
     model = build(config)
     for blind in (False, True):
         config.blind = blind
-        predict = nnx.jit(lambda model, batch: vcr.predict(model, batch, config)["logits"])
+        predict = nnx.jit(lambda model, batch: VCR.predict(model, batch, config)["logits"])
         assert np.array_equal(predict(model, batch), predict(model, other)) == blind
-        names = vcr.active_losses(config, 0)
+        names = VCR.active_losses(config, 0)
         assert names == (("choice",) if blind else ("choice", "object"))
-        scores = nnx.eval_shape(lambda model: vcr.score(model, batch, config), model)
+        scores = nnx.eval_shape(lambda model: VCR.score(model, batch, config), model)
         assert ("vcr_accuracy_blind" in scores) == ("object_loss" in scores) == (not blind)
 
 
@@ -203,7 +206,7 @@ def finished(data_dir, tmp_path_factory):
     """A finished run: (config, workdir, last state)."""
     fields = {"total_steps": 3, "warmup_steps": 1, "checkpoint_every_steps": 2, "model.encoder.init_deviation": 0.3}
     config, workdir = shrunk("q2a_base", data_dir, **fields), tmp_path_factory.mktemp("q2a")
-    return config, workdir, train(config, vcr, workdir, one_device(config))[1]
+    return config, workdir, train(config, VCR, workdir, one_device(config))[1]
 
 
 def test_a_run_goes_on_where_it_stopped(finished, tmp_path):
@@ -213,7 +216,7 @@ def test_a_run_goes_on_where_it_stopped(finished, tmp_path):
     assert {"vcr_accuracy", "vcr_accuracy_blind", "choice_loss", "object_loss"} <= set(rows[-1])
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/3")  # as if it had been killed after step 2
-    _, resumed = train(config, vcr, tmp_path / "run", one_device(config))
+    _, resumed = train(config, VCR, tmp_path / "run", one_device(config))
     assert int(resumed.step) == 3
     for ours, expected in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(ours, expected)
@@ -236,11 +239,11 @@ def test_the_leaderboard_file_of_test(finished, tmp_path):
     config.init.checkpoint = config.companion = str(finished[1])
     config.data.eval_split = "test"
     with pytest.raises(ValueError, match="is a run of q2a, not of qa2r"):
-        vcr.companions(config)
+        VCR.companions(config)
     config.companion = str(shutil.copytree(finished[1], tmp_path / "rationales"))
     about = tmp_path / "rationales/config.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | dict(subtask="qa2r")))
-    scores = evaluate_run(config, vcr, tmp_path, one_device(config))
+    scores = evaluate_run(config, VCR, tmp_path, one_device(config))
     assert set(scores) == {"step", "object_accuracy", "object_loss", "text_cut"}
     header, rows = table(tmp_path / "predictions/test.csv")
     conditioned = [f"rationale_conditioned_on_a{i}_{j}" for i in range(4) for j in range(4)]
@@ -259,10 +262,10 @@ def test_both_subtasks_joined_on_val(data_dir, tmp_path, subtask, other):
     index, sharp = np.arange(len(texts)), 5 * np.eye(4, dtype=np.float32)
     own = dict(index=index, logits=sharp[[text[label[subtask]] for text in texts]])  # always right
     theirs = dict(index=index, logits=sharp[[(text[label[other]] + (i == 0)) % 4 for i, text in enumerate(texts)]])
-    assert vcr.conclude(tmp_path, {"": own}, config) == {}
+    assert VCR.conclude(tmp_path, {"": own}, config) == {}
     columns = dict(q2a=[f"answer_{i}" for i in range(4)], qa2r=[f"rationale_{i}" for i in range(4)])
     assert table(tmp_path / f"val_{subtask}.csv")[0] == ["annot_id", *columns[subtask]]
-    scores = vcr.conclude(tmp_path, {"": own, other: theirs}, config)
+    scores = VCR.conclude(tmp_path, {"": own, other: theirs}, config)
     all_but_one = 1 - 1 / len(texts)
     assert scores[f"vcr_{subtask}_accuracy"] == 1
     assert scores[f"vcr_{other}_accuracy"] == scores["vcr_q2ar_accuracy"] == pytest.approx(all_but_one)
@@ -275,12 +278,12 @@ def test_both_subtasks_joined_on_val(data_dir, tmp_path, subtask, other):
     right = chosen == [[text["answer_label"], text["rationale_label"]] for text in in_file_order]
     assert right.sum() == 2 * len(texts) - 1 and right[:, ("q2a", "qa2r").index(subtask)].all()
     with pytest.raises(ValueError, match="not evaluated on the same questions"):
-        vcr.conclude(tmp_path, {"": own, other: theirs | dict(index=index[::-1])}, config)
+        VCR.conclude(tmp_path, {"": own, other: theirs | dict(index=index[::-1])}, config)
 
 
 def test_the_page_shows_questions_with_their_choices(finished, tmp_path):
     config = shrunk("qa2r_base", finished[0].data.data_dir)
-    vcr.write_report(tmp_path, build(config), config, [dict(split="val", step=3, vcr_accuracy=0.5)])
+    VCR.write_report(tmp_path, build(config), config, [dict(split="val", step=3, vcr_accuracy=0.5)])
     page = html.unescape((tmp_path / "index.html").read_text())
     record = Split(config, "val")[0]
     names = [f"{name} {region}" for region, name in enumerate(record["objects"], 1)]  # no persons in this world
@@ -291,8 +294,8 @@ def test_the_page_shows_questions_with_their_choices(finished, tmp_path):
 
 def test_a_companion_is_the_other_subtask_with_weights_of_its_own(data_dir):
     config = shrunk("q2a_base", data_dir, companion="elsewhere", **{"init.bert": "bert"})
-    ((name, other),) = vcr.companions(config).items()
+    ((name, other),) = VCR.companions(config).items()
     assert (name, other.subtask, other.companion) == ("qa2r", "qa2r", "")
     assert (other.init.checkpoint, other.init.bert) == ("elsewhere", "") and config.init.bert == "bert"
-    assert not vcr.companions(other)
+    assert not VCR.companions(other)
     assert TASKS["vcr"] is vcr

@@ -18,6 +18,8 @@ from vlbert_jax.tasks.vqa import accuracy
 from vlbert_jax.tasks.vqa import task as vqa
 from vlbert_jax.tasks.vqa.examples import QuestionLayout, question_example
 
+VQA = vqa.VQA()
+
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("vqa_"))
 SPLITS = {"train2014": "train", "val2014": "val", "test2015": "test", "test-dev2015": "test_dev"}
 LENGTH = 140
@@ -127,7 +129,7 @@ def test_score_is_the_official_soft_accuracy(variant):
     targets = np.stack([accuracy.soft_targets(answers, variant.answers) for answers in recorded["answers"]])
     logits = jnp.eye(len(variant.answers))[np.array(recorded["pred_index"])]
     none = np.zeros((len(targets), 1, 1), np.int32)
-    batch = Batch(none, none, none, none, none == 0, answer_targets=targets)
+    batch = Batch(none, none, none, none, none == 0, targets=vqa.VQATargets(answer_targets=targets))
     np.testing.assert_allclose(vqa.accuracy(logits, batch).mean(), recorded["SoftAcc"], atol=1e-6)
 
 

@@ -29,6 +29,10 @@ from vlbert_jax.training.loop import train
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.weights import export, vlbert_names
 
+PRETRAIN = pretrain.Pretrain()
+
+VQA = vqa.VQA()
+
 FEATURES = 12
 VOCABULARY = "scenes_downstream/vocab.txt"
 
@@ -91,7 +95,7 @@ def test_in_a_mirrored_image_left_is_right(data_dir):
     example, _ = example_of(data_dir, flip=True)
     assert example["token_ids"][0, 3] == tokenizer.backend.token_to_id("right")
     np.testing.assert_allclose(example["answer_targets"], [0, 0.6, 1, 0], rtol=1e-6)
-    width = plain["image_size"][0]
+    width = plain["image_size"][0, 0]
     np.testing.assert_allclose(example["boxes"][1, [0, 2]], width - 1 - plain["boxes"][1, [2, 0]], rtol=1e-6)
 
 
@@ -108,38 +112,40 @@ def test_a_question_that_does_not_fit_loses_its_end_and_is_counted(data_dir):
 
 def known_batch(targets) -> Batch:
     zeros = jnp.zeros((len(targets), 1, 2), jnp.int32)
-    return Batch(zeros, zeros, zeros, zeros, zeros == 0, answer_targets=jnp.asarray(targets, jnp.float32))
+    targets = vqa.VQATargets(answer_targets=jnp.asarray(targets, jnp.float32))
+    return Batch(zeros, zeros, zeros, zeros, zeros == 0, targets=targets)
 
 
 def test_losses_and_score_on_known_logits(data_dir, monkeypatch):
     config = shrunk("base", data_dir)
     logits = jnp.array([[2.0, -1.0, 0.0], [0.0, 0.0, 3.0], [5.0, 0.0, 0.0]])
-    monkeypatch.setattr(vqa, "_logits", lambda model, batch, config, key=None: logits)
+    monkeypatch.setattr(VQA, "_logits", lambda model, batch, config, key=None: logits)
     batch = known_batch([[0.9, 0.3, 0.0], [1.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])  # the last has no answers
     model = object.__new__(vqa.VQAModel)
-    sums, metrics = vqa.loss_sums(model, batch, None, config, ("answer",))
+    sums, metrics = VQA.loss_sums(model, batch, None, config, ("answer",))
     p = jax.nn.sigmoid(logits[:2])
-    t = batch.answer_targets[:2]
+    t = batch.targets.answer_targets[:2]
     np.testing.assert_allclose(sums["answer"], -(t * np.log(p) + (1 - t) * np.log(1 - p)).sum(), rtol=1e-5)
-    assert vqa.loss_counts(batch, config, ("answer",))["answer"] == 2
+    assert VQA.loss_counts(batch, config, ("answer",))["answer"] == 2
     np.testing.assert_allclose(metrics["vqa_accuracy"], (0.9, 2), rtol=1e-6)
     config.losses.answer = "softmax"
-    none = batch.replace(answer_targets=batch.answer_targets * jnp.array([[1], [0], [1]]))  # one of no known answer
-    assert vqa.loss_counts(none, config, ("answer",))["answer"] == 1
-    sums, _ = vqa.loss_sums(model, batch, None, config, ("answer",))
+    scores = batch.targets.answer_targets * jnp.array([[1], [0], [1]])
+    none = batch.replace(targets=batch.targets.replace(answer_targets=scores))  # one of no known answer
+    assert VQA.loss_counts(none, config, ("answer",))["answer"] == 1
+    sums, _ = VQA.loss_sums(model, batch, None, config, ("answer",))
     np.testing.assert_allclose(sums["answer"], -jax.nn.log_softmax(logits)[[0, 1], [0, 0]].sum(), rtol=1e-5)
     config.losses.answer = "other"
     with pytest.raises(ValueError, match="losses.answer is 'other', not one of sigmoid, softmax"):
-        vqa.loss_sums(model, batch, None, config, ("answer",))
+        VQA.loss_sums(model, batch, None, config, ("answer",))
 
 
 def test_the_last_layer_starts_from_the_words_of_the_answers(data_dir):
     config = shrunk("base", data_dir)
-    model = vqa.build_model(config, nnx.Rngs(0))
+    model = VQA.build_model(config, nnx.Rngs(0))
     before = np.asarray(model.answer_head.classes.kernel[...])
-    vqa.prepare(model, config, {("answer_head", "classes", "kernel")})  # it was loaded
+    VQA.initialize_heads(model, config, {("answer_head", "classes", "kernel")})  # it was loaded
     np.testing.assert_array_equal(model.answer_head.classes.kernel[...], before)
-    vqa.prepare(model, config, set())
+    VQA.initialize_heads(model, config, set())
     tokenizer, entries = tokenizer_of(config), answers_of(config).entries
     words = np.asarray(model.vlbert.token_embeddings[...])
     for column, answer in enumerate(entries):
@@ -156,14 +162,14 @@ def test_the_last_layer_starts_from_the_words_of_the_answers(data_dir):
 def test_shipped_recipes_train(variant, data_dir):
     gains = {f"model.encoder.{kind}_visual_gain_init": 0.1 for kind in ("text", "region")}
     config = shrunk(variant, data_dir, **gains)
-    batch = jax.tree.map(jnp.asarray, next(vqa.train_batches(config, 0, 0, 1)))
-    model = nnx.jit(lambda: vqa.build_model(config, nnx.Rngs(0)))()
+    batch = jax.tree.map(jnp.asarray, next(VQA.train_batches(config, 0, 0, 1)))
+    model = nnx.jit(lambda: VQA.build_model(config, nnx.Rngs(0)))()
     trainable = nnx.All(nnx.Param, lambda p, _: not region_head_is_frozen(p, config))
     graphdef, trained, rest = nnx.split(model, trainable, ...)
 
     def loss(trained):
-        sums, _ = vqa.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, ("answer",))
-        return sums["answer"] / vqa.loss_counts(batch, config, ("answer",))["answer"]
+        sums, _ = VQA.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, ("answer",))
+        return sums["answer"] / VQA.loss_counts(batch, config, ("answer",))["answer"]
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(trained)
     assert abs(value - config.model.num_answers * np.log(2)) < 3  # of logits near 0
@@ -177,8 +183,8 @@ def run(config, workdir: Path, mode: str = "train"):
     workdir.mkdir(exist_ok=True)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     if mode == "evaluate":
-        return evaluate_run(config, vqa, workdir, mesh)
-    return train(config, vqa, workdir, mesh)
+        return evaluate_run(config, VQA, workdir, mesh)
+    return train(config, VQA, workdir, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +193,7 @@ def trained(data_dir, tmp_path_factory):
     workdirs = [tmp_path_factory.mktemp(name) for name in ("whole", "parts")]
     fields = {"total_steps": 4, "log_every_steps": 1, "checkpoint_every_steps": 2, "eval_every_steps": 0}
     config = shrunk("demo", data_dir, **fields, **{"init.scratch": True, "data.embedded": ""})
-    write_run_report(config, vqa, workdirs[0], *run(config, workdirs[0]))
+    write_run_report(config, VQA, workdirs[0], *run(config, workdirs[0]))
     with pytest.MonkeyPatch.context() as patch:
         calls = iter((False, True))
         patch.setattr(Preemption, "reached", lambda self: next(calls))
@@ -245,7 +251,7 @@ def test_every_question_counts_once(devices, small_run):
     config.batch_size = 9 if devices == 3 else 8
     assert len(Split(config, "val")) % config.batch_size
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
-    scores = evaluate_run(config, vqa, workdir, mesh)
+    scores = evaluate_run(config, VQA, workdir, mesh)
     recorded = rows(workdir)[-1]
     np.testing.assert_allclose(scores["vqa_accuracy"], recorded["vqa_accuracy"], rtol=1e-6)
     np.testing.assert_allclose(scores["answer_loss"], recorded["answer_loss"], rtol=1e-5)
@@ -272,7 +278,7 @@ def test_weights_of_pretraining_start_a_run_but_are_not_evaluated(data_dir, tmp_
     own = config.copy_and_resolve_references()
     own.data.hide_pixels, own.losses = False, pretrain_recipes.base_prec().losses
     own.opening.steps, own.model.num_region_classes = 0, 81
-    state = nnx.state(nnx.jit(lambda: pretrain.build_model(own, nnx.Rngs(3)))())
+    state = nnx.state(nnx.jit(lambda: PRETRAIN.build_model(own, nnx.Rngs(3)))())
     ours = {tuple(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(state)}
     official = vlbert_names.official_state_dict(vlbert_names.to_official(ours, 256), {})
     config.init.checkpoint = str(tmp_path / "pretrained.safetensors")
@@ -289,7 +295,7 @@ def test_weights_of_pretraining_start_a_run_but_are_not_evaluated(data_dir, tmp_
 @pytest.mark.parametrize("variant", ["demo", "base"])
 def test_shapes_are_known_without_data(data_dir, variant):
     config = shrunk(variant, data_dir, **{"data.one_orientation": False})
-    ours, real = vars(vqa.batch_shapes(config)), vars(next(vqa.train_batches(config, 0, 0, 1)))
+    ours, real = vars(VQA.batch_shapes(config)), vars(next(VQA.train_batches(config, 0, 0, 1)))
     assert {k: (x.shape, x.dtype) for k, x in real.items() if x is not None} == {
         k: (x.shape, x.dtype) for k, x in ours.items() if x is not None
     }
@@ -317,26 +323,26 @@ def test_wrong_answer_vocabularies(small_run, tmp_path):
 def test_tables_without_what_is_to_be_learned_from(data_dir, tmp_path):
     config = shrunk("base", data_dir, **{"data.train_split": "test"})
     with pytest.raises(ValueError, match="of test has no answers to learn from: see config.data.train_split"):
-        next(vqa.train_batches(config, 0, 0, 1))
+        next(VQA.train_batches(config, 0, 0, 1))
     run_vqa(data_dir / "scenes_downstream/coco", tmp_path, "scenes", features=True)
     config = shrunk("demo", data_dir, **{"data.data_dir": str(tmp_path), "data.vocab": str(data_dir / VOCABULARY)})
     with pytest.raises(ValueError, match="was built without images, config.data.features is image"):
-        next(vqa.train_batches(config, 0, 0, 1))
+        next(VQA.train_batches(config, 0, 0, 1))
 
 
 def test_a_sequence_has_room_for_a_question(data_dir):
     config = shrunk("base", data_dir, **{"data.max_regions": 26})
     with pytest.raises(ValueError, match="sequence_length 31 has no room for 26 regions"):
-        next(vqa.eval_batches(config, 0, 1)["questions"])
+        next(VQA.eval_batches(config, 0, 1)["questions"])
 
 
 def test_splits_that_are_not_there(data_dir, tmp_path):
     config = shrunk("base", data_dir, **{"data.eval_split": "nothing", "init.scratch": True, "total_steps": 1})
     with pytest.raises(ValueError, match="vqa/scenes has no split 'nothing_landscape'; there are: .*val_"):
-        next(vqa.eval_batches(config, 0, 1)["questions"])
+        next(VQA.eval_batches(config, 0, 1)["questions"])
     config.data.texts = "vqa/other"
     with pytest.raises(FileNotFoundError, match="python -m data_prep.build vqa"):
-        next(vqa.train_batches(config, 0, 0, 1))
+        next(VQA.train_batches(config, 0, 0, 1))
 
 
 def test_vocabulary_of_the_questions(data_dir):

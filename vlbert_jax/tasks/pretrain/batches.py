@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from vlbert_jax.batch import Batch, abstract_batch
+from vlbert_jax.batch import Batch, Example, abstract_batch, empty_example
 from vlbert_jax.data import streams
-from vlbert_jax.data.examples import Example, empty_example, is_precomputed
+from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.masking import draw_samples
 from vlbert_jax.data.records import Records, open_split
 from vlbert_jax.data.streams import batches_of, in_order, mixed, paired, per_host, stream_seed
@@ -24,6 +24,7 @@ from vlbert_jax.tasks.pretrain.examples import (
     text_example,
     text_words,
 )
+from vlbert_jax.tasks.pretrain.targets import PretrainTargets
 
 EVAL_SEED = 20_200_115  # masks of evaluation are the same in every run, whatever its seed
 
@@ -110,7 +111,7 @@ def _pair(captions: Example, text: Example) -> Example:
 
 def batch_shapes(config) -> Batch:
     """The global batch of an update, its shapes alone; needs no data."""
-    return abstract_batch(_share(config, 0, 1)["batch_size"], pair_shapes(config))
+    return abstract_batch(_share(config, 0, 1)["batch_size"], pair_shapes(config), PretrainTargets)
 
 
 def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
@@ -131,7 +132,7 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
     )
     if config.losses.text_only:
         batches = paired(batches, shuffled(_text(config, config.data.train_split, train=True), "text"), _pair)
-    return batches_of(batches[start_step:], config)
+    return batches_of(batches[start_step:], config, PretrainTargets)
 
 
 def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
@@ -150,6 +151,13 @@ def eval_parts(config, process_index: int, process_count: int) -> dict[str, list
     if config.losses.text_only:
         subsets["text"] = [_text(config, config.data.eval_split, train=False)]
     return {
-        name: [batches_of(in_order(part.numbers, part.evaluate, empty_example, **share), config) for part in parts]
+        name: [
+            batches_of(in_order(part.numbers, part.evaluate, _empty, **share), config, PretrainTargets)
+            for part in parts
+        ]
         for name, parts in subsets.items()
     }
+
+
+def _empty(like: Example) -> Example:
+    return empty_example(like, PretrainTargets)

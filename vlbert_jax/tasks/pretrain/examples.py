@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
-from vlbert_jax.batch import NO_IMAGE, Shapes
+from vlbert_jax.batch import NO_IMAGE, Example, Shapes
 from vlbert_jax.data import masking
-from vlbert_jax.data.examples import Example, ImageLayout, check_width, image_fields, image_shapes, usual_orientation
+from vlbert_jax.data.examples import ImageLayout, check_width, image_fields, image_shapes, usual_orientation
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of

@@ -22,23 +22,23 @@ def _num_captions(batch: Batch) -> int:
     return 0 if batch.boxes is None else 1
 
 
-def _target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]]:
+def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]]:
     """Per loss: the weight of each target, and what the weighted sum is divided by.
 
     `normalise="targets"`: the mean over targets; "examples": the mean over the targets of a sequence, then over the
     sequences that have any (official `*_LOSS_NORM_IN_BATCH_FIRST`, with its 1e-4).
     """
     masks = {}
-    if batch.mlm_mask is not None:
+    if batch.targets.mlm_mask is not None:
         captions = _num_captions(batch)
-        masks["mlm_caption"] = batch.mlm_mask[:, :captions]
-        masks["mlm_text"] = batch.mlm_mask[:, captions:]
-    if batch.mrc_mask is not None:
-        masks["mrc"] = batch.mrc_mask
-    if batch.relationship is not None:
+        masks["mlm_caption"] = batch.targets.mlm_mask[:, :captions]
+        masks["mlm_text"] = batch.targets.mlm_mask[:, captions:]
+    if batch.targets.mrc_mask is not None:
+        masks["mrc"] = batch.targets.mrc_mask
+    if batch.targets.relationship is not None:
         masks["relationship"] = batch.region_mask.any(axis=1)
-    if batch.region_classes is not None:
-        masks["region"] = batch.region_mask & ~batch.region_hidden & (batch.region_classes >= 0)
+    if batch.targets.region_classes is not None:
+        masks["region"] = batch.region_mask & ~batch.region_hidden & (batch.targets.region_classes >= 0)
     examples_first = _chosen(config, "normalise", "targets", "examples") == "examples"
     weights = {}
     for name in names:
@@ -53,13 +53,13 @@ def _target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array
 
 def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
     """What the sum of each loss is divided by; needs no model."""
-    return {name: count for name, (_, count) in _target_weights(batch, config, names).items()}
+    return {name: count for name, (_, count) in target_weights(batch, config, names).items()}
 
 
 def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     """Sums of the losses called `names`, and training accuracies as (sum, count)."""
     key_project, key_encode = split_keys(key, 2)
-    weights = {name: weight for name, (weight, _) in _target_weights(batch, config, names).items()}
+    weights = {name: weight for name, (weight, _) in target_weights(batch, config, names).items()}
     appearance = model.appearance(batch)
     if config.losses.region > 0 and "region" not in names:  # the phase in which the region head is fixed
         appearance = jax.lax.stop_gradient(appearance)
@@ -72,27 +72,27 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
 
     if "region" in names:
         logits = model.region_classifier(appearance).astype(jnp.float32)
-        classes = jnp.maximum(batch.region_classes, 0)
+        classes = jnp.maximum(batch.targets.region_classes, 0)
         add("region", cross_entropy(logits, classes), logits.argmax(-1) == classes, weights["region"])
     if set(names) == {"region"}:
         return sums, metrics
 
     states = model.encode(batch, model.region_states(batch, appearance, key_project), key_encode)
     if "mlm_caption" in names or "mlm_text" in names:
-        logits = model.mlm_logits(states, batch.mlm_positions)
-        losses, hits = cross_entropy(logits, batch.mlm_labels), logits.argmax(-1) == batch.mlm_labels
+        logits = model.mlm_logits(states, batch.targets.mlm_positions)
+        losses, hits = cross_entropy(logits, batch.targets.mlm_labels), logits.argmax(-1) == batch.targets.mlm_labels
         captions = _num_captions(batch)
         for name, rows in (("mlm_caption", slice(0, captions)), ("mlm_text", slice(captions, None))):
             if name in names:
                 add(name, losses[:, rows], hits[:, rows], weights[name])
     if "mrc" in names:
-        logits = model.mrc_logits(states, batch.mrc_positions)
-        best = batch.mrc_targets.argmax(-1)
+        logits = model.mrc_logits(states, batch.targets.mrc_positions)
+        best = batch.targets.mrc_targets.argmax(-1)
         soft = _chosen(config, "mrc_targets", "soft", "hard") == "soft"
-        losses = soft_cross_entropy(logits, batch.mrc_targets) if soft else cross_entropy(logits, best)
+        losses = soft_cross_entropy(logits, batch.targets.mrc_targets) if soft else cross_entropy(logits, best)
         add("mrc", losses, logits.argmax(-1) == best, weights["mrc"])
     if "relationship" in names:
         logits = model.relationship_logits(states)
-        hits = logits.argmax(-1) == batch.relationship
-        add("relationship", cross_entropy(logits, batch.relationship), hits, weights["relationship"])
+        hits = logits.argmax(-1) == batch.targets.relationship
+        add("relationship", cross_entropy(logits, batch.targets.relationship), hits, weights["relationship"])
     return sums, metrics

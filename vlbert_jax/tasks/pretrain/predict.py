@@ -21,4 +21,4 @@ def guess_words(model: PretrainingModel, batch: Batch, states: Float[Array, "b n
     """`guesses` of the words at `mlm_positions`: `words` from the states, `words_blind` without the image."""
     blind = model.encode(without_image(batch, config.model.encoder.vocab_size), None)
     encoded = {"words": states, "words_blind": blind}
-    return {name: guesses(model.mlm_logits(these, batch.mlm_positions)) for name, these in encoded.items()}
+    return {name: guesses(model.mlm_logits(these, batch.targets.mlm_positions)) for name, these in encoded.items()}

@@ -62,8 +62,8 @@ def _guess(model, batch: Batch, config) -> dict:
         return found
     wordless = model.encode(without_words(batch, *masking_ids(config)), region_states)
     return found | dict(
-        classes=predict.guesses(model.mrc_logits(seen, batch.mrc_positions)),
-        classes_blind=predict.guesses(model.mrc_logits(wordless, batch.mrc_positions)),
+        classes=predict.guesses(model.mrc_logits(seen, batch.targets.mrc_positions)),
+        classes_blind=predict.guesses(model.mrc_logits(wordless, batch.targets.mrc_positions)),
     )
 
 
@@ -75,29 +75,29 @@ def _cards(batch: Batch, guesses: dict, config) -> list[report.Card]:
         return [(names(int(k)), float(p)) for p, k in zip(probabilities[row, i], ids[row, i], strict=True)]
 
     cards = []
-    for row in range(len(batch.image)):
-        masked_words = np.flatnonzero(batch.mlm_mask[row, 0])
-        hidden = np.flatnonzero(batch.mrc_mask[row]) if config.losses.mrc else []
-        hidden = [i for i in hidden if batch.region_hidden[row, batch.mrc_regions[row, i]]]
+    for row in range(len(batch.pixels)):
+        masked_words = np.flatnonzero(batch.targets.mlm_mask[row, 0])
+        hidden = np.flatnonzero(batch.targets.mrc_mask[row]) if config.losses.mrc else []
+        hidden = [i for i in hidden if batch.region_hidden[row, batch.targets.mrc_regions[row, i]]]
         if not len(masked_words) or not batch.element_mask[row].any():
             continue
         ids = batch.token_ids[row, 0].copy()
-        ids[batch.mlm_positions[row, 0, masked_words]] = batch.mlm_labels[row, 0, masked_words]
+        ids[batch.targets.mlm_positions[row, 0, masked_words]] = batch.targets.mlm_labels[row, 0, masked_words]
         is_text = (batch.element_mask[row, 0]) & (ids < tokenizer.vocab_size)
-        width, height = batch.image_size[row].astype(int)
+        width, height = batch.image_size[row, 0].astype(int)
         count = int(batch.region_mask[row].sum())
-        classes = None if batch.region_classes is None else batch.region_classes[row, :count]
+        classes = None if batch.targets.region_classes is None else batch.targets.region_classes[row, :count]
         labels = [""] * count if classes is None else [names(int(number)) for number in classes]
         cards.append(
             report.Card(
-                image=as_rgb(np.asarray(batch.image[row, :height, :width])),
+                image=as_rgb(np.asarray(batch.pixels[row, 0, :height, :width])),
                 boxes=np.asarray(batch.boxes[row, :count]),
                 box_labels=labels,
                 words=[tokenizer.backend.id_to_token(int(i)) for i in ids[is_text]][1:-1],  # without [CLS] and [SEP]
                 masked=[
                     report.Guess(
-                        position=int(batch.mlm_positions[row, 0, i]) - 1,
-                        truth=tokenizer.backend.id_to_token(int(batch.mlm_labels[row, 0, i])),
+                        position=int(batch.targets.mlm_positions[row, 0, i]) - 1,
+                        truth=tokenizer.backend.id_to_token(int(batch.targets.mlm_labels[row, 0, i])),
                         with_image=ranked("words", tokenizer.backend.id_to_token, row, i),
                         blind=ranked("words_blind", tokenizer.backend.id_to_token, row, i),
                     )
@@ -105,8 +105,8 @@ def _cards(batch: Batch, guesses: dict, config) -> list[report.Card]:
                 ],
                 hidden_regions=[
                     report.HiddenRegion(
-                        box=int(batch.mrc_regions[row, i]),
-                        truth=names(int(batch.mrc_targets[row, i].argmax())),
+                        box=int(batch.targets.mrc_regions[row, i]),
+                        truth=names(int(batch.targets.mrc_targets[row, i].argmax())),
                         guesses=ranked("classes", names, row, i),
                         blind=ranked("classes_blind", names, row, i),
                     )

@@ -1,125 +1,219 @@
-"""Pre-training: masked words with visual clues, masked RoI classification, optionally caption-image matching."""
+"""Pre-training: masked words with visual clues, masked regions with linguistic clues, and optional further losses."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from vlbert_jax.batch import Batch
-from vlbert_jax.data.tokenizer import masking_ids
+from vlbert_jax.batch import Batch, Example
+from vlbert_jax.data.examples import orientation_of
+from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
 from vlbert_jax.model.config import model_options
-from vlbert_jax.model.visual_linguistic import region_head_is_frozen as is_frozen
 from vlbert_jax.model.visual_linguistic import without_image, without_words
+from vlbert_jax.tasks.base import Answer, Task, answer_fields, answer_line
 from vlbert_jax.tasks.losses import counted, cross_entropy, soft_cross_entropy
-from vlbert_jax.tasks.pretrain.batches import batch_shapes, eval_batches, train_batches
-from vlbert_jax.tasks.pretrain.examples import word_ids
-from vlbert_jax.tasks.pretrain.losses import _target_weights, loss_counts, loss_sums
+from vlbert_jax.tasks.pretrain import batches, losses, report
+from vlbert_jax.tasks.pretrain.examples import CaptionLayout, fill_example, word_ids
 from vlbert_jax.tasks.pretrain.model import PretrainingModel
+from vlbert_jax.tasks.pretrain.predict import guess_words
+from vlbert_jax.tasks.pretrain.targets import LOSSES, PretrainTargets
 
-__all__ = ["batch_shapes", "eval_batches", "is_frozen", "loss_counts", "loss_sums", "train_batches"]
-
-LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region")
-NUM_GROUPS = 3  # groups whose scores are reported apart
-
-
-def build_model(config, rngs: nnx.Rngs) -> PretrainingModel:
-    """The model of a config; see configs/pretrain.py for the fields. Raises ValueError where they contradict."""
-    if config.opening.steps and not config.losses.region:
-        raise ValueError("config.opening.steps trains the region head alone: set config.losses.region=1.0 with it")
-    encoder, fast_rcnn = model_options(config)
-    return PretrainingModel(
-        encoder,
-        fast_rcnn | dict(hidden_vector=not config.data.hide_pixels),
-        config.model.num_region_classes,
-        relationship=config.losses.relationship,
-        region_classifier=config.losses.region > 0,
-        rngs=rngs,
-    )
+NUM_GROUPS = 3  # groups whose scores are reported separately
 
 
-def is_idle(path: tuple, config, names: tuple[str, ...]) -> bool:
-    """What the phases of `active_losses` leave alone: all but the region head, or the region head."""
-    of_region_head = path[0] == "region_classifier" or (path[0] == "fast_rcnn" and path[1] in ("backbone", "c5"))
-    if set(names) == {"region"}:
-        return not of_region_head
-    return of_region_head and config.losses.region > 0 and "region" not in names
+class Filled(NamedTuple):
+    """The most probable words for one [MASK], the best first."""
+
+    words: list[Answer]
+    blind: list[Answer]  # without the image
 
 
-# --- Losses ---------------------------------------------------------------------------------------------------------
+class Pretrain(Task):
+    """Pre-training on captions with images, mixed 1:1 with text alone."""
 
+    name = "pretrain"
+    targets = PretrainTargets
 
-def active_losses(config, step: int) -> tuple[str, ...]:
-    """Names of the losses that count at `step`.
+    # --- Training -----------------------------------------------------------------------------------
 
-    A run from scratch may open with a phase that trains the region head alone, on its auxiliary loss, and then keep it
-    as it is for a while; afterwards everything is trained.
-    """
-    losses = config.losses
-    if step < config.opening.steps:
-        return ("region",)
-    on = dict(
-        mlm_caption=losses.mlm,
-        mlm_text=losses.mlm and losses.text_only,
-        mrc=losses.mrc,
-        relationship=losses.relationship,
-        region=losses.region > 0 and step >= losses.region_fixed_until,
-    )
-    return tuple(name for name in LOSSES if on[name])
+    def build_model(self, config, rngs: nnx.Rngs) -> PretrainingModel:
+        """Return the model of a config; see configs/pretrain.py for the fields."""
+        if config.opening.steps and not config.losses.region:
+            raise ValueError("config.opening.steps trains the region head alone; set config.losses.region=1.0 as well.")
+        encoder, fast_rcnn = model_options(config)
+        return PretrainingModel(
+            encoder,
+            fast_rcnn | dict(hidden_vector=not config.data.hide_pixels),
+            config.model.num_region_classes,
+            relationship=config.losses.relationship,
+            region_classifier=config.losses.region > 0,
+            rngs=rngs,
+        )
 
+    def train_batches(self, config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
+        """Iterate without end over this process's part of global batches start_step, start_step + 1, ..."""
+        return batches.train_batches(config, start_step, process_index, process_count)
 
-def loss_weights(config) -> dict[str, float]:
-    """All one in the official code, but for the auxiliary region classification."""
-    return {name: config.losses.region if name == "region" else 1.0 for name in LOSSES}
+    def eval_batches(self, config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
+        """Return this process's part of the captions of the evaluation split, and of its text if it is mixed in."""
+        return batches.eval_batches(config, process_index, process_count)
 
+    def batch_shapes(self, config) -> Batch:
+        """Return the global batch of an update as shapes alone; this needs no data."""
+        return batches.batch_shapes(config)
 
-# --- Scores ---------------------------------------------------------------------------------------------------------
+    def is_idle(self, path: tuple, config, names: tuple[str, ...]) -> bool:
+        """Return whether a phase leaves a parameter fixed: all but the region head, or the region head."""
+        of_region_head = path[0] == "region_classifier" or (path[0] == "fast_rcnn" and path[1] in ("backbone", "c5"))
+        if set(names) == {"region"}:
+            return not of_region_head
+        return of_region_head and config.losses.region > 0 and "region" not in names
 
+    def active_losses(self, config, step: int) -> tuple[str, ...]:
+        """Return the names of the losses that count at `step`.
 
-def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
-    """Losses and accuracies of an evaluation batch, each beside its blind twin; (sum, count) per metric."""
-    vocab_size = config.model.encoder.vocab_size
-    appearance = model.appearance(batch)
-    region_states = model.region_states(batch, appearance)
-    states = model.encode(batch, region_states)
-    metrics = {}
-    kind = "text" if batch.boxes is None else "caption"
+        A run from scratch may start with a phase that trains the region head alone, on its auxiliary
+        loss, and then keep it fixed for a while; afterwards everything is trained.
+        """
+        chosen = config.losses
+        if step < config.opening.steps:
+            return ("region",)
+        on = dict(
+            mlm_caption=chosen.mlm,
+            mlm_text=chosen.mlm and chosen.text_only,
+            mrc=chosen.mrc,
+            relationship=chosen.relationship,
+            region=chosen.region > 0 and step >= chosen.region_fixed_until,
+        )
+        return tuple(name for name in LOSSES if on[name])
 
-    def add(name, values, mask):
-        metrics[name] = counted(values, mask)
+    def loss_weights(self, config) -> dict[str, float]:
+        """Return the weights: 1 as in the official code, except for the auxiliary region classification."""
+        return {name: config.losses.region if name == "region" else 1.0 for name in LOSSES}
 
-    if config.losses.mlm:
-        words_by = {"": states}
-        if kind == "caption":
-            words_by["_blind"] = model.encode(without_image(batch, vocab_size), None)
-        for suffix, element_states in words_by.items():
-            logits = model.mlm_logits(element_states, batch.mlm_positions)
-            hits = logits.argmax(-1) == batch.mlm_labels
-            add(f"mlm_{kind}_accuracy{suffix}", hits, batch.mlm_mask)
-            add(f"mlm_{kind}_loss{suffix}", cross_entropy(logits, batch.mlm_labels), batch.mlm_mask)
-            if kind == "caption" and config.data.visual_words:
-                visual = jnp.isin(batch.mlm_labels, jnp.asarray(word_ids(config, config.data.visual_words)))
-                visual &= batch.mlm_mask
-                add(f"visual_word_accuracy{suffix}", hits, visual)
-                for count in range(1, NUM_GROUPS + 1):
-                    in_group = visual & (batch.group == count)[:, None, None]
-                    add(f"visual_word_accuracy_objects_{count}{suffix}", hits, in_group)
-    if kind == "caption" and config.losses.mrc:
-        wordless = without_words(batch, *masking_ids(config))
-        best = batch.mrc_targets.argmax(-1)
-        for suffix, element_states in {"": states, "_blind": model.encode(wordless, region_states)}.items():
-            logits = model.mrc_logits(element_states, batch.mrc_positions)
-            add(f"mrc_accuracy{suffix}", logits.argmax(-1) == best, batch.mrc_mask)
-            add(f"mrc_loss{suffix}", soft_cross_entropy(logits, batch.mrc_targets), batch.mrc_mask)
-    if kind == "caption" and config.losses.relationship:
-        logits = model.relationship_logits(states)
-        add("relationship_accuracy", logits.argmax(-1) == batch.relationship, batch.region_mask.any(1))
-    if kind == "caption" and config.losses.region > 0:
-        hits = model.region_classifier(appearance).argmax(-1) == batch.region_classes
-        add("region_accuracy", hits, _target_weights(batch, config, ("region",))["region"][0] > 0)
-    return metrics
+    def loss_counts(self, batch: Batch, config, names):
+        """Return what the sum of each loss is divided by."""
+        return losses.loss_counts(batch, config, names)
 
+    def loss_sums(self, model: PretrainingModel, batch: Batch, key, config, names):
+        """Return the summed losses and the training accuracies."""
+        return losses.loss_sums(model, batch, key, config, names)
 
-def write_report(directory, model: PretrainingModel, config, history: list[dict]) -> None:
-    """The run's page for people, `directory`/index.html."""
-    from vlbert_jax.tasks.pretrain import report  # it reads this module
+    def score(self, model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+        """Return losses and accuracies of an evaluation batch, each next to its blind baseline, as (sum, count)."""
+        vocab_size = config.model.encoder.vocab_size
+        appearance = model.appearance(batch)
+        region_states = model.region_states(batch, appearance)
+        states = model.encode(batch, region_states)
+        metrics = {}
+        kind = "text" if batch.boxes is None else "caption"
 
-    report.write_report(directory, model, config, history)
+        def add(name, values, mask):
+            metrics[name] = counted(values, mask)
+
+        if config.losses.mlm:
+            words_by = {"": states}
+            if kind == "caption":
+                words_by["_blind"] = model.encode(without_image(batch, vocab_size), None)
+            for suffix, element_states in words_by.items():
+                logits = model.mlm_logits(element_states, batch.targets.mlm_positions)
+                hits = logits.argmax(-1) == batch.targets.mlm_labels
+                add(f"mlm_{kind}_accuracy{suffix}", hits, batch.targets.mlm_mask)
+                add(f"mlm_{kind}_loss{suffix}", cross_entropy(logits, batch.targets.mlm_labels), batch.targets.mlm_mask)
+                if kind == "caption" and config.data.visual_words:
+                    visual = jnp.isin(batch.targets.mlm_labels, jnp.asarray(word_ids(config, config.data.visual_words)))
+                    visual &= batch.targets.mlm_mask
+                    add(f"visual_word_accuracy{suffix}", hits, visual)
+                    for count in range(1, NUM_GROUPS + 1):
+                        in_group = visual & (batch.targets.group == count)[:, None, None]
+                        add(f"visual_word_accuracy_objects_{count}{suffix}", hits, in_group)
+        if kind == "caption" and config.losses.mrc:
+            wordless = without_words(batch, *masking_ids(config))
+            best = batch.targets.mrc_targets.argmax(-1)
+            for suffix, element_states in {"": states, "_blind": model.encode(wordless, region_states)}.items():
+                logits = model.mrc_logits(element_states, batch.targets.mrc_positions)
+                add(f"mrc_accuracy{suffix}", logits.argmax(-1) == best, batch.targets.mrc_mask)
+                add(f"mrc_loss{suffix}", soft_cross_entropy(logits, batch.targets.mrc_targets), batch.targets.mrc_mask)
+        if kind == "caption" and config.losses.relationship:
+            logits = model.relationship_logits(states)
+            add("relationship_accuracy", logits.argmax(-1) == batch.targets.relationship, batch.region_mask.any(1))
+        if kind == "caption" and config.losses.region > 0:
+            hits = model.region_classifier(appearance).argmax(-1) == batch.targets.region_classes
+            add("region_accuracy", hits, losses.target_weights(batch, config, ("region",))["region"][0] > 0)
+        return metrics
+
+    def write_report(self, directory, model: PretrainingModel, config, history: list[dict]):
+        """Write the report page: scores, curves, and guesses with and without the image."""
+        return report.write_report(directory, model, config, history)
+
+    # --- Weights ------------------------------------------------------------------------------------
+
+    official_names = {
+        "mlm_head/transform": "vlbert.mlm_head.predictions.transform.dense",
+        "mlm_head/norm": "vlbert.mlm_head.predictions.transform.LayerNorm",
+        "mrc_head/transform": "vlbert.mvrc_head.transform.dense",
+        "mrc_head/classes": "vlbert.mvrc_head.region_cls_pred",
+        "relationship_head": "vlbert.relationsip_head.caption_image_relationship",  # the spelling of the official code
+        "region_classifier": "image_feature_extractor.regularizing_predictor",
+    }
+    defaults = {
+        "data.max_regions": 100,
+        "data.sequence_length": 64,
+        "data.flip_probability": 0.0,
+        "data.mask_words": 0.15,
+        "data.mask_regions": 0.15,
+        "data.group_words": (),
+        "data.text_min_words": 64,
+        "data.max_mlm_targets": 24,
+        "data.max_mrc_targets": 20,
+        "losses.mlm": True,
+        "losses.mrc": True,
+        "losses.relationship": False,
+        "losses.region": 0.0,
+    }
+
+    # --- Answers to a user --------------------------------------------------------------------------
+
+    method = "fill"
+
+    def example_from_text(self, record: dict, text: str, choices: Sequence[str], config) -> Example:
+        """Return the example of a caption with one [MASK] or several."""
+        tokenizer = tokenizer_of(config)
+        asked = sum(tokenizer.words(text), []).count(tokenizer.mask_id)
+        layout = CaptionLayout.of(config, orientation_of(record), train=False)
+        example = fill_example(record | dict(caption=text), tokenizer, layout)
+        if (room := int(example["mlm_mask"].sum())) < asked:
+            raise ValueError(f"The sequence of the model holds {room} of the {asked} [MASK] in {text[:40]!r}...")
+        return example
+
+    def predict_text(self, model: PretrainingModel, batch: Batch, config) -> dict:
+        """Return the most probable words for each [MASK], with and without the image."""
+        return guess_words(model, batch, model.states(batch), config)
+
+    def decode(self, rows, boxes, choices, batch: Batch, config) -> list[Filled]:
+        """Return the most probable words for each [MASK]."""
+        backend = tokenizer_of(config).backend
+
+        def words(name: str, i: int) -> list[Answer]:
+            pairs = zip(*(array[0, 0, i] for array in rows[name]), strict=True)
+            return [Answer(backend.id_to_token(int(number)), float(p)) for p, number in pairs]
+
+        asked = int(np.sum(batch.targets.mlm_mask))
+        return [Filled(words("words", i), words("words_blind", i)) for i in range(asked)]
+
+    def describe(self, answers: list[Filled]) -> dict:
+        """Return the words as plain values."""
+        return {
+            "masks": [
+                {name: [answer_fields(word) for word in words] for name, words in mask._asdict().items()}
+                for mask in answers
+            ]
+        }
+
+    def lines(self, described) -> list[str]:
+        """Return two lines per [MASK]: with and without the image."""
+        kinds = {"words": "with the image", "blind": "without it"}
+        return [f"{kind}:  {answer_line(mask[name])}" for mask in described["masks"] for name, kind in kinds.items()]

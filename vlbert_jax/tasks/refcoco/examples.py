@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vlbert_jax.data.examples import Example, ImageLayout, image_fields, is_precomputed
-from vlbert_jax.data.images import place_boxes, resize_ratios, resized_size
+from vlbert_jax.batch import Example
+from vlbert_jax.data.examples import ImageLayout, image_fields, is_precomputed
+from vlbert_jax.data.images import place_boxes, resize_ratios, resized
 from vlbert_jax.data.packing import pack, padded
 from vlbert_jax.data.tokenizer import Tokenizer, mirrored
 
@@ -49,20 +50,27 @@ def meant_row(record: dict, kind: str) -> int:
     return -1 if before is None else before + int(found[0])
 
 
-def original_boxes(record: dict, kind: str, scale: tuple[int, int]) -> Float[np.ndarray, "r 4"]:
-    """What a choice of each row means in pixels of the original image: the region as the model has it, mapped back.
+def original_boxes(
+    record: dict, kind: str, scale: tuple[int, int], caffe_resize: bool = False
+) -> Float[np.ndarray, "r 4"]:
+    """Return what a choice of each row means: the region as the model reads it, in pixels of the original image.
 
-    The official way there and back, in single precision; the first row is the whole image.
+    Boxes are resized and resized back in single precision, as in the official code; row 0 is the whole image.
+    `caffe_resize` is that of the config.
     """
     original = tuple(map(int, record["image_size"]))
-    size = resized_size(original, scale)
-    placed = place_boxes(candidates(record, kind), original, size, False)
-    return placed / np.tile(resize_ratios(original, size), 2)
+    size, factor = resized(original, scale, caffe_resize)
+    placed = place_boxes(candidates(record, kind), original, size, False, factor=factor)
+    return placed / (np.tile(resize_ratios(original, size), 2) if factor is None else np.float32(factor))
 
 
-def hits(record: dict, kind: str, scale: tuple[int, int]) -> Bool[np.ndarray, "r"]:
-    """Rows that count as right when chosen: compared in the original image and in double precision (official test)."""
-    return box_iou(original_boxes(record, kind, scale).astype(np.float64), record["box"]) >= POSITIVE
+def hits(record: dict, kind: str, scale: tuple[int, int], caffe_resize: bool = False) -> Bool[np.ndarray, "r"]:
+    """Return which rows count as right when chosen.
+
+    Boxes are compared in the original image and in double precision, as the official code does in testing.
+    """
+    boxes = original_boxes(record, kind, scale, caffe_resize)
+    return box_iou(boxes.astype(np.float64), record["box"]) >= POSITIVE
 
 
 # --- Examples -------------------------------------------------------------------------------------------------------
@@ -74,7 +82,7 @@ class ExpressionLayout(ImageLayout):
     sequence_length: int
 
     @classmethod
-    def of(cls, config, orientation: str = "landscape", train: bool = True) -> "Layout":
+    def of(cls, config, orientation: str = "landscape", train: bool = True) -> "ExpressionLayout":
         """Raises ValueError on an unknown kind, and where a sequence has no room for text."""
         d = config.data
         field = "train_boxes" if train else "eval_boxes"
@@ -103,11 +111,12 @@ def expression_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: E
     boxes, rows = candidates(record, layout.kind), layout.max_regions + 1
     meant_row(record, layout.kind)  # are image and text of one build?
     example = asked_example(record, boxes, flip, tokenizer, layout)
-    original, size = (tuple(map(int, side)) for side in (record["image_size"], example["image_size"]))
-    meant = place_boxes(record["box"][None], original, size, flip)[1]
+    original = tuple(map(int, record["image_size"]))
+    size, factor = resized(original, layout.image_scale, layout.caffe_resize)
+    meant = place_boxes(record["box"][None], original, size, flip, factor=factor)[1]
     return example | dict(
         region_targets=example["region_mask"] & (box_iou(example["boxes"], meant) > POSITIVE),
-        region_hits=padded(hits(record, layout.kind, layout.image_scale)[:rows], rows),
+        region_hits=padded(hits(record, layout.kind, layout.image_scale, layout.caffe_resize)[:rows], rows),
     )
 
 

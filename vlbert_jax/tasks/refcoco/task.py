@@ -1,18 +1,19 @@
-"""Referring expressions: which region does the phrase mean (paper, section 4.3)."""
+"""Referring expressions: which region an expression means (paper, section 4.3)."""
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from vlbert_jax.batch import Batch
-from vlbert_jax.data import tables
-from vlbert_jax.data.examples import image_shapes, usual_orientation
+from vlbert_jax.batch import Arrays, Batch, Example, Shapes, padding
+from vlbert_jax.data.examples import image_shapes, orientation_of, usual_orientation
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tables import Split
@@ -20,16 +21,38 @@ from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
 from vlbert_jax.model.config import model_options
 from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_words
-from vlbert_jax.model.visual_linguistic import region_head_is_frozen as is_frozen
-from vlbert_jax.tasks.base import is_idle
+from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted
-from vlbert_jax.tasks.refcoco.examples import ExpressionLayout, expression_example, hits, meant_row, original_boxes
-from vlbert_jax.tasks.report import write_report as write_choices
+from vlbert_jax.tasks.refcoco.examples import (
+    ExpressionLayout,
+    asked_example,
+    expression_example,
+    hits,
+    meant_row,
+    original_boxes,
+)
 from vlbert_jax.visualization import report
 
-__all__ = ["is_frozen", "is_idle"]  # parts of the task protocol that live elsewhere
 TOP = 5  # regions of a prediction
 CHECKED_IMAGES = 20  # that may all be without a detection before this is taken for a mistake
+
+
+class Place(NamedTuple):
+    """A region that an expression may mean."""
+
+    box: tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
+    probability: float  # that the expression means it; regions are independent
+    region: int  # row; 0 is the whole image
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RefCOCOTargets(Arrays):
+    """What an expression is trained and scored on."""
+
+    region_positions: Int[Array | np.ndarray, "b n r"] | None = padding(0, default=None)  # elements of the regions
+    region_targets: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)  # meant by the expression
+    region_hits: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)  # count as right when chosen
+    text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # the expression was cut
 
 
 class RefCOCOModel(VisualLinguisticModel):
@@ -44,21 +67,153 @@ class RefCOCOModel(VisualLinguisticModel):
         return self.region_head(gather_positions(states[:, 0], positions))[..., 0]
 
 
-def build_model(config, rngs: nnx.Rngs) -> RefCOCOModel:
-    return RefCOCOModel(*model_options(config), rngs)
+class RefCOCO(TextImageTask):
+    """Choosing the region that an expression means."""
 
+    name = "refcoco"
+    targets = RefCOCOTargets
+    subset = "expressions"
 
-def prepare(model: RefCOCOModel, config, filled: set[tuple]) -> None:
-    """The layer that scores a region starts as the official one does."""
-    if ("region_head", "classes", "kernel") not in filled:
-        xavier_init(model.region_head.classes.kernel, config.seed)
+    # --- Training -----------------------------------------------------------------------------------
 
+    def build_model(self, config, rngs: nnx.Rngs) -> RefCOCOModel:
+        """Return the model of a config."""
+        return RefCOCOModel(*model_options(config), rngs)
 
-def _maker(config, orientation: str, train: bool):
-    tokenizer, layout = tokenizer_of(config), ExpressionLayout.of(config, orientation, train)
-    if layout.kind != "gt":
-        _check_detections(config)
-    return lambda record, flip: expression_example(record, flip, tokenizer, layout)
+    def initialize_heads(self, model: RefCOCOModel, config, loaded: set[tuple]) -> None:
+        """Initialize the layer that scores a region as the official code does."""
+        if ("region_head", "classes", "kernel") not in loaded:
+            xavier_init(model.region_head.classes.kernel, config.seed)
+
+    def example_maker(self, config, orientation: str, train: bool) -> Callable[[dict, bool], Example]:
+        """Return the function that makes the example of an expression."""
+        tokenizer, layout = tokenizer_of(config), ExpressionLayout.of(config, orientation, train)
+        if layout.kind != "gt":
+            _check_detections(config)
+        return lambda record, flip: expression_example(record, flip, tokenizer, layout)
+
+    def example_shapes(self, config) -> Shapes:
+        """Return shapes and dtypes of an example of most batches."""
+        layout = ExpressionLayout.of(config, usual_orientation(config))
+        rows = layout.max_regions + 1
+        shapes = sequence_shapes(1, layout.sequence_length) | image_shapes(layout)
+        shapes |= dict.fromkeys(("region_targets", "region_hits"), ((rows,), bool)) | dict(text_cut=((), bool))
+        return shapes | dict(region_positions=((1, rows), np.int32))
+
+    def loss_weights(self, config) -> dict[str, float]:
+        """Return the weight of the one loss."""
+        return {"region": 1.0}
+
+    def loss_counts(self, batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
+        """Return the number of regions."""
+        return {"region": jnp.maximum(batch.region_mask.sum().astype(jnp.float32), 1.0)}
+
+    def loss_sums(self, model: RefCOCOModel, batch: Batch, key, config, names):
+        """Return the summed loss and the training accuracies."""
+        logits = region_logits(model, batch, appearance_of(model, batch, config.blind), key)
+        loss, _ = counted(region_losses(logits, batch), batch.region_mask)
+        return {"region": loss}, accuracies(logits, batch)
+
+    def score(self, model: RefCOCOModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+        """Return the accuracy of the choice, of baselines, of any region (`chance`), of the best (`possible`)."""
+        logits_by_name, real = baseline_logits(model, batch, config), batch.region_mask.any(1)
+        any_region = batch.targets.region_hits.sum(1) / jnp.maximum(batch.region_mask.sum(1), 1)
+        choices = {f"refcoco_accuracy{name}": choice_accuracy(logits, batch) for name, logits in logits_by_name.items()}
+        return accuracies(logits_by_name[""], batch) | choices | dict(
+            refcoco_accuracy_chance=counted(any_region, real),
+            refcoco_accuracy_possible=counted(batch.targets.region_hits.any(1), real),
+            region_loss=counted(region_losses(logits_by_name[""], batch), batch.region_mask),
+            text_cut=counted(batch.targets.text_cut, real),
+        )
+
+    # --- Evaluation ---------------------------------------------------------------------------------
+
+    def predict(self, model: RefCOCOModel, batch: Batch, config) -> dict[str, Array]:
+        """Return the rows of the best regions and their probabilities, [b, 5]; 0 where there are fewer."""
+        logits = region_logits(model, batch, appearance_of(model, batch, config.blind))
+        best, region = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
+        return dict(region=region, probability=jax.nn.sigmoid(best))
+
+    def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
+        """Write SPLIT.json in the official format and order, with `sent_id` added; `testA+testB` are mixed.
+
+        With annotations among the regions, return the share of expressions whose annotation was chosen:
+        the rule of MAttNet, which is stricter than that of the official code.
+        """
+        rows, d = predictions[""], config.data
+        split, found, exact = Split(config, d.eval_split), [], []
+        for number, (region, *_) in zip(rows["index"], rows["region"], strict=True):
+            record = split[int(number)]
+            box = original_boxes(record, d.eval_boxes, tuple(d.image_scale), d.get("caffe_resize", False))[region]
+            found.append((int(record["index"]), int(record["ref_id"]), int(record["sent_id"]), box.tolist()))
+            exact.append(int(region) == meant_row(record, d.eval_boxes))
+        official = [dict(ref_id=ref_id, sent_id=sent_id, box=box) for _, ref_id, sent_id, box in sorted(found)]
+        (directory / f"{d.eval_split}.json").write_text(json.dumps(official))
+        return {} if d.eval_boxes == "detected" or not exact else dict(refcoco_identity_accuracy=float(np.mean(exact)))
+
+    def report_title(self, config) -> str:
+        """Return the heading of the report."""
+        return "VL-BERT on referring expressions"
+
+    def card(self, record: dict, shown: dict, row: dict, config) -> report.Card:
+        """Return the card of an expression with the best regions."""
+        d = config.data
+        right = hits(record, d.eval_boxes, tuple(d.image_scale), d.get("caffe_resize", False))
+        answers = [
+            report.Answer(f"region {i}" if i else "the whole image", float(p), float(right[i]))
+            for i, p in zip(row["region"], row["probability"], strict=True)
+            if i < len(shown["boxes"])
+        ]
+        meant = ", ".join(map(str, np.flatnonzero(right))) or "none of the regions"
+        return report.Card(**shown, question=record["expression"], answers=answers, title=f"meant: {meant}")
+
+    # --- Weights ------------------------------------------------------------------------------------
+
+    official_names = {
+        "region_head/transform": "final_mlp.0.dense",
+        "region_head/classes": "final_mlp.2",
+    }
+    official_heads = ("final_mlp.",)
+    starts_from = {"vlbert.mvrc_head.transform.": "final_mlp.0."}
+    defaults = {"data.max_regions": 120, "data.sequence_length": 160, "data.eval_boxes": "gt"}
+
+    def owns(self, names: set[str]) -> bool:
+        """Return whether these are weights for referring expressions: the head has no norm."""
+        return "final_mlp.2.weight" in names and "final_mlp.0.LayerNorm.weight" not in names
+
+    # --- Answers to a user --------------------------------------------------------------------------
+
+    method = "ground"
+
+    def example_from_text(self, record: dict, text: str, choices: Sequence[str], config) -> Example:
+        """Return the example of an expression whose region is not known."""
+        layout = ExpressionLayout.of(config, orientation_of(record), train=False)
+        return asked_example(record | dict(expression=text), record["boxes"], False, tokenizer_of(config), layout)
+
+    def decode(self, rows, boxes, choices, batch: Batch, config) -> list[Place]:
+        """Return the regions that the expression most probably means."""
+        pairs = zip(rows["region"][0], rows["probability"][0], strict=True)
+        return [Place(tuple(boxes[i].tolist()), float(p), int(i)) for i, p in pairs if i < len(boxes)]
+
+    def describe(self, answers: list[Place]) -> dict:
+        """Return the places as plain values."""
+        return {
+            "places": [
+                dict(box=[round(v, 1) for v in p.box], region=p.region, probability=round(p.probability, 4))
+                for p in answers
+            ]
+        }
+
+    def lines(self, described) -> list[str]:
+        """Return the best place."""
+        best = described["places"][0]
+        where = "the whole image" if best["region"] == 0 else f"region {best['region']}, {best['box']}"
+        return [f"{where}  {best['probability']:.0%}"]
+
+    def marks(self, text: str, described) -> dict[int, str]:
+        """Return the best box, labelled with the expression; none where it is the whole image."""
+        best = described["places"][0]
+        return {best["region"] - 1: f"{text}  {best['probability']:.0%}"} if best["region"] else {}
 
 
 def _check_detections(config) -> None:
@@ -70,37 +225,6 @@ def _check_detections(config) -> None:
             f"{d.images} in {d.data_dir} has no detections: build it with --proposals, or choose among annotations "
             "(config.data.train_boxes=gt, config.data.eval_boxes=gt)"
         )
-
-
-def batch_shapes(config) -> Batch:
-    layout = ExpressionLayout.of(config, usual_orientation(config))
-    rows = layout.max_regions + 1
-    shapes = sequence_shapes(1, layout.sequence_length) | image_shapes(layout)
-    shapes |= dict.fromkeys(("region_targets", "region_hits"), ((rows,), bool)) | dict(text_cut=((), bool))
-    return tables.batch_shapes(config, shapes | dict(region_positions=((1, rows), np.int32)))
-
-
-def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
-    return tables.train_batches(config, _maker, start_step, process_index, process_count)
-
-
-def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
-    return {"expressions": tables.eval_batches(config, _maker, process_index, process_count)}
-
-
-# --- Losses and scores ----------------------------------------------------------------------------------------------
-
-
-def active_losses(config, step: int) -> tuple[str, ...]:
-    return ("region",)
-
-
-def loss_weights(config) -> dict[str, float]:
-    return {"region": 1.0}
-
-
-def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
-    return {"region": jnp.maximum(batch.region_mask.sum().astype(jnp.float32), 1.0)}
 
 
 def appearance_of(model: RefCOCOModel, batch: Batch, blind: bool) -> Float[Array, "b r g"]:
@@ -115,39 +239,33 @@ def region_logits(model: RefCOCOModel, batch: Batch, appearance, key=None) -> Fl
     """-inf where there is no region; officially padding can be chosen."""
     key_project, key_encode = split_keys(key, 2)
     states = model.encode(batch, model.region_states(batch, appearance, key_project), key_encode)
-    logits = model.region_logits(states, batch.region_positions[:, 0])
+    logits = model.region_logits(states, batch.targets.region_positions[:, 0])
     return jnp.where(batch.region_mask, logits, -jnp.inf)
 
 
 def region_losses(logits: Float[Array, "b r"], batch: Batch) -> Float[Array, "b r"]:
     """Of each region against whether it is what is meant; anything where there is no region."""
-    return binary_cross_entropy(jnp.where(batch.region_mask, logits, 0), batch.region_targets)
+    return binary_cross_entropy(jnp.where(batch.region_mask, logits, 0), batch.targets.region_targets)
 
 
 def choice_accuracy(logits: Float[Array, "b r"], batch: Batch) -> tuple[Array, Array]:
     """Whether the best region is a hit, as (sum, count)."""
     chosen = logits.argmax(-1)[:, None]
-    return counted(jnp.take_along_axis(batch.region_hits, chosen, axis=1)[:, 0], batch.region_mask.any(1))
+    return counted(jnp.take_along_axis(batch.targets.region_hits, chosen, axis=1)[:, 0], batch.region_mask.any(1))
 
 
 def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Array, Array]]:
     """Of the choice, and of the regions one by one (official RefAcc, ClsAcc, ClsPosAcc, ClsPosFrac)."""
-    correct = (logits > 0) == batch.region_targets
+    correct = (logits > 0) == batch.targets.region_targets
     return dict(
         refcoco_accuracy=choice_accuracy(logits, batch),
         region_accuracy=counted(correct, batch.region_mask),
-        positive_region_accuracy=counted(correct, batch.region_targets),
-        positive_region_fraction=counted(batch.region_targets, batch.region_mask),
+        positive_region_accuracy=counted(correct, batch.targets.region_targets),
+        positive_region_fraction=counted(batch.targets.region_targets, batch.region_mask),
     )
 
 
-def loss_sums(model: RefCOCOModel, batch: Batch, key, config, names):
-    logits = region_logits(model, batch, appearance_of(model, batch, config.blind), key)
-    loss, _ = counted(region_losses(logits, batch), batch.region_mask)
-    return {"region": loss}, accuracies(logits, batch)
-
-
-def twin_logits(model: RefCOCOModel, batch: Batch, config) -> dict[str, Float[Array, "b r"]]:
+def baseline_logits(model: RefCOCOModel, batch: Batch, config) -> dict[str, Float[Array, "b r"]]:
     """As trained (""), blind, wordless. Blind knows the words and where the regions are, not what they look like;
     wordless sees all, and every word is masked: what stands out is often meant."""
     seen = appearance_of(model, batch, config.blind)
@@ -156,59 +274,3 @@ def twin_logits(model: RefCOCOModel, batch: Batch, config) -> dict[str, Float[Ar
         "_blind": region_logits(model, batch, jnp.zeros_like(seen)),
         "_wordless": region_logits(model, without_words(batch, *masking_ids(config)), seen),
     }
-
-
-def score(model: RefCOCOModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
-    """Accuracy of the chosen region, of the twins' choices, of any region (`chance`) and of the best (`possible`)."""
-    twins, real = twin_logits(model, batch, config), batch.region_mask.any(1)
-    any_region = batch.region_hits.sum(1) / jnp.maximum(batch.region_mask.sum(1), 1)
-    choices = {f"refcoco_accuracy{twin}": choice_accuracy(logits, batch) for twin, logits in twins.items()}
-    return accuracies(twins[""], batch) | choices | dict(
-        refcoco_accuracy_chance=counted(any_region, real),
-        refcoco_accuracy_possible=counted(batch.region_hits.any(1), real),
-        region_loss=counted(region_losses(twins[""], batch), batch.region_mask),
-        text_cut=counted(batch.text_cut, real),
-    )
-
-
-# --- Predictions ----------------------------------------------------------------------------------------------------
-
-
-def predict(model: RefCOCOModel, batch: Batch, config) -> dict[str, Array]:
-    """The rows of the best regions and their probabilities of being meant, [b, 5]; 0 where there are fewer."""
-    logits = region_logits(model, batch, appearance_of(model, batch, config.blind))
-    best, region = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
-    return dict(region=region, probability=jax.nn.sigmoid(best))
-
-
-def conclude(directory: Path, predictions: dict, config) -> dict[str, float]:
-    """Writes SPLIT.json, official form with `sent_id` besides, in the official order within a split (`testA+testB` are
-    mixed); with annotations among the regions, returns the share of expressions whose very annotation was chosen
-    (MAttNet's rule, stricter than the official one)."""
-    rows, d = predictions[""], config.data
-    split, found, exact = Split(config, d.eval_split), [], []
-    for number, (region, *_) in zip(rows["index"], rows["region"], strict=True):
-        record = split[int(number)]
-        box = original_boxes(record, d.eval_boxes, tuple(d.image_scale))[region]
-        found.append((int(record["index"]), int(record["ref_id"]), int(record["sent_id"]), box.tolist()))
-        exact.append(int(region) == meant_row(record, d.eval_boxes))
-    official = [dict(ref_id=ref_id, sent_id=sent_id, box=box) for _, ref_id, sent_id, box in sorted(found)]
-    (directory / f"{d.eval_split}.json").write_text(json.dumps(official))
-    return {} if d.eval_boxes == "detected" or not exact else dict(refcoco_identity_accuracy=float(np.mean(exact)))
-
-
-def write_report(directory, model: RefCOCOModel, config, history: list[dict]) -> None:
-    """The run's page for people, `directory`/index.html."""
-
-    def card(record: dict, picture: dict, row: dict) -> report.Card:
-        right = hits(record, config.data.eval_boxes, tuple(config.data.image_scale))
-        answers = [
-            report.Answer(f"region {i}" if i else "the whole image", float(p), float(right[i]))
-            for i, p in zip(row["region"], row["probability"], strict=True)
-            if i < len(picture["boxes"])
-        ]
-        meant = ", ".join(map(str, np.flatnonzero(right))) or "none of the regions"
-        return report.Card(**picture, question=record["expression"], answers=answers, title=f"meant: {meant}")
-
-    title = "VL-BERT on referring expressions"
-    write_choices(directory, title, model, config, history, _maker, predict, card)

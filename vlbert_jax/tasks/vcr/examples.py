@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from vlbert_jax.data.examples import Example, ImageLayout, image_fields
+from vlbert_jax.batch import Example
+from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.data.packing import pack, padded
 from vlbert_jax.data.tokenizer import Tokenizer
 
@@ -232,7 +233,7 @@ def on_rois(shapes: UInt8[np.ndarray, "k g g"], size: int, flip: bool) -> Float3
 REGION = re.compile(r"(\[\d+(?:\s*,\s*\d+)*\])")  # [1] or [1,2]: how VCR's texts name regions
 
 
-def vcr_fields(question: str, choices: Sequence[str], labels: Sequence[str]) -> dict:
+def record_of_text(question: str, choices: Sequence[str], labels: Sequence[str]) -> dict:
     """The record of a VCR question whose regions nobody has outlined. Raises ValueError for a region there is not."""
 
     def tagged(text: str) -> str:

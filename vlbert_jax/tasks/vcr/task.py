@@ -1,7 +1,7 @@
 """Visual commonsense reasoning: four sequences, one per choice, share an image (paper, section 4.1).
 
-`config.subtask`: q2a chooses the answer, qa2r the rationale with the right answer given. The two are trained apart;
-evaluation joins them where `config.companion` names the weights of the other.
+`config.subtask`: q2a chooses the answer, qa2r the rationale with the right answer given. The two are
+trained separately; evaluation joins them where `config.companion` names the weights of the other.
 """
 
 import copy
@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -18,24 +18,40 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vlbert_jax.batch import Batch
-from vlbert_jax.data import tables
-from vlbert_jax.data.examples import Example, image_shapes, usual_orientation
+from vlbert_jax.batch import Arrays, Batch, Example, Shapes, padding
+from vlbert_jax.data.examples import image_shapes, orientation_of, usual_orientation
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.config import model_options
 from vlbert_jax.model.layers import PredictionHead, dense, dropout, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
-from vlbert_jax.model.visual_linguistic import region_head_is_frozen as is_frozen
-from vlbert_jax.tasks.base import is_idle
+from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
-from vlbert_jax.tasks.report import write_report as write_choices
-from vlbert_jax.tasks.vcr.examples import SUBTASKS, ChoiceLayout, choice_example, first_name, object_names, readable
+from vlbert_jax.tasks.vcr.examples import (
+    REGION,
+    SUBTASKS,
+    ChoiceLayout,
+    choice_example,
+    first_name,
+    object_names,
+    readable,
+    record_of_text,
+)
 from vlbert_jax.visualization import report
 
 log = logging.getLogger(__name__)
-__all__ = ["is_frozen", "is_idle"]  # parts of the task protocol that live elsewhere
+CHOICE_COUNTS = (2, 4, 8, 16)  # numbers of sequences that a user's choices are filled up to
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VCRTargets(Arrays):
+    """What a question with its choices is trained and scored on."""
+
+    region_positions: Int[Array | np.ndarray, "b n r"] | None = padding(0, default=None)  # elements of the regions
+    region_classes: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)  # class of each region; -1 = none
+    choice: Int[Array | np.ndarray, "b"] | None = padding(-1, default=None)  # the right sequence; -1 = unknown
+    text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # a text was cut
 
 
 class VCRModel(VisualLinguisticModel):
@@ -57,221 +73,159 @@ class VCRModel(VisualLinguisticModel):
     def object_logits(
         self, states: Float[Array, "b n s d"], positions: Int[Array, "b n r"]
     ) -> Float[Array, "b n r c"]:
-        """`positions` are those of the regions in their sequences."""
+        """Return a logit per object class; `positions` are those of the regions in their sequences."""
         return self.object_head(gather_positions(states, positions))
 
 
-def build_model(config, rngs: nnx.Rngs) -> VCRModel:
-    """The model of a config; config.model.num_object_classes counts the background too."""
-    return VCRModel(*model_options(config), config.model.num_object_classes, rngs)
+class VCR(TextImageTask):
+    """Choosing the answer to a question, or the rationale of an answer."""
 
+    name = "vcr"
+    targets = VCRTargets
+    subset = "questions"
 
-def prepare(model: VCRModel, config, filled: set[tuple]) -> None:
-    """The layer that scores a choice starts as the official one does."""
-    if ("choice_head", "kernel") not in filled:
-        xavier_init(model.choice_head.kernel, config.seed)
-    if ("vlbert", "pooler", "kernel") not in filled and filled:
-        log.warning("the layer behind [CLS] is new: pre-training has none, officially it is BERT's (config.init.bert)")
+    # --- Training -----------------------------------------------------------------------------------
 
+    def build_model(self, config, rngs: nnx.Rngs) -> VCRModel:
+        """Return the model of a config; config.model.num_object_classes includes the background."""
+        return VCRModel(*model_options(config), config.model.num_object_classes, rngs)
 
-# --- Examples -------------------------------------------------------------------------------------------------------
+    def initialize_heads(self, model: VCRModel, config, loaded: set[tuple]) -> None:
+        """Initialize the layer that scores a choice as the official code does."""
+        if ("choice_head", "kernel") not in loaded:
+            xavier_init(model.choice_head.kernel, config.seed)
+        if ("vlbert", "pooler", "kernel") not in loaded and loaded:
+            log.warning(
+                "The pooler after [CLS] is new: pre-training has none. The official code takes that of BERT: set "
+                "config.init.bert."
+            )
 
+    def example_maker(self, config, orientation: str, train: bool) -> Callable[[dict, bool], Example]:
+        """Return the function that makes the example of a question with its choices."""
+        tokenizer, layout = tokenizer_of(config), ChoiceLayout.of(config, orientation, train)
 
-def _maker(config, orientation: str, train: bool):
-    tokenizer, layout = tokenizer_of(config), ChoiceLayout.of(config, orientation, train)
+        def make(record: dict, flip: bool) -> Example:
+            example = choice_example(record, flip, tokenizer, layout)
+            if train and example["choice"] < 0:
+                raise ValueError(
+                    f"{record['annot_id']} has no label to learn from: choose another config.data.train_split."
+                )
+            return example
 
-    def make(record: dict, flip: bool) -> Example:
-        example = choice_example(record, flip, tokenizer, layout)
-        if train and example["choice"] < 0:
-            raise ValueError(f"{record['annot_id']} has no label to learn from: see config.data.train_split")
-        return example
+        return make
 
-    return make
+    def example_shapes(self, config) -> Shapes:
+        """Return shapes and dtypes of an example of most batches."""
+        layout = ChoiceLayout.of(config, usual_orientation(config))
+        n, rows, size = 4, layout.max_regions + 1, layout.roi_size
+        return sequence_shapes(n, layout.sequence_length) | image_shapes(layout) | dict(
+            region_positions=((n, rows), np.int32),
+            region_shapes=((rows, size, size), np.float32),
+            region_classes=((rows,), np.int32),
+            choice=((), np.int32),
+            text_cut=((), bool),
+        )
 
+    def active_losses(self, config, step: int) -> tuple[str, ...]:
+        """Return the losses; objects are not classified without the image."""
+        return ("choice", "object") if config.losses.object and not config.blind else ("choice",)
 
-def batch_shapes(config) -> Batch:
-    layout = ChoiceLayout.of(config, usual_orientation(config))
-    n, rows, size = 4, layout.max_regions + 1, layout.roi_size
-    shapes = sequence_shapes(n, layout.sequence_length) | image_shapes(layout) | dict(
-        region_positions=((n, rows), np.int32),
-        region_shapes=((rows, size, size), np.float32),
-        region_classes=((rows,), np.int32),
-        choice=((), np.int32),
-        text_cut=((), bool),
-    )
-    return tables.batch_shapes(config, shapes)
+    def loss_weights(self, config) -> dict[str, float]:
+        """Return the weight of each loss."""
+        return {"choice": 1.0, "object": config.losses.object}
 
+    def loss_counts(self, batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
+        """Return the number of questions, and of regions in all sequences."""
+        targets = {"choice": batch.targets.choice >= 0, "object": _objects(batch)}
+        return {name: jnp.maximum(targets[name].sum().astype(jnp.float32), 1.0) for name in names}
 
-def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
-    return tables.train_batches(config, _maker, start_step, process_index, process_count)
+    def loss_sums(self, model: VCRModel, batch: Batch, key, config, names):
+        """Return the summed losses and the training accuracies."""
+        key_states, key_head = split_keys(key, 2)
+        states = _states(model, batch, config, key_states)
+        logits, known = model.choice_logits(states, key_head), batch.targets.choice >= 0
+        sums = {"choice": counted(_choice_losses(logits, batch, config), known)[0]}
+        metrics = {"vcr_accuracy": counted(logits.argmax(-1) == batch.targets.choice, known)}
+        if "object" in names:
+            losses, hits = _object_losses(model, states, batch)
+            sums["object"] = counted(losses, _objects(batch))[0]
+            metrics["object_accuracy"] = counted(hits, _objects(batch))
+        return sums, metrics
 
+    def score(self, model: VCRModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+        """Return losses and accuracies; `vcr_accuracy_blind` is that of the same weights on the text alone."""
+        states, known = _states(model, batch, config), batch.targets.choice >= 0
+        logits = model.choice_logits(states)
+        metrics = dict(
+            vcr_accuracy=counted(logits.argmax(-1) == batch.targets.choice, known),
+            choice_loss=counted(_choice_losses(logits, batch, config), known),
+            text_cut=counted(batch.targets.text_cut, batch.element_mask.any((1, 2))),
+        )
+        if not config.blind:
+            blind = model.choice_logits(model.encode(without_image(batch, config.model.encoder.vocab_size), None))
+            metrics["vcr_accuracy_blind"] = counted(blind.argmax(-1) == batch.targets.choice, known)
+        if "object" in self.active_losses(config, 0):
+            losses, hits = _object_losses(model, states, batch)
+            metrics["object_loss"] = counted(losses, _objects(batch))
+            metrics["object_accuracy"] = counted(hits, _objects(batch))
+        return metrics
 
-def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
-    return {"questions": tables.eval_batches(config, _maker, process_index, process_count)}
+    # --- Evaluation ---------------------------------------------------------------------------------
 
+    def companions(self, config) -> dict:
+        """Return the run of the other subtask, with the weights that `config.companion` names.
 
-# --- Losses and scores ----------------------------------------------------------------------------------------------
+        Raises:
+            ValueError: The weights are those of a workdir of the same subtask.
+        """
+        if not config.companion:
+            return {}
+        other = copy.deepcopy(config)
+        other.subtask = SUBTASKS[1 - SUBTASKS.index(config.subtask)]
+        about = Path(config.companion) / "config.json"
+        if about.is_file() and json.loads(about.read_text()).get("subtask") == config.subtask:
+            raise ValueError(
+                f"config.companion: {config.companion} is a run of {config.subtask}; it must be one of {other.subtask}."
+            )
+        other.companion = ""
+        other.init.update(dict(bert="", resnet="", checkpoint=config.companion))
+        return {other.subtask: other}
 
+    def predict(self, model: VCRModel, batch: Batch, config) -> dict[str, Array]:
+        """Return the scores of the choices, [b, 4].
 
-def active_losses(config, step: int) -> tuple[str, ...]:
-    return ("choice", "object") if config.losses.object and not config.blind else ("choice",)
+        For QA2R without labels they are [b, 16]: the rationales with answer 0, with answer 1, ...
+        """
+        return dict(logits=model.choice_logits(_states(model, batch, config)))
 
+    def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
+        """Write SPLIT_SUBTASK.csv; with a companion, write SPLIT.csv (leaderboard), return the joint accuracy."""
+        split = config.data.eval_split
+        records = Split(config, split).texts
+        rows = {name or config.subtask: table for name, table in predictions.items()}
+        index = rows[config.subtask]["index"]
+        if any(not np.array_equal(table["index"], index) for table in rows.values()):
+            raise ValueError("The run and its companion were not evaluated on the same questions.")
+        texts = [records[int(number)] for number in index]
+        order = np.argsort([text["index"] for text in texts], kind="stable")  # as in the file, orientations mixed
+        texts = [texts[i] for i in order]
+        logits = {name: np.asarray(table["logits"])[order] for name, table in rows.items()}
+        name = split if len(logits) == len(SUBTASKS) else f"{split}_{config.subtask}"
+        tables = {subtask: probabilities(scores) for subtask, scores in logits.items()}
+        write_table(directory / f"{name}.csv", [text["annot_id"] for text in texts], tables)
+        fields = {"q2a": "answer_label", "qa2r": "rationale_label"}
+        labels = {subtask: np.array([text[field] for text in texts]) for subtask, field in fields.items()}
+        if len(logits) < len(SUBTASKS) or any((values < 0).any() for values in labels.values()):
+            return {}
+        return accuracies(logits, labels)
 
-def loss_weights(config) -> dict[str, float]:
-    return {"choice": 1.0, "object": config.losses.object}
+    def report_title(self, config) -> str:
+        """Return the heading of the report."""
+        title = {"q2a": "question to answer", "qa2r": "question and answer to rationale"}[config.subtask]
+        return f"Visual commonsense reasoning: {title}"
 
-
-def _objects(batch: Batch) -> Bool[Array, "b n r"]:
-    """The regions of all sequences, the whole image too."""
-    real = batch.region_mask & (batch.region_classes >= 0)
-    return jnp.broadcast_to(real[:, None], batch.region_positions.shape)
-
-
-def _states(model: VCRModel, batch: Batch, config, key=None) -> Float[Array, "b n s d"]:
-    key_project, key_encode = split_keys(key, 2)
-    return model.states(batch, key_project, key_encode, config.blind)
-
-
-def _choice_losses(logits: Float[Array, "b n"], batch: Batch, config) -> Float[Array, " b"]:
-    """The mean over the choices of a sigmoid's loss for each (official), or the cross-entropy of the right (paper)."""
-    right = jnp.maximum(batch.choice, 0)
-    if config.losses.choice == "sigmoid":
-        return binary_cross_entropy(logits, jax.nn.one_hot(right, logits.shape[1])).mean(-1)
-    if config.losses.choice == "softmax":
-        return cross_entropy(logits, right)
-    raise ValueError(f"config.losses.choice is {config.losses.choice!r}, not one of sigmoid, softmax")
-
-
-def _object_losses(model: VCRModel, states: Float[Array, "b n s d"], batch: Batch):
-    """(cross-entropy, whether the class is right) of every region in every sequence, [b n r] each."""
-    logits = model.object_logits(states, batch.region_positions)
-    classes = jnp.broadcast_to(jnp.maximum(batch.region_classes, 0)[:, None], batch.region_positions.shape)
-    return cross_entropy(logits, classes), logits.argmax(-1) == classes
-
-
-def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
-    targets = {"choice": batch.choice >= 0, "object": _objects(batch)}
-    return {name: jnp.maximum(targets[name].sum().astype(jnp.float32), 1.0) for name in names}
-
-
-def loss_sums(model: VCRModel, batch: Batch, key, config, names):
-    key_states, key_head = split_keys(key, 2)
-    states = _states(model, batch, config, key_states)
-    logits, known = model.choice_logits(states, key_head), batch.choice >= 0
-    sums = {"choice": counted(_choice_losses(logits, batch, config), known)[0]}
-    metrics = {"vcr_accuracy": counted(logits.argmax(-1) == batch.choice, known)}
-    if "object" in names:
-        losses, hits = _object_losses(model, states, batch)
-        sums["object"] = counted(losses, _objects(batch))[0]
-        metrics["object_accuracy"] = counted(hits, _objects(batch))
-    return sums, metrics
-
-
-def score(model: VCRModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
-    """Losses and accuracies; `vcr_accuracy_blind` is what the same weights choose from the text alone."""
-    states, known = _states(model, batch, config), batch.choice >= 0
-    logits = model.choice_logits(states)
-    metrics = dict(
-        vcr_accuracy=counted(logits.argmax(-1) == batch.choice, known),
-        choice_loss=counted(_choice_losses(logits, batch, config), known),
-        text_cut=counted(batch.text_cut, batch.element_mask.any((1, 2))),
-    )
-    if not config.blind:
-        blind = model.choice_logits(model.encode(without_image(batch, config.model.encoder.vocab_size), None))
-        metrics["vcr_accuracy_blind"] = counted(blind.argmax(-1) == batch.choice, known)
-    if "object" in active_losses(config, 0):
-        losses, hits = _object_losses(model, states, batch)
-        metrics["object_loss"] = counted(losses, _objects(batch))
-        metrics["object_accuracy"] = counted(hits, _objects(batch))
-    return metrics
-
-
-# --- Predictions ----------------------------------------------------------------------------------------------------
-
-
-def companions(config) -> dict:
-    """The run of the other subtask, with the weights that `config.companion` names; none where it is empty.
-
-    Raises ValueError where these are of a workdir of the same subtask: weights alone would not tell.
-    """
-    if not config.companion:
-        return {}
-    other = copy.deepcopy(config)
-    other.subtask = SUBTASKS[1 - SUBTASKS.index(config.subtask)]
-    about = Path(config.companion) / "config.json"
-    if about.is_file() and json.loads(about.read_text()).get("subtask") == config.subtask:
-        raise ValueError(f"config.companion: {config.companion} is a run of {config.subtask}, not of {other.subtask}")
-    other.companion = ""
-    other.init.update(dict(bert="", resnet="", checkpoint=config.companion))
-    return {other.subtask: other}
-
-
-def predict(model: VCRModel, batch: Batch, config) -> dict[str, Array]:
-    """The choices' scores [b, 4]; of QA2R without labels [b, 16]: the rationales with answer 0, with answer 1, ..."""
-    return dict(logits=model.choice_logits(_states(model, batch, config)))
-
-
-def probabilities(logits: Float[np.ndarray, "q n"]) -> Float[np.ndarray, "q n"]:
-    """Softmax over each four choices: what the leaderboard wants, and officially gets, whatever the loss."""
-    grouped = logits.reshape(len(logits), -1, 4).astype(np.float32)
-    powers = np.exp(grouped - grouped.max(-1, keepdims=True))
-    return (powers / powers.sum(-1, keepdims=True)).reshape(logits.shape)
-
-
-def columns(subtask: str, number: int) -> list[str]:
-    """Names of the leaderboard's columns; `rationale_j` is no column of it: the right answer was given."""
-    if subtask == "q2a":
-        return [f"answer_{i}" for i in range(4)]
-    if number == 4:
-        return [f"rationale_{j}" for j in range(4)]
-    return [f"rationale_conditioned_on_a{i}_{j}" for i in range(4) for j in range(4)]
-
-
-def write_table(path: Path, annot_ids: Iterable[str], tables: dict[str, Float[np.ndarray, "q n"]]) -> None:
-    """A row for each question: annot_id and the columns of each subtask, q2a first."""
-    ordered = {name: tables[name] for name in SUBTASKS if name in tables}
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["annot_id", *(c for name, table in ordered.items() for c in columns(name, table.shape[1]))])
-        for annot_id, *rows in zip(annot_ids, *ordered.values(), strict=True):
-            writer.writerow([annot_id, *(str(value) for row in rows for value in row)])
-
-
-def accuracies(
-    logits: dict[str, Float[np.ndarray, "q 4"]], labels: dict[str, Int[np.ndarray, " q"]]
-) -> dict[str, float]:
-    """`vcr_{q2a,qa2r}_accuracy`, and `vcr_q2ar_accuracy`: how often both choices are right."""
-    hits = {name: scores.argmax(1) == labels[name] for name, scores in logits.items()}
-    found = {f"vcr_{name}_accuracy": float(hit.mean()) for name, hit in hits.items()}
-    return found | dict(vcr_q2ar_accuracy=float(np.logical_and(*hits.values()).mean()))
-
-
-def conclude(directory: Path, predictions: dict, config) -> dict[str, float]:
-    """Writes SPLIT_SUBTASK.csv; with a companion SPLIT.csv, what the leaderboard takes, and the joint accuracy."""
-    split = config.data.eval_split
-    records = Split(config, split).texts
-    rows = {name or config.subtask: table for name, table in predictions.items()}
-    index = rows[config.subtask]["index"]
-    if any(not np.array_equal(table["index"], index) for table in rows.values()):
-        raise ValueError("the two runs were not evaluated on the same questions")
-    texts = [records[int(number)] for number in index]
-    order = np.argsort([text["index"] for text in texts], kind="stable")  # as in the file, orientations mixed
-    texts = [texts[i] for i in order]
-    logits = {name: np.asarray(table["logits"])[order] for name, table in rows.items()}
-    name = split if len(logits) == len(SUBTASKS) else f"{split}_{config.subtask}"
-    tables = {subtask: probabilities(scores) for subtask, scores in logits.items()}
-    write_table(directory / f"{name}.csv", [text["annot_id"] for text in texts], tables)
-    fields = {"q2a": "answer_label", "qa2r": "rationale_label"}
-    labels = {subtask: np.array([text[field] for text in texts]) for subtask, field in fields.items()}
-    if len(logits) < len(SUBTASKS) or any((values < 0).any() for values in labels.values()):
-        return {}
-    return accuracies(logits, labels)
-
-
-def write_report(directory, model: VCRModel, config, history: list[dict]) -> None:
-    """The run's page for people, `directory`/index.html."""
-
-    def card(record: dict, picture: dict, row: dict) -> report.Card | None:
+    def card(self, record: dict, shown: dict, row: dict, config) -> report.Card | None:
+        """Return the card of a question with the probability of each choice; None without a label."""
         if record["answer_label"] < 0 or record["rationale_label"] < 0:
             return None
         names = object_names(record["objects"], first_name(record["annot_id"]))
@@ -284,8 +238,136 @@ def write_report(directory, model: VCRModel, config, history: list[dict]) -> Non
         chances = probabilities(row["logits"][None])[0]
         ranked = np.argsort(-chances)
         answers = [report.Answer(readable(choices[i], names), float(chances[i]), float(i == label)) for i in ranked]
-        labels = ["", *names][: len(picture["boxes"])]
-        return report.Card(question=question, answers=answers, box_labels=labels, **picture)
+        labels = ["", *names][: len(shown["boxes"])]
+        return report.Card(question=question, answers=answers, box_labels=labels, **shown)
 
-    title = {"q2a": "question to answer", "qa2r": "question and answer to rationale"}[config.subtask]
-    write_choices(directory, f"Visual commonsense reasoning: {title}", model, config, history, _maker, predict, card)
+    # --- Weights ------------------------------------------------------------------------------------
+
+    official_names = {
+        "choice_head": "final_mlp.1",
+        "object_head/transform": "cnn_loss_reg.0.dense",
+        "object_head/classes": "cnn_loss_reg.2",
+    }
+    official_heads = ("final_mlp.", "cnn_loss_reg.")
+    official_prefix = "vlbert._module."
+    starts_from = {"vlbert.mvrc_head.transform.": "cnn_loss_reg.0."}
+    segments_from = {1: 0}  # `SEGMB_INIT` of the official code
+    defaults = {
+        "subtask": "q2a",
+        "data.max_regions": 59,
+        "data.sequence_length": 127,
+        "data.text_length": 64,
+        "data.image_scale": (600, 1200),
+        "losses.choice": "sigmoid",
+        "losses.object": 1.0,
+    }
+
+    def owns(self, names: set[str]) -> bool:
+        """Return whether these are weights for VCR: a score per choice, or the classes of the objects."""
+        return "final_mlp.1.weight" in names or "cnn_loss_reg.2.weight" in names
+
+    def config_from_weights(self, shapes) -> dict:
+        """Return the number of object classes; the pooler is initialized where the source has none."""
+        classes = shapes.get("cnn_loss_reg.2.weight", (81,))[0]
+        return {"model.num_object_classes": classes, "model.encoder.pooler": True}
+
+    # --- Answers to a user --------------------------------------------------------------------------
+
+    method = "choose"
+    takes_choices = True
+
+    def example_from_text(self, record: dict, text: str, choices: Sequence[str], config) -> Example:
+        """Return the example of a question with its choices.
+
+        [1] in a text names the first region, [1,2] two of them. Regions are whole boxes, without a
+        shape. Sequences are filled up to 2, 4, 8 or 16, so that few programs are compiled.
+        """
+        layout = dataclasses.replace(ChoiceLayout.of(config, orientation_of(record)), subtask="q2a")
+        count = next((n for n in CHOICE_COUNTS if n >= len(choices)), len(choices))
+        filled = [*choices, *[""] * (count - len(choices))]
+        asked = record | record_of_text(text, filled, record["labels"])
+        return choice_example(asked, False, tokenizer_of(config), layout)
+
+    def plain_text(self, text: str) -> str:
+        """Return a text without the names of regions, such as [1]."""
+        return REGION.sub(" ", text)
+
+    def decode(self, rows, boxes, choices, batch: Batch, config) -> list[Answer]:
+        """Return the choices in the order given; their probabilities sum to 1."""
+        chances = jax.device_get(jax.nn.softmax(rows["logits"][0, : len(choices)]))
+        return [Answer(choice, float(p)) for choice, p in zip(choices, chances, strict=True)]
+
+    def describe(self, answers: list[Answer]) -> dict:
+        """Return the choices as plain values, the most probable first."""
+        return {"answers": [answer_fields(a) for a in sorted(answers, key=lambda a: -a.probability)]}
+
+    def lines(self, described) -> list[str]:
+        """Return the choices in one line."""
+        return [answer_line(described["answers"])]
+
+
+def _objects(batch: Batch) -> Bool[Array, "b n r"]:
+    """Return which regions have a class, for every sequence; the whole image counts."""
+    real = batch.region_mask & (batch.targets.region_classes >= 0)
+    return jnp.broadcast_to(real[:, None], batch.targets.region_positions.shape)
+
+
+def _states(model: VCRModel, batch: Batch, config, key=None) -> Float[Array, "b n s d"]:
+    key_project, key_encode = split_keys(key, 2)
+    return model.states(batch, key_project, key_encode, config.blind)
+
+
+def _choice_losses(logits: Float[Array, "b n"], batch: Batch, config) -> Float[Array, " b"]:
+    """Return the mean binary loss over the choices (official code), or the cross-entropy of the right one (paper)."""
+    right = jnp.maximum(batch.targets.choice, 0)
+    if config.losses.choice == "sigmoid":
+        return binary_cross_entropy(logits, jax.nn.one_hot(right, logits.shape[1])).mean(-1)
+    if config.losses.choice == "softmax":
+        return cross_entropy(logits, right)
+    raise ValueError(f"config.losses.choice is {config.losses.choice!r}, it must be sigmoid or softmax.")
+
+
+def _object_losses(model: VCRModel, states: Float[Array, "b n s d"], batch: Batch):
+    """Return the cross-entropy and whether the class is right, [b n r] each, of every region in every sequence."""
+    logits = model.object_logits(states, batch.targets.region_positions)
+    classes = jnp.maximum(batch.targets.region_classes, 0)[:, None]
+    classes = jnp.broadcast_to(classes, batch.targets.region_positions.shape)
+    return cross_entropy(logits, classes), logits.argmax(-1) == classes
+
+
+def probabilities(logits: Float[np.ndarray, "q n"]) -> Float[np.ndarray, "q n"]:
+    """Return the softmax over each four choices, as the official code writes for the leaderboard with any loss."""
+    grouped = logits.reshape(len(logits), -1, 4).astype(np.float32)
+    powers = np.exp(grouped - grouped.max(-1, keepdims=True))
+    return (powers / powers.sum(-1, keepdims=True)).reshape(logits.shape)
+
+
+def columns(subtask: str, number: int) -> list[str]:
+    """Return the names of the leaderboard's columns.
+
+    `rationale_j` is not a column of the leaderboard: it is used where the right answer was given.
+    """
+    if subtask == "q2a":
+        return [f"answer_{i}" for i in range(4)]
+    if number == 4:
+        return [f"rationale_{j}" for j in range(4)]
+    return [f"rationale_conditioned_on_a{i}_{j}" for i in range(4) for j in range(4)]
+
+
+def write_table(path: Path, annot_ids: Iterable[str], tables: dict[str, Float[np.ndarray, "q n"]]) -> None:
+    """Write a row per question: annot_id, then the columns of each subtask, q2a first."""
+    ordered = {name: tables[name] for name in SUBTASKS if name in tables}
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["annot_id", *(c for name, table in ordered.items() for c in columns(name, table.shape[1]))])
+        for annot_id, *rows in zip(annot_ids, *ordered.values(), strict=True):
+            writer.writerow([annot_id, *(str(value) for row in rows for value in row)])
+
+
+def accuracies(
+    logits: dict[str, Float[np.ndarray, "q 4"]], labels: dict[str, Int[np.ndarray, " q"]]
+) -> dict[str, float]:
+    """Return `vcr_{q2a,qa2r}_accuracy`, and `vcr_q2ar_accuracy`: the share with both choices right."""
+    hits = {name: scores.argmax(1) == labels[name] for name, scores in logits.items()}
+    found = {f"vcr_{name}_accuracy": float(hit.mean()) for name, hit in hits.items()}
+    return found | dict(vcr_q2ar_accuracy=float(np.logical_and(*hits.values()).mean()))

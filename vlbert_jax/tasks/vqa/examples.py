@@ -6,7 +6,8 @@ import os
 
 import numpy as np
 
-from vlbert_jax.data.examples import Example, ImageLayout, image_fields
+from vlbert_jax.batch import Example
+from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.data.packing import pack
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
 from vlbert_jax.tasks.vqa import accuracy
@@ -40,7 +41,7 @@ class QuestionLayout(ImageLayout):
     sequence_length: int
 
     @classmethod
-    def of(cls, config, orientation: str = "landscape", train: bool = True) -> "Layout":
+    def of(cls, config, orientation: str = "landscape", train: bool = True) -> "QuestionLayout":
         """Raises ValueError where a sequence has no room for a question."""
         d = config.data
         if d.sequence_length < d.max_regions + 6:

@@ -1,39 +1,47 @@
-"""Visual question answering: the answer is read at a [MASK] behind the question (paper, section 4.2)."""
+"""Visual question answering: the answer is read at a [MASK] after the question (paper, section 4.2)."""
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from vlbert_jax.batch import Batch
-from vlbert_jax.data import tables
-from vlbert_jax.data.examples import Example, image_shapes, usual_orientation
+from vlbert_jax.batch import Arrays, Batch, Example, Shapes, padding
+from vlbert_jax.data.examples import image_shapes, orientation_of, usual_orientation
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.config import model_options
 from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
-from vlbert_jax.model.visual_linguistic import region_head_is_frozen as is_frozen
-from vlbert_jax.tasks.base import is_idle
+from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
-from vlbert_jax.tasks.report import write_report as write_answers
 from vlbert_jax.tasks.vqa.accuracy import answer_accuracy, soft_targets, summary
 from vlbert_jax.tasks.vqa.examples import QuestionLayout, answers_of, question_example
 from vlbert_jax.visualization import report
 
-__all__ = ["is_frozen", "is_idle"]  # parts of the task protocol that live elsewhere
-
 TOP = 5  # answers of a prediction
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class VQATargets(Arrays):
+    """What a question is trained and scored on."""
+
+    answer_positions: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # element of [MASK]
+    answer_targets: Float[Array | np.ndarray, "b a"] | None = padding(-1, default=None)  # scores; -1 = unknown
+    text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # the question was cut
+
+
 class VQAModel(VisualLinguisticModel):
-    """VL-BERT and the head over the answer vocabulary; the head's hidden layer starts as that of masked words."""
+    """VL-BERT and the head over the answer vocabulary.
+
+    The hidden layer of the head starts from that of the head for masked words.
+    """
 
     def __init__(self, encoder, fast_rcnn: dict, num_answers: int, rngs: nnx.Rngs):
         super().__init__(encoder, fast_rcnn, rngs)
@@ -42,159 +50,203 @@ class VQAModel(VisualLinguisticModel):
     def answer_logits(
         self, states: Float[Array, "b 1 s d"], positions: Int[Array, " b"], key=None
     ) -> Float[Array, "b answers"]:
-        """`positions` are those of [MASK]."""
+        """Return a logit per answer; `positions` are those of [MASK]."""
         return self.answer_head(gather_positions(states[:, 0], positions[:, None])[:, 0], key)
 
 
-def build_model(config, rngs: nnx.Rngs) -> VQAModel:
-    """The model of a config; config.model.num_answers is the size of the answer vocabulary."""
-    return VQAModel(*model_options(config), config.model.num_answers, rngs)
+class VQA(TextImageTask):
+    """Visual question answering over a vocabulary of answers."""
 
+    name = "vqa"
+    targets = VQATargets
+    subset = "questions"
 
-def prepare(model: VQAModel, config, filled: set[tuple]) -> None:
-    """The last layer starts as the mean embedding of each answer's word pieces (official behaviour)."""
-    if ("answer_head", "classes", "kernel") in filled:
-        return
-    tokenizer = tokenizer_of(config)
-    pieces = [sum(tokenizer.words(answer), []) for answer in answers_of(config).entries]
-    owner = np.repeat(np.arange(len(pieces)), [len(ids) for ids in pieces])
-    words = model.vlbert.token_embeddings[...][np.concatenate(pieces).astype(np.int32)]
-    means = jax.ops.segment_sum(words, owner, len(pieces)) / np.maximum([[len(ids)] for ids in pieces], 1)
-    model.answer_head.classes.kernel.set_value(means.T)
-    model.answer_head.classes.bias.set_value(jnp.zeros(len(pieces)))
+    # --- Training -----------------------------------------------------------------------------------
 
+    def build_model(self, config, rngs: nnx.Rngs) -> VQAModel:
+        """Return the model of a config; config.model.num_answers is the size of the answer vocabulary."""
+        return VQAModel(*model_options(config), config.model.num_answers, rngs)
 
-def _maker(config, orientation: str, train: bool):
-    tokenizer, answers = tokenizer_of(config), answers_of(config)
-    layout = QuestionLayout.of(config, orientation, train)
+    def initialize_heads(self, model: VQAModel, config, loaded: set[tuple]) -> None:
+        """Start the last layer from the mean token embedding of each answer (official code)."""
+        if ("answer_head", "classes", "kernel") in loaded:
+            return
+        tokenizer = tokenizer_of(config)
+        tokens = [sum(tokenizer.words(answer), []) for answer in answers_of(config).entries]
+        owner = np.repeat(np.arange(len(tokens)), [len(ids) for ids in tokens])
+        words = model.vlbert.token_embeddings[...][np.concatenate(tokens).astype(np.int32)]
+        means = jax.ops.segment_sum(words, owner, len(tokens)) / np.maximum([[len(ids)] for ids in tokens], 1)
+        model.answer_head.classes.kernel.set_value(means.T)
+        model.answer_head.classes.bias.set_value(jnp.zeros(len(tokens)))
 
-    def make(record: dict, flip: bool) -> Example:
-        if train and not record["answers"]:
-            what = f"question {record['question_id']} of {config.data.train_split}"
-            raise ValueError(f"{what} has no answers to learn from: see config.data.train_split")
-        return question_example(record, flip, tokenizer, layout, answers)
+    def example_maker(self, config, orientation: str, train: bool) -> Callable[[dict, bool], Example]:
+        """Return the function that makes the example of a question."""
+        tokenizer, answers = tokenizer_of(config), answers_of(config)
+        layout = QuestionLayout.of(config, orientation, train)
 
-    return make
+        def make(record: dict, flip: bool) -> Example:
+            if train and not record["answers"]:
+                raise ValueError(
+                    f"Question {record['question_id']} of {config.data.train_split} has no answers to learn from: "
+                    "choose another config.data.train_split."
+                )
+            return question_example(record, flip, tokenizer, layout, answers)
 
+        return make
 
-def batch_shapes(config) -> Batch:
-    layout = QuestionLayout.of(config, usual_orientation(config))
-    shapes = sequence_shapes(1, layout.sequence_length) | image_shapes(layout)
-    shapes |= dict(answer_positions=((), np.int32), text_cut=((), bool))
-    return tables.batch_shapes(config, shapes | dict(answer_targets=((config.model.num_answers,), np.float32)))
+    def example_shapes(self, config) -> Shapes:
+        """Return shapes and dtypes of an example of most batches."""
+        layout = QuestionLayout.of(config, usual_orientation(config))
+        shapes = sequence_shapes(1, layout.sequence_length) | image_shapes(layout)
+        shapes |= dict(answer_positions=((), np.int32), text_cut=((), bool))
+        return shapes | dict(answer_targets=((config.model.num_answers,), np.float32))
 
+    def loss_weights(self, config) -> dict[str, float]:
+        """Return the weight of the one loss."""
+        return {"answer": 1.0}
 
-def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
-    return tables.train_batches(config, _maker, start_step, process_index, process_count)
+    def loss_counts(self, batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
+        """Return the number of questions that count."""
+        return {"answer": jnp.maximum(_counted_questions(batch, config).sum().astype(jnp.float32), 1.0)}
 
+    def loss_sums(self, model: VQAModel, batch: Batch, key, config, names):
+        """Return the summed loss and the training accuracy."""
+        logits, known = _logits(model, batch, config, key), _known(batch)
+        hits = counted(accuracy(logits, batch), known)
+        losses = counted(_losses(logits, batch, config), _counted_questions(batch, config))
+        return {"answer": losses[0]}, {"vqa_accuracy": hits}
 
-def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
-    return {"questions": tables.eval_batches(config, _maker, process_index, process_count)}
+    def score(self, model: VQAModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+        """Return accuracy, loss, and the share of questions that were cut."""
+        logits, known = _logits(model, batch, config), _known(batch)
+        return dict(
+            vqa_accuracy=counted(accuracy(logits, batch), known),
+            answer_loss=counted(_losses(logits, batch, config), _counted_questions(batch, config)),
+            text_cut=counted(batch.targets.text_cut, batch.element_mask.any((1, 2))),
+        )
 
+    # --- Evaluation ---------------------------------------------------------------------------------
 
-# --- Losses and scores ----------------------------------------------------------------------------------------------
+    def predict(self, model: VQAModel, batch: Batch, config) -> dict[str, Array]:
+        """Return the best answers and their probabilities, [b, 5]."""
+        logits = _logits(model, batch, config)
+        probabilities = jax.nn.sigmoid(logits) if config.losses.answer == "sigmoid" else jax.nn.softmax(logits)
+        probability, answer = jax.lax.top_k(probabilities, min(TOP, logits.shape[-1]))
+        return dict(answer=answer, probability=probability)
 
+    def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
+        """Write SPLIT.json in the format of EvalAI; with annotations, return the official accuracies as fractions."""
+        rows, answers = predictions[""], answers_of(config)
+        records = Split(config, config.data.eval_split).texts
+        submission, accuracies, types = [], [], []
+        for index, (best, *_) in zip(rows["index"], rows["answer"], strict=True):
+            record = records[int(index)]
+            submission.append(dict(question_id=int(record["question_id"]), answer=answers.entries[best]))
+            if record["answers"]:
+                accuracies.append(answer_accuracy(answers.entries[best], record["answers"]))
+                types.append(record["answer_type"])
+        (directory / f"{config.data.eval_split}.json").write_text(json.dumps(submission))
+        if not accuracies:
+            return {}
+        official = summary(accuracies, types)
+        scores = {"vqa_official_accuracy": official["overall"]}
+        for name, value in official["perAnswerType"].items():
+            scores[f"vqa_official_accuracy_{name.replace('/', '_')}"] = value
+        return {name: value / 100 for name, value in scores.items()}
 
-def active_losses(config, step: int) -> tuple[str, ...]:
-    return ("answer",)
+    def report_title(self, config) -> str:
+        """Return the heading of the report."""
+        return "Visual question answering"
 
-
-def loss_weights(config) -> dict[str, float]:
-    return {"answer": 1.0}
-
-
-def _known(batch: Batch) -> Array:
-    """Bool [b]: examples with answers to compare with."""
-    return batch.element_mask.any((1, 2)) & (batch.answer_targets[:, 0] >= 0)
-
-
-def _logits(model: VQAModel, batch: Batch, config, key=None) -> Float[Array, "b answers"]:
-    key_project, key_encode, key_head = split_keys(key, 3)
-    states = model.states(batch, key_project, key_encode, config.blind)
-    return model.answer_logits(states, batch.answer_positions, key_head)
-
-
-def _targets(batch: Batch, config) -> Array:
-    """Bool [b]: examples that count in the loss; with a softmax one of the answers has to be in the vocabulary."""
-    known = _known(batch)
-    return known & (batch.answer_targets.max(-1) > 0) if config.losses.answer == "softmax" else known
-
-
-def _losses(logits: Float[Array, "b answers"], batch: Batch, config) -> Float[Array, " b"]:
-    """Summed over the vocabulary (official), or the cross-entropy of the best answer (paper)."""
-    if config.losses.answer == "sigmoid":
-        return binary_cross_entropy(logits, batch.answer_targets).sum(-1)
-    if config.losses.answer == "softmax":
-        return cross_entropy(logits, batch.answer_targets.argmax(-1))
-    raise ValueError(f"config.losses.answer is {config.losses.answer!r}, not one of sigmoid, softmax")
-
-
-def accuracy(logits: Float[Array, "b answers"], batch: Batch) -> Float[Array, " b"]:
-    """The score of the best answer (official SoftAcc)."""
-    return jnp.take_along_axis(batch.answer_targets, logits.argmax(-1)[:, None], axis=1)[:, 0]
-
-
-def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
-    return {"answer": jnp.maximum(_targets(batch, config).sum().astype(jnp.float32), 1.0)}
-
-
-def loss_sums(model: VQAModel, batch: Batch, key, config, names):
-    logits, known = _logits(model, batch, config, key), _known(batch)
-    hits = counted(accuracy(logits, batch), known)
-    losses = counted(_losses(logits, batch, config), _targets(batch, config))
-    return {"answer": losses[0]}, {"vqa_accuracy": hits}
-
-
-def score(model: VQAModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
-    logits, known = _logits(model, batch, config), _known(batch)
-    return dict(
-        vqa_accuracy=counted(accuracy(logits, batch), known),
-        answer_loss=counted(_losses(logits, batch, config), _targets(batch, config)),
-        text_cut=counted(batch.text_cut, batch.element_mask.any((1, 2))),
-    )
-
-
-# --- Predictions ----------------------------------------------------------------------------------------------------
-
-
-def predict(model: VQAModel, batch: Batch, config) -> dict[str, Array]:
-    """The best answers and their probabilities, [b, 5]."""
-    logits = _logits(model, batch, config)
-    probabilities = jax.nn.sigmoid(logits) if config.losses.answer == "sigmoid" else jax.nn.softmax(logits)
-    probability, answer = jax.lax.top_k(probabilities, min(TOP, logits.shape[-1]))
-    return dict(answer=answer, probability=probability)
-
-
-def conclude(directory: Path, predictions: dict, config) -> dict[str, float]:
-    """Writes SPLIT.json as EvalAI takes it; with annotations, returns the official accuracies as fractions."""
-    rows, answers = predictions[""], answers_of(config)
-    records = Split(config, config.data.eval_split).texts
-    submission, accuracies, types = [], [], []
-    for index, (best, *_) in zip(rows["index"], rows["answer"], strict=True):
-        record = records[int(index)]
-        submission.append(dict(question_id=int(record["question_id"]), answer=answers.entries[best]))
-        if record["answers"]:
-            accuracies.append(answer_accuracy(answers.entries[best], record["answers"]))
-            types.append(record["answer_type"])
-    path = directory / f"{config.data.eval_split}.json"
-    path.write_text(json.dumps(submission))
-    if not accuracies:
-        return {}
-    official = summary(accuracies, types)
-    by_type = {f"vqa_official_accuracy_{name.replace('/', '_')}": v for name, v in official["perAnswerType"].items()}
-    return {name: value / 100 for name, value in (dict(vqa_official_accuracy=official["overall"]) | by_type).items()}
-
-
-def write_report(directory, model: VQAModel, config, history: list[dict]) -> None:
-    """The run's page for people, `directory`/index.html."""
-    vocabulary = answers_of(config)
-
-    def card(record: dict, picture: dict, row: dict) -> report.Card:
+    def card(self, record: dict, shown: dict, row: dict, config) -> report.Card:
+        """Return the card of a question with the best answers and their official scores."""
+        vocabulary = answers_of(config)
         scores = soft_targets(record["answers"], vocabulary)
         answers = [
             report.Answer(vocabulary.entries[i], float(p), float(scores[i]))
             for i, p in zip(row["answer"], row["probability"], strict=True)
         ]
-        return report.Card(question=record["question"], answers=answers, **picture)
+        return report.Card(question=record["question"], answers=answers, **shown)
 
-    write_answers(directory, "Visual question answering", model, config, history, _maker, predict, card)
+    # --- Weights ------------------------------------------------------------------------------------
+
+    official_names = {
+        "answer_head/transform": "final_mlp.0.dense",
+        "answer_head/norm": "final_mlp.0.LayerNorm",
+        "answer_head/classes": "final_mlp.2",
+    }
+    official_heads = ("final_mlp.",)
+    starts_from = {"vlbert.mlm_head.predictions.transform.": "final_mlp.0."}
+    defaults = {
+        "data.max_regions": 100,
+        "data.sequence_length": 135,
+        "data.answers": "answers_vqa.txt",
+        "losses.answer": "sigmoid",
+    }
+
+    def owns(self, names: set[str]) -> bool:
+        """Return whether these are weights for VQA: the head has a norm."""
+        return "final_mlp.2.weight" in names and "final_mlp.0.LayerNorm.weight" in names
+
+    def config_from_weights(self, shapes) -> dict:
+        """Return the size of the answer vocabulary; that of the official recipe where the head is new."""
+        return {"model.num_answers": shapes.get("final_mlp.2.weight", (3129,))[0]}
+
+    # --- Answers to a user --------------------------------------------------------------------------
+
+    method = "answer"
+
+    def load_vocabularies(self, config) -> None:
+        """Load the answer vocabulary."""
+        answers_of(config)
+
+    def example_from_text(self, record: dict, text: str, choices: Sequence[str], config) -> Example:
+        """Return the example of a question without known answers."""
+        layout = QuestionLayout.of(config, orientation_of(record))
+        asked = record | dict(question=text, answers=[])
+        return question_example(asked, False, tokenizer_of(config), layout, answers_of(config))
+
+    def decode(self, rows, boxes, choices, batch: Batch, config) -> list[Answer]:
+        """Return the best answers; with a sigmoid per answer their probabilities do not sum to 1."""
+        entries = answers_of(config).entries
+        return [Answer(entries[i], float(p)) for i, p in zip(rows["answer"][0], rows["probability"][0], strict=True)]
+
+    def describe(self, answers: list[Answer]) -> dict:
+        """Return the answers as plain values."""
+        return {"answers": [answer_fields(answer) for answer in answers]}
+
+    def lines(self, described) -> list[str]:
+        """Return the answers in one line."""
+        return [answer_line(described["answers"])]
+
+
+def _known(batch: Batch) -> Bool[Array, " b"]:
+    """Return which examples have answers to compare with."""
+    return batch.element_mask.any((1, 2)) & (batch.targets.answer_targets[:, 0] >= 0)
+
+
+def _logits(model: VQAModel, batch: Batch, config, key=None) -> Float[Array, "b answers"]:
+    key_project, key_encode, key_head = split_keys(key, 3)
+    states = model.states(batch, key_project, key_encode, config.blind)
+    return model.answer_logits(states, batch.targets.answer_positions, key_head)
+
+
+def _counted_questions(batch: Batch, config) -> Bool[Array, " b"]:
+    """Return which examples count in the loss; a softmax requires that one of the answers is in the vocabulary."""
+    known = _known(batch)
+    return known & (batch.targets.answer_targets.max(-1) > 0) if config.losses.answer == "softmax" else known
+
+
+def _losses(logits: Float[Array, "b answers"], batch: Batch, config) -> Float[Array, " b"]:
+    """Return the loss summed over the vocabulary (official code), or the cross-entropy of the best answer (paper)."""
+    scores = batch.targets.answer_targets
+    if config.losses.answer == "sigmoid":
+        return binary_cross_entropy(logits, scores).sum(-1)
+    if config.losses.answer == "softmax":
+        return cross_entropy(logits, scores.argmax(-1))
+    raise ValueError(f"config.losses.answer is {config.losses.answer!r}; it must be sigmoid or softmax.")
+
+
+def accuracy(logits: Float[Array, "b answers"], batch: Batch) -> Float[Array, " b"]:
+    """Return the score of the best answer (`SoftAcc` of the official code)."""
+    return jnp.take_along_axis(batch.targets.answer_targets, logits.argmax(-1)[:, None], axis=1)[:, 0]

@@ -1,0 +1,29 @@
+"""The targets of pre-training, and the names of its losses."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from vlbert_jax.batch import Arrays, padding
+
+LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PretrainTargets(Arrays):
+    """Masked words, hidden regions and the relationship; sparse, so that only these positions reach the heads.
+
+    Axes: `k` masked words per sequence, `h` hidden regions, `c` region classes.
+    """
+
+    mlm_positions: Int[Array | np.ndarray, "b n k"] | None = padding(0, default=None)  # elements of masked words
+    mlm_labels: Int[Array | np.ndarray, "b n k"] | None = padding(0, default=None)  # their token ids
+    mlm_mask: Bool[Array | np.ndarray, "b n k"] | None = padding(False, default=None)
+    mrc_regions: Int[Array | np.ndarray, "b h"] | None = padding(0, default=None)  # rows of hidden regions
+    mrc_positions: Int[Array | np.ndarray, "b h"] | None = padding(0, default=None)  # their elements in sequence 0
+    mrc_targets: Float[Array | np.ndarray, "b h c"] | None = padding(0, default=None)  # the detector's distribution
+    mrc_mask: Bool[Array | np.ndarray, "b h"] | None = padding(False, default=None)
+    relationship: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # 1 = caption belongs to image
+    region_classes: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)  # most probable class; -1 = none
+    group: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # objects in the scene: scores by group
