@@ -58,6 +58,19 @@ def test_symbols_exist(page):
             assert re.search(rf"\b{re.escape(symbol)}\b", source), f"{ids(page)}: {path} has no {symbol}"
 
 
+def test_the_checklist_names_what_a_task_has():
+    text = text_of(ROOT / "CONTRIBUTING.md")
+    checklist = text[text.index("## A new task") : text.index("## A release")]
+    base = (ROOT / "vlbert_jax/tasks/base.py").read_text(encoding="utf-8")
+    batch = (ROOT / "vlbert_jax/batch.py").read_text(encoding="utf-8")
+    registry = (ROOT / "vlbert_jax/tasks/__init__.py").read_text(encoding="utf-8")
+    names = [span for span in SPAN.findall(checklist) if re.fullmatch(r"[A-Za-z_]+", span)]
+    assert len(names) > 20
+    elsewhere = {EXAMPLE_TASK, "X", "X_images", "demo", "predict"}
+    for name in set(names) - elsewhere:
+        assert re.search(rf"\b{name}\b", base + batch + registry), f"CONTRIBUTING.md names {name}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_imports_in_python_examples_exist(page):
     for code in blocks(text_of(page), "python"):
