@@ -24,6 +24,7 @@ from data_prep.text_corpus import TextCorpus
 from data_prep.vcr import COCO_CATEGORIES, VCRImages, VCRQuestions, read_categories
 from data_prep.vcr import SPLITS as VCR_SPLITS
 from data_prep.vqa import VQADownload, VQAImages, VQAQuestions, write_answers
+from vlbert_jax import __version__
 
 
 @contextlib.contextmanager
@@ -187,6 +188,7 @@ def run_vqa(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep.build", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"vlbert_jax {__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
 
     def command(name, about):

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from data_prep.builder import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, check_parts, official_record
 from data_prep.sources import Source, image_number, map_ahead, open_source
+from vlbert_jax import __version__
 from vlbert_jax.data.image_files import open_image
 from vlbert_jax.detector.detect import Detector, Regions, load_detector
 from vlbert_jax.detector.options import Selection, Settings
@@ -134,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m data_prep.extract_regions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, selection = parser.add_argument, Selection()
+    add("--version", action="version", version=f"vlbert_jax {__version__}")
     add("images", metavar="IMAGES")
     add("--detector", required=True, help="its weights")
     add("--lists", help="folder of objects_vocab.txt and attributes_vocab.txt, if not beside the weights")

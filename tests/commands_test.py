@@ -10,7 +10,7 @@ import pytest
 import vlbert_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = ("vlbert_jax.main", "vlbert_jax.predict")
+COMMANDS = ("vlbert_jax.main", "vlbert_jax.predict", "vlbert_jax.convert")
 # Each takes a good part of a second to import, JAX and TFDS whole seconds.
 HEAVY = {"jax", "flax", "grain", "orbax", "tensorflow_datasets", "transformers", "cv2", "torch", "optax"}
 
@@ -45,6 +45,14 @@ def test_version(command):
     text, imported = answer(command, "--version")
     assert text == f"vlbert_jax {vlbert_jax.__version__}\n"
     assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("folder", ["vlbert_jax", "data_prep"])
+def test_importing_packages_imports_nothing_heavy(folder):
+    packages = [".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / folder).rglob("__init__.py")]
+    assert folder in packages
+    program = f"import sys, {', '.join(packages)}; assert not {HEAVY} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_load_is_imported_when_it_is_used():

@@ -1,0 +1,91 @@
+"""A real wheel, installed apart from the checkout: its files, its commands, a run outside a checkout."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import vlbert_jax
+from tests.helpers import HANG_SECONDS, ROOT
+
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "vlbert_jax", "configs", "data_prep")
+COMMANDS = {
+    "vlbert-train": "vlbert_jax.main",
+    "vlbert-predict": "vlbert_jax.predict",
+    "vlbert-convert": "vlbert_jax.convert",
+    "vlbert-build": "data_prep.build",
+    "vlbert-extract": "data_prep.extract_regions",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> pathlib.Path:
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:  # the build leaves files in its folder, so it gets a copy of the checkout
+        path = ROOT / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--wheel-dir", target, source], check=True)
+    (path,) = target.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> pathlib.Path:
+    """Return the folder of the installed wheel. Its dependencies are those of the tests."""
+    target = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", target, wheel], check=True)
+    return target
+
+
+@pytest.fixture
+def call(installed, tmp_path):
+    """Run a command with the installed wheel in an empty folder; return what it prints."""
+
+    def run(*command: str, status: int = 0) -> str:
+        environment = os.environ | {"PYTHONPATH": str(installed), "PATH": f"{installed}/bin:{os.environ['PATH']}"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=HANG_SECONDS
+        )
+        assert done.returncode == status, done.stderr
+        return done.stdout if status == 0 else done.stderr
+
+    return run
+
+
+def test_every_file_is_in_the_wheel(wheel):
+    expected = set()
+    for folder, place in (("vlbert_jax", "vlbert_jax"), ("configs", "vlbert_jax/configs"), ("data_prep", "data_prep")):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix not in (".md", ".pyc"):
+                expected.add(f"{place}/{path.relative_to(ROOT / folder).as_posix()}")
+    assert "vlbert_jax/visualization/report.css" in expected and "vlbert_jax/py.typed" in expected
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_the_installed_package_is_the_wheel(call, installed):
+    program = "import data_prep, vlbert_jax; print(vlbert_jax.__file__, data_prep.__file__)"
+    paths = call(sys.executable, "-c", program).split()
+    assert paths == [f"{installed}/vlbert_jax/__init__.py", f"{installed}/data_prep/__init__.py"]
+
+
+@pytest.mark.parametrize("script, module", COMMANDS.items())
+def test_console_scripts(script, module, call):
+    assert call(script, "--version") == f"vlbert_jax {vlbert_jax.__version__}\n"
+    assert call(script, "--help") == call(sys.executable, "-m", module, "--help")
+
+
+@pytest.mark.slow
+def test_a_run_outside_a_checkout(call, tmp_path):
+    line = call("vlbert-train", "--config=configs/pretrain.py:demo", status=2)
+    assert "there is no file configs/pretrain.py; the recipe that comes with the package is --config=pretrain" in line
+    call("vlbert-build", "scenes", "--num_train=40", "--num_val=10")
+    fields = ("--config.total_steps=2", "--config.batch_size=16", "--config.opening.steps=1")
+    call("vlbert-train", "--config=pretrain:demo", *fields)
+    assert "<style>" in (tmp_path / "workdirs/pretrain_demo/report/index.html").read_text()
