@@ -25,7 +25,7 @@ from flax import nnx
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from vlbert_jax.detector.detect import Detector, Prepared  # noqa: E402
+from vlbert_jax.detector.detect import Detector, PreparedImage  # noqa: E402
 from vlbert_jax.detector.network import FasterRCNN, Sizes  # noqa: E402
 from vlbert_jax.detector.options import Settings  # noqa: E402
 from vlbert_jax.detector.proposals import class_confidence  # noqa: E402
@@ -74,7 +74,7 @@ def random_detector(batch_size: int, chunk: int, dtype) -> Detector:
     del network
     # Random proposals lie upon each other; nothing is suppressed, so that there are 300 of them.
     settings = Settings(proposal_overlap=1.01, roi_chunk=chunk)
-    return Detector(detector_names.detector_to_official(ours), settings=settings, batch_size=batch_size, dtype=dtype)
+    return Detector(detector_names.parameters_to_milvlg(ours), settings=settings, batch_size=batch_size, dtype=dtype)
 
 
 def main():
@@ -91,7 +91,7 @@ def main():
     before = rates(dtype, 10)
     detector = random_detector(args.batch_size, args.chunk, dtype)
     image = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
-    prepared = [Prepared(image, (600, 1000))] * args.batch_size
+    prepared = [PreparedImage(image, (600, 1000))] * args.batch_size
     began = time.perf_counter()
     found = jax.device_get(detector.propose(prepared))
     first = time.perf_counter() - began

@@ -73,7 +73,7 @@ def write_detector(folder: Path) -> None:
     ours = {path: array for path, _, array in drawn(network)}
     ours[("anchors",)] = base_anchors()
     ours[("anchor_deltas", "kernel")] *= 0
-    weights.write_detector(detector_names.detector_to_official(ours), {}, folder / "detector", "orbax")
+    weights.write_detector(detector_names.parameters_to_milvlg(ours), {}, folder / "detector", "orbax")
 
 
 def drawn(model) -> Iterator[tuple]:

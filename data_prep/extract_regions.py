@@ -37,8 +37,9 @@ from data_prep.region_store import FORMATS, Part, RegionStore, check_parts, offi
 from data_prep.sources import Source, image_number, map_ahead, open_source
 from vlbert_jax import __version__
 from vlbert_jax.data.image_files import open_image
-from vlbert_jax.detector.detect import Detector, Regions, load_detector
+from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.options import Selection, Settings
+from vlbert_jax.detector.regions import Regions
 from vlbert_jax.files import atomic_write
 
 AHEAD = 8  # batches among which images of one shape are looked for

@@ -20,7 +20,7 @@ from flax import nnx
 from tests.helpers.golden_folders import golden_folders
 from tests.helpers.weights_case import caffe_file
 from vlbert_jax.data.images import caffe_pixels, caffe_scale, caffe_size
-from vlbert_jax.detector.detect import Detector
+from vlbert_jax.detector.detect import MIN_ATTRIBUTE_SCORE, Detector
 from vlbert_jax.detector.network import Proposals, class_boxes
 from vlbert_jax.detector.options import Selection, Settings
 from vlbert_jax.detector.proposals import (
@@ -29,10 +29,10 @@ from vlbert_jax.detector.proposals import (
     clip_boxes,
     decode_boxes,
     encode_boxes,
+    greedy_nms,
     propose,
     select_regions,
     shifted_anchors,
-    suppress,
 )
 from vlbert_jax.detector.weights import read_detector
 from vlbert_jax.model.resnet import max_pool
@@ -124,7 +124,7 @@ def test_suppression(path):
             detections = arrays["tie/dets" if found[1] == "tie" else "in/dets"]
             order = np.argsort(-detections[:, 4], kind="stable")
             everyone = jnp.ones(len(order), bool)
-            run = jax.jit(functools.partial(suppress, threshold=float(found[2]), most=len(order)))
+            run = jax.jit(functools.partial(greedy_nms, threshold=float(found[2]), most=len(order)))
             kept, mask = run(jnp.asarray(detections[order, :4]), everyone)
             np.testing.assert_array_equal(order[np.asarray(kept)[np.asarray(mask)]], expected, err_msg=name)
             # The same, as one class among others.
@@ -214,7 +214,7 @@ class Tiny:
     def __init__(self, path: Path):
         self.path, self.variant = path, path.stem[-1]
         self.arrays, self.meta = read(path)
-        self.tensors = detector_names.canonical(
+        self.tensors = detector_names.to_milvlg(
             dict(np.load(path.with_name(self.meta["weights_milvlg"]))), base_anchors()
         )
         test = self.meta["test"]
@@ -351,5 +351,7 @@ def test_detector(tiny):
     close(regions.class_probabilities, expected["classes"], STAGE + noise["cls_prob"])
     close(regions.attribute_probabilities, expected["attrs"], STAGE + noise["attr_prob"])
     close(regions.features, expected["features"], STAGE + noise["pool5_flat"])
-    np.testing.assert_array_equal(regions.class_ids, 1 + expected["classes"][:, 1:].argmax(1))
-    np.testing.assert_array_equal(regions.attribute_ids, 1 + expected["attrs"][:, 1:].argmax(1))
+    assert regions.labels == tuple(tiny.detector.class_names[i] for i in 1 + expected["classes"][:, 1:].argmax(1))
+    attributes = [tiny.detector.attribute_names[i] for i in 1 + expected["attrs"][:, 1:].argmax(1)]
+    likely = expected["attrs"][:, 1:].max(1) >= MIN_ATTRIBUTE_SCORE
+    assert regions.attributes == tuple(name if yes else "" for name, yes in zip(attributes, likely, strict=True))

@@ -37,7 +37,7 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
             array += rng.normal(0, 0.1, array.shape).astype(np.float32)
         elif path[0] in ("objectness", "classes", "attributes"):
             array *= 3
-    return detector_names.detector_to_official(flat)
+    return detector_names.parameters_to_milvlg(flat)
 
 
 @functools.cache

@@ -15,10 +15,10 @@ from PIL import Image
 
 from tests.helpers import GOLDEN
 from tests.helpers.predict_case import WIDTH, shrunk, write_model, write_words
-from vlbert_jax.detector.detect import Regions
+from vlbert_jax.detector.regions import Regions
 from vlbert_jax.predict import main
 from vlbert_jax.prediction.output import box_marks, described, show
-from vlbert_jax.prediction.regions import detected_regions, given_regions, grid_regions
+from vlbert_jax.prediction.regions import given_regions, grid_regions
 from vlbert_jax.visualization.drawing import draw_regions
 
 CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"))  # 451 x 300, 600 x 400
@@ -137,21 +137,20 @@ def test_boxes_are_drawn_where_they_are():
 
 def test_regions_by_name(capsys):
     regions = Regions(
-        boxes=np.array([[1, 2, 300, 200], [5, 5, 60, 70]], np.float32),
-        class_ids=np.array([1, 2], np.int32), class_scores=np.array([0.9, 0.4], np.float32),
-        features=np.ones((2, WIDTH), np.float32),
-        attribute_ids=np.array([1, 1], np.int32), attribute_scores=np.array([0.7, 0.1], np.float32),
-        class_probabilities=None, attribute_probabilities=None,
+        boxes=np.array([[1, 2, 300, 200], [5, 5, 60, 70]], np.float32), source="the detector", labels=("cat", "dog"),
+        scores=(0.9, 0.4), attributes=("brown", ""), features=np.arange(2 * WIDTH, dtype=np.float32).reshape(2, WIDTH),
     )  # fmt: skip
-    found = detected_regions(regions, ("nothing", "cat", "dog"), ("none", "brown"))
-    assert found.name(1) == "brown cat" and found.features.shape == (2, WIDTH) and found.first(1).labels == ("cat",)
-    show(dict(image="a.jpg", width=451, height=300, asked=[], **described(found)))
+    assert regions.name(1) == "brown cat" and regions.name(2) == "dog"
+    best = regions.first(1)
+    assert best.labels == ("cat",) and best.scores == (0.9,) and best.features.shape == (1, WIDTH) and len(best) == 1
+    assert best.source == "the detector" and best.class_probabilities is None
+    show(dict(image="a.jpg", width=451, height=300, asked=[], **described(regions)))
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         "a.jpg: 451 x 300; 2 regions from the detector".split(),
         ["1", "brown", "cat", "0.90", "[1.0,", "2.0,", "300.0,", "200.0]"],
         ["2", "dog", "0.40", "[5.0,", "5.0,", "60.0,", "70.0]"],
     ]
-    without = detected_regions(dataclasses.replace(regions, attribute_ids=None), ("nothing", "cat", "dog"), ())
+    without = dataclasses.replace(regions, attributes=())
     assert without.name(1) == "cat" and without.name(0) == "whole image"
 
 
@@ -166,7 +165,7 @@ def test_boxes_of_an_official_file(tmp_path):
     np.testing.assert_array_equal(found.boxes, [[1, 2, 3, 4], [5, 6, 7, 8]])
     np.testing.assert_array_equal(found.features, np.arange(10).reshape(2, 5))
     assert found.image_feature.shape == (5,)
-    with pytest.raises(ValueError, match="boxes for a picture of 451 x 300, this is 300 x 451"):
+    with pytest.raises(ValueError, match="boxes are of an image of 451 x 300 pixels, but this image has 300 x 451"):
         given_regions(path, (300, 451))
     path.write_text(json.dumps(record | dict(num_boxes=3)))
     with pytest.raises(ValueError, match="1.json: boxes: 8 numbers do not fit 3 boxes"):
@@ -174,10 +173,10 @@ def test_boxes_of_an_official_file(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("{", "not JSON"), ('"boxes"', "not rows of numbers"), ("[[1, 2, 3]]", "rows of 4 finite numbers"),
-    ('[["a", 1, 2, 3]]', "not rows of numbers"), ("[[1, 2, NaN, 4]]", "finite"), ("{}", "'boxes' are not rows"),
-    ("[[1, 2, 3, 4], [5, 5, 4, 9]]", "box 1 is .5, 5, 4, 9."), ("[[500, 2, 600, 4]]", "box 0 lies outside"),
-    ('{"boxes": [[1, 2, 3, 4]], "labels": ["a", "b"]}', "1 boxes, but 2 labels"),
+    ("{", "not valid JSON"), ('"boxes"', "must be rows of numbers"), ("[[1, 2, 3]]", "rows of 4 finite numbers"),
+    ('[["a", 1, 2, 3]]', "must be rows of numbers"), ("[[1, 2, NaN, 4]]", "finite"), ("{}", "'boxes' must be rows"),
+    ("[[1, 2, 3, 4], [5, 5, 4, 9]]", "box 1 is .5, 5, 4, 9."), ("[[500, 2, 600, 4]]", "box 0 is .*outside the image"),
+    ('{"boxes": [[1, 2, 3, 4]], "labels": ["a", "b"]}', "1 boxes but 2 labels"),
     ('{"boxes": [[1, 2, 3, 4]], "labels": 5}', "must be lists"),
     ('{"boxes": [[1, 2, 3, 4]], "scores": ["x"]}', "scores must be numbers"),
 ])  # fmt: skip

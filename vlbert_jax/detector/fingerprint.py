@@ -1,4 +1,7 @@
-"""What made a region's features: the detector's fingerprint. Needs no JAX: `data_prep` uses it too."""
+"""The fingerprint of a detector, which identifies the features that it computes.
+
+This module imports no JAX, because `data_prep` uses it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1  # of what comes out for the same weights and settings: raise it with every change of numbers
+VERSION = 1  # increase it with every change of the code that changes the features for the same weights and settings
 
 
 def extractor_fingerprint(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the numbers that come out: weights, settings, this code's version. JSON keeps it as it is.
+    """Return the weights' digest, the settings and the version of the code, as JSON values.
+
+    Together they determine the features.
 
     The same detector has the same fingerprint whichever file it was read from.
     """
@@ -25,5 +30,5 @@ def extractor_fingerprint(tensors: Mapping[str, np.ndarray], settings: Mapping[s
 
 
 def extractor_id(fingerprint: Mapping[str, Any]) -> str:
-    """A short name of an extractor, by which mixed ones are found."""
+    """Return a short id of an extractor, by which mixed extractors are detected."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,10 @@
-"""The network of the bottom-up-attention detector: Faster R-CNN with attributes (Anderson et al., 2018).
+"""The network of the bottom-up-attention detector (Anderson et al., 2018).
 
-ResNet and C5 are those of `fast_rcnn.py`, which VL-BERT trains from the same weights with other operations. Here they
-are the detector's: max-pooling without padding, RoIPool, and each image as if it were alone in its batch.
+It is a Faster R-CNN with attributes.
+
+ResNet and C5 come from `model/resnet.py`; VL-BERT trains them from the same weights with other
+operations. Here they use the detector's operations: max-pooling without padding, RoIPool, and each
+image as if it were alone in its batch.
 """
 
 import dataclasses
@@ -27,43 +30,46 @@ from vlbert_jax.model.roi import pool_regions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the weights decide; defaults are those of the published detector."""
+    """The sizes of the network; the defaults are those of the published detector."""
 
     stem_width: int = 64
-    widths: tuple[int, ...] = (64, 128, 256, 512)  # of the 3x3 convolutions of C2..C5
-    blocks: tuple[int, ...] = (3, 4, 23, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the 3x3 convolutions of C2..C5
+    blocks: tuple[int, ...] = (3, 4, 23, 3)  # residual blocks of C2..C5
     rpn_width: int = 512
     num_anchors: int = 12
-    num_classes: int = 1601  # with 0, no object
-    num_attributes: int = 401  # with 0, no attribute; 0 = the weights have no attributes
-    embedding_size: int = 256  # of a class, beside the feature from which attributes are told
+    num_classes: int = 1601  # class 0 is "no object"
+    num_attributes: int = 401  # attribute 0 is "no attribute"; 0 = the weights have no attributes
+    embedding_size: int = 256  # width of the class embedding, an input of the attribute layers
     attribute_width: int = 512
 
 
-Numbers = Array | np.ndarray  # on the device or fetched
+DeviceOrHost = Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Proposals:
-    """All regions of a batch, r to an image, in falling order of objectness; coordinates of the network's input."""
+    """All region proposals of a batch, r per image, in descending order of objectness.
 
-    boxes: Float32[Numbers, "b r 4"]
-    mask: Bool[Numbers, "b r"]
-    features: Float32[Numbers, "b r g"]
-    classes: Float32[Numbers, "b r c"]  # probabilities
-    class_ids: Int32[Numbers, "b r"]  # the best, 0 included: it chooses the embedding beside the feature
-    deltas: Float32[Numbers, "b r k"] | None  # 4 per class, for `class_boxes`
-    confidence: Float32[Numbers, "b r"]  # with which the region survives in any class
-    attributes: Float32[Numbers, "b r a"] | None  # probabilities
+    Coordinates are pixels of the network's input.
+    """
+
+    boxes: Float32[DeviceOrHost, "b r 4"]
+    mask: Bool[DeviceOrHost, "b r"]  # True = real
+    features: Float32[DeviceOrHost, "b r g"]
+    classes: Float32[DeviceOrHost, "b r c"]  # probabilities
+    class_ids: Int32[DeviceOrHost, "b r"]  # the most probable, including 0; it selects the class embedding
+    deltas: Float32[DeviceOrHost, "b r k"] | None  # 4 per class, for `class_boxes`
+    confidence: Float32[DeviceOrHost, "b r"]  # highest probability of a class in which the region survives NMS
+    attributes: Float32[DeviceOrHost, "b r a"] | None  # probabilities
 
 
 class FasterRCNN(nnx.Module):
-    """Images to 300 regions each, with features and probabilities. See `Settings` for how it is run."""
+    """The network from images to region proposals with features and probabilities."""
 
     def __init__(self, sizes: Sizes, settings: Settings, *, dtype=jnp.float32, rngs: nnx.Rngs):
         if settings.roi_operation not in ("pool", "align"):
-            raise ValueError(f"roi_operation is {settings.roi_operation!r}, neither 'pool' nor 'align'")
+            raise ValueError(f"roi_operation is {settings.roi_operation!r}; it must be 'pool' or 'align'")
         self.sizes, self.settings, self.dtype = sizes, settings, dtype
         *widths, c5_width = sizes.widths
         *blocks, c5_blocks = sizes.blocks
@@ -83,10 +89,11 @@ class FasterRCNN(nnx.Module):
         self.anchors = nnx.BatchStat(jnp.asarray(base_anchors()))
         same = dict(dtype=dtype, rngs=rngs)
         self.rpn = nnx.Conv(inputs, sizes.rpn_width, (3, 3), padding=1, **same)
-        # Columns: first background then foreground of all anchors; dx, dy, dw, dh of each.
+        # Columns of objectness: background of all anchors, then foreground of all. Columns of
+        # anchor_deltas: dx, dy, dw, dh of each anchor.
         self.objectness = nnx.Conv(sizes.rpn_width, 2 * sizes.num_anchors, (1, 1), **same)
         self.anchor_deltas = nnx.Conv(sizes.rpn_width, 4 * sizes.num_anchors, (1, 1), **same)
-        features, same = c5_width * EXPANSION, dict(rngs=rngs)  # heads in float32
+        features, same = c5_width * EXPANSION, dict(rngs=rngs)  # the heads are float32
         self.classes = nnx.Linear(features, sizes.num_classes, **same)
         self.boxes = nnx.Linear(features, 4 * sizes.num_classes, **same)
         if sizes.num_attributes:
@@ -100,9 +107,13 @@ class FasterRCNN(nnx.Module):
         image_size: Int[Array, "b 2"],
         scale: Float[Array, "b"],
     ) -> Proposals:
-        """`pixels` are BGR minus the means, images of `image_size` (width, height) at the top left, zeros elsewhere.
+        """Return the proposals of a batch of images.
 
-        `scale` says how much larger they are than the originals. What is in an image's padding has no effect.
+        Args:
+            pixels: BGR minus the pixel means; each image is at the top left, the padding is zero
+                and has no effect.
+            image_size: width and height of each image in `pixels`.
+            scale: size of each image relative to the original.
         """
         feature_map = self.backbone(pixels, image_size)
         objectness, deltas = self.propose_scores(feature_map, image_size)
@@ -113,7 +124,7 @@ class FasterRCNN(nnx.Module):
     def propose_scores(
         self, feature_map: Float[Array, "b h w c"], image_size: Int[Array, "b 2"]
     ) -> tuple[Float[Array, "b h w a"], Float[Array, "b h w k"]]:
-        """Probability of an object and four deltas for each anchor of each cell."""
+        """Return the probability of an object and four deltas for each anchor of each cell."""
         x = zero_beyond(feature_map, self.backbone.cells(image_size))
         x = jax.nn.relu(self.rpn(x))
         scores = self.objectness(x).astype(jnp.float32)
@@ -127,14 +138,13 @@ class FasterRCNN(nnx.Module):
         image_size: Int[Array, "b 2"],
         scale: Float[Array, "b"],
     ) -> tuple[Float[Array, "b r 4"], Bool[Array, "b r"], Int[Array, "b r"]]:
-        """(boxes, which are real, numbers of their anchors) as `proposals.propose` chooses them."""
+        """Return (boxes, which are real, rows of their anchors) of `proposals.propose`."""
         b, height, width, _ = objectness.shape
         s = self.settings
         anchors = shifted_anchors(self.anchors[...], height, width, self.backbone.stride)
         inside = zero_beyond(jnp.ones_like(objectness), self.backbone.cells(image_size)) > 0
-        least = min(s.proposals_before, len(anchors))
 
-        def one(objectness, deltas, inside, size, min_side):
+        def propose_one(objectness, deltas, inside, size, min_side):
             return propose(
                 objectness,
                 deltas,
@@ -142,13 +152,13 @@ class FasterRCNN(nnx.Module):
                 inside,
                 size,
                 min_side,
-                before=least,
+                before=min(s.proposals_before, len(anchors)),
                 after=s.proposals_after,
                 threshold=s.proposal_overlap,
             )
 
         flat = objectness.reshape(b, -1), deltas.reshape(b, -1, 4), inside.reshape(b, -1)
-        return jax.vmap(one)(*flat, image_size.astype(jnp.float32), s.min_side * scale)
+        return jax.vmap(propose_one)(*flat, image_size.astype(jnp.float32), s.min_side * scale)
 
     def region_features(
         self,
@@ -157,7 +167,7 @@ class FasterRCNN(nnx.Module):
         boxes: Float[Array, "b r 4"],
         mask: Bool[Array, "b r"],
     ) -> Float32[Array, "b r g"]:
-        """The mean of C5 over each real region, zeros elsewhere."""
+        """Return the mean of C5 over each real region, zeros for padding."""
         options = dict(
             operation=self.settings.roi_operation,
             size=14,
@@ -178,16 +188,25 @@ class FasterRCNN(nnx.Module):
         features: Float32[Array, "b r g"],
         scale: Float[Array, "b"],
     ) -> Proposals:
-        """Classes, attributes and the confidence that decides which regions are kept."""
+        """Return the proposals with their classes, attributes and confidence.
+
+        Args:
+            boxes: pixels of the network's input.
+            mask: which of them are real.
+            features: their appearance, from `region_features`.
+            scale: size of each image relative to the original.
+        """
         probabilities = jax.nn.softmax(self.classes(features), axis=-1)
-        # Of equal ones the last, as Caffe's ArgMax.
+        # Among equal probabilities the last one, as in Caffe's ArgMax.
         best = probabilities.shape[-1] - 1 - jnp.argmax(probabilities[..., ::-1], axis=-1)
         attributes = None
         if self.sizes.num_attributes:
             x = jnp.concatenate([features, self.class_embedding(best)], axis=-1)
             attributes = jax.nn.softmax(self.attributes(jax.nn.relu(self.attribute_hidden(x))), axis=-1)
         overlap = self.settings.class_overlap
-        original = boxes / scale[:, None, None]  # where a pixel is wider, boxes that include their ends overlap more
+        # Boxes include both ends, so the IoU depends on the pixel size. The original computes it in
+        # original pixels.
+        original = boxes / scale[:, None, None]
         confidence = jax.vmap(lambda *image: class_confidence(*image, overlap))(original, mask, probabilities[..., 1:])
         return Proposals(
             boxes, mask, features, probabilities, best.astype(jnp.int32), self.boxes(features), confidence, attributes
@@ -197,9 +216,17 @@ class FasterRCNN(nnx.Module):
 def class_boxes(
     proposals: Proposals, image_size: Float[Array, "b 2"], scale: Float[Array, "b"]
 ) -> Float[Array, "b r k"]:
-    """Each region moved as each class would have it, pixels of the original image of `image_size` (width, height).
+    """Return each region refined for each class.
 
-    The extraction of features leaves regions where they are (`generate_tsv`); this is for detection proper.
+    Object detection needs these boxes. The extraction of features does not (`generate_tsv`).
+
+    Args:
+        proposals: the network's output, with deltas.
+        image_size: width and height of each original image.
+        scale: size of each image in the network's input relative to the original.
+
+    Returns:
+        Boxes in pixels of the original images, 4 values per class.
     """
     boxes = proposals.boxes / scale[:, None, None]
     decode = jax.vmap(lambda boxes, deltas, size: clip_boxes(decode_boxes(boxes, deltas), size))

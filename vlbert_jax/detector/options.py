@@ -1,29 +1,35 @@
-"""The options of the detector. Commands read their defaults for --help, so this module imports no JAX."""
+"""The options of the detector.
+
+Commands print the defaults with --help, so this module imports no JAX.
+"""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the network is run; defaults are those of the published extraction."""
+    """Options of the network; the defaults are those of the published extraction."""
 
-    proposals_before: int = 6000  # most likely anchors that go into suppression,
-    proposals_after: int = 300  # and regions that come out
-    proposal_overlap: float = 0.7
-    min_side: int = 16  # of a proposal, in pixels of an image of scale 1
-    class_overlap: float = 0.3  # of suppression within a class
-    roi_operation: str = "pool"  # or "align", one sample per bin, as VL-BERT's region head does
-    roi_chunk: int = 30  # regions that pass C5 at once
+    proposals_before: int = 6000  # most probable anchors that go into suppression
+    proposals_after: int = 300  # proposals that remain after suppression
+    proposal_overlap: float = 0.7  # IoU from which a proposal is suppressed
+    min_side: int = 16  # smallest side of a proposal, pixels of an image of scale 1
+    class_overlap: float = 0.3  # IoU from which a region is suppressed within a class
+    roi_operation: str = "pool"  # "pool" or "align" (one sample per bin, as in VL-BERT's region head)
+    roi_chunk: int = 30  # regions that pass C5 together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What an image is made of the network's proposals; defaults are VL-BERT's (`generate_tsv_v2`).
+    """Options that decide which proposals become regions.
 
-    Anderson et al. took a threshold of 0.2; 36 regions of every image are `fewest` = `most` = 36.
+    The defaults are those of VL-BERT (`generate_tsv_v2`).
+
+    Anderson et al. use a threshold of 0.2. For 36 regions in every image set `fewest` = `most` =
+    36.
     """
 
-    image_scale: tuple[int, int] = (600, 1000)  # short side, unless the long side would pass the second
-    threshold: float = 0.5  # of the highest class probability with which a region survives suppression
-    fewest: int = 10
+    image_scale: tuple[int, int] = (600, 1000)  # shorter side, longest side of the network's input in pixels
+    threshold: float = 0.5  # smallest confidence of a region, see `class_confidence`
+    fewest: int = 10  # regions per image
     most: int = 100

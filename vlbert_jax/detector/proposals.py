@@ -1,8 +1,9 @@
-"""Boxes of the bottom-up-attention detector: anchors, decoding, suppression, and which regions are kept.
+"""Boxes of the bottom-up-attention detector: anchors, decoding, non-maximum suppression, selection.
 
-Boxes are x1 y1 x2 y2 in pixels, both ends included, so that widths are x2 - x1 + 1. Shapes are fixed and everything
-but `select` runs under `jax.jit`; masks say which rows are real. Semantics are those of the original code (Ren et al.,
-2015; Anderson et al., 2018), its compiled suppression included.
+Boxes are x1 y1 x2 y2 in pixels and include both ends, so a width is x2 - x1 + 1. Shapes are fixed,
+masks mark the real rows, and everything except `select_regions` runs under `jax.jit`. The semantics
+are those of the original code (Ren et al., 2015; Anderson et al., 2018), including its compiled
+suppression.
 """
 
 import math
@@ -16,68 +17,71 @@ RATIOS, SCALES, BASE = (0.5, 1, 2), (4, 8, 16, 32), 16
 
 
 def base_anchors() -> Float32[np.ndarray, "a 4"]:
-    """The 12 anchors of cell (0, 0) in the order of the network's channels: heights per width, then sizes.
+    """Return the 12 anchors of cell (0, 0), ordered by ratio, then size, as the channels are.
 
-    A ratio's sides are whole pixels (rounded half to even, as NumPy does) before they are scaled.
+    The ratio is height to width. As in the original, the sides for each ratio are rounded to whole
+    pixels (half to even, as NumPy rounds) before they are scaled.
     """
-    centre, anchors = (BASE - 1) / 2, []
+    center, anchors = (BASE - 1) / 2, []
     for ratio in RATIOS:
         width = np.round(math.sqrt(BASE * BASE / ratio))
         sides = np.array([width, np.round(width * ratio)])
         for scale in SCALES:
             reach = (sides * scale - 1) / 2
-            anchors.append([*(centre - reach), *(centre + reach)])
+            anchors.append([*(center - reach), *(center + reach)])
     return np.array(anchors, np.float32)
 
 
 def shifted_anchors(anchors: Float[Array, "a 4"], height: int, width: int, stride: int) -> Float[Array, "n 4"]:
-    """Anchors of every cell of a map, flat in the order row, column, anchor."""
+    """Return the anchors of every cell of a map, flat in the order row, column, anchor."""
     x, y = jnp.meshgrid(jnp.arange(width) * stride, jnp.arange(height) * stride)
     shifts = jnp.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4).astype(anchors.dtype)
     return (shifts + anchors[None]).reshape(-1, 4)
 
 
 def decode_boxes(boxes: Float[Array, "n 4"], deltas: Float[Array, "n k"]) -> Float[Array, "n k"]:
-    """Boxes moved by (dx, dy, dw, dh), one or several per box (`bbox_transform_inv`).
+    """Move boxes by (dx, dy, dw, dh), one or several per box (`bbox_transform_inv`).
 
-    Centres move by parts of the sides, sides grow by exp, without a limit; the far ends are as officially one pixel
-    further out than the sides say.
+    Centers move by fractions of the sides. Sides are multiplied by exp(dw), exp(dh) without a
+    limit. As in the official code, x2 and y2 are one pixel beyond what the sides give.
     """
     deltas = deltas.reshape(len(boxes), -1, 4)
     sides = boxes[:, None, 2:] - boxes[:, None, :2] + 1
-    centres = boxes[:, None, :2] + 0.5 * sides
-    centres = deltas[..., :2] * sides + centres
+    centers = boxes[:, None, :2] + 0.5 * sides
+    centers = deltas[..., :2] * sides + centers
     half = 0.5 * (jnp.exp(deltas[..., 2:]) * sides)
-    return jnp.concatenate([centres - half, centres + half], axis=-1).reshape(len(boxes), -1)
+    return jnp.concatenate([centers - half, centers + half], axis=-1).reshape(len(boxes), -1)
 
 
 def encode_boxes(boxes: Float[Array, "n 4"], targets: Float[Array, "n 4"]) -> Float[Array, "n 4"]:
-    """The (dx, dy, dw, dh) that take boxes to targets (`bbox_transform`)."""
-    sides, wanted = boxes[:, 2:] - boxes[:, :2] + 1, targets[:, 2:] - targets[:, :2] + 1
-    moved = targets[:, :2] + 0.5 * wanted - (boxes[:, :2] + 0.5 * sides)
-    return jnp.concatenate([moved / sides, jnp.log(wanted / sides)], axis=-1)
+    """Return the (dx, dy, dw, dh) that move boxes to targets (`bbox_transform`)."""
+    sides, target_sides = boxes[:, 2:] - boxes[:, :2] + 1, targets[:, 2:] - targets[:, :2] + 1
+    moved = targets[:, :2] + 0.5 * target_sides - (boxes[:, :2] + 0.5 * sides)
+    return jnp.concatenate([moved / sides, jnp.log(target_sides / sides)], axis=-1)
 
 
 def clip_boxes(boxes: Float[Array, "n k"], size: Float[Array, "2"]) -> Float[Array, "n k"]:
-    """Boxes inside an image of (width, height) pixels."""
+    """Clip boxes to an image of `size` (width, height) pixels."""
     ends = jnp.tile(size - 1, boxes.shape[1] // 2)[None]
     return jnp.clip(boxes, 0, ends.astype(boxes.dtype))
 
 
-# --- Suppression ----------------------------------------------------------------------------------------------------
+# --- Non-maximum suppression ----------------------------------------------------------------------
 
 
-def at_least(threshold: float) -> np.float32:
-    """The least float32 that is not below the double `threshold`: the compiled code compares these two.
+def round_up_to_float32(threshold: float) -> np.float32:
+    """Return the smallest float32 that is not below `threshold`.
 
-    So an overlap of exactly 3/10 is suppressed at 0.3 and one of 7/10 is kept at 0.7.
+    The original compares a float32 overlap with a double threshold, so an overlap of exactly 3/10
+    is suppressed at 0.3 and one of 7/10 is kept at 0.7. A float32 comparison with the rounded-up
+    threshold gives the same results.
     """
     rounded = np.float32(threshold)
     return rounded if float(rounded) >= threshold else np.nextafter(rounded, np.float32(np.inf))
 
 
 def pairwise_iou(first: Float[Array, "n 4"], second: Float[Array, "m 4"]) -> Float[Array, "n m"]:
-    """Intersection over union, in single precision."""
+    """Return intersection over union, in single precision."""
     first, second = first[:, None], second[None]
     areas = [jnp.prod(boxes[..., 2:] - boxes[..., :2] + 1, axis=-1) for boxes in (first, second)]
     low, high = jnp.maximum(first[..., :2], second[..., :2]), jnp.minimum(first[..., 2:], second[..., 2:])
@@ -85,20 +89,27 @@ def pairwise_iou(first: Float[Array, "n 4"], second: Float[Array, "m 4"]) -> Flo
     return common / (areas[0] + areas[1] - common)
 
 
-def suppress(
+def greedy_nms(
     boxes: Float[Array, "n 4"], alive: Bool[Array, "n"], threshold: float, most: int
 ) -> tuple[Int[Array, "m"], Bool[Array, "m"]]:
-    """Greedy suppression of boxes in falling order of score: (kept positions, which are real).
+    """Run greedy non-maximum suppression over boxes in descending order of score.
 
-    A box goes that overlaps a kept one by `threshold` or more. Stops with `most` kept ones, one overlap row for each.
+    Args:
+        boxes: the candidates, best first.
+        alive: the candidates that take part.
+        threshold: IoU with a kept box from which a box is suppressed.
+        most: number of kept boxes after which to stop; each costs one row of overlaps.
+
+    Returns:
+        The rows of the kept boxes in their order, padded to `most`, and which of them are real.
     """
-    limit = at_least(threshold)
+    limit = round_up_to_float32(threshold)
 
     def step(state):
         alive, kept, count = state
         best = jnp.argmax(alive).astype(jnp.int32)
-        hidden = pairwise_iou(jax.lax.dynamic_slice_in_dim(boxes, best, 1), boxes)[0] >= limit
-        alive = (alive & ~hidden).at[best].set(False)  # a box that is inverted overlaps not even itself
+        suppressed = pairwise_iou(jax.lax.dynamic_slice_in_dim(boxes, best, 1), boxes)[0] >= limit
+        alive = (alive & ~suppressed).at[best].set(False)  # an inverted box does not even overlap itself
         return alive, kept.at[count].set(best), count + 1
 
     start = alive, jnp.zeros(most, jnp.int32), jnp.int32(0)
@@ -112,62 +123,75 @@ def class_confidence(
     probabilities: Float[Array, "n c"],
     threshold: float = 0.3,
 ) -> Float[Array, "n"]:
-    """The highest probability with which each box survives the suppression within a class; 0 where in none.
+    """Return the highest class probability with which each box survives NMS within a class.
 
-    All classes at once over one matrix of overlaps: at step t every class looks at its t-th best box and, unless that
-    is gone, strikes out what overlaps it. A class's boxes are bits, 32 to a word.
+    A box that survives in no class has 0.
+
+    The suppression runs for all classes at once over one matrix of overlaps: in step t every class
+    takes its t-th best box and, if that box is not suppressed, suppresses the boxes that overlap
+    it. The set of suppressed boxes of a class is a bitset, 32 boxes per word.
+
+    Args:
+        boxes: the candidates in any order.
+        mask: the real ones.
+        probabilities: probability of each class, without "no object".
+        threshold: IoU from which a box is suppressed.
     """
     classes = probabilities.shape[1]
-    words = -(-len(boxes) // 32)
-    hides = (pairwise_iou(boxes, boxes) >= at_least(threshold)) & mask[None]
-    powers = jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)
-    hides = jnp.pad(hides, ((0, 0), (0, words * 32 - len(boxes))))
-    hides = jnp.sum(hides.reshape(len(boxes), words, 32) * powers[None, None], axis=-1, dtype=jnp.uint32)
-    order = ranking(jnp.where(mask[:, None], probabilities, 0))  # rank, class
+    overlapping = (pairwise_iou(boxes, boxes) >= round_up_to_float32(threshold)) & mask[None]
+    bitsets = _pack_bits(overlapping)
+    order = argsort_descending(jnp.where(mask[:, None], probabilities, 0))  # rank, class
 
-    def step(gone, best):
-        word = jnp.take_along_axis(gone, (best // 32)[:, None], axis=1)[:, 0]
+    def step(suppressed, best):
+        word = jnp.take_along_axis(suppressed, (best // 32)[:, None], axis=1)[:, 0]
         survives = (word >> (best % 32).astype(jnp.uint32)) & 1 == 0
-        return gone | jnp.where(survives[:, None], hides[best], 0), survives
+        return suppressed | jnp.where(survives[:, None], bitsets[best], 0), survives
 
-    _, survives = jax.lax.scan(step, jnp.zeros((classes, words), jnp.uint32), order)
-    # Back from ranks to boxes.
+    _, survives = jax.lax.scan(step, jnp.zeros((classes, bitsets.shape[1]), jnp.uint32), order)
+    # Scatter from ranks back to boxes.
     kept = jnp.zeros((len(boxes), classes), bool).at[order, jnp.arange(classes)[None]].set(survives)
     return jnp.max(jnp.where(kept & mask[:, None], probabilities, 0), axis=1, initial=0)
 
 
-def ranking(probabilities: Float[Array, "n c"]) -> Int32[Array, "n c"]:
-    """Row numbers of each column in falling order, equals as they stand: a stable `argsort`, on CPU at a third of its
-    time.
+def _pack_bits(rows: Bool[Array, "n m"]) -> Array:
+    """Return each row as uint32 words, bit i of word k = column 32 k + i."""
+    words = -(-rows.shape[1] // 32)
+    powers = jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)
+    padded = jnp.pad(rows, ((0, 0), (0, words * 32 - rows.shape[1])))
+    return jnp.sum(padded.reshape(len(rows), words, 32) * powers[None, None], axis=-1, dtype=jnp.uint32)
 
-    XLA sorts single integers much faster than pairs. So one integer holds the row and as many leading bits of the
-    number, which for numbers from 0 to 1 order as integers do; then neighbours that stand wrongly, equal in these bits
-    only, are swapped until none does.
+
+def argsort_descending(probabilities: Float[Array, "n c"]) -> Int32[Array, "n c"]:
+    """Return the row indices that sort each column in descending order; the sort is stable.
+
+    XLA's CPU backend sorts single integers three times as fast as (key, index) pairs, so one
+    integer holds the leading bits of the probability and the row. For values from 0 to 1 the bits
+    order as the values do. An odd-even transposition sort then finishes the rows that are equal in
+    the leading bits only.
     """
     rows, columns = probabilities.shape
     row_bits = max((rows - 1).bit_length(), 1)
-    bits = jax.lax.bitcast_convert_type(probabilities.astype(jnp.float32), jnp.int32)  # 30 bits, as 1 is the most
+    bits = jax.lax.bitcast_convert_type(probabilities.astype(jnp.float32), jnp.int32)  # 30 bits, as 1 is the maximum
     leading = ((0x3FFFFFFF - bits) >> max(row_bits - 2, 0)).astype(jnp.uint32)
     keys = leading << row_bits | jnp.arange(rows, dtype=jnp.uint32)[:, None]
     order = (jnp.sort(keys.T, axis=1).T & ((1 << row_bits) - 1)).astype(jnp.int32)
 
-    def swapped(state, start: int):
-        """Neighbours from `start` on, in pairs."""
+    def swap_pairs(state, start: int):
+        """Sort the pairs of neighbors (start, start + 1), (start + 2, start + 3), ..."""
         end = start + (rows - start) // 2 * 2
         pairs = [array[start:end].reshape(-1, 2, columns) for array in state]
         wrong = pairs[0][:, :1] < pairs[0][:, 1:]
         right = [jnp.where(wrong, pair[:, ::-1], pair).reshape(-1, columns) for pair in pairs]
         return [array.at[start:end].set(new) for array, new in zip(state, right, strict=True)]
 
-    state = [jnp.take_along_axis(bits, order, axis=0), order]
-
     def is_unsorted(state):
         return (state[0][:-1] < state[0][1:]).any()
 
-    return jax.lax.while_loop(is_unsorted, lambda state: swapped(swapped(state, 0), 1), state)[1]
+    state = [jnp.take_along_axis(bits, order, axis=0), order]
+    return jax.lax.while_loop(is_unsorted, lambda state: swap_pairs(swap_pairs(state, 0), 1), state)[1]
 
 
-# --- Proposals and regions ------------------------------------------------------------------------------------------
+# --- Proposals and regions ------------------------------------------------------------------------
 
 
 def propose(
@@ -182,17 +206,31 @@ def propose(
     after: int = 300,
     threshold: float = 0.7,
 ) -> tuple[Float[Array, "r 4"], Bool[Array, "r"], Int[Array, "r"]]:
-    """(boxes, which are real, their anchors' numbers): the best regions of an image of `size` (width, height) pixels.
+    """Return the best region proposals of one image (`ProposalLayer`).
 
-    Anchors that are `inside` the map are moved and clipped; those with a side below `min_side` go; of the `before` most
-    likely, those that survive suppression come, `after` at most, in falling order (`ProposalLayer`). Where none is
-    left, as in tiny images, on which the original fails, the one proposal is the whole image.
+    Anchors are moved by their deltas and clipped to the image. Small ones are removed, the best
+    `before` go through greedy NMS, and the best `after` of the survivors remain. If none remains,
+    as in tiny images, on which the original fails, the only proposal is the whole image.
+
+    Args:
+        objectness: probability of an object per anchor.
+        deltas: predicted (dx, dy, dw, dh) per anchor.
+        anchors: boxes in pixels of the network's input.
+        inside: anchors that are not in padding.
+        size: width and height of the image in the same pixels.
+        min_side: smallest side of a proposal in the same pixels.
+        before: number of proposals that go into suppression.
+        after: number of proposals that are returned.
+        threshold: IoU from which a proposal is suppressed.
+
+    Returns:
+        (boxes in descending order of objectness, which of them are real, row of each one's anchor).
     """
     boxes = clip_boxes(decode_boxes(anchors, deltas), size)
     large = jnp.min(boxes[:, 2:] - boxes[:, :2] + 1, axis=1) >= min_side
     scores, order = jax.lax.top_k(jnp.where(inside & large, objectness, -jnp.inf), min(before, len(boxes)))
     best = boxes[order]
-    kept, mask = suppress(best, scores > -jnp.inf, threshold, after)
+    kept, mask = greedy_nms(best, scores > -jnp.inf, threshold, after)
     whole = jnp.concatenate([jnp.zeros(2), size - 1]).astype(boxes.dtype)
     found = jnp.where(mask[:, None], best[kept], 0)
     found = found.at[0].set(jnp.where(mask[0], found[0], whole))
@@ -202,11 +240,11 @@ def propose(
 def select_regions(
     confidence: Float[np.ndarray, "n"], threshold: float, fewest: int, most: int
 ) -> Int[np.ndarray, "k"]:
-    """The regions kept: of at least `threshold` and in the order of proposals where `fewest` to `most` are, else so
-    many in falling order of confidence (`get_detections_from_im`).
+    """Return the rows of the regions that are kept (`get_detections_from_im`).
 
-    The threshold is a double as in the original. Anderson et al. took 0.2 and 10 to 100, VL-BERT 0.5 and 10 to 100; 36
-    of each image is `fewest` = `most` = 36.
+    These are the rows with a confidence of at least `threshold`, in their order, if there are
+    `fewest` to `most` of them. Otherwise these are the `fewest` or `most` rows with the highest
+    confidence, in descending order. As in the original, the threshold is a double.
     """
     kept = np.flatnonzero(confidence.astype(np.float64) >= threshold)
     if fewest <= len(kept) <= most:

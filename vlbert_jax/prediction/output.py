@@ -9,8 +9,9 @@ from typing import Any
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.detector.detect import load_detector
 from vlbert_jax.detector.options import Settings
+from vlbert_jax.detector.regions import Regions
 from vlbert_jax.prediction.predictor import Picture, Predictor, load
-from vlbert_jax.prediction.regions import Found, find_regions, given_regions
+from vlbert_jax.prediction.regions import find_regions, given_regions
 from vlbert_jax.tasks import TASKS, all_tasks
 from vlbert_jax.visualization.attention import write_attention
 from vlbert_jax.visualization.drawing import draw_regions, save_drawing
@@ -25,7 +26,7 @@ def ask_all(model: Predictor, picture: Picture, args: argparse.Namespace) -> lis
     return answers
 
 
-def described(found: Found) -> dict[str, Any]:
+def described(found: Regions) -> dict[str, Any]:
     """The regions, as --json prints them."""
     rows = []
     for i, box in enumerate(found.boxes.tolist()):

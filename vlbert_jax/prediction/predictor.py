@@ -29,8 +29,9 @@ from vlbert_jax.data.image_files import read_image
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.fingerprint import extractor_id
+from vlbert_jax.detector.regions import Regions
 from vlbert_jax.prediction.loading import load_trained
-from vlbert_jax.prediction.regions import GRID, Found, find_regions
+from vlbert_jax.prediction.regions import GRID, find_regions
 from vlbert_jax.tasks import TASKS, Registered, all_tasks, get_task
 from vlbert_jax.tasks.base import Answer
 
@@ -58,7 +59,7 @@ class Picture:
 
     name: str
     pixels: UInt8[np.ndarray, "y x 3"]
-    regions: Found
+    regions: Regions
     appearance: Shaped[Array, "1 r g"]  # of the model's regions, row 0 the whole image
 
 
@@ -153,7 +154,7 @@ class Predictor:
         """The name that features of the detector have where they are stored."""
         return extractor_id(self.detector.fingerprint) if self.detector else ""
 
-    def _batch(self, pixels: np.ndarray, found: Found, text: str, choices: Sequence[str] = ()) -> Batch:
+    def _batch(self, pixels: np.ndarray, found: Regions, text: str, choices: Sequence[str] = ()) -> Batch:
         """Return the batch of one text about an image, as the task lays it out."""
         height, width = pixels.shape[:2]
         record = dict(image=pixels, image_size=np.array([width, height], np.int32), boxes=found.boxes)

@@ -1,8 +1,11 @@
-"""Names of the detector's weights: Caffe, bottom-up-attention.pytorch (MILVLG), detectron2 and Hugging Face, and ours.
+"""Names of the detector's weights in the formats of Caffe, MILVLG, detectron2 and vlbert_jax.
 
-Everything is brought to MILVLG's names, which follow Caffe's order: class 0 is no object, attribute 0 none, and there
-are two objectness scores an anchor. Of detectron2's conventions (airsplay, Hugging Face's `frcnn`) the class without an
-object comes last and has no box, the attribute that is none comes last, and one score an anchor goes through a sigmoid.
+MILVLG is the organization of the repository bottom-up-attention.pytorch.
+
+Every source is converted to MILVLG's names, which follow Caffe's order: class 0 is "no object",
+attribute 0 is "no attribute", and each anchor has two objectness scores. detectron2's conventions
+(airsplay, Hugging Face's `frcnn`) differ: "no object" is the last class and has no box, "no
+attribute" is the last attribute, and each anchor has one score, which goes through a sigmoid.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ RPN, PREDICTOR = "proposal_generator.rpn_head", "roi_heads.box_predictor"
 OBJECTNESS, DELTAS = f"{RPN}.objectness_logits", f"{RPN}.anchor_deltas"
 CLASSES, BOXES, EMBEDDING = f"{PREDICTOR}.cls_score", f"{PREDICTOR}.bbox_pred", f"{PREDICTOR}.cls_embed"
 HIDDEN, ATTRIBUTES = f"{PREDICTOR}.attr_linear1", f"{PREDICTOR}.attr_linear2"
-MODULES = {  # ours: (MILVLG's, layout of its kernel)
+MODULES = {  # name in the vlbert_jax format: (MILVLG's name, layout of the kernel)
     "rpn": (f"{RPN}.conv", "conv"),
     "objectness": (OBJECTNESS, "conv"),
     "anchor_deltas": (DELTAS, "conv"),
@@ -48,29 +51,29 @@ STEM = {"conv1.": "backbone.stem.conv1.", "bn1.": "backbone.stem.conv1.norm."}
 
 
 def is_detector(names: Mapping[str, object]) -> bool:
-    """Whether tensors with these names, plain or as `caffe.read` gives them, are a detector's."""
-    return "rpn_cls_score[0]" in names or any(plain_name(name) == f"{OBJECTNESS}.weight" for name in names)
+    """Return whether tensors with these names, from any source, are a detector's."""
+    return "rpn_cls_score[0]" in names or any(strip_wrappers(name) == f"{OBJECTNESS}.weight" for name in names)
 
 
-def plain_name(name: str) -> str:
-    """A name without the wrappers of data parallelism and of a checkpoint."""
+def strip_wrappers(name: str) -> str:
+    """Return a name without the prefixes of data parallelism and of a checkpoint."""
     return re.sub(r"^(model\.|module\.)+", "", name)
 
 
-def from_resnet(name: str) -> str:
-    """torchvision's name of a tensor of the detector's ResNet, as MILVLG's."""
+def resnet_to_milvlg(name: str) -> str:
+    """Return MILVLG's name for torchvision's name; other names than the ResNet's are unchanged."""
     if found := TORCHVISION.fullmatch(name):
         stage, block, kind, number, shortcut, leaf = found.groups()
         part = "shortcut" if shortcut else f"conv{number}"
         norm = "norm." if kind == "bn" or shortcut == "1" else ""
-        room = "roi_heads" if stage == "4" else "backbone"
-        return f"{room}.res{int(stage) + 1}.{block}.{part}.{norm}{leaf}"
+        parent = "roi_heads" if stage == "4" else "backbone"
+        return f"{parent}.res{int(stage) + 1}.{block}.{part}.{norm}{leaf}"
     return next((new + name.removeprefix(old) for old, new in STEM.items() if name.startswith(old)), name)
 
 
-def to_resnet(name: str) -> str | None:
-    """The reverse; None for what is not of the ResNet."""
-    name = plain_name(name)
+def milvlg_to_resnet(name: str) -> str | None:
+    """Return torchvision's name for MILVLG's name, None if the tensor is not the ResNet's."""
+    name = strip_wrappers(name)
     if found := DETECTRON_BLOCK.fullmatch(name):
         stage, block, number, norm, leaf = found.groups()
         kind = f"{'bn' if norm else 'conv'}{number}" if number else f"downsample.{1 if norm else 0}"
@@ -79,40 +82,54 @@ def to_resnet(name: str) -> str | None:
     return next((old + name.removeprefix(new) for old, new in longest_first if name.startswith(new)), None)
 
 
-def canonical(raw: Mapping[str, np.ndarray], anchors: Shaped[np.ndarray, "a 4"]) -> dict[str, np.ndarray]:
-    """A detector's tensors, of any of the sources, with MILVLG's names and in Caffe's order, float32.
+def to_milvlg(raw: Mapping[str, np.ndarray], anchors: Shaped[np.ndarray, "a 4"]) -> dict[str, np.ndarray]:
+    """Convert a detector's tensors from any source to MILVLG's names and Caffe's order.
 
-    `anchors` are those of a source that stores none.
-    Raises ValueError where they are not of such a detector.
+    Args:
+        raw: tensors with the names of their source; Caffe's are `layer[blob]`.
+        anchors: anchors of cell (0, 0), for a source that does not store them.
+
+    Returns:
+        float32 tensors by name.
+
+    Raises:
+        ValueError: The tensors are not those of such a detector.
     """
     tensors = {}
     for name, array in raw.items():
         layer, _, blob = name.removesuffix("]").partition("[")
         if layer in CAFFE and blob:
-            # Blobs of old files have four sides, the first of them 1.
-            convolution = layer.startswith("rpn")
-            shape = array.shape if convolution else (int(np.prod(array.shape[:-1])), array.shape[-1])
-            array = array.reshape(-1) if blob == "1" else array.reshape(shape)
-            tensors[f"{CAFFE[layer]}.{'weight' if blob == '0' else 'bias'}"] = array
+            tensors[f"{CAFFE[layer]}.{'weight' if blob == '0' else 'bias'}"] = _caffe_array(array, layer, blob)
         elif not blob:
-            tensors[_milvlg(from_resnet(plain_name(name)))] = array
+            tensors[_detectron_to_milvlg(resnet_to_milvlg(strip_wrappers(name)))] = array
     tensors = {name: array for name, array in tensors.items() if not name.endswith(".num_batches_tracked")}
-    lacking = [f"{name}.weight" for name in (OBJECTNESS, DELTAS, CLASSES, BOXES) if f"{name}.weight" not in tensors]
-    if lacking:
-        raise ValueError(f"lacks {', '.join(lacking)}: not the bottom-up-attention detector")
+    needed = [f"{name}.weight" for name in (OBJECTNESS, DELTAS, CLASSES, BOXES)]
+    if lacking := [name for name in needed if name not in tensors]:
+        raise ValueError(f"not the bottom-up-attention detector: it lacks {', '.join(lacking)}")
     _to_caffe_order(tensors)
     tensors.setdefault(ANCHORS, anchors)
     return {name: np.asarray(array, np.float32) for name, array in tensors.items()}
 
 
-def _milvlg(name: str) -> str:
+def _caffe_array(array: np.ndarray, layer: str, blob: str) -> np.ndarray:
+    """Return a blob in the shape of a bias, a convolution or a matrix.
+
+    Blobs of old files always have four dimensions.
+    """
+    if blob == "1":
+        return array.reshape(-1)
+    convolution = layer.startswith("rpn")
+    return array if convolution else array.reshape(int(np.prod(array.shape[:-1])), array.shape[-1])
+
+
+def _detectron_to_milvlg(name: str) -> str:
     module, _, leaf = name.rpartition(".")
     prefix, _, last = module.rpartition(".")
     return f"{DETECTRON[last]}.{leaf}" if prefix == PREDICTOR and last in DETECTRON else name
 
 
 def _to_caffe_order(tensors: dict[str, np.ndarray]):
-    """Changes detectron2's conventions, where these are, in place."""
+    """Convert tensors in detectron2's conventions to Caffe's in place."""
     anchors = len(tensors[f"{DELTAS}.weight"]) // 4
     if len(tensors[f"{OBJECTNESS}.weight"]) == anchors:  # sigmoid(x) is softmax(0, x)
         for leaf in ("weight", "bias"):
@@ -123,16 +140,15 @@ def _to_caffe_order(tensors: dict[str, np.ndarray]):
         for leaf in ("weight", "bias"):
             boxes = tensors[f"{BOXES}.{leaf}"]
             tensors[f"{BOXES}.{leaf}"] = np.concatenate([np.zeros_like(boxes[:4]), boxes])
-        for name in (f"{CLASSES}.weight", f"{CLASSES}.bias", f"{EMBEDDING}.weight"):
-            if name in tensors:
-                tensors[name] = np.roll(tensors[name], 1, axis=0)
-        for name in (f"{ATTRIBUTES}.weight", f"{ATTRIBUTES}.bias"):
+        last_to_first = (f"{CLASSES}.weight", f"{CLASSES}.bias", f"{EMBEDDING}.weight",
+                         f"{ATTRIBUTES}.weight", f"{ATTRIBUTES}.bias")  # fmt: skip
+        for name in last_to_first:
             if name in tensors:
                 tensors[name] = np.roll(tensors[name], 1, axis=0)
 
 
-def detector_table(paths: list[tuple]) -> Iterator[Entry]:
-    """MILVLG's tensor for every array of a `FasterRCNN`."""
+def detector_entries(paths: list[tuple]) -> Iterator[Entry]:
+    """Yield MILVLG's tensor for each parameter of a `FasterRCNN`, given the parameters' paths."""
     for path in paths:
         module, _, leaf = "/".join(path).rpartition("/")
         if path == ("anchors",):
@@ -142,40 +158,57 @@ def detector_table(paths: list[tuple]) -> Iterator[Entry]:
             bias = leaf == "bias"
             yield Entry(f"{official}.{'bias' if bias else 'weight'}", path, "same" if bias else layout)
         else:
-            official = "backbone.stem.conv1"
-            if found := BLOCK.fullmatch(module):
-                stage, block, part = found.groups()
-                room = "roi_heads.res5" if stage is None else f"backbone.res{int(stage) + 2}"
-                official = f"{room}.{block}.{part}"
+            official = _official_convolution(module)
             if leaf == "kernel":
                 yield Entry(f"{official}.weight", path, "conv")
             else:
                 yield Entry(f"{official}.norm.{NORM_LEAVES[leaf]}", path)
 
 
+def _official_convolution(module: str) -> str:
+    found = BLOCK.fullmatch(module)
+    if not found:
+        return "backbone.stem.conv1"
+    stage, block, part = found.groups()
+    parent = "roi_heads.res5" if stage is None else f"backbone.res{int(stage) + 2}"
+    return f"{parent}.{block}.{part}"
+
+
 def match_detector(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple, tuple[int, ...]]
 ) -> dict[tuple, Shaped[np.ndarray, "..."]]:
-    """Our arrays, as views of the tensors. Raises ValueError for what is lacking, of another shape or left over."""
+    """Return the parameters of a `FasterRCNN` as views of MILVLG's tensors.
+
+    Args:
+        tensors: tensors as `to_milvlg` returns them.
+        shapes: shape of each parameter by its path.
+
+    Raises:
+        ValueError: A tensor is missing, has another shape, or belongs to no parameter.
+    """
     tensors = dict(tensors)
-    ours, lacking = {}, []
-    for entry in detector_table(list(shapes)):
+    parameters, lacking = {}, []
+    for entry in detector_entries(list(shapes)):
         if entry.official not in tensors:
             lacking.append(entry.official)
             continue
         array = tensors.pop(entry.official)
         if array.ndim == len(shapes[entry.path]):
-            ours[entry.path] = entry.to_ours(array)
-        if entry.path not in ours or ours[entry.path].shape != shapes[entry.path]:
-            raise ValueError(f"{entry.official} has shape {array.shape}, which does not fit {shapes[entry.path]} here")
+            parameters[entry.path] = entry.to_ours(array)
+        if entry.path not in parameters or parameters[entry.path].shape != shapes[entry.path]:
+            raise ValueError(
+                f"{entry.official} has shape {array.shape}, which does not fit the parameter of shape "
+                f"{shapes[entry.path]}"
+            )
     if lacking:
         more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""
-        raise ValueError(f"lacks {', '.join(lacking[:6])}{more}: not a whole bottom-up-attention detector")
+        raise ValueError(f"not a complete bottom-up-attention detector: it lacks {', '.join(lacking[:6])}{more}")
     if tensors:
-        raise ValueError(f"has {', '.join(list(tensors)[:6])}, for which the detector has no place")
-    return ours
+        raise ValueError(f"the detector has no parameter for the tensors {', '.join(list(tensors)[:6])}")
+    return parameters
 
 
-def detector_to_official(ours: Mapping[tuple, np.ndarray]) -> dict[str, np.ndarray]:
-    """MILVLG's tensors of a model of ours, as views."""
-    return {entry.official: entry.to_official(ours[entry.path]) for entry in detector_table(list(ours))}
+def parameters_to_milvlg(parameters: Mapping[tuple, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return MILVLG's tensors of a `FasterRCNN` as views of its parameters."""
+    entries = detector_entries(list(parameters))
+    return {entry.official: entry.to_official(parameters[entry.path]) for entry in entries}

@@ -84,7 +84,7 @@ def find_weights(given: str) -> Path:
 def _read(given: str) -> Weights:
     path = find_weights(given)
     if is_detector_folder(path):
-        return _recognise(given, detector_names.detector_to_official(flatten_tree(read_checkpoint(path))), "orbax")
+        return _recognise(given, detector_names.parameters_to_milvlg(flatten_tree(read_checkpoint(path))), "orbax")
     if path.is_dir() and ((path / "state").exists() or newest_step(path) is not None):
         config = _read_config(path.absolute())
         encoder = config["model"]["encoder"]
@@ -263,7 +263,7 @@ def _recognise(path: str, raw: Mapping[str, np.ndarray], container: str) -> Weig
     elif "layer1.0.conv1.weight" in plain:
         kind, rename = "resnet", resnet_to_official
     elif detector_names.is_detector(raw):
-        kind, rename = "resnet", lambda name: resnet_to_official(detector_names.to_resnet(name) or "")
+        kind, rename = "resnet", lambda name: resnet_to_official(detector_names.milvlg_to_resnet(name) or "")
     else:
         raise ValueError(
             f"{path} holds no weights of BERT, VL-BERT or ResNet; its tensors: {', '.join(list(raw)[:4]) or 'none'}"
