@@ -108,7 +108,7 @@ def test_hidden_regions_are_blank_in_images_that_come_prepared():
     boxes, hidden = np.array([[8.0, 8, 20, 16], [30, 4, 40, 40]], np.float32), np.array([True, False])
     fields = image_fields(record, boxes, layout_of(caffe_resize=True, hide_pixels=True), flip=False, hidden=hidden)
     x1, y1, x2, y2 = fields["boxes"][1].astype(int)
-    blank = (fields["image"] == 0).all(-1)
+    blank = (fields["pixels"][0] == 0).all(-1)
     np.testing.assert_array_equal(fields["boxes"][1], boxes[0] * 2)
     assert blank[y1 : y2 + 1, x1 : x2 + 1].all()
     assert not blank[y1 - 1, x1] and not blank[y2 + 1, x2] and not blank[y1, x1 - 1] and not blank[y2, x2 + 1]
@@ -145,8 +145,9 @@ def test_training_computes_the_features_that_are_written(detector):
             prepared = prepare_pixels(image, image_size)
             return fast_rcnn.appearance(prepared, boxes, region_mask, image_size=image_size)
 
-        names = ("image", "image_size", "boxes", "region_mask")
-        return np.asarray(run(*(jnp.asarray(fields[name])[None] for name in names)))[0, 1 : len(regions.boxes) + 1]
+        # The axis of the images of an example serves as the batch.
+        inputs = fields["pixels"], fields["image_size"], fields["boxes"][None], fields["region_mask"][None]
+        return np.asarray(run(*map(jnp.asarray, inputs)))[0, 1 : len(regions.boxes) + 1]
 
     np.testing.assert_allclose(features(caffe=True), regions.features, atol=1e-4)
     assert np.abs(features(caffe=False) - regions.features).max() > 1e-2

@@ -144,7 +144,7 @@ def test_regions_by_name(capsys):
     best = regions.first(1)
     assert best.labels == ("cat",) and best.scores == (0.9,) and best.features.shape == (1, WIDTH) and len(best) == 1
     assert best.source == "the detector" and best.class_probabilities is None
-    show(dict(image="a.jpg", width=451, height=300, asked=[], **described(regions)))
+    show(None, dict(image="a.jpg", width=451, height=300, asked=[], **described(regions)))
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         "a.jpg: 451 x 300; 2 regions from the detector".split(),
         ["1", "brown", "cat", "0.90", "[1.0,", "2.0,", "300.0,", "200.0]"],
