@@ -1,8 +1,8 @@
-"""Seconds and peak memory of converting weights: official file -> ours -> official file.
+"""Measure seconds and peak memory of converting weights: official -> vlbert_jax -> official.
 
     python benchmarks/convert.py [--variant=base_e2e|base_prec|large_e2e|large_prec] [--suffix=.model|.safetensors]
 
-Memory is the resident peak of the whole process, also as a multiple of the file's size.
+Memory is the resident peak of the whole process, also as a multiple of the size of the file.
 """
 
 import argparse
@@ -27,13 +27,13 @@ PRETRAIN = pretrain.Pretrain()
 
 
 def write_random(path: Path, variant: str) -> None:
-    """A released model's names and sizes, its numbers random."""
+    """Write a file with the names and shapes of a released model and random values."""
     config, rng = getattr(recipes, variant)(), np.random.default_rng(0)
     state = nnx.state(nnx.eval_shape(lambda: PRETRAIN.build_model(config, nnx.Rngs(0))))
-    ours = {
+    arrays = {
         tuple(map(str, at)): rng.standard_normal(v.shape, dtype=np.float32) for at, v in nnx.to_flat_state(state)
     }
-    official = vlbert_names.official_state_dict(vlbert_names.to_official(ours, config.model.encoder.vocab_size), {})
+    official = vlbert_names.official_state_dict(vlbert_names.to_official(arrays, config.model.encoder.vocab_size), {})
     if path.suffix == ".safetensors":
         export.write_safetensors(path, official)
     else:
@@ -41,7 +41,7 @@ def write_random(path: Path, variant: str) -> None:
 
 
 def convert(source: Path, target: Path) -> tuple[float, float]:
-    """Seconds, and MB of peak memory, of one conversion in a process of its own."""
+    """Return the seconds and the peak memory (MB) of one conversion in a separate process."""
     command = [sys.executable, "-m", "vlbert_jax.convert", str(source), str(target)]
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"JAX_PLATFORMS": "cpu"})
@@ -61,12 +61,13 @@ def main() -> None:
         write_random(args.write, args.variant)
         return
     with tempfile.TemporaryDirectory() as folder:
-        given, ours, back = (Path(folder) / name for name in (f"given{args.suffix}", "ours", f"back{args.suffix}"))
-        # In a process of its own: a child's peak starts at what its parent holds.
+        names = f"given{args.suffix}", "converted", f"back{args.suffix}"
+        given, converted, back = (Path(folder) / name for name in names)
+        # The peak of a child starts at the memory of its parent, so the file is written in a separate process.
         subprocess.run([sys.executable, __file__, f"--variant={args.variant}", f"--write={given}"], check=True)
         size = given.stat().st_size / 1e6
         print(f"{args.variant}, {args.suffix}: {size:.0f} MB")
-        for source, target in ((given, ours), (ours, back)):
+        for source, target in ((given, converted), (converted, back)):
             seconds, memory = convert(source, target)
             print(f"  {source.name} -> {target.name}: {seconds:.1f} s, peak {memory:.0f} MB, {memory / size:.2f} x")
 

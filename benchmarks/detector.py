@@ -1,11 +1,11 @@
-"""Time of the detector and of its suppression over all classes, on whatever device is there.
+"""Measure the time of the detector, and of its suppression over all classes, on the local device.
 
     python benchmarks/detector.py                      # 600x800, 300 regions, 1,600 classes, one image at a time
     python benchmarks/detector.py --batch_size=8 --dtype=bfloat16
 
-Random weights of the published sizes; the image's pixels are noise. FLOP are those of matrix products and convolutions
-of the traced program. The rates they are compared with are those of one 3x3 convolution over 512 channels of 30 regions
-and of the same as a matrix product, outside any loop, on the same machine before and after.
+The weights are random and of the published sizes; the pixels of the image are noise. FLOP count the matrix products and
+convolutions of the traced program. They are compared with the rates of one 3x3 convolution over 512 channels of 30
+regions, and of the same as a matrix product, outside any loop, on the same machine before and after.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from vlbert_jax.weights import detector_names  # noqa: E402
 
 
 def seconds(function, *arguments, repeats: int) -> list[float]:
-    """Of each of `repeats` calls, the first and its compilation left out."""
+    """Return the seconds of each of `repeats` calls, after a first call that compiles."""
     jax.block_until_ready(function(*arguments))
     times = []
     for _ in range(repeats):
@@ -45,7 +45,7 @@ def seconds(function, *arguments, repeats: int) -> list[float]:
 
 
 def suppression(num_boxes: int, num_classes: int, repeats: int) -> dict:
-    """Boxes of all sizes in an image of 600x800, soft-max scores of moderate contrast."""
+    """Measure suppression of boxes of all sizes in an image of 600x800, with softmax scores of moderate contrast."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 1, (num_boxes, 2)) * [600, 400]
     boxes = np.concatenate([corner, corner + rng.uniform(20, 400, (num_boxes, 2))], 1).clip(0, [799, 599] * 2)
@@ -56,7 +56,7 @@ def suppression(num_boxes: int, num_classes: int, repeats: int) -> dict:
 
 
 def rates(dtype, repeats: int) -> tuple[float, float]:
-    """FLOP per second of a 3x3 convolution, and of the same as a matrix product."""
+    """Return the FLOP per second of a 3x3 convolution, and of the same as a matrix product."""
     x, kernel = jnp.ones((30, 14, 14, 512), dtype), jnp.ones((3, 3, 512, 512), dtype)
     convolve = jax.jit(functools.partial(
         jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -68,21 +68,21 @@ def rates(dtype, repeats: int) -> tuple[float, float]:
 
 
 def random_detector(batch_size: int, chunk: int, dtype) -> Detector:
-    """The published sizes. Drawn as one program, so that no weight is in memory twice."""
+    """Return a detector of the published sizes; one program samples all weights, so that none is in memory twice."""
     network = jax.jit(lambda: nnx.state(FasterRCNN(Sizes(), Settings(), rngs=nnx.Rngs(0))))()
-    ours = {tuple(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(network)}
+    arrays = {tuple(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(network)}
     del network
-    # Random proposals lie upon each other; nothing is suppressed, so that there are 300 of them.
+    # Random proposals overlap, so suppression is off to keep 300 of them.
     settings = Settings(proposal_overlap=1.01, roi_chunk=chunk)
-    return Detector(detector_names.parameters_to_milvlg(ours), settings=settings, batch_size=batch_size, dtype=dtype)
+    return Detector(detector_names.parameters_to_milvlg(arrays), settings=settings, batch_size=batch_size, dtype=dtype)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the convolutions")
-    parser.add_argument("--chunk", type=int, default=Settings().roi_chunk, help="regions that pass C5 at once")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls; the median counts")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of the convolutions")
+    parser.add_argument("--chunk", type=int, default=Settings().roi_chunk, help="regions in one pass of C5")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls; the median is reported")
     args = parser.parse_args()
     dtype = jnp.dtype(args.dtype)
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()}), jax {jax.__version__}")

@@ -1,12 +1,12 @@
-"""What pre-training is worth: the demos of the tasks, fine-tuned from the demo's checkpoint and from scratch.
+"""Measure the value of pre-training: fine-tune the demos of the tasks from the demo's checkpoint and from scratch.
 
     make demo && python benchmarks/fine_tuning.py [--checkpoint=workdirs/demo] [--seeds=0,1,2] [--tasks=vqa,...]
 
-Each run is the documented command with a seed of its own, in WORKDIRS/TASK_START_SEED; one that is finished is not run
-again. "From scratch" lacks the region head, too, which in the paper's comparison comes from the detector. `blind` is
-trained as the first is, but without the image (RefCOCO+: without the appearance of the regions), and `chance` knows no
-example: the most frequent answer of the training split, one choice in four, any region. Prints a table in Markdown with
-mean and standard deviation over seeds.
+Each run is the documented command with its own seed, in WORKDIRS/TASK_START_SEED. A finished run is not repeated. "From
+scratch" also lacks a trained region head, which in the paper's comparison comes from the detector. `blind` is trained
+like the first column, but without the image (RefCOCO+: without the appearance of the regions). `chance` uses no example
+but the most frequent answer of the training split, one choice in four, or any region. The output is a Markdown table
+with mean and standard deviation over seeds.
 """
 
 import argparse
@@ -40,7 +40,7 @@ STARTS = ("pre-trained", "from scratch", "blind")
 
 
 def run(workdir: Path, seed: int, config: str, metric: str, start: str, checkpoint: Path, data_dir: Path) -> float:
-    """The metric on the validation split at the end of a run."""
+    """Return the metric on the validation split at the end of a run."""
     rows = workdir / "metrics.jsonl"
     if not finished(rows, metric):
         init = "scratch=True" if start == "from scratch" else f"checkpoint={checkpoint}"
@@ -49,7 +49,7 @@ def run(workdir: Path, seed: int, config: str, metric: str, start: str, checkpoi
             *(f"--config.init.{init}", f"--config.seed={seed}", f"--config.data.data_dir={data_dir}"),
             *(f"--config.blind={start == 'blind'}", "--config.report=False"),
         ]
-        # As `make demo`: glibc keeps what is freed.
+        # As in `make demo`, glibc keeps freed memory.
         keep = dict(MALLOC_MMAP_THRESHOLD_="8589934592", MALLOC_TRIM_THRESHOLD_="17179869184")
         workdir.mkdir(parents=True, exist_ok=True)
         print(f"{workdir} ...", file=sys.stderr, flush=True)
@@ -64,7 +64,7 @@ def finished(rows: Path, metric: str) -> float | None:
 
 
 def chance(name: str, config) -> float:
-    """The score of who sees neither image nor text."""
+    """Return the score of a guess that uses neither image nor text."""
     if name.startswith("VCR"):
         return 0.25
     split = Split(config, config.data.eval_split)

@@ -1,12 +1,12 @@
-"""How often `predict` is right about drawn scenes that training never saw, with the demos' checkpoints.
+"""Measure the accuracy of `predict` on synthetic scenes that training never saw, with the demos' checkpoints.
 
-    make demo, then fine-tune configs/vqa.py and configs/refcoco.py from it (README), then
+    make demo, then fine-tune configs/vqa.py and configs/refcoco.py from it (docs/fine_tuning.md), then
     python benchmarks/held_out_scenes.py [--scenes=50] [--data_dir=data] [--pretrain=workdirs/demo]
         [--vqa=workdirs/vqa] [--refcoco=workdirs/refcoco] [--vocab=...]
 
-The first scenes of each validation split, one text each, chosen by the scene's number: a question (right as the
-official accuracy counts it), an expression (right where half of the union is shared), a caption with one colour or
-category masked. Regions are the drawn detector's, as in a file given with --boxes. Prints a table in Markdown.
+The script takes scenes of each validation split with one text each: a question (scored by the official accuracy), an
+expression (right if the boxes share at least half of their union), and a caption with one masked color or category.
+Regions are those of the synthetic detector, as in a file given with --boxes. The output is a Markdown table.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from vlbert_jax.tasks.vqa import accuracy  # noqa: E402
 
 
 def texts_of(predictor, scenes: int) -> list[dict]:
-    """Records of the validation split, each with its image: the first text of every scene."""
+    """Return records of the validation split, each with its image: the first text of every scene."""
     split, found = Split(predictor.config, "val"), {}
     for number in range(len(split)):
         record = split.texts[number]
@@ -39,8 +39,8 @@ def texts_of(predictor, scenes: int) -> list[dict]:
 def questions(predictor, scenes: int) -> list[float]:
     scores = []
     for record in texts_of(predictor, scenes):
-        picture = predictor.look(open_image(record["image"]), record["boxes"])
-        best = predictor.answer(picture, record["question"])[0].text
+        image = predictor.look(open_image(record["image"]), record["boxes"])
+        best = predictor.answer(image, record["question"])[0].text
         scores.append(accuracy.answer_accuracy(best, record["answers"]))
     return scores
 
@@ -48,8 +48,8 @@ def questions(predictor, scenes: int) -> list[float]:
 def expressions(predictor, scenes: int) -> list[float]:
     scores = []
     for record in texts_of(predictor, scenes):
-        picture = predictor.look(open_image(record["image"]), record["proposals"])
-        best = predictor.ground(picture, record["expression"])[0].box
+        image = predictor.look(open_image(record["image"]), record["proposals"])
+        best = predictor.ground(image, record["expression"])[0].box
         scores.append(box_iou(np.array([best]), np.asarray(record["box"]))[0] >= POSITIVE)
     return scores
 
@@ -76,8 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=50)
     parser.add_argument("--data_dir", default="")
-    parser.add_argument("--caption_data_dir", default="", help="if it is another")
-    parser.add_argument("--vocab", default="", help="of the pre-trained model, if it is not where the run says")
+    parser.add_argument("--caption_data_dir", default="", help="data_dir of the pre-trained model, if it differs")
+    parser.add_argument("--vocab", default="", help="vocabulary of the pre-trained model, if it has moved")
     for task, workdir in dict(pretrain="demo", vqa="vqa", refcoco="refcoco").items():
         parser.add_argument(f"--{task}", default=f"workdirs/{workdir}")
     args = parser.parse_args()
@@ -89,7 +89,7 @@ def main() -> None:
         "question": questions(vlbert_jax.load(args.vqa, data_dir=args.data_dir), args.scenes),
         "expression": expressions(vlbert_jax.load(args.refcoco, data_dir=args.data_dir), args.scenes),
     }
-    print("| asked | scenes | right |\n|---|---|---|")
+    print("| question | scenes | right |\n|---|---|---|")
     for name, scores in rows.items():
         print(f"| {name} | {len(scores)} | {sum(scores):.1f} = {np.mean(scores):.0%} |")
 

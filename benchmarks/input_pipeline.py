@@ -1,11 +1,10 @@
-"""How fast the input pipeline feeds a host: records per second, and milliseconds of CPU per record.
+"""Measure the input pipeline: records per second, and milliseconds of CPU per record.
 
     python benchmarks/input_pipeline.py --height=600 --width=800
 
-Makes synthetic records (JPEG photographs of noise and gradients, 100 boxes with 1601 class scores, captions
-of ten words), writes them with the real builders and reads them with `train_batches` of the shipped recipe.
-CPU time is that of the whole process, all threads: what limits a host is CPU, not the wall clock of a machine
-in other use.
+The script makes synthetic records (JPEG images of noise and gradients, 100 boxes with 1601 class scores, captions of
+ten words), writes them with the real builders, and reads them with `train_batches` of the shipped recipe. CPU time is
+that of the whole process with all threads. It limits a host; the wall clock of a shared machine does not.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import time
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # so that it runs without being installed
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # the script also runs without an installation
 
 from configs.pretrain import get_config  # noqa: E402
 from data_prep.build import run_builder  # noqa: E402
@@ -37,15 +36,15 @@ NUM_CLASSES, FEATURE_SIZE = 1601, 2048
 
 
 def write_source(root: pathlib.Path, args) -> None:
-    """The official download's layout, with drawn content."""
+    """Write synthetic content in the layout of the official download."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list(string.ascii_lowercase), rng.integers(2, 8))) for _ in range(400)]
     for split in ("train", "val"):
         (root / f"{split}_image").mkdir(parents=True)
         (root / f"{split}_frcnn").mkdir()
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
-    pieces += [f"##{letter}" for letter in string.ascii_lowercase] + sorted(set(words[:300]) - set(pieces))
-    (root / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
+    tokens += [f"##{letter}" for letter in string.ascii_lowercase] + sorted(set(words[:300]) - set(tokens))
+    (root / "vocab.txt").write_text("\n".join(tokens) + "\n")
     lines = []
     for i in range(args.records):
         coarse = rng.integers(0, 255, (args.height // 20, args.width // 20, 3), dtype=np.uint8)
@@ -89,9 +88,9 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=600)
     parser.add_argument("--width", type=int, default=800)
     parser.add_argument("--boxes", type=int, default=100)
-    parser.add_argument("--records", type=int, default=64, help="to draw (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=16, help="half captions, half text")
-    parser.add_argument("--batches", type=int, default=40, help="to time (default: %(default)s)")
+    parser.add_argument("--records", type=int, default=64, help="records to make (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=16, help="records per batch, half of them captions")
+    parser.add_argument("--batches", type=int, default=40, help="batches to time (default: %(default)s)")
     parser.add_argument("--num_threads", type=int, default=os.cpu_count())
     parser.add_argument("--geometry_on_device", action="store_true")
     args = parser.parse_args()
@@ -104,7 +103,7 @@ def main() -> None:
         run_builder(RegionCaptions("noise", root, root, splits=("train",), features=features))
         run_builder(TextCorpus("noise", root, [root / "text.doc"]))
         batches = train_batches(recipe(root, args), 0, 0, 1)
-        for _ in range(6):  # the buffer fills, caches warm up
+        for _ in range(6):  # fill the buffer and the caches
             next(batches)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(args.batches):
@@ -113,7 +112,7 @@ def main() -> None:
         batches.close()
     records = args.batches * args.batch_size // 2
     print(f"\nmachine        {platform.node()}, {os.cpu_count()} x {cpu_name()}")
-    print(f"records        {args.features}, {args.width}x{args.height}, {args.boxes} boxes; a text with each")
+    print(f"records        {args.features}, {args.width}x{args.height}, {args.boxes} boxes; one text per record")
     print(f"threads        {args.num_threads}")
     print(f"records/s      {records / wall:.0f}")
     print(f"CPU ms/record  {1000 * cpu / records:.2f}")

@@ -1,15 +1,16 @@
-"""From the command to the answer, and the next picture in the same process: base size, random weights.
+"""Measure the time from the command to the answer, and of more images in one process: base size, random weights.
 
-    python benchmarks/predict.py [--regions=36] [--picture=PATH]            # boxes from a file
+    python benchmarks/predict.py [--regions=36] [--image=PATH]            # boxes from a file
     python benchmarks/predict.py --detector [--proposals=300] [--precomputed]
 
-VQA with the region head trained along (ResNet-101), or with --precomputed on the detector's features; 3,129 answers, a
-vocabulary of 30,522 made-up pieces: what is measured does not depend on what the numbers are. The detector has the
-published sizes, its proposals are anchors in random order, so that as many come as are asked for. Without --picture,
-scikit-image's coffee (600 x 400 pixels, the model sees 900 x 600). Prints a row in Markdown: seconds and most memory
-of the command; then, in one process, seconds of loading, of the first answer (it compiles), of another question about
-the same picture, of a picture of another size, and of one on its side (the second shape that is compiled), first and
-again.
+The model is for VQA, with ResNet-101 as its region head, or with --precomputed on the features of the detector. It has
+3,129 answers and a vocabulary of 30,522 invented tokens; the time does not depend on the values of the weights. The
+detector has the published sizes. Its proposals are anchors in random order, so that there are as many as requested.
+The default image is scikit-image's coffee (600 x 400 pixels, the model sees 900 x 600).
+
+The output is a Markdown row: seconds and peak memory of the command; then, in one process, seconds of loading, of the
+first answer (which compiles), of another question about the same image, of an image of another size, and of a rotated
+image (the second compiled shape), first and again.
 """
 
 import argparse
@@ -30,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-QUESTION = "piece 100 piece 200 ?"
+QUESTION = "token 100 token 200 ?"
 
 
 def write_model(folder: Path, precomputed: bool) -> None:
@@ -40,10 +41,10 @@ def write_model(folder: Path, precomputed: bool) -> None:
     from vlbert_jax.tasks import get_task
     from vlbert_jax.weights import export
 
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "piece", *"0123456789?"]
-    pieces += [f"##{digit}" for digit in range(10)]
-    pieces += [f"word{i}" for i in range(30_522 - len(pieces))]
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "token", *"0123456789?"]
+    tokens += [f"##{digit}" for digit in range(10)]
+    tokens += [f"word{i}" for i in range(30_522 - len(tokens))]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     (folder / "answers.txt").write_text("\n".join(["<unk>", *(f"answer {i}" for i in range(1, 3_129))]) + "\n")
     config = recipes.base()
     config.model.train_region_head = not precomputed
@@ -51,7 +52,7 @@ def write_model(folder: Path, precomputed: bool) -> None:
     config.data.update(dict(features=features, vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
     arrays: dict = dict(params={}, constants={})
     model = nnx.eval_shape(lambda: get_task("vqa").build_model(config, nnx.Rngs(0)))
-    for path, variable, array in drawn(model):
+    for path, variable, array in random_arrays(model):
         node = arrays["params" if isinstance(variable, nnx.Param) else "constants"]
         for name in path[:-1]:
             node = node.setdefault(name, {})
@@ -70,14 +71,14 @@ def write_detector(folder: Path) -> None:
     from vlbert_jax.weights import detector_names
 
     network = nnx.eval_shape(lambda: FasterRCNN(Sizes(), Settings(), rngs=nnx.Rngs(0)))
-    ours = {path: array for path, _, array in drawn(network)}
-    ours[("anchors",)] = base_anchors()
-    ours[("anchor_deltas", "kernel")] *= 0
-    weights.write_detector(detector_names.parameters_to_milvlg(ours), {}, folder / "detector", "orbax")
+    arrays = {path: array for path, _, array in random_arrays(network)}
+    arrays[("anchors",)] = base_anchors()
+    arrays[("anchor_deltas", "kernel")] *= 0
+    weights.write_detector(detector_names.parameters_to_milvlg(arrays), {}, folder / "detector", "orbax")
 
 
-def drawn(model) -> Iterator[tuple]:
-    """(path, variable, random numbers) of all arrays of an abstract model; norms and variances are 1."""
+def random_arrays(model) -> Iterator[tuple]:
+    """Iterate over (path, variable, random values) of an abstract model; gains and variances are 1."""
     from flax import nnx
 
     rng = np.random.default_rng(0)
@@ -91,24 +92,24 @@ def drawn(model) -> Iterator[tuple]:
 
 
 def boxes_of(path: Path, count: int, size: tuple[int, int]) -> Path:
-    """So many boxes of all sizes, anywhere."""
+    """Write `count` boxes of all sizes and places in an image of `size` (width, height) to `path`."""
     corners = np.sort(np.random.default_rng(1).random((count, 2, 2)), axis=1) * size
     path.write_text(json.dumps(dict(boxes=corners.reshape(count, 4).tolist())))
     return path
 
 
-def command(model: Path, picture: Path, where: list[str]) -> tuple[float, float]:
-    """Seconds, and GiB at most, of the documented command."""
-    argv = [sys.executable, "-m", "vlbert_jax.predict", f"--checkpoint={model}", f"--image={picture}"]
+def command(model: Path, image: Path, where: list[str]) -> tuple[float, float]:
+    """Return the seconds and the peak memory (GiB) of the documented command."""
+    argv = [sys.executable, "-m", "vlbert_jax.predict", f"--checkpoint={model}", f"--image={image}"]
     began = time.perf_counter()
     process = subprocess.Popen([*argv, f"--question={QUESTION}", *where], cwd=ROOT, stdout=sys.stderr)
     _, status, used = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit("the command failed")
+        raise SystemExit(f"The command failed: {' '.join(argv)}")
     return time.perf_counter() - began, used.ru_maxrss / 2**20
 
 
-def in_one_process(model: Path, picture: Path, count: int, detector: Path | None, proposals: int) -> dict[str, float]:
+def in_one_process(model: Path, image: Path, count: int, detector: Path | None, proposals: int) -> dict[str, float]:
     import vlbert_jax
     from vlbert_jax.detector.detect import load_detector
     from vlbert_jax.detector.options import Settings
@@ -128,42 +129,42 @@ def in_one_process(model: Path, picture: Path, count: int, detector: Path | None
     finder = load_detector(detector, Settings(proposals_after=proposals)) if detector else None
     predictor, looked = vlbert_jax.load(model, detector=finder), None
     lap("load")
-    first = Image.open(picture).convert("RGB")
+    first = Image.open(image).convert("RGB")
     other = first.resize((first.width * 5 // 4, first.height))
-    for name, image in (("first", first), ("another size", other), ("on its side", first.transpose(Image.ROTATE_90)),
+    for name, image in (("first", first), ("another size", other), ("rotated", first.transpose(Image.ROTATE_90)),
                         ("again", other.transpose(Image.ROTATE_90))):  # fmt: skip
         ask(image)
         lap(name)
         if name == "first":
             predictor.answer(looked, QUESTION + " ?")
             lap("another question")
-    print(f"{len(looked.regions)} regions in the last picture", file=sys.stderr)
+    print(f"{len(looked.regions)} regions in the last image", file=sys.stderr)
     return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--regions", type=int, default=36)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--image", type=Path, help="file (default: scikit-image's coffee)")
     parser.add_argument("--detector", action="store_true")
     parser.add_argument("--proposals", type=int, default=300)
     parser.add_argument("--precomputed", action="store_true")
     args = parser.parse_args()
-    if args.picture is None:
+    if args.image is None:
         import skimage
 
-        args.picture = Path(skimage.data_dir) / "coffee.png"
+        args.image = Path(skimage.data_dir) / "coffee.png"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for make, options in ((write_model, (args.precomputed,)), (write_detector, ())):
             maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder, *options))
-            maker.start()  # a process of its own, which takes its memory with it
+            maker.start()  # the memory of a separate process is freed at its end
             maker.join()
         detector = folder / "detector" if args.detector else None
-        file = boxes_of(folder / "boxes.json", args.regions, Image.open(args.picture).size)
+        file = boxes_of(folder / "boxes.json", args.regions, Image.open(args.image).size)
         where = [f"--detector={detector}", f"--proposals={args.proposals}"] if detector else [f"--boxes={file}"]
-        seconds, memory = command(folder / "model", args.picture.resolve(), where)
-        times = in_one_process(folder / "model", args.picture, args.regions, detector, args.proposals)
+        seconds, memory = command(folder / "model", args.image.resolve(), where)
+        times = in_one_process(folder / "model", args.image, args.regions, detector, args.proposals)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print("| regions from | command | memory | " + " | ".join(times) + " | memory of all |")
     print("|---" * (len(times) + 4) + "|")

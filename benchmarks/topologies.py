@@ -1,11 +1,11 @@
-"""What pre-training takes on TPU slices that need not be there: compiled for them, then predicted.
+"""Compile pre-training for TPU slices that are not there, and predict its time.
 
     pip install -e '.[tpu]'                # the compiler; no TPU
-    python benchmarks/topologies.py        # minutes per row; goes on where it stopped
+    python benchmarks/topologies.py        # minutes per row; continues an interrupted run
     python benchmarks/topologies.py --only=base_prec,v5e-8
 
-Each row is a compilation of the real training step (`--mode=compile`). Rows are kept in topologies.jsonl as they come,
-and the tables of topologies.md, behind their comments, are written from them.
+Each row is a compilation of the real training step (`--mode=compile`). Rows are appended to topologies.jsonl, and the
+tables of topologies.md, after their HTML comments, are written from them.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 import jax
 
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # so that it runs without being installed
+sys.path.insert(0, str(ROOT))  # the script also runs without an installation
 
 from configs import pretrain as recipes  # noqa: E402
 from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
@@ -30,13 +30,13 @@ from vlbert_jax.training import compile_ahead  # noqa: E402
 PRETRAIN = pretrain.Pretrain()
 
 RESULTS = ROOT / "benchmarks" / "results"
-SLICES = {  # as they are ordered: v4 counts cores, two of a chip
+SLICES = {  # by their names in orders: v4 counts cores, two per chip
     "v5e-8": ("v5e:2x4", 1),
     "2x v5e-16": ("v5e:4x4", 2),
     "v4-128": ("v4:4x4x4", 1),
     "v5e-256": ("v5e:16x16", 1),
 }
-# What is compiled: recipe, slice, and the fields that differ from the recipe's.
+# The rows: recipe, slice, and the fields that differ from the recipe.
 ROWS = [
     ("base_e2e", "v5e-8", {}),
     ("base_e2e", "v5e-8", {"grad_accumulation_steps": 2}),
@@ -60,7 +60,7 @@ ROWS = [
 
 
 def compiled(recipe: str, name: str, fields: dict) -> dict:
-    """A row of topologies.jsonl."""
+    """Compile one row of topologies.jsonl and return it."""
     config = getattr(recipes, recipe)()
     config.update_from_flattened_dict(fields)
     config.topology, config.num_slices = SLICES[name]
@@ -83,9 +83,9 @@ def compiled(recipe: str, name: str, fields: dict) -> dict:
 
 # --- The page -------------------------------------------------------------------------------------------------------
 
-PER_LINK = 50  # GB/s each way of v5e's four: a full pod of 256 closes its rings, a smaller slice does not
-NETWORK = 800  # GB/s out of a v5e slice of 256 chips: 6.4 Tbit/s
-INPUT = {  # bytes to read and seconds of CPU per image and its texts (benchmarks/results/input_pipeline.md)
+PER_LINK = 50  # GB/s each way of the four links of v5e; only a full pod of 256 closes its rings
+NETWORK = 800  # GB/s out of a v5e slice of 256 chips (6.4 Tbit/s)
+INPUT = {  # bytes read and CPU seconds per image with its texts (benchmarks/results/input_pipeline.md)
     "base_e2e": (168e3 + 100 * 1601 * 2, 7.5e-3),  # JPEG, class scores
     "base_prec": (100 * (2048 * 4 + 1601 * 2), 5.5e-3),  # features, class scores
 }
@@ -123,9 +123,10 @@ def table(rows: list[dict]) -> str:
 
 
 def largest(row: dict, rows: list[dict]) -> str:
-    """Sequences per chip and part that fit, a power of two: compiled, or on a line through two compilations.
+    """Return how many sequences per chip and part fit, a power of two: compiled, or by a line through two compilations.
 
-    All are for this kind of chip and mesh. The two are those between which the memory ends, or else the outermost.
+    All compilations are for this kind of chip and mesh. The line passes through the two between which the memory ends,
+    or else through the outermost two.
     """
 
     def per_chip(r: dict) -> float:
@@ -147,7 +148,7 @@ def largest(row: dict, rows: list[dict]) -> str:
 
 
 def weak_scaling(row: dict) -> str:
-    """Predicted parts of an update at as many sequences per chip as in `row`, for v5e."""
+    """Return a table of the predicted phases of an update on v5e, with the sequences per chip of `row`."""
     found = as_compiled(row)
     size, seconds = INPUT[row["recipe"]]
     sequences, images = row["batch_size"] / row["devices"], row["images"] / row["devices"]
@@ -172,7 +173,7 @@ def weak_scaling(row: dict) -> str:
 
 
 def page(rows: list[dict]) -> str:
-    """topologies.md with its tables as they are now."""
+    """Return topologies.md with tables of the present rows."""
     text = (RESULTS / "topologies.md").read_text()
     parts = {"table": table(rows)}
     for recipe, fields in (("base_e2e", {"grad_accumulation_steps": 2}), ("base_prec", {})):
@@ -187,8 +188,8 @@ def page(rows: list[dict]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="RECIPE,SLICE: one row of the table")
-    parser.add_argument("--rows", type=int, default=-1, help="so many at most; 0 writes the page from those there are")
+    parser.add_argument("--only", help="RECIPE,SLICE of the only row to compile")
+    parser.add_argument("--rows", type=int, default=-1, help="most new rows; 0 only writes the page")
     args = parser.parse_args()
     path = RESULTS / "topologies.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,10 +1,10 @@
-"""Time of one training step on whatever device is there.
+"""Measure the time of one training step on the local device.
 
     python benchmarks/train_step.py                     # base_prec and base_e2e in the shapes of the table below
     python benchmarks/train_step.py --config=base_e2e --captions=16 --dtype=bfloat16 --peak_tflops=990
 
-Times the recipe's own update (forward, backward, clipping, AdamW, dropout on) on synthetic batches that stay on the
-device. FLOP are those of the matrix products and convolutions of the traced step, recomputation left out.
+The step is the update of the recipe (forward, backward, clipping, AdamW, dropout on) on synthetic batches that stay on
+the device. FLOP count the matrix products and convolutions of the traced step, without recomputation.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 import jax
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # so that it runs without being installed
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # the script also runs without an installation
 
 from configs import pretrain as recipes  # noqa: E402
 from vlbert_jax.batch import (
@@ -36,7 +36,7 @@ from vlbert_jax.training.step import jitted_step  # noqa: E402
 
 PRETRAIN = pretrain.Pretrain()
 
-# Captions (as many text-only sequences beside them), text tokens of each, boxes, image (width, height).
+# Captions (with as many text-only sequences), text tokens of each, boxes, image (width, height).
 SHAPES = {
     "base_prec": dict(captions=4, tokens=64, text_tokens=64, boxes=37, image=(800, 600)),
     "base_e2e": dict(captions=1, tokens=20, text_tokens=64, boxes=20, image=(800, 600)),
@@ -44,7 +44,7 @@ SHAPES = {
 
 
 def synthetic_batch(config, shape: dict, seed: int = 0) -> Batch:
-    """A full batch: every element, region and pixel of the shape is real."""
+    """Return a full batch: every element, region and pixel of the shape is real."""
     rng, vocab_size = np.random.default_rng(seed), config.model.encoder.vocab_size
     b, (width, height) = shape["captions"], shape["image"]
     r = shape["boxes"]
@@ -122,7 +122,7 @@ def measure(name: str, shape: dict, args) -> dict:
             state, report = compiled(state, batch)
             jax.block_until_ready(report)
             times.append(time.perf_counter() - began)
-    seconds = statistics.median(times[1:])  # the first pays for allocation
+    seconds = statistics.median(times[1:])  # the first call allocates memory
     memory = compiled.memory_analysis()
     result = dict(
         recipe=name,
@@ -144,13 +144,13 @@ def measure(name: str, shape: dict, args) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=list(SHAPES), help="default: each of them")
-    parser.add_argument("--captions", type=int, help="captions per batch, instead of the table's")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of activations")
-    parser.add_argument("--prng", default="rbg", choices=("rbg", "threefry2x32"), help="dropout's generator")
-    parser.add_argument("--unroll", action="store_true", help="layers unrolled instead of scanned")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps; the median counts")
-    parser.add_argument("--peak_tflops", type=float, help="of one device, for the share reached")
+    parser.add_argument("--config", choices=list(SHAPES), help="recipe (default: all)")
+    parser.add_argument("--captions", type=int, help="captions per batch (default: see the table in this file)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of activations")
+    parser.add_argument("--prng", default="rbg", choices=("rbg", "threefry2x32"), help="random generator of dropout")
+    parser.add_argument("--unroll", action="store_true", help="unroll the layers instead of scanning them")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps; the median is reported")
+    parser.add_argument("--peak_tflops", type=float, help="peak of one device, to report the share that is reached")
     args = parser.parse_args()
     device = jax.devices()[0]
     host = platform.processor() or platform.machine()
