@@ -38,7 +38,7 @@ def test_page_needs_nothing_else(path):
 
 def test_sizes_that_do_not_fit(path, attention, tmp_path):
     pixels, boxes = np.zeros((5, 5, 3), np.uint8), np.zeros((2, 4), np.float32)
-    with pytest.raises(ValueError, match="5 tokens, 2 regions"):
+    with pytest.raises(ValueError, match="do not fit 5 tokens and 2 regions"):
         write_attention(tmp_path / "x.html", pixels, boxes, TOKENS, REGIONS[:2], attention, "")
     assert not list(tmp_path.iterdir())
 

@@ -12,7 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vlbert_jax.visualization import report
+from vlbert_jax.visualization import cards, report
+from vlbert_jax.visualization.charts import nice_ticks
 
 VOID = {"meta", "br", "img"}
 
@@ -82,13 +83,13 @@ def scene(seed, predicted=True, size=(96, 128)):
     words = "a red ball lies left of a strip ##ed cup and a green box".split()
     top = lambda *pairs: tuple(pairs)  # noqa: E731
     masked = (
-        report.Guess(1, "red", top(("red", 0.83), ("blue", 0.1), ("pink", 0.04), ("green", 0.02), ("box", 0.01)),
+        cards.Guess(1, "red", top(("red", 0.83), ("blue", 0.1), ("pink", 0.04), ("green", 0.02), ("box", 0.01)),
                      top(("blue", 0.15), ("red", 0.14), ("green", 0.14), ("gray", 0.13), ("black", 0.12))),
-        report.Guess(9, "cup", top(("box", 0.5), ("cup", 0.44), ("ball", 0.03), ("star", 0.02), ("ring", 0.01)),
+        cards.Guess(9, "cup", top(("box", 0.5), ("cup", 0.44), ("ball", 0.03), ("star", 0.02), ("ring", 0.01)),
                      top(("cup", 0.3), ("box", 0.28), ("ball", 0.2), ("star", 0.1), ("ring", 0.05))),
     )
-    hidden = (report.HiddenRegion(2, "cup", top(("cup", 0.71), ("box", 0.2), ("ball", 0.09))),)
-    return report.Card(
+    hidden = (cards.HiddenRegion(2, "cup", top(("cup", 0.71), ("box", 0.2), ("ball", 0.09))),)
+    return cards.Card(
         image, np.array(boxes, np.float32), ("", "red ball", "cup", "green box"), words,
         masked if predicted else (), hidden if predicted else (), f"scene {seed}",
     )
@@ -100,8 +101,8 @@ def whole_page(directory):
         ("", report.paragraph("2000 steps on 8,000 drawn scenes; scores on 512 scenes that it has not seen.")),
         ("Scores", report.scores(rows[-1])),
         ("Training", report.curves(rows)),
-        ("Predictions", report.predictions([scene(i) for i in range(8)] + [scene(9, size=(128, 96))])),
-        ("Data", report.gallery([scene(i, predicted=False) for i in range(12)])),
+        ("Predictions", cards.prediction_cards([scene(i) for i in range(8)] + [scene(9, size=(128, 96))])),
+        ("Data", cards.record_cards([scene(i, predicted=False) for i in range(12)])),
     ]
     return report.write_page(directory, "vlbert_jax: demo", sections)
 
@@ -120,15 +121,15 @@ def test_one_complete_file_that_loads_nothing(tmp_path):
 def test_large_photographs_stay_small(tmp_path):
     rng = np.random.default_rng(0)
     photo = np.kron(rng.integers(0, 255, (60, 80, 3)), np.ones((10, 10, 1))) + rng.normal(0, 10, (600, 800, 3))
-    card = report.Card(photo.clip(0, 255).astype(np.uint8), np.array([[0, 0, 800, 600], [80, 60, 400, 300]]))
-    path = report.write_page(tmp_path, "photos", [("", report.predictions([card] * 12))])
+    card = cards.Card(photo.clip(0, 255).astype(np.uint8), np.array([[0, 0, 800, 600], [80, 60, 400, 300]]))
+    path = report.write_page(tmp_path, "photos", [("", cards.prediction_cards([card] * 12))])
     assert path.stat().st_size < 3e6
 
 
 def test_the_picture_is_the_image_and_boxes_are_in_its_place():
     image = np.zeros((100, 200, 3), np.uint8)
     image[:, 100:] = (250, 10, 10)
-    page = report.gallery([report.Card(image, np.array([[0, 0, 200, 100], [20, 10, 120, 60]]), ("", "red thing"))])
+    page = cards.record_cards([cards.Card(image, np.array([[0, 0, 200, 100], [20, 10, 120, 60]]), ("", "red thing"))])
     parse(page)
     data = re.search(r"base64,([^\"]+)", page)[1]
     shown = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data))))
@@ -140,7 +141,7 @@ def test_the_picture_is_the_image_and_boxes_are_in_its_place():
 
 
 def test_predictions_mark_what_is_right():
-    page = report.predictions([scene(0)])
+    page = cards.prediction_cards([scene(0)])
     parser = parse(page)
     assert '<mark class="right">red</mark>' in page and '<mark class="wrong">cup</mark>' in page
     assert "striped" in parser.seen and "##" not in parser.seen  # WordPieces are joined
@@ -151,9 +152,9 @@ def test_predictions_mark_what_is_right():
 
 def test_answers_say_how_right_they_are():
     def page(*scores):
-        answers = [report.Answer(f"a{i}", 0.6 - i / 10, score) for i, score in enumerate(scores)]
-        card = report.Card(np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4)), question="which?", answers=answers)
-        return parse(report.answers([card])).seen
+        answers = [cards.RankedAnswer(f"a{i}", 0.6 - i / 10, score) for i, score in enumerate(scores)]
+        card = cards.Card(np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4)), question="which?", answers=answers)
+        return parse(cards.answer_cards([card])).seen
 
     assert "which? ✓a0 ✓60 %a1 50 %" in page(1.0, 0.0) and "brackets" not in page(1.0, 0.0)
     assert "which? ✗a0 60 %a1 (0.3)50 %" in page(0.0, 0.3) and "brackets" in page(0.0, 0.3)
@@ -163,10 +164,10 @@ def test_answers_say_how_right_they_are():
 
 def test_everything_is_escaped(tmp_path):
     evil = "<b>&\"'"
-    card = report.Card(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 4)), (evil, evil), (evil,),
-                       (report.Guess(0, evil, ((evil, 1.0),)),), (report.HiddenRegion(1, evil, ((evil, 1.0),)),), evil)
+    card = cards.Card(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 4)), (evil, evil), (evil,),
+                       (cards.Guess(0, evil, ((evil, 1.0),)),), (cards.HiddenRegion(1, evil, ((evil, 1.0),)),), evil)
     rows = [{"step": 1, "split": evil, f"loss{evil}": 1.0}]
-    path = report.write_page(tmp_path, evil, [(evil, report.predictions([card]) + report.paragraph(evil)),
+    path = report.write_page(tmp_path, evil, [(evil, cards.prediction_cards([card]) + report.paragraph(evil)),
                                          ("", report.curves(rows) + report.scores(rows[0]))])
     parse(path.read_text())
     assert evil not in path.read_text()
@@ -217,7 +218,7 @@ def test_curves_of_odd_rows():
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.2, 0.21), (-3, 5), (0, 123_456), (1, 1), (0.0, 7e-4)])
 def test_ticks_cover_and_are_few(low, high):
-    ticks = report._ticks(low, high)
+    ticks = nice_ticks(low, high)
     assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
     assert 2 <= len(ticks) <= 8 and np.allclose(np.diff(ticks), ticks[1] - ticks[0])
 

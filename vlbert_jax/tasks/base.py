@@ -23,7 +23,7 @@ from vlbert_jax.batch import Arrays, Batch, Example, NoTargets, Shapes
 from vlbert_jax.data import tables
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
 from vlbert_jax.tasks import report
-from vlbert_jax.visualization.report import Card
+from vlbert_jax.visualization.cards import Card
 
 Config = ml_collections.ConfigDict
 Metrics = dict[str, tuple[Array, Array]]  # metric -> (sum, count)

@@ -12,6 +12,7 @@ from vlbert_jax.batch import Batch
 from vlbert_jax.data.images import as_rgb
 from vlbert_jax.data.tables import Split
 from vlbert_jax.visualization import report
+from vlbert_jax.visualization.cards import Card, answer_cards
 
 NUM_CARDS = 12  # at least half of them wrong answers, if there are that many
 
@@ -24,7 +25,7 @@ def write_report(
     history: list[dict],
     parts: Callable[[], list[Iterator[Batch]]],
     predict: Callable,
-    card: Callable[..., report.Card | None],
+    card: Callable[..., Card | None],
 ) -> Path:
     """Write `directory`/index.html and return its path.
 
@@ -45,7 +46,7 @@ def write_report(
         sections.append((f"Scores on {config.data.eval_split}", report.scores(validation[-1])))
     sections.append(("Training", report.curves(history)))
     if config.data.features == "image" and (cards := _cards(model, config, parts(), predict, card)):
-        sections.append((f"Examples of {config.data.eval_split}, right and wrong", report.answers(cards)))
+        sections.append((f"Examples of {config.data.eval_split}, right and wrong", answer_cards(cards)))
     return report.write_page(directory, title, sections)
 
 

@@ -1,12 +1,13 @@
-"""The page of attention: one file, an image with its regions beside the words, any layer and head (paper, appendix)."""
+"""The page of attention: an image with its regions next to the words, for any layer and head.
+
+It is the interactive form of the figure in the paper's appendix, in one file.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from vlbert_jax.files import atomic_write
+from vlbert_jax.visualization.templates import Html, Template
 
-LARGEST = 900  # long side of the picture in the page
+LONGEST = 900  # pixels of the longest side of the embedded image
 
 
 def write_attention(
@@ -29,38 +31,59 @@ def write_attention(
     title: str,
     answer: str = "",
 ) -> None:
-    """Writes the page, whole or not at all; nothing is loaded from anywhere when it is opened.
+    """Write the page atomically; it loads nothing when it is opened.
 
-    `regions` are the names of the whole image, which `boxes` lack, and of the boxes (pixels of the picture). Rows and
-    columns of `attention` are the tokens, the regions and one more, [END]. A probability p is kept as a byte,
-    round(255 sqrt(p)): small ones keep two digits. Raises ValueError where sizes do not fit, OSError.
+    A probability p is stored as the byte round(255 sqrt(p)), which keeps two digits of small ones.
+
+    Args:
+        path: file to write.
+        pixels: the image, RGB.
+        boxes: the regions without the whole image, pixels of the image.
+        tokens: the text.
+        regions: names of the whole image and of the boxes.
+        attention: probabilities from each element (rows) to each (columns). The elements are the
+            tokens, the regions and [END].
+        title: the text that was asked about the image.
+        answer: lines to show below the title.
+
+    Raises:
+        ValueError: The sizes do not fit together.
+        OSError: The file cannot be written.
     """
     size = len(tokens) + len(regions) + 1
     if attention.shape[2:] != (size, size) or len(regions) != len(boxes) + 1:
-        raise ValueError(f"attention of {attention.shape}, {len(tokens)} tokens, {len(regions)} regions")
+        raise ValueError(
+            f"attention of shape {attention.shape} and {len(boxes)} boxes do not fit {len(tokens)} tokens and "
+            f"{len(regions)} regions"
+        )
     height, width = pixels.shape[:2]
-    names = [name if name.startswith(f"region {i}") or not i else f"{i} {name}" for i, name in enumerate(regions)]
     data = dict(
         layers=attention.shape[0],
         heads=attention.shape[1],
         tokens=list(tokens),
-        regions=names,
+        regions=[_numbered(i, name) for i, name in enumerate(regions)],
         boxes=[[0, 0, width, height], *np.round(boxes, 1).tolist()],
         width=width,
         height=height,
-        image=_embedded(pixels),
+        image=_data_address(pixels),
         attention=base64.b64encode(np.round(255 * np.sqrt(attention)).astype(np.uint8).tobytes()).decode(),
     )
-    parts = dict(title=html.escape(title), answer=html.escape(answer), data=json.dumps(data).replace("<", "\\u003c"))
-    template = Path(__file__).with_suffix(".html").read_text("utf-8")
-    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    template = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
+    data_json = json.dumps(data).replace("<", "\\u003c")  # "</script>" would end the element that holds the data
+    page = template.fill(title=title, answer=answer, data=Html(data_json))
     with atomic_write(path) as partial:
         partial.write_text(page, "utf-8")
 
 
-def _embedded(pixels: UInt8[np.ndarray, "y x 3"]) -> str:
+def _numbered(row: int, name: str) -> str:
+    """Return the name of a region with its number, except for the whole image, row 0."""
+    return name if row == 0 or name.startswith(f"region {row}") else f"{row} {name}"
+
+
+def _data_address(pixels: UInt8[np.ndarray, "y x 3"]) -> str:
+    """Return an image as a data: address, reduced to `LONGEST`."""
     image = Image.fromarray(pixels)
-    image.thumbnail((LARGEST, LARGEST))
+    image.thumbnail((LONGEST, LONGEST))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=88, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -15,6 +15,7 @@ from vlbert_jax.tasks.pretrain import predict
 from vlbert_jax.tasks.pretrain.batches import eval_parts
 from vlbert_jax.tasks.pretrain.predict import guess_words
 from vlbert_jax.visualization import report
+from vlbert_jax.visualization.cards import Card, Guess, HiddenRegion, prediction_cards, record_cards
 
 NUM_CARDS = 12
 
@@ -34,12 +35,12 @@ def write_report(directory: Path, model, config, history: list[dict]) -> Path:
     sections.append(("Training", report.curves(history)))
     predicted = predicted_cards(model, config)
     if predicted:
-        sections.append(("Masked words and hidden regions", report.predictions(predicted)))
-        sections.append(("The data", report.gallery([_plain(card) for card in predicted])))
+        sections.append(("Masked words and hidden regions", prediction_cards(predicted)))
+        sections.append(("The data", record_cards([_plain(card) for card in predicted])))
     return report.write_page(directory, "VL-BERT pre-training", sections)
 
 
-def predicted_cards(model, config) -> list[report.Card]:
+def predicted_cards(model, config) -> list[Card]:
     """Cards of the first validation images that have something to guess, both orientations; none without pixels."""
     if config.data.features != "image":
         return []
@@ -67,7 +68,7 @@ def _guess(model, batch: Batch, config) -> dict:
     )
 
 
-def _cards(batch: Batch, guesses: dict, config) -> list[report.Card]:
+def _cards(batch: Batch, guesses: dict, config) -> list[Card]:
     tokenizer, names = tokenizer_of(config), class_names(config)
 
     def ranked(which, names, row, i):
@@ -89,13 +90,13 @@ def _cards(batch: Batch, guesses: dict, config) -> list[report.Card]:
         classes = None if batch.targets.region_classes is None else batch.targets.region_classes[row, :count]
         labels = [""] * count if classes is None else [names(int(number)) for number in classes]
         cards.append(
-            report.Card(
+            Card(
                 image=as_rgb(np.asarray(batch.pixels[row, 0, :height, :width])),
                 boxes=np.asarray(batch.boxes[row, :count]),
                 box_labels=labels,
                 words=[tokenizer.backend.id_to_token(int(i)) for i in ids[is_text]][1:-1],  # without [CLS] and [SEP]
                 masked=[
-                    report.Guess(
+                    Guess(
                         position=int(batch.targets.mlm_positions[row, 0, i]) - 1,
                         truth=tokenizer.backend.id_to_token(int(batch.targets.mlm_labels[row, 0, i])),
                         with_image=ranked("words", tokenizer.backend.id_to_token, row, i),
@@ -104,7 +105,7 @@ def _cards(batch: Batch, guesses: dict, config) -> list[report.Card]:
                     for i in masked_words
                 ],
                 hidden_regions=[
-                    report.HiddenRegion(
+                    HiddenRegion(
                         box=int(batch.targets.mrc_regions[row, i]),
                         truth=names(int(batch.targets.mrc_targets[row, i].argmax())),
                         guesses=ranked("classes", names, row, i),
@@ -130,5 +131,5 @@ def class_names(config):
     return name
 
 
-def _plain(card: report.Card) -> report.Card:
-    return report.Card(image=card.image, boxes=card.boxes, box_labels=card.box_labels, words=card.words)
+def _plain(card: Card) -> Card:
+    return Card(image=card.image, boxes=card.boxes, box_labels=card.box_labels, words=card.words)

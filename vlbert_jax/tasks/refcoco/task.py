@@ -31,7 +31,7 @@ from vlbert_jax.tasks.refcoco.examples import (
     meant_row,
     original_boxes,
 )
-from vlbert_jax.visualization import report
+from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 TOP = 5  # regions of a prediction
 CHECKED_IMAGES = 20  # that may all be without a detection before this is taken for a mistake
@@ -155,17 +155,17 @@ class RefCOCO(TextImageTask):
         """Return the heading of the report."""
         return "VL-BERT on referring expressions"
 
-    def card(self, record: dict, shown: dict, row: dict, config) -> report.Card:
+    def card(self, record: dict, shown: dict, row: dict, config) -> Card:
         """Return the card of an expression with the best regions."""
         d = config.data
         right = hits(record, d.eval_boxes, tuple(d.image_scale), d.get("caffe_resize", False))
         answers = [
-            report.Answer(f"region {i}" if i else "the whole image", float(p), float(right[i]))
+            RankedAnswer(f"region {i}" if i else "the whole image", float(p), float(right[i]))
             for i, p in zip(row["region"], row["probability"], strict=True)
             if i < len(shown["boxes"])
         ]
         meant = ", ".join(map(str, np.flatnonzero(right))) or "none of the regions"
-        return report.Card(**shown, question=record["expression"], answers=answers, title=f"meant: {meant}")
+        return Card(**shown, question=record["expression"], answers=answers, title=f"meant: {meant}")
 
     # --- Weights ------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ from vlbert_jax.tasks.vcr.examples import (
     readable,
     record_of_text,
 )
-from vlbert_jax.visualization import report
+from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 log = logging.getLogger(__name__)
 CHOICE_COUNTS = (2, 4, 8, 16)  # numbers of sequences that a user's choices are filled up to
@@ -224,7 +224,7 @@ class VCR(TextImageTask):
         title = {"q2a": "question to answer", "qa2r": "question and answer to rationale"}[config.subtask]
         return f"Visual commonsense reasoning: {title}"
 
-    def card(self, record: dict, shown: dict, row: dict, config) -> report.Card | None:
+    def card(self, record: dict, shown: dict, row: dict, config) -> Card | None:
         """Return the card of a question with the probability of each choice; None without a label."""
         if record["answer_label"] < 0 or record["rationale_label"] < 0:
             return None
@@ -237,9 +237,9 @@ class VCR(TextImageTask):
             choices, label = record["rationales"], int(record["rationale_label"])
         chances = probabilities(row["logits"][None])[0]
         ranked = np.argsort(-chances)
-        answers = [report.Answer(readable(choices[i], names), float(chances[i]), float(i == label)) for i in ranked]
+        answers = [RankedAnswer(readable(choices[i], names), float(chances[i]), float(i == label)) for i in ranked]
         labels = ["", *names][: len(shown["boxes"])]
-        return report.Card(question=question, answers=answers, box_labels=labels, **shown)
+        return Card(question=question, answers=answers, box_labels=labels, **shown)
 
     # --- Weights ------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_l
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.tasks.vqa.accuracy import answer_accuracy, soft_targets, summary
 from vlbert_jax.tasks.vqa.examples import QuestionLayout, answers_of, question_example
-from vlbert_jax.visualization import report
+from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 TOP = 5  # answers of a prediction
 
@@ -158,15 +158,15 @@ class VQA(TextImageTask):
         """Return the heading of the report."""
         return "Visual question answering"
 
-    def card(self, record: dict, shown: dict, row: dict, config) -> report.Card:
+    def card(self, record: dict, shown: dict, row: dict, config) -> Card:
         """Return the card of a question with the best answers and their official scores."""
         vocabulary = answers_of(config)
         scores = soft_targets(record["answers"], vocabulary)
         answers = [
-            report.Answer(vocabulary.entries[i], float(p), float(scores[i]))
+            RankedAnswer(vocabulary.entries[i], float(p), float(scores[i]))
             for i, p in zip(row["answer"], row["probability"], strict=True)
         ]
-        return report.Card(question=record["question"], answers=answers, **shown)
+        return Card(question=record["question"], answers=answers, **shown)
 
     # --- Weights ------------------------------------------------------------------------------------
 
