@@ -1,6 +1,7 @@
 """CONTRIBUTING.md, README.md and the documentation name files, symbols and commands that exist."""
 
 import ast
+import configparser
 import importlib.util
 import pathlib
 import re
@@ -84,14 +85,26 @@ def test_imports_in_python_examples_exist(page):
 # --- Commands -----------------------------------------------------------------------------------------------
 
 
+SCRIPTS = {
+    "vlbert-train": "vlbert_jax.main",
+    "vlbert-predict": "vlbert_jax.predict",
+    "vlbert-convert": "vlbert_jax.convert",
+    "vlbert-build": "data_prep.build",
+    "vlbert-extract": "data_prep.extract_regions",
+}
+
+
 def commands(page: pathlib.Path) -> list[list[str]]:
-    """Return the arguments of every `python -m MODULE ...` in the blocks of a page."""
+    """Return module and arguments of every `python -m MODULE ...` and console script in the blocks of a page."""
     found = []
     for code in blocks(text_of(page), ""):
         for line in code.replace("\\\n", " ").splitlines():
             line = line.partition(" #")[0].partition(";")[2 if line.lstrip().startswith("scene=") else 0].strip()
             if line.startswith("python -m "):
                 found.append(shlex.split(line)[2:])
+            elif line.startswith("vlbert-"):
+                script, *args = shlex.split(line)
+                found.append([SCRIPTS[script], *args])
     return found
 
 
@@ -109,6 +122,13 @@ def config_of(spec: str):
     module = importlib.util.module_from_spec(found := importlib.util.spec_from_file_location(path.stem, path))
     found.loader.exec_module(module)
     return module.get_config(variant or "demo")
+
+
+def test_console_scripts_are_installed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].strip().split("\n")
+    assert {line.partition("=")[0].strip() for line in lines} == SCRIPTS.keys()
 
 
 def test_commands_are_found():
