@@ -17,6 +17,9 @@ def trainer() -> ml_collections.ConfigDict:
     # A first phase of so many updates (of total_steps), with a rate of its own; what it trains is the task's.
     config.opening = ml_collections.ConfigDict(dict(steps=0, learning_rate=0.0))
     config.compute_dtype = "bfloat16"  # of activations; parameters and losses are float32
+    # Of matrix products and convolutions in training: default | high | highest. "default" is the platform's choice: it
+    # computes float32 in TF32 (GPU) or bfloat16 (TPU). Evaluation of float32 runs always has "highest".
+    config.matmul_precision = "default"
     config.prng_impl = "rbg"  # threefry2x32: dropout does not depend on the mesh, slower
 
     config.log_every_steps = 100
@@ -25,6 +28,8 @@ def trainer() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 3  # the newest; the best by `best_metric` is kept besides
     config.best_metric = "mlm_caption_accuracy"
     config.report = True  # write report/index.html at the end
+    config.profile_steps = ()  # (first, last) update of a JAX profiler trace in WORKDIR/profile; empty = none
+    config.allow_other_data = False  # continue a run although the content of its data has changed
 
     config.optimizer = ml_collections.ConfigDict(
         dict(

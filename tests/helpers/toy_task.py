@@ -84,6 +84,9 @@ class ToyTask(Task):
     def is_frozen(self, path, config):
         return path == ("frozen",)
 
+    def batch_shapes(self, config):
+        return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, _batch(np.random.default_rng(0), config.batch_size)))
+
     def train_batches(self, config, start_step, process_index, process_count):
         for step in range(start_step, sys.maxsize):
             batch = _batch(np.random.default_rng((config.seed, step)), config.batch_size)

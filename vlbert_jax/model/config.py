@@ -1,8 +1,10 @@
 """Sizes and options of the model, read from the config of a run."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 
@@ -27,6 +29,15 @@ class EncoderConfig:
     scan_layers: bool = True
     remat: str = "none"
     dtype: Any = jnp.float32  # of activations
+
+
+def matmul_precision(name: str):
+    """Return a context in which matrix products and convolutions are traced with precision `name`.
+
+    "default" is the platform's choice; on accelerators it computes float32 products in TF32 or
+    bfloat16. All other names are those of `jax.default_matmul_precision`.
+    """
+    return contextlib.nullcontext() if name == "default" else jax.default_matmul_precision(name)
 
 
 def model_options(config) -> tuple[EncoderConfig, dict]:

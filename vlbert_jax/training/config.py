@@ -20,7 +20,7 @@ AMOUNTS += ("eval_every_steps", "checkpoint_every_steps", "data.num_threads", "d
 SHARES = ("model.encoder.dropout_rate", "model.region_head.dropout_rate", "data.flip_probability")
 SHARES += ("data.mask_words", "data.mask_regions")
 LIMITS = dict.fromkeys(COUNTS, (1, math.inf)) | dict.fromkeys(AMOUNTS, (0, math.inf)) | dict.fromkeys(SHARES, (0, 1))
-CHOICES = {"compute_dtype": ("bfloat16", "float32")}
+CHOICES = {"compute_dtype": ("bfloat16", "float32"), "matmul_precision": ("default", "high", "highest")}
 
 
 def check_config(config: ml_collections.ConfigDict):
@@ -32,7 +32,7 @@ def check_config(config: ml_collections.ConfigDict):
             raise ValueError(f"config.{name} is {fields[name]}; it can be {limits}")
     for name, choices in CHOICES.items():
         if name in fields and fields[name] not in choices:
-            raise ValueError(f"config.{name} is {fields[name]!r}; it can be {' or '.join(choices)}")
+            raise ValueError(f"config.{name} is {fields[name]!r}; it can be {', '.join(choices[:-1])} or {choices[-1]}")
     width, heads = (fields.get(f"model.encoder.{name}", 1) for name in ("hidden_size", "num_heads"))
     if width % heads:
         raise ValueError(f"config.model.encoder.num_heads={heads} does not divide hidden_size={width}")
@@ -122,6 +122,8 @@ FREE_FIELDS = (
     "keep_checkpoints",
     "best_metric",
     "report",
+    "profile_steps",
+    "allow_other_data",
     "grad_accumulation_steps",
     "mesh.",
     "topology",

@@ -1,9 +1,10 @@
-"""A finite split, exactly once: sums and counts over all its batches and hosts."""
+"""Evaluation: sums and counts over a finite split, in which every example counts exactly once."""
 
+import collections
 import json
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
@@ -13,6 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from vlbert_jax.files import atomic_write
+from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.preemption import Preemption, Stopped
@@ -21,21 +24,31 @@ from vlbert_jax.weights.initialize import check_sources
 
 log = logging.getLogger(__name__)
 
-AHEAD = 2  # batches that may be on their way to the devices
+AHEAD = 2  # batches that may be dispatched before the oldest is fetched; bounds the outputs in the devices' memory
 
 
 def make_score(
     graphdef: nnx.GraphDef, task: Task, config: ml_collections.ConfigDict, mesh: Mesh, predict: bool = False
 ) -> Callable:
-    """The compiled `(params, constants, batch) -> scores, rows` of a task; make it once per run.
+    """Return the compiled `(params, constants, batch) -> scores, rows` of a task; make it once per run.
 
-    `rows` are the task's predictions for each example if `predict`, else empty; every host gets those of all.
+    Matrix products of float32 runs have the precision "highest", those of other runs `config.matmul_precision`.
+
+    Args:
+      graphdef: the model's structure.
+      task: the task of `config.task`.
+      config: the run's config.
+      mesh: devices of the run.
+      predict: whether `rows` are the task's predictions for each example, else they are empty; every process gets the
+        rows of all.
     """
+    precision = "highest" if config.compute_dtype == "float32" else config.matmul_precision
 
     def score(params: PyTree, constants: PyTree, batch: PyTree) -> tuple[dict, dict]:
-        model = nnx.merge(graphdef, params, constants)
-        rows = task.predict(model, batch, config) | dict(index=batch.index) if predict else {}
-        return task.score(model, batch, config), rows
+        with matmul_precision(precision):
+            model = nnx.merge(graphdef, params, constants)
+            rows = task.predict(model, batch, config) | dict(index=batch.index) if predict else {}
+            return task.score(model, batch, config), rows
 
     return jax.jit(score, out_shardings=sharding.replicated(mesh))
 
@@ -49,33 +62,49 @@ def evaluate(
     mesh: Mesh,
     asked_to_stop: Callable[[], bool],
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metric -> sum / count over each subset of `task.eval_batches`, and the rows; `score` is from `make_score`.
+    """Score each subset of `task.eval_batches`. Every process returns the same.
 
-    Where several subsets have a metric of the same name, the first has the plain name, the others `subset/name`. A
-    metric that counted nothing is left out. Rows are in the order of their `index`, without what filled up batches.
-    Every host gets the same. `asked_to_stop` is called after each batch (`checkpoint.Preemption.reached`); then raises
-    checkpoint.Stopped, with nothing left to the devices.
+    Args:
+      score: a function of `make_score`.
+      params: trained parameters.
+      constants: frozen parameters and statistics.
+      task: the task of `config.task`.
+      config: the run's config.
+      mesh: devices of the run.
+      asked_to_stop: called after each batch (`Preemption.reached`).
+
+    Returns:
+      Metric -> sum / count, and the rows in the order of their `index`, without those of padding. Where several subsets
+      have a metric of the same name, the first has the plain name and the others `subset/name`. A metric that counted
+      nothing is left out.
+
+    Raises:
+      Stopped: `asked_to_stop` returned True; the devices have finished.
     """
     values, seen, tables = {}, set(), []
     for subset, batches in task.eval_batches(config, jax.process_index(), jax.process_count()).items():
-        pending = []
-        for batch in batches:
-            # The sums are over the global batch: the compiled program has already added up all hosts.
-            pending.append(score(params, constants, sharding.global_batch(batch, mesh)))
-            if len(pending) > AHEAD:
-                jax.block_until_ready(pending[-1 - AHEAD])
-            if asked_to_stop():
-                jax.block_until_ready(pending)
-                raise Stopped("in an evaluation; the same command does it again")
         sums = metrics.Sums()
-        for scores, rows in jax.device_get(pending):
+        for scores, rows in _outputs(score, params, constants, batches, mesh, asked_to_stop):
             sums.add(scores)
             tables.append(rows)
-        values |= {
-            f"{subset}/{name}" if name in seen else name: value for name, value in sums.means().items()
-        }
+        values |= {f"{subset}/{name}" if name in seen else name: value for name, value in sums.means().items()}
         seen |= set(sums.sums)
     return values, _in_order(tables)
+
+
+def _outputs(score, params, constants, batches, mesh, asked_to_stop) -> Iterator[tuple[dict, dict]]:
+    """Yield the outputs of `score` for each batch, in order, on the host; AHEAD are on the devices at most."""
+    pending = collections.deque()
+    for batch in batches:
+        # The sums are over the global batch: the compiled program has already added up all processes.
+        pending.append(score(params, constants, sharding.global_batch(batch, mesh)))
+        if len(pending) > AHEAD:
+            yield jax.device_get(pending.popleft())
+        if asked_to_stop():
+            jax.block_until_ready(list(pending))
+            raise Stopped("in an evaluation; the same command does it again")
+    while pending:
+        yield jax.device_get(pending.popleft())
 
 
 def _in_order(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -90,34 +119,52 @@ def _in_order(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def evaluate_run(
     config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh
 ) -> dict[str, float | int]:
-    """Scores, and `step`, of the newest checkpoint of `workdir` or of `config.init`; host 0 writes scores.json, too.
+    """Score the newest checkpoint of `workdir`, or the weights of `config.init`; only the model's fields must agree.
 
-    A task with predictions writes them to WORKDIR/predictions. Only the fields that shape the model must be those of
-    the run. Raises FileNotFoundError without any weights, and checkpoint.Stopped.
+    Process 0 writes WORKDIR/scores.json and, for a task with predictions, the files in WORKDIR/predictions.
+
+    Args:
+      config: the run's config.
+      task: the task of `config.task`.
+      workdir: folder of the run and of the results.
+      mesh: devices to evaluate on.
+
+    Returns:
+      `step` and the scores.
+
+    Raises:
+      FileNotFoundError: there are no weights.
+      Stopped: the process received SIGTERM.
     """
     check_sources(config, workdir, "evaluate")
     predict = task.overrides("predict")
-
-    def evaluated(config: ml_collections.ConfigDict, workdir: pathlib.Path):
-        run = open_run(config, task, workdir, mesh, read_only=True)
-        score = make_score(run.graphdef, task, config, mesh, predict)
-        weights, stop = (run.state.params, run.state.constants), preemption.reached
-        with jax.set_mesh(mesh):
-            return int(run.state.step), *evaluate(score, *weights, task, config, mesh, stop)
-
     companions = task.companions(config)
-    nowhere = workdir / "predictions" / "of_companions"  # has no checkpoint: theirs are named by their config
+    nowhere = workdir / "predictions" / "of_companions"  # holds no checkpoint: `init` of their configs names weights
     with Preemption() as preemption:
-        step, scores, rows = evaluated(config, workdir)
-        predictions = {"": rows} | {name: evaluated(other, nowhere)[2] for name, other in companions.items()}
+        evaluated = _evaluate_weights(config, task, workdir, mesh, predict, preemption)
+        step, scores, predictions = evaluated[0], evaluated[1], {"": evaluated[2]}
+        for name, other in companions.items():
+            predictions[name] = _evaluate_weights(other, task, nowhere, mesh, predict, preemption)[2]
     if jax.process_index() == 0:
         if predict:
             (workdir / "predictions").mkdir(exist_ok=True)
             scores |= task.conclude(workdir / "predictions", predictions, config)
             log.info("predictions: %s", workdir / "predictions")
         scores = {"step": step} | scores
-        (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+        with atomic_write(workdir / "scores.json") as path:
+            path.write_text(json.dumps(scores, indent=2) + "\n")
     return scores
+
+
+def _evaluate_weights(config, task, workdir, mesh, predict: bool, preemption: Preemption) -> tuple[int, dict, dict]:
+    """Return the step, scores and rows of the weights of a run; see `evaluate_run`."""
+    run = open_run(config, task, workdir, mesh, read_only=True)
+    score = make_score(run.graphdef, task, config, mesh, predict)
+    with jax.set_mesh(mesh):
+        scores, rows = evaluate(
+            score, run.state.params, run.state.constants, task, config, mesh, preemption.reached
+        )
+    return int(run.state.step), scores, rows
 
 
 def write_run_report(
@@ -127,7 +174,7 @@ def write_run_report(
     graphdef: nnx.GraphDef,
     state: TrainState,
 ):
-    """Has the task write its page into WORKDIR/report, on host 0, which gets all weights for it."""
+    """Write the task's page into WORKDIR/report, on process 0, which gets all weights for it."""
     weights = multihost_utils.process_allgather((state.params, state.constants), tiled=True)
     if jax.process_index() == 0:
         rows = metrics.read_rows(workdir / "metrics.jsonl")

@@ -1,142 +1,265 @@
-"""Training: the state, one update as a pure function, and the loop. It knows no task by name.
+"""The training loop: updates, and what is logged, evaluated and saved between them. It names no task.
 
-Reproducibility: parameters are drawn with threefry from `seed`, so they do not depend on the mesh. The
-dropout key of update k is fold_in(key(seed, prng_impl), k - 1), folded once more with the index of the
-micro-batch when a batch is cut. A resumed run repeats the uninterrupted one bit for bit on the same devices.
+Reproducibility: parameters are sampled with threefry from `seed`, so they do not depend on the mesh. The dropout key of
+update k is fold_in(key(seed, prng_impl), k - 1), folded once more with the index of the micro-batch when a batch is
+cut. A resumed run repeats the uninterrupted one bit for bit on the same devices.
 """
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from vlbert_jax.files import disk_full
 from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.evaluate import evaluate, make_score
 from vlbert_jax.training.preemption import Preemption, Stopped
+from vlbert_jax.training.profile import Profile
 from vlbert_jax.training.state import TrainState, open_run
 from vlbert_jax.training.step import jitted_step
 
 log = logging.getLogger(__name__)
-AHEAD = 2  # updates that may be dispatched before the devices have finished: bounds the batches in their memory
+AHEAD = 2  # updates that may be dispatched before the devices have finished; bounds the batches in their memory
 
 
 def train(
     config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Runs or continues the run of `workdir` to its end.
+    """Run or continue the run of `workdir` to its end.
 
-    Raises checkpoint.Stopped, everything saved, when it is asked to stop, and FloatingPointError, naming the step, when
-    the loss or its gradient is not finite; the state before that step is saved. Raises OSError when the disk is full.
+    Args:
+      config: the run's config (configs/).
+      task: the task of `config.task`.
+      workdir: folder of the run; its newest checkpoint is where the run continues.
+      mesh: devices of the run (`sharding.make_mesh`).
+
+    Returns:
+      The model's structure and the last state.
+
+    Raises:
+      Stopped: a process of the run received SIGTERM; everything is saved.
+      FloatingPointError: the loss or its gradient is not finite; names the step, before which the state is saved.
+      OSError: the disk is full.
+      ValueError: the config does not fit the devices, the data or the checkpoints of `workdir`.
     """
-    # --- The model and its state
-    run = open_run(config, task, workdir, mesh)
-    graphdef, shardings, state, checkpoints = run.graphdef, run.shardings, run.state, run.checkpoints
-    window, unscored = metrics.Sums(run.meta["window"]), run.meta.get("unscored", False)
-    start, tx = int(state.step), run.tx
-    del run  # its state is donated to the first update
+    loop = Loop(config, task, workdir, mesh)
+    with loop.opened():
+        loop.repeat_stopped_evaluation()
+        for step in range(loop.start + 1, config.total_steps + 1):
+            loop.update(step)
+            due = loop.due(step)
+            if due.any():  # on all other steps the host does not wait for the devices
+                loop.act(step, due)
+    return loop.graphdef, loop.state
 
-    # --- Input and outputs. Batch k feeds update k + 1.
-    batches = task.train_batches(config, start, jax.process_index(), jax.process_count())
-    chief = jax.process_index() == 0
-    if chief:
-        metrics.write_description(workdir, config)
-    writer = metrics.Writer(workdir, start, config.total_steps, unscored, active=chief)
-    score = make_score(graphdef, task, config, mesh)
 
-    @functools.cache  # one program per set of losses
-    def update(names: tuple[str, ...]) -> Callable:
-        log.info("losses from here on: %s (compiling)", ", ".join(names))
-        static = dict(graphdef=graphdef, task=task, config=config, tx=tx, mesh=mesh, shardings=shardings)
-        return jitted_step(names, **static)
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """Actions that are due after an update."""
 
-    def evaluated(step: int) -> dict[str, float]:
-        weights = state.params, state.constants
-        scores, _ = evaluate(score, *weights, task, config, mesh, preemption.reached)
-        writer.write(step, "val", scores)
+    log: bool
+    evaluate: bool
+    save: bool
+    stop: bool
+
+    def any(self) -> bool:
+        """Return whether there is anything to do."""
+        return self.log or self.evaluate or self.save or self.stop
+
+
+class Loop:
+    """One start of a run: its state, what is not yet logged, and where both are written."""
+
+    def __init__(self, config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh):
+        """Make or restore the state; open the input, of which batch k feeds update k + 1, and the outputs."""
+        self.config, self.task, self.mesh = config, task, mesh
+        self.profile = Profile(config.profile_steps, workdir / "profile")
+        run = open_run(config, task, workdir, mesh)
+        self.graphdef, self.shardings, self.state = run.graphdef, run.shardings, run.state
+        self.tx, self.checkpoints, self.start = run.tx, run.checkpoints, int(run.state.step)
+        meta = run.meta
+        self.unscored = meta.get("unscored", False)  # whether the run was stopped in the evaluation of `start`
+
+        self.batches = task.train_batches(config, self.start, jax.process_index(), jax.process_count())
+        is_writer = jax.process_index() == 0
+        if is_writer:
+            metrics.write_description(workdir, config)
+        self.writer = metrics.Writer(workdir, self.start, config.total_steps, self.unscored, active=is_writer)
+        self.score = make_score(self.graphdef, task, config, mesh)
+        self.programs: dict[Any, Callable] = {}  # compiled updates, by losses and shapes of the batch
+
+        self.pending: list[PyTree] = []  # reports of updates that are not yet fetched
+        self.window = metrics.Sums(meta.get("window", {}))  # sums since the last row; a restart finds them again
+        self.durations = Durations()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold what the updates need open: the mesh, the outputs and the signal handler; close it in reverse order."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.set_mesh(self.mesh))  # the region head works on each device's own regions
+            stack.enter_context(contextlib.closing(self.writer))
+            stack.enter_context(disk_full(self.checkpoints.directory))
+            stack.enter_context(contextlib.closing(self.checkpoints))
+            stack.enter_context(contextlib.closing(self.profile))
+            self.preemption = stack.enter_context(Preemption())
+            yield
+
+    # --- One update
+
+    def update(self, step: int):
+        """Dispatch update `step`; wait only for the update before the last AHEAD ones."""
+        with self.durations.of_update():
+            with self.durations.of_waiting():
+                batch = next(self.batches)
+            with jax.transfer_guard("disallow"):  # only explicit transfers are allowed
+                batch = sharding.global_batch(batch, self.mesh)
+                with self.durations.left_out():
+                    program = self._program(self.task.active_losses(self.config, step - 1), batch)
+                with self.profile.of_update(step):
+                    self.state, report = program(self.state, batch)
+            self.pending.append(report)
+            if len(self.pending) > AHEAD:
+                jax.block_until_ready(self.pending[-1 - AHEAD])
+        self.profile.after_update(step, self.state)
+        self.writer.progress(step)
+
+    def _program(self, names: tuple[str, ...], batch: PyTree) -> Callable:
+        """Return the update with these losses, compiled for batches of this shape."""
+        key = names, tuple(x.shape for x in jax.tree.leaves(batch)), jax.tree.structure(batch)
+        if key not in self.programs:
+            log.info("compiling an update with these losses: %s", ", ".join(names))
+            jitted = jitted_step(
+                names, graphdef=self.graphdef, task=self.task, config=self.config, tx=self.tx, mesh=self.mesh,
+                shardings=self.shardings,
+            )  # fmt: skip
+            self.programs[key] = jitted.lower(self.state, batch).compile()
+        return self.programs[key]
+
+    # --- Between updates
+
+    def due(self, step: int) -> Due:
+        """Return what is due after update `step`; everything is due after the last one."""
+        config, stop = self.config, self.preemption.reached()
+
+        def at(every: int) -> bool:
+            return step == config.total_steps or (every > 0 and step % every == 0)
+
+        evaluating = at(config.eval_every_steps)
+        saving = at(config.checkpoint_every_steps) or (evaluating and config.checkpoint_every_steps > 0)
+        return Due(log=at(config.log_every_steps), evaluate=evaluating, save=saving, stop=stop)
+
+    def act(self, step: int, due: Due):
+        """Do what is due after update `step`. Raise Stopped after saving where the run was asked to stop.
+
+        The checkpoint is saved after the rows of this step are written, so that a restart finds them.
+        """
+        reports = self.fetch_reports(step)
+        if due.log:
+            self.log_row(step, learning_rate=float(reports[-1]["learning_rate"][0]))
+        scores, stop = None, due.stop
+        if due.evaluate and not stop:
+            with contextlib.suppress(Stopped):  # an evaluation takes too long for a process that must stop
+                scores = self.evaluate(step)
+            stop = scores is None
+        if stop or due.save:
+            unscored = due.evaluate and scores is None
+            self.checkpoints.save(step, self.state, dict(window=self.window.sums, unscored=unscored), scores)
+        if stop:
+            raise Stopped(f"step {step} is saved; the same command continues from it")
+
+    def fetch_reports(self, step: int) -> list[PyTree]:
+        """Wait for update `step`; add the reports of all finite updates to the window and return all reports.
+
+        Raises:
+          FloatingPointError: an update was not finite; the state before it is saved.
+        """
+        with self.durations.of_fetching():
+            reports, good = jax.device_get(self.pending), int(jax.device_get(self.state.step))
+            self.pending = []
+        for report in reports[: len(reports) - (step - good)]:
+            self.window.add(report)
+        if good < step:
+            finite = jax.device_put(np.True_, sharding.replicated(self.mesh))
+            self.state = dataclasses.replace(self.state, finite=finite)
+            self.checkpoints.save(good, self.state, dict(window=self.window.sums))
+            raise FloatingPointError(
+                f"the loss or its gradient is not finite at step {good + 1}; the state before it is "
+                f"saved as step {good} in {self.checkpoints.directory}"
+            )
+        return reports
+
+    def log_row(self, step: int, learning_rate: float):
+        """Write the means over the updates since the last row, and begin anew."""
+        values = self.window.means() | {"learning_rate": learning_rate}
+        self.writer.write(step, "train", values | self.durations.values(self.config.batch_size))
+        self.window, self.durations = metrics.Sums(), Durations()
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Write and return the scores of the current state, which is that of `step`. Raise Stopped where asked to."""
+        weights, stop = (self.state.params, self.state.constants), self.preemption.reached
+        scores, _ = evaluate(self.score, *weights, self.task, self.config, self.mesh, stop)
+        self.writer.write(step, "val", scores)
         return scores
 
-    # --- Updates
-    pending, timed, seconds, waited = [], 0, 0.0, 0.0  # reports not yet fetched; durations since the last row
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.set_mesh(mesh))  # the region head works on each device's own regions
-        stack.enter_context(contextlib.closing(writer))
-        stack.enter_context(disk_full(checkpoints.directory))
-        stack.enter_context(contextlib.closing(checkpoints))
-        preemption = stack.enter_context(Preemption())
-        if unscored:  # the run was stopped in the evaluation of this step
-            checkpoints.add_scores(start, evaluated(start))
-        for step in range(start + 1, config.total_steps + 1):
-            began = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - began
-            with jax.transfer_guard("disallow"):  # nothing crosses unless it says so
-                batch = sharding.global_batch(batch, mesh)
-                state, report = update(task.active_losses(config, step - 1))(state, batch)
-            pending.append(report)
-            if len(pending) > AHEAD:
-                jax.block_until_ready(pending[-1 - AHEAD])
-            timed, seconds = timed + 1, seconds + time.perf_counter() - began
-            writer.progress(step)
+    def repeat_stopped_evaluation(self):
+        """Evaluate the first state where the run was stopped in the evaluation of this step."""
+        if self.unscored:
+            self.checkpoints.add_scores(self.start, self.evaluate(self.start))
 
-            # --- Nothing below happens on most steps: the host does not wait for the devices.
-            last, stop = step == config.total_steps, preemption.reached()
-            due = {
-                name: last or (every > 0 and step % every == 0)
-                for name, every in (
-                    ("log", config.log_every_steps),
-                    ("evaluate", config.eval_every_steps),
-                    ("save", config.checkpoint_every_steps),
-                )
-            }
-            due["save"] |= due["evaluate"] and config.checkpoint_every_steps > 0
-            if not (stop or any(due.values())):
-                continue
-            began = time.perf_counter()
-            reports, good, pending = jax.device_get(pending), int(jax.device_get(state.step)), []
-            seconds += time.perf_counter() - began
-            for report in reports[: len(reports) - (step - good)]:
-                window.add(report)
 
-            # --- Not finite
-            if good < step:
-                state = dataclasses.replace(state, finite=jax.device_put(np.True_, sharding.replicated(mesh)))
-                checkpoints.save(good, state, dict(window=window.sums))
-                raise FloatingPointError(
-                    f"the loss or its gradient is not finite at step {good + 1}; the state before it is "
-                    f"saved as step {good} in {checkpoints.directory}"
-                )
+class Durations:
+    """Wall-clock seconds of the updates since the last row.
 
-            # --- Log: means over the updates since the last row; a restart finds their sums in the checkpoint
-            if due["log"]:
-                values = window.means() | {"learning_rate": float(reports[-1]["learning_rate"][0])}
-                values["step_time_ms"] = 1e3 * seconds / timed
-                values["data_wait_time_ms"] = 1e3 * waited / timed
-                values["samples_per_sec"] = config.batch_size * timed / seconds
-                writer.write(step, "train", values)
-                window, timed, seconds, waited = metrics.Sums(), 0, 0.0, 0.0
+    An update lasts from the request for its batch until it is dispatched, including the wait for an earlier update.
+    Tracing and compiling an update are left out. Evaluating, saving and logging lie between updates.
+    """
 
-            # --- Evaluate, while there is time: whoever asks to stop does not wait for long
-            scores = None
-            if due["evaluate"] and not stop:
-                with contextlib.suppress(Stopped):
-                    scores = evaluated(step)
-                stop = scores is None
+    def __init__(self):
+        self.updates, self.seconds, self.waited = 0, 0.0, 0.0
 
-            # --- Save: after the rows of this step are written, so that a restart finds them
-            if stop or due["save"]:
-                unscored = due["evaluate"] and scores is None
-                checkpoints.save(step, state, dict(window=window.sums, unscored=unscored), scores)
-            if stop:
-                raise Stopped(f"step {step} is saved; the same command goes on from it")
-    return graphdef, state
+    @contextlib.contextmanager
+    def of_update(self) -> Iterator[None]:
+        """Measure one update."""
+        self.updates += 1
+        with self.of_fetching():
+            yield
+
+    @contextlib.contextmanager
+    def of_fetching(self) -> Iterator[None]:
+        """Measure a wait for updates that were counted before."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def of_waiting(self) -> Iterator[None]:
+        """Measure, within an update, the wait for the batch."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Subtract a part of an update."""
+        began = time.perf_counter()
+        yield
+        self.seconds -= time.perf_counter() - began
+
+    def values(self, batch_size: int) -> dict[str, float]:
+        """Return the mean step time and wait for data in ms, and the sequences per second."""
+        return {
+            "step_time_ms": 1e3 * self.seconds / self.updates,
+            "data_wait_time_ms": 1e3 * self.waited / self.updates,
+            "samples_per_sec": batch_size * self.updates / self.seconds,
+        }

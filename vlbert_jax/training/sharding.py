@@ -135,6 +135,15 @@ def check_divides(examples: int, mesh: Mesh, hosts: int = 1):
         )
 
 
+def check_parts(examples: int, parts: int, mesh: Mesh):
+    """Raise ValueError where the examples of a global batch do not divide into `parts` micro-batches on the devices."""
+    if examples % (parts * batch_shards(mesh)):
+        raise ValueError(
+            f"{examples} examples do not divide into {parts} micro-batches on {batch_shards(mesh)} devices: change "
+            "batch_size, grad_accumulation_steps or mesh"
+        )
+
+
 def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
     """What the arrays of a tree take on each device where they live as `shardings` says."""
     sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, abstract, shardings)
@@ -149,11 +158,7 @@ def cut(batch: PyTree, parts: int, mesh: Mesh) -> PyTree:
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def cut_array(x: jax.Array) -> jax.Array:
-        if x.shape[0] % (parts * batch_shards(mesh)):
-            raise ValueError(
-                f"{x.shape[0]} examples do not divide into {parts} micro-batches on {batch_shards(mesh)} "
-                "devices: change batch_size, grad_accumulation_steps or mesh"
-            )
+        check_parts(x.shape[0], parts, mesh)
         x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(x, sharding)
 

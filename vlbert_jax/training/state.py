@@ -27,18 +27,73 @@ class TrainState:
     """Everything an update reads and writes: arrays, or their shapes or shardings in the same places."""
 
     step: Any  # int32: updates made
-    finite: Any  # bool; False after a loss or gradient that was not finite, and nothing changes any more
-    params: PyTree  # nnx.State: what is trained
+    finite: Any  # bool; False once a loss or gradient was not finite; later updates are no-ops
+    params: PyTree  # nnx.State: trained parameters
     constants: PyTree  # nnx.State: frozen parameters and statistics
     opt_state: PyTree
+
+
+@dataclasses.dataclass
+class Run:
+    """The opened run of a workdir."""
+
+    graphdef: nnx.GraphDef
+    tx: optax.GradientTransformation
+    shardings: TrainState
+    state: TrainState
+    meta: dict[str, Any]  # `window`: metric -> (sum, count) since the last row
+    checkpoints: checkpoint.Checkpoints
+
+
+def open_run(
+    config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh, read_only: bool = False
+) -> Run:
+    """Build the model's state on the mesh and fill it from the first of these that there is.
+
+    1. The newest checkpoint of `workdir`.
+    2. `init.checkpoint`: the weights of another run, or converted ones.
+    3. `init.bert` and `init.resnet`; all other parameters are sampled.
+    4. Sampled parameters, if `init.scratch` allows it.
+
+    Args:
+      config: the run's config.
+      task: the task of `config.task`.
+      workdir: folder of the run.
+      mesh: devices of the run.
+      read_only: whether the run is only looked at (`checkpoint.Checkpoints`); then weights that `config.init` names
+        must be complete.
+
+    Raises:
+      ValueError: the batch does not divide among the devices, or config, weights or checkpoints do not fit together.
+    """
+    check_batch(config, task, mesh, parts=1 if read_only else config.grad_accumulation_steps)
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
+    _log_sizes(abstract)
+    checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={})
+    if (step := checkpoints.latest_step()) is not None:
+        state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
+        log.info("all parameters: step %d of %s", step, workdir)
+    else:
+        state = initial_weights(config, task, graphdef, create(), shardings, complete=read_only)
+    return Run(graphdef, tx, shardings, state, meta, checkpoints)
+
+
+def check_batch(config: ml_collections.ConfigDict, task: Task, mesh: Mesh, parts: int):
+    """Raise ValueError where a global batch does not divide among processes, devices and micro-batches (`parts`)."""
+    examples, hosts = jax.tree.leaves(task.batch_shapes(config))[0].shape[0], jax.process_count()
+    if examples % hosts:
+        raise ValueError(f"{examples} examples do not divide among {hosts} processes: change batch_size")
+    sharding.check_divides(examples // hosts, mesh, hosts)
+    sharding.check_parts(examples, parts, mesh)
 
 
 def create_state(
     config: ml_collections.ConfigDict, task: Task, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState, TrainState, Callable[[], TrainState]]:
-    """The model's structure, the abstract state, its shardings, and a function that makes it from scratch.
+    """Return the model's structure, the abstract state, its shardings, and a function that samples the state.
 
-    The function is compiled with the shardings of its output: nothing is ever whole on one device.
+    The function is compiled with the shardings of its output, so no array is ever whole on one device.
     """
 
     def create() -> tuple[nnx.GraphDef, TrainState]:
@@ -53,7 +108,7 @@ def create_state(
 
 
 def split_model(model: nnx.Module, task: Task, config: ml_collections.ConfigDict):
-    """(graphdef, params, constants): what is trained, and what is not."""
+    """Return (graphdef, params, constants): the structure, what is trained, and what is not."""
 
     def trainable(path: tuple, variable) -> bool:
         return isinstance(variable, nnx.Param) and not task.is_frozen(tuple(map(str, path)), config)
@@ -62,7 +117,7 @@ def split_model(model: nnx.Module, task: Task, config: ml_collections.ConfigDict
 
 
 def abstract_with_static(create: Callable) -> tuple[Any, PyTree]:
-    """Shapes of `create()[1]` without computing it, and the static `create()[0]` as it is."""
+    """Return the static `create()[0]`, and the shapes of `create()[1]` without computing it."""
     static = []
 
     def dynamic():
@@ -78,10 +133,10 @@ def initial_weights(
     config: ml_collections.ConfigDict, task: Task, graphdef: nnx.GraphDef, state: TrainState,
     shardings: TrainState, complete: bool,
 ) -> TrainState:  # fmt: skip
-    """The state with the weights that `config.init` names; logs where every part came from.
+    """Return the sampled `state` with the weights that `config.init` names; log where every part came from.
 
-    With `complete` these must be all there are (`warm_start.load_into`); otherwise the task may make something of what
-    was loaded (its `prepare`).
+    With `complete` the weights must hold the whole model (`weights.initialize.load_into`). Otherwise the task may
+    change the parameters that were not loaded (`initialize_heads`).
     """
     params, constants, filled = state.params, state.constants, set()
     if init := named_sources(config.init.to_dict()):
@@ -102,37 +157,7 @@ def initial_weights(
     return dataclasses.replace(state, params=params, constants=constants)
 
 
-@dataclasses.dataclass
-class Run:
-    """The run of a workdir, ready to go on."""
-
-    graphdef: nnx.GraphDef
-    tx: optax.GradientTransformation
-    shardings: TrainState
-    state: TrainState
-    meta: dict[str, Any]  # `window`: metric -> (sum, count) since the last row
-    checkpoints: checkpoint.Checkpoints
-
-
-def open_run(
-    config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh, read_only: bool = False
-) -> Run:
-    """Builds the model's state on the mesh and fills it; `read_only` as in `checkpoint.Checkpoints`."""
-    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-    graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
+def _log_sizes(abstract: TrainState):
     for kind in ("params", "constants"):
         sizes = [x.size for x in jax.tree.leaves(getattr(abstract, kind))]
-        log.info("%s: %s numbers in %d arrays", kind, f"{sum(sizes):,}", len(sizes))
-
-    # Where the state comes from, in this order:
-    # 1. the newest checkpoint of this workdir;
-    # 2. init.checkpoint: the weights of another run, or converted ones;
-    # 3. init.bert and init.resnet, the rest from scratch;
-    # 4. scratch, where init.scratch allows it.
-    checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={})
-    if (step := checkpoints.latest_step()) is not None:
-        state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
-        log.info("all parameters: step %d of %s", step, workdir)
-    else:
-        state = initial_weights(config, task, graphdef, create(), shardings, complete=read_only)
-    return Run(graphdef, tx, shardings, state, meta, checkpoints)
+        log.info("%s: %s values in %d arrays", kind, f"{sum(sizes):,}", len(sizes))
