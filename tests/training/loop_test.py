@@ -199,7 +199,7 @@ def test_implicit_transfers_are_errors(tmp_path, monkeypatch):
     """Here: a batch that was not put on the devices."""
     monkeypatch.setattr(sharding, "global_batch", lambda batch, mesh: batch)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        train(toy_task.make_config(), toy_task, tmp_path, two_devices())
+        train(toy_task.make_config(), toy_task.toy, tmp_path, two_devices())
 
 
 def test_evaluate_run_scores_the_newest_checkpoint(whole, tmp_path):
