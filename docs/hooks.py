@@ -34,7 +34,7 @@ def modules() -> dict[str, list[str]]:
     pages: dict[str, list[str]] = {"vlbert_jax": []}
     for path in sorted((ROOT / "vlbert_jax").rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if not path.read_text().strip() or name in COMMANDS:
+        if not path.read_text().strip() or name in COMMANDS or name == "vlbert_jax.configs":
             continue
         in_package = path.parent != ROOT / "vlbert_jax"
         pages.setdefault(name.split(".")[1] if in_package else "vlbert_jax", []).append(name)
