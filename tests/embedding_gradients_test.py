@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from synthetic_case import build, synthetic_batch, tiny_config
 
-from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.losses import cross_entropy
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.state import create_state
@@ -38,7 +38,7 @@ def relative_error(found, expected) -> float:
 
 def gradients_of_an_update(config, sizes=(1, 1, 1)) -> dict[str, np.ndarray]:
     """Return the gradient of each parameter, read from the momentum after the first update."""
-    task, mesh_sizes = TASKS[config.task], dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    task, mesh_sizes = get_task(config.task), dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
     config.optimizer.update(dict(name="sgd", weight_decay=0.0, clip_norm=0.0))
     mesh = sharding.make_mesh(ml_collections.ConfigDict(mesh_sizes), jax.devices()[: math.prod(sizes)])
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))

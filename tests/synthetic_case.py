@@ -9,9 +9,10 @@ from flax import nnx
 from tiny_recipes import shrink
 
 from configs import pretrain, refcoco, vcr, vqa
-from vlbert_jax.batch import Batch
+from tests.helpers.batch_case import fields_of
+from vlbert_jax.batch import Batch, make_batch
 from vlbert_jax.data.packing import pack
-from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks import get_task
 
 RECIPES = {
     "pretrain": (pretrain, "base_e2e"),
@@ -49,11 +50,11 @@ def synthetic_batch(config, seed: int = 0) -> Batch:
     The last example is padding altogether, as in the last batch of an evaluation.
     """
     rng = np.random.default_rng(seed)
-    shapes = TASKS[config.task].batch_shapes(config)
+    shapes = get_task(config.task).batch_shapes(config)
     b, n, s = shapes.token_ids.shape
     r = shapes.boxes.shape[1]
     fields = {
-        name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in vars(shapes).items() if leaf is not None
+        name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in fields_of(shapes).items()
     }
     has_text = "mlm_mask" in fields and n > 1  # the last sequence has no image
     num_regions = rng.integers(2, r, b)
@@ -74,9 +75,9 @@ def synthetic_batch(config, seed: int = 0) -> Batch:
             for name, values in sequence.items():
                 fields[name][i, j] = values
     fields["region_ids"][-1] = -1
-    if "image" in fields:
-        height, width = fields["image"].shape[1:3]
-        fields["image"][...] = rng.integers(0, 256, fields["image"].shape)
+    if "pixels" in fields:
+        height, width = fields["pixels"].shape[2:4]
+        fields["pixels"][...] = rng.integers(0, 256, fields["pixels"].shape)
     else:
         height, width = 32, 48
         fields["region_features"][...] = rng.normal(size=fields["region_features"].shape) * region_mask[..., None]
@@ -86,7 +87,8 @@ def synthetic_batch(config, seed: int = 0) -> Batch:
     fields["boxes"] = (boxes * np.tile([width - 5, height - 3], 2) * region_mask[..., None]).astype(np.float32)
     fields.pop("box_geometry", None)  # the device computes it
     _add_targets(fields, config, rng, num_words, num_regions)
-    return Batch(**{name: value.astype(getattr(shapes, name).dtype) for name, value in fields.items()})
+    kinds = {name: leaf.dtype for name, leaf in fields_of(shapes).items()}
+    return make_batch({name: value.astype(kinds[name]) for name, value in fields.items()}, type(shapes.targets))
 
 
 def _add_targets(fields: dict, config, rng, num_words, num_regions) -> None:
@@ -129,14 +131,14 @@ def _add_targets(fields: dict, config, rng, num_words, num_regions) -> None:
 
 def build(config) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Return the task's model as (graphdef, trained parameters, constants)."""
-    task = TASKS[config.task]
+    task = get_task(config.task)
     model = nnx.jit(lambda: task.build_model(config, nnx.Rngs(0)))()
     return nnx.split(model, nnx.All(nnx.Param, lambda path, _: not task.is_frozen(path, config)), ...)
 
 
 def loss_and_gradients(config, batch: Batch, model=None) -> tuple[dict[str, np.ndarray], dict[tuple, np.ndarray]]:
     """Return each loss's (sum, count) and the gradient of the weighted loss by parameter path."""
-    task = TASKS[config.task]
+    task = get_task(config.task)
     graphdef, trained, constants = build(config) if model is None else model
     names, weights = task.active_losses(config, 0), task.loss_weights(config)
     key = jax.random.key(0, impl="threefry2x32")  # of dropout, where the recipe has any

@@ -11,7 +11,7 @@ from flax import nnx
 from configs import pretrain, refcoco, vcr, vqa
 from data_prep.scenes.downstream import vocabulary
 from data_prep.scenes.vqa import answer_vocabulary
-from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import export
 from vlbert_jax.weights.orbax import read_checkpoint
 from vlbert_jax.weights.read import flatten_tree
@@ -52,7 +52,7 @@ def write_words(data_dir):
 
 def write_model(path, config, seed=0):
     """A folder as `convert` writes it, every number drawn: heads that start as zeros would hide mistakes."""
-    model = nnx.eval_shape(lambda: TASKS[config.task].build_model(config, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: get_task(config.task).build_model(config, nnx.Rngs(0)))
     rng, arrays = np.random.default_rng(seed), dict(params={}, constants={})
     for place, variable in nnx.to_flat_state(nnx.state(model)):
         name = "params" if isinstance(variable, nnx.Param) else "constants"
@@ -74,7 +74,7 @@ def in_float32(config):
 def on_model(path, config, function):
     """`function(model, *arguments)`, compiled, of the model that training builds, with the weights of `path`."""
     config = in_float32(config)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: TASKS[config.task].build_model(config, nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: get_task(config.task).build_model(config, nnx.Rngs(0))))
     found = flatten_tree(read_checkpoint(path))
     flat = [(p, v.replace(jnp.asarray(found[tuple(map(str, p))]))) for p, v in nnx.to_flat_state(state)]
     compiled = jax.jit(lambda state, *arguments: function(nnx.merge(graphdef, state), *arguments))

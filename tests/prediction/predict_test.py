@@ -17,8 +17,9 @@ from tests.helpers import GOLDEN
 from tests.helpers.predict_case import WIDTH, shrunk, write_model, write_words
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.predict import main
-from vlbert_jax.prediction.output import box_marks, described, show
+from vlbert_jax.prediction.output import described, show
 from vlbert_jax.prediction.regions import given_regions, grid_regions
+from vlbert_jax.tasks import get_task
 from vlbert_jax.visualization.drawing import draw_regions
 
 CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"))  # 451 x 300, 600 x 400
@@ -65,9 +66,10 @@ def test_expressions_are_drawn(folder, capsys, tmp_path):
     places = about["asked"][0]["places"]
     assert status == 0 and len(places) == 5 and len(about["regions"]) == 9 and "grid" in about["source"]
     best = next(place for place in places if place["region"])
-    answers = [dict(expression=text, places=[best]) for text in "ab"] + [dict(expression="c", places=[dict(region=0)])]
-    (mark,) = box_marks(answers).items()
-    assert mark[0] == best["region"] - 1 and mark[1].count("%") == 2 and mark[1].startswith("a ")
+    refcoco = get_task("refcoco")
+    (mark,) = refcoco.marks("a", dict(places=[best])).items()
+    assert mark[0] == best["region"] - 1 and mark[1].count("%") == 1 and mark[1].startswith("a ")
+    assert refcoco.marks("c", dict(places=[dict(region=0)])) == {}
     with Image.open(out) as drawn:
         assert drawn.format == "JPEG"
 
@@ -144,7 +146,7 @@ def test_regions_by_name(capsys):
     best = regions.first(1)
     assert best.labels == ("cat",) and best.scores == (0.9,) and best.features.shape == (1, WIDTH) and len(best) == 1
     assert best.source == "the detector" and best.class_probabilities is None
-    show(None, dict(image="a.jpg", width=451, height=300, asked=[], **described(regions)))
+    show(dict(image="a.jpg", width=451, height=300, **described(regions)), [])
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         "a.jpg: 451 x 300; 2 regions from the detector".split(),
         ["1", "brown", "cat", "0.90", "[1.0,", "2.0,", "300.0,", "200.0]"],

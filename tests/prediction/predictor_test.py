@@ -20,7 +20,7 @@ from vlbert_jax.convert import main
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.tables import Split, eval_parts
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets
 from vlbert_jax.tasks.refcoco import task as refcoco
@@ -145,7 +145,7 @@ def test_filled_words_are_what_masking_in_training_asks(models, predictors):
     example = caption_example(record, draws, tokenizer, layout)
     assert example["mlm_mask"].sum() == 2
     batch = make_batch({name: value[None] for name, value in example.items()}, PretrainTargets)
-    guess = on_model(path, config, lambda m, batch: TASKS["pretrain"].guess_words(m, batch, m.states(batch), config))
+    guess = on_model(path, config, lambda m, batch: get_task("pretrain").predict_text(m, batch, config))
     want = guess(batch)
     found = predictor.fill(pixels, "a [MASK] ball [MASK] the box", boxes)
     for i, mask in enumerate(found):

@@ -17,8 +17,9 @@ import pytest
 from configs import pretrain as recipes
 from data_prep.build import build_scene_tasks, build_scenes
 from tests.helpers import pretrain_case, vcr_case
+from tests.helpers.batch_case import fields_of
 from vlbert_jax.data.streams import even_order, stacked_evenly
-from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks import get_task
 from vlbert_jax.training import compile_ahead, optimizer, sharding
 from vlbert_jax.training.state import create_state
 from vlbert_jax.training.step import jitted_step
@@ -60,7 +61,7 @@ def configs(tmp_path_factory):
 
 def update(config, mesh, start=None):
     """One update, dropout on: (state before, metrics, gradients, the program's text, what creating the state took)."""
-    task, memory = TASKS[config.task], None
+    task, memory = get_task(config.task), None
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
     if start is None:
@@ -127,7 +128,7 @@ def base():
     """The abstract state of base_e2e in its real sizes."""
     config = recipes.base_e2e()
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-    return create_state(config, TASKS["pretrain"], tx, make_mesh(1, 1, 1))[1]
+    return create_state(config, get_task("pretrain"), tx, make_mesh(1, 1, 1))[1]
 
 
 def test_bytes_per_device_fall_with_fsdp(base):
@@ -174,7 +175,7 @@ def test_batches_with_pixels_are_dealt_out(configs):
     """What a row holds of its image moves as one."""
     plain = configs["e2e"].copy_and_resolve_references()
     plain.data.even_regions = False
-    drawn, dealt = (next(TASKS["pretrain"].train_batches(config, 0, 0, 1)) for config in (plain, configs["e2e"]))
+    drawn, dealt = (next(get_task("pretrain").train_batches(config, 0, 0, 1)) for config in (plain, configs["e2e"]))
     order = even_order(drawn.region_mask.sum(1))
     assert list(order) != sorted(order)
     for name in ("pixels", "boxes", "region_mask"):
@@ -186,11 +187,11 @@ def test_batches_with_pixels_are_dealt_out(configs):
 def test_shapes_are_known_without_data(name, configs):
     config = configs[name].copy_and_resolve_references()
     config.data.one_orientation = False
-    task = TASKS[config.task]
+    task = get_task(config.task)
     for caffe_resize in {False, config.data.features == "image"}:
         config.data.caffe_resize = caffe_resize
         assert shapes(task.batch_shapes(config)) == shapes(next(task.train_batches(config, 0, 0, 1)))
 
 
 def shapes(batch):
-    return {name: (x.shape, x.dtype) for name, x in vars(batch).items() if x is not None}
+    return {name: (x.shape, x.dtype) for name, x in fields_of(batch).items()}

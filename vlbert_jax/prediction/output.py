@@ -1,10 +1,14 @@
 """What the prediction command prints, draws and writes."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
 
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.detector.detect import load_detector
@@ -17,17 +21,86 @@ from vlbert_jax.visualization.attention import write_attention
 from vlbert_jax.visualization.drawing import draw_regions, save_drawing
 
 
-def ask_all(model: Predictor, picture: Picture, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the answers to every text of the command about one image, as plain values for JSON."""
-    asked = TASKS[model.task.name].option.removeprefix("--")
-    answers = []
-    for text in getattr(args, asked):
-        answers.append({asked: text} | model.task.describe(model.ask(picture, text, args.choices)))
-    return answers
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A text about an image, and how its answers are shown."""
+
+    text: str
+    fields: dict[str, Any]  # text and answers as plain values for JSON
+    lines: list[str]  # the answers, to print
+    marks: dict[int, str]  # number of a box to draw strongly -> label
+
+
+def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the answers for every image as plain values; print them as well unless --json is given.
+
+    Raises:
+        ValueError, OSError: An image, a file of boxes, weights or a text cannot be used.
+    """
+    check_images(args)
+    model, finder = load_models(args)
+    results = []
+    for number, image in enumerate(args.image):
+        boxes = args.boxes[number] if args.boxes else None
+        if model:
+            picture = model.look(image, boxes)
+            pixels, found, asked = picture.pixels, picture.regions, ask_all(model, picture, args)
+        else:
+            picture, asked = None, []
+            _, pixels = read_image(image)
+            found = find_regions(pixels, boxes, finder)
+        about = dict(image=image, width=pixels.shape[1], height=pixels.shape[0], **described(found))
+        about["asked"] = [one.fields for one in asked]
+        if not args.json:
+            show(about, asked)
+        if args.out:
+            about["picture"] = draw_answers(numbered(args.out, number, len(args.image)), pixels, found, asked)
+        if model and picture and args.attention:
+            write_attentions(model, picture, asked, args, number)
+        results.append(about)
+    return results
+
+
+def check_images(args: argparse.Namespace) -> None:
+    """Read every image and every file of boxes once, so that errors are reported before anything slow starts."""
+    for number, image in enumerate(args.image):
+        _, pixels = read_image(image)
+        if args.boxes:
+            given_regions(args.boxes[number], pixels.shape[1::-1])
+
+
+def load_models(args: argparse.Namespace):
+    """Return the model and the detector that the command names; None where it names none."""
+    model, finder = None, None
+    if args.detector:
+        finder = load_detector(args.detector, Settings(proposals_after=args.proposals))
+    if args.checkpoint:
+        options = dict(vocab=args.vocab, answers=args.answers, data_dir=args.data_dir)
+        model = load(args.checkpoint, detector=finder, **options)
+        check_texts(model, args)
+    return model, finder
+
+
+def check_texts(model: Predictor, args: argparse.Namespace) -> None:
+    """Raise ValueError where a text of the command requires a model of another task."""
+    for task in all_tasks():
+        registered = TASKS[task.name]
+        given = getattr(args, registered.option.removeprefix("--"))
+        if given and registered.takes_choices == bool(args.choices):
+            model.require(task.method)
+
+
+def ask_all(model: Predictor, picture: Picture, args: argparse.Namespace) -> list[Asked]:
+    """Return the answers to every text of the command about one image."""
+    option, asked = TASKS[model.task.name].option.removeprefix("--"), []
+    for text in getattr(args, option):
+        answers = model.task.describe(model.ask(picture, text, args.choices))
+        asked.append(Asked(text, {option: text} | answers, model.task.lines(answers), model.task.marks(text, answers)))
+    return asked
 
 
 def described(found: Regions) -> dict[str, Any]:
-    """The regions, as --json prints them."""
+    """Return the regions as plain values for JSON."""
     rows = []
     for i, box in enumerate(found.boxes.tolist()):
         row = dict(region=i + 1, box=[round(v, 1) for v in box])
@@ -38,97 +111,55 @@ def described(found: Regions) -> dict[str, Any]:
     return dict(source=found.source, regions=rows)
 
 
-def answer_lines(model: Predictor, answer: dict[str, Any]) -> list[str]:
-    """Return the text and what was answered, as lines to print."""
-    text = answer[TASKS[model.task.name].option.removeprefix("--")]
-    return [text, *(f"   {line}" for line in model.task.lines(answer))]
-
-
-def box_marks(model: Predictor, answers: list[dict[str, Any]]) -> dict[int, str]:
-    """Return which boxes to draw strongly, and the labels to write on them."""
-    written: dict[int, list[str]] = {}
-    for answer in answers:
-        for box, label in model.task.marks(answer_lines(model, answer)[0], answer).items():
-            written.setdefault(box, []).append(label)
-    return {box: ", ".join(labels) for box, labels in written.items()}
-
-
 def numbered(path: Path, number: int, count: int) -> Path:
-    return path if count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+    """Return `path` with a number from 1 in its name, where there are several files."""
+    return path if count == 1 else path.with_name(f"{path.stem}-{number + 1}{path.suffix}")
 
 
-def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Answers, picture by picture; prints them unless --json is asked for."""
-    model, finder = None, None
-    for number, image in enumerate(args.image):  # what cannot be read is told before anything takes its time
-        _, pixels = read_image(image)
-        if args.boxes:
-            given_regions(args.boxes[number], pixels.shape[1::-1])
-    if args.detector:
-        settings = Settings(proposals_after=args.proposals)
-        finder = load_detector(args.detector, settings)
-    if args.checkpoint:
-        model = load(
-            args.checkpoint, detector=finder, vocab=args.vocab, answers=args.answers, data_dir=args.data_dir
-        )
-        check_texts(model, args)
-    results = []
-    for number, image in enumerate(args.image, 1):
-        boxes = args.boxes[number - 1] if args.boxes else None
-        if model:
-            picture = model.look(image, boxes)
-            pixels, found, answers = picture.pixels, picture.regions, ask_all(model, picture, args)
-        else:
-            _, pixels = read_image(image)
-            found, answers = find_regions(pixels, boxes, finder), []
-        about = dict(image=image, width=pixels.shape[1], height=pixels.shape[0], **described(found), asked=answers)
-        if not args.json:
-            show(model, about)
-        if args.out:
-            path = numbered(args.out, number, len(args.image))
-            names = [f"{i} {found.name(i)}" if label else str(i) for i, label in enumerate(found.labels, 1)]
-            below = [line for answer in answers for line in answer_lines(model, answer)]
-            marks = box_marks(model, answers) if model else {}
-            save_drawing(draw_regions(pixels, found.boxes, names, marks, below), path)
-            about["picture"] = str(path)
-        for place, answer in enumerate(answers if args.attention else ()):
-            path = numbered(args.attention, len(answers) * (number - 1) + place + 1, len(answers) * len(args.image))
-            text, *below = answer_lines(model, answer)
-            choice = answer["answers"][0]["text"] if args.choices else ""
-            seen = model.attention(picture, text, choice=choice)
-            title, below = f"{text} ({Path(image).name})", "\n".join(line.strip() for line in below)
-            write_attention(path, pixels, found.boxes, *seen, title, below)
-            answer["attention"] = str(path)
-        results.append(about)
-    return results
+def draw_answers(path: Path, pixels: UInt8[np.ndarray, "y x 3"], found: Regions, asked: list[Asked]) -> str:
+    """Write the image with its regions and the answers, and return the path."""
+    names = [f"{i} {found.name(i)}" if label else str(i) for i, label in enumerate(found.labels, 1)]
+    marks: dict[int, list[str]] = {}
+    for one in asked:
+        for box, label in one.marks.items():
+            marks.setdefault(box, []).append(label)
+    strong = {box: ", ".join(labels) for box, labels in marks.items()}
+    below = [line for one in asked for line in (one.text, *(f"   {line}" for line in one.lines))]
+    save_drawing(draw_regions(pixels, found.boxes, names, strong, below), path)
+    return str(path)
 
 
-def check_texts(model: Predictor, args: argparse.Namespace) -> None:
-    """Raise ValueError where a text of the command is for a model of another task."""
-    for task in all_tasks():
-        registered = TASKS[task.name]
-        given = getattr(args, registered.option.removeprefix("--"))
-        if given and registered.takes_choices == bool(args.choices):
-            model.require(task.method)
+def write_attentions(
+    model: Predictor, picture: Picture, asked: list[Asked], args: argparse.Namespace, number: int
+) -> None:
+    """Write a page of attention for every text about image `number`, and its path into the text's fields."""
+    for place, one in enumerate(asked):
+        path = numbered(args.attention, len(asked) * number + place, len(asked) * len(args.image))
+        choice = one.fields["answers"][0]["text"] if args.choices else ""
+        seen = model.attention(picture, one.text, choice=choice)
+        title = f"{one.text} ({Path(args.image[number]).name})"
+        write_attention(path, picture.pixels, picture.regions.boxes, *seen, title, "\n".join(one.lines))
+        one.fields["attention"] = str(path)
 
 
-def show(model: Predictor | None, about: dict[str, Any]) -> None:
+def show(about: dict[str, Any], asked: list[Asked]) -> None:
+    """Print the image, and the answers, or without a text the regions."""
     count = len(about["regions"])
-    told = [f"{about['image']}: {about['width']} x {about['height']}; {count} regions from {about['source']}"]
-    for answer in about["asked"]:
-        told += [f"  {line}" for line in answer_lines(model, answer)]
-    for row in () if about["asked"] else about["regions"]:
+    lines = [f"{about['image']}: {about['width']} x {about['height']}; {count} regions from {about['source']}"]
+    for one in asked:
+        lines += [f"  {one.text}", *(f"     {line}" for line in one.lines)]
+    for row in () if asked else about["regions"]:
         what = f"{row.get('attribute', '')} {row.get('label', '')}".strip()
         score = f"{row['score']:.2f}" if "score" in row else ""
-        told.append(f"  {row['region']:3}  {what:30} {score:5} {row['box']}")
-    say("\n".join(told))
+        lines.append(f"  {row['region']:3}  {what:30} {score:5} {row['box']}")
+    say("\n".join(lines))
 
 
 def say(text: str) -> None:
-    """Prints at once, so that a full disk is told here."""
+    """Print and flush, so that a full disk is reported here."""
     try:
         print(text, flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at the end
-        if not isinstance(error, BrokenPipeError):  # else who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit
+        if not isinstance(error, BrokenPipeError):  # the reader has closed the pipe
             raise OSError(error.errno, error.strerror, "standard output") from error

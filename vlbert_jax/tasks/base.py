@@ -127,11 +127,11 @@ class Task:
         """Return the metrics of an evaluation batch, without dropout."""
         raise NotImplementedError
 
-    def is_frozen(self, path: tuple[str, ...], config: Config) -> bool:
+    def is_frozen(self, path: tuple, config: Config) -> bool:
         """Return whether the parameter at `path` is a constant of the run."""
         return region_head_is_frozen(path, config)
 
-    def is_idle(self, path: tuple[str, ...], config: Config, names: tuple[str, ...]) -> bool:
+    def is_idle(self, path: tuple, config: Config, names: tuple[str, ...]) -> bool:
         """Return whether updates with the losses `names` leave the parameter at `path` unchanged."""
         return False
 

@@ -9,6 +9,7 @@ import pytest
 from configs.pretrain import get_config
 from data_prep.build import build_scenes
 from data_prep.scenes import world
+from tests.helpers.batch_case import fields_of
 from vlbert_jax.batch import END, IMG, IMG_MASK, NO_IMAGE
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.records import Records, open_split
@@ -46,8 +47,7 @@ def rows(batches) -> list[tuple]:
     """Every example of some batches as bytes, in an order that does not depend on hosts."""
     found = []
     for batch in batches:
-        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-        fields = {name: value for name, value in fields.items() if value is not None}
+        fields = fields_of(batch)
         found += [tuple(value[i].tobytes() for value in fields.values()) for i in range(len(batch.token_ids))]
     return sorted(found)
 
@@ -166,7 +166,7 @@ def test_examples_that_fill_up_are_empty(config):
     empty = ~np.concatenate([b.element_mask.any((1, 2)) for b in batches])
     assert empty.any()
     for name in ("region_mask", "region_hidden", "mlm_mask", "mrc_mask", "boxes", "pixels", "mrc_targets"):
-        values = [getattr(b, name).reshape(len(b.token_ids), -1).any(1) for b in batches]
+        values = [fields_of(b)[name].reshape(len(b.token_ids), -1).any(1) for b in batches]
         assert not np.concatenate(values)[empty].any(), name
     assert (np.concatenate([b.region_ids for b in batches])[empty] == NO_IMAGE).all()
     assert (np.concatenate([b.targets.region_classes for b in batches])[empty] == -1).all()

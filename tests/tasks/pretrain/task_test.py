@@ -235,7 +235,7 @@ def test_evaluation_masks_as_much_whatever_training_does(data_dir):
     few, many = evaluated(0.15), evaluated(0.9)
     assert few.keys() == {"captions", "text"}
     for name in few:
-        np.testing.assert_array_equal(few[name].mlm_mask, many[name].mlm_mask)
+        np.testing.assert_array_equal(few[name].targets.mlm_mask, many[name].targets.mlm_mask)
 
 
 def test_the_page_of_a_run_without_hidden_regions(data_dir):

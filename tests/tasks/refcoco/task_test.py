@@ -14,12 +14,13 @@ from configs import refcoco as recipes
 from data_prep.build import build_scene_tasks, run_builder
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
 from data_prep.refcoco_files import ReferDownload
+from tests.helpers.batch_case import fields_of
 from tests.helpers.tiny_recipes import shrink
 from vlbert_jax.batch import Batch, empty_example, make_batch
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.refcoco import task as refcoco
 from vlbert_jax.tasks.refcoco.examples import (
     KINDS,
@@ -100,12 +101,6 @@ def known_batch():
     )  # fmt: skip
 
 
-def fields_of(batch):
-    """Every field that a batch and its targets have, for `make_batch`."""
-    fields = vars(batch) | vars(batch.targets)
-    return {name: array for name, array in fields.items() if name != "targets" and array is not None}
-
-
 def test_loss_and_accuracies_on_known_logits(data_dir):
     config, batch = shrunk("demo", data_dir), known_batch()
     logits = jnp.asarray([[0.5, -1.0, 2.0], [3.0, 1.0, -np.inf], [-np.inf] * 3])
@@ -159,7 +154,7 @@ def test_twins_know_what_they_should(data_dir):
     @nnx.jit
     def logits(model, batch):
         trained_blind = refcoco.region_logits(model, batch, refcoco.appearance_of(model, batch, True))
-        return refcoco.twin_logits(model, batch, config) | dict(trained_blind=trained_blind)
+        return refcoco.baseline_logits(model, batch, config) | dict(trained_blind=trained_blind)
 
     own = logits(model, batch)
     np.testing.assert_array_equal(own.pop("trained_blind"), own["_blind"])  # config.blind
@@ -304,11 +299,11 @@ def test_chance_and_the_best_possible(data_dir):
 
 def test_shapes_are_known_without_data(data_dir):
     config = shrunk("base_gt", data_dir, **{"data.one_orientation": False})
-    ours, real = vars(REFCOCO.batch_shapes(config)), vars(next(REFCOCO.train_batches(config, 0, 0, 1)))
+    ours, real = fields_of(REFCOCO.batch_shapes(config)), fields_of(next(REFCOCO.train_batches(config, 0, 0, 1)))
     assert {k: (x.shape, x.dtype) for k, x in real.items() if x is not None} == {
         k: (x.shape, x.dtype) for k, x in ours.items() if x is not None
     }
 
 
 def test_the_task_is_registered():
-    assert TASKS["refcoco"] is refcoco
+    assert isinstance(get_task("refcoco"), refcoco.RefCOCO)

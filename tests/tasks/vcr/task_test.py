@@ -17,7 +17,7 @@ from tests.helpers.vcr_case import shrunk
 from vlbert_jax.batch import Batch
 from vlbert_jax.data.tables import Split
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
-from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.vcr import task as vcr
 from vlbert_jax.tasks.vcr.examples import readable
 from vlbert_jax.training import optimizer, sharding
@@ -56,7 +56,7 @@ def one_device(config):
         ({"data.features": "precomputed"}, "come with images only"),
         ({"data.max_regions": 60}, "sequence_length is 38, but 28 pieces of text, 3 special ones, 60 regions"),
         ({"model.num_object_classes": 3}, "num_object_classes is 3; it counts"),
-        ({"data.train_split": "test"}, "has no label to learn from: see config.data.train_split"),
+        ({"data.train_split": "test"}, "has no label to learn from: choose another config.data.train_split"),
     ],
     ids=str,
 )
@@ -86,7 +86,7 @@ def test_losses_of_known_logits(data_dir):
     softmax = [np.log(4), np.log1p(3 * np.exp(-20)), np.log(np.sum(np.exp([2.0, 1, 0, -1]))) - 1]
     np.testing.assert_allclose(vcr._choice_losses(logits, batch, config), softmax, rtol=1e-5, atol=1e-7)
     config.losses.choice = "hinge"
-    with pytest.raises(ValueError, match="not one of sigmoid, softmax"):
+    with pytest.raises(ValueError, match="it must be sigmoid or softmax"):
         vcr._choice_losses(logits, batch, config)
 
 
@@ -238,7 +238,7 @@ def test_the_leaderboard_file_of_test(finished, tmp_path):
     config = finished[0].copy_and_resolve_references()
     config.init.checkpoint = config.companion = str(finished[1])
     config.data.eval_split = "test"
-    with pytest.raises(ValueError, match="is a run of q2a, not of qa2r"):
+    with pytest.raises(ValueError, match="is a run of q2a; it must be one of qa2r"):
         VCR.companions(config)
     config.companion = str(shutil.copytree(finished[1], tmp_path / "rationales"))
     about = tmp_path / "rationales/config.json"
@@ -298,4 +298,4 @@ def test_a_companion_is_the_other_subtask_with_weights_of_its_own(data_dir):
     assert (name, other.subtask, other.companion) == ("qa2r", "qa2r", "")
     assert (other.init.checkpoint, other.init.bert) == ("elsewhere", "") and config.init.bert == "bert"
     assert not VCR.companions(other)
-    assert TASKS["vcr"] is vcr
+    assert isinstance(get_task("vcr"), vcr.VCR)

@@ -12,6 +12,7 @@ from flax import nnx
 from configs import pretrain as pretrain_recipes
 from configs import vqa as recipes
 from data_prep.build import build_scene_tasks, run_vqa
+from tests.helpers.batch_case import fields_of
 from tests.helpers.golden_data_case import load_tokenizer
 from tests.helpers.tiny_recipes import shrink
 from vlbert_jax.batch import END, IMG, Batch
@@ -295,7 +296,7 @@ def test_weights_of_pretraining_start_a_run_but_are_not_evaluated(data_dir, tmp_
 @pytest.mark.parametrize("variant", ["demo", "base"])
 def test_shapes_are_known_without_data(data_dir, variant):
     config = shrunk(variant, data_dir, **{"data.one_orientation": False})
-    ours, real = vars(VQA.batch_shapes(config)), vars(next(VQA.train_batches(config, 0, 0, 1)))
+    ours, real = fields_of(VQA.batch_shapes(config)), fields_of(next(VQA.train_batches(config, 0, 0, 1)))
     assert {k: (x.shape, x.dtype) for k, x in real.items() if x is not None} == {
         k: (x.shape, x.dtype) for k, x in ours.items() if x is not None
     }
@@ -322,7 +323,8 @@ def test_wrong_answer_vocabularies(small_run, tmp_path):
 
 def test_tables_without_what_is_to_be_learned_from(data_dir, tmp_path):
     config = shrunk("base", data_dir, **{"data.train_split": "test"})
-    with pytest.raises(ValueError, match="of test has no answers to learn from: see config.data.train_split"):
+    refusal = "of test has no answers to learn from: choose another config.data.train_split"
+    with pytest.raises(ValueError, match=refusal):
         next(VQA.train_batches(config, 0, 0, 1))
     run_vqa(data_dir / "scenes_downstream/coco", tmp_path, "scenes", features=True)
     config = shrunk("demo", data_dir, **{"data.data_dir": str(tmp_path), "data.vocab": str(data_dir / VOCABULARY)})
