@@ -1,4 +1,4 @@
-"""What the examples of all tasks share: the run's tokenizer, the image and its boxes. NumPy, no model."""
+"""Fields of an example that describe its image and regions (NumPy, one example at a time)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from vlbert_jax.geometry import DIM, box_geometry
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageLayout:
-    """What of a config shapes the image of an example; see configs/common.py for units. Tasks add their own fields."""
+    """Fields of a config that determine the image of an example; see configs/common.py for units.
+
+    Tasks add their own fields.
+    """
 
     precomputed: bool
     image_scale: tuple[int, int]
@@ -33,11 +36,11 @@ class ImageLayout:
     feature_size: int
     geometry_dtype: np.dtype | None  # None = the device computes it
     caffe_resize: bool = False
-    hide_pixels: bool = False  # read where images come prepared, as with caffe_resize: else the device blanks them
+    hide_pixels: bool = False  # zero hidden regions; only used with caffe_resize, else the device does it
 
     @staticmethod
     def options(config, orientation: str) -> dict:
-        """These fields for a run's config."""
+        """Return these fields for the config of a run."""
         d = config.data
         dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
         return dict(
@@ -53,10 +56,10 @@ class ImageLayout:
 
 
 def is_precomputed(config) -> bool:
-    """Whether region features come with the record. Raises ValueError on an unknown kind."""
+    """Return whether region features are stored in the records; raise ValueError on an unknown kind."""
     kinds = {"image": False, "precomputed": True}
     if config.data.features not in kinds:
-        raise ValueError(f"config.data.features is {config.data.features!r}, not one of {', '.join(kinds)}")
+        raise ValueError(f"config.data.features is {config.data.features!r}; it must be one of {', '.join(kinds)}")
     return kinds[config.data.features]
 
 
@@ -69,13 +72,22 @@ def image_fields(
     hidden: Bool[np.ndarray, "n"] | None = None,
     exact: bool = False,
 ) -> Example:
-    """The fields of `Batch` that describe the image: the whole image and the first `max_regions` of `boxes` [n, 4].
+    """Return the fields of `Batch` for one image: the whole image and its first `max_regions` boxes.
 
-    `record` has `image` (encoded, empty = the colour of the means; or uint8 pixels [y, x, 3]), `image_size` (width,
-    height) and, if precomputed, `features` [n, g] and perhaps `image_feature` [g]. `boxes` are pixels of the original
-    image. `region_mask` is True for the first `kept` rows, those that the sequence holds (None = all there are).
-    `hidden` marks boxes whose appearance is to be guessed, None where that is no task. `exact` as in
-    `transforms.place_boxes`. Raises ValueError if the features are of another width than the config's.
+    Args:
+        record: `image` (encoded bytes, where none are the mean color; or uint8 pixels [y, x, 3]),
+            `image_size` (width, height) and, if precomputed, `features` [n, g] and perhaps
+            `image_feature` [g].
+        boxes: Boxes [n, 4] in pixels of the original image.
+        layout: Shapes and options.
+        flip: Whether to mirror the image.
+        kept: Number of rows, with the whole image, that the sequence holds; `region_mask` is True for
+            them. None = all rows.
+        hidden: Boxes whose appearance is hidden; None where the task hides none.
+        exact: As in `images.place_boxes`.
+
+    Raises:
+        ValueError: The features have another width than the config states.
     """
     rows = layout.max_regions + 1
     num_rows = min(len(boxes), layout.max_regions) + 1
@@ -95,19 +107,19 @@ def image_fields(
         canvas = canvas_size(layout.image_scale, layout.orientation)
         image = place_image(pixels, size, canvas, flip, factor)
         if layout.caffe_resize and layout.hide_pixels:
-            for x1, y1, x2, y2 in placed[example["region_hidden"]].astype(int):  # as `prepare_pixels` does
+            for x1, y1, x2, y2 in placed[example["region_hidden"]].astype(int):  # as on the device
                 image[y1 : y2 + 1, x1 : x2 + 1] = 0
         example["pixels"] = image[None]
     else:
         example["region_features"] = _region_features(record, hidden, layout)
     if layout.geometry_dtype is not None:
-        geometry = box_geometry(placed[:kept], example["image_size"][0])  # rows that nothing reads stay 0
+        geometry = box_geometry(placed[:kept], example["image_size"][0])  # rows that are not read stay 0
         example["box_geometry"] = padded(geometry.astype(layout.geometry_dtype), rows)
     return example
 
 
 def image_shapes(layout: ImageLayout) -> Shapes:
-    """Shapes of what `image_fields` makes."""
+    """Return shapes and dtypes of the fields that `image_fields` returns."""
     rows = layout.max_regions + 1
     shapes = dict(
         boxes=((rows, 4), np.float32),
@@ -126,7 +138,7 @@ def image_shapes(layout: ImageLayout) -> Shapes:
 
 
 def usual_orientation(config) -> str:
-    """Of the canvas of most batches."""
+    """Return the orientation of the canvas of most batches."""
     return "landscape" if config.data.one_orientation and not is_precomputed(config) else "square"
 
 
@@ -137,35 +149,38 @@ def orientation_of(record: dict) -> str:
 
 
 def decode_record(record: dict) -> np.ndarray:
-    """uint8 [y, x, 3] RGB of a record's image; of the mean colour where it is empty or cannot be read."""
+    """Return the RGB image of a record, uint8 [y, x, 3]; the mean color where it is empty or cannot be read."""
     if isinstance(record["image"], np.ndarray):
         return record["image"]
     if record["image"]:
         try:
             return decode_image(record["image"])
-        except ValueError as error:  # officially so, too: one broken file must not end a run of days
+        except ValueError as error:  # as in the official code: one damaged file must not end a run of days
             logging.warning("record %s: %s; taken as an empty image", record.get("index"), error)
     width, height = record["image_size"]
     return np.full((height, width, 3), MEAN_RGB, np.uint8)
 
 
 def _region_features(record: dict, hidden: np.ndarray | None, layout: ImageLayout) -> Float32[np.ndarray, "r g"]:
-    """The boxes' features behind that of the whole image: its own, or the mean over all boxes that are not hidden."""
+    """Return the features of the regions after that of the whole image.
+
+    The whole image has its own feature, or the mean over all boxes that are not hidden.
+    """
     features = np.asarray(record["features"], np.float32)
     check_width("features", features, "feature_size", layout.feature_size)
     out = np.zeros((layout.max_regions + 1, layout.feature_size), np.float32)
     if len(record.get("image_feature", ())):
         out[0] = record["image_feature"]
     else:
-        # The official code divides by the number + 1e-5 where regions are masked, and by the number where not.
+        # The official code divides by the number + 1e-5 where regions are masked, and by the number elsewhere.
         seen = np.ones(len(features), bool) if hidden is None else ~hidden
         count = max(len(features), 1) if hidden is None else np.sum(seen) + 1e-5
-        out[0] = np.einsum("n,ng->g", seen, features) / np.float32(count)  # BLAS would start threads for it
+        out[0] = np.einsum("n,ng->g", seen, features) / np.float32(count)  # a BLAS call would start threads
     out[1 : len(features) + 1] = features[: layout.max_regions]
     return out
 
 
 def check_width(what: str, values: np.ndarray, field: str, expected: int) -> None:
-    """Raises ValueError if a box has not as many `values` as the config says."""
+    """Raise ValueError where a box has another number of `values` than the config states."""
     if values.shape[1] != expected:
-        raise ValueError(f"a record has {values.shape[1]} {what} per box, config.model.{field} is {expected}")
+        raise ValueError(f"a record has {values.shape[1]} {what} per box, but config.model.{field} is {expected}")

@@ -1,8 +1,4 @@
-"""From a stored image and its boxes to fixed shapes; which words and regions are masked. NumPy, per example.
-
-Chance is apart from its use: `draw` makes all random numbers of an example, everything else is a function of
-them, so that a test can replay the numbers of the official code.
-"""
+"""Resize images and boxes, and place them on canvases of fixed size (NumPy, one example at a time)."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from vlbert_jax.batch import PIXEL_MEANS
 # Grain's threads already use every core.
 cv2.setNumThreads(0)
 
-# The channel means that the model subtracts, rounded: an image of this colour is (nearly) zero to the model.
+# The pixel means, rounded: an image of this color is nearly zero after the model subtracts them.
 MEAN_RGB = (123, 116, 103)
 
 
@@ -26,10 +22,13 @@ MEAN_RGB = (123, 116, 103)
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "y x 3"]:
-    """RGB pixels of an encoded image of any kind, as Pillow's `convert("RGB")` gives them (EXIF is ignored).
+    """Return the RGB pixels of an encoded image, as Pillow's `convert("RGB")` does; EXIF is ignored.
 
-    Grey and colour JPEG files go through OpenCV: the same pixels in 2.3 instead of 3.2 ms of CPU for 600x800.
-    Raises ValueError when it cannot be decoded.
+    Gray and color JPEG files are decoded by OpenCV: it returns the same pixels, in 2.3 instead of
+    3.2 ms of CPU for 600 x 800.
+
+    Raises:
+        ValueError: The data cannot be decoded.
     """
     try:
         image = Image.open(io.BytesIO(data))  # reads the header only
@@ -44,17 +43,17 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "y x 3"]:
 
 
 def resized_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) after the resize of an image of `size` = (width, height) pixels.
+    """Return (width, height) after the resize of an image of `size` = (width, height) pixels.
 
-    The short side becomes `scale[0]`, less where the long side would pass `scale[1]` (official
-    `Resize.get_size`).
+    The short side becomes `scale[0]`, or less where the long side would exceed `scale[1]`
+    (`Resize.get_size` of the official code).
     """
     width, height = size
     short, long = min(width, height), max(width, height)
     target = scale[0]
     if long * target > scale[1] * short:
         target = scale[1] * short // long
-        if not target:  # a line; the official code fails
+        if not target:  # the image is a line, on which the official code fails
             return (1, scale[1]) if width < height else (scale[1], 1)
     if width < height:
         return target, target * height // width
@@ -62,7 +61,7 @@ def resized_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, in
 
 
 def canvas_size(scale: tuple[int, int], orientation: str) -> tuple[int, int]:
-    """(height, width) into which every resized image of an orientation fits, in multiples of 32.
+    """Return (height, width) that every resized image of an orientation fits into, in multiples of 32.
 
     `orientation` is landscape (width >= height), portrait, or square (fits both).
     """
@@ -78,12 +77,21 @@ def place_image(
     flip: bool,
     factor: float | None = None,
 ) -> Shaped[np.ndarray, "cy cx 3"]:
-    """`pixels` resized to `size` = (width, height), mirrored if `flip`, at the top left of a zero canvas.
+    """Return an image on a zero canvas: resized, perhaps mirrored, at the top left.
 
-    The official resize is Pillow's antialiased bilinear. Where the image grows, OpenCV's bilinear is the same
-    to one grey level in a seventh of the time (0.5 against 3.5 ms of CPU to 600x800); where it shrinks,
-    OpenCV does not antialias and Pillow does the work. With a `factor` the image comes as `caffe_pixels` instead.
-    Raises ValueError if the canvas, (height, width), is too small.
+    The official code resizes with Pillow's antialiased bilinear filter. Where the image grows, OpenCV's
+    bilinear filter is equal to it within one gray level and takes a seventh of the time (0.5 against
+    3.5 ms of CPU to 600 x 800). Where the image shrinks, OpenCV does not antialias, so Pillow is used.
+
+    Args:
+        pixels: RGB.
+        size: Width and height after the resize.
+        canvas: Height and width of the canvas.
+        flip: Whether to mirror the image.
+        factor: If given, the image is prepared by `caffe_pixels` with this factor.
+
+    Raises:
+        ValueError: The canvas is too small.
     """
     width, height = size
     if height > canvas[0] or width > canvas[1]:
@@ -104,32 +112,32 @@ def place_image(
 
 
 def caffe_scale(size: tuple[int, int], scale: tuple[int, int]) -> float:
-    """How much larger the detector sees an image of `size` = (width, height) pixels (`_get_image_blob`).
+    """Return the factor by which the detector resizes an image of `size` pixels (`_get_image_blob`).
 
-    The short side becomes `scale[0]`, less where the long side, rounded, would pass `scale[1]`.
+    The short side becomes `scale[0]`, or less where the long side, rounded, would exceed `scale[1]`.
     """
     factor = scale[0] / min(size)
     return scale[1] / max(size) if np.round(factor * max(size)) > scale[1] else factor
 
 
 def caffe_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """(width, height) of an image of `size` for the detector: sides rounded, half to even as OpenCV does.
+    """Return (width, height) of an image of `size` for the detector; OpenCV rounds half to even.
 
-    A side is at least 3 pixels, or nothing of it would be left behind the stem: of narrower images, on which the
-    original fails, the rest is padding.
+    A side is at least 3 pixels, because nothing of a shorter one remains after the stem. The original
+    code fails on narrower images; here their remaining pixels are padding.
     """
     return tuple(max(round(side * factor), 3) for side in size)
 
 
 def caffe_pixels(pixels: UInt8[np.ndarray, "y x 3"], factor: float) -> Float32[np.ndarray, "h w 3"]:
-    """RGB as the detector sees it: BGR, minus the channel means, then OpenCV's bilinear resize, not antialiased.
+    """Return an RGB image as the detector reads it: BGR minus the pixel means, then OpenCV's bilinear resize.
 
     The step between samples is 1 / factor, not the ratio of the sides. Of size `caffe_size`.
     """
     height, width = pixels.shape[:2]
     image = pixels[..., ::-1].astype(np.float32)
     image -= np.array(PIXEL_MEANS, np.float32)
-    if min(round(width * factor), round(height * factor)) < 1:  # a line, which OpenCV would make nothing of
+    if min(round(width * factor), round(height * factor)) < 1:  # a line, which OpenCV would resize to nothing
         image = cv2.resize(image, [max(round(side * factor), 1) for side in (width, height)])
     else:
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
@@ -142,7 +150,7 @@ def caffe_pixels(pixels: UInt8[np.ndarray, "y x 3"], factor: float) -> Float32[n
 
 
 def as_rgb(image: Shaped[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "y x 3"]:
-    """An image of a batch for people to look at: RGB as it is, or back from `caffe_pixels`."""
+    """Return an image of a batch as RGB for display; `caffe_pixels` is undone."""
     if image.dtype == np.uint8:
         return image
     return np.clip(np.round(image + np.array(PIXEL_MEANS, image.dtype)), 0, 255).astype(np.uint8)[..., ::-1]
@@ -168,7 +176,7 @@ def resized(
 
 
 def resize_ratios(original: tuple[int, int], size: tuple[int, int], kind: type = np.float32) -> Float[np.ndarray, "2"]:
-    """How much longer a resize makes x and y, computed in `kind` as the official code does: 1 / original * size."""
+    """Return the factors of x and y of a resize, computed in `kind` as 1 / original * size (official code)."""
     return (kind(1) / np.array(original, kind)) * np.array(size, kind)
 
 
@@ -180,12 +188,19 @@ def place_boxes(
     exact: bool = False,
     factor: float | None = None,
 ) -> Float32[np.ndarray, "n+1 4"]:
-    """Boxes (x1 y1 x2 y2) in pixels of the resized image; the whole image comes first.
+    """Return boxes (x1 y1 x2 y2) in pixels of the resized image, the whole image first.
 
-    `original` and `size` are (width, height) before and after the resize. As in the official code: the whole
-    image is (0, 0, w0 - 1, h0 - 1) *before* the resize; ratios are float32 reciprocals times the new side, so
-    that 5.0000005 occurs; a flip is x -> w - 1 - x; everything is clamped into the image at last. `exact` computes in
-    float64, as the official code does for objects with masks. A `factor` is the ratio of both axes (detector).
+    As in the official code, the whole image is (0, 0, w0 - 1, h0 - 1) before the resize, ratios are
+    float32 reciprocals times the new side (so that 5.0000005 occurs), a flip maps x to w - 1 - x, and
+    everything is clamped into the image last.
+
+    Args:
+        boxes: Boxes in pixels of the original image.
+        original: Width and height before the resize.
+        size: Width and height after it.
+        flip: Whether the image is mirrored.
+        exact: Compute in float64, as the official code does for objects with masks.
+        factor: If given, the ratio of both axes, as for the detector.
     """
     w0, h0 = original
     kind = np.float64 if exact else np.float32

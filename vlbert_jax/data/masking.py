@@ -1,4 +1,8 @@
-"""Masking of words and regions for pre-training."""
+"""Masking of words and regions for pre-training.
+
+Sampling is separate from its use: `draw_samples` makes all random numbers of an example, and everything
+else is a function of them, so that a test can replay the random numbers of the official code.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,30 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
-# --- Masking ----------------------------------------------------------------------------------------------
-
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """The random numbers of one example. Uniform numbers are in [0, 1)."""
+    """The random numbers of one example; uniform ones are in [0, 1)."""
 
-    flip: float  # mirrored if below the flip probability
-    relationship: float  # its own caption if below 0.5, where the task is on
-    other: float  # which other record's caption if not: a fraction of their number
+    flip: float  # uniform; the image is mirrored below the flip probability
+    relationship: float  # uniform; below 0.5 the image keeps its own caption
+    other: float  # uniform; which other record the caption comes from, as a fraction of their number
     words: Float64[np.ndarray, "w"]  # uniform, per basic word
-    replacements: Int[np.ndarray, "p"]  # a random WordPiece per piece of the text
+    replacements: Int[np.ndarray, "p"]  # a random token id per token of the text
     regions: Float64[np.ndarray, "n"]  # uniform, per box (not the whole image)
 
 
 def draw_samples(
     rng: np.random.Generator, length: int, num_regions: int, ordinary_ids: Int[np.ndarray, "v"]
 ) -> Samples:
-    """All draws of one example of at most `length` words and pieces.
+    """Return all random numbers of an example.
 
-    Replacements come from `ordinary_ids`. The official code draws from the whole vocabulary: [PAD] there
-    makes a hole in the text, [unused] pieces occur nowhere else.
+    Args:
+        rng: Generator of the example.
+        length: Largest number of words and of tokens.
+        num_regions: Number of boxes, without the whole image.
+        ordinary_ids: Token ids that may replace a word. The official code samples from the whole
+            vocabulary, where [PAD] makes a hole in the text and [unused] tokens occur nowhere else.
     """
     return Samples(
         flip=rng.random(),
@@ -43,14 +49,23 @@ def draw_samples(
 def mask_words(
     words: list[list[int]], draws: Samples, probability: float, mask_id: int
 ) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
-    """Whole-word masking: (ids, labels) of the pieces, label -1 = not asked for; `words` are piece ids.
+    """Mask whole words, and return (ids, labels) of their tokens; label -1 = not to be predicted.
 
-    A word is asked for with `probability`; of those, 80 % become [MASK], 10 % random pieces, 10 % stay
-    (official `random_word_wwm`). Raises ValueError if there are fewer draws than words or pieces.
+    A word is selected with `probability`. Of the selected words 80 % become [MASK], 10 % random tokens,
+    and 10 % stay (`random_word_wwm` of the official code).
+
+    Args:
+        words: Token ids of each word.
+        draws: Random numbers of the example.
+        probability: Share of words to select.
+        mask_id: Token id of [MASK].
+
+    Raises:
+        ValueError: There are fewer random numbers than words or tokens.
     """
     num_pieces = sum(len(word) for word in words)
     if len(words) > len(draws.words) or num_pieces > len(draws.replacements):
-        raise ValueError(f"{len(words)} words of {num_pieces} pieces, draws for {len(draws.words)} words")
+        raise ValueError(f"{len(words)} words of {num_pieces} tokens, but random numbers for {len(draws.words)} words")
     ids = np.empty(num_pieces, np.int32)
     labels = np.full(num_pieces, -1, np.int32)
     at = 0
@@ -70,6 +85,6 @@ def mask_words(
 
 
 def mask_regions(draws: Samples, probability: float) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
-    """(asked, hidden) per box: asked with `probability`, hidden in 90 % of these (`random_mask_region`)."""
+    """Return (selected, hidden) per box: selected with `probability`, 90 % of these hidden (`random_mask_region`)."""
     asked = draws.regions < probability
     return asked, asked & (draws.regions / max(probability, 1e-12) < 0.9)

@@ -1,4 +1,4 @@
-"""Text to pieces, and pieces and regions to the packed sequence that the model reads. NumPy, per example."""
+"""Pack text and regions into one sequence without gaps (NumPy, one example at a time)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from jaxtyping import Bool, Int
 
 from vlbert_jax.batch import END, IMG, IMG_MASK, NO_IMAGE, Shapes
 
-# --- Layout -----------------------------------------------------------------------------------------------
-
 
 def truncate(num_text: int, num_regions: int, length: int) -> tuple[int, int]:
-    """How many text elements and regions (the whole image counts) stay in a sequence of `length`.
+    """Return how many text elements and regions (the whole image counts) a sequence of `length` keeps.
 
-    The longer part gives way one by one, text at a tie, but two text elements and one region always stay. Of
-    the text the last element, [SEP], is to be kept (official code since 2020-05-21; the released weights were
-    trained before, on sequences whose cut text lost it).
+    The longer part is shortened one by one, text at a tie, but two text elements and one region always
+    stay. The caller keeps [SEP], the last element of the text, as the official code does since
+    2020-05-21; the released weights were trained before that, on texts that lost it when they were cut.
     """
     while num_text + num_regions > length and num_text > 0 and num_regions > 0:
         if num_regions > num_text:
@@ -37,12 +35,27 @@ def pack(
     vocab_size: int,
     position_offset: int = 0,
 ) -> dict[str, np.ndarray]:
-    """One sequence, each array of `length` + 1 elements: text, regions 0..num_regions-1, [END], padding.
+    """Return one sequence: text, regions 0 to num_regions - 1, [END], padding.
 
-    `segment_ids` and `text_region_ids` belong to the text; `region_hidden` has an entry for each region (more
-    are ignored). All regions share the position behind the text and carry segment 2, and so does [END], one
-    position on. Padding is 0 with region NO_IMAGE. Returns `token_ids`, `region_ids`, `segment_ids`,
-    `position_ids` (int32) and `element_mask` (bool). Raises ValueError if it does not fit.
+    All regions share the position after the text and have segment 2; [END] has segment 2 and the next
+    position. Padding is 0, with region NO_IMAGE.
+
+    Args:
+        text_ids: Token ids of the text.
+        segment_ids: Segments of the text.
+        num_regions: Number of regions, with the whole image.
+        region_hidden: Whether each region is hidden; further entries are ignored.
+        text_region_ids: Region whose visual feature each text element carries.
+        length: Largest number of text elements and regions.
+        vocab_size: Size of the vocabulary.
+        position_offset: Position of the first element.
+
+    Returns:
+        `token_ids`, `region_ids`, `segment_ids`, `position_ids` (int32) and `element_mask` (bool), each of
+        `length` + 1 elements.
+
+    Raises:
+        ValueError: The text and the regions do not fit.
     """
     t, k = len(text_ids), num_regions
     if t + k > length:
@@ -74,13 +87,13 @@ def pack(
 
 
 def sequence_shapes(n: int, length: int) -> Shapes:
-    """Shapes of `n` sequences as `sequence.pack` lays them out."""
+    """Return shapes and dtypes of `n` sequences that `pack` returns."""
     integers = ("token_ids", "region_ids", "segment_ids", "position_ids")
     return dict.fromkeys(integers, ((n, length + 1), np.int32)) | dict(element_mask=((n, length + 1), bool))
 
 
 def padded(values: np.ndarray, rows: int, fill: int = 0) -> np.ndarray:
-    """`values` with `rows` rows, `fill` behind."""
+    """Return `values` extended to `rows` rows with `fill`."""
     out = np.full((rows, *values.shape[1:]), fill, values.dtype)
     out[: len(values)] = values
     return out

@@ -11,25 +11,22 @@ import tokenizers
 import transformers
 from jaxtyping import Int
 
-# --- Text -------------------------------------------------------------------------------------------------
-
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """BERT's uncased WordPiece, with the grouping into basic words that whole-word masking needs."""
+    """The uncased WordPiece tokenizer of BERT, with the grouping into words that whole-word masking needs."""
 
     backend: tokenizers.Tokenizer
     vocab_size: int
     cls_id: int
     sep_id: int
     mask_id: int
-    ordinary_ids: Int[np.ndarray, "v"]  # what a random word may be: no special and no unused piece
+    ordinary_ids: Int[np.ndarray, "v"]  # tokens that may replace a word: neither special nor unused
 
     def words(self, text: str, limit: int | None = None) -> list[list[int]]:
-        """Piece ids of each basic word (`BasicTokenizer`: lower case, no accents, split at punctuation).
+        """Return the token ids of each word (`BasicTokenizer`: lower case, no accents, split at punctuation).
 
-        With `limit`, at least as many of the first words as that if there are so many: the rest of a long
-        text is then left unread.
+        With `limit`, only the start of a long text is read: at least `limit` words, if there are that many.
         """
         head = text if limit is None else " ".join(text.split(maxsplit=limit)[:limit])
         encoding = self.backend.encode(head, add_special_tokens=False)
@@ -40,20 +37,25 @@ class Tokenizer:
                 last = word
             words[-1].append(piece)
         if limit is not None and len(words) < limit and len(head) < len(text.strip()):
-            return self.words(text)  # some of the first words were nothing but characters that BERT drops
+            return self.words(text)  # BERT drops all characters of some of the first words
         return words
 
 
 def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a `vocab.txt`, of a folder that has one, or of a name that Hugging Face knows (downloaded once).
+    """Return the tokenizer of a vocabulary.
 
-    Raises FileNotFoundError if there is no such file, ValueError if it has not `vocab_size` pieces.
+    Args:
+        vocab: A `vocab.txt`, a folder that has one, or a name at Hugging Face (downloaded once).
+        vocab_size: Number of tokens that the model has.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The vocabulary has another number of tokens.
     """
     if os.path.isfile(os.path.join(vocab, "vocab.txt")):
         vocab = os.path.join(vocab, "vocab.txt")
     if os.path.isfile(vocab):
-        # `vocab=`: transformers 5 ignores the old `vocab_file=` and then knows no word; hence the check
-        # below.
+        # transformers 5 ignores the former `vocab_file=` and then has no words, so the size is checked below.
         fast = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=True)
     elif vocab.endswith(".txt"):
         raise FileNotFoundError(f"no vocabulary at {vocab!r} (config.data.vocab)")
@@ -61,8 +63,8 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
         fast = transformers.BertTokenizerFast.from_pretrained(vocab)
     pieces = fast.get_vocab()
     if len(pieces) != vocab_size:
-        found = f"the vocabulary {vocab!r} has {len(pieces)} pieces"
-        raise ValueError(f"{found}, config.model.encoder.vocab_size is {vocab_size}")
+        found = f"the vocabulary {vocab!r} has {len(pieces)} tokens"
+        raise ValueError(f"{found}, but config.model.encoder.vocab_size is {vocab_size}")
     special = set(fast.all_special_ids)
     ordinary = [i for piece, i in pieces.items() if i not in special and not piece.startswith("[unused")]
     return Tokenizer(
@@ -81,7 +83,7 @@ def _tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
 
 
 def tokenizer_of(config) -> Tokenizer:
-    """The run's tokenizer, loaded once."""
+    """Return the tokenizer of a run; it is loaded once."""
     local = os.path.join(config.data.data_dir, config.data.vocab)
     return _tokenizer(local if os.path.exists(local) else config.data.vocab, config.model.encoder.vocab_size)
 
@@ -96,6 +98,6 @@ MIRROR = {"left": "right", "right": "left"}
 
 
 def mirrored(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    """The pieces of a text with left and right exchanged, for a mirrored image."""
+    """Return token ids with left and right exchanged, for a mirrored image."""
     swap = {tokenizer.backend.token_to_id(a): tokenizer.backend.token_to_id(b) for a, b in MIRROR.items()}
     return [swap.get(i, i) for i in ids]

@@ -1,4 +1,4 @@
-"""What the models of all tasks share: region head, VL-BERT, and a head of two layers."""
+"""The model that all tasks share: the region head and VL-BERT, from a batch to the states of its elements."""
 
 import functools
 
@@ -13,7 +13,7 @@ from vlbert_jax.model.vlbert import VLBert
 
 
 class VisualLinguisticModel(nnx.Module):
-    """Region head and VL-BERT: a batch to the states of its elements. Tasks add their heads."""
+    """The region head and VL-BERT. Tasks add their heads."""
 
     def __init__(self, encoder: EncoderConfig, fast_rcnn: dict, rngs: nnx.Rngs):
         self.fast_rcnn = RegionHead(**fast_rcnn, hidden_size=encoder.visual_size or encoder.hidden_size, rngs=rngs)
@@ -60,7 +60,7 @@ class VisualLinguisticModel(nnx.Module):
         )
 
     def states(self, batch: Batch, key_project=None, key_encode=None, blind: bool = False) -> Float[Array, "b n s d"]:
-        """From the batch to the states of its elements; `blind` leaves the image out."""
+        """Return the states of all elements of a batch; `blind` leaves the image out."""
         if blind:
             return self.encode(without_image(batch, self.vlbert.vocab_size), None, key_encode)
         return self.encode(batch, self.region_states(batch, self.appearance(batch), key_project), key_encode)
@@ -68,7 +68,7 @@ class VisualLinguisticModel(nnx.Module):
     def attention(
         self, batch: Batch
     ) -> tuple[Float[Array, "b n s d"], Float[Array, "layers b n heads s s"]]:
-        """The same states, and what every element (first s) takes from every other in each layer and head."""
+        """Return the states, and the attention of every element (first s) to every other, by layer and head."""
         region_states = self.region_states(batch, self.appearance(batch))
         x = self.vlbert.embed(
             batch.token_ids, batch.region_ids, batch.segment_ids, batch.position_ids, region_states
@@ -94,7 +94,7 @@ def split_images(batch: Batch, x: Shaped[Array, "b r ..."] | None) -> Shaped[Arr
 
 
 def without_image(batch: Batch, vocab_size: int) -> Batch:
-    """The blind twin of a batch: what a sequence of text alone looks like, its regions gone."""
+    """Return the batch as text alone: without its regions, as text-only sequences are."""
     is_region = (batch.token_ids == vocab_size + IMG) | (batch.token_ids == vocab_size + IMG_MASK)
     return batch.replace(
         region_ids=jnp.full_like(batch.region_ids, NO_IMAGE), element_mask=batch.element_mask & ~is_region
@@ -111,7 +111,7 @@ def without_words(batch: Batch, vocab_size: int, mask_id: int, kept_ids: tuple[i
 
 
 def region_head_is_frozen(path: tuple, config) -> bool:
-    """Frozen: batch norm and the first stages as configured, or all convolutions of the region head."""
+    """Return whether a parameter is a constant: batch norm, the frozen stages, or all convolutions."""
     if path[0] != "fast_rcnn" or path[1] not in ("backbone", "c5"):
         return False
     if not config.model.train_region_head:
