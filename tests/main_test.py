@@ -58,7 +58,7 @@ def call(workdir, *args):
         ([TOY, "--config.optimizer.name=adam"], "optimizer.name is 'adam'"),
         ([TOY, "--config.data.data_dir=gs://a/b"], "gs://a/b is no folder; mount the bucket"),
         ([TOY, "--workdir=gs://a/b"], "gs://a/b is no folder; mount the bucket"),
-        ([TOY, "--mode=evaluate"], "nothing to evaluate: no checkpoint in"),
+        ([TOY, "--mode=evaluate"], "nothing to evaluate: .* has no checkpoint"),
         ([TOY, "--mode=compile", "--config.topology=v9:2x2"], "config.topology='v9:2x2'.* v5e:16x16"),
         ([TOY, "--mode=compile", "--config.task=toi"], "no task 'toi'"),
         ([TOY, "--config.compute_dtype=bf16"], "config.compute_dtype is 'bf16'; it can be bfloat16 or float32"),

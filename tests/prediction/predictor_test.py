@@ -20,7 +20,7 @@ from vlbert_jax.convert import main
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.tables import Split, eval_parts
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.tasks import get_task
+from vlbert_jax.tasks import TASKS, get_task
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets
 from vlbert_jax.tasks.refcoco import task as refcoco
@@ -242,7 +242,7 @@ def test_weights_that_lack_a_head(data_dir, tmp_path):
     about = json.loads((path / "config.json").read_text())
     about["newly_initialised"] = ["final_mlp.2.weight"]
     (path / "config.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="1 tensors of a trained model for vqa are not there, as final_mlp.2.weight"):
+    with pytest.raises(ValueError, match="1 tensors of a trained model for vqa are missing, such as final_mlp.2.weight"):
         vlbert_jax.load(path)
 
 

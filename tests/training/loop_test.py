@@ -212,7 +212,7 @@ def test_evaluate_run_scores_the_newest_checkpoint(whole, tmp_path):
         evaluate_run(config, toy_task.toy, tmp_path, two_devices())
     config = config.copy_and_resolve_references()
     config.init.checkpoint = "another"
-    with pytest.raises(ValueError, match="which is to be evaluated: the run in .*, or config.init.checkpoint"):
+    with pytest.raises(ValueError, match="ambiguous what to evaluate: the run in .*, or config.init.checkpoint"):
         evaluate_run(config, toy_task.toy, workdir, two_devices())
 
 

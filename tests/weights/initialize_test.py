@@ -112,7 +112,7 @@ def test_what_is_refused(small, tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load(small, bert=tmp_path / "absent.safetensors")
     save_file(official_to_resnet(given, {}), tmp_path / "resnet.safetensors")
-    with pytest.raises(ValueError, match=r"init.bert: .* holds ResNet in safetensors; give it as config.init.resnet"):
+    with pytest.raises(ValueError, match=r"init.bert: .* holds ResNet in safetensors; set it as config.init.resnet"):
         load(small, bert=tmp_path / "resnet.safetensors")
     bert = official_to_bert(given)
     name = "bert.encoder.layer.1.output.dense.weight"
@@ -151,7 +151,7 @@ def test_not_finite(small, tmp_path, caplog):
     bert["bert.embeddings.LayerNorm.bias"] = np.full_like(bert["bert.embeddings.LayerNorm.bias"], np.inf)
     save_file(bert, tmp_path / "bert.safetensors")
     load(small, bert=tmp_path / "bert.safetensors")
-    assert "init.bert: NaN or infinite numbers in vlbert.embedding_LayerNorm.bias" in caplog.text
+    assert "init.bert: NaN or infinite values in vlbert.embedding_LayerNorm.bias" in caplog.text
 
 
 def test_every_array_stays_on_its_devices(small, tmp_path):

@@ -1,4 +1,4 @@
-"""A trained model from any weights that `convert` knows: its config, as far as it is told, and its state."""
+"""Load a trained model from any weights that `convert` reads: its config, as far as it is stored, and its state."""
 
 from __future__ import annotations
 
@@ -27,22 +27,27 @@ DEFAULTS = {
 
 
 def load_trained(path: str | Path, least_regions: int) -> tuple[ml_collections.ConfigDict, nnx.GraphDef, nnx.State]:
-    """The config in float32 with room for `least_regions`, and the model, on the default device.
+    """Return the config in float32, the structure of the model, and its state on the default device.
 
-    Raises FileNotFoundError, or ValueError for weights that lack a part of their task's model, and for those of a run
-    that does not look at images.
+    Args:
+        path: Workdir, checkpoint or other weights.
+        least_regions: Number of regions that a sequence must have room for.
+
+    Raises:
+        FileNotFoundError: There are no weights at `path`.
+        ValueError: The weights lack a part of the model, or the run did not read images.
     """
     conversion = prepare_conversion(path)
     task, source = conversion.task, conversion.source
     lacking = [name for name in (*conversion.found.missing, *source.new) if name not in vlbert_names.OF_PRETRAINING]
     if lacking:
         raise ValueError(
-            f"{path}: {source.description}; {len(lacking)} tensors of a trained model for {task} are not there, as "
-            f"{lacking[0]}"
+            f"{path}: {source.description}; {len(lacking)} tensors of a trained model for {task} are missing, such as "
+            f"{lacking[0]}."
         )
     config = _completed(conversion.config.to_dict(), source.config or {}, task, least_regions)
     if config.blind:
-        raise ValueError(f"{path}: a model that was trained without the image (config.blind)")
+        raise ValueError(f"{path} is a model that was trained without the image (config.blind).")
     graphdef, state = nnx.split(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))
     arrays = flatten_tree(dict(zip(("params", "constants"), arrays_of(conversion, None), strict=True)))
     placed = []

@@ -30,7 +30,7 @@ BERT_NEEDS = (
 
 
 def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml_collections.ConfigDict:
-    """The fields of a run's config that shape the model, read off the weights; the rest as in VL-BERT base."""
+    """Return the config fields that the weights determine; the others are those of VL-BERT base."""
     shapes = {name: array.shape for name, array in source.tensors.items()}
     if source.config is not None:
         fields = ("model", "data", "losses", "compute_dtype")
@@ -68,7 +68,7 @@ def _encoder(shapes: Mapping[str, tuple], num_heads: int | None) -> dict:
     layer = "vlbert.encoder.layer.0.intermediate.dense.weight"
     num_layers = sum(name.endswith("intermediate.dense.weight") for name in shapes)
     visual_size = shapes.get(vlbert_names.PROJECTION, (hidden_size,))[0]
-    if num_heads is None:  # no file of weights tells; all of Devlin's sizes have 64 columns per head
+    if num_heads is None:  # weights do not determine it; every size of BERT has 64 columns per head
         num_heads = next(n for n in range(max(hidden_size // 64, 1), 0, -1) if hidden_size % n == 0)
     return dict(
         vocab_size=vocab_size,
@@ -105,7 +105,7 @@ def _region_head(shapes: Mapping[str, tuple]) -> dict:
 
 @dataclasses.dataclass
 class Conversion:
-    """A source against the model of the target: everything that is written, and what there is to tell."""
+    """A source matched with the model of the target."""
 
     source: Weights
     task: str
@@ -115,17 +115,17 @@ class Conversion:
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
-        """With official names."""
+        """Official name -> tensor."""
         return self.source.tensors
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """What an official model of the task may do without; of pre-training, the vector of text without images."""
+        """Tensors that an official model of the task may lack; for pre-training, the vector of text without images."""
         return vlbert_names.OF_PRETRAINING[: 1 if self.task == PRETRAINING else None]
 
     @property
     def absent(self) -> list[str]:
-        """What the source should have and has not."""
+        """Tensors that the source should have but lacks."""
         if self.source.kind == "vlbert" and self.source.task == self.task:
             return [name for name in self.found.missing if name not in self.optional]
         return [name for name in self.found.missing if vlbert_names.REQUIRED[self.source.kind].match(name)]
@@ -136,21 +136,27 @@ class Conversion:
 
 
 def prepare_conversion(path: str | Path, task: str | None = None, num_heads: int | None = None) -> Conversion:
-    """Reads `path` and matches it with the model that it, or pre-training of the same size for `task`, has.
+    """Read weights and match them with a model.
 
-    Raises ValueError or FileNotFoundError as weights.read does, and where shapes do not fit together.
+    Args:
+        path: Source of the weights.
+        task: Task of the model; None = that of the weights. Weights of pre-training become its start.
+        num_heads: Attention heads, where the source does not state them.
+
+    Raises:
+        FileNotFoundError, ValueError: As `read_weights`, or shapes do not fit together.
     """
     source = read_weights(path)
     task = task or source.task
     try:
-        if task != source.task:  # what an earlier conversion drew is drawn anew
+        if task != source.task:  # tensors that an earlier conversion initialized are initialized again
             source.tensors = {name: array for name, array in source.tensors.items() if name not in source.new}
             source.new = ()
         source.tensors = vlbert_names.warm_start(source.tensors, task, source.kind == "vlbert")
         config = model_config(source, task, num_heads)
         heads, size = config.model.encoder.num_heads, config.model.encoder.hidden_size
         if heads < 1 or size % heads:
-            raise ValueError(f"{heads} heads do not divide {size} columns; see --num_heads")
+            raise ValueError(f"{heads} heads do not divide {size} columns; set --num_heads")
         state = nnx.state(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
         found = vlbert_names.match_tensors(source.tensors, shapes, config.model.encoder.vocab_size)
@@ -160,7 +166,7 @@ def prepare_conversion(path: str | Path, task: str | None = None, num_heads: int
 
 
 def conversion_table(conversion: Conversion, form: str) -> str:
-    """What becomes of the tensors, for people: kind, tensors, numbers, what they are."""
+    """Return a table of what happens to the tensors: kind, number of tensors and of values, and their names."""
     source, found, sizes = conversion.source, conversion.found, conversion.tensors
     encoder = conversion.config.model.encoder
     rows = [("matched", len(found.matched), sum(sizes[name].size for name in found.matched), "")]
@@ -193,10 +199,19 @@ def _some(items: list[str], most: int = 6) -> str:
 
 
 def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str | None):
-    """Writes the target whole or not at all, in place of what is there.
+    """Write the target atomically; it replaces what is there.
 
-    A folder of ours and a file with official names hold whole models, what the source lacks newly drawn; a ResNet's
-    file and a Hugging Face folder hold what there is. Raises ValueError where the format cannot hold the source.
+    An Orbax folder and a file with official names hold whole models: parameters that the source lacks are
+    initialized. A file of a ResNet and a Hugging Face folder hold only what the source has.
+
+    Args:
+        conversion: Source and model.
+        target: File or folder.
+        form: orbax, safetensors, pt or hf.
+        dtype: Type of the values; None = float32.
+
+    Raises:
+        ValueError: The format cannot hold the source.
     """
     source, config = conversion.source, conversion.config
     with atomic_write(target) as path:
@@ -229,10 +244,10 @@ def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str
 
 
 def _cast(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
-    """Raises ValueError where a number is beyond the range of `dtype`."""
+    """Return the tensors in `dtype`; raise ValueError where a value exceeds its range."""
     if dtype is None:
         return dict(tensors)
-    done = {}  # duplicates stay one array
+    done = {}  # tensors that share an array still share it
     for name, array in tensors.items():
         if id(array) in done:
             continue
@@ -241,19 +256,19 @@ def _cast(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.
             with np.errstate(over="ignore"):
                 done[id(array)] = array.astype(np.dtype(dtype))
             if np.isfinite(array).all() and not np.isfinite(done[id(array)]).all():
-                raise ValueError(f"{name} has numbers beyond the range of {dtype}")
+                raise ValueError(f"{name} has values beyond the range of {dtype}")
     return {name: done[id(array)] for name, array in tensors.items()}
 
 
 def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
-    """Our parameters and constants as nested dicts: filled from the source, else drawn as a run with seed 0 would.
+    """Return parameters and constants as nested dicts: from the source, else initialized as with seed 0.
 
-    Takes the source's tensors apart as it goes, so that no weight is in memory twice.
+    The tensors of the source are released one by one, so that no weight is in memory twice.
     """
     flat = {tuple(map(str, path)): v for path, v in nnx.to_flat_state(conversion.state)}
     partial = [path for path, v in flat.items() if not conversion.found.covers(path, v.size, conversion.tensors)]
 
-    @jax.jit  # what is not returned is not drawn
+    @jax.jit  # the compiler removes the initialization of what is not returned
     def initial():
         rngs = nnx.Rngs(jax.random.key(0, impl="threefry2x32"))
         model = get_task(conversion.task).build_model(conversion.config, rngs)
@@ -266,7 +281,7 @@ def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
         array = np.array(drawn.pop(path)) if path in drawn else np.empty(v.shape, np.float32)
         conversion.found.fill(array, path, conversion.tensors)
         for entry in conversion.found.entries.get(path, ()):
-            conversion.tensors.pop(entry.official)  # its memory goes as ours comes
+            conversion.tensors.pop(entry.official)  # release its memory
         node = params if isinstance(v, nnx.Param) else constants
         for name in path[:-1]:
             node = node.setdefault(name, {})

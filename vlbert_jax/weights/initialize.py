@@ -1,4 +1,4 @@
-"""Starting a run from weights: what `config.init` names goes into the state, and the log says where all came from."""
+"""Initialize a run from the weights that `config.init` names, and log the origin of every group of parameters."""
 
 import collections
 import logging
@@ -18,30 +18,38 @@ from vlbert_jax.weights.read import Weights, find_weights, not_finite, read_weig
 
 log = logging.getLogger(__name__)
 
-FIELDS = ("bert", "resnet", "checkpoint")  # config.init; a later one wins where several have a tensor
+FIELDS = ("bert", "resnet", "checkpoint")  # of config.init; the last one that has a tensor counts
 KINDS = {"bert": ("bert",), "resnet": ("resnet",), "checkpoint": ("vlbert", "bert", "resnet")}
 
 
 def named_sources(init: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of `config.init` that name weights. Raises ValueError if none does and `init.scratch` is False."""
+    """Return the fields of `config.init` that name weights.
+
+    Raises:
+        ValueError: None does, and `init.scratch` is False.
+    """
     named = {field: init[field] for field in FIELDS if init[field]}
     if not named and not init["scratch"]:
         raise ValueError(
-            "config.init names no weights to start from: pre-train (`make demo` writes workdirs/demo) and give "
-            "--config.init.checkpoint=WORKDIR, or say --config.init.scratch=True"
+            "config.init names no weights to start from. Pre-train (`make demo` writes workdirs/demo) and set "
+            "--config.init.checkpoint=WORKDIR, or set --config.init.scratch=True."
         )
     return named
 
 
 def check_sources(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> None:
-    """Raises FileNotFoundError or ValueError where a run lacks what it starts from: before what takes its time."""
+    """Check that the weights which a run starts from exist, before anything slow starts.
+
+    Raises:
+        FileNotFoundError, ValueError: They do not exist, or it is ambiguous what to evaluate.
+    """
     own, named = newest_step(workdir), [f for f in FIELDS if config.init[f]]
     if mode == "evaluate" and own is None and not named:
-        raise FileNotFoundError(f"nothing to evaluate: no checkpoint in {workdir}, and config.init is empty")
+        raise FileNotFoundError(f"There is nothing to evaluate: {workdir} has no checkpoint, and config.init is empty.")
     if mode == "evaluate" and own is not None and named:
         raise ValueError(
-            f"which is to be evaluated: the run in {workdir}, or config.init.{named[0]}? Leave config.init out for the "
-            "first, and take another --workdir for the second"
+            f"It is ambiguous what to evaluate: the run in {workdir}, or config.init.{named[0]}. Leave config.init out "
+            "for the first, or choose another --workdir for the second."
         )
     if own is None:
         for source in named_sources(config.init.to_dict()).values():
@@ -57,12 +65,27 @@ def load_into(
     complete: bool = False,
     extractor: str = "",
 ) -> tuple[nnx.State, nnx.State, set[tuple]]:
-    """The two states with the weights that `init` names (field -> path) in them, on the devices they were on, and the
-    paths of the parameters that these have filled; `encoder` has the sizes.
+    """Return the two states with the weights that `init` names, on the devices where they are.
 
-    Weights of pre-training become those that `task` starts from (names.WARM_START). What no source has keeps its value;
-    with `complete` that is an error. Raises FileNotFoundError, or ValueError where a source is of another kind, lacks
-    tensors, differs in sizes, or was trained on precomputed features of another `extractor`.
+    Weights of pre-training become those that `task` starts from (vlbert_names.warm_start). A parameter
+    that no source has keeps its value.
+
+    Args:
+        params: Trained parameters.
+        constants: Frozen parameters and statistics.
+        encoder: Sizes of the encoder.
+        task: Name of the task.
+        init: Field of `config.init` -> path of the weights.
+        complete: Whether a tensor that no source has is an error.
+        extractor: Extractor of the features of the corpus, "" if unknown.
+
+    Returns:
+        The states, and the paths of the parameters that the sources fill.
+
+    Raises:
+        FileNotFoundError: A source does not exist.
+        ValueError: A source is of another kind, lacks tensors, differs in sizes, or was trained on
+            precomputed features of another extractor.
     """
     variables = {tuple(map(str, path)): v for s in (params, constants) for path, v in nnx.to_flat_state(s)}
     shapes = {path: v.shape for path, v in variables.items()}
@@ -74,27 +97,27 @@ def load_into(
         if source.kind != "resnet" and source.num_heads not in (None, encoder["num_heads"]):
             raise ValueError(
                 f"init.{field}: {source.path} has {source.num_heads} attention heads, "
-                f"config.model.encoder.num_heads is {encoder['num_heads']}"
+                f"but config.model.encoder.num_heads is {encoder['num_heads']}."
             )
         trained_on = ((source.config or {}).get("data") or {}).get("extractor") or ""
         if extractor and trained_on and trained_on != extractor:
             raise ValueError(
-                f"init.{field}: {source.path} was trained on features of extractor {trained_on}, the corpus has those "
-                f"of {extractor}: features of different detectors, weights or settings do not go together"
+                f"init.{field}: {source.path} was trained on features of extractor {trained_on}, but the corpus has "
+                f"those of {extractor}. Features of different detectors, weights or settings cannot be mixed."
             )
         tensors, found = _matched(field, source, shapes, vocab_size, task)
         read.append((tensors, found))
         origin |= dict.fromkeys(found.matched, f"init.{field}")
         log.info("init.%s: %s, %s; %d tensors taken", field, init[field], source.description, len(found.matched))
         if bad := not_finite({name: tensors[name] for name in found.matched}):
-            log.warning("init.%s: NaN or infinite numbers in %s", field, ", ".join(bad))
+            log.warning("init.%s: NaN or infinite values in %s", field, ", ".join(bad))
     _log_origins(shapes, vocab_size, origin)
     table = list(vlbert_names.name_table(shapes, vocab_size))
     lacking = [entry.official for entry in table if entry.official not in {*origin, *vlbert_names.OF_PRETRAINING}]
     if complete and lacking:
         raise ValueError(
-            f"{' and '.join(init.values())}: {len(lacking)} tensors of a model for {task} are not there, as "
-            f"{lacking[0]}; evaluation needs the weights of a run of this task, not of one that it starts from"
+            f"{' and '.join(init.values())}: {len(lacking)} tensors of a model for {task} are missing, such as "
+            f"{lacking[0]}. Evaluation requires the weights of a run of this task, not of one that it starts from."
         )
 
     def place(state: nnx.State) -> nnx.State:
@@ -117,10 +140,10 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str):
     if source.kind not in KINDS[field]:
         fields = [other for other in FIELDS if source.kind in KINDS[other]]
         raise ValueError(
-            f"init.{field}: {source.path} holds {source.description}; give it as config.init.{fields[0]}"
+            f"init.{field}: {source.path} holds {source.description}; set it as config.init.{fields[0]}."
         )
     try:
-        # What a conversion drew for itself is no better than what this run draws, and may have other sizes.
+        # Tensors that a conversion initialized are no better than those of this run, and may differ in size.
         own = {name: array for name, array in source.tensors.items() if name not in source.new}
         tensors = vlbert_names.warm_start(own, task, source.kind == "vlbert")
         found = vlbert_names.match_tensors(tensors, shapes, vocab_size)
@@ -136,7 +159,7 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str):
 
 
 def _log_origins(shapes, vocab_size: int, origin: dict[str, str]):
-    """One line per group of parameters: how many of its tensors came from where."""
+    """Log, for each group of parameters, how many of its tensors came from each source."""
     groups = collections.defaultdict(collections.Counter)
     for entry in vlbert_names.name_table(shapes, vocab_size):
         groups["/".join(entry.path[:2] if entry.path[0] in ("vlbert", "fast_rcnn") else entry.path[:1])][
@@ -147,5 +170,5 @@ def _log_origins(shapes, vocab_size: int, origin: dict[str, str]):
 
 
 def _on_host(array: jax.Array) -> np.ndarray:
-    """The whole array; with several hosts each holds a part of it."""
+    """Return the whole array, of which each process may hold a part."""
     return np.asarray(array if array.is_fully_addressable else process_allgather(array, tiled=True))

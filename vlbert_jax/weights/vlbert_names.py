@@ -1,7 +1,7 @@
-"""Names: the one table of PyTorch names and ours, for VL-BERT, BERT, ResNet-101 and the Caffe detector.
+"""Names of VL-BERT tensors: the one table from official names to parameter paths.
 
-Ours are paths of an NNX state. Weights of every kind are brought to the official VL-BERT names, those of its
-`state_dict` without "module.", and from there to ours; the way back is the same in reverse.
+Paths are those of an NNX state. Weights of every kind are first brought to the official VL-BERT names,
+those of its `state_dict` without "module.", and from there to paths; the way back is the reverse.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from jaxtyping import Shaped
 from vlbert_jax.batch import END, IMG, IMG_MASK
 from vlbert_jax.tasks import PRETRAINING, all_tasks, get_task, task_of_names
 from vlbert_jax.weights.entry import NORM_LEAVES, Entry
-
-# --- Ours and official VL-BERT --------------------------------------------------------------------------------------
 
 TRUNK = {  # modules that every task has
     "vlbert/embedding_norm": "vlbert.embedding_LayerNorm",
@@ -36,7 +34,7 @@ TRUNK = {  # modules that every task has
     "vlbert/pooler": "vlbert.pooler.dense",
     "fast_rcnn/projection": "image_feature_extractor.obj_downsample.1",
 }
-SINGLE = {  # our vectors that are whole official tensors
+SINGLE = {  # parameters that are whole official tensors
     "vlbert/position_embeddings": "vlbert.position_embeddings.weight",
     "vlbert/segment_embeddings": "vlbert.token_type_embeddings.weight",
     "vlbert/text_only_visual": "aux_text_visual_embedding.weight",
@@ -53,7 +51,7 @@ EXTRA_TOKENS = {
     END: "vlbert.end_embedding.weight",
 }
 WORDS = "vlbert.word_embeddings.weight"
-TRAINED_WORDS = "vlbert.special_word_embeddings.weight"  # `word_embedding_frozen`: stands in for the first rows
+TRAINED_WORDS = "vlbert.special_word_embeddings.weight"  # `word_embedding_frozen`: it replaces the first rows
 POSITIONS = "vlbert.position_embeddings.weight"
 SEGMENTS = "vlbert.token_type_embeddings.weight"
 MLM_BIAS = "vlbert.mlm_head.predictions.bias"
@@ -64,9 +62,9 @@ BACKBONE_NAME = "image_feature_extractor.backbone"
 C5_NAME = "image_feature_extractor.roi_head_feature_extractor"
 C5_AGAIN = "image_feature_extractor.head.0"
 BLOCK = re.compile(r"fast_rcnn/(?:backbone/stages/(\d+)|c5)/blocks/(\d+)/(conv\d|shortcut)")
-# What only the official pre-training model has, beside its heads.
+# Tensors that only the official pre-training model has, in addition to its heads.
 OF_PRETRAINING = ("aux_text_visual_embedding.weight", EXTRA_TOKENS[IMG_MASK], "object_mask_visual_embedding.weight")
-# Why a tensor of a source is not wanted, by the first pattern that its official name matches.
+# Reason why a tensor is not used -> pattern of its official name; the first match counts.
 REASONS = {
     "duplicate": re.compile(r"image_feature_extractor\.head\.0\.|vlbert\.mlm_head\.predictions\.decoder\."),
     "batch counter": re.compile(r".*\.num_batches_tracked$"),
@@ -128,7 +126,7 @@ def _convolution_entry(module: str, leaf: str, path: tuple) -> Entry:
     return Entry(f"{prefix}.{norm}.{NORM_LEAVES[leaf]}", path)
 
 
-REQUIRED = {  # what a source of a kind has to have; the rest may be new
+REQUIRED = {  # tensors that a source of a kind must have; others may be initialized
     "bert": re.compile(r"vlbert\.((word|position|token_type)_embeddings|embedding_LayerNorm|encoder)\."),
     "resnet": re.compile(r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\."),
     "vlbert": re.compile(
@@ -140,7 +138,7 @@ REQUIRED = {  # what a source of a kind has to have; the rest may be new
 
 @dataclasses.dataclass
 class Match:
-    """Official tensors against a model: what fills which of our arrays, what is absent, what is not wanted."""
+    """Official tensors matched with a model: those that fill a parameter, missing ones, and unused ones."""
 
     entries: dict[tuple, list[Entry]] = dataclasses.field(default_factory=dict)
     missing: list[str] = dataclasses.field(default_factory=list)
@@ -151,12 +149,12 @@ class Match:
         return [entry.official for entries in self.entries.values() for entry in entries]
 
     def covers(self, path: tuple, size: int, tensors: Mapping[str, np.ndarray]) -> bool:
-        """Whether the tensors fill all `size` numbers of our array at `path`."""
+        """Return whether the tensors fill all `size` values of the parameter at `path`."""
         entries = [entry for entry in self.entries.get(path, ()) if entry.official != TRAINED_WORDS]
         return sum(tensors[entry.official].size for entry in entries) == size
 
     def fill(self, array: Shaped[np.ndarray, "..."], path: tuple, tensors: Mapping[str, np.ndarray]):
-        """Writes what the tensors hold of our array at `path` into it; the rest of it stays."""
+        """Write what the tensors hold of the parameter at `path` into `array`; other values stay."""
         for entry in self.entries.get(path, ()):
             source, target = entry.to_ours(tensors[entry.official]), entry.part(array)
             if entry.official == SEGMENTS:  # BERT has two segments; the third keeps its initial value
@@ -165,7 +163,16 @@ class Match:
 
 
 def match_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Match:
-    """Raises ValueError where a tensor has another shape than the model wants, naming it and both shapes."""
+    """Return which official tensors fill which parameters.
+
+    Args:
+        tensors: Official name -> tensor.
+        shapes: Parameter path -> shape.
+        vocab_size: Size of the vocabulary.
+
+    Raises:
+        ValueError: A tensor has another shape than its parameter; the message has both.
+    """
     found, wanted = Match(), set()
     for entry in name_table(shapes, vocab_size):
         wanted.add(entry.official)
@@ -197,7 +204,7 @@ def reason_not_wanted(official: str) -> str:
 
 
 def to_official(ours: Mapping[tuple, np.ndarray], vocab_size: int) -> dict[str, np.ndarray]:
-    """The official tensors of a model of ours, as views, each once."""
+    """Return the official tensors of a model, as views, each once."""
     table = name_table({path: array.shape for path, array in ours.items()}, vocab_size)
     return {entry.official: entry.to_official(entry.part(ours[entry.path])) for entry in table}
 
@@ -205,8 +212,11 @@ def to_official(ours: Mapping[tuple, np.ndarray], vocab_size: int) -> dict[str, 
 def official_state_dict(
     tensors: Mapping[str, np.ndarray], counters: Mapping[str, int], task: str = PRETRAINING
 ) -> dict[str, np.ndarray]:
-    """The `state_dict` that the official loader expects: the tied decoder, C5 under both of its names, batch
-    counters (0 where none is given), the wrappers of single tasks and of data parallelism."""
+    """Return the `state_dict` that the official loader expects.
+
+    It has the tied decoder, C5 under both of its names, batch counters (0 where none is given), and the
+    wrappers of single tasks and of data parallelism.
+    """
     state = {name: array for name, array in tensors.items() if task == PRETRAINING or name not in OF_PRETRAINING}
     if MLM_BIAS in state and WORDS in state:
         state[DECODER] = state[WORDS]
