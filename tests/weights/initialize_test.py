@@ -185,7 +185,7 @@ def test_features_of_another_extractor_are_refused(small, tmp_path):
     export.write_orbax(tmp_path / "run", *map(nested, arrays), config)
     params, constants, vocab_size = small
     encoder, init = dict(vocab_size=vocab_size, num_heads=4), dict(checkpoint=str(tmp_path / "run"))
-    with pytest.raises(ValueError, match="trained on features of extractor one, the corpus has those of two"):
+    with pytest.raises(ValueError, match="trained on features of extractor one, but the corpus has those of two"):
         load_into(params, constants, encoder, "pretrain", init, extractor="two")
     for same in ("one", ""):
         load_into(params, constants, encoder, "pretrain", init, extractor=same)
