@@ -13,6 +13,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLE_TASK = "vqa"  # X in the checklist of CONTRIBUTING.md
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data_prep/README.md", ROOT / "launch/README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
+OWN_PAGES = [page for page in PAGES if page.parent.name not in ("data_prep", "launch")]
+OWN_PAGES += [ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks/results").glob("*.md"))]
+PRIVATE_WORDS = re.compile(
+    r"\b(officially|whole or not at all|of one's own|of yours|whoever|twins?|chief"
+    r"|behaviour|colours?|licence|normalis\w+|initialis\w+)\b", re.IGNORECASE
+)  # fmt: skip
 FOLDERS = ("vlbert_jax/", "configs/", "data_prep/", "tests/", "docs/", "launch/", "benchmarks/", ".ci/")
 SPAN = re.compile(r"`([^`\n]+)`")
 
@@ -141,7 +147,7 @@ def test_commands_parse(page, argv):
     module, *args = argv
     path = ROOT / (module.replace(".", "/") + ".py")
     assert path.exists(), f"{ids(page)} runs {module}"
-    source = path.read_text(encoding="utf-8")
+    source = "\n".join(file.read_text(encoding="utf-8") for file in path.parent.glob("*.py"))
     if module == "vlbert_jax.main":
         (spec,) = [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
         if has_placeholder(spec):
@@ -199,6 +205,12 @@ def test_every_page_is_in_the_navigation():
     for page in PAGES[1:]:
         name = ids(page).removeprefix("docs/")
         assert f" {name}\n" in navigation, f"{name} is not in mkdocs.yml"
+
+
+@pytest.mark.parametrize("page", OWN_PAGES, ids=ids)
+def test_words_that_are_not_used(page):
+    found = PRIVATE_WORDS.findall(SPAN.sub("", text_of(page)))
+    assert not found, f"{ids(page)} has {', '.join(found)}: see the rules in CONTRIBUTING.md"
 
 
 def test_the_readme_is_short():
