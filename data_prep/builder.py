@@ -1,78 +1,32 @@
-"""A TFDS builder that writes its records as they come: in order, in one pass, in constant memory.
+"""The base class of all builders: it writes records in order, in one pass and in constant memory.
 
-`GeneratorBasedBuilder` gathers a split before it writes it; above 1 GB it spills to disk by means of
-TensorFlow, which is not installed here. `tfds.core.SequentialWriter` needs neither. Several splits can grow
-from one pass over the download, and TFDS still does the rest: a temporary directory that is renamed when all
-is written, `dataset_info.json`, `features.json`.
-"""
+`GeneratorBasedBuilder` of TFDS collects a split before it writes it; above 1 GB it spills to disk
+with TensorFlow, which is not a dependency. `tfds.core.SequentialWriter` needs neither, and one pass
+over a download can fill several splits. TFDS still does the remaining work: the temporary directory
+that is renamed after the last record, `dataset_info.json` and `features.json`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-_WRITE_EVERY = 256  # records; each call of the writer has its price
+from data_prep.manifest import Manifest, SourceError
+from data_prep.sources import map_ahead
 
+_WRITE_EVERY = 256  # records per call of the writer; each call has a fixed cost
 
-class SourceError(Exception):
-    """The download is not as it must be: what, where, and what to do about it."""
-
-
-def mixed(first: str, extractor: str, second: str, other: str) -> str:
-    """What to say where regions of two extractors meet; "" is one that left no name."""
-
-    def told(name):
-        return f"by extractor {name}" if name else "by an extractor that left no name"
-
-    return (
-        f"{first} was made {told(extractor)}, {second} {told(other)}: features of different detectors, weights or "
-        "settings do not go together; extract both with the same"
-    )
-
-
-class Manifest:
-    """What became of each item of the download; `manifest.json` beside the records."""
-
-    def __init__(self, source: str, options: dict[str, Any]):
-        self.source = source
-        self.options = options  # of the builder, as far as they shape the records
-        self.records: dict[str, int] = {}  # by split
-        self.problems: list[dict[str, Any]] = []
-        self.extractor: str | None = None  # of the regions, as `extractor.extractor_id` calls it; "" = unknown
-        self._extracted = ""  # the first file of it
-
-    def extracted(self, extractor: str, file: str) -> None:
-        """Notes what made the regions in a file. Raises SourceError if it is another than before."""
-        if self.extractor is None:
-            self.extractor, self._extracted = extractor, file
-        if extractor != self.extractor:
-            raise SourceError(mixed(self._extracted, self.extractor, file, extractor))
-
-    def note(self, action: str, file: str, line: int, reason: str) -> None:
-        """Lists an item: `action` is skipped (no record), repaired (changed) or kept (as it is)."""
-        self.problems.append(dict(action=action, file=file, line=line, reason=reason))
-
-    def count(self, action: str) -> int:
-        return sum(problem["action"] == action for problem in self.problems)
-
-    def write(self, path: pathlib.Path) -> None:
-        counts = {action: self.count(action) for action in ("skipped", "repaired", "kept")}
-        content = dict(source=self.source, options=self.options, records=self.records, **counts)
-        content |= dict(extractor=self.extractor) if self.extractor is not None else {}
-        content |= dict(problems=self.problems)
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+Note = tuple[str, str, int, str]  # arguments of `Manifest.note`: action, file, line, reason
 
 
 @contextlib.contextmanager
 def quiet_tfds():
-    """TFDS announces downloads that there are not, on stdout, and warns that the corpus is none of its own."""
+    """Suppress what TFDS prints about downloads, of which there are none, and its warnings."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -84,32 +38,57 @@ def quiet_tfds():
 
 
 def image_features() -> dict[str, Any]:
-    """What every record with an image has: its number, its name, the encoded image, (width, height)."""
+    """Return the features of every record with an image: number, name, image, (width, height)."""
     f = tfds.features
     return dict(
         index=f.Scalar(np.int64),
         image_id=f.Text(),
-        image=f.Scalar(np.object_),  # bytes, so that nothing decodes them on the way
+        image=f.Scalar(np.object_),  # bytes; the Image feature would decode them when reading
         image_size=f.Tensor(shape=(2,), dtype=np.int32),
     )
 
 
+def array_feature(*shape: int | None, dtype: type | np.dtype = np.float32) -> tfds.features.Tensor:
+    """Return the feature of an array; None = any length.
+
+    Without this encoding TFDS would store float64 as float32.
+    """
+    return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
+
+
+def region_feature(is_stored: bool) -> tfds.features.Tensor:
+    """Return the feature of region features [n, g]; [0, 0] if they are not stored.
+
+    TFDS cannot read an empty array back if its shape is (None, None).
+    """
+    return array_feature(None, None) if is_stored else array_feature(0, 0)
+
+
 def oriented(split: str, width: int, height: int) -> str:
-    """The part of a split that an image belongs to: a batch holds one orientation."""
+    """Return the part of a split for images of this orientation; a batch holds one orientation."""
     return f"{split}_{'landscape' if width >= height else 'portrait'}"
 
 
 class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Subclasses give `_info` and `records`; records of a split keep the order in which they are given.
+    """A builder of one table; subclasses define `record_features` and `records`.
 
-    A build that fails or is killed leaves a directory named `incomplete.*`, never one that can be read.
-    """
+    The records of a split keep the order in which `records` yields them. A build that fails or is
+    killed leaves a directory named `incomplete.*`, which no reader accepts."""
 
     VERSION = tfds.core.Version("1.0.0")
     RECORDS_PER_SHARD = 2048
-    code_path = None  # TFDS would look for checksums beside it, by a package that may be missing
+    # With a path TFDS would search for checksums next to it, with a package that may be missing.
+    code_path = None
 
     def __init__(self, corpus: str, data_dir: str | pathlib.Path, source: str, options: dict[str, Any]):
+        """Create the builder.
+
+        Args:
+          corpus: name of the corpus; the records are written to `data_dir/NAME/corpus/VERSION`.
+          data_dir: folder of all corpora.
+          source: the download, as the manifest names it.
+          options: options that change the records; a build with other options is refused.
+        """
         with quiet_tfds():
             super().__init__(
                 data_dir=str(data_dir),
@@ -118,19 +97,43 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
         self.manifest = Manifest(source, options)
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (split, record) in the order of the source. Raises SourceError."""
+    def record_features(self) -> dict[str, Any]:
+        """Return the TFDS feature of each field of a record."""
         raise NotImplementedError
 
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (split, record) in the order of the source. Raises SourceError."""
+        raise NotImplementedError
+
+    def in_threads(self, function: Callable, items: Iterable, num_threads: int) -> Iterator[dict[str, Any]]:
+        """Yield the records of some items in order, and list the notes about them in the manifest.
+
+        Args:
+          function: item -> (record, or None if the item is skipped; list of `Note`). It runs in
+            threads.
+          items: the items, read as they are needed.
+          num_threads: number of threads.
+        """
+        for record, notes in map_ahead(function, items, num_threads):
+            for note in notes:
+                self.manifest.note(*note)
+            if record is not None:
+                yield record
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(self.record_features())
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
     def _split_generators(self, dl_manager):
-        raise NotImplementedError("records come from records()")
+        raise NotImplementedError("OrderedBuilder writes the records of records(); TFDS must not generate them")
 
     _generate_examples = _split_generators
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
-        info = self._info()  # another than self.info: it knows the temporary directory
-        # The writer would renew dataset_info.json all the time; TFDS writes it when all is there, so that its
-        # presence means just that.
+        """Write all records; TFDS calls this extension point in a temporary directory."""
+        info = self._info()  # unlike self.info, this one knows the temporary directory
+        # The writer would rewrite dataset_info.json with every call. TFDS writes the file after the
+        # last record, so its presence shows that a build is complete.
         info.write_to_directory = lambda *_, **__: None
         writer = tfds.core.SequentialWriter(info, self.RECORDS_PER_SHARD, file_format="array_record")
         waiting: dict[str, list] = {}
@@ -149,5 +152,7 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         writer.close_all()
         self.info.set_splits(info.splits)
         if not self.manifest.records:
-            raise SourceError(f"{self.manifest.source}: nothing usable; data_prep/README.md has the format")
+            raise SourceError(
+                f"{self.manifest.source}: no usable item was found; data_prep/README.md describes the format"
+            )
         self.manifest.write(pathlib.Path(self.data_dir) / "manifest.json")

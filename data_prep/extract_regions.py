@@ -1,24 +1,26 @@
-"""Finds regions in images with the bottom-up-attention detector and stores them as the builders and the official code
-read them.
+"""Find regions in images with the bottom-up-attention detector and store them.
+
+The builders and the official code read the result.
 
     python -m data_prep.extract_regions IMAGES --detector=DETECTOR --out=FOLDER [options]
 
-IMAGES is a folder, a zip archive, a list of paths (.txt) or a table of Conceptual Captions (.tsv); DETECTOR a folder
-that `python -m vlbert_jax.convert ... --task=detector` wrote, or a .caffemodel, .pth, .pkl, or Hugging Face folder or
-name. Formats:
+IMAGES is a folder, a zip archive, a list of paths (.txt) or a table of Conceptual Captions (.tsv).
+DETECTOR is a folder that `python -m vlbert_jax.convert ... --task=detector` wrote, or a
+.caffemodel, .pth, .pkl, or Hugging Face folder or name. Formats:
 
-    array_record    regions-*.array_record: compact; the builders read it as they read a folder of JSON files
-    json            a file per image, NAME.json, as `generate_tsv_v2` of the official repositories writes it
+    array_record    regions-*.array_record: compact; the builders read it like JSON files
+    json            a file per image, NAME.json, as `generate_tsv_v2` of the official code writes it
     tsv             regions-*.tsv, the tables of Anderson et al., without class scores
 
-With a table of captions and --out=SOURCE/train_frcnn, the index SOURCE/train_frcnn.json is written when the last image
-is done, and `python -m data_prep.build conceptual_captions --source=SOURCE` goes on from there.
+With a table of captions and --out=SOURCE/train_frcnn, the index SOURCE/train_frcnn.json is written
+after the last image; then `python -m data_prep.build conceptual_captions --source=SOURCE` builds
+the corpus.
 
-Several processes or hosts share the work, each with its own --shard=i/n (i from 0) and the same --out. A run that ends
-early goes on where it stopped when it is started again: no image twice, none lost. Images that cannot be read are
-listed with the reason in broken.txt. The extractor's fingerprint (weights, settings, code) is in the folder, its short
-form in every record; regions of another extractor are refused there, and when a corpus is built.
-"""
+Several processes or machines share the work, each with its own --shard=i/n (i from 0) and the same
+--out. The same command continues a run that ended early: no image is processed twice or lost.
+broken.txt lists images that cannot be read, with the reason. The folder stores the extractor's
+fingerprint (weights, settings, code), and every record its short form. Regions of another extractor
+are refused in the same folder, and in one corpus."""
 
 from __future__ import annotations
 
@@ -28,21 +30,25 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.builder import SourceError
-from data_prep.region_store import FORMATS, Part, RegionStore, check_parts, official_record
+import vlbert_jax
+from data_prep.manifest import SourceError
+from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
 from data_prep.sources import Source, image_number, map_ahead, open_source
-from vlbert_jax import __version__
 from vlbert_jax.data.image_files import open_image
-from vlbert_jax.detector.detect import Detector, load_detector
+from vlbert_jax.data.region_files import encode_regions
 from vlbert_jax.detector.options import Selection, Settings
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.files import atomic_write
 
-AHEAD = 8  # batches among which images of one shape are looked for
+if TYPE_CHECKING:  # JAX takes two seconds to import, and --help needs none of it
+    from vlbert_jax.detector.detect import Detector
+
+AHEAD = 8  # batches of images that are read ahead to find images of one shape
 
 
 def extract(
@@ -54,15 +60,31 @@ def extract(
     shard: tuple[int, int] = (0, 1),
     num_threads: int = 4,
 ) -> RegionStore:
-    """Writes the regions of every image of a shard, as far as they are not there. Raises SourceError, OSError."""
+    """Store the regions of all images of a shard that are not stored yet.
+
+    Args:
+      source: the images.
+      detector: the detector.
+      out: folder of the store.
+      form: a format of `data_prep.region_store.FORMATS`.
+      shard: (number from 0, number of shards).
+      num_threads: number of threads that read images.
+
+    Returns:
+      The store.
+
+    Raises:
+      SourceError: the folder has another extraction.
+      OSError: the regions cannot be written.
+    """
     store = RegionStore(out, detector.fingerprint, source.names, form, shard[1])
     parts = store.shard(shard[0])
     total = len(range(shard[0], len(source.paths), shard[1]))
     with tqdm(total=total, desc=out.name, unit=" images", smoothing=0) as progress:
         for part in parts:
-            before = len(part.numbers) - len(part.waiting)
-            progress.initial += before  # no part of the rate
-            progress.update(before)
+            finished = len(part.numbers) - len(part.waiting)
+            progress.initial += finished  # the rate does not count them
+            progress.update(finished)
             _extract_part(source, detector, part, progress, num_threads)
             if not part.done:
                 for line in part.finish():
@@ -97,37 +119,39 @@ def _batched(items: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
-def _record(regions: Regions, image: np.ndarray, image_id: int) -> dict:
+def _record(regions: Regions, image: np.ndarray, image_id: int) -> dict[str, Any]:
     arrays = dict(
         boxes=regions.boxes,
         classes=regions.class_probabilities,
         attrs=regions.attribute_probabilities,
         features=regions.features,
     )
-    return official_record(image_id, image.shape[1::-1], arrays)
+    return encode_regions(image_id, image.shape[1::-1], arrays)
 
 
 def _conclude(source: Source, store: RegionStore) -> None:
-    """When the last part of all shards is there: the list of broken images, and the index of captions."""
-    broken = "".join(f"{line}\n" for line in check_parts(store.folder))
-    with atomic_write(store.folder / "broken.txt") as beside:
-        beside.write_text(broken)
+    """Write the list of broken images and the index of captions; all parts are complete."""
+    broken = dict(broken_images(store.folder))
+    with atomic_write(store.folder / "broken.txt") as partial:
+        partial.write_text("".join(f"{name}: {error}\n" for name, error in broken.items()))
     if source.captions is None:
         return
-    bad = {line.partition(":")[0] for line in broken.splitlines()}
     lines = [
         dict(image=path, caption=caption.split(" "), frcnn=f"{store.folder.name}.zip@/{name}.json")
         for path, caption, name in zip(source.paths, source.captions, source.names, strict=True)
-        if name not in bad
+        if name not in broken
     ]
-    with atomic_write(store.folder.with_name(f"{store.folder.name}.json")) as beside:
-        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    with atomic_write(store.folder.with_name(f"{store.folder.name}.json")) as partial:
+        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+# --- The command ------------------------------------------------------------------------------
 
 
 def _shard(text: str) -> tuple[int, int]:
     number, _, of = text.partition("/")
     if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with i from 0 to n - 1, as 0/4")
+        raise argparse.ArgumentTypeError(f"{text!r} must be i/n with i from 0 to n - 1, such as 0/4")
     return int(number), int(of)
 
 
@@ -135,50 +159,73 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m data_prep.extract_regions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, selection = parser.add_argument, Selection()
-    add("--version", action="version", version=f"vlbert_jax {__version__}")
-    add("images", metavar="IMAGES")
-    add("--detector", required=True, help="its weights")
-    add("--lists", help="folder of objects_vocab.txt and attributes_vocab.txt, if not beside the weights")
-    add("--out", required=True, type=pathlib.Path, help="a new folder, or one of this extraction")
-    add("--format", choices=FORMATS, default=FORMATS[0], help="(default: %(default)s)")
-    add("--images", dest="image_folder", default="", help="folder or zip of a table's images, beside it")
-    add("--shard", type=_shard, default=(0, 1), metavar="i/n", help="the part of the work that is this process's")
-    add("--threshold", type=float, default=selection.threshold, help="Anderson et al. took 0.2 (default: %(default)s)")
-    add("--fewest", type=int, default=selection.fewest, help="regions of an image (default: %(default)s)")
-    add("--most", type=int, default=selection.most, help="36 with --fewest=36: always 36 (default: %(default)s)")
-    proposals = Settings().proposals_after
-    add("--proposals", type=int, default=proposals, help="to choose from: fewer are faster (default: %(default)s)")
-    add("--roi", choices=("pool", "align"), default="pool", help="align: as VL-BERT's region head (default: pool)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the convolutions")
-    add("--batch_size", type=int, default=1, help="images at once; more on accelerators (default: %(default)s)")
-    add("--num_threads", type=int, default=4, help="that read images (default: %(default)s)")
+    add, selection, settings = parser.add_argument, Selection(), Settings()
+    add("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
+    add("images", metavar="IMAGES", help="folder, zip archive, list (.txt) or table of captions (.tsv)")
+    add("--detector", required=True, help="weights of the detector")
+    add("--lists", help="folder of objects_vocab.txt and attributes_vocab.txt (default: the folder of the weights)")
+    add("--out", required=True, type=pathlib.Path, help="new folder, or folder of this extraction")
+    add("--format", choices=FORMATS, default=FORMATS[0], help="format of the regions (default: %(default)s)")
+    add("--images", dest="image_folder", default="", help="folder or zip of the images of a table, next to the table")
+    add("--shard", type=_shard, default=(0, 1), metavar="i/n", help="the share of the images of this process")
+    add(
+        "--threshold", type=float, default=selection.threshold,
+        help="smallest confidence of a region; 0.2 in Anderson et al. (default: %(default)s)",
+    )  # fmt: skip
+    add("--fewest", type=int, default=selection.fewest, help="regions per image (default: %(default)s)")
+    add(
+        "--most", type=int, default=selection.most,
+        help="regions per image; with --fewest=36 --most=36 always 36 (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--proposals", type=int, default=settings.proposals_after,
+        help="proposals from which regions are chosen; fewer are faster (default: %(default)s)",
+    )  # fmt: skip
+    add("--roi", choices=("pool", "align"), default="pool", help="align = as in VL-BERT's region head (default: pool)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the convolutions (default: float32)")
+    add("--batch_size", type=int, default=1, help="images per batch; more on accelerators (default: %(default)s)")
+    add("--num_threads", type=int, default=4, help="threads that read images (default: %(default)s)")
     return parser
 
 
+def _run(args: argparse.Namespace) -> None:
+    """Extract regions with these options and print a summary."""
+    from vlbert_jax.detector.detect import load_detector
+
+    if not 1 <= args.fewest <= args.most:
+        raise SourceError(
+            f"--fewest={args.fewest} --most={args.most}: both must be at least 1, and --fewest at most --most"
+        )
+    if args.proposals < args.fewest:
+        raise SourceError(
+            f"--proposals={args.proposals} is too few for --fewest={args.fewest} regions; give at least as many"
+        )
+    source = open_source(args.images, args.image_folder)
+    settings = Settings(proposals_after=args.proposals, roi_operation=args.roi)
+    selection = Selection(threshold=args.threshold, fewest=args.fewest, most=args.most)
+    options = dict(lists=args.lists, batch_size=args.batch_size, dtype=args.dtype)
+    detector = load_detector(args.detector, settings, selection, **options)
+    store = extract(source, detector, args.out, form=args.format, shard=args.shard, num_threads=args.num_threads)
+    broken = sum(1 for _ in broken_images(store.folder))
+    print(f"{args.out}: {len(source.paths):,} images, extractor {store.extractor}, {broken:,} broken")
+
+
 def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    It is 2 after an error, which one line explains, and 130 after Ctrl-C.
+    """
     args = _parser().parse_args(argv)
     try:
-        if not 1 <= args.fewest <= args.most:
-            raise SourceError(f"--fewest={args.fewest} --most={args.most}: from 1 up, the second not below the first")
-        if args.proposals < args.fewest:
-            raise SourceError(f"--proposals={args.proposals} are not enough for --fewest={args.fewest} regions")
-        source = open_source(args.images, args.image_folder)
-        settings = Settings(proposals_after=args.proposals, roi_operation=args.roi)
-        selection = Selection(threshold=args.threshold, fewest=args.fewest, most=args.most)
-        options = dict(lists=args.lists, batch_size=args.batch_size, dtype=args.dtype)
-        detector = load_detector(args.detector, settings, selection, **options)
-        store = extract(source, detector, args.out, form=args.format, shard=args.shard, num_threads=args.num_threads)
+        _run(args)
     except (SourceError, ValueError, OSError) as error:
-        again = f"; {args.out} is whole as far as it goes: make room and give the command again"
-        told = f"{error}{again if 'No space left' in str(error) else ''}"
-        print(f"error: {' '.join(told.split())}", file=sys.stderr)
+        remedy = "; the regions so far are stored: free some space and run the same command again"
+        message = f"{error}{remedy if 'No space left' in str(error) else ''}"
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on: {args.out}", file=sys.stderr)
+        print(f"stopped; the same command continues the extraction in {args.out}", file=sys.stderr)
         return 130
-    number = sum(1 for _ in check_parts(store.folder))
-    print(f"{args.out}: {len(source.paths):,} images, extractor {store.extractor}, {number:,} broken")
     return 0
 
 

@@ -1,9 +1,10 @@
-"""TFDS builders `refcoco_images` and `refcoco`: referring expressions (RefCOCO, RefCOCO+, RefCOCOg).
+"""TFDS builders `refcoco_images` and `refcoco`: RefCOCO, RefCOCO+ and RefCOCOg.
 
-Source: the expressions of REFER (`refcoco+.zip` etc. of https://github.com/lichengunc/refer; terms not stated there),
-the images and boxes of COCO train2014 (https://cocodataset.org; annotations CC BY 4.0, images under their owners'
-terms), and the regions that MAttNet's detector found (`detections.zip` of https://github.com/lichengunc/MAttNet, folder
-refcoco+_unc; MIT). The folder `--source`, as the official VL-BERT repository lays it out:
+Source: the expressions of REFER (`refcoco+.zip` etc. of https://github.com/lichengunc/refer, which
+states no terms), the images and boxes of COCO train2014 (https://cocodataset.org; annotations CC BY
+4.0, images under the terms of their owners), and the regions of MAttNet's detector
+(`detections.zip` of https://github.com/lichengunc/MAttNet, folder refcoco+_unc; MIT). The folder
+`--source`, in the layout of the official VL-BERT repository:
 
     refcoco+/refs(unc).p                       or refcoco/, refcocog/; refs(google).p, refs(umd).p
     refcoco+/instances.json                    sizes of the images, the box of every reference
@@ -14,52 +15,57 @@ refcoco+_unc; MIT). The folder `--source`, as the official VL-BERT repository la
     python -m data_prep.build refcoco --source=coco --data_dir=data \\
         --proposals=refcoco+/proposal/res101_coco_minus_refer_notime_dets.json
 
-RefCOCO+ has 141,564 expressions of 49,856 references in 19,992 images: train 120,191, val 10,758, testA (people) 5,726,
-testB (other things) 4,889. Reading COCO's annotations takes about ten seconds and 1.5 GB of memory; a core checks and
-copies 300 images a second. The records take about 3 GB, nearly all of it images.
+RefCOCO+ has 141,564 expressions of 49,856 references in 19,992 images: train 120,191, val 10,758,
+testA (people) 5,726, testB (other objects) 4,889. Reading COCO's annotations takes about ten
+seconds and 1.5 GB of memory. A CPU core checks and copies 300 images per second. The records take
+about 3 GB, nearly all of it images.
 
-An image has many expressions, hence two tables. `refcoco_images`, one split `images`, ordered by first appearance in
-the expressions; its record number is the `image_number` of an expression:
+An image has many expressions, so there are two tables. `refcoco_images` has one split, `images`, in
+order of first appearance in the expressions. The number of a record is the `image_number` of an
+expression:
 
-    index        int64     the record's number
-    image_id     bytes     COCO's number
+    index        int64     number of the record
+    image_id     bytes     number of the image in COCO
     image        bytes     the JPEG, RGB
     image_size   int32 2   width, height
-    boxes        float32 n 4   x1 y1 x2 y2 (x, y, x + width, y + height): all annotations in file order, crowds too
-    ann_ids      int64 n   their numbers
-    proposals    float32 m 4   the detector's boxes in file order; (0, 4) without --proposals
+    boxes        float32 n 4   x1 y1 x2 y2 of all annotations, crowds included, in file order
+    ann_ids      int64 n   numbers of the annotations
+    proposals    float32 m 4   boxes of the detector in file order; (0, 4) without --proposals
 
-`refcoco`, an expression each, official order; a batch holds one orientation, so each split is two, `val_landscape`
-(width >= height of the image) and `val_portrait`:
+`refcoco` has one record per expression in official order. A batch holds one orientation, so each
+split is two, `val_landscape` (width >= height of the image) and `val_portrait`:
 
-    index        int64     number within the split as REFER counts it: references in file order, their sentences
+    index        int64     number within the split: references in file order, then sentences
     ref_id       int64     the reference; several expressions share it
-    sent_id      int64     the expression's own number
-    ann_id       int64     the annotation that is meant
-    image_number int64
-    box          float64 4 of that annotation, x1 y1 x2 y2
+    sent_id      int64     number of the expression
+    ann_id       int64     the annotation that the expression refers to
+    image_number int64     record of `refcoco_images`
+    box          float64 4 box of that annotation, x1 y1 x2 y2
     expression   bytes     its tokens, joined by spaces
 
-A download that does not fit together stops the build with a line that says where. `manifest.json` lists what was kept
-as it is (boxes without area, images without a detection, expressions without a word) and images that were encoded anew.
-"""
+An inconsistent download stops the build with a line that names the place. `manifest.json` lists
+what is kept unchanged (boxes without area, images without a detection, expressions without a word)
+and images that were encoded again. """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.builder import OrderedBuilder, SourceError, image_features, oriented
+from data_prep.builder import Note, OrderedBuilder, array_feature, image_features, oriented
+from data_prep.manifest import SourceError
 from data_prep.refcoco_files import ReferDownload, read_items
-from data_prep.sources import ArchiveFolder, bad_boxes, map_ahead, read_image
+from data_prep.sources import ArchiveFolder, bad_boxes
+from vlbert_jax.data.region_files import Unusable
 
 
 class RefCOCOImages(OrderedBuilder, skip_registration=True):
-    """The images with their boxes. `annotations` and `proposals` are paths under the download's folder."""
+    """The builder of the images with their boxes."""
 
     name = "refcoco_images"
 
@@ -72,113 +78,120 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
         proposals: str = "",
         num_threads: int = 4,
     ):
-        self.download, self.archive = download, ArchiveFolder(download.root)
+        """Create the builder.
+
+        Args:
+          corpus: name of the corpus.
+          data_dir: folder of all corpora.
+          download: the expressions, which decide the images and their order.
+          annotations: path of all boxes, under the folder of the download.
+          proposals: path of the detector's boxes, likewise; empty = no proposals.
+          num_threads: number of threads that read images.
+        """
+        self.download, self.files = download, ArchiveFolder(download.root)
         self.annotations, self.proposals, self.num_threads = annotations, proposals, num_threads
         options = download.options | dict(annotations=annotations, proposals=proposals)
         super().__init__(corpus, data_dir, str(download.root), options)
 
-    def _info(self):
-        f = tfds.features
-        boxes = f.Tensor(shape=(None, 4), dtype=np.float32, encoding="bytes")
-        features = image_features() | dict(
-            boxes=boxes,
-            ann_ids=f.Tensor(shape=(None,), dtype=np.int64, encoding="bytes"),
-            proposals=boxes,
-        )
-        return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features), disable_shuffling=True)
+    def record_features(self) -> dict[str, Any]:
+        """Return the features; see the docstring of the module."""
+        boxes = array_feature(None, 4)
+        return image_features() | dict(boxes=boxes, ann_ids=array_feature(None, dtype=np.int64), proposals=boxes)
 
-    def records(self) -> Iterator[tuple[str, dict]]:
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield a record per image. Raises SourceError."""
         if not any((self.download.root / name).exists() for name in ("train2014", "train2014.zip")):
-            raise SourceError(f"{self.download.root}: neither train2014 nor train2014.zip, COCO's images, is there")
-        _ = self.download.reference_boxes  # the other table needs them: what does not fit shows before images are read
-        sizes, of_image = self.download.sizes, self._annotations()
-        detections = self._proposals()
+            raise SourceError(
+                f"{self.download.root}: neither train2014 nor train2014.zip, the images of COCO, exists; download one"
+            )
+        # Fail before any image is read if the other table cannot be built.
+        _ = self.download.reference_boxes
+        sizes, annotations, detections = self.download.sizes, self._annotations(), self._proposals()
         progress = tqdm(self.download.image_ids, "images", unit=" images", mininterval=1)
-        for image_id, (image, repair) in map_ahead(self._image, progress, self.num_threads):
-            if repair:
-                number = self.download.image_ids[image_id]
-                self.manifest.note("repaired", self._image_path(image_id), number, repair)
-            ann_ids, boxes = of_image[image_id]
-            yield "images", dict(
-                index=self.download.image_ids[image_id], image_id=str(image_id), image=image,
+        for record in self.in_threads(self._image, progress, self.num_threads):
+            image_id = int(record["image_id"])
+            ann_ids, boxes = annotations[image_id]
+            yield "images", record | dict(
                 image_size=np.array(sizes[image_id], np.int32), boxes=boxes, ann_ids=ann_ids,
                 proposals=detections.get(image_id, np.zeros((0, 4), np.float32)),
             )  # fmt: skip
-        self.archive.close()
+        self.files.close()
+
+    def _items(self, path: pathlib.Path, field: str | None, *names: str) -> dict[int, list[tuple]]:
+        """Return (number in the file, *fields except image_id) of the items of each image."""
+        found: dict[int, list] = {image_id: [] for image_id in self.download.image_ids}
+        at = names.index("image_id")
+        for line, item in enumerate(read_items(path, field, *names)):
+            if item[at] in found:
+                found[item[at]].append((line, *item[:at], *item[at + 1 :]))
+        return found
 
     def _annotations(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """By image: numbers and boxes of its annotations."""
+        """Return numbers, int64 [n], and boxes, float32 [n, 4], of each image's annotations."""
         path = self.download.root / self.annotations
-        found: dict[int, list] = {image_id: [] for image_id in self.download.image_ids}
-        for line, (ann_id, image_id, box) in enumerate(read_items(path, "annotations", "id", "image_id", "bbox")):
-            if image_id in found:
-                found[image_id].append((line, ann_id, box))
+        found = self._items(path, "annotations", "id", "image_id", "bbox")
         for _, reference in self.download.references:
             if reference.ann_id not in (ann_id for _, ann_id, _ in found[reference.image_id]):
                 raise SourceError(
-                    f"{path}: no annotation {reference.ann_id} of image {reference.image_id}, which ref_id "
-                    f"{reference.ref_id} names; --annotations must be the file that the references were made from"
+                    f"{path}: annotation {reference.ann_id} of image {reference.image_id}, which ref_id "
+                    f"{reference.ref_id} names, is missing; --annotations must be the file from which the references "
+                    "were made"
                 )
         result = {}
         for image_id, items in found.items():
-            boxes = np.array([box for *_, box in items])
-            boxes[:, 2:] += boxes[:, :2]
-            self._note_areas(path, [line for line, *_ in items], boxes, image_id)
+            boxes = self._corners(path, image_id, items, np.float64)
             result[image_id] = np.array([ann_id for _, ann_id, _ in items]), boxes.astype(np.float32)
         return result
 
     def _proposals(self) -> dict[int, np.ndarray]:
-        """The detector's boxes by image."""
+        """Return the boxes of the detector, float32 [m, 4], for each image that has any."""
         if not self.proposals:
             return {}
         path = self.download.root / self.proposals
-        found: dict[int, list] = {image_id: [] for image_id in self.download.image_ids}
-        for line, (image_id, box) in enumerate(read_items(path, None, "image_id", "box")):
-            if image_id in found:
-                found[image_id].append((line, box))
         result = {}
-        for image_id, items in found.items():
-            if not items:
+        for image_id, items in self._items(path, None, "image_id", "box").items():
+            if items:
+                # The official code computes these corners in single precision.
+                result[image_id] = self._corners(path, image_id, items, np.float32)
+            else:
                 self.manifest.note("kept", self.proposals, -1, f"no region of image {image_id}")
-                continue
-            # Corners are computed in single precision, as officially.
-            result[image_id] = boxes = np.array([box for _, box in items], np.float32)
-            boxes[:, 2:] += boxes[:, :2]
-            self._note_areas(path, [line for line, _ in items], boxes, image_id)
         return result
 
-    def _note_areas(self, path: pathlib.Path, lines: list[int], boxes: np.ndarray, image_id: int) -> None:
-        """Boxes without area stay, as officially: a choice that may be wrong, like others."""
+    def _corners(self, path: pathlib.Path, image_id: int, items: list[tuple], dtype: type) -> np.ndarray:
+        """Return the corners of boxes [x, y, width, height], and list boxes without area.
+
+        Such boxes are kept, as in the official code: they are wrong choices.
+        """
+        boxes = np.array([box for *_, box in items], dtype)
+        boxes[:, 2:] += boxes[:, :2]
         for i in np.flatnonzero(bad_boxes(boxes, *self.download.sizes[image_id])):
             reason = f"box {boxes[i].tolist()} has no area in image {image_id}"
-            self.manifest.note("kept", str(path.relative_to(self.download.root)), lines[i], reason)
+            self.manifest.note("kept", str(path.relative_to(self.download.root)), items[i][0], reason)
+        return boxes
 
-    def _image_path(self, image_id: int) -> str:
-        return f"train2014/COCO_train2014_{image_id:012d}.jpg"
-
-    def _image(self, image_id: int) -> tuple[int, tuple[bytes, str]]:
-        """(number, (JPEG, what was repaired)). Raises SourceError."""
-        path, root = self._image_path(image_id), self.download.root
+    def _image(self, image_id: int) -> tuple[dict[str, Any], list[Note]]:
+        """Return the fields that come from the image file, and the notes. Raises SourceError."""
+        number = self.download.image_ids[image_id]
+        path, root = f"train2014/COCO_train2014_{image_id:012d}.jpg", self.download.root
         inside = "" if (root / "train2014").is_dir() else "train2014.zip@/"
         try:
-            image, size, repair = read_image(self.archive.read(inside + path))
-        except SourceError:
-            raise
-        except Exception as error:  # Pillow raises many kinds for bytes that are no whole image
+            image, size, repair = self.files.read_jpeg(inside + path)
+        except Unusable as error:
             raise SourceError(
-                f"{root / 'train2014'}: image {image_id}: {error}; --source must have all of COCO train2014, as the "
-                "folder train2014 or as train2014.zip"
+                f"{root / 'train2014'}: image {image_id} cannot be read ({error}); --source must contain all images of "
+                "COCO train2014, as the folder train2014 or as train2014.zip"
             ) from None
         if size != self.download.sizes[image_id]:
             raise SourceError(
-                f"{root / path}: {size[0]}x{size[1]} pixels, but {self.download.instances.name} says "
-                f"{self.download.sizes[image_id]}: the boxes would not fit; take the images as COCO gives them"
+                f"{root / path}: the image has {size[0]}x{size[1]} pixels, but {self.download.instances.name} states "
+                f"{self.download.sizes[image_id]}, so the boxes would not fit; use the unchanged images of COCO"
             )
-        return image_id, (image, repair)
+        notes = [("repaired", path, number, repair)] if repair else []
+        return dict(index=number, image_id=str(image_id), image=image), notes
 
 
 class RefCOCOExpressions(OrderedBuilder, skip_registration=True):
-    """The expressions; `download` is that of `RefCOCOImages`, which numbers the images."""
+    """The builder of the expressions; `download` is that of `RefCOCOImages`."""
 
     name = "refcoco"
 
@@ -186,15 +199,14 @@ class RefCOCOExpressions(OrderedBuilder, skip_registration=True):
         self.download = download
         super().__init__(corpus, data_dir, str(download.root), download.options)
 
-    def _info(self):
-        f = tfds.features
+    def record_features(self) -> dict[str, Any]:
+        """Return the features; see the docstring of the module."""
         numbers = ("index", "ref_id", "sent_id", "ann_id", "image_number")
-        features = {name: f.Scalar(np.int64) for name in numbers}
-        # Without encoding="bytes" TFDS would keep single precision.
-        features |= dict(box=f.Tensor(shape=(4,), dtype=np.float64, encoding="bytes"), expression=f.Text())
-        return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features), disable_shuffling=True)
+        features = {name: tfds.features.Scalar(np.int64) for name in numbers}
+        return features | dict(box=array_feature(4, dtype=np.float64), expression=tfds.features.Text())
 
-    def records(self) -> Iterator[tuple[str, dict]]:
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield a record per expression. Raises SourceError."""
         sizes, boxes, image_ids = self.download.sizes, self.download.reference_boxes, self.download.image_ids
         count = dict.fromkeys(self.download.splits, 0)
         for split, reference in tqdm(self.download.references, "references", unit=" references", mininterval=1):

@@ -1,8 +1,8 @@
-"""REFER's files: which expression means which box of which image. Checked while reading.
+"""The files of REFER: expressions, the references that they describe, and boxes.
 
-`refs(*.p)` is a pickle, which could hold code: one that asks for more than plain containers is refused. What does not
-fit together raises SourceError with file, item and remedy.
-"""
+All are checked while they are read. `refs(*.p)` is a pickle, which could contain code: a pickle
+that needs more than plain containers is refused. Data that is inconsistent raises SourceError with
+file, item and remedy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import json
 import operator
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from data_prep.builder import SourceError
+from data_prep.manifest import SourceError
 from vlbert_jax.weights.safe_pickle import load_pickle
 
-# By dataset and who split it: the splits there are.
+# (dataset, author of the split) -> splits.
 SPLITS = {
     ("refcoco+", "unc"): ("train", "val", "testA", "testB"),
     ("refcoco", "unc"): ("train", "val", "testA", "testB"),
@@ -28,69 +29,89 @@ SPLITS = {
 }
 
 
-# --- The references -----------------------------------------------------------------------------------------
+# --- References -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """One thing in one image, and the expressions that people found for it."""
+    """An object in an image, and the expressions that annotators wrote for it."""
 
     ref_id: int
-    ann_id: int
+    ann_id: int  # number of its annotation in COCO
     image_id: int
     split: str
     sentences: tuple[tuple[int, str], ...]  # sent_id, expression
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode()
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a text")
     return value
 
 
-def _list(value) -> list:
+def _list(value: Any) -> list:
     if not isinstance(value, list | tuple):
-        raise TypeError(f"{value!r} is no list")
+        raise TypeError(f"{value!r} is not a list")
     return list(value)
 
 
-def read_references(path: pathlib.Path) -> list[Reference]:
-    """The references of a `refs(*.p)` file in its order. Raises SourceError that names the first bad one.
+def _reason(error: Exception) -> str:
+    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
 
-    Byte strings of Python 2 become str: UTF-8, or else Latin-1.
+
+def _reference(item: Any) -> Reference:
+    return Reference(
+        *(operator.index(item[name]) for name in ("ref_id", "ann_id", "image_id")),
+        split=_text(item["split"]),
+        sentences=tuple(
+            (operator.index(sentence["sent_id"]), " ".join(map(_text, _list(sentence["tokens"]))))
+            for sentence in _list(item["sentences"])
+        ),
+    )
+
+
+def read_references(path: pathlib.Path) -> list[Reference]:
+    """Return the references of a `refs(*.p)` file in its order.
+
+    Raises SourceError that names the first bad one.
+
+    Byte strings of Python 2 are decoded as UTF-8, or as Latin-1 if that fails.
     """
     try:
         items = _list(load_pickle(path, ("utf-8", "latin-1")))
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror}); data_prep/README.md has the layout") from None
+        raise SourceError(
+            f"{path}: the file cannot be read ({error.strerror}); data_prep/README.md describes the layout"
+        ) from None
     except ValueError as error:
         raise SourceError(f"{error}; download it again") from None
     except TypeError:
-        raise SourceError(f"{path}: not a list of references; download it again") from None
+        raise SourceError(f"{path}: the file is not a list of references; download it again") from None
     references: dict[int, Reference] = {}
     for number, item in enumerate(items):
         try:
-            reference = Reference(
-                *(operator.index(item[name]) for name in ("ref_id", "ann_id", "image_id")),
-                split=_text(item["split"]),
-                sentences=tuple(
-                    (operator.index(sentence["sent_id"]), " ".join(map(_text, _list(sentence["tokens"]))))
-                    for sentence in _list(item["sentences"])
-                ),
-            )
+            reference = _reference(item)
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise SourceError(f"{path}: reference {number} (from 0): {reason}; download it again") from None
+            raise SourceError(f"{path}: reference {number} (from 0): {_reason(error)}; download it again") from None
         if reference.ref_id in references:
-            raise SourceError(f"{path}: reference {number} (from 0): ref_id {reference.ref_id} occurs twice")
+            raise SourceError(
+                f"{path}: reference {number} (from 0): ref_id {reference.ref_id} occurs twice; download it again"
+            )
         references[reference.ref_id] = reference
     return list(references.values())
 
 
 def in_split(of_reference: str, split: str) -> bool:
-    """REFER's rule: `test` is every test split together, and a reference of `testAB` is in testA and in testB."""
+    """Return whether a reference belongs to a split by the rule of REFER.
+
+    `test` is the union of all test splits; a reference of `testAB` is in testA and in testB.
+
+    Args:
+      of_reference: the split that the reference states.
+      split: the requested split.
+    """
     if split == "test":
         return "test" in of_reference
     if split.startswith("test"):
@@ -98,11 +119,14 @@ def in_split(of_reference: str, split: str) -> bool:
     return of_reference == split
 
 
-# --- Boxes --------------------------------------------------------------------------------------------------
+# --- Boxes ------------------------------------------------------------------------------------
 
 
-def read_json(path: pathlib.Path):
-    """A JSON file; polygons are dropped while reading, as they are nearly all of its size. Raises SourceError."""
+def read_json(path: pathlib.Path) -> Any:
+    """Return the content of a JSON file without polygons, which are most of its size.
+
+    Raises SourceError.
+    """
 
     def without_polygons(item: dict) -> dict:
         item.pop("segmentation", None)
@@ -112,31 +136,38 @@ def read_json(path: pathlib.Path):
         with open(path, "rb") as file:
             return json.load(file, object_hook=without_polygons)
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror}); data_prep/README.md has the layout") from None
-    except ValueError as error:  # no JSON, no text
-        raise SourceError(f"{path}: not JSON ({error}); download it again") from None
+        raise SourceError(
+            f"{path}: the file cannot be read ({error.strerror}); data_prep/README.md describes the layout"
+        ) from None
+    except ValueError as error:  # neither JSON nor text
+        raise SourceError(f"{path}: the file is not JSON ({error}); download it again") from None
 
 
 def read_items(path: pathlib.Path, field: str | None, *names: str) -> Iterator[tuple]:
-    """`names` of every item of the list in a JSON file, under `field` if given; `bbox` and `box` as 4 numbers.
+    """Yield some fields of every item of the list in a JSON file.
 
-    Raises SourceError that names the first item that is not so.
+    Args:
+      path: the file.
+      field: name of the list in the file; None = the file is the list.
+      *names: fields of an item; `bbox` and `box` are four floats, all others integers.
+
+    Raises:
+      SourceError: the file or an item has another form; the message names the first such item.
     """
     content = read_json(path)
     items = content.get(field) if field and isinstance(content, dict) else content
     if not isinstance(items, list):
-        raise SourceError(f"{path}: no list{f' under {field!r}' if field else ''}; download it again")
-    where = field or "item"
+        raise SourceError(f"{path}: there is no list{f' under {field!r}' if field else ''}; download it again")
     for number, item in enumerate(items):
         try:
             yield tuple(_box(item[name]) if "box" in name else operator.index(item[name]) for name in names)
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise SourceError(f"{path}: {where} {number} (from 0): {reason}; download it again") from None
+            place = f"{field or 'item'} {number} (from 0)"
+            raise SourceError(f"{path}: {place}: {_reason(error)}; download it again") from None
 
 
-def _box(values) -> tuple[float, ...]:
-    """x, y, width, height."""
+def _box(values: Any) -> tuple[float, ...]:
+    """Return x, y, width, height."""
     box = tuple(map(float, _list(values)))
     if len(box) != 4 or not np.isfinite(box).all():
         raise ValueError(f"the box {values} is not four finite numbers")
@@ -144,10 +175,7 @@ def _box(values) -> tuple[float, ...]:
 
 
 class ReferDownload:
-    """The files of a dataset under `source`, checked against each other as far as a builder reads them.
-
-    `splits` empty = all there are.
-    """
+    """The files of a dataset, checked against each other as far as a builder reads them."""
 
     def __init__(
         self,
@@ -156,9 +184,20 @@ class ReferDownload:
         split_by: str = "unc",
         splits: tuple[str, ...] = (),
     ):
+        """Locate the files; they are read when they are needed.
+
+        Args:
+          source: folder that contains the folder of the dataset.
+          dataset: "refcoco+", "refcoco" or "refcocog".
+          split_by: author of the split: "unc", "google" or "umd".
+          splits: requested splits; empty = all of the dataset.
+
+        Raises:
+          SourceError: the dataset has no split by this author.
+        """
         if (dataset, split_by) not in SPLITS:
             known = ", ".join(f"{name} by {by}" for name, by in SPLITS)
-            raise SourceError(f"there is no {dataset} split by {split_by}; there are: {known}")
+            raise SourceError(f"there is no {dataset} split by {split_by}; the possible choices are: {known}")
         self.root = pathlib.Path(source)
         self.refs = self.root / dataset / f"refs({split_by}).p"
         self.instances = self.root / dataset / "instances.json"
@@ -167,51 +206,54 @@ class ReferDownload:
 
     @functools.cached_property
     def references(self) -> list[tuple[str, Reference]]:
-        """(split, reference): the splits one after another, in each the order of the file."""
+        """Read (split, reference): the splits in order, each in the order of the file."""
         read = read_references(self.refs)
         chosen = [(split, item) for split in self.splits for item in read if in_split(item.split, split)]
         missing = set(self.splits) - {split for split, _ in chosen}
         if missing:
             there = ", ".join(sorted({item.split for item in read})) or "none"
-            raise SourceError(f"{self.refs}: no reference of {', '.join(sorted(missing))} (--splits); there: {there}")
+            raise SourceError(
+                f"{self.refs}: there is no reference of {', '.join(sorted(missing))} (--splits); the file has: {there}"
+            )
         return chosen
 
     @functools.cached_property
     def image_ids(self) -> dict[int, int]:
-        """COCO's number of an image -> its record."""
+        """Map the COCO number of an image to its record, in order of first appearance."""
         order = dict.fromkeys(reference.image_id for _, reference in self.references)
         return {image_id: number for number, image_id in enumerate(order)}
 
     @functools.cached_property
     def sizes(self) -> dict[int, tuple[int, int]]:
-        """(width, height) of every image that is referred to."""
+        """Map the COCO number of every image with a reference to its (width, height)."""
         items = read_items(self.instances, "images", "id", "width", "height")
         sizes = {image_id: (width, height) for image_id, width, height in items}
         for _, reference in self.references:
             if reference.image_id not in sizes:
                 raise SourceError(
-                    f"{self.instances}: no image {reference.image_id}, which ref_id {reference.ref_id} of "
-                    f"{self.refs.name} is about; take both files from one download"
+                    f"{self.instances}: image {reference.image_id} of ref_id {reference.ref_id} in {self.refs.name} is "
+                    "missing; take both files from one download"
                 )
         return sizes
 
     @functools.cached_property
     def reference_boxes(self) -> dict[int, tuple[float, ...]]:
-        """ref_id -> x1 y1 x2 y2 (REFER's `getRefBox`)."""
+        """Map ref_id to x1 y1 x2 y2, as `getRefBox` of REFER does."""
         items = read_items(self.instances, "annotations", "id", "image_id", "bbox")
         annotations = {ann_id: (image_id, box) for ann_id, image_id, box in items}
         boxes = {}
         for _, reference in self.references:
-            about = f"annotation {reference.ann_id}, which ref_id {reference.ref_id} of {self.refs.name} names"
+            about = f"annotation {reference.ann_id} of ref_id {reference.ref_id} in {self.refs.name}"
+            remedy = "take both files from one download"
             if reference.ann_id not in annotations:
-                raise SourceError(f"{self.instances}: no {about}; take both files from one download")
+                raise SourceError(f"{self.instances}: {about} is missing; {remedy}")
             image_id, (x, y, width, height) = annotations[reference.ann_id]
             if image_id != reference.image_id:
-                raise SourceError(
-                    f"{self.instances}: {about}, is of image {image_id}, not {reference.image_id}; "
-                    "take both files from one download"
-                )
+                other = f"is of image {image_id}, not {reference.image_id}"
+                raise SourceError(f"{self.instances}: {about} {other}; {remedy}")
             if width <= 0 or height <= 0:
-                raise SourceError(f"{self.instances}: {about}, has a box without area: {(x, y, width, height)}")
+                raise SourceError(
+                    f"{self.instances}: {about} has a box without area: {(x, y, width, height)}; download it again"
+                )
             boxes[reference.ref_id] = (x, y, x + width, y + height)
         return boxes

@@ -1,75 +1,78 @@
-"""TFDS builder `region_captions`: images with captions and a detector's regions, for pre-training.
+"""TFDS builder `region_captions`: images with captions and regions, for pre-training.
 
-Source: Conceptual Captions (captions and image addresses from Google, free to use, images under their
-owners' terms) prepared as the official VL-BERT repository describes: images downloaded, 10 to 100 regions per
-image from the bottom-up-attention detector. The folder `--source`:
+Source: Conceptual Captions (captions and image addresses from Google, free to use; images under the
+terms of their owners), prepared as the official VL-BERT repository describes: the images are
+downloaded, and the bottom-up-attention detector finds 10 to 100 regions per image. The folder
+`--source`:
 
-    train_frcnn.json  val_frcnn.json       a line each: {"image": "train_image.zip@/00000000.jpg",
-                                           "caption": ["a", "dog"], "frcnn": "train_frcnn.zip@/00000000.json"}
-    train_image.zip   or  train_image/     X.zip@/name is `name` in the archive X.zip or in the folder X
-    train_frcnn.zip   or  train_frcnn/     per image: image_w, image_h, num_boxes; float32 in base64: boxes
-                                           [n, 4], classes [n, 1601], features [n, 2048]
+    train_frcnn.json  val_frcnn.json    per line: {"image": "train_image.zip@/00000000.jpg",
+                                        "caption": ["a", "dog"],
+                                        "frcnn": "train_frcnn.zip@/00000000.json"}
+    train_image.zip   or  train_image/  X.zip@/name is `name` in the archive X.zip or the folder X
+    train_frcnn.zip   or  train_frcnn/  per image: image_w, image_h, num_boxes; float32 in base64:
+                                        boxes [n, 4], classes [n, 1601], features [n, 2048]
 
     python -m data_prep.build conceptual_captions --source=conceptual-captions --data_dir=data
 
-One CPU core builds about 100 images of 800x600 with 100 regions a second; such a record takes 0.4 MB
-(class scores 0.32), with `--features` 0.8 MB more. A batch holds one orientation, so each official
-split becomes two: `train_landscape` (width >= height), `train_portrait`, and the same for `val`.
+One CPU core builds about 100 images of 800x600 pixels with 100 regions per second. Such a record
+takes 0.4 MB (class scores 0.32), with `--features` 0.8 MB more. A batch holds one orientation, so
+each official split becomes two: `train_landscape` (width >= height) and `train_portrait`, likewise
+`val`.
 
-Record (n regions, sorted by their highest class score, background included, descending; ties in file order):
+Record (n regions in descending order of their highest class score, background included; ties keep
+the file's order):
 
     index         int64     line of the official file, from 0
     image_id      bytes     `image` of that line
-    image         bytes     the JPEG as downloaded, RGB; empty where it could not be read: then the official
-                            code takes one of the mean colour, of `image_size`. Empty with --no_images
-    image_size    int32 2   width, height of the image, of the detector's JSON if empty or with --features
+    image         bytes     the downloaded JPEG, RGB; empty with --no_images, and if it cannot be
+                            read (the official code then uses an image of the mean color)
+    image_size    int32 2   width, height of the image; those of the region file if the image is
+                            empty or with --features
     caption       bytes *   words as in the file
     boxes         float32 n 4   x1 y1 x2 y2 in pixels of the image, not clipped
     class_scores  float16 or float32 n c
     features      float32 n g; (0, 0) without --features
 
-What is wrong in the download never stops a build. `manifest.json` lists each case with its file, its line
-and what was done: kept (as the official code does), repaired (changed) or skipped (no record).
-"""
+Defects of the download never stop a build. `manifest.json` lists each defect with its file, its
+line and the action: kept (as in the official code), repaired (changed) or skipped (no record)."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.builder import OrderedBuilder, SourceError, image_features, oriented
-from data_prep.sources import ArchiveFolder, bad_boxes, map_ahead, read_image
-from vlbert_jax.data.region_files import Unusable, decode_floats
+from data_prep.builder import Note, OrderedBuilder, array_feature, image_features, oriented, region_feature
+from data_prep.manifest import SourceError
+from data_prep.sources import ArchiveFolder, bad_boxes
+from vlbert_jax.data.region_files import Detections, Unusable, decode_detections, parse_record
 
-SUM_TOLERANCE = 0.1  # class scores further from 1 are no target (official rule)
+# In the official code, a region whose class scores do not sum to 1 within this is never a target.
+SUM_TOLERANCE = 0.1
 
 
-def read_detections(content: bytes, with_features: bool) -> tuple[str, tuple[int, int], np.ndarray, ...]:
-    """Extractor ("" if unknown), (width, height), boxes, class scores, features of a detector file. Raises Unusable."""
-    try:
-        record = json.loads(content)
-        size = int(record["image_w"]), int(record["image_h"])
-        record["num_boxes"] = int(record["num_boxes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise Unusable(f"detector file: {type(error).__name__} {error}") from None
-    if record["num_boxes"] < 1:
-        raise Unusable("no region")
-    if min(size) < 1:
-        raise Unusable(f"image size {size}")
-    boxes, scores = decode_floats(record, "boxes"), decode_floats(record, "classes")
-    features = decode_floats(record, "features") if with_features else np.zeros((0, 0), np.float32)
-    if not np.isfinite(scores).all() or not np.isfinite(features).all():
-        raise Unusable("class scores or features that are not finite")
-    return str(record.get("extractor", "")), size, boxes, scores, features
+@dataclasses.dataclass
+class _Item:
+    """A line of the index while its record is made."""
+
+    line: int
+    image_id: str
+    detections: str  # path of the region file
+    caption: Any  # as the line states it
+    notes: list[Note]
+
+    def note(self, action: str, file: str, reason: str) -> None:
+        self.notes.append((action, file, self.line, reason))
 
 
 class RegionCaptions(OrderedBuilder, skip_registration=True):
-    """`python -m data_prep.build conceptual_captions --help` explains the options."""
+    """The builder; `python -m data_prep.build conceptual_captions --help` explains the options."""
 
     name = "region_captions"
 
@@ -85,45 +88,53 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         drop_unreadable: bool = False,
         num_threads: int = 4,
     ):
-        self.root = ArchiveFolder(pathlib.Path(source))
+        """Create the builder.
+
+        Args:
+          corpus: name of the corpus.
+          data_dir: folder of all corpora.
+          source: folder of the index files.
+          splits: official splits.
+          dtype: "float16" or "float32", the type of the class scores.
+          features: store the region features.
+          images: store the images.
+          drop_unreadable: skip items whose image cannot be read; otherwise their image is empty.
+          num_threads: number of threads that read images.
+        """
+        self.files = ArchiveFolder(pathlib.Path(source))
         self.splits, self.dtype, self.num_threads = splits, np.dtype(dtype), num_threads
         self.features, self.images, self.drop_unreadable = features, images, drop_unreadable
         options = dict(splits=list(splits), dtype=dtype, features=features, images=images)
         options |= dict(drop_unreadable=drop_unreadable)
         super().__init__(corpus, data_dir, str(source), options)
 
-    def _info(self):
-        f = tfds.features
-        feature_shape = (None, None) if self.features else (0, 0)  # (None, None) cannot be read back if empty
-        features = image_features() | dict(
-            caption=f.Sequence(f.Text()),
-            boxes=f.Tensor(shape=(None, 4), dtype=np.float32, encoding="bytes"),
-            class_scores=f.Tensor(shape=(None, None), dtype=self.dtype, encoding="bytes"),
-            features=f.Tensor(shape=feature_shape, dtype=np.float32, encoding="bytes"),
+    def record_features(self) -> dict[str, Any]:
+        """Return the features; see the docstring of the module."""
+        return image_features() | dict(
+            caption=tfds.features.Sequence(tfds.features.Text()),
+            boxes=array_feature(None, 4),
+            class_scores=array_feature(None, None, dtype=self.dtype),
+            features=region_feature(self.features),
         )
-        return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features), disable_shuffling=True)
 
-    def records(self) -> Iterator[tuple[str, dict]]:
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the records of all splits. Raises SourceError if an index or archive is missing."""
         for split in self.splits:
-            path = self.root.root / f"{split}_frcnn.json"
-            if not path.is_file():
-                raise SourceError(f"{path}: not there; --source must be the folder of the index files")
-            self._check_archives(path)
+            self._check(self.files.root / f"{split}_frcnn.json")
         for split in self.splits:
-            with open(self.root.root / f"{split}_frcnn.json", "rb") as index:
+            with open(self.files.root / f"{split}_frcnn.json", "rb") as index:
                 total = sum(1 for _ in index)
                 index.seek(0)
                 progress = tqdm(index, split, total, unit=" images", mininterval=1)
                 items = ((split, number, line) for number, line in enumerate(progress))
-                for record, notes in map_ahead(self._record, items, self.num_threads):
-                    for note in notes:
-                        self.manifest.note(*note)
-                    if record:
-                        width, height = record["image_size"]
-                        yield oriented(split, width, height), record
-        self.root.close()
+                for record in self.in_threads(self._record, items, self.num_threads):
+                    yield oriented(split, *record["image_size"]), record
+        self.files.close()
 
-    def _check_archives(self, index: pathlib.Path) -> None:
+    def _check(self, index: pathlib.Path) -> None:
+        """Check that an index and the archives of its first line exist. Raises SourceError."""
+        if not index.is_file():
+            raise SourceError(f"{index}: the file does not exist; --source must be the folder of the index files")
         with open(index, "rb") as lines:
             try:
                 entry = json.loads(lines.readline())
@@ -131,68 +142,90 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             except (KeyError, TypeError, ValueError):
                 return  # the manifest will list this line
         for path in paths:
-            self.root.check(path)
+            self.files.check(path)
 
-    def _record(self, item: tuple[str, int, bytes]) -> tuple[dict | None, list[tuple]]:
-        """The record of an index line, None if there is none, and the manifest's notes about it."""
+    def _record(self, item: tuple[str, int, bytes]) -> tuple[dict[str, Any] | None, list[Note]]:
+        """Return the record of a line of the index, None if it is skipped, and the notes."""
         split, number, line = item
-        file, notes = f"{split}_frcnn.json", []
-
-        def note(action, reason):
-            notes.append((action, file, number, reason))
-
+        notes: list[Note] = []
+        file = f"{split}_frcnn.json"
         try:
-            try:
-                entry = json.loads(line)
-                image_id, detections, caption = str(entry["image"]), str(entry["frcnn"]), entry["caption"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise Unusable(f"index line: {type(error).__name__} {error}") from None
-            file = detections
-            if not isinstance(caption, list) or not "".join(map(str, caption)).strip():
-                raise Unusable("the caption is not a list of words, or empty")
-            try:
-                content = self.root.read(detections)
-            except OSError as error:
-                raise Unusable(f"detector file: {error}") from None
-            extractor, size, boxes, scores, features = read_detections(content, self.features)
-            self.manifest.extracted(extractor, detections)
+            entry = _parse_line(number, line, notes)
+            file = entry.detections
+            words = _words(entry.caption)
+            regions = self._regions(entry)
+            size = regions.size
             image = b""
             if self.images:
-                file = image_id
-                try:
-                    image, image_size, repair = read_image(self.root.read(image_id), upright=bool(extractor))
-                except SourceError:
-                    raise
-                except Exception as error:  # Pillow raises many kinds for bytes that are no whole image
-                    if self.drop_unreadable:
-                        raise Unusable(f"image: {error}") from None
-                    note("kept", f"image left empty: {error}")
-                else:
-                    if repair:
-                        note("repaired", repair)
-                    if image_size != size:
-                        note("kept", f"image is {image_size}, the detector saw {size}")
-                    if not self.features:
-                        size = image_size
-            file = detections
-            bad = bad_boxes(boxes, *size)
-            if bad.all():
-                raise Unusable(f"no region inside the image of {size}, the first is {boxes[0].tolist()}")
-            if bad.any():
-                for box in boxes[bad]:
-                    note("repaired", f"dropped box {box.tolist()} of an image of {size}")
-                boxes, scores, features = boxes[~bad], scores[~bad], features[~bad[: len(features)]]
-            off = np.abs(scores.sum(1) - 1) >= SUM_TOLERANCE
-            if off.any():
-                note("kept", f"class scores of {off.sum()} regions do not sum to 1: these are never a target")
-            order = np.argsort(-scores.max(1), kind="stable")
-            record = dict(
-                index=number, image_id=image_id, image=image, image_size=np.array(size, np.int32),
-                caption=[str(word) for word in caption], boxes=boxes[order],
-                class_scores=scores[order].astype(self.dtype),
-                features=features[order] if len(features) else features,
-            )
-            return record, notes
+                file = entry.image_id
+                image, size = self._image(entry, regions)
+                file = entry.detections
+            regions = _usable_regions(entry, regions, size)
         except Unusable as error:
-            note("skipped", str(error))
+            notes.append(("skipped", file, number, str(error)))
             return None, notes
+        order = np.argsort(-regions.scores.max(1), kind="stable")
+        record = dict(
+            index=number, image_id=entry.image_id, image=image, image_size=np.array(size, np.int32),
+            caption=words, boxes=regions.boxes[order], class_scores=regions.scores[order].astype(self.dtype),
+            features=regions.features[order] if len(regions.features) else regions.features,
+        )  # fmt: skip
+        return record, notes
+
+    def _regions(self, item: _Item) -> Detections:
+        try:
+            content = self.files.read(item.detections)
+        except OSError as error:
+            raise Unusable(f"the region file cannot be read: {error}") from None
+        regions = decode_detections(parse_record(content), self.features)
+        self.manifest.extracted(regions.extractor, item.detections)
+        return regions
+
+    def _image(self, item: _Item, regions: Detections) -> tuple[bytes, tuple[int, int]]:
+        """Return the image, empty if it cannot be read, and the size to which the boxes refer."""
+        try:
+            image, size, repair = self.files.read_jpeg(item.image_id, upright=bool(regions.extractor))
+        except Unusable as error:
+            if self.drop_unreadable:
+                raise Unusable(f"the image cannot be read: {error}") from None
+            item.note("kept", item.image_id, f"the image is left empty: {error}")
+            return b"", regions.size
+        if repair:
+            item.note("repaired", item.image_id, repair)
+        if size != regions.size:
+            item.note("kept", item.image_id, f"the size is {size}, the detector saw {regions.size}")
+        return image, regions.size if self.features else size
+
+
+def _parse_line(number: int, line: bytes, notes: list[Note]) -> _Item:
+    try:
+        entry = json.loads(line)
+        image_id, detections, caption = str(entry["image"]), str(entry["frcnn"]), entry["caption"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unusable(f"the line of the index cannot be used: {type(error).__name__} {error}") from None
+    return _Item(number, image_id, detections, caption, notes)
+
+
+def _words(caption: Any) -> list[str]:
+    if not isinstance(caption, list) or not "".join(map(str, caption)).strip():
+        raise Unusable("the caption is not a list of words, or is empty")
+    return [str(word) for word in caption]
+
+
+def _usable_regions(item: _Item, regions: Detections, size: tuple[int, int]) -> Detections:
+    """Return the regions without bad boxes, and list these and dubious class scores.
+
+    Raises Unusable.
+    """
+    bad = bad_boxes(regions.boxes, *size)
+    if bad.all():
+        raise Unusable(f"no box is inside the image of {size}; the first is {regions.boxes[0].tolist()}")
+    for box in regions.boxes[bad]:
+        item.note("repaired", item.detections, f"dropped box {box.tolist()} of an image of {size}")
+    features = regions.features[~bad[: len(regions.features)]]
+    regions = regions._replace(boxes=regions.boxes[~bad], scores=regions.scores[~bad], features=features)
+    off = np.abs(regions.scores.sum(1) - 1) >= SUM_TOLERANCE
+    if off.any():
+        reason = f"the class scores of {off.sum()} regions do not sum to 1, so these are never a target"
+        item.note("kept", item.detections, reason)
+    return regions

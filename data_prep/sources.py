@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a zip archive, a list of paths, a table of Conceptual Captions with its images."""
+"""What builders share: folders and archives, sources of images, checks, and threads."""
 
 from __future__ import annotations
 
@@ -18,101 +18,32 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from data_prep.builder import SourceError
+from data_prep.manifest import SourceError
 from data_prep.region_store import open_records
 from vlbert_jax.data import image_files
 from vlbert_jax.data.image_files import ORIENTATION, is_plain
+from vlbert_jax.data.region_files import Unusable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 COCO = re.compile(r"COCO_\w+_0*(\d+)")
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Images in a fixed order: `paths` as `files` reads them; `captions` where the source is a table of these."""
-
-    files: ArchiveFolder
-    paths: tuple[str, ...]
-    captions: tuple[str, ...] | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What an image's regions are called: its path without archive and suffix, of COCO's files the number."""
-        return tuple(_name(path) for path in self.paths)
+# --- Folders and archives ---------------------------------------------------------------------
 
 
-def _name(path: str) -> str:
-    inner = pathlib.PurePosixPath(path.rpartition("@/")[2])
-    coco = COCO.fullmatch(inner.stem)
-    parts = [part for part in inner.with_name(coco[1] if coco else inner.stem).parts if part not in ("/", "..", ".")]
-    return "/".join(parts)
+def archive_folders(archive: str) -> tuple[str, str]:
+    """Return the folders that may replace an archive.
 
-
-def image_number(name: str, position: int) -> int:
-    """An image's number: what its name ends in, else its place in the source."""
-    digits = re.search(r"\d+$", name)
-    return int(digits[0]) if digits else position
-
-
-def open_source(path: str | pathlib.Path, images: str = "") -> Source:
-    """The images at `path`; `images` is the archive or folder of those of a table. Raises SourceError.
-
-    A list (.txt) has a path a line, relative to the list, perhaps inside an archive: `train_image.zip@/1.jpg`. A table
-    (.tsv) has a caption and an address a line; line 7's image is `00000007.jpg`, counted from 0, in `train_image` or
-    `val_image` beside it, zip or folder.
+    In the official code the parts of a split archive (`X.zip.0`, `X.0.zip`) share one folder.
     """
-    path = pathlib.Path(path).expanduser()
-    if path.is_dir():
-        paths = [str(file.relative_to(path)) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES]
-        return _source(path, path, sorted(paths))
-    if not path.is_file():
-        raise SourceError(f"{path}: no such file or folder")
-    root = path.parent
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            inside = sorted(name for name in archive.namelist() if name.lower().endswith(SUFFIXES))
-        return _source(path, root, [f"{path.name}@/{name}" for name in inside])
-    if path.suffix not in (".txt", ".tsv"):
-        raise SourceError(f"{path}: neither a folder, a zip archive, a list (.txt) nor a table of captions (.tsv)")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: not UTF-8 ({error})") from None
-    if path.suffix == ".txt":
-        return _source(path, root, [line.strip() for line in lines if line.strip()])
-    for number, line in enumerate(lines):
-        if line.count("\t") != 1:
-            raise SourceError(f"{path}: line {number + 1} is not a caption, a tab and an address")
-    images = images or f"{'train' if 'train' in path.name.lower() else 'val'}_image"
-    archive = f"{images.removesuffix('/').removesuffix('.zip')}.zip"
-    source = _source(path, root, [f"{archive}@/{number:08d}.jpg" for number in range(len(lines))])
-    source.files.check(source.paths[0])
-    return dataclasses.replace(source, captions=tuple(line.partition("\t")[0] for line in lines))
-
-
-def _source(path: pathlib.Path, root: pathlib.Path, paths: list[str]) -> Source:
-    source = Source(ArchiveFolder(root), tuple(paths))
-    if not paths:
-        raise SourceError(f"{path}: no image; known are {', '.join(SUFFIXES)}")
-    first: dict[str, str] = {}
-    for name, image in zip(source.names, paths, strict=True):
-        if first.setdefault(name, image) != image:
-            raise SourceError(f"{path}: {first[name]} and {image} would both be called {name}; rename one")
-    if len(first) != len(paths):
-        raise SourceError(f"{path}: an image stands there twice; keep it once")
-    return source
-
-
-def folders(archive: str) -> tuple[str, str]:
-    """Folders that stand for an archive; the parts of one (`X.zip.0`, `X.0.zip`) officially share a folder."""
     folder = archive.removesuffix(".zip")
     return folder, folder.rsplit(".", 1)[0].removesuffix(".zip")
 
 
 class ArchiveFolder:
-    """Reads `X.zip@/name` from the archive X.zip or the folder X, whichever is there; the archive first.
+    """A reader of `X.zip@/name`: from the archive X.zip if it exists, otherwise from the folder X.
 
-    In a folder that `extract_regions` wrote, `name.json` is found among its records too.
+    In a folder that `extract_regions` wrote, `name.json` is also searched among its records.
     """
 
     def __init__(self, root: pathlib.Path):
@@ -126,74 +57,208 @@ class ArchiveFolder:
             try:
                 self._archives[name] = zipfile.ZipFile(path) if path.is_file() else None
             except zipfile.BadZipFile as error:
-                raise SourceError(f"{path}: not a whole zip archive ({error}); download it again") from None
+                raise SourceError(f"{path}: the zip archive is not complete ({error}); download it again") from None
         return self._archives[name]
 
     def read(self, path: str) -> bytes:
-        """Raises OSError for what is not there or cannot be read, SourceError for a broken archive."""
+        """Return the content of a file.
+
+        Raises OSError if the file is missing or cannot be read, SourceError if the archive is
+        damaged."""
         archive, _, inner = path.rpartition("@/")
         if archive and (opened := self._archive(archive)):
             try:
                 return opened.read(inner)
             except KeyError:
-                raise FileNotFoundError(f"no {inner} in {archive}") from None
+                raise FileNotFoundError(f"there is no {inner} in {archive}") from None
             except (zipfile.BadZipFile, zlib.error) as error:
                 raise OSError(f"{inner} in {archive}: {error}") from None
         if not archive:
             archive, _, inner = inner.rpartition("/")
             return self._read(self.root / archive, inner)
-        for folder in folders(archive):
+        for folder in archive_folders(archive):
             if (self.root / folder).is_dir():
                 with contextlib.suppress(FileNotFoundError):
                     return self._read(self.root / folder, inner)
-        raise FileNotFoundError(f"no {folders(archive)[-1]}/{inner}")
+        raise FileNotFoundError(f"there is no {archive_folders(archive)[-1]}/{inner}")
 
     def _read(self, folder: pathlib.Path, inner: str) -> bytes:
         if inner.endswith(".json") and (records := self._open_records(folder)):
             return records.read(inner.removesuffix(".json"))
         return (folder / inner).read_bytes()
 
+    def read_jpeg(self, path: str, upright: bool = False) -> tuple[bytes, tuple[int, int], str]:
+        """Return what `as_jpeg` returns for the image in a file.
+
+        Raises Unusable if the image is missing or cannot be decoded, SourceError if the archive is
+        damaged."""
+        try:
+            return as_jpeg(self.read(path), upright)
+        except SourceError:
+            raise
+        except Exception as error:  # Pillow raises many types for damaged images
+            raise Unusable(str(error)) from None
+
     def check(self, path: str) -> None:
-        """Opens the archive of that path. Raises SourceError if neither it nor the folder is there."""
+        """Open the archive of a path.
+
+        Raises SourceError if neither the archive nor its folder exists.
+        """
         archive = path.rpartition("@/")[0]
-        if archive and not self._archive(archive) and not any((self.root / f).is_dir() for f in folders(archive)):
-            raise SourceError(f"{self.root / archive}: neither this archive nor the folder {folders(archive)[-1]}")
+        if not archive or self._archive(archive):
+            return
+        folders = archive_folders(archive)
+        if not any((self.root / folder).is_dir() for folder in folders):
+            raise SourceError(
+                f"{self.root / archive}: neither this archive nor the folder {folders[-1]} exists; download it"
+            )
 
     def close(self) -> None:
+        """Close all archives."""
         for archive in filter(None, self._archives.values()):
             archive.close()
         self._archives.clear()
 
 
-def read_image(content: bytes, upright: bool = False) -> tuple[bytes, tuple[int, int], str]:
-    """(JPEG bytes, (width, height), what was repaired). An image that is no RGB JPEG is encoded again.
+# --- Sources of images ------------------------------------------------------------------------
 
-    `upright` turns it as EXIF says and shows transparent pixels white, as `extract_regions` sees it; the official code
-    does neither. Raises what Pillow raises (OSError mostly) where the whole of it cannot be decoded.
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Images in a fixed order."""
+
+    files: ArchiveFolder
+    paths: tuple[str, ...]  # as `files` reads them
+    captions: tuple[str, ...] | None = None  # one per image if the source is a table of captions
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names under which the regions are stored: the path without archive and suffix.
+
+        Images of COCO are named by their number.
+        """
+        return tuple(_name(path) for path in self.paths)
+
+
+def _name(path: str) -> str:
+    inner = pathlib.PurePosixPath(path.rpartition("@/")[2])
+    coco = COCO.fullmatch(inner.stem)
+    parts = [part for part in inner.with_name(coco[1] if coco else inner.stem).parts if part not in ("/", "..", ".")]
+    return "/".join(parts)
+
+
+def image_number(name: str, position: int) -> int:
+    """Return the digits at the end of an image's name, otherwise its position in the source."""
+    digits = re.search(r"\d+$", name)
+    return int(digits[0]) if digits else position
+
+
+def open_source(path: str | pathlib.Path, images: str = "") -> Source:
+    """Return the images at `path`.
+
+    Args:
+      path: a folder, a zip archive, a list or a table. A list (.txt) has one path per line,
+        relative to the list; the path may be inside an archive, such as `train_image.zip@/1.jpg`. A
+        table (.tsv) has a caption and an address per line; the image of line 7, counted from 0, is
+        `00000007.jpg` in `train_image` or `val_image` next to the table, which may be archives or
+        folders.
+      images: archive or folder of the images of a table, if it is another one.
+
+    Raises:
+      SourceError: the source does not exist, has another format or has two images of one name.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        paths = [str(file.relative_to(path)) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES]
+        return _source(path, path, sorted(paths))
+    if not path.is_file():
+        raise SourceError(f"{path}: there is no such file or folder")
+    root = path.parent
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            inside = sorted(name for name in archive.namelist() if name.lower().endswith(SUFFIXES))
+        return _source(path, root, [f"{path.name}@/{name}" for name in inside])
+    if path.suffix not in (".txt", ".tsv"):
+        raise SourceError(
+            f"{path}: the source must be a folder, a zip archive, a list (.txt) or a table of captions (.tsv)"
+        )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: the text is not UTF-8 ({error})") from None
+    if path.suffix == ".txt":
+        return _source(path, root, [line.strip() for line in lines if line.strip()])
+    return _caption_table(path, lines, images)
+
+
+def _caption_table(path: pathlib.Path, lines: list[str], images: str) -> Source:
+    for number, line in enumerate(lines):
+        if line.count("\t") != 1:
+            raise SourceError(f"{path}: line {number + 1} must have a caption, a tab and an address")
+    images = images or f"{'train' if 'train' in path.name.lower() else 'val'}_image"
+    archive = f"{images.removesuffix('/').removesuffix('.zip')}.zip"
+    source = _source(path, path.parent, [f"{archive}@/{number:08d}.jpg" for number in range(len(lines))])
+    source.files.check(source.paths[0])
+    return dataclasses.replace(source, captions=tuple(line.partition("\t")[0] for line in lines))
+
+
+def _source(path: pathlib.Path, root: pathlib.Path, paths: list[str]) -> Source:
+    source = Source(ArchiveFolder(root), tuple(paths))
+    if not paths:
+        raise SourceError(f"{path}: there is no image; supported suffixes are {', '.join(SUFFIXES)}")
+    first: dict[str, str] = {}
+    for name, image in zip(source.names, paths, strict=True):
+        if first.setdefault(name, image) != image:
+            raise SourceError(f"{path}: {first[name]} and {image} would both be named {name}; rename one of them")
+    if len(first) != len(paths):
+        raise SourceError(f"{path}: an image is listed twice; list it once")
+    return source
+
+
+# --- Images and boxes -------------------------------------------------------------------------
+
+
+def as_jpeg(content: bytes, upright: bool = False) -> tuple[bytes, tuple[int, int], str]:
+    """Return an image as an RGB JPEG; an image of another format or mode is encoded again.
+
+    Args:
+      content: bytes of an image file.
+      upright: rotate as EXIF says and show transparent pixels white, as `extract_regions` does; the
+        official code does neither.
+
+    Returns:
+      The JPEG; (width, height); a description of the repair, "" if the content is unchanged.
+
+    Raises:
+      Exception: an exception of Pillow, mostly OSError, if the image cannot be decoded completely.
     """
     image = Image.open(io.BytesIO(content))
     if is_plain(image) if upright else (image.format == "JPEG" and image.mode == "RGB"):
         size = image.size
-        image.draft("RGB", (1, 1))  # at an eighth of the size: reads all of the file in a third of the time
+        # Decoding at an eighth of the size reads the whole file in a third of the time.
+        image.draft("RGB", (1, 1))
         image.load()
         return content, size, ""
     encoded = io.BytesIO()
     rgb = image_files.upright(image) if upright else image.convert("RGB")
     rgb.save(encoded, "JPEG", quality=98, subsampling=0)
-    turned = ", turned as EXIF says" if upright and image.getexif().get(ORIENTATION, 1) != 1 else ""
+    turned = ", rotated as EXIF says," if upright and image.getexif().get(ORIENTATION, 1) != 1 else ""
     return encoded.getvalue(), rgb.size, f"{image.format} in mode {image.mode}{turned} encoded as an RGB JPEG"
 
 
 def bad_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Bool [n]: boxes that are not finite, inverted, or without area inside the image."""
+    """Return bool [n]: True for boxes that are not finite, inverted or without area in the image."""
     with np.errstate(invalid="ignore"):
         low = np.clip(boxes[:, :2], 0, (width - 1, height - 1))
         high = np.clip(boxes[:, 2:], 0, (width - 1, height - 1))
         return ~(np.isfinite(boxes).all(1) & (high > low).all(1))
 
 
+# --- Threads ----------------------------------------------------------------------------------
+
+
 def map_ahead(function: Callable, items: Iterable, num_threads: int) -> Iterator:
-    """Like `map`, in order, but some items ahead in threads."""
+    """Yield `function(item)` in the order of the items, computed in threads some items ahead."""
     with ThreadPoolExecutor(num_threads) as pool:
         items = iter(items)
         pending = deque(pool.submit(function, item) for item in itertools.islice(items, 4 * num_threads))

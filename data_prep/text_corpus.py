@@ -1,13 +1,17 @@
-"""TFDS builder `text_corpus`: documents as lines of text files, one record per line, in their order.
+"""TFDS builder `text_corpus`: lines of text files, one record per line, in their order.
 
-Source: BooksCorpus and English Wikipedia as `bc1g.doc` and `wiki.doc` (links in the official VL-BERT
-repository), or any UTF-8 text files; `.gz` is read as it is. Lines are stripped, blank ones dropped. Licence:
-Wikipedia CC BY-SA, BooksCorpus is not to be passed on.
+Source: BooksCorpus and English Wikipedia as `bc1g.doc` and `wiki.doc` (links in the official
+VL-BERT repository), or any UTF-8 text files; `.gz` is decompressed. Lines are stripped and blank
+lines are dropped. License: Wikipedia is CC BY-SA; BooksCorpus must not be redistributed.
 
-    python -m data_prep.build text --source=bc1g.doc,wiki.doc --corpus=books_wikipedia --data_dir=data
+    python -m data_prep.build text --source=bc1g.doc,wiki.doc --corpus=books_wikipedia
+    --data_dir=data
 
-Short lines are joined with the ones that follow when they are read, so a record's neighbour is its
-neighbour in the file. Record: `text`, `index` (among the lines of its split that are not blank).
+The input pipeline joins short lines with the lines that follow, so records keep the order of the
+file. Record:
+
+    text    bytes   the line
+    index   int64   number among the lines of its split that are not blank
 """
 
 from __future__ import annotations
@@ -16,18 +20,20 @@ import gzip
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.builder import Manifest, OrderedBuilder, SourceError
+from data_prep.builder import OrderedBuilder
+from data_prep.manifest import Manifest, SourceError
 
 
 def read_lines(path: pathlib.Path, manifest: Manifest | None = None) -> Iterator[str]:
-    """Yields the lines of a text file, `.gz` or not, stripped, without blank ones.
+    """Yield the stripped lines of a text file, compressed or not, that are not blank.
 
-    Bytes that are not UTF-8 become U+FFFD, and the manifest lists the line.
+    Bytes that are not UTF-8 become U+FFFD; the manifest, if there is one, lists the line.
     """
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     with opened as file:
@@ -37,16 +43,13 @@ def read_lines(path: pathlib.Path, manifest: Manifest | None = None) -> Iterator
             except UnicodeDecodeError as error:
                 text = line.decode("utf-8", errors="replace")
                 if manifest:
-                    manifest.note("repaired", str(path), number, f"not UTF-8: {error.reason}")
+                    manifest.note("repaired", str(path), number, f"the line is not UTF-8: {error.reason}")
             if text := text.strip():
                 yield text
 
 
 class TextCorpus(OrderedBuilder, skip_registration=True):
-    """Splits `train` and, if there is a source or a fraction for it, `val`.
-
-    `val_fraction` holds out that share of the lines, from the end. Files are concatenated in the order given.
-    """
+    """The builder of the splits `train` and, if it has a source or a fraction, `val`."""
 
     name = "text_corpus"
     RECORDS_PER_SHARD = 500_000
@@ -59,10 +62,25 @@ class TextCorpus(OrderedBuilder, skip_registration=True):
         val_sources: Sequence[str | os.PathLike] = (),
         val_fraction: float = 0.0,
     ):
+        """Create the builder.
+
+        Args:
+          corpus: name of the corpus.
+          data_dir: folder of all corpora.
+          sources: text files, which are concatenated in this order.
+          val_sources: text files of `val`.
+          val_fraction: fraction of the lines of `sources`, from the end, that becomes `val`; at
+            least 0, below 1.
+
+        Raises:
+          ValueError: `val_fraction` is out of range, or there are `val_sources` as well.
+        """
         if val_sources and val_fraction:
-            raise ValueError("give val_sources or val_fraction, not both")
+            raise ValueError(
+                f"val_sources and val_fraction={val_fraction} exclude each other; give --val_source or --val_fraction"
+            )
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be at least 0 and below 1, not {val_fraction}")
+            raise ValueError(f"val_fraction is {val_fraction}; it must be at least 0 and below 1")
         self.sources = [pathlib.Path(path) for path in sources]
         self.val_sources = [pathlib.Path(path) for path in val_sources]
         self.val_fraction = val_fraction
@@ -71,21 +89,15 @@ class TextCorpus(OrderedBuilder, skip_registration=True):
         options |= dict(val_sources=[path.name for path in self.val_sources])
         super().__init__(corpus, data_dir, source, options)
 
-    def _info(self):
-        features = tfds.features.FeaturesDict(
-            {"index": tfds.features.Scalar(np.int64), "text": tfds.features.Text()}
-        )
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+    def record_features(self) -> dict[str, Any]:
+        """Return the features; see the docstring of the module."""
+        return dict(index=tfds.features.Scalar(np.int64), text=tfds.features.Text())
 
-    def _lines(self, paths: Sequence[pathlib.Path], split: str) -> Iterator[str]:
-        for path in paths:
-            lines = read_lines(path, self.manifest if split in ("train", "val") else None)
-            yield from tqdm(lines, f"{split}: {path.name}", unit=" lines", mininterval=1)
-
-    def records(self) -> Iterator[tuple[str, dict]]:
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the lines of train, then those of val. Raises SourceError if a file is missing."""
         for path in self.sources + self.val_sources:
             if not path.is_file():
-                raise SourceError(f"{path}: no such text file; give its path in --source or --val_source")
+                raise SourceError(f"{path}: there is no such text file; give its path in --source or --val_source")
         num_train = float("inf")
         if self.val_fraction:
             total = sum(1 for _ in self._lines(self.sources, "counting"))
@@ -97,3 +109,8 @@ class TextCorpus(OrderedBuilder, skip_registration=True):
                 yield "val", dict(index=int(index - num_train), text=text)
         for index, text in enumerate(self._lines(self.val_sources, "val")):
             yield "val", dict(index=index, text=text)
+
+    def _lines(self, paths: Sequence[pathlib.Path], split: str) -> Iterator[str]:
+        for path in paths:
+            lines = read_lines(path, self.manifest if split in ("train", "val") else None)
+            yield from tqdm(lines, f"{split}: {path.name}", unit=" lines", mininterval=1)

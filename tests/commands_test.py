@@ -10,7 +10,9 @@ import pytest
 import vlbert_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = ("vlbert_jax.main", "vlbert_jax.predict", "vlbert_jax.convert")
+COMMANDS = (
+    "vlbert_jax.main", "vlbert_jax.predict", "vlbert_jax.convert", "data_prep.build", "data_prep.extract_regions",
+)  # fmt: skip
 # Each takes a good part of a second to import, JAX and TFDS whole seconds.
 HEAVY = {"jax", "flax", "grain", "orbax", "tensorflow_datasets", "transformers", "cv2", "torch", "optax"}
 

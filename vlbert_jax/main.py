@@ -79,7 +79,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
 def _draw_missing(data: ml_collections.ConfigDict) -> None:
     """Generate the synthetic corpus of `data` unless it exists. Raises ValueError where that is impossible."""
     build = import_builder("build")
-    from data_prep.builder import SourceError
+    from data_prep.manifest import SourceError
 
     try:
         build.draw_missing(data.embedded, data)

@@ -7,7 +7,7 @@ import string
 import numpy as np
 
 from data_prep.scenes import glyphs
-from data_prep.scenes.world import COLOURS, LARGE, PLACE_NAMED, PLACES, SMALL, Thing, category_weights, relation
+from data_prep.scenes.world import COLORS, LARGE, PLACE_NAMED, PLACES, SMALL, Thing, category_weights, relation
 
 MAX_CAPTION_WORDS = 16
 VOCAB_SIZE = 256
@@ -48,7 +48,7 @@ def write_caption(things: tuple[Thing, ...], place: str, rng: np.random.Generato
         if rng.random() < 0.5 and thing.pattern != "plain":
             extras.append(len(words))
             words.append(thing.pattern)
-        words += [thing.colour, thing.category]
+        words += [thing.color, thing.category]
     if rng.random() < PLACE_NAMED:
         words += PLACES[place][0].split()
     for i in reversed(extras[: max(0, len(words) - MAX_CAPTION_WORDS)]):
@@ -57,10 +57,10 @@ def write_caption(things: tuple[Thing, ...], place: str, rng: np.random.Generato
 
 
 def write_story(rng: np.random.Generator) -> list[str]:
-    """A document: 3 to 5 lines of 8 to 30 words about two or three things that keep their colours."""
+    """A document: 3 to 5 lines of 8 to 30 words about two or three things that keep their colors."""
     place = tuple(PLACES)[rng.integers(len(PLACES))]
     categories = rng.choice(glyphs.CATEGORIES, int(rng.integers(2, 4)), replace=False, p=category_weights(place))
-    names = [f"the {rng.choice(COLOURS)} {category}" for category in categories]
+    names = [f"the {rng.choice(COLORS)} {category}" for category in categories]
     lines = [str(rng.choice(OPENINGS)), *rng.choice(SENTENCES, int(rng.integers(2, 5)), replace=False)]
     story = []
     for line in lines:
@@ -71,7 +71,7 @@ def write_story(rng: np.random.Generator) -> list[str]:
 
 def vocabulary() -> list[str]:
     """Lines of vocab.txt: special ids as in BERT, punctuation, words of the world, letters, unused ones."""
-    sentences = [*OPENINGS, *SENTENCES, *(name for name, _ in PLACES.values()), *COLOURS, *glyphs.CATEGORIES]
+    sentences = [*OPENINGS, *SENTENCES, *(name for name, _ in PLACES.values()), *COLORS, *glyphs.CATEGORIES]
     text = " ".join([*sentences, "small large striped dotted plain and above below beside"])
     words = dict.fromkeys(w for w in text.split() if w.isalpha() and len(w) > 1)
     head = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

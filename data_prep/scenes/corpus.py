@@ -1,6 +1,6 @@
 """The embedded corpus `scenes`: a drawn world in the file formats of the public downloads.
 
-Source: drawn here by a seed, no download, no licence. The folder gets what Conceptual Captions and the text
+Source: drawn here by a seed, no download, no license. The folder gets what Conceptual Captions and the text
 corpora have, so the real builders read it:
 
     train_frcnn.json  train_image.zip  train_frcnn.zip   one to three things in a place, the caption that
@@ -10,7 +10,7 @@ corpora have, so the real builders read it:
     objects_vocab.txt                                    names of the detector's classes from 1 on
     scenes.json                                          what it was drawn with
 
-What can be learned is known. Colours are uniform and independent: language alone guesses one in eight.
+What can be learned is known. Colors are uniform and independent: language alone guesses one in eight.
 Things of a scene differ in category, so "the [MASK] ball" has one answer, and it is in the image. Categories
 lean towards the place. There is no left and right, as pre-training flips images and not words; and always
 "the", as "an" would give orange away.
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data_prep.scenes import glyphs
 from data_prep.scenes.captions import vocabulary, write_story
 from data_prep.scenes.painting import draw_scene
-from data_prep.scenes.world import CLASS_NAMES, COLOURS, Scene
+from data_prep.scenes.world import CLASS_NAMES, COLORS, Scene
 
 VERSION = 2  # of the drawing; another number makes other scenes
 
@@ -53,18 +53,18 @@ def _spread(total: float, columns: np.ndarray, scores: np.ndarray, rng: np.rando
 def detect(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """What a detector would say: boxes float32 [n, 4] and class scores float32 [n, 81] that sum to 1.
 
-    The true class has 0.6 to 0.95, the rest goes mostly to the same category in another colour or the same
-    colour of another category. One image in five has one more box, on the ground, mostly background.
+    The true class has 0.6 to 0.95, the rest goes mostly to the same category in another color or the same
+    color of another category. One image in five has one more box, on the ground, mostly background.
     """
     everything = np.arange(len(CLASS_NAMES))
     boxes, scores = [], []
     for thing in scene.things:
         row = np.zeros(len(CLASS_NAMES))
-        colour, category = divmod(thing.class_id - 1, len(glyphs.CATEGORIES))
+        color, category = divmod(thing.class_id - 1, len(glyphs.CATEGORIES))
         row[thing.class_id] = rng.uniform(0.6, 0.95)
         rest = 1 - row[thing.class_id]
-        _spread(0.45 * rest, 1 + np.arange(len(COLOURS)) * len(glyphs.CATEGORIES) + category, row, rng)
-        _spread(0.45 * rest, 1 + colour * len(glyphs.CATEGORIES) + np.arange(len(glyphs.CATEGORIES)), row, rng)
+        _spread(0.45 * rest, 1 + np.arange(len(COLORS)) * len(glyphs.CATEGORIES) + category, row, rng)
+        _spread(0.45 * rest, 1 + color * len(glyphs.CATEGORIES) + np.arange(len(glyphs.CATEGORIES)), row, rng)
         _spread(0.10 * rest, everything, row, rng)
         boxes.append(jitter(thing.box, scene.width, scene.height, rng))
         scores.append(row)
@@ -83,14 +83,16 @@ def _base64(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array, np.float32).tobytes()).decode("ascii")
 
 
-def detector_json(
-    scene: Scene, image_id: int, rng: np.random.Generator, directions: np.ndarray | None = None
-) -> dict:
+def detector_json(scene: Scene, image_id: int, rng: np.random.Generator, directions: np.ndarray | None = None) -> dict:
     """The per-image file of the public download. `directions` [81, width] adds made-up region features."""
     boxes, scores = detect(scene, rng)
     record = dict(
-        image_id=image_id, image_w=scene.width, image_h=scene.height, num_boxes=len(boxes),
-        boxes=_base64(boxes), classes=_base64(scores),
+        image_id=image_id,
+        image_w=scene.width,
+        image_h=scene.height,
+        num_boxes=len(boxes),
+        boxes=_base64(boxes),
+        classes=_base64(scores),
     )
     if directions is not None:
         noise = rng.normal(0, 0.3, (len(boxes), directions.shape[1]))

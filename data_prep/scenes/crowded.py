@@ -1,7 +1,7 @@
-"""Scenes for the drawn downstream tasks: two to four things, some of the same category or of the same colour.
+"""Scenes for the drawn downstream tasks: two to four things, some of the same category or of the same color.
 
 Pre-training's scenes (scenes.py) have one thing of a category, so a category word names it. Here it often needs the
-colour too, and a colour word the category: what a task asks has an answer only where words are bound to regions.
+color too, and a color word the category: what a task asks has an answer only where words are bound to regions.
 No two things of a scene share both.
 """
 
@@ -21,7 +21,7 @@ GROUPS = {  # of categories; RefCOCO+'s testA and testB differ in it
     "made": ("ball", "box", "house", "car", "cup"),
 }
 NUMBERS, NUMBER_WEIGHTS = (2, 3, 4), (0.3, 0.35, 0.35)  # of things
-SAME_CATEGORY, SAME_COLOUR = 0.5, 0.25  # how often a further thing shares it with the first
+SAME_CATEGORY, SAME_COLOR = 0.5, 0.25  # how often a further thing shares it with the first
 SIZE_MARGIN = 8  # pixels; a thing is called small among its like only if the others are clearly not, large as well
 _FINE = 0.6  # pixels that an outline's polygon may deviate
 
@@ -60,16 +60,16 @@ def draw_crowded(rng: np.random.Generator, group: str = "") -> tuple[world.Scene
         lead = str(rng.choice(glyphs.CATEGORIES, p=weights))
         if not group or lead in GROUPS[group]:
             break
-    pairs = [(str(rng.choice(world.COLOURS)), lead)]
+    pairs = [(str(rng.choice(world.COLORS)), lead)]
     while len(pairs) < number:
-        colour, category = str(rng.choice(world.COLOURS)), str(rng.choice(glyphs.CATEGORIES, p=weights))
+        color, category = str(rng.choice(world.COLORS)), str(rng.choice(glyphs.CATEGORIES, p=weights))
         resemblance = rng.random()
         if resemblance < SAME_CATEGORY:
             category = lead
-        elif resemblance < SAME_CATEGORY + SAME_COLOUR:
-            colour = pairs[0][0]
-        if (colour, category) not in pairs:
-            pairs.append((colour, category))
+        elif resemblance < SAME_CATEGORY + SAME_COLOR:
+            color = pairs[0][0]
+        if (color, category) not in pairs:
+            pairs.append((color, category))
     pairs = [pairs[i] for i in rng.permutation(len(pairs))]  # the order in which a scene lists things tells nothing
     scene, masks = compose(size, place, *zip(*pairs, strict=True), rng)
     outlines = (outline(mask[..., 0], *thing.box[:2]) for thing, mask in zip(scene.things, masks, strict=True))
@@ -84,16 +84,16 @@ def fits(words: tuple[str, ...], thing: world.Thing, margin: int = 0) -> bool:
     """Whether these words are true of the thing; `margin` stretches what counts as small and as large."""
     said = set(words)
     return (
-        said - {"small", "large", "thing"} <= {thing.pattern, thing.colour, thing.category}
+        said - {"small", "large", "thing"} <= {thing.pattern, thing.color, thing.category}
         and not ("small" in said and thing.extent >= world.SMALL + margin)
         and not ("large" in said and thing.extent <= world.LARGE - margin)
     )
 
 
 def descriptions(thing: world.Thing, things: tuple[world.Thing, ...], leave_out: str = "") -> list[tuple[str, ...]]:
-    """All that can be said of the thing and of no other: (size, pattern, colour, category or "thing") in this order,
+    """All that can be said of the thing and of no other: (size, pattern, color, category or "thing") in this order,
     each but the last optional, as captions have it. `leave_out`: a word that must not occur."""
-    optional = [size_word(thing), thing.pattern if thing.pattern != "plain" else "", thing.colour]
+    optional = [size_word(thing), thing.pattern if thing.pattern != "plain" else "", thing.color]
     found = []
     for chosen in itertools.product((False, True), repeat=3):
         said = tuple(word for word, use in zip(optional, chosen, strict=True) if use and word)

@@ -1,6 +1,6 @@
 """The embedded corpus of the downstream tasks, `scenes_downstream`: drawn scenes in the files of the public downloads.
 
-Source: drawn here by a seed, no download, no licence. Scenes of their own (crowded_scenes.py), none of
+Source: drawn here by a seed, no download, no license. Scenes of their own (crowded_scenes.py), none of
 pre-training's, and no scene in two splits of a task. The folder:
 
     coco/train2014/  coco/val2014/  coco/test2015/   COCO_train2014_000000000001.jpg ...

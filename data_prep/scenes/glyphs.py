@@ -1,4 +1,4 @@
-"""Draws the things and places of the embedded corpus: ten glyphs, eight colours, five backgrounds."""
+"""Draws the things and places of the embedded corpus: ten glyphs, eight colors, five backgrounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 # RGB, chosen so that no two are close and none is close to a background.
-COLOURS = {
+COLORS = {
     "red": (214, 36, 40),
     "green": (34, 164, 52),
     "blue": (44, 84, 226),
@@ -20,7 +20,7 @@ COLOURS = {
 }
 CATEGORIES = ("ball", "box", "tree", "house", "star", "car", "fish", "cup", "flower", "moon")
 PATTERNS = ("plain", "striped", "dotted")
-# Two shades of the ground and the colour of its texture; grey enough to tell every thing from it.
+# Two shades of the ground and the color of its texture; gray enough to tell every thing from it.
 PLACES = {
     "grass": ((138, 160, 122), (112, 138, 100), (92, 122, 84)),
     "beach": ((224, 208, 172), (204, 186, 150), (184, 164, 126)),
@@ -37,8 +37,8 @@ def _polygon(mask, *points) -> None:
 
 
 def _ellipse(mask, x, y, rx, ry, value=255) -> None:
-    centre, radii = ([round(v * _CANVAS * 16) for v in pair] for pair in ((x, y), (rx, ry)))
-    cv2.ellipse(mask, centre, radii, 0, 0, 360, value, -1, lineType=cv2.LINE_AA, shift=4)
+    center, radii = ([round(v * _CANVAS * 16) for v in pair] for pair in ((x, y), (rx, ry)))
+    cv2.ellipse(mask, center, radii, 0, 0, 360, value, -1, lineType=cv2.LINE_AA, shift=4)
 
 
 def _rectangle(mask, x1, y1, x2, y2) -> None:
@@ -116,9 +116,9 @@ def thing_masks(category: str, extent: int, rng: np.random.Generator) -> np.ndar
     return scaled.astype(np.float32) / 255
 
 
-def second_shade(colour: tuple[int, int, int]) -> np.ndarray:
-    """Of the same hue, for details and patterns: darker, or lighter where the colour is nearly black."""
-    rgb = np.array(colour, np.float32)
+def second_shade(color: tuple[int, int, int]) -> np.ndarray:
+    """Of the same hue, for details and patterns: darker, or lighter where the color is nearly black."""
+    rgb = np.array(color, np.float32)
     return rgb + 90 if rgb.mean() < 60 else rgb * 0.55
 
 
@@ -133,7 +133,7 @@ def pattern_mask(pattern: str, h: int, w: int) -> np.ndarray:
 
 
 def draw_ground(place: str, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """Float32 [height, width, 3]: a gradient between the two shades, texture strokes, grey pebbles."""
+    """Float32 [height, width, 3]: a gradient between the two shades, texture strokes, gray pebbles."""
     top, bottom, stroke = (np.array(c, np.float32) for c in PLACES[place])
     slope = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     patches = rng.normal(0, 7, (6, 6)).astype(np.float32)
@@ -151,18 +151,16 @@ def draw_ground(place: str, width: int, height: int, rng: np.random.Generator) -
             case _:
                 cv2.circle(ground, (x, y), 1, stroke.tolist(), -1, cv2.LINE_AA)
     for _ in range(rng.integers(0, 4)):  # clutter
-        x, y, grey = int(rng.integers(width)), int(rng.integers(height)), float(rng.integers(80, 150))
+        x, y, gray = int(rng.integers(width)), int(rng.integers(height)), float(rng.integers(80, 150))
         axes = (int(rng.integers(2, 4)), int(rng.integers(1, 3)))
-        cv2.ellipse(ground, (x, y), axes, 0, 0, 360, (grey, grey, grey), -1, cv2.LINE_AA)
+        cv2.ellipse(ground, (x, y), axes, 0, 0, 360, (gray, gray, gray), -1, cv2.LINE_AA)
     return ground
 
 
-def draw_thing(
-    canvas: np.ndarray, masks: np.ndarray, x: int, y: int, colour: str, pattern: str, place: str
-) -> None:
+def draw_thing(canvas: np.ndarray, masks: np.ndarray, x: int, y: int, color: str, pattern: str, place: str) -> None:
     """Paints a thing in place, its upper left corner at (x, y), with a thin outline that sets it off."""
     h, w = masks.shape[:2]
-    rgb, shade = np.array(COLOURS[colour], np.float32), second_shade(COLOURS[colour])
+    rgb, shade = np.array(COLORS[color], np.float32), second_shade(COLORS[color])
     second = np.maximum(masks[..., 1], pattern_mask(pattern, h, w))[..., None]
     body = np.pad(masks[..., 0], 1)
     outline = cv2.dilate(body, np.ones((3, 3), np.uint8))[..., None]

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.scenes import glyphs
 from data_prep.scenes.captions import write_caption
-from data_prep.scenes.world import COLOURS, PLACES, Scene, Thing, category_weights, draw_size
+from data_prep.scenes.world import COLORS, PLACES, Scene, Thing, category_weights, draw_size
 
 
 def _place_boxes(sizes, width, height, rng) -> list[tuple[int, int, int, int]] | None:
@@ -32,27 +32,27 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     place = tuple(PLACES)[rng.integers(len(PLACES))]
     number = int(rng.integers(1, 4))
     categories = rng.choice(glyphs.CATEGORIES, number, replace=False, p=category_weights(place))
-    colours = rng.choice(COLOURS, number)
-    return compose(size, place, colours, categories, rng)[0]
+    colors = rng.choice(COLORS, number)
+    return compose(size, place, colors, categories, rng)[0]
 
 
 def compose(
-    size: tuple[int, int], place: str, colours: Sequence[str], categories: Sequence[str], rng: np.random.Generator
+    size: tuple[int, int], place: str, colors: Sequence[str], categories: Sequence[str], rng: np.random.Generator
 ) -> tuple[Scene, list[np.ndarray]]:
     """Paints these things somewhere in that place: the scene, and the masks float32 [h, w, 2] in their boxes."""
     width, height = size
-    patterns = rng.choice(glyphs.PATTERNS, len(colours), p=(0.7, 0.15, 0.15))
+    patterns = rng.choice(glyphs.PATTERNS, len(colors), p=(0.7, 0.15, 0.15))
     boxes = None
     while boxes is None:
         masks = [glyphs.thing_masks(c, int(rng.integers(26, 53)), rng) for c in categories]
         boxes = _place_boxes([m.shape[1::-1] for m in masks], width, height, rng)
     things = tuple(
-        Thing(str(colour), str(category), str(pattern), box)
-        for colour, category, pattern, box in zip(colours, categories, patterns, boxes, strict=True)
+        Thing(str(color), str(category), str(pattern), box)
+        for color, category, pattern, box in zip(colors, categories, patterns, boxes, strict=True)
     )
     canvas = glyphs.draw_ground(place, width, height, rng)
     for thing, mask in zip(things, masks, strict=True):
-        glyphs.draw_thing(canvas, mask, *thing.box[:2], thing.colour, thing.pattern, place)
+        glyphs.draw_thing(canvas, mask, *thing.box[:2], thing.color, thing.pattern, place)
     canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(2, 7))
     pixels = np.clip(np.round(canvas), 0, 255).astype(np.uint8)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(70, 96))]

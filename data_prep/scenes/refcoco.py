@@ -4,7 +4,7 @@ detections as MAttNet wrote them).
     the red ball   the striped thing   the large green car   the small dotted blue house
 
 Appearance only, no place words. An expression is true of one thing of its image. What it leaves out mostly
-matters: where the things share the category, the colour is said, and the other way round. Splits by scenes: train, val,
+matters: where the things share the category, the color is said, and the other way round. Splits by scenes: train, val,
 testA (all natural things: tree, fish, flower, star, moon) and testB (all made ones).
 
 Without the image: a guess among the annotated boxes is right in 0.35 of expressions; the shape of the boxes (a car is

@@ -8,9 +8,9 @@
 [i] is a tag, the list [i] in the file; a model reads its category and sees its region. A rationale states two further
 facts of the scene, none of which the question or the answer tells.
 
-The four choices are made so that text tells nothing. One fact: the true colour and three others. Two facts: each true
-or false in all four combinations, so that no choice has more in common with the others; the false colours differ from
-the true ones and from what has been told, as no two things share colour and category. "What is red ?" is asked where
+The four choices are made so that text tells nothing. One fact: the true color and three others. Two facts: each true
+or false in all four combinations, so that no choice has more in common with the others; the false colors differ from
+the true ones and from what has been told, as no two things share color and category. "What is red ?" is asked where
 there are four things. So the best without the image is 0.25 of answers and of rationales (measured: 0.26 and 0.24 of
 2,000 questions by a linear model of words, pairs of words and what the choices share, learned from 5,000). Who sees
 no image but the boxes, and reads relations and sizes from them, gets 0.32 and 0.39.
@@ -31,14 +31,14 @@ from data_prep.scenes.crowded import Drawn, another, size_word
 
 TASK = 3  # stream of random numbers
 QUESTIONS_PER_IMAGE = 3  # at most
-KIND_WEIGHTS = dict(colour=4, relation=2, pattern=2, size=1)  # in rationales
-SEEN = ("colour", "pattern")  # not told by the boxes; one of the two facts of a rationale is
+KIND_WEIGHTS = dict(color=4, relation=2, pattern=2, size=1)  # in rationales
+SEEN = ("color", "pattern")  # not told by the boxes; one of the two facts of a rationale is
 OPPOSITES = (("above", "below"), ("striped", "dotted"), ("small", "large"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """Something true of a scene: [things[0]] is `right` ([things[1]]); `kind` is colour, pattern, size, relation."""
+    """Something true of a scene: [things[0]] is `right` ([things[1]]); `kind` is color, pattern, size, relation."""
 
     kind: str
     things: tuple[int, ...]
@@ -53,7 +53,7 @@ def facts(scene: world.Scene) -> list[Fact]:
     """All facts that can be told from their opposites by eye."""
     things, found = scene.things, []
     for i, thing in enumerate(things):
-        found.append(Fact("colour", (i,), thing.colour))
+        found.append(Fact("color", (i,), thing.color))
         if thing.pattern != "plain":
             found.append(Fact("pattern", (i,), thing.pattern))
         if word := size_word(thing):
@@ -65,13 +65,13 @@ def facts(scene: world.Scene) -> list[Fact]:
 
 
 def wrong_words(chosen: list[Fact], told: set[Fact], scene: world.Scene, rng: np.random.Generator) -> list[str]:
-    """A false word for each fact. Those for colours differ from each other, the true ones and what has been told."""
+    """A false word for each fact. Those for colors differ from each other, the true ones and what has been told."""
     words: list[str] = []
     for fact in chosen:
-        if fact.kind == "colour":
+        if fact.kind == "color":
             taken = {f.right for f in [*chosen, *told]} | set(words)
-            free = tuple(colour for colour in world.COLOURS if colour not in taken)
-            words.append(another(fact.right, free, [t.colour for t in scene.things if t.colour in free], rng))
+            free = tuple(color for color in world.COLORS if color not in taken)
+            words.append(another(fact.right, free, [t.color for t in scene.things if t.color in free], rng))
         else:
             (word,) = (a if b == fact.right else b for a, b in OPPOSITES if fact.right in (a, b))
             words.append(word)
@@ -87,23 +87,23 @@ def combinations(
 
 
 def compatible(a: Fact, b: Fact) -> bool:
-    """Two facts that do not tell each other, and whose colours differ: as no two things share colour and category,
-    a colour that was told would tell something of the other things."""
+    """Two facts that do not tell each other, and whose colors differ: as no two things share color and category,
+    a color that was told would tell something of the other things."""
     mirrored = a.kind == b.kind == "relation" and set(a.things) == set(b.things)
-    return a != b and not mirrored and not (a.kind == b.kind == "colour" and a.right == b.right)
+    return a != b and not mirrored and not (a.kind == b.kind == "color" and a.right == b.right)
 
 
 def _color(scene: world.Scene, known: list[Fact], rng):
-    fact = _pick([f for f in known if f.kind == "colour"], rng)
-    others = rng.permutation([c for c in world.COLOURS if c != fact.right])
-    near = sorted(others, key=lambda c: c not in {t.colour for t in scene.things} or rng.random() < 0.4)
+    fact = _pick([f for f in known if f.kind == "color"], rng)
+    others = rng.permutation([c for c in world.COLORS if c != fact.right])
+    near = sorted(others, key=lambda c: c not in {t.color for t in scene.things} or rng.random() < 0.4)
     choices = [[*fact.tokens(str(word)), "."] for word in (fact.right, *near[:3])]
     return ["What", "color", "is", [fact.things[0]], "?"], choices, {fact}
 
 
 def _colors(scene: world.Scene, known: list[Fact], rng):
-    a = _pick([f for f in known if f.kind == "colour"], rng)
-    b = _pick([f for f in known if f.kind == "colour" and compatible(a, f)], rng)
+    a = _pick([f for f in known if f.kind == "color"], rng)
+    b = _pick([f for f in known if f.kind == "color" and compatible(a, f)], rng)
     if b is None:
         return None
 
@@ -119,19 +119,19 @@ def _where(scene: world.Scene, known: list[Fact], rng):
     if where is None:
         return None
     i, j = where.things
-    colour = Fact("colour", (j,), scene.things[j].colour)
+    color = Fact("color", (j,), scene.things[j].color)
 
     def write(first, second):
         return [[i], "is", first, "the", second, [j], "."]
 
-    return ["Where", "is", [i], "?"], combinations([where, colour], set(), scene, rng, write), {where, colour}
+    return ["Where", "is", [i], "?"], combinations([where, color], set(), scene, rng, write), {where, color}
 
 
 def _which(scene: world.Scene, known: list[Fact], rng):
-    colours = [t.colour for t in scene.things]
-    if len(colours) != 4:
+    colors = [t.color for t in scene.things]
+    if len(colors) != 4:
         return None
-    fact = _pick([f for f in known if f.kind == "colour" and colours.count(f.right) == 1], rng)
+    fact = _pick([f for f in known if f.kind == "color" and colors.count(f.right) == 1], rng)
     if fact is None:
         return None
     tags = [fact.things[0], *(int(i) for i in rng.permutation(4) if i != fact.things[0])]

@@ -48,21 +48,21 @@ INFO = dict(
 
 def answer_vocabulary() -> list[str]:
     """Lines of answers_vqa.txt."""
-    words = ["yes", "no", *COUNTS, *world.COLOURS, *glyphs.CATEGORIES, *world.PLACES]
+    words = ["yes", "no", *COUNTS, *world.COLORS, *glyphs.CATEGORIES, *world.PLACES]
     return [*words, *(word for word in SYNONYMS.values() if word not in UNLISTED), "<unk>"]
 
 
 def _color_of(scene: world.Scene, rng):
     thing = scene.things[rng.integers(len(scene.things))]
-    name = describe(thing, scene.things, rng, thing.colour)
-    return name and ("what color is the", f"What color is {name}?", thing.colour)
+    name = describe(thing, scene.things, rng, thing.color)
+    return name and ("what color is the", f"What color is {name}?", thing.color)
 
 
 def _color_of_related(scene: world.Scene, rng):
     thing, word = scene.things[rng.integers(len(scene.things))], rng.choice(("above", "below", "beside"))
     found = related(thing, word, scene.things)
     name = describe(thing, scene.things, rng)
-    return found and ("what color is the", f"What color is the thing {word} {name}?", found.colour)
+    return found and ("what color is the", f"What color is the thing {word} {name}?", found.color)
 
 
 def _category_of_related(scene: world.Scene, rng):
@@ -83,22 +83,22 @@ def _place(scene: world.Scene, rng):
 
 def _is_color(scene: world.Scene, rng):
     thing = scene.things[rng.integers(len(scene.things))]
-    name = describe(thing, scene.things, rng, thing.colour)
-    other = another(thing.colour, world.COLOURS, [t.colour for t in scene.things], rng)
-    said, answer = ((thing.colour, "yes"), (other, "no"))[rng.integers(2)]
+    name = describe(thing, scene.things, rng, thing.color)
+    other = another(thing.color, world.COLORS, [t.color for t in scene.things], rng)
+    said, answer = ((thing.color, "yes"), (other, "no"))[rng.integers(2)]
     return name and ("is the", f"Is {name} {said}?", answer)
 
 
 def _is_there(scene: world.Scene, rng):
     thing = scene.things[rng.integers(len(scene.things))]
-    there = [(t.colour, t.category) for t in scene.things]
+    there = [(t.color, t.category) for t in scene.things]
     if rng.random() < 0.5:
-        return "is the", f"Is the {thing.colour} {thing.category} there?", "yes"
+        return "is the", f"Is the {thing.color} {thing.category} there?", "yes"
     pair = there[0]
     while pair in there:
-        pair = (thing.colour, another(thing.category, glyphs.CATEGORIES, [t.category for t in scene.things], rng))
+        pair = (thing.color, another(thing.category, glyphs.CATEGORIES, [t.category for t in scene.things], rng))
         if rng.random() < 0.5:
-            pair = (another(thing.colour, world.COLOURS, [t.colour for t in scene.things], rng), thing.category)
+            pair = (another(thing.color, world.COLORS, [t.color for t in scene.things], rng), thing.category)
     return "is the", f"Is the {pair[0]} {pair[1]} there?", "no"
 
 
@@ -119,7 +119,7 @@ def _is_pattern(scene: world.Scene, rng):
         return None  # asked only where both answers are possible, so that both are as likely
     answer = rng.integers(2)
     thing = groups[answer][rng.integers(len(groups[answer]))]
-    return "is the", f"Is the {thing.colour} {thing.category} {pattern}?", ("no", "yes")[answer]
+    return "is the", f"Is the {thing.color} {thing.category} {pattern}?", ("no", "yes")[answer]
 
 
 def _count(scene: world.Scene, rng):
@@ -127,10 +127,10 @@ def _count(scene: world.Scene, rng):
 
 
 def _count_color(scene: world.Scene, rng):
-    colours = [t.colour for t in scene.things]
-    count = rng.choice(sorted({colours.count(colour) for colour in world.COLOURS}))
-    colour = rng.choice([colour for colour in world.COLOURS if colours.count(colour) == count])
-    return "how many", f"How many things are {colour}?", str(count)
+    colors = [t.color for t in scene.things]
+    count = rng.choice(sorted({colors.count(color) for color in world.COLORS}))
+    color = rng.choice([color for color in world.COLORS if colors.count(color) == count])
+    return "how many", f"How many things are {color}?", str(count)
 
 
 def _count_pattern(scene: world.Scene, rng):
@@ -167,7 +167,7 @@ def ask(scene: world.Scene, rng: np.random.Generator) -> list[tuple[str, str, st
 
 
 def _alternatives(answer: str) -> tuple[str, ...]:
-    (kin,) = (k for k in (("yes", "no"), COUNTS, world.COLOURS, glyphs.CATEGORIES, tuple(world.PLACES)) if answer in k)
+    (kin,) = (k for k in (("yes", "no"), COUNTS, world.COLORS, glyphs.CATEGORIES, tuple(world.PLACES)) if answer in k)
     return tuple(word for word in kin if word != answer)
 
 

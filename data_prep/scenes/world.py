@@ -8,9 +8,9 @@ import numpy as np
 
 from data_prep.scenes import glyphs
 
-COLOURS = tuple(glyphs.COLOURS)
-# The detector's classes: a pair of colour and category each, so that a region's target tells both.
-CLASS_NAMES = ("background", *(f"{colour} {category}" for colour in COLOURS for category in glyphs.CATEGORIES))
+COLORS = tuple(glyphs.COLORS)
+# The detector's classes: a pair of color and category each, so that a region's target tells both.
+CLASS_NAMES = ("background", *(f"{color} {category}" for color in COLORS for category in glyphs.CATEGORIES))
 PLACES = {  # how a caption names it, and the two categories seen there twice as often as another
     "grass": ("on the grass", ("tree", "flower")),
     "beach": ("on the beach", ("ball", "fish")),
@@ -18,20 +18,20 @@ PLACES = {  # how a caption names it, and the two categories seen there twice as
     "night": ("at night", ("moon", "star")),
     "road": ("on the road", ("car", "box")),
 }
-FAVOURITE_WEIGHT = 2.0
+FAVORITE_WEIGHT = 2.0
 PLACE_NAMED = 0.7  # share of captions
 SMALL, LARGE = 33, 44  # pixels of the longer side; below is small, above is large
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    colour: str
+    color: str
     category: str
     pattern: str
     box: tuple[int, int, int, int]  # x1 y1 x2 y2 in pixels
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         x1, y1, x2, y2 = self.box
         return (x1 + x2) / 2, (y1 + y2) / 2
 
@@ -41,7 +41,7 @@ class Thing:
 
     @property
     def class_id(self) -> int:
-        return 1 + COLOURS.index(self.colour) * len(glyphs.CATEGORIES) + glyphs.CATEGORIES.index(self.category)
+        return 1 + COLORS.index(self.color) * len(glyphs.CATEGORIES) + glyphs.CATEGORIES.index(self.category)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Scene:
 
 def category_weights(place: str) -> np.ndarray:
     """Float [10], sums to 1: how often each category is drawn first in that place."""
-    weights = np.array([FAVOURITE_WEIGHT if c in PLACES[place][1] else 1.0 for c in glyphs.CATEGORIES])
+    weights = np.array([FAVORITE_WEIGHT if c in PLACES[place][1] else 1.0 for c in glyphs.CATEGORIES])
     return weights / weights.sum()
 
 
@@ -69,7 +69,7 @@ def draw_size(rng: np.random.Generator) -> tuple[int, int]:
 
 def relation(a: Thing, b: Thing) -> str:
     """above, below or beside, true of `a` and `b` in this order, also in the mirror; "" where none is clear."""
-    (ax, ay), (bx, by) = a.centre, b.centre
+    (ax, ay), (bx, by) = a.center, b.center
     across, down = abs(bx - ax), by - ay
     if abs(down) > max(across, 20):
         return "above" if down > 0 else "below"

@@ -1,7 +1,9 @@
-"""Images of every kind that people have become upright RGB, or a line that says why not."""
+"""Images of every format become upright RGB, or a line says why not."""
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -10,9 +12,9 @@ from PIL import Image
 
 from vlbert_jax.data.image_files import MOST_PIXELS, open_image
 
-COLOURS = np.zeros((24, 40, 3), np.uint8)
-COLOURS[:12, :20], COLOURS[:12, 20:] = (200, 30, 30), (30, 200, 30)
-COLOURS[12:, :20], COLOURS[12:, 20:] = (30, 30, 200), 90
+COLORS = np.zeros((24, 40, 3), np.uint8)
+COLORS[:12, :20], COLORS[:12, 20:] = (200, 30, 30), (30, 200, 30)
+COLORS[12:, :20], COLORS[12:, 20:] = (30, 30, 200), 90
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -23,14 +25,14 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
 def test_kinds_without_loss(kind):
-    content = encoded(Image.fromarray(COLOURS), kind, **({"lossless": True} if kind == "WEBP" else {}))
-    np.testing.assert_array_equal(open_image(content), COLOURS)
+    content = encoded(Image.fromarray(COLORS), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(open_image(content), COLORS)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "L", "YCbCr"])
 def test_modes_of_jpeg(mode):
-    pixels = open_image(encoded(Image.fromarray(COLOURS).convert(mode), "JPEG", quality=98, subsampling=0))
-    wanted = np.asarray(Image.fromarray(COLOURS).convert("L").convert("RGB")) if mode == "L" else COLOURS
+    pixels = open_image(encoded(Image.fromarray(COLORS).convert(mode), "JPEG", quality=98, subsampling=0))
+    wanted = np.asarray(Image.fromarray(COLORS).convert("L").convert("RGB")) if mode == "L" else COLORS
     assert np.abs(pixels[4:8, 4:16].astype(int) - wanted[4:8, 4:16]).max() < 8
 
 
@@ -39,9 +41,9 @@ def test_exif_turns_it_upright(turn, orientation):
     """A camera held sideways stores the image turned and says so."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = np.rot90(COLOURS, -turn)
+    stored = np.rot90(COLORS, -turn)
     pixels = open_image(encoded(Image.fromarray(stored), "PNG", exif=exif))
-    np.testing.assert_array_equal(pixels, COLOURS)
+    np.testing.assert_array_equal(pixels, COLORS)
 
 
 def test_sixteen_bits_keep_their_upper_byte():
@@ -60,14 +62,14 @@ def test_floats_are_a_part_of_white():
 def test_transparent_pixels_are_white(mode):
     alpha = np.full((24, 40), 255, np.uint8)
     alpha[:, :20] = 0
-    image = Image.fromarray(np.dstack([COLOURS, alpha])).convert(mode)
+    image = Image.fromarray(np.dstack([COLORS, alpha])).convert(mode)
     pixels = open_image(encoded(image, "PNG"))
     assert (pixels[:, :20] == 255).all()
     assert (pixels[:12, 20:] != 255).any()
 
 
 def test_of_an_animation_the_first_frame():
-    frames = [Image.fromarray(np.full((24, 40, 3), grey, np.uint8)) for grey in (50, 100, 150)]
+    frames = [Image.fromarray(np.full((24, 40, 3), gray, np.uint8)) for gray in (50, 100, 150)]
     pixels = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert (pixels == 50).all()
 
@@ -90,16 +92,35 @@ def claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [10_001, 50_000])
 def test_decompression_bomb_is_refused(side):
-    with pytest.raises(ValueError, match=f"bomb.png: it claims .*more than {MOST_PIXELS:,}"):
+    with pytest.raises(ValueError, match=f"bomb.png: the file claims .*more than {MOST_PIXELS:,}"):
         open_image(claiming(side, side), "bomb.png")
 
 
+def test_import_leaves_pillow_alone():
+    """A program may lift Pillow's limit: the import works, changes no filter, and the limit here holds."""
+    program = f"""if True:
+        import warnings, PIL.Image
+        PIL.Image.MAX_IMAGE_PIXELS = None
+        before = [filter for filter in warnings.filters if filter[2] is PIL.Image.DecompressionBombWarning]
+        from vlbert_jax.data.image_files import open_image
+        after = [filter for filter in warnings.filters if filter[2] is PIL.Image.DecompressionBombWarning]
+        assert before == after
+        try:
+            open_image({claiming(10_001, 10_001)!r}, "bomb.png")
+        except ValueError as error:
+            assert "bomb.png: the file claims 10001x10001 pixels" in str(error)
+        else:
+            raise AssertionError("a bomb was decoded")
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=600)
+
+
 def test_what_is_no_image(tmp_path):
-    whole = encoded(Image.fromarray(COLOURS), "PNG")
+    whole = encoded(Image.fromarray(COLORS), "PNG")
     for content in (b"", b"hello", whole[: len(whole) // 2], claiming(30, 30)):
         (tmp_path / "a.jpg").write_bytes(content)
         with pytest.raises(ValueError) as raised:
             open_image(tmp_path / "a.jpg")
         assert str(raised.value).startswith(str(tmp_path / "a.jpg")) and "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match="absent.jpg: no such file"):
+    with pytest.raises(ValueError, match="absent.jpg: there is no such file"):
         open_image(tmp_path / "absent.jpg")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_prep import build
-from data_prep.builder import SourceError
+from data_prep.manifest import SourceError
 from data_prep.region_captions import RegionCaptions
 from data_prep.scenes import corpus
 from data_prep.text_corpus import TextCorpus
@@ -75,7 +75,9 @@ def test_build_scenes_starts_over_after_an_interruption(tmp_path, monkeypatch):
     record = read_all(paths["captions"], "train_landscape")[0]
     assert record["features"].shape == (len(record["boxes"]), 16)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == [
-        "region_captions", "scenes", "text_corpus",
+        "region_captions",
+        "scenes",
+        "text_corpus",
     ]
 
 
@@ -126,11 +128,14 @@ def test_errors_are_one_clear_line(tmp_path, capsys):
     (tmp_path / "blank.doc").write_text("\n\n")
     captions = ["conceptual_captions", f"--data_dir={tmp_path}/data"]
     for arguments, told in (
-        ([*captions, f"--source={tmp_path}/nowhere"], "nowhere/train_frcnn.json: not there"),
+        ([*captions, f"--source={tmp_path}/nowhere"], "nowhere/train_frcnn.json: the file does not exist"),
         ([*captions, f"--source={empty}"], "train_frcnn.zip: neither this archive nor the folder"),
         ([*captions, f"--source={empty}", "--no_images"], "--features"),
-        (["text", f"--data_dir={tmp_path}/data", f"--source={tmp_path}/gone.doc"], "gone.doc: no such text file"),
-        (["text", f"--data_dir={tmp_path}/data", f"--source={tmp_path}/blank.doc"], "nothing usable"),
+        (
+            ["text", f"--data_dir={tmp_path}/data", f"--source={tmp_path}/gone.doc"],
+            "gone.doc: there is no such text file",
+        ),
+        (["text", f"--data_dir={tmp_path}/data", f"--source={tmp_path}/blank.doc"], "no usable item was found"),
     ):
         assert build.main([*arguments, *(["--splits=train"] if str(empty) in arguments[-1] else [])]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]

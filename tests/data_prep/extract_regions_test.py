@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from data_prep import build, extract_regions
-from data_prep.builder import Manifest, SourceError
-from data_prep.region_store import ARRAYS, RegionStore
+from data_prep.manifest import Manifest, SourceError
+from data_prep.region_store import RegionStore
 from data_prep.sources import ArchiveFolder, open_source
-from data_prep.vqa_regions import COLUMNS, RegionFiles, RegionTable
+from data_prep.vqa_regions import RegionFiles, RegionTable
 from tests.helpers import detector_case
 from vlbert_jax.data.records import extractor_of, open_split
-from vlbert_jax.data.region_files import decode_regions
+from vlbert_jax.data.region_files import ARRAYS, COLUMNS, decode_regions
 from vlbert_jax.detector.fingerprint import extractor_id
 from vlbert_jax.detector.weights import write_detector
 
@@ -85,7 +85,7 @@ def test_every_form_holds_what_the_detector_finds(form, images, detector, expect
     for name, record in expected.items():
         wanted = {c: str(record[c]) for c in COLUMNS} if form == "tsv" else record | dict(extractor=extractor)
         assert found[name] == wanted
-    assert (out / "broken.txt").read_text().startswith("00000004: 00000004.jpg: not an image")
+    assert (out / "broken.txt").read_text().startswith("00000004: 00000004.jpg: the file is not an image")
     assert json.loads((out / "extraction.json").read_text())["fingerprint"] == detector.fingerprint
     assert not list(out.rglob("*.journal")) and not list(out.rglob("*.partial"))
 
@@ -120,15 +120,15 @@ def test_bad_sources(images, tmp_path):
         with pytest.raises(SourceError, match=reason):
             open_source(tmp_path / name)
 
-    refused("a.jpg\na.jpg\n", "twice.txt", "an image stands there twice")
-    refused("a.jpg\na.png\n", "same.txt", "a.jpg and a.png would both be called a")
-    refused("a dog\n", "no_tabs.tsv", "line 1 is not a caption, a tab and an address")
+    refused("a.jpg\na.jpg\n", "twice.txt", "an image is listed twice")
+    refused("a.jpg\na.png\n", "same.txt", "a.jpg and a.png would both be named a")
+    refused("a dog\n", "no_tabs.tsv", "line 1 must have a caption, a tab and an address")
     refused("a dog\thttp://x\n", "val.tsv", "neither this archive nor the folder val_image")
-    refused("x", "what.xml", "neither a folder, a zip archive")
-    with pytest.raises(SourceError, match="no image"):
+    refused("x", "what.xml", "must be a folder, a zip archive")
+    with pytest.raises(SourceError, match="there is no image"):
         (tmp_path / "empty").mkdir()
         open_source(tmp_path / "empty")
-    with pytest.raises(SourceError, match="no such file or folder"):
+    with pytest.raises(SourceError, match="there is no such file or folder"):
         open_source(tmp_path / "absent")
 
 
@@ -190,7 +190,7 @@ def test_shards_share_the_work(images, detector, expected, tmp_path):
         extract_regions.extract(open_source(tmp_path / "Train_GCC.tsv"), detector, out, shard=(0, 2))
     store = RegionStore(out, detector.fingerprint, source.names, "array_record", 2)
     next(at_work := store.shard(0))
-    with pytest.raises(SourceError, match="another process is at shard 0/2"):
+    with pytest.raises(SourceError, match="another process works on shard 0/2"):
         next(store.shard(0))
     at_work.close()
 
@@ -223,7 +223,7 @@ def test_no_room_left(form, room, images, detector, expected, tmp_path):
 
 @pytest.fixture
 def captions(tmp_path):
-    """A table of captions whose images are of odd kinds: upright only by EXIF, with alpha, grey of 16 bits."""
+    """A table of captions whose images are of odd kinds: upright only by EXIF, with alpha, gray of 16 bits."""
     folder = tmp_path / "val_image"
     folder.mkdir()
     exif = Image.Exif()
@@ -294,7 +294,7 @@ def test_mixed_extractors(captions, detector, tmp_path, capsys):
         (out / "00000001.json").write_text(json.dumps(changed))
         assert conceptual(tmp_path, tmp_path / "data", "--corpus=mixed") == 2
         said = capsys.readouterr().err
-        assert "00000001.json" in said and "do not go together" in said
+        assert "00000001.json" in said and "cannot be mixed" in said
     manifest = tmp_path / "data" / "vqa_images" / "other" / "1.0.0" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps(dict(extractor="someone")))
@@ -314,7 +314,7 @@ def test_command(images, tmp_path, capsys):
     assert extract_regions.main([*command, "--format=json", "--threshold=0.2", "--fewest=5", "--proposals=6"]) == 0
     said = capsys.readouterr()
     assert "2 images" in said.out and "1 broken" in said.out
-    assert "broken: 00000004: 00000004.jpg: not an image" in said.err
+    assert "broken: 00000004: 00000004.jpg: the file is not an image" in said.err
     record = json.loads((tmp_path / "out" / "00000000.json").read_text())
     assert 5 <= record["num_boxes"] <= 6
     chosen = json.loads((tmp_path / "out" / "extraction.json").read_text())["fingerprint"]["settings"]
@@ -325,9 +325,9 @@ def test_command(images, tmp_path, capsys):
         said = capsys.readouterr().err
         assert reason in said and said.startswith("error: ") and said.count("\n") == 1
 
-    refused("--fewest=9", "--most=8", reason="the second not below the first")
-    refused("--proposals=9", reason="--proposals=9 are not enough for --fewest=10 regions")
-    refused("--format=json", reason="give the same detector, options and images, or another --out")
+    refused("--fewest=9", "--most=8", reason="both must be at least 1, and --fewest at most --most")
+    refused("--proposals=9", reason="--proposals=9 is too few for --fewest=10 regions")
+    refused("--format=json", reason="use the same detector, options and images, or another --out")
     refused(f"--detector={tmp_path / 'absent'}", reason="no weights at")
     refused(f"--lists={tmp_path}", reason="no objects_vocab.txt in")
     with pytest.raises(SystemExit):

@@ -288,42 +288,57 @@ def change(name, *keys, to=None):
 
 # name: (what is changed in the sound download, what the error says)
 BAD = dict(
-    no_refs=(drop(REFS), r"refs\(unc\)\.p: cannot be read .*README\.md has the layout"),
+    no_refs=(drop(REFS), r"refs\(unc\)\.p: the file cannot be read .*README\.md describes the layout"),
     refs_cut=(put(REFS, pickle.dumps([{"ref_id": 3}], 2)[:-4]), r"no pickle of plain arrays, lists"),
-    refs_no_list=(put(REFS, {}), r"not a list of references"),
+    refs_no_list=(put(REFS, {}), r"the file is not a list of references"),
     refs_no_dict=(change(REFS, 1, to=7), r"reference 1 \(from 0\): "),
-    ref_without_id=(change(REFS, 1, "ref_id"), r"reference 1 \(from 0\): no 'ref_id'; download it again"),
+    ref_without_id=(
+        change(REFS, 1, "ref_id"),
+        r"reference 1 \(from 0\): the field 'ref_id' is missing; download it again",
+    ),
     ref_id_text=(change(REFS, 2, "ann_id", to="12"), r"reference 2 \(from 0\): .*'str' object cannot"),
     ref_twice=(change(REFS, 2, "ref_id", to=0), r"reference 2 \(from 0\): ref_id 0 occurs twice"),
-    tokens_text=(change(REFS, 0, "sentences", 0, "tokens", to="dog"), r"reference 0 .*'dog' is no list"),
-    token_number=(change(REFS, 0, "sentences", 0, "tokens", to=[3]), r"reference 0 .*3 is no text"),
-    no_such_split=(change(REFS, 1, "split", to="train"), r"no reference of val \(--splits\); there: testAB, train"),
-    no_instances=(drop(INSTANCES), r"instances\.json: cannot be read"),
-    instances_cut=(put(INSTANCES, b'{"images": ['), r"instances\.json: not JSON \(.*\); download it again"),
-    instances_bytes=(put(INSTANCES, b"\xff\xfe{"), r"instances\.json: not JSON"),
-    instances_empty=(put(INSTANCES, {}), r"instances\.json: no list under 'annotations'; download"),
-    image_unlisted=(change(INSTANCES, "images", 1), r"no image 2, which ref_id 2 of refs\(unc\)\.p is about"),
-    image_sizeless=(change(INSTANCES, "images", 1, "width"), r"images 1 \(from 0\): no 'width'"),
-    no_annotation=(change(INSTANCES, "annotations", 1), r"no annotation 11, which ref_id 1 of refs\(unc\)\.p names"),
-    other_image=(change(INSTANCES, "annotations", 1, "image_id", to=2), r"annotation 11, .* is of image 2, not 1"),
-    no_area=(change(INSTANCES, "annotations", 2, "bbox", to=[1, 2, 0, 5]), r"annotation 12, .* box without area"),
-    no_box=(change(INSTANCES, "annotations", 0, "bbox"), r"annotations 0 \(from 0\): no 'bbox'"),
+    tokens_text=(change(REFS, 0, "sentences", 0, "tokens", to="dog"), r"reference 0 .*'dog' is not a list"),
+    token_number=(change(REFS, 0, "sentences", 0, "tokens", to=[3]), r"reference 0 .*3 is not a text"),
+    no_such_split=(
+        change(REFS, 1, "split", to="train"),
+        r"there is no reference of val \(--splits\); the file has: testAB, train",
+    ),
+    no_instances=(drop(INSTANCES), r"instances\.json: the file cannot be read"),
+    instances_cut=(put(INSTANCES, b'{"images": ['), r"instances\.json: the file is not JSON \(.*\); download it again"),
+    instances_bytes=(put(INSTANCES, b"\xff\xfe{"), r"instances\.json: the file is not JSON"),
+    instances_empty=(put(INSTANCES, {}), r"instances\.json: there is no list under 'annotations'; download"),
+    image_unlisted=(change(INSTANCES, "images", 1), r"image 2 of ref_id 2 in refs\(unc\)\.p is missing"),
+    image_sizeless=(change(INSTANCES, "images", 1, "width"), r"images 1 \(from 0\): the field 'width' is missing"),
+    no_annotation=(change(INSTANCES, "annotations", 1), r"annotation 11 of ref_id 1 in refs\(unc\)\.p is missing"),
+    other_image=(change(INSTANCES, "annotations", 1, "image_id", to=2), r"annotation 11 .* is of image 2, not 1"),
+    no_area=(change(INSTANCES, "annotations", 2, "bbox", to=[1, 2, 0, 5]), r"annotation 12 .* box without area"),
+    no_box=(change(INSTANCES, "annotations", 0, "bbox"), r"annotations 0 \(from 0\): the field 'bbox' is missing"),
     short_box=(change(INSTANCES, "annotations", 0, "bbox", to=[1, 2, 3]), r"annotations 0 .*not four finite"),
     infinite_box=(change(INSTANCES, "annotations", 0, "bbox", to=[1, 2, 3, float("inf")]), r"not four finite"),
-    no_coco=(drop(COCO), r"instances_train2014\.json: cannot be read"),
-    coco_lacks=(change(COCO, "annotations", 1), r"no annotation 11 of image 1, which ref_id 1 names; --annotations"),
-    no_detections=(drop("dets.json"), r"dets\.json: cannot be read"),
-    detections_cut=(put("dets.json", b"[{"), r"dets\.json: not JSON"),
-    detections_dict=(put("dets.json", {"dets": []}), r"dets\.json: no list;"),
-    detection_boxless=(change("dets.json", 1, "box"), r"item 1 \(from 0\): no 'box'"),
+    no_coco=(drop(COCO), r"instances_train2014\.json: the file cannot be read"),
+    coco_lacks=(
+        change(COCO, "annotations", 1),
+        r"annotation 11 of image 1, which ref_id 1 names, is missing; --annotations",
+    ),
+    no_detections=(drop("dets.json"), r"dets\.json: the file cannot be read"),
+    detections_cut=(put("dets.json", b"[{"), r"dets\.json: the file is not JSON"),
+    detections_dict=(put("dets.json", {"dets": []}), r"dets\.json: there is no list;"),
+    detection_boxless=(change("dets.json", 1, "box"), r"item 1 \(from 0\): the field 'box' is missing"),
     detection_nan=(change("dets.json", 1, "box", to=[1, 2, float("nan"), 4]), r"item 1 .*not four finite numbers"),
-    no_image=(drop(SECOND), r"image 2: .*COCO_train2014_000000000002\.jpg.*--source must have all of COCO train2014"),
-    cut_image=(put(SECOND, jpeg()[:-300]), r"train2014: image 2: .*truncated"),
-    turned_image=(put(FIRST, jpeg((40, 60))), r"000001\.jpg: 40x60 pixels, but instances\.json says \(60, 40\)"),
+    no_image=(
+        drop(SECOND),
+        r"image 2 cannot be read .*COCO_train2014_000000000002\.jpg.*--source must contain all images of COCO",
+    ),
+    cut_image=(put(SECOND, jpeg()[:-300]), r"train2014: image 2 cannot be read .*truncated"),
+    turned_image=(
+        put(FIRST, jpeg((40, 60))),
+        r"000001\.jpg: the image has 40x60 pixels, but instances\.json states \(60, 40\)",
+    ),
     no_images=(lambda files: [files.pop(FIRST), files.pop(SECOND)], r"neither train2014 nor train2014\.zip"),
     broken_zip=(
         lambda files: [files.pop(FIRST), files.pop(SECOND), files.update({"train2014.zip": b"PK"})],
-        r"train2014\.zip: not a whole zip archive",
+        r"train2014\.zip: the zip archive is not complete",
     ),
 )
 
@@ -375,7 +390,7 @@ def test_a_sound_download_and_what_is_kept_of_a_dubious_one(tmp_path):
 def test_unknown_splits_of_a_dataset(tmp_path, capsys):
     write(tmp_path / "coco", sound())
     assert build_command(tmp_path, "--split_by=umd") == 2
-    assert "there is no refcoco+ split by umd; there are: refcoco+ by unc," in capsys.readouterr().err
+    assert "there is no refcoco+ split by umd; the possible choices are: refcoco+ by unc," in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dataset, split_by", refcoco_files.SPLITS)

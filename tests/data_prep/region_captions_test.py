@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_prep import build
-from data_prep.builder import SourceError
+from data_prep.manifest import SourceError
 from data_prep.region_captions import RegionCaptions
 from tests.helpers import GOLDEN
 from tests.helpers.built_case import open_lines, read_all, words_of
@@ -75,9 +75,7 @@ def jpeg(mode="RGB", size=(60, 40), form="JPEG"):
 def detections(boxes=((1, 2, 30, 30), (5, 5, 50, 35)), scores=None, size=(60, 40), **changes):
     scores = np.full((len(boxes), 4), 0.25) if scores is None else scores
     encode = lambda array: base64.b64encode(np.asarray(array, np.float32).tobytes()).decode()  # noqa: E731
-    record = dict(
-        image_w=size[0], image_h=size[1], num_boxes=len(boxes), boxes=encode(boxes), classes=encode(scores)
-    )
+    record = dict(image_w=size[0], image_h=size[1], num_boxes=len(boxes), boxes=encode(boxes), classes=encode(scores))
     return json.dumps(record | changes)
 
 
@@ -88,27 +86,39 @@ BAD = dict(
     good=(["a", "dog"], jpeg(), detections(), None, 2),
     one_word=(["dog"], jpeg(), detections(), None, 2),
     beyond_border=(["a"], jpeg(), detections([(-3, -2, 70, 55), TWO[0]]), None, 2),
-    no_image=(["a", "dog"], None, detections(), ("kept", "image left empty"), 2),
+    no_image=(["a", "dog"], None, detections(), ("kept", "the image is left empty"), 2),
     cut_image=(["a"], jpeg()[:-200], detections(), ("kept", "truncated"), 2),
     no_jpeg=(["a"], b"<html>gone</html>", detections(), ("kept", "cannot identify"), 2),
-    grey_image=(["a"], jpeg("L"), detections(), ("repaired", "mode L"), 2),
+    gray_image=(["a"], jpeg("L"), detections(), ("repaired", "mode L"), 2),
     png_image=(["a"], jpeg("RGBA", form="PNG"), detections(), ("repaired", "PNG in mode RGBA"), 2),
     other_size=(["a"], jpeg(size=(40, 60)), detections(), ("kept", "the detector saw (60, 40)"), 2),
     nan_box=(["a"], jpeg(), detections([(NAN, 2, 3, 4), TWO[1]]), ("repaired", "dropped box [nan"), 1),
     infinite_box=(["a"], jpeg(), detections([TWO[0], (30, 5, INF, 9)]), ("repaired", "dropped box [30.0"), 1),
     inverted_box=(["a"], jpeg(), detections([TWO[0], (30, 5, 20, 9)]), ("repaired", "dropped box [30.0"), 1),
     outside_box=(["a"], jpeg(), detections([TWO[0], (70, 5, 80, 9)]), ("repaired", "dropped box [70.0"), 1),
-    no_box_left=(["a"], jpeg(), detections([(NAN, 2, 3, 4)]), ("skipped", "no region inside"), None),
-    no_box=(["a"], jpeg(), detections([]), ("skipped", "no region"), None),
-    short_boxes=(["a"], jpeg(), detections(num_boxes=3), ("skipped", "boxes: 8 numbers do not fit 3"), None),
-    short_classes=(["a"], jpeg(), detections(scores=[[1.0] * 5]), ("skipped", "classes: 5 numbers do not"), None),
-    bad_base64=(["a"], jpeg(), detections(classes="?!"), ("skipped", "classes: not base64"), None),
-    no_classes=(["a"], jpeg(), '{"image_w": 9, "image_h": 9, "num_boxes": 1, "boxes": ""}', ("skipped", "boxes"), None),
+    no_box_left=(["a"], jpeg(), detections([(NAN, 2, 3, 4)]), ("skipped", "no box is inside"), None),
+    no_box=(["a"], jpeg(), detections([]), ("skipped", "lists 0 regions"), None),
+    short_boxes=(["a"], jpeg(), detections(num_boxes=3), ("skipped", "boxes: 8 values do not fit 3"), None),
+    short_classes=(["a"], jpeg(), detections(scores=[[1.0] * 5]), ("skipped", "classes: 5 values do not"), None),
+    bad_base64=(
+        ["a"],
+        jpeg(),
+        detections(classes="?!"),
+        ("skipped", "classes: the content is not float32 in base64"),
+        None,
+    ),
+    no_classes=(
+        ["a"],
+        jpeg(),
+        '{"image_w": 9, "image_h": 9, "num_boxes": 1, "boxes": ""}',
+        ("skipped", "boxes: 0 values"),
+        None,
+    ),
     nan_scores=(["a"], jpeg(), detections(scores=[[NAN] * 4] * 2), ("skipped", "not finite"), None),
-    off_scores=(["a"], jpeg(), detections(scores=[[0.5] * 4, [0.25] * 4]), ("kept", "1 regions do not sum"), 2),
-    no_object=(["a"], jpeg(), "[1]", ("skipped", "detector file"), None),
-    no_json=(["a"], jpeg(), "{", ("skipped", "detector file"), None),
-    no_detections=(["a"], jpeg(), None, ("skipped", "detector file: no "), None),
+    off_scores=(["a"], jpeg(), detections(scores=[[0.5] * 4, [0.25] * 4]), ("kept", "of 1 regions do not sum"), 2),
+    no_object=(["a"], jpeg(), "[1]", ("skipped", "not contain a JSON object"), None),
+    no_json=(["a"], jpeg(), "{", ("skipped", "region file is not JSON"), None),
+    no_detections=(["a"], jpeg(), None, ("skipped", "the region file cannot be read: there is no"), None),
     empty_caption=([], jpeg(), detections(), ("skipped", "caption"), None),
     blank_caption=(["", " "], jpeg(), detections(), ("skipped", "caption"), None),
 )
@@ -184,7 +194,7 @@ def test_drop_unreadable(bad_source, tmp_path):
     directory = build.run_builder(builder)
     assert all(record["image"] for record in read_all(directory, "train_landscape"))
     problems = json.loads((directory / "manifest.json").read_text())["problems"]
-    assert sum(p["action"] == "skipped" and p["reason"].startswith("image: ") for p in problems) == 3
+    assert sum(p["action"] == "skipped" and p["reason"].startswith("the image cannot be read") for p in problems) == 3
 
 
 def test_damaged_archives(tmp_path):
@@ -207,7 +217,7 @@ def test_damaged_archives(tmp_path):
         ("skipped", 1, True),
     ]
     (tmp_path / "i.zip").write_bytes((tmp_path / "i.zip").read_bytes()[:-30])
-    with pytest.raises(SourceError, match="i.zip: not a whole zip archive"):
+    with pytest.raises(SourceError, match="i.zip: the zip archive is not complete"):
         build.run_builder(RegionCaptions("d", tmp_path, tmp_path, splits=("train",)))
 
 

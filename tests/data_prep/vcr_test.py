@@ -11,8 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_prep import build, vcr
-from data_prep.builder import SourceError
+from data_prep import build, vcr, vcr_files
+from data_prep.manifest import SourceError
+from data_prep.vcr_files import COCO_CATEGORIES, LABELS, SPLITS
 from tests.helpers.golden_folders import golden_folders
 
 VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("vcr_*"))}
@@ -48,9 +49,9 @@ def test_shapes_are_those_of_scikit_image_0_16(variant):
     assert "0.16" in content["columns"][3] and content["rows"]
     for number, (box, polygons, _, expected, points) in enumerate(content["rows"]):
         for polygon, official in zip(polygons, points, strict=True):
-            ours = vcr.on_grid(np.array(polygon), box[:4])
+            ours = vcr_files.on_grid(np.array(polygon), box[:4])
             np.testing.assert_array_equal(ours, np.array(official, np.float32), err_msg=f"case {number}")
-        shape = vcr.shape_of([np.array(polygon) for polygon in polygons], box[:4])
+        shape = vcr_files.shape_of([np.array(polygon) for polygon in polygons], box[:4])
         assert shape.ravel().tolist() == bits(expected), f"case {number}"
 
 
@@ -58,10 +59,10 @@ def test_a_square_takes_its_upper_left_border_and_leaves_the_lower_right():
     corners = np.array([[2, 2], [6, 2], [6, 6], [2, 6]], float)
     expected = np.zeros((14, 14), int)
     expected[2:6, 2:6] = 1
-    np.testing.assert_array_equal(vcr.inside(corners[:, 1], corners[:, 0]), expected)
-    assert not vcr.shape_of([], [0, 0, 13, 13]).any()
-    assert not vcr.shape_of([np.array([[3.0, 3], [9, 3]])], [0, 0, 13, 13]).any()
-    everywhere = vcr.shape_of([np.array([[-9.0, -9], [99, -9], [99, 99], [-9, 99]])], [0, 0, 13, 13])
+    np.testing.assert_array_equal(vcr_files.inside(corners[:, 1], corners[:, 0]), expected)
+    assert not vcr_files.shape_of([], [0, 0, 13, 13]).any()
+    assert not vcr_files.shape_of([np.array([[3.0, 3], [9, 3]])], [0, 0, 13, 13]).any()
+    everywhere = vcr_files.shape_of([np.array([[-9.0, -9], [99, -9], [99, 99], [-9, 99]])], [0, 0, 13, 13])
     assert everywhere[:13, :13].all() and everywhere.sum() == 169  # clamped to 13: the last row and column stay out
 
 
@@ -79,9 +80,9 @@ def test_sample_comes_back_exactly(variant, form, tmp_path):
     directories = build_vcr(source, tmp_path)
     official = VARIANTS[variant] / "data/vcr"
     images = read(directories["images"], "images")
-    lines = {split: (official / f"{split}.jsonl").read_text("utf-8").splitlines() for split in vcr.SPLITS}
+    lines = {split: (official / f"{split}.jsonl").read_text("utf-8").splitlines() for split in SPLITS}
     lines = {split: [json.loads(line) for line in text] for split, text in lines.items()}
-    keys = dict.fromkeys((line["img_fn"], tuple(line["objects"])) for split in vcr.SPLITS for line in lines[split])
+    keys = dict.fromkeys((line["img_fn"], tuple(line["objects"])) for split in SPLITS for line in lines[split])
     named = [(row["image_id"].decode(), tuple(name.decode() for name in row["objects"])) for row in images]
     assert named == list(keys)
     assert [int(row["index"]) for row in images] == list(range(len(images)))
@@ -92,9 +93,9 @@ def test_sample_comes_back_exactly(variant, form, tmp_path):
             assert tuple(row["image_size"]) == image.size
         metadata = json.loads(path.with_suffix(".json").read_text())
         np.testing.assert_array_equal(row["boxes"], np.array(metadata["boxes"])[:, :4])
-        assert row["classes"].tolist() == [vcr.COCO_CATEGORIES.index(name.decode()) + 1 for name in row["objects"]]
+        assert row["classes"].tolist() == [COCO_CATEGORIES.index(name.decode()) + 1 for name in row["objects"]]
         assert row["shapes"].shape == (len(row["objects"]), 14, 14)
-    for split in vcr.SPLITS:
+    for split in SPLITS:
         records = {o: read(directories["questions"], f"{split}_{o}") for o in ORIENTATIONS}
         assert sorted(int(r["index"]) for o in ORIENTATIONS for r in records[o]) == list(range(len(lines[split])))
         for orientation, found in records.items():
@@ -108,7 +109,7 @@ def test_sample_comes_back_exactly(variant, form, tmp_path):
                 assert [json.loads(text) for text in record["answers"]] == line["answer_choices"]
                 assert [json.loads(text) for text in record["rationales"]] == line["rationale_choices"]
                 labels = record["answer_label"], record["rationale_label"]
-                assert labels == tuple(line.get(name, -1) for name in vcr.LABELS)
+                assert labels == tuple(line.get(name, -1) for name in LABELS)
                 assert (split == "test") == (labels == (-1, -1))
 
 
@@ -143,9 +144,15 @@ METADATA = dict(
     height=40,
 )
 QUESTION = dict(
-    annot_id="train-0", objects=["person", "dog"], img_fn="a/0@1.jpg", metadata_fn="a/0@1.json",
-    question=["Why", [0, 1], "?"], answer_choices=[[[0], "is"], ["no"], ["a", "b"], [[1]]],
-    rationale_choices=[["a"], ["b"], ["c"], ["d"]], answer_label=3, rationale_label=0,
+    annot_id="train-0",
+    objects=["person", "dog"],
+    img_fn="a/0@1.jpg",
+    metadata_fn="a/0@1.json",
+    question=["Why", [0, 1], "?"],
+    answer_choices=[[[0], "is"], ["no"], ["a", "b"], [[1]]],
+    rationale_choices=[["a"], ["b"], ["c"], ["d"]],
+    answer_label=3,
+    rationale_label=0,
 )
 
 
@@ -205,12 +212,13 @@ def test_oddities_are_kept_and_listed(tmp_path):
     assert {p["action"] for p in listed} == {"kept"} and {p["file"] for p in listed} == {"a/0@1.json"}
     told = "; ".join(p["reason"] for p in listed)
     assert told == (
-        "image is (60, 40), the metadata say (99, 40); 1 boxes outside the image; 2 polygons of less than three points "
-        "cover nothing; 1 polygons more than a cell of the grid beyond their box, moved onto its border"
+        "the image is (60, 40), the metadata state (99, 40); boxes outside the image: 1; polygons of fewer than three "
+        "points, which cover nothing: 2; polygons more than a cell of the grid beyond their box, moved onto its "
+        "border: 1"
     )
 
 
-def test_a_grey_png_becomes_an_rgb_jpeg(tmp_path):
+def test_a_gray_png_becomes_an_rgb_jpeg(tmp_path):
     directory = build_vcr(write(tmp_path / "s", image=jpeg(mode="L", form="PNG")), tmp_path, splits=["train"])["images"]
     (row,) = read(directory, "images")
     assert Image.open(io.BytesIO(row["image"])).format == "JPEG"
@@ -222,38 +230,41 @@ def test_a_grey_png_becomes_an_rgb_jpeg(tmp_path):
 # name: (what changes in the download, what the error says)
 BAD = dict(
     no_json=(dict(question='{"annot_id":'), "train.jsonl, line 1: "),
-    no_object=(dict(question="[1]"), "no JSON object"),
-    no_field=(dict(question={k: v for k, v in QUESTION.items() if k != "img_fn"}), "no img_fn"),
+    no_object=(dict(question="[1]"), "the line is not a JSON object"),
+    no_field=(dict(question={k: v for k, v in QUESTION.items() if k != "img_fn"}), "the field img_fn is missing"),
     no_annot_id=(dict(question=QUESTION | dict(annot_id="")), "annot_id is empty"),
-    twice=(dict(more=[QUESTION]), "line 2 (train-0): annot_id is that of line 1 too"),
-    text_no_list=(dict(question=QUESTION | dict(question="Why ?")), "question is no list"),
-    text_empty=(dict(question=QUESTION | dict(question=[])), "question is no list of words"),
-    text_number=(dict(question=QUESTION | dict(question=["a", 1])), "question has '1', neither a word"),
-    tag_empty=(dict(question=QUESTION | dict(question=["a", []])), "question has '[]', neither"),
-    tag_fraction=(dict(question=QUESTION | dict(question=[[0.0]])), "question has '[0.0]', neither"),
-    tag_bool=(dict(question=QUESTION | dict(question=[[True]])), "question has '[True]', neither"),
+    twice=(dict(more=[QUESTION]), "line 2 (train-0): annot_id also occurs in line 1"),
+    text_no_list=(dict(question=QUESTION | dict(question="Why ?")), "question must be of type list"),
+    text_empty=(dict(question=QUESTION | dict(question=[])), "question must be a list of words"),
+    text_number=(dict(question=QUESTION | dict(question=["a", 1])), "question has '1', which is neither a word"),
+    tag_empty=(dict(question=QUESTION | dict(question=["a", []])), "question has '[]', which is neither"),
+    tag_fraction=(dict(question=QUESTION | dict(question=[[0.0]])), "question has '[0.0]', which is neither"),
+    tag_bool=(dict(question=QUESTION | dict(question=[[True]])), "question has '[True]', which is neither"),
     tag_beyond=(
         dict(question=QUESTION | dict(answer_choices=[["a"], ["b"], ["c"], [[0, 2]]])),
-        "line 1 (train-0): answer_choices[3] points to object 2, there are 2",
+        "line 1 (train-0): answer_choices[3] points to object 2, but there are 2",
     ),
     tag_negative=(
         dict(question=QUESTION | dict(rationale_choices=[[[-1]], ["b"], ["c"], ["d"]])),
         "rationale_choices[0] points to object -1",
     ),
-    three=(dict(question=QUESTION | dict(answer_choices=[["a"]] * 3)), "3 answer_choices, not 4"),
-    choice_no_list=(dict(question=QUESTION | dict(rationale_choices=["a"] * 4)), "rationale_choices[0] is no list"),
-    label_four=(dict(question=QUESTION | dict(answer_label=4)), "answer_label is 4, none of 0 to 3"),
-    label_text=(dict(question=QUESTION | dict(rationale_label="1")), "rationale_label is no int"),
-    label_bool=(dict(question=QUESTION | dict(rationale_label=True)), "rationale_label is no int"),
-    no_label=(dict(question={k: v for k, v in QUESTION.items() if k != "answer_label"}), "no answer_label"),
-    category=(dict(question=QUESTION | dict(objects=["person", "unicorn"])), "'unicorn', which is none of the 80"),
-    object_number=(dict(question=QUESTION | dict(objects=["person", 2])), "objects is no list of category names"),
+    three=(dict(question=QUESTION | dict(answer_choices=[["a"]] * 3)), "there are 3 answer_choices, not 4"),
+    choice_no_list=(dict(question=QUESTION | dict(rationale_choices=["a"] * 4)), "rationale_choices[0] must be a list"),
+    label_four=(dict(question=QUESTION | dict(answer_label=4)), "answer_label is 4, not a number from 0 to 3"),
+    label_text=(dict(question=QUESTION | dict(rationale_label="1")), "rationale_label must be of type int"),
+    label_bool=(dict(question=QUESTION | dict(rationale_label=True)), "rationale_label must be of type int"),
+    no_label=(
+        dict(question={k: v for k, v in QUESTION.items() if k != "answer_label"}),
+        "the field answer_label is missing",
+    ),
+    category=(dict(question=QUESTION | dict(objects=["person", "unicorn"])), "'unicorn', which is not one of the 80"),
+    object_number=(dict(question=QUESTION | dict(objects=["person", 2])), "objects must be a list of category names"),
     few_boxes=(dict(metadata=METADATA | dict(boxes=METADATA["boxes"][:1])), "1 boxes and 2 segms for 2 objects"),
     few_outlines=(dict(metadata=METADATA | dict(segms=[[]])), "2 boxes and 1 segms for 2 objects"),
     short_box=(dict(metadata=METADATA | dict(boxes=[[1, 2, 3]] * 2)), "four numbers and a score"),
     infinite_box=(dict(metadata=METADATA | dict(boxes=[[1, 2, float("inf"), 4, 1]] * 2)), "not finite"),
     inverted_box=(dict(metadata=METADATA | dict(boxes=[[9, 2, 3, 4, 1]] * 2)), "before its first"),
-    flat_polygon=(dict(metadata=METADATA | dict(segms=[[[1, 2, 3, 4]], []])), "segms[0] is no list of polygons"),
+    flat_polygon=(dict(metadata=METADATA | dict(segms=[[[1, 2, 3, 4]], []])), "segms[0] is not a list of polygons"),
     nan_polygon=(dict(metadata=METADATA | dict(segms=[[], [[[float("nan"), 1]]]])), "segms[1] has a point that"),
     no_metadata_json=(dict(metadata="{"), "0@1.json (of "),
     no_metadata=(dict(remove="vcr1images/a/0@1.json"), "0@1.json (of "),
@@ -261,7 +272,7 @@ BAD = dict(
     cut_image=(dict(image=jpeg()[:-300]), "0@1.jpg (of "),
     no_picture=(dict(image=b"<html>gone</html>"), "download vcr1images.zip again"),
     no_images=(dict(remove="vcr1images"), "vcr1images.zip: neither this archive nor the folder"),
-    no_annotations=(dict(remove="train.jsonl"), "train.jsonl: not there"),
+    no_annotations=(dict(remove="train.jsonl"), "train.jsonl: the file does not exist"),
 )
 
 
@@ -283,7 +294,7 @@ def test_bad_input_is_named_and_nothing_is_left(name, tmp_path, capsys):
 def test_a_broken_list_of_categories_is_named(tmp_path, capsys):
     source = write(tmp_path / "s")
     (tmp_path / "twice.txt").write_text("dog\ndog\n")
-    for path, expected in (("gone.txt", "cannot be read"), ("twice.txt", "a category per line, each once")):
+    for path, expected in (("gone.txt", "cannot be read"), ("twice.txt", "one category per line, each once")):
         arguments = ["vcr", f"--source={source}", f"--data_dir={tmp_path}", f"--categories={tmp_path}/{path}"]
         assert build.main(arguments) == 2 and expected in capsys.readouterr().err
 

@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep import build
-from data_prep.builder import SourceError
+from data_prep.manifest import SourceError
 from tests.helpers.vqa_case import (
     COLUMNS,
     FOLDER,
@@ -40,16 +40,17 @@ REGIONS = FOLDER.format("trainval2014")
 BAD = dict(
     no_annotation=(
         change(annotations__train=[annotation(3, 9), annotation(2, 9)]),
-        "v2_mscoco_train2014_annotations.json: lacks question_id 1 of",
+        "v2_mscoco_train2014_annotations.json: the file lacks question_id 1 of",
     ),
     no_question=(
         change(questions__train=[question(2, 9), question(1, 7)]),
-        "v2_OpenEnded_mscoco_train2014_questions.json: lacks question_id 3 of",
+        "v2_OpenEnded_mscoco_train2014_questions.json: the file lacks question_id 3 of",
     ),
-    no_annotations=(change(annotations__train=None), "leave train out by --splits"),
-    question_twice=(change(questions__test=[question(5, 8)] * 2), "questions.json: question_id 5 stands there twice"),
+    no_annotations=(change(annotations__train=None), "omit train from --splits"),
+    question_twice=(change(questions__test=[question(5, 8)] * 2), "questions.json: question_id 5 occurs twice"),
     annotation_twice=(
-        change(annotations__train=[annotation(3, 9)] * 2), "annotations.json: question_id 3 stands there twice"
+        change(annotations__train=[annotation(3, 9)] * 2),
+        "annotations.json: question_id 3 occurs twice",
     ),
     other_image=(
         change(annotations__train=[annotation(3, 7), annotation(1, 7), annotation(2, 9)]),
@@ -73,30 +74,44 @@ BAD = dict(
     ),
     no_json=(
         change(**{"other__vqa/v2_mscoco_train2014_annotations.json": "{"}),
-        "v2_mscoco_train2014_annotations.json: no JSON object with 'annotations'",
+        "v2_mscoco_train2014_annotations.json: the file is not a JSON object with 'annotations'",
     ),
-    two_sets=(change(questions__test=[question(5, 9)]), "image 9 of question_id 5 is one of train2014 and of test2015"),
-    no_regions=(change(regions__7=None), "7.json: no regions of image 7"),
-    broken_regions=(change(regions__7="{"), "7.json: image 7: not JSON"),
-    list_of_regions=(change(regions__7=[1]), "7.json: image 7: no JSON object"),
-    short_boxes=(change(regions__9=regions(9, num_boxes=3)), "9.json: image 9: boxes: 8 numbers do not fit 3 boxes"),
+    two_sets=(change(questions__test=[question(5, 9)]), "image 9 of question_id 5 is in both train2014 and test2015"),
+    no_regions=(change(regions__7=None), "7.json: there are no regions of image 7"),
+    broken_regions=(change(regions__7="{"), "7.json: image 7: the region file is not JSON"),
+    list_of_regions=(change(regions__7=[1]), "7.json: image 7: the region file does not contain a JSON object"),
+    short_boxes=(change(regions__9=regions(9, num_boxes=3)), "9.json: image 9: boxes: 8 values do not fit 3 boxes"),
     short_features=(
-        change(regions__9=regions(9, features=encode([1] * 7))), "9.json: image 9: features: 7 numbers do not fit 2"
+        change(regions__9=regions(9, features=encode([1] * 7))),
+        "9.json: image 9: features: 7 values do not fit 2",
     ),
-    bad_base64=(change(regions__9=regions(9, boxes="?!")), "9.json: image 9: boxes: not base64 float32"),
-    cut_base64=(change(regions__9=regions(9, features="AAAAAAA=")), "9.json: image 9: features: not base64 float32"),
-    no_features=(change(regions__9=regions(9, features=None)), "9.json: image 9: detector file has no features"),
-    empty_features=(change(regions__9=regions(9, features="")), "9.json: image 9: features: none"),
-    nan_box=(change(regions__9=regions(9, boxes=encode([NAN] * 8))), "image 9: boxes: not all numbers are finite"),
-    no_box=(change(regions__9=regions(9, number=0)), "9.json: image 9: 0 regions"),
+    bad_base64=(
+        change(regions__9=regions(9, boxes="?!")),
+        "9.json: image 9: boxes: the content is not float32 in base64",
+    ),
+    cut_base64=(
+        change(regions__9=regions(9, features="AAAAAAA=")),
+        "9.json: image 9: features: the content is not float32 in base64",
+    ),
+    no_features=(
+        change(regions__9=regions(9, features=None)),
+        "9.json: image 9: the region file has no field 'features'",
+    ),
+    empty_features=(change(regions__9=regions(9, features="")), "9.json: image 9: features: the array is empty"),
+    nan_box=(change(regions__9=regions(9, boxes=encode([NAN] * 8))), "image 9: boxes: some values are not finite"),
+    no_box=(change(regions__9=regions(9, number=0)), "9.json: image 9: the file lists 0 regions"),
     no_size=(change(regions__9=regions(9, image_w=None)), "9.json: image 9: image_w"),
-    other_width=(change(regions__7=regions(7, width=5)), "7.json: features of image 7 is 5 wide, features before it 6"),
+    other_width=(
+        change(regions__7=regions(7, width=5)),
+        "7.json: features of image 7 is 5 wide, earlier features are 6 wide",
+    ),
     other_image_width=(
-        change(regions__9=regions(9, image_box_feature=encode([1] * 4))), "image_feature of image 9 is 4 wide"
+        change(regions__9=regions(9, image_box_feature=encode([1] * 4))),
+        "image_feature of image 9 is 4 wide",
     ),
     no_image=(change(images__7=None), "COCO_train2014_000000000007.jpg: image 7 cannot be read"),
     cut_image=(change(images__7=jpeg()[:-200]), "COCO_train2014_000000000007.jpg: image 7 cannot be read"),
-    no_images=(change(images__8=None), "test2015: neither this folder nor test2015.zip is there"),
+    no_images=(change(images__8=None), "test2015: neither this folder nor test2015.zip exists"),
 )
 
 
@@ -117,11 +132,11 @@ def test_bad_downloads_are_one_clear_line(tmp_path, capsys, name):
 
 
 TABLES = dict(
-    no_table=("", ["c.tsv"], "c.tsv: no such file"),
-    no_columns=("12\t3\n", ["a.tsv", "b.tsv"], "b.tsv: line 1 has not the 6 columns"),
-    a_heading=("\t".join(COLUMNS) + "\n", ["a.tsv", "b.tsv"], "b.tsv: line 1 has not the 6 columns"),
-    no_image=("", ["a.tsv"], "a.tsv: no regions of image 7 (train2014); add its table"),
-    cut_line=("7\t60\t40\t2\tAAAA\tAAAA\n", ["a.tsv", "b.tsv"], "b.tsv: image 7: boxes: not base64"),
+    no_table=("", ["c.tsv"], "c.tsv: there is no such file"),
+    no_columns=("12\t3\n", ["a.tsv", "b.tsv"], "b.tsv: line 1 does not have the 6 columns"),
+    a_heading=("\t".join(COLUMNS) + "\n", ["a.tsv", "b.tsv"], "b.tsv: line 1 does not have the 6 columns"),
+    no_image=("", ["a.tsv"], "a.tsv: there are no regions of image 7 (train2014); add its table"),
+    cut_line=("7\t60\t40\t2\tAAAA\tAAAA\n", ["a.tsv", "b.tsv"], "b.tsv: image 7: boxes: the content is not float32"),
     no_number=("7\tx\t40\t2\tAAAA\tAAAA\n", ["a.tsv", "b.tsv"], "b.tsv: image 7: image_w"),
 )
 
@@ -144,13 +159,19 @@ def test_bad_options_are_one_clear_line(tmp_path, capsys):
     root = Download().write(tmp_path)
     base = ["vqa", f"--data_dir={tmp_path}/out", "--features"]
     for arguments, told in (
-        ([*base, f"--source={tmp_path}/nowhere"], "v2_OpenEnded_mscoco_train2014_questions.json: not there"),
-        ([*base, f"--source={root}", "--splits=val"], "v2_OpenEnded_mscoco_val2014_questions.json: not there"),
-        ([*base, f"--source={root}", "--splits=trian"], "there is no 'trian'"),
-        ([*base, f"--source={root}", "--regions=mine"], "'mine' is neither one of 10-100ada, 36 nor"),
+        (
+            [*base, f"--source={tmp_path}/nowhere"],
+            "v2_OpenEnded_mscoco_train2014_questions.json: the file does not exist",
+        ),
+        (
+            [*base, f"--source={root}", "--splits=val"],
+            "v2_OpenEnded_mscoco_val2014_questions.json: the file does not exist",
+        ),
+        ([*base, f"--source={root}", "--splits=trian"], "there is no split 'trian'"),
+        ([*base, f"--source={root}", "--regions=mine"], "--regions=mine must be one of 10-100ada, 36 or"),
         ([*base, f"--source={root}", "--regions=mine,hers"], "neither this folder nor"),
         ([*base, f"--source={root}", "--answers=1"], "--answers=1"),
-        ([*base[:2], f"--source={root}"], "give --features, --images or both"),
+        ([*base[:2], f"--source={root}"], "without --features and --images"),
     ):
         assert build.main(arguments) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -163,7 +184,7 @@ def test_broken_archive(tmp_path):
     zip_folder(root / REGIONS)
     archive = root / f"{REGIONS}.zip"
     archive.write_bytes(archive.read_bytes()[:-30])
-    with pytest.raises(SourceError, match="not a whole zip archive"):
+    with pytest.raises(SourceError, match="the zip archive is not complete"):
         build.run_vqa(root, tmp_path / "out", features=True)
 
 
@@ -183,5 +204,5 @@ def test_questions_end_a_build_that_was_interrupted(tmp_path):
     assert again == whole and len(read_all(again["questions"], "train_landscape")) == 2
     put(again["images"] / "sizes.json", [[9, 60, 40]])
     (tmp_path / "out/vqa").rename(tmp_path / "elsewhere2")
-    with pytest.raises(SourceError, match="lacks image 7 of question_id 1"):
+    with pytest.raises(SourceError, match="image 7 of question_id 1 in train is missing"):
         build.run_vqa(root, tmp_path / "out", features=True)

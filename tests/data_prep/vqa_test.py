@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import build
-from data_prep.builder import SourceError
-from data_prep.vqa import SPLITS, Question, VQADownload, frequent_answers, write_answers
+from data_prep.manifest import SourceError
+from data_prep.vqa_files import SPLITS, Question, VQADownload, frequent_answers, write_answers
 from tests.helpers.golden_folders import golden_folders
 from tests.helpers.vqa_case import FOLDER, Download, jpeg, put, read_all, zip_folder
 from vlbert_jax.tasks.vqa import accuracy
@@ -128,7 +128,7 @@ def test_tables_hold_what_files_hold(tmp_path):
             np.testing.assert_array_equal(one[field], another[field])
         assert len(another["image_feature"]) == 0
     (problem,) = json.loads((other["images"] / "manifest.json").read_text())["problems"]
-    assert problem["action"] == "skipped" and problem["line"] == 2 and "image 9 again" in problem["reason"]
+    assert problem["action"] == "skipped" and problem["line"] == 2 and "image 9 occurs again" in problem["reason"]
 
 
 @pytest.mark.parametrize(
@@ -182,15 +182,15 @@ def test_answer_files(tmp_path, capsys):
     root = download.write(tmp_path)
     paths = build.run_vqa(root, tmp_path / "out", features=True)
     assert paths["answers"].read_text() == "Yes\n<UNK>\nt-shirt"
-    with pytest.raises(SourceError, match="vqa_v2_answers.txt holds other answers"):
+    with pytest.raises(SourceError, match="vqa_v2_answers.txt has other answers"):
         build.run_vqa(root, tmp_path / "out", features=True, answers=3)
     made = build.run_vqa(root, tmp_path / "out", "made", features=True, answers=3)
     assert made["answers"].read_text() == "<unk>\nyes\nred\n"
-    assert "3 answers, 73.3% of what annotators said" in capsys.readouterr().out
+    assert "3 answers, which cover 73.3% of the annotators' answers" in capsys.readouterr().out
     assert accuracy.load_answers(made["answers"]).entries == ("<unk>", "yes", "red")
     assert build.run_vqa(root, tmp_path / "out", "made", features=True, answers=3) == made
     put(root / "vqa/answers_vqa.txt", "yes\nno\n")
-    with pytest.raises(SourceError, match="answers_vqa.txt: lacks the line <unk>"):
+    with pytest.raises(SourceError, match="answers_vqa.txt: the file lacks the line <unk>"):
         write_answers(VQADownload(root), tmp_path / "new.txt")
     with pytest.raises(SourceError, match="add it to --splits"):
         write_answers(VQADownload(root, ["test"]), tmp_path / "new.txt", 3)

@@ -26,7 +26,7 @@ def those(name, things):
 
     def holds(word, thing):
         sizes = dict(small=thing.extent < world.SMALL, large=thing.extent > world.LARGE, thing=True)
-        return sizes.get(word, word in (thing.colour, thing.category, thing.pattern))
+        return sizes.get(word, word in (thing.color, thing.category, thing.pattern))
 
     return [thing for thing in things if all(holds(word, thing) for word in words)]
 
@@ -37,7 +37,7 @@ def true_answers(question, scene):
     things = scene.things
 
     def place_of(a, b):
-        down, across = b.centre[1] - a.centre[1], abs(b.centre[0] - a.centre[0])
+        down, across = b.center[1] - a.center[1], abs(b.center[0] - a.center[0])
         return "level" if abs(down) <= max(across, 20) else "above" if down > 0 else "below"
 
     match words:
@@ -46,7 +46,7 @@ def true_answers(question, scene):
         case ["how", "many", "things", "are", "there"]:
             return {str(len(things))}
         case ["how", "many", "things", "are", word]:
-            return {str(sum(word in (t.colour, t.pattern) for t in things))}
+            return {str(sum(word in (t.color, t.pattern) for t in things))}
         case ["is", *name, "there"]:
             return {"yes" if those(" ".join(name), things) else "no"}
         case ["is", *rest] if {"above", "below"} & set(rest):
@@ -54,8 +54,8 @@ def true_answers(question, scene):
             pairs = itertools.product(*(those(" ".join(name), things) for name in (rest[:at], rest[at + 1 :])))
             return {"yes" if place_of(a, b) == rest[at] else "no" for a, b in pairs}
         case ["is", *name, word]:
-            return {"yes" if word in (t.colour, t.pattern) else "no" for t in those(" ".join(name), things)}
-    what = "colour" if words[1] == "color" else "category"
+            return {"yes" if word in (t.color, t.pattern) else "no" for t in those(" ".join(name), things)}
+    what = "color" if words[1] == "color" else "category"
     words = words[2:] if words[:2] != ["what", "color"] else words[3:]
     (at,) = [i for i, word in enumerate(words) if word in ("above", "below", "beside")] or [None]
     if at is None:
@@ -63,7 +63,7 @@ def true_answers(question, scene):
     (other,) = those(" ".join(words[at + 1 :]), things)
     if words[at] == "beside":
         found = [t for t in things if t is not other and place_of(t, other) == "level"
-                 and abs(t.centre[0] - other.centre[0]) > 1.5 * abs(t.centre[1] - other.centre[1])]  # fmt: skip
+                 and abs(t.center[0] - other.center[0]) > 1.5 * abs(t.center[1] - other.center[1])]  # fmt: skip
     else:
         found = [t for t in things if t is not other and place_of(t, other) == words[at]]
     return {getattr(t, what) for t in found}
@@ -77,7 +77,7 @@ def is_true(tokens, things):
         thing, words = things[i], [word for word in rest if isinstance(word, str)]
         others = [things[k] for (k,) in (token for token in rest if isinstance(token, list))]
         if words[0] in ("above", "below"):
-            down = others[0].centre[1] - thing.centre[1]
+            down = others[0].center[1] - thing.center[1]
             assert abs(down) > 20  # never a close call
             if (down > 0) != (words.pop(0) == "above"):
                 return False

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from data_prep.vqa import SPLITS
+from data_prep.vqa_files import SPLITS
 from vlbert_jax.data.records import open_split
 
 FOLDER = "vgbua_res101_precomputed/{}_resnet101_faster_rcnn_genome"

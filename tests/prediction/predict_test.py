@@ -170,7 +170,7 @@ def test_boxes_of_an_official_file(tmp_path):
     with pytest.raises(ValueError, match="boxes are of an image of 451 x 300 pixels, but this image has 300 x 451"):
         given_regions(path, (300, 451))
     path.write_text(json.dumps(record | dict(num_boxes=3)))
-    with pytest.raises(ValueError, match="1.json: boxes: 8 numbers do not fit 3 boxes"):
+    with pytest.raises(ValueError, match="1.json: boxes: 8 values do not fit 3 boxes"):
         given_regions(path, (451, 300))
 
 
@@ -198,8 +198,8 @@ def test_a_grid_covers_the_picture():
 @pytest.mark.parametrize("argv, message", [
     (["--image", CAT, "--question", "x"], "a question needs --checkpoint"),
     (["--image", CAT, COFFEE, "--boxes", "a.json"], "2 pictures, but 1 files in --boxes"),
-    (["--image", "nowhere.jpg"], "nowhere.jpg: no such file"),
-    (["--image", __file__], "predict_test.py: not an image"),
+    (["--image", "nowhere.jpg"], "nowhere.jpg: there is no such file"),
+    (["--image", __file__], "predict_test.py: the file is not an image"),
     (["--image", CAT, "--out", "x.docx"], "ends in one of .png"),
     (["--image", CAT, "--out", "nowhere/x.png"], "there is no folder nowhere"),
     (["--image", CAT, "--boxes", "nowhere.json"], "nowhere.json"),

@@ -1,4 +1,4 @@
-"""The drawn corpus is what it promises: captions are true, colours cannot be guessed, bytes follow the seed."""
+"""The drawn corpus is what it promises: captions are true, colors cannot be guessed, bytes follow the seed."""
 
 import io
 import itertools
@@ -14,9 +14,7 @@ from data_prep.scenes.captions import vocabulary as vocabulary_
 from data_prep.scenes.corpus import detect, write_corpus
 from data_prep.scenes.painting import draw_scene
 
-SETTINGS = dict(
-    version=1, seed=0, num_train=40, num_val=10, num_train_stories=30, num_val_stories=8, feature_width=0
-)
+SETTINGS = dict(version=1, seed=0, num_train=40, num_val=10, num_train_stories=30, num_val_stories=8, feature_width=0)
 
 
 def open_lines(path):
@@ -51,7 +49,7 @@ def test_captions_name_everything_and_are_true():
     for index in range(300):
         scene, _ = draw(3, index)
         words = scene.caption
-        by_name = {f"{thing.colour} {thing.category}": thing for thing in scene.things}
+        by_name = {f"{thing.color} {thing.category}": thing for thing in scene.things}
         found = [
             (i, by_name[" ".join(words[i : i + 2])]) for i in range(len(words)) if " ".join(words[i : i + 2]) in by_name
         ]
@@ -61,7 +59,7 @@ def test_captions_name_everything_and_are_true():
         for (i, a), (j, b) in itertools.pairwise(found):
             (relation,) = set(words[i:j]) & {"and", "above", "below", "beside"}
             relations.add(relation)
-            down = b.centre[1] - a.centre[1]
+            down = b.center[1] - a.center[1]
             assert dict(above=down > 10, below=down < -10).get(relation, True)
         for start, (i, thing) in zip([0] + [i for i, _ in found], found, strict=False):
             said = set(words[start:i])
@@ -82,15 +80,15 @@ def test_scenes_are_as_promised():
             x1, y1, x2, y2 = thing.box
             assert 0 < x1 < x2 < scene.width and 0 < y1 < y2 < scene.height and 26 <= thing.extent <= 52
     assert 0.54 < np.mean([scene.width >= scene.height for scene in drawn_scenes]) < 0.66
-    colours = [thing.colour for scene in drawn_scenes for thing in scene.things]
-    shares = [colours.count(colour) / len(colours) for colour in world.COLOURS]
+    colors = [thing.color for scene in drawn_scenes for thing in scene.things]
+    shares = [colors.count(color) / len(colors) for color in world.COLORS]
     assert len(shares) == 8 and max(shares) < 0.16 and min(shares) > 0.09
     numbers = [len(scene.things) for scene in drawn_scenes]
     assert min(numbers.count(n) for n in (1, 2, 3)) > 150
 
 
-def test_things_have_their_colour_in_the_picture():
-    rows = np.array([glyphs.COLOURS[name] for name in world.COLOURS], np.float32)
+def test_things_have_their_color_in_the_picture():
+    rows = np.array([glyphs.COLORS[name] for name in world.COLORS], np.float32)
     right = []
     for index in range(100):
         scene, _ = draw(5, index)
@@ -100,7 +98,7 @@ def test_things_have_their_colour_in_the_picture():
                 x1, y1, x2, y2 = thing.box
                 patch = pixels[y1 + 4 : y2 - 4, x1 + 4 : x2 - 4].reshape(-1, 1, 3)
                 nearest = np.abs(patch - rows).sum(-1).argmin(1)
-                right.append(world.COLOURS[np.bincount(nearest).argmax()] == thing.colour)
+                right.append(world.COLORS[np.bincount(nearest).argmax()] == thing.color)
     assert len(right) > 20 and np.mean(right) > 0.95
 
 
@@ -112,7 +110,7 @@ def test_detector_sees_the_things():
         assert boxes.dtype == scores.dtype == np.float32 and scores.shape == (len(boxes), len(world.CLASS_NAMES))
         np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
         for thing, box, row in zip(scene.things, boxes, scores, strict=False):
-            assert world.CLASS_NAMES[row.argmax()] == f"{thing.colour} {thing.category}"
+            assert world.CLASS_NAMES[row.argmax()] == f"{thing.color} {thing.category}"
             low, high = np.maximum(box[:2], thing.box[:2]), np.minimum(box[2:], thing.box[2:])
             inter = np.prod(high - low)
             union = np.prod(box[2:] - box[:2]) + np.prod(np.subtract(thing.box[2:], thing.box[:2])) - inter
@@ -162,10 +160,10 @@ def test_vocabulary_has_every_word(tmp_path):
     assert len(world.CLASS_NAMES) == 81 and world.CLASS_NAMES[0] == "background"
 
 
-def test_stories_keep_their_colours():
+def test_stories_keep_their_colors():
     for seed in range(50):
         text = " ".join(write_story(np.random.default_rng(seed))).split()
         seen = {}
-        for colour, category in itertools.pairwise(text):
-            if colour in world.COLOURS:
-                assert category in glyphs.CATEGORIES and seen.setdefault(category, colour) == colour
+        for color, category in itertools.pairwise(text):
+            if color in world.COLORS:
+                assert category in glyphs.CATEGORIES and seen.setdefault(category, color) == color

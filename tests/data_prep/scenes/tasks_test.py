@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_prep import build
-from data_prep.builder import SourceError
+from data_prep.manifest import SourceError
 from data_prep.scenes import captions, downstream, glyphs
 from data_prep.scenes.corpus import write_corpus
 from data_prep.scenes.crowded import GROUPS

@@ -31,9 +31,9 @@ def test_things_of_a_scene_differ(fitted):
     shared = collections.Counter()
     for one in fitted:
         things = one.scene.things
-        assert 2 <= len(things) <= 4 and len({(t.colour, t.category) for t in things}) == len(things)
+        assert 2 <= len(things) <= 4 and len({(t.color, t.category) for t in things}) == len(things)
         shared["category"] += len({t.category for t in things}) < len(things)
-        shared["colour"] += len({t.colour for t in things}) < len(things)
+        shared["color"] += len({t.color for t in things}) < len(things)
         for thing, polygons in zip(things, one.outlines, strict=True):
             points = np.array(polygons[0])
             assert len(points) >= 3 and len(polygons) <= 3
@@ -122,8 +122,8 @@ def choice_features(context, choices, objects, size=4096):
         others = sum((other for other in said if other is not words), [])
         found = [*words, *itertools.pairwise(words), *itertools.pairwise(words[::2])]
         found += [("told", word) for word in set(words) & set(told)]
-        found += [("colours", w, t) for w in words for t in told if {w, t} <= set(world.COLOURS)]
-        found += [("shared", min(3, others.count(word)), word in world.COLOURS) for word in words]
+        found += [("colors", w, t) for w in words for t in told if {w, t} <= set(world.COLORS)]
+        found += [("shared", min(3, others.count(word)), word in world.COLORS) for word in words]
         for feature in found:
             row[zlib.crc32(repr(feature).encode()) % size] += 1
     return rows

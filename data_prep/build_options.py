@@ -1,0 +1,114 @@
+"""The command line of `data_prep.build`; its imports are fast, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+
+import vlbert_jax
+from data_prep.refcoco_files import SPLITS as REFER_SPLITS
+from data_prep.vcr_files import SPLITS as VCR_SPLITS
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    """Return the options; `name` is the command. Exits with status 2 after a usage error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.build",
+        description="Build the records of a corpus; `python -m data_prep.build NAME --help` lists its options.",
+    )
+    parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for add in (_scenes, _scene_tasks, _conceptual_captions, _vqa, _vcr, _refcoco, _text):
+        add(commands)
+    return parser.parse_args(argv)
+
+
+def _command(commands, name: str, description: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=description, description=description)
+    parser.add_argument("--data_dir", default="data", help="folder for the records (default: %(default)s)")
+    return parser
+
+
+def _download(parser: argparse.ArgumentParser, source: str, corpus: str, threads: str) -> None:
+    """Add the options that all downloads with images share."""
+    parser.add_argument("--source", required=True, help=source)
+    default = corpus or "DATASET_SPLITBY"
+    parser.add_argument("--corpus", default=corpus, help=f"name of the corpus (default: {default})")
+    parser.add_argument("--num_threads", type=int, default=4, help=f"threads that read {threads} (default: 4)")
+
+
+def _scenes(commands) -> None:
+    parser = _command(commands, "scenes", "synthetic scenes with captions and stories; no download")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--num_train", type=int, default=12_000, help="scenes and stories (default: %(default)s)")
+    parser.add_argument("--num_val", type=int, default=1_000, help="scenes (default: %(default)s)")
+    parser.add_argument("--features", type=int, default=0, metavar="WIDTH", help="also write region features")
+
+
+def _scene_tasks(commands) -> None:
+    parser = _command(commands, "scene_tasks", "VQA, VCR and RefCOCO+ about synthetic scenes; no download")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--num_train", type=int, default=3_000, help="scenes (default: %(default)s)")
+    parser.add_argument("--num_val", type=int, default=500, help="scenes (default: %(default)s)")
+    parser.add_argument("--num_test", type=int, default=300, help="scenes (default: %(default)s)")
+    parser.add_argument("--features", type=int, default=0, metavar="WIDTH", help="also write region features for VQA")
+
+
+def _conceptual_captions(commands) -> None:
+    parser = _command(commands, "conceptual_captions", "images, captions and regions in the official layout")
+    _download(parser, "folder with train_frcnn.json and val_frcnn.json", "conceptual_captions", "images")
+    parser.add_argument("--splits", default="train,val", help="official splits (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="type of the class scores (default: float16)"
+    )
+    parser.add_argument("--features", action="store_true", help="store the region features of the detector")
+    parser.add_argument("--no_images", action="store_true", help="omit the images (with --features)")
+    parser.add_argument("--drop_unreadable", action="store_true", help="skip items whose image cannot be read")
+
+
+def _vqa(commands) -> None:
+    parser = _command(commands, "vqa", "VQA v2: images with regions, questions, answers")
+    _download(parser, "folder with vqa/, regions and images; see data_prep/vqa.py", "vqa_v2", "regions and images")
+    parser.add_argument("--splits", default="", help="of train,val,test_dev,test (default: all with a question file)")
+    parser.add_argument("--features", action="store_true", help="store the region features of the detector")
+    parser.add_argument("--images", action="store_true", help="store the images of train2014, val2014, test2015")
+    parser.add_argument(
+        "--regions", default="10-100ada", help="10-100ada, 36, or two folders TRAINVAL,TEST (default: %(default)s)"
+    )
+    parser.add_argument("--features_tsv", default="", help="tables of regions to read instead, comma-separated")
+    parser.add_argument(
+        "--answers", type=int, default=0, metavar="N",
+        help="create an answer vocabulary of N entries, 3129 in the official code (default: copy the official file)",
+    )  # fmt: skip
+
+
+def _vcr(commands) -> None:
+    parser = _command(commands, "vcr", "Visual Commonsense Reasoning: images with objects, questions with choices")
+    _download(parser, "folder with train.jsonl, ... and vcr1images.zip", "vcr", "images")
+    parser.add_argument("--splits", default=",".join(VCR_SPLITS), help="official splits (default: %(default)s)")
+    parser.add_argument(
+        "--categories", default="", metavar="FILE", help="names of object categories, one per line (default: COCO's)"
+    )
+
+
+def _refcoco(commands) -> None:
+    parser = _command(commands, "refcoco", "referring expressions: RefCOCO, RefCOCO+, RefCOCOg")
+    _download(parser, "folder with refcoco+/, annotations/, train2014/; see data_prep/README.md", "", "images")
+    datasets, authors = (sorted({pair[i] for pair in REFER_SPLITS}) for i in range(2))
+    parser.add_argument("--dataset", choices=datasets, default="refcoco+", help="(default: %(default)s)")
+    parser.add_argument("--split_by", choices=authors, default="unc", help="author of the split (default: %(default)s)")
+    parser.add_argument("--splits", default="", help="comma-separated (default: all of the dataset)")
+    parser.add_argument(
+        "--annotations", default="annotations/instances_train2014.json",
+        help="file of all boxes, under the source (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--proposals", default="", metavar="FILE", help="the detector's boxes, under the source")
+
+
+def _text(commands) -> None:
+    parser = _command(commands, "text", "documents as lines of text files")
+    parser.add_argument("--source", required=True, help="text files in order, comma-separated; .gz is accepted")
+    parser.add_argument("--corpus", default="books_wikipedia", help="name of the corpus (default: %(default)s)")
+    parser.add_argument("--val_source", default="", help="text files of the val split, comma-separated")
+    parser.add_argument(
+        "--val_fraction", type=float, default=0.0, help="or this fraction of the lines, from the end (default: 0)"
+    )

@@ -1,0 +1,76 @@
+"""The error that ends a build, and the manifest that lists what a build did not use as it was."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+
+class SourceError(Exception):
+    """A download cannot be built; the message names the problem, the file and the remedy."""
+
+
+def mixed_extractors(first: str, extractor: str, second: str, other: str) -> str:
+    """Return the error message for two files whose regions are of two extractors.
+
+    Args:
+      first: the first file.
+      extractor: id of its extractor, "" = the file does not name one.
+      second: the second file.
+      other: id of its extractor, likewise.
+    """
+
+    def origin(name):
+        return f"by extractor {name}" if name else "by an unnamed extractor"
+
+    return (
+        f"{first} was made {origin(extractor)}, {second} {origin(other)}: features of different detectors, weights or "
+        "settings cannot be mixed; extract both with the same detector and settings"
+    )
+
+
+class Manifest:
+    """The problems of a download; the manifest is stored as `manifest.json` next to the records."""
+
+    def __init__(self, source: str, options: dict[str, Any]):
+        self.source = source
+        self.options = options  # options of the builder that change the records
+        self.records: dict[str, int] = {}  # number of records per split
+        self.problems: list[dict[str, Any]] = []
+        # Id of the detector of all regions, "" = unknown; None = no regions so far.
+        self.extractor: str | None = None
+        self._first_file = ""  # the file that named the extractor
+
+    def extracted(self, extractor: str, file: str) -> None:
+        """Record the extractor of a region file.
+
+        Raises SourceError if an earlier file has another one.
+        """
+        if self.extractor is None:
+            self.extractor, self._first_file = extractor, file
+        if extractor != self.extractor:
+            raise SourceError(mixed_extractors(self._first_file, self.extractor, file, extractor))
+
+    def note(self, action: str, file: str, line: int, reason: str) -> None:
+        """List a problem.
+
+        Args:
+          action: "skipped" (the item has no record), "repaired" (changed) or "kept" (unchanged).
+          file: path of the file, relative to the source.
+          line: number of the line or item in the file, from 0; -1 = none.
+          reason: description of the problem.
+        """
+        self.problems.append(dict(action=action, file=file, line=line, reason=reason))
+
+    def count(self, action: str) -> int:
+        """Return the number of listed problems with this action."""
+        return sum(problem["action"] == action for problem in self.problems)
+
+    def write(self, path: pathlib.Path) -> None:
+        """Write the manifest as JSON."""
+        counts = {action: self.count(action) for action in ("skipped", "repaired", "kept")}
+        content = dict(source=self.source, options=self.options, records=self.records, **counts)
+        content |= dict(extractor=self.extractor) if self.extractor is not None else {}
+        content |= dict(problems=self.problems)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,219 @@
+"""The files of VQA v2: questions with their annotations, and the answer vocabulary.
+
+All are checked while they are read. Data that is inconsistent raises SourceError with file,
+question and remedy. The docstring of `vqa.py` describes the layout of a download and how the answer
+vocabulary is made."""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from data_prep.manifest import SourceError
+from vlbert_jax.files import atomic_write
+
+# split: (part of the name of the question file, image set)
+SPLITS = dict(
+    train=("train2014", "train2014"),
+    val=("val2014", "val2014"),
+    test_dev=("test-dev2015", "test2015"),
+    test=("test2015", "test2015"),
+)
+ANNOTATED = ("train", "val")
+UNKNOWN = "<unk>"
+# The official code changes these marks in the vocabulary, and full stops not before a digit.
+CHANGED = re.compile(r"[;/\[\]\"{}()=+\\_\-><@`,?!\r\n]|\.(?!\d)")
+
+
+# --- Questions --------------------------------------------------------------------------------
+
+
+class Question(NamedTuple):
+    """A question with its annotation; `answers` and `answer_type` are empty if there is none."""
+
+    question_id: int
+    image_id: int
+    text: str
+    answers: tuple[str, ...] = ()
+    answer_type: str = ""
+
+
+def _slim(entry: dict):
+    """Reduce an annotator's answer to its text, stored once: 6.6 million dicts are too many."""
+    answer = entry.get("answer")
+    return sys.intern(answer) if type(answer) is str else entry
+
+
+def _read_items(path: pathlib.Path, field: str) -> dict[int, dict]:
+    """Return the items of the list `field` of a JSON file by question_id. Raises SourceError."""
+    try:
+        content = json.loads(path.read_bytes(), object_hook=_slim)
+        items = content[field]
+    except (ValueError, TypeError, KeyError) as error:
+        raise SourceError(
+            f"{path}: the file is not a JSON object with {field!r} ({error}); download it again"
+        ) from None
+    found: dict[int, dict] = {}
+    for place, item in enumerate(items):
+        numbers = [item.get(key) for key in ("question_id", "image_id")] if isinstance(item, dict) else [None]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise SourceError(f"{path}: item {place} of {field!r} lacks question_id or image_id; download it again")
+        if numbers[0] in found:
+            raise SourceError(f"{path}: question_id {numbers[0]} occurs twice; keep one of them")
+        found[numbers[0]] = item
+    return found
+
+
+def read_questions(root: pathlib.Path, split: str) -> list[Question]:
+    """Return a split in the order of its question file, with annotations. Raises SourceError.
+
+    Args:
+      root: folder that contains `vqa/`.
+      split: a key of `SPLITS`.
+    """
+    path = question_file(root, split)
+    items = _read_items(path, "questions")
+    for number, item in items.items():
+        if type(item.get("question")) is not str:
+            raise SourceError(f"{path}: question_id {number} has no question; download it again")
+    if split not in ANNOTATED:
+        return [Question(number, item["image_id"], item["question"]) for number, item in items.items()]
+    notes_path = root / f"vqa/v2_mscoco_{SPLITS[split][0]}_annotations.json"
+    if not notes_path.is_file():
+        raise SourceError(f"{notes_path}: the file does not exist; download it, or omit {split} from --splits")
+    notes = _read_items(notes_path, "annotations")
+    _check_same_numbers(path, items, notes_path, notes)
+    return [_join(path, number, item, notes_path, notes[number]) for number, item in items.items()]
+
+
+def question_file(root: pathlib.Path, split: str) -> pathlib.Path:
+    """Return the path of the question file of a split."""
+    return root / f"vqa/v2_OpenEnded_mscoco_{SPLITS[split][0]}_questions.json"
+
+
+def _check_same_numbers(path: pathlib.Path, items: dict, notes_path: pathlib.Path, notes: dict) -> None:
+    for missing, lacking, other in (
+        (items.keys() - notes.keys(), notes_path, path),
+        (notes.keys() - items.keys(), path, notes_path),
+    ):
+        if missing:
+            raise SourceError(
+                f"{lacking}: the file lacks question_id {min(missing)} of {other.name} ({len(missing)} in total); "
+                "download both files again, of the same version"
+            )
+
+
+def _join(path: pathlib.Path, number: int, item: dict, notes_path: pathlib.Path, note: dict) -> Question:
+    if note["image_id"] != item["image_id"]:
+        raise SourceError(
+            f"{notes_path}: question_id {number} is about image {note['image_id']}, in {path.name} about "
+            f"{item['image_id']}; download both files again"
+        )
+    answers, answer_type = note.get("answers"), note.get("answer_type")
+    texts = isinstance(answers, list) and answers and all(type(answer) is str for answer in answers)
+    if not texts or type(answer_type) is not str:
+        raise SourceError(f"{notes_path}: question_id {number} lacks answers or answer_type; download it again")
+    return Question(number, item["image_id"], item["question"], tuple(answers), sys.intern(answer_type))
+
+
+class VQADownload:
+    """All questions of a download, `questions` by split in official order."""
+
+    def __init__(self, source: str | pathlib.Path, splits: Iterable[str] = ()):
+        """Read and check the questions.
+
+        Args:
+          source: folder that contains `vqa/`.
+          splits: keys of `SPLITS`; empty = all whose questions exist.
+
+        Raises:
+          SourceError: a split is unknown or a file is missing or wrong.
+        """
+        self.root = pathlib.Path(source)
+        if unknown := [split for split in splits if split not in SPLITS]:
+            raise SourceError(f"--splits: there is no split {unknown[0]!r}; choose from {', '.join(SPLITS)}")
+        paths = {split: question_file(self.root, split) for split in SPLITS}
+        chosen = [split for split in SPLITS if split in splits] or [s for s in SPLITS if paths[s].is_file()]
+        for split in chosen or ["train"]:
+            if not paths[split].is_file():
+                raise SourceError(
+                    f"{paths[split]}: the file does not exist; --source must be the folder that contains vqa/"
+                )
+        with tqdm(chosen, "questions", unit=" splits") as progress:
+            self.questions = {split: read_questions(self.root, split) for split in progress}
+
+    def images(self) -> dict[int, str]:
+        """Return the image set of each image of a question, in order of first appearance.
+
+        Raises SourceError.
+        """
+        found: dict[int, str] = {}
+        for split, questions in self.questions.items():
+            image_set = SPLITS[split][1]
+            for question in questions:
+                if found.setdefault(question.image_id, image_set) != image_set:
+                    raise SourceError(
+                        f"{split}: image {question.image_id} of question_id {question.question_id} is in both "
+                        f"{found[question.image_id]} and {image_set}; use the image numbers of COCO"
+                    )
+        return found
+
+
+# --- Answer vocabulary ------------------------------------------------------------------------
+
+
+def frequent_answers(questions: Iterable[Question], size: int) -> tuple[list[str], float]:
+    """Return `<unk>` with the most frequent raw answers, and the fraction of answers they cover.
+
+    Args:
+      questions: questions with answers.
+      size: maximum number of entries, with `<unk>`.
+    """
+    counts = collections.Counter(answer for question in questions for answer in question.answers)
+    usable = [a for a in counts if a and a != UNKNOWN and a == a.lower().strip() and not CHANGED.search(a)]
+    usable = sorted(usable, key=lambda answer: (-counts[answer], answer))[: size - 1]
+    return [UNKNOWN, *usable], sum(counts[answer] for answer in usable) / max(1, counts.total())
+
+
+def write_answers(download: VQADownload, path: pathlib.Path, size: int = 0) -> bool:
+    """Write the answer vocabulary.
+
+    Args:
+      download: the questions.
+      path: the file to write.
+      size: number of entries; 0 = copy the official file.
+
+    Returns:
+      False if there is neither `size` nor an official file.
+
+    Raises:
+      SourceError: the official file lacks `<unk>`, or `path` has another vocabulary.
+    """
+    official = download.root / "vqa/answers_vqa.txt"
+    if size:
+        if "train" not in download.questions:
+            raise SourceError("--answers counts the answers of the train split, which is not built; add it to --splits")
+        answers, share = frequent_answers(download.questions["train"], size)
+        content = "".join(f"{answer}\n" for answer in answers).encode()
+        summary = f"{len(answers):,} answers, which cover {share:.1%} of the annotators' answers"
+    elif official.is_file():
+        content, summary = official.read_bytes(), f"copied from {official}"
+        if UNKNOWN.encode() not in [line.strip().lower() for line in content.splitlines()]:
+            raise SourceError(
+                f"{official}: the file lacks the line {UNKNOWN}; download it again, or pass --answers=3129"
+            )
+    else:
+        return False
+    if path.exists() and path.read_bytes() != content:
+        raise SourceError(f"{path} has other answers than this command would write: remove it, or change --corpus")
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
+    print(f"{path}: {summary}")
+    return True
