@@ -213,7 +213,7 @@ def test_refusals(models, predictors, data_dir, tmp_path):
     for name, method, hint in (("vqa", "ground", "--question"), ("refcoco", "fill", "--expression")):
         with pytest.raises(ValueError, match=rf"is a model for .*: it takes {hint}"):
             getattr(predictors[name], method)(CAT, "what")
-    with pytest.raises(ValueError, match="a detector's features: give the detector"):
+    with pytest.raises(ValueError, match="features of a detector. Give the detector"):
         predictors["precomputed"].answer(CAT, QUESTION)
     config, path = models["precomputed"]
     other = write_model(tmp_path / "other", shrunk("vqa", data_dir, "base", **{"data.extractor": "abc"}))
@@ -224,7 +224,7 @@ def test_refusals(models, predictors, data_dir, tmp_path):
         if fits:
             assert len(vlbert_jax.load(other).look(CAT, file).regions) == 1
             continue
-        with pytest.raises(ValueError, match="trained on features of extractor abc, these are of abd"):
+        with pytest.raises(ValueError, match="trained on features of extractor abc, but these are of abd"):
             vlbert_jax.load(other).look(CAT, file)
     _, path = models["vqa"]
     with pytest.raises(ValueError, match="no vocabulary at .*--vocab"):

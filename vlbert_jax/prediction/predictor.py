@@ -1,11 +1,11 @@
-"""A trained model for pictures of one's own.
+"""A trained model for user-supplied images.
 
     predictor = vlbert_jax.load("workdirs/run")
     predictor.answer("photo.jpg", "what is on the table?")
 
-The model, the sequences and the transforms are those of training (tasks/); numbers are float32, whatever the run
-computed in. A picture is read, its regions found and its CNN run once by `look`; questions about it then cost an
-encoder pass. Two shapes are compiled at most, for landscape and portrait pictures.
+Model, sequences and image transforms are those of training (tasks/); values are float32, whatever the
+run computed in. `look` reads an image, finds its regions and runs the CNN once; each text about it then
+takes one pass of the encoder. At most two shapes are compiled, for landscape and portrait images.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ from vlbert_jax.tasks.base import Answer
 log = logging.getLogger(__name__)
 
 class Encoded(NamedTuple):
-    """The last states of a sequence, for a head of one's own."""
+    """The last states of a sequence, as input of a user-supplied head."""
 
-    tokens: tuple[str, ...]  # text with its special pieces
+    tokens: tuple[str, ...]  # text with its special tokens
     text: Float[np.ndarray, "t d"]
     regions: Float[np.ndarray, "r d"]  # row 0 is the whole image
 
 
 class Attention(NamedTuple):
-    """Where the elements of a sequence look."""
+    """The attention between the elements of a sequence."""
 
     tokens: tuple[str, ...]
-    regions: tuple[str, ...]  # row 0 is the whole image; behind them, one more element, [END]
-    probabilities: Float[np.ndarray, "layers heads s s"]  # what each element (rows) takes from each; rows add up to 1
+    regions: tuple[str, ...]  # row 0 is the whole image; [END] follows them
+    probabilities: Float[np.ndarray, "layers heads s s"]  # attention of each element (row) to each; rows sum to 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture that `Predictor.look` has read, for any number of questions."""
+    """An image that `Predictor.look` has read, for any number of texts."""
 
     name: str
     pixels: UInt8[np.ndarray, "y x 3"]
     regions: Regions
-    appearance: Shaped[Array, "1 r g"]  # of the model's regions, row 0 the whole image
+    appearance: Shaped[Array, "1 r g"]  # of the regions; row 0 is the whole image
 
 
 def load(
@@ -71,10 +71,18 @@ def load(
     answers: str | Path = "",
     data_dir: str | Path = "",
 ) -> Predictor:
-    """The model in a workdir, a checkpoint's folder, or any other weights that `vlbert_jax.convert` knows.
+    """Return the model in a workdir, a checkpoint folder, or other weights that `vlbert_jax.convert` reads.
 
-    `detector` finds the regions (`vlbert_jax.detector.load`). `vocab`, `answers` and `data_dir` replace the run's
-    config.data of these names. Raises FileNotFoundError, or ValueError where weights are not all there.
+    Args:
+        path: Workdir, checkpoint or weights.
+        detector: Detector that finds the regions, or the path of its weights.
+        vocab: Replaces config.data.vocab of the run.
+        answers: Replaces config.data.answers of the run.
+        data_dir: Replaces config.data.data_dir of the run.
+
+    Raises:
+        FileNotFoundError: There are no weights or no vocabulary.
+        ValueError: The weights are incomplete.
     """
     config, graphdef, state = load_trained(path, GRID**2)
     for name, value in dict(vocab=vocab, answers=answers, data_dir=data_dir).items():
@@ -88,11 +96,12 @@ def option_of(task: Registered) -> str:
 
 
 class Predictor:
-    """A model and what it needs to read a picture and a text; made by `load`.
+    """A model and what it needs to read an image and a text; `load` makes it.
 
-    `image` is a path, uint8 pixels [y, x, 3], a PIL image, or what `look` returned; `boxes` as in `boxes.given`, else
-    the detector finds the regions, else they are a grid. Every method raises ValueError, in one line, for a picture or
-    boxes that cannot be read and for a model of another task.
+    `image` is a path, uint8 pixels [y, x, 3], a PIL image, or what `look` returned. `boxes` are as in
+    `regions.given_regions`; without them the detector finds the regions, and without a detector they are a
+    grid. Every method raises ValueError for an image or boxes that cannot be read and for a model of
+    another task.
     """
 
     def __init__(self, path: str, config: ml_collections.ConfigDict, graphdef, state: nnx.State, finder=None):
@@ -120,38 +129,38 @@ class Predictor:
         self._attention = compiled(lambda model, batch: model.attention(batch)[1])
         self._predict = compiled(lambda model, batch: self.task.predict_text(model, batch, config))
 
-    # --- Pictures and texts to batches
+    # --- From images and texts to batches
 
     def look(self, image: Any, boxes: Any = None) -> Picture:
-        """Reads a picture, finds its regions and runs the CNN; everything else takes what this returns."""
+        """Read an image, find its regions and run the CNN; all other methods take what this returns."""
         if isinstance(image, Picture):
             if boxes is not None:
-                raise ValueError("this picture has its regions already: give boxes where it is looked at")
+                raise ValueError("This image has its regions already; pass boxes to `look`.")
             return image
         name, pixels = read_image(image)
         found = find_regions(pixels, boxes, self.detector)
         most = self.config.data.max_regions
         if len(found) > most:
-            log.warning("%s: of %d regions the model takes the first %d", name, len(found), most)
+            log.warning("%s: the model reads the first %d of %d regions", name, most, len(found))
             found = found.first(most)
         if is_precomputed(self.config) and found.features is None:
             raise ValueError(
-                f"{self.path} was trained on a detector's features: give the detector (--detector), or a file of boxes "
-                "with their features (--boxes)"
+                f"{self.path} was trained on features of a detector. Give the detector (--detector), or a file of "
+                "boxes with their features (--boxes)."
             )
         trained_on = self.config.data.get("extractor", "") if is_precomputed(self.config) else ""
         made_by = found.extractor or (self._own_extractor() if trained_on and boxes is None else "")
         if trained_on and made_by not in ("", trained_on):
             raise ValueError(
-                f"{self.path} was trained on features of extractor {trained_on}, these are of {made_by}: another "
-                "detector, or other settings"
+                f"{self.path} was trained on features of extractor {trained_on}, but these are of {made_by}: another "
+                "detector, or other settings."
             )
         batch = self._batch(pixels, found, "a", ("a",))
         appearance = jax.block_until_ready(self._appearance(batch))
         return Picture(name, pixels, found, appearance)
 
     def _own_extractor(self) -> str:
-        """The name that features of the detector have where they are stored."""
+        """Return the name under which features of the detector are stored."""
         return extractor_id(self.detector.fingerprint) if self.detector else ""
 
     def _batch(self, pixels: np.ndarray, found: Regions, text: str, choices: Sequence[str] = ()) -> Batch:
@@ -164,7 +173,7 @@ class Predictor:
         record |= dict(labels=found.labels)
         example = self.task.example_from_text(record, text, choices, self.config)
         if example.get("text_cut"):
-            log.warning("%r is longer than the model's sequence: its end is not read", text)
+            log.warning("%r is longer than the sequence of the model; its end is not read", text)
         return make_batch({name: value[None] for name, value in example.items()}, self.task.targets)
 
     def _ask(self, image: Any, text: str, boxes: Any, choices: Sequence[str] = ()) -> tuple[Picture, Batch]:
@@ -209,6 +218,7 @@ class Predictor:
         Raises:
             ValueError: The image, the boxes or the text cannot be used.
         """
+        self.task.check_text(text, self.config)
         picture, batch = self._ask(image, text, boxes, choices)
         rows = jax.device_get(self._predict(batch))
         height, width = picture.pixels.shape[:2]
@@ -240,21 +250,21 @@ class Predictor:
         return [answer.probability for answer in self.ask(image, question, choices, boxes)]
 
     def encode(self, image: Any, text: str, boxes: Any = None, choice: str = "") -> Encoded:
-        """The last states of the task's sequence; `choice` is the choice of a task that takes choices."""
+        """Return the last states of the sequence of a text; `choice` is the choice of a task that takes choices."""
         picture, batch = self._ask(image, text, boxes, (choice,))
         states = np.asarray(self._states(batch))[0, 0]
         tokens, (first, end) = self._elements(batch)
         return Encoded(tokens, states[:first], states[first:end])
 
     def attention(self, image: Any, text: str, boxes: Any = None, choice: str = "") -> Attention:
-        """What every element of the task's sequence takes from every other."""
+        """Return the attention of every element of the sequence of a text to every other."""
         picture, batch = self._ask(image, text, boxes, (choice,))
         tokens, (first, end) = self._elements(batch)
         attention = np.asarray(self._attention(batch))[:, 0, 0, :, : end + 1, : end + 1]
         return Attention(tokens, tuple(map(picture.regions.name, range(end - first))), attention)
 
     def _elements(self, batch: Batch) -> tuple[tuple[str, ...], tuple[int, int]]:
-        """The text's pieces, and where regions begin and end in the (first) sequence."""
+        """Return the tokens of the text, and where regions begin and end in the (first) sequence."""
         ids, real = batch.token_ids[0, 0], int(batch.element_mask[0, 0].sum())
         first = int(np.argmax(ids == self.tokenizer.vocab_size + IMG))
         return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:first]), (first, real - 1)

@@ -209,6 +209,9 @@ class Task:
         """
         raise NotImplementedError
 
+    def check_text(self, text: str, config: Config) -> None:
+        """Raise ValueError where a user's text asks nothing of the task."""
+
     def plain_text(self, text: str) -> str:
         """Return a user's text without notation that is not words of the vocabulary."""
         return text

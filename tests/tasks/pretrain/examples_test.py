@@ -75,7 +75,7 @@ def test_training_resumes_at_any_step(config):
 
 def test_a_training_batch(config):
     batches = list(itertools.islice(train_batches(config, 0, 0, 1), 12))
-    assert {batch.pixels.shape for batch in batches} == {(4, 96, 128, 3), (4, 128, 96, 3)}
+    assert {batch.pixels.shape for batch in batches} == {(4, 1, 96, 128, 3), (4, 1, 128, 96, 3)}
     for batch in batches:
         wide = batch.image_size[:, 0, 0] >= batch.image_size[:, 0, 1]
         assert wide.all() or not wide.any()
@@ -100,7 +100,7 @@ def test_no_text_no_pairs(config):
 def test_square_canvases(config):
     config.data.one_orientation = False
     batches = itertools.islice(train_batches(config, 0, 0, 1), 4)
-    assert {batch.pixels.shape for batch in batches} == {(4, 128, 128, 3)}
+    assert {batch.pixels.shape for batch in batches} == {(4, 1, 128, 128, 3)}
 
 
 def test_precomputed_features(config):
@@ -109,7 +109,7 @@ def test_precomputed_features(config):
     batch = next(train_batches(config, 0, 0, 1))
     assert batch.pixels is None and batch.region_features.shape == (4, 7, WIDTH)
     config.model.feature_size = 12
-    with pytest.raises(ValueError, match="2048 features per box, config.model.feature_size is 12"):
+    with pytest.raises(ValueError, match="2048 features per box, but config.model.feature_size is 12"):
         next(train_batches(config, 0, 0, 1))
     config.data.features = "guessed"
     with pytest.raises(ValueError, match="'guessed', not one of image, precomputed"):

@@ -19,7 +19,7 @@ from vlbert_jax.batch import END, IMG, NO_IMAGE
 from vlbert_jax.data.records import open_split
 from vlbert_jax.model.region_head import prepare_pixels
 from vlbert_jax.tasks.vcr import task as vcr
-from vlbert_jax.tasks.vcr.examples import PERSON_NAMES, ChoiceLayout, choice_example, object_names, tagged_pieces
+from vlbert_jax.tasks.vcr.examples import PERSON_NAMES, ChoiceLayout, choice_example, object_names, tagged_tokens
 
 VCR = vcr.VCR()
 
@@ -186,7 +186,7 @@ def test_tokens_are_cut_word_by_word(variant, tokenizer):
                 official = official[0] if isinstance(official, list) else official
                 if official is None or (field == "question" and run["task"] == "QA2R"):
                     continue
-                pieces = tagged_pieces(text, called, tokenizer)[: len(official["ids"])]
+                pieces = tagged_tokens(text, called, tokenizer)[: len(official["ids"])]
                 assert [piece for piece, _ in pieces] == official["ids"]
                 assert [region for _, region in pieces] == official["tags"]
 

@@ -17,9 +17,9 @@ from vlbert_jax.tasks.vqa.accuracy import (
     answer_accuracy,
     load_answers,
     main,
-    normalise,
-    normalise_punctuation,
-    normalise_words,
+    normalize,
+    normalize_punctuation,
+    normalize_words,
     percent,
     plain_sum,
     soft_targets,
@@ -40,8 +40,8 @@ def golden(request):
 
 
 def test_normal_forms(golden):
-    for raw, punctuation, words, both, entry in golden("normalise.json")["rows"]:
-        ours = (normalise_punctuation(raw), normalise_words(raw), normalise(raw), vocabulary_entry(raw))
+    for raw, punctuation, words, both, entry in golden("normalize.json")["rows"]:
+        ours = (normalize_punctuation(raw), normalize_words(raw), normalize(raw), vocabulary_entry(raw))
         assert ours == (punctuation, words, both, entry), raw
 
 
@@ -88,7 +88,7 @@ def test_score_of_the_chosen_answer(golden, request):
 
 
 def test_only_the_first_full_stops_go():
-    assert normalise_punctuation("." * 40) == "." * 8
+    assert normalize_punctuation("." * 40) == "." * 8
 
 
 def test_identical_answers_are_not_normalised():
@@ -98,7 +98,7 @@ def test_identical_answers_are_not_normalised():
 
 
 def test_lower_case_is_that_of_python_2():
-    assert normalise_words("\u0130 \u039f\u03a3") == "i \u03bf\u03c3"
+    assert normalize_words("\u0130 \u039f\u03a3") == "i \u03bf\u03c3"
 
 
 @pytest.mark.parametrize(("share", "told"), [(1 / 32, 3.13), (3 / 32, 9.38), (1 / 3, 33.33), (1.0, 100.0), (0.0, 0.0)])
@@ -136,7 +136,7 @@ TENS = st.lists(st.sampled_from(["yes", "no", "2", "red", "a dog", "dog"]), min_
 
 @given(TEXTS)
 def test_normal_words_are_single_spaced_without_articles(text):
-    words = normalise(text)
+    words = normalize(text)
     assert words == " ".join(words.split()) and not set(words.split()) & {"a", "an", "the"}
 
 

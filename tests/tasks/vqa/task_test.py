@@ -120,7 +120,7 @@ def known_batch(targets) -> Batch:
 def test_losses_and_score_on_known_logits(data_dir, monkeypatch):
     config = shrunk("base", data_dir)
     logits = jnp.array([[2.0, -1.0, 0.0], [0.0, 0.0, 3.0], [5.0, 0.0, 0.0]])
-    monkeypatch.setattr(VQA, "_logits", lambda model, batch, config, key=None: logits)
+    monkeypatch.setattr(vqa, "_logits", lambda model, batch, config, key=None: logits)
     batch = known_batch([[0.9, 0.3, 0.0], [1.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])  # the last has no answers
     model = object.__new__(vqa.VQAModel)
     sums, metrics = VQA.loss_sums(model, batch, None, config, ("answer",))
@@ -328,7 +328,7 @@ def test_tables_without_what_is_to_be_learned_from(data_dir, tmp_path):
         next(VQA.train_batches(config, 0, 0, 1))
     run_vqa(data_dir / "scenes_downstream/coco", tmp_path, "scenes", features=True)
     config = shrunk("demo", data_dir, **{"data.data_dir": str(tmp_path), "data.vocab": str(data_dir / VOCABULARY)})
-    with pytest.raises(ValueError, match="was built without images, config.data.features is image"):
+    with pytest.raises(ValueError, match="was built without images, but config.data.features is image"):
         next(VQA.train_batches(config, 0, 0, 1))
 
 

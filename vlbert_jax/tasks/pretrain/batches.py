@@ -1,4 +1,4 @@
-"""Pre-training batches without end, or of a split once: captions mixed 1:1 with text, the part of this host."""
+"""Pre-training batches: captions mixed 1:1 with text, the part of one process."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from vlbert_jax.tasks.pretrain.examples import (
 )
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets
 
-EVAL_SEED = 20_200_115  # masks of evaluation are the same in every run, whatever its seed
+EVAL_SEED = 20_200_115  # masks of evaluation do not depend on the seed of the run
 
 
 @dataclasses.dataclass(frozen=True)
 class _Corpus:
-    """Records and how they become examples; `numbers` are those that may share a batch."""
+    """Records and how they become examples; `numbers` are the records that may share a batch."""
 
     records: Records
     numbers: range
     tokenizer: Tokenizer
     layout: CaptionLayout
-    eval_stream: ClassVar[str]  # where evaluation's draws come from: another name would change every score
+    eval_stream: ClassVar[str]  # name of the random stream of evaluation; another name changes every score
 
     def evaluate(self, number: int) -> Example:
         seed = stream_seed(EVAL_SEED, self.eval_stream)
@@ -53,7 +53,7 @@ class _Captions(_Corpus):
         draws = draw_samples(rng, length, len(record["boxes"]), self.tokenizer.ordinary_ids)
         other = None
         if self.layout.relationship and draws.relationship >= 0.5 and len(self.records) > 1:
-            # Any record but this one; all of it is read for the sake of its caption.
+            # Any record but this one; the whole record is read, although only its caption is used.
             other = int(draws.other * (len(self.records) - 1))
             other = self.records[other + (other >= number)]["caption"]
         return caption_example(record, draws, self.tokenizer, self.layout, other)
@@ -69,7 +69,7 @@ class _Text(_Corpus):
 
 
 def _captions(config, split: str, train: bool) -> list[_Captions]:
-    """The split, by orientation where canvases differ."""
+    """Return the captions of a split, by orientation where canvases differ."""
     d = config.data
     landscape, portrait = (
         open_split(d.data_dir, d.captions, f"{split}_{orientation}", optional=True)
@@ -95,7 +95,7 @@ def _text(config, split: str, train: bool) -> _Text:
 
 
 def _share(config, process_index: int, process_count: int) -> dict[str, int]:
-    """Which part of a global batch this host loads. Images are all of its sequences, or half with text."""
+    """Return which part of a global batch a process loads. Images are all of its sequences, or half with text."""
     if config.losses.text_only and config.batch_size % 2:
         raise ValueError(f"batch_size {config.batch_size} is odd: half are captions, half text")
     images = config.batch_size // 2 if config.losses.text_only else config.batch_size
@@ -104,21 +104,21 @@ def _share(config, process_index: int, process_count: int) -> dict[str, int]:
 
 
 def _pair(captions: Example, text: Example) -> Example:
-    """The 1:1 mix: sequence 0 is the caption, sequence 1 a text of its own."""
+    """Join a caption and a text: sequence 0 is the caption, sequence 1 an unrelated text."""
     both = {name: np.concatenate([captions[name], text[name]], axis=1) for name in SEQUENCE_FIELDS}
     return captions | both
 
 
 def batch_shapes(config) -> Batch:
-    """The global batch of an update, its shapes alone; needs no data."""
+    """Return the global batch of an update as shapes alone; this needs no data."""
     return abstract_batch(_share(config, 0, 1)["batch_size"], pair_shapes(config), PretrainTargets)
 
 
 def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
-    """This host's part of global batches start_step, start_step + 1, ..., without end.
+    """Iterate without end over this process's part of global batches start_step, start_step + 1, ...
 
-    Batch k depends on config and k alone. With `one_orientation` a batch has landscape or portrait images,
-    chosen by k, as often as the split has them.
+    Batch k depends on the config and k alone. With `one_orientation` a batch has landscape or portrait
+    images, chosen by k, in proportion to the split.
     """
     share = _share(config, process_index, process_count)
 
@@ -136,15 +136,16 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
 
 
 def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
-    """This host's part of the evaluation split, every record once: `captions`, and `text` if mixed in."""
+    """Return this process's part of the evaluation split, every record once: `captions`, and `text` if mixed in."""
     parts = eval_parts(config, process_index, process_count)
     return {name: itertools.chain.from_iterable(part) for name, part in parts.items()}
 
 
 def eval_parts(config, process_index: int, process_count: int) -> dict[str, list[Iterator[Batch]]]:
-    """The same, with the captions of each orientation apart.
+    """Return the same, with the captions of each orientation separate.
 
-    Masks are drawn from the record's number alone. All hosts get as many batches, filled up with empty ones.
+    Masks depend on the number of the record alone. All processes get the same number of batches, filled up
+    with padding.
     """
     share = _share(config, process_index, process_count)
     subsets = {"captions": _captions(config, config.data.eval_split, train=False)}

@@ -1,7 +1,7 @@
-"""What a pre-training example looks like: <Caption, Image> and, beside it, <Text>. NumPy, no model.
+"""Pre-training examples: a caption with its image, and a text alone. NumPy, without the model.
 
-A caption and its regions fill one sequence; a text-only sequence has words alone, without [CLS] and [SEP]
-(official `ConceptualCaptionsDataset` and `GeneralCorpus`).
+A caption and its regions are one sequence; a text-only sequence has words alone, without [CLS] and
+[SEP] (`ConceptualCaptionsDataset` and `GeneralCorpus` of the official code).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
 
-EVAL_MASKED = 0.15  # of words and of regions, however many training masks
-# Fields with an axis n: what a caption and its text-only partner share.
+EVAL_MASKED = 0.15  # share of words and of regions that evaluation masks, whatever training does
+# Fields with an axis n, which a caption and its text-only partner share.
 SEQUENCE_FIELDS = (
     *("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask"),
     *("mlm_positions", "mlm_labels", "mlm_mask"),
@@ -29,7 +29,7 @@ SEQUENCE_FIELDS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionLayout(ImageLayout):
-    """What of a config shapes an example; see configs/ for units."""
+    """Fields of a config that determine an example; see configs/ for units."""
 
     flip_probability: float
     sequence_length: int
@@ -47,11 +47,11 @@ class CaptionLayout(ImageLayout):
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> CaptionLayout:
-        """The layout of a run's config."""
+        """Return the layout of a config."""
         d, losses = config.data, config.losses
         return cls(
             **cls.options(config, orientation),
-            flip_probability=d.flip_probability if train else 0.0,  # evaluation does not flip
+            flip_probability=d.flip_probability if train else 0.0,  # evaluation does not mirror
             mask_words=d.mask_words if train else EVAL_MASKED,
             mask_regions=d.mask_regions if train else EVAL_MASKED,
             num_classes=config.model.num_region_classes,
@@ -63,7 +63,7 @@ class CaptionLayout(ImageLayout):
 
 
 def word_ids(config, words: Sequence[str]) -> tuple[int, ...]:
-    """The piece id of each word. Raises ValueError for a word that is not one piece of the vocabulary."""
+    """Return the token id of each word; raise ValueError for a word that is not one token of the vocabulary."""
     tokenizer = tokenizer_of(config)
     found = [[piece for word in tokenizer.words(text) for piece in word] for text in words]
     unknown = tokenizer.backend.token_to_id("[UNK]")
@@ -80,15 +80,24 @@ def caption_example(
     layout: CaptionLayout,
     other_caption: Sequence[str] | None = None,
 ) -> Example:
-    """An image with its caption, or with `other_caption` where the relationship task draws so; n = 1.
+    """Return an image with its caption, or with `other_caption` where the relationship is sampled as wrong; n = 1.
 
-    `record` is as `image_fields` wants it, and has `caption` (words), `boxes` [n, 4] and `class_scores` [n, c], by
-    descending score. Boxes beyond `max_regions` do not exist for the model, but count in the mean that is the whole
-    image's precomputed feature. `region_mask` is True for rows that the sequence holds. Hidden rows beyond it keep box
-    and `region_hidden`: their pixels are blanked as well (official behaviour). Raises ValueError if classes or features
-    are of another number than the config's.
+    Boxes beyond `max_regions` are not regions of the model, but count in the mean that is the precomputed
+    feature of the whole image. `region_mask` is True for rows that the sequence holds. Hidden rows beyond
+    it keep box and `region_hidden`: their pixels are zeroed too, as in the official code.
+
+    Args:
+        record: As for `image_fields`, with `caption` (words), `boxes` [n, 4] and `class_scores` [n, c], in
+            order of descending score.
+        draws: Random numbers of the example.
+        tokenizer: Tokenizer of the run.
+        layout: Shapes and options.
+        other_caption: Caption of another record.
+
+    Raises:
+        ValueError: Classes or features differ in number from the config.
     """
-    scores = record["class_scores"]  # float16 perhaps: converting all of it costs a millisecond
+    scores = record["class_scores"]  # perhaps float16; converting all of it takes a millisecond
     check_width("class scores", scores, "num_region_classes", layout.num_classes)
     rows = layout.max_regions + 1
     asked, hidden = np.zeros(len(scores), bool), None
@@ -124,7 +133,7 @@ def caption_example(
 
 
 def fill_example(record: dict, tokenizer: Tokenizer, layout: CaptionLayout) -> Example:
-    """An image with a `caption` (one string) whose [MASK]s are asked for, n = 1; no region is hidden."""
+    """Return an image with a `caption` (one string) whose [MASK] are predicted, n = 1; no region is hidden."""
     ids = np.array(sum(tokenizer.words(record["caption"]), []), np.int32)
     labels = np.where(ids == tokenizer.mask_id, ids, -1)
     return _with_image(record, ids, labels, False, None, tokenizer, layout)[0]
@@ -139,12 +148,12 @@ def _with_image(
     tokenizer: Tokenizer,
     layout: CaptionLayout,
 ) -> tuple[Example, int]:
-    """`[CLS] caption [SEP]` and the regions, as many of both as fit, and the number of text elements."""
+    """Return `[CLS] caption [SEP]` and the regions, as many of both as fit, and the number of text elements."""
     ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
     labels = np.concatenate([[-1], labels, [-1]])
     num_rows = min(len(record["boxes"]), layout.max_regions) + 1
     num_text, kept = truncate(len(ids), num_rows, layout.sequence_length)
-    if num_text < len(ids):  # the last one, [SEP], stays
+    if num_text < len(ids):  # [SEP], the last one, stays
         ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
     image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
     zeros = np.zeros(num_text, np.int32)
@@ -154,7 +163,7 @@ def _with_image(
 
 
 def pair_shapes(config) -> Shapes:
-    """Shapes of a caption's example, with its text-only partner where the recipe has one."""
+    """Return shapes of a caption's example, with its text-only partner where the recipe has one."""
     layout, n = CaptionLayout.of(config, usual_orientation(config)), 2 if config.losses.text_only else 1
     m, k, rows = layout.max_mlm_targets, layout.max_mrc_targets, layout.max_regions + 1
     shapes = sequence_shapes(n, layout.sequence_length) | image_shapes(layout)
@@ -169,7 +178,7 @@ def pair_shapes(config) -> Shapes:
 
 
 def text_example(words: list[list[int]], draws: Samples, tokenizer: Tokenizer, layout: CaptionLayout) -> Example:
-    """A text-only sequence, n = 1: the first pieces of `words`, neither [CLS] nor [SEP], no image."""
+    """Return a text-only sequence, n = 1: the first tokens of `words`, without [CLS], [SEP] and image."""
     ids, labels = _masked(words, draws, tokenizer, layout)
     none, nowhere = np.zeros(len(ids), np.int32), np.full(len(ids), NO_IMAGE)
     packed = pack(ids, none, 0, (), nowhere, layout.sequence_length, tokenizer.vocab_size)
@@ -177,10 +186,10 @@ def text_example(words: list[list[int]], draws: Samples, tokenizer: Tokenizer, l
 
 
 def text_words(lines, number: int, tokenizer: Tokenizer, layout: CaptionLayout) -> list[list[int]]:
-    """Words of line `number` and, until there are `text_min_words`, of the lines after it, around the end."""
+    """Return words of line `number` and of the following lines, until there are `text_min_words`."""
     words: list[list[int]] = []
     limit = max(layout.text_min_words, layout.sequence_length)
-    for step in range(layout.text_min_words):  # a line has a word at least
+    for step in range(layout.text_min_words):  # a line has at least one word
         words += tokenizer.words(lines[(number + step) % len(lines)]["text"], limit)
         if len(words) >= layout.text_min_words:
             break
@@ -188,7 +197,7 @@ def text_words(lines, number: int, tokenizer: Tokenizer, layout: CaptionLayout) 
 
 
 def _masked(words: list[list[int]], draws: Samples, tokenizer: Tokenizer, layout: CaptionLayout):
-    """(ids, labels) of the first `sequence_length` pieces: later ones fit no sequence, with any regions."""
+    """Return (ids, labels) of the first `sequence_length` tokens; later ones never fit."""
     cut, room = [], layout.sequence_length
     for word in words:
         cut.append(word[:room])
@@ -200,7 +209,7 @@ def _masked(words: list[list[int]], draws: Samples, tokenizer: Tokenizer, layout
 
 
 def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: CaptionLayout) -> Example:
-    """The packed sequence and its masked words, with the axis n."""
+    """Return the packed sequence and its masked words, with the axis n."""
     m = layout.max_mlm_targets
     positions = np.flatnonzero(labels >= 0)[:m].astype(np.int32)
     words = dict(
@@ -212,5 +221,5 @@ def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: 
 
 
 def _is_distribution(scores: np.ndarray) -> Bool[np.ndarray, "n"]:
-    """Whether class scores are a target at all (official test)."""
+    """Return whether class scores are a target at all (test of the official code)."""
     return np.abs(scores.sum(axis=1, dtype=np.float32) - 1) < 0.1

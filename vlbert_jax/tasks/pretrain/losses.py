@@ -11,22 +11,23 @@ from vlbert_jax.tasks.pretrain.model import PretrainingModel
 
 
 def _chosen(config, field: str, *values: str) -> str:
-    """`config.losses[field]`. Raises ValueError if it is none of `values`."""
+    """Return `config.losses[field]`; raise ValueError if it is not one of `values`."""
     if config.losses[field] not in values:
         raise ValueError(f"config.losses.{field} is {config.losses[field]!r}, not one of {', '.join(values)}")
     return config.losses[field]
 
 
 def _num_captions(batch: Batch) -> int:
-    """How many of an example's sequences are captions: the first, or none, as without an image all is text alone."""
+    """Return how many sequences of an example are captions: one, or none in a batch without images."""
     return 0 if batch.boxes is None else 1
 
 
 def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]]:
-    """Per loss: the weight of each target, and what the weighted sum is divided by.
+    """Return, for each loss, the weight of each target and what the weighted sum is divided by.
 
-    `normalise="targets"`: the mean over targets; "examples": the mean over the targets of a sequence, then over the
-    sequences that have any (official `*_LOSS_NORM_IN_BATCH_FIRST`, with its 1e-4).
+    `config.losses.normalize`: "targets" is the mean over targets; "examples" is the mean over the targets
+    of a sequence, then over the sequences that have any (`*_LOSS_NORM_IN_BATCH_FIRST` of the official
+    code, with its 1e-4).
     """
     masks = {}
     if batch.targets.mlm_mask is not None:
@@ -52,12 +53,12 @@ def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]
 
 
 def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
-    """What the sum of each loss is divided by; needs no model."""
+    """Return what the sum of each loss is divided by; this needs no model."""
     return {name: count for name, (_, count) in target_weights(batch, config, names).items()}
 
 
 def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
-    """Sums of the losses called `names`, and training accuracies as (sum, count)."""
+    """Return the sums of the losses in `names`, and training accuracies as (sum, count)."""
     key_project, key_encode = split_keys(key, 2)
     weights = {name: weight for name, (weight, _) in target_weights(batch, config, names).items()}
     appearance = model.appearance(batch)

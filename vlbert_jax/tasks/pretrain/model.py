@@ -11,7 +11,7 @@ from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 
 
 class MLMHead(nnx.Module):
-    """Hidden layer, GELU, norm; the decoder is the token table itself with a bias of its own."""
+    """Hidden layer, GELU and norm; the decoder is the token table with a separate bias."""
 
     def __init__(self, config: EncoderConfig, rows: int, rngs: nnx.Rngs):
         size = config.hidden_size
@@ -23,7 +23,7 @@ class MLMHead(nnx.Module):
     def __call__(
         self, states: Float[Array, "... d"], table: Float[Array, "rows d"]
     ) -> Float[Array, "... rows"]:
-        """float32 logits; rows of the table that are no words get -inf."""
+        """Return float32 logits; rows of the table that are not words get -inf."""
         hidden = self.norm(gelu(self.transform(states)))
         logits = jnp.einsum(
             "...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
@@ -63,12 +63,15 @@ class PretrainingModel(VisualLinguisticModel):
     def mlm_logits(
         self, states: Float[Array, "b n s d"], positions: Int[Array, "b n m"]
     ) -> Float[Array, "b n m v"]:
+        """Return a logit per token at the masked words."""
         return self.mlm_head(gather_positions(states, positions), self.vlbert.token_embeddings[...])
 
     def mrc_logits(
         self, states: Float[Array, "b n s d"], positions: Int[Array, "b k"]
     ) -> Float[Array, "b k c"]:
+        """Return a logit per region class at the hidden regions."""
         return self.mrc_head(gather_positions(states[:, 0], positions))
 
     def relationship_logits(self, states: Float[Array, "b n s d"]) -> Float[Array, "b 2"]:
+        """Return two logits: the caption does not belong, or belongs, to the image."""
         return self.relationship_head(self.vlbert.pool(states[:, 0])).astype(jnp.float32)

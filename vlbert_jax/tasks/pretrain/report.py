@@ -1,4 +1,4 @@
-"""The page of a pre-training run: scores, curves, and what the model guesses with and without the image."""
+"""The report page of pre-training: scores, curves, and guesses with and without the image."""
 
 import itertools
 from pathlib import Path
@@ -21,7 +21,7 @@ NUM_CARDS = 12
 
 
 def write_report(directory: Path, model, config, history: list[dict]) -> Path:
-    """Writes `directory`/index.html; `history` are the rows of metrics.jsonl."""
+    """Write `directory`/index.html; `history` are the rows of metrics.jsonl."""
     validation = [row for row in history if row["split"] == "val"]
     about = (
         f"{config.total_steps:,} updates of {config.batch_size} sequences; captions from {config.data.captions}. "
@@ -41,7 +41,7 @@ def write_report(directory: Path, model, config, history: list[dict]) -> Path:
 
 
 def predicted_cards(model, config) -> list[Card]:
-    """Cards of the first validation images that have something to guess, both orientations; none without pixels."""
+    """Return cards of the first validation images with something to guess, both orientations; none without pixels."""
     if config.data.features != "image":
         return []
     graphdef, state = nnx.split(model)
@@ -54,7 +54,7 @@ def predicted_cards(model, config) -> list[Card]:
 
 
 def _guess(model, batch: Batch, config) -> dict:
-    """Probabilities and ids of the best words and classes, sighted and blind."""
+    """Return probabilities and ids of the best words and classes, with and without the other modality."""
     region_states = model.region_states(batch, model.appearance(batch))
     seen = model.encode(batch, region_states)
     words = guess_words(model, batch, seen, config)
@@ -119,7 +119,7 @@ def _cards(batch: Batch, guesses: dict, config) -> list[Card]:
 
 
 def class_names(config):
-    """Class number -> name, from the detector's list (one per line, synonyms behind commas, background not listed)."""
+    """Return the function number -> name, from the detector's list (synonyms after commas, background not listed)."""
     listed = Path(config.data.data_dir, config.data.class_names)
     lines = listed.read_text().splitlines() if config.data.class_names and listed.exists() else []
 

@@ -189,6 +189,12 @@ class Pretrain(Task):
             raise ValueError(f"The sequence of the model holds {room} of the {asked} [MASK] in {text[:40]!r}...")
         return example
 
+    def check_text(self, text: str, config) -> None:
+        """Raise ValueError where a caption has no [MASK]."""
+        tokenizer = tokenizer_of(config)
+        if tokenizer.mask_id not in sum(tokenizer.words(text), []):
+            raise ValueError(f"{text!r} has no [MASK] to fill.")
+
     def predict_text(self, model: PretrainingModel, batch: Batch, config) -> dict:
         """Return the most probable words for each [MASK], with and without the image."""
         return guess_words(model, batch, model.states(batch), config)

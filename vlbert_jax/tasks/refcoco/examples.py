@@ -30,21 +30,22 @@ def box_iou(boxes: Float[np.ndarray, "n 4"], box: Float[np.ndarray, "4"]) -> Flo
 
 
 def candidates(record: dict, kind: str) -> Float[np.ndarray, "n 4"]:
-    """The boxes to choose from besides the whole image, in pixels of the original: detections before annotations."""
+    """Return the boxes to choose from in pixels of the original image: detections, then annotations."""
     boxes = dict(gt=("boxes",), detected=("proposals",), both=("proposals", "boxes"))[kind]
     return np.concatenate([record[name] for name in boxes])
 
 
 def meant_row(record: dict, kind: str) -> int:
-    """The row of the annotation that is meant, behind the whole image; -1 among detections.
+    """Return the row of the annotation that is meant, after the whole image; -1 among detections.
 
-    Raises ValueError if the image has no such annotation.
+    Raises:
+        ValueError: The image has no such annotation.
     """
     (found,) = np.nonzero(record["ann_ids"] == record["ann_id"])
     if not len(found):
         raise ValueError(
-            f"expression {record['sent_id']} means annotation {record['ann_id']}, which is none of image "
-            f"{record['image_id']}: texts and images are not of one build; remove both tables and build them again"
+            f"expression {record['sent_id']} means annotation {record['ann_id']}, which is not one of image "
+            f"{record['image_id']}: texts and images are of different builds. Remove both tables and build them again."
         )
     before = {"gt": 1, "both": 1 + len(record["proposals"]), "detected": None}[kind]
     return -1 if before is None else before + int(found[0])
@@ -73,17 +74,15 @@ def hits(record: dict, kind: str, scale: tuple[int, int], caffe_resize: bool = F
     return box_iou(boxes.astype(np.float64), record["box"]) >= POSITIVE
 
 
-# --- Examples -------------------------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpressionLayout(ImageLayout):
+    """Fields of a config that determine the example of an expression."""
     kind: str  # of regions: gt, detected or both
     sequence_length: int
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> "ExpressionLayout":
-        """Raises ValueError on an unknown kind, and where a sequence has no room for text."""
+        """Return the layout of a config; raise ValueError on an unknown kind or without room for text."""
         d = config.data
         field = "train_boxes" if train else "eval_boxes"
         if d[field] not in KINDS:
@@ -100,16 +99,22 @@ class ExpressionLayout(ImageLayout):
 
 
 def expression_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: ExpressionLayout) -> Example:
-    """`[CLS] expression [SEP]` and the regions, n = 1.
+    """Return `[CLS] expression [SEP]` and the regions; n = 1.
 
-    `record` is as `image_fields` wants it, and has `boxes`, `ann_ids` and `proposals` of the image, `expression`,
-    `ann_id` and `box` (float64) of what is meant. In a mirrored image left is right. Regions beyond `max_regions`
-    cannot be chosen, an expression that does not fit loses its end (officially there is no limit). `region_targets`
-    are compared in the resized, perhaps mirrored image in single precision, as officially for training; `region_hits`
-    as officially for testing, see `hits`.
+    In a mirrored image left and right are exchanged. Regions beyond `max_regions` cannot be chosen, and an
+    expression that does not fit is cut at its end; the official code has no limit. `region_targets` are
+    compared in the resized, perhaps mirrored image in single precision, as the official code does in
+    training; `region_hits` are as in its test, see `hits`.
+
+    Args:
+        record: As for `image_fields`, with `boxes`, `ann_ids` and `proposals` of the image, `expression`,
+            `ann_id` and `box` (float64) of the region that is meant.
+        flip: Whether to mirror the image.
+        tokenizer: Tokenizer of the run.
+        layout: Shapes and options.
     """
     boxes, rows = candidates(record, layout.kind), layout.max_regions + 1
-    meant_row(record, layout.kind)  # are image and text of one build?
+    meant_row(record, layout.kind)  # raises where image and text are of different builds
     example = asked_example(record, boxes, flip, tokenizer, layout)
     original = tuple(map(int, record["image_size"]))
     size, factor = resized(original, layout.image_scale, layout.caffe_resize)
@@ -123,7 +128,7 @@ def expression_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: E
 def asked_example(
     record: dict, boxes: Float[np.ndarray, "n 4"], flip: bool, tokenizer: Tokenizer, layout: ExpressionLayout
 ) -> Example:
-    """The same without what is right: `record` needs the image and `expression`, `boxes` are those to choose from."""
+    """Return the same example without targets, for the `expression` of a record about some boxes."""
     image = image_fields(record, boxes, layout, flip)
     real = image["region_mask"]
     num_regions = int(real.sum())

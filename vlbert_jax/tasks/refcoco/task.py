@@ -34,7 +34,7 @@ from vlbert_jax.tasks.refcoco.examples import (
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 TOP = 5  # regions of a prediction
-CHECKED_IMAGES = 20  # that may all be without a detection before this is taken for a mistake
+CHECKED_IMAGES = 20  # so many first images without a detection are taken for a mistake
 
 
 class Place(NamedTuple):
@@ -56,14 +56,14 @@ class RefCOCOTargets(Arrays):
 
 
 class RefCOCOModel(VisualLinguisticModel):
-    """VL-BERT and a score per region; the head's hidden layer starts as that of masked regions."""
+    """VL-BERT and a score per region; the hidden layer of the head starts from that for hidden regions."""
 
     def __init__(self, encoder, fast_rcnn: dict, rngs: nnx.Rngs):
         super().__init__(encoder, fast_rcnn, rngs)
         self.region_head = PredictionHead(encoder, 1, rngs)
 
     def region_logits(self, states: Float[Array, "b 1 s d"], positions: Int[Array, "b r"]) -> Float[Array, "b r"]:
-        """`positions` are those of the regions in the sequence."""
+        """Return a logit per region; `positions` are those of the regions in the sequence."""
         return self.region_head(gather_positions(states[:, 0], positions))[..., 0]
 
 
@@ -217,7 +217,7 @@ class RefCOCO(TextImageTask):
 
 
 def _check_detections(config) -> None:
-    """Raises ValueError if the images have none: the table is without them, unless it is told to have them."""
+    """Raise ValueError where the images have no detections: the table was built without them."""
     d = config.data
     images = open_split(d.data_dir, d.images, "images")
     if not any(len(images[i]["proposals"]) for i in range(min(len(images), CHECKED_IMAGES))):
@@ -228,7 +228,7 @@ def _check_detections(config) -> None:
 
 
 def appearance_of(model: RefCOCOModel, batch: Batch, blind: bool) -> Float[Array, "b r g"]:
-    """What the regions look like; nothing but zeros where `blind`, so that only their places and sizes are known."""
+    """Return the appearance of the regions, or zeros if `blind`, so that only places and sizes are known."""
     if not blind:
         return model.appearance(batch)
     rows = jax.eval_shape(model.appearance, batch)
@@ -236,7 +236,7 @@ def appearance_of(model: RefCOCOModel, batch: Batch, blind: bool) -> Float[Array
 
 
 def region_logits(model: RefCOCOModel, batch: Batch, appearance, key=None) -> Float[Array, "b r"]:
-    """-inf where there is no region; officially padding can be chosen."""
+    """Return a logit per region, -inf in padding; in the official code padding can be chosen."""
     key_project, key_encode = split_keys(key, 2)
     states = model.encode(batch, model.region_states(batch, appearance, key_project), key_encode)
     logits = model.region_logits(states, batch.targets.region_positions[:, 0])
@@ -244,18 +244,21 @@ def region_logits(model: RefCOCOModel, batch: Batch, appearance, key=None) -> Fl
 
 
 def region_losses(logits: Float[Array, "b r"], batch: Batch) -> Float[Array, "b r"]:
-    """Of each region against whether it is what is meant; anything where there is no region."""
+    """Return the loss of each region; the value of padding is arbitrary."""
     return binary_cross_entropy(jnp.where(batch.region_mask, logits, 0), batch.targets.region_targets)
 
 
 def choice_accuracy(logits: Float[Array, "b r"], batch: Batch) -> tuple[Array, Array]:
-    """Whether the best region is a hit, as (sum, count)."""
+    """Return whether the best region is a hit, as (sum, count)."""
     chosen = logits.argmax(-1)[:, None]
     return counted(jnp.take_along_axis(batch.targets.region_hits, chosen, axis=1)[:, 0], batch.region_mask.any(1))
 
 
 def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Array, Array]]:
-    """Of the choice, and of the regions one by one (official RefAcc, ClsAcc, ClsPosAcc, ClsPosFrac)."""
+    """Return the accuracy of the choice and of single regions.
+
+    The official code calls them RefAcc, ClsAcc, ClsPosAcc and ClsPosFrac.
+    """
     correct = (logits > 0) == batch.targets.region_targets
     return dict(
         refcoco_accuracy=choice_accuracy(logits, batch),
@@ -266,8 +269,11 @@ def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Arr
 
 
 def baseline_logits(model: RefCOCOModel, batch: Batch, config) -> dict[str, Float[Array, "b r"]]:
-    """As trained (""), blind, wordless. Blind knows the words and where the regions are, not what they look like;
-    wordless sees all, and every word is masked: what stands out is often meant."""
+    """Return logits of the model ("") and of its baselines (`_blind`, `_wordless`).
+
+    Blind, the words and the places of the regions are known, not their appearance. Wordless, every word is
+    masked, because the most conspicuous region is often the one that is meant.
+    """
     seen = appearance_of(model, batch, config.blind)
     return {
         "": region_logits(model, batch, seen),

@@ -1,8 +1,9 @@
-"""What a VCR example looks like: `[CLS] question [SEP] response [SEP]` and the regions, a sequence per response.
+"""VCR examples: `[CLS] question [SEP] response [SEP]` and the regions, one sequence per response.
 
-Q2A: the responses are the answers. QA2R: the right answer stands behind the question, the responses are the rationales;
-where the right answer is not known (test), all four are tried, 16 sequences, by answer and then by rationale. A word
-that names an object carries that object's visual feature, others that of the whole image. NumPy, no model.
+Q2A: the responses are the answers. QA2R: the right answer follows the question, and the responses are
+the rationales; where the right answer is unknown (test), all four are tried: 16 sequences, ordered by
+answer, then by rationale. A word that names an object carries the visual feature of that object, other
+words that of the whole image. NumPy, without the model.
 """
 
 from __future__ import annotations
@@ -27,16 +28,14 @@ PERSON = "person"  # the category whose objects get names
 PERSON_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall Frankie Pat Quinn".split()
 NUM_SPECIAL = 3  # [CLS] and two [SEP]
 
-# --- Text -----------------------------------------------------------------------------------------------------------
-
-Pieces = list[tuple[int, int]]  # (WordPiece id, region whose feature it carries)
+Tokens = list[tuple[int, int]]  # (token id, region whose feature it carries)
 
 
 def object_names(objects: Sequence[str], start: int) -> list[str]:
-    """What texts call the objects: their categories, persons the next of 13 neutral names from number `start` on.
+    """Return what texts call the objects: their category, or for persons one of 13 neutral names.
 
-    The official code counts on from example to example, so that a name depends on what its process has read before;
-    here `first_name` gives the start.
+    Names are taken in turn from number `start`. The official code continues from example to example, so
+    that a name depends on what its process has read before; here `first_name` determines the start.
     """
     names, number = [], start
     for category in objects:
@@ -49,14 +48,15 @@ def object_names(objects: Sequence[str], start: int) -> list[str]:
 
 
 def first_name(annot_id: str) -> int:
-    """The number of the first name in a question: always the same, any of the 13 as often."""
+    """Return the number of the first name in a question: a fixed one, uniform over questions."""
     return zlib.crc32(annot_id.encode()) % len(PERSON_NAMES)
 
 
 def tagged_words(text: str, names: Sequence[str]) -> list[tuple[str, int]]:
-    """(word, region) of a text as the builder stores it: a JSON list of words and of lists of object numbers.
+    """Return (word, region) for each word of a text in the form of the builder.
 
-    A list [i, j] reads "name_i and name_j". Region i + 1 is object i, 0 the whole image.
+    The form is a JSON list of words and of lists of object numbers; a list [i, j] reads "name_i and name_j".
+    Region i + 1 is object i, region 0 the whole image.
     """
     found = []
     for part in json.loads(text):
@@ -69,12 +69,12 @@ def tagged_words(text: str, names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def readable(text: str, names: Sequence[str]) -> str:
-    """The same as a sentence."""
+    """Return such a text as a sentence."""
     return " ".join(word for word, _ in tagged_words(text, names))
 
 
-def tagged_pieces(text: str, names: Sequence[str], tokenizer: Tokenizer) -> Pieces:
-    """The same in pieces; each word is cut for itself, as officially."""
+def tagged_tokens(text: str, names: Sequence[str], tokenizer: Tokenizer) -> Tokens:
+    """Return (token id, region) for each token of such a text; words are tokenized one by one."""
     found = tagged_words(text, names)
     words = [word for word, _ in found]
     encoding = tokenizer.backend.encode(words, is_pretokenized=True, add_special_tokens=False)
@@ -82,10 +82,11 @@ def tagged_pieces(text: str, names: Sequence[str], tokenizer: Tokenizer) -> Piec
 
 
 def cut_answers(question: int, answers: Sequence[int], limit: int) -> tuple[int, list[int]]:
-    """How many pieces stay of the question and of each answer (official Q2A).
+    """Return how many tokens of the question and of each answer are kept (official Q2A).
 
-    While a pair is too long, the answer loses its last piece if it is the longer, else the question. The question is
-    one for all four: what it lost to an answer it has lost for the next ones too, and in the end for all.
+    While a pair is too long, the answer loses its last token if it is longer, else the question does. The
+    question is shared by the four answers: a token that it lost for one answer is lost for the next ones
+    and, in the end, for all.
     """
     kept = []
     for answer in answers:
@@ -99,10 +100,11 @@ def cut_answers(question: int, answers: Sequence[int], limit: int) -> tuple[int,
 
 
 def cut_rationales(question: int, answer: int, rationales: Sequence[int], limit: int) -> tuple[int, int, list[int]]:
-    """How many pieces stay of the question, the answer and each rationale (official QA2R, training and validation).
+    """Return how many tokens of the question, the answer and each rationale are kept (official QA2R).
 
-    The rationale gives way if it is longer than question and answer together, else the question down to one piece,
-    then the answer; these two are shared by all four, as in `cut_answers`.
+    The rationale is shortened if it is longer than question and answer together, else the question down to
+    one token, then the answer. Question and answer are shared by the four rationales, as in `cut_answers`.
+    The official code does this in training and validation.
     """
     kept = []
     for rationale in rationales:
@@ -119,28 +121,37 @@ def cut_rationales(question: int, answer: int, rationales: Sequence[int], limit:
 
 def contexts(
     record: dict, start: int, subtask: str, tokenizer: Tokenizer, limit: int
-) -> tuple[list[tuple[Pieces, Pieces]], bool]:
-    """(first, second) part of each sequence, without [CLS] and [SEP], at most `limit` pieces; whether any was cut.
+) -> tuple[list[tuple[Tokens, Tokens]], bool]:
+    """Return the parts of each sequence, and whether any was cut.
 
-    `start` as in `object_names`. In test the official code does not cut QA2R, and contexts of 135 pieces occur, longer
-    than any it was trained on; here they are cut like those of training, for each answer on its own, so that shapes are
-    static.
+    In test the official code does not cut QA2R, and contexts of 135 tokens occur, longer than any in
+    training. Here they are cut as in training, for each answer separately, so that shapes are static.
+
+    Args:
+        record: Record of the question.
+        start: As in `object_names`.
+        subtask: q2a or qa2r.
+        tokenizer: Tokenizer of the run.
+        limit: Largest number of tokens of both parts.
+
+    Returns:
+        (first, second) part of each sequence without [CLS] and [SEP], and whether a text was cut.
     """
     names = object_names(record["objects"], start)
 
-    def pieces(texts: Sequence[str]) -> list[Pieces]:
-        return [tagged_pieces(text, names, tokenizer) for text in texts]
+    def tokens(texts: Sequence[str]) -> list[Tokens]:
+        return [tagged_tokens(text, names, tokenizer) for text in texts]
 
     pairs, before = [], 0
-    (question,), answers = pieces([record["question"]]), list(record["answers"])
+    (question,), answers = tokens([record["question"]]), list(record["answers"])
     if subtask == "q2a":
-        answers = pieces(answers)
+        answers = tokens(answers)
         kept, lengths = cut_answers(len(question), [len(answer) for answer in answers], limit)
         pairs = [(question[:kept], answer[:n]) for answer, n in zip(answers, lengths, strict=True)]
         before = sum(len(question) + len(answer) for answer in answers)
     else:
-        label, rationales = int(record["answer_label"]), pieces(record["rationales"])
-        for answer in pieces(answers if label < 0 else [answers[label]]):
+        label, rationales = int(record["answer_label"]), tokens(record["rationales"])
+        for answer in tokens(answers if label < 0 else [answers[label]]):
             q, a, lengths = cut_rationales(len(question), len(answer), [len(r) for r in rationales], limit)
             pairs += [(question[:q] + answer[:a], r[:n]) for r, n in zip(rationales, lengths, strict=True)]
             before += sum(len(question) + len(answer) + len(r) for r in rationales)
@@ -152,15 +163,16 @@ def contexts(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChoiceLayout(ImageLayout):
+    """Fields of a config that determine the example of a question with its choices."""
     subtask: str
     sequence_length: int
-    text_length: int  # pieces of question and response; [CLS] and [SEP] are not counted
+    text_length: int  # tokens of question and response, without [CLS] and [SEP]
     roi_size: int
     num_classes: int
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> ChoiceLayout:
-        """The layout of a run's config. Raises ValueError where its fields contradict."""
+        """Return the layout of a config; raise ValueError where its fields contradict."""
         d = config.data
         if config.subtask not in SUBTASKS:
             raise ValueError(f"config.subtask is {config.subtask!r}, not one of {', '.join(SUBTASKS)}")
@@ -169,7 +181,7 @@ class ChoiceLayout(ImageLayout):
         needed = d.text_length + NUM_SPECIAL + d.max_regions + 1
         if needed > d.sequence_length:
             raise ValueError(
-                f"config.data.sequence_length is {d.sequence_length}, but {d.text_length} pieces of text, "
+                f"config.data.sequence_length is {d.sequence_length}, but {d.text_length} tokens of text, "
                 f"{NUM_SPECIAL} special ones, {d.max_regions} regions and the whole image need {needed}"
             )
         return cls(
@@ -185,11 +197,20 @@ class ChoiceLayout(ImageLayout):
 def choice_example(
     record: dict, flip: bool, tokenizer: Tokenizer, layout: ChoiceLayout, start: int | None = None
 ) -> Example:
-    """A question with its choices, n = 4 or, for QA2R without labels, 16.
+    """Return a question with its choices: n = 4, or 16 for QA2R without labels.
 
-    `record` joins a row of `vcr` with its row of `vcr_images`; `start` replaces `first_name`. All sequences share the
-    image; objects beyond `max_regions` are left out, and words that name them carry the whole image's feature. Without
-    labels `choice` is -1. Raises ValueError for an object class that the model does not have.
+    All sequences share the image. Objects beyond `max_regions` are left out, and words that name them carry
+    the feature of the whole image. Without labels `choice` is -1.
+
+    Args:
+        record: A row of `vcr` joined with its row of `vcr_images`.
+        flip: Whether to mirror the image.
+        tokenizer: Tokenizer of the run.
+        layout: Shapes and options.
+        start: Replaces `first_name`.
+
+    Raises:
+        ValueError: An object has a class that the model does not have.
     """
     if len(record["classes"]) and max(record["classes"]) >= layout.num_classes:
         raise ValueError(
@@ -225,7 +246,7 @@ def choice_example(
 
 
 def on_rois(shapes: UInt8[np.ndarray, "k g g"], size: int, flip: bool) -> Float32[np.ndarray, "k p p"]:
-    """The objects' shapes on the grid of RoIAlign, mirrored with the image; on another grid, the covered share."""
+    """Return masks of objects on the RoI grid, mirrored with the image; another grid gets the covered share."""
     shapes = np.ascontiguousarray(shapes[:, :, ::-1] if flip else shapes, np.float32)
     if shapes.shape[1:] == (size, size):
         return shapes
@@ -234,7 +255,16 @@ REGION = re.compile(r"(\[\d+(?:\s*,\s*\d+)*\])")  # [1] or [1,2]: how VCR's text
 
 
 def record_of_text(question: str, choices: Sequence[str], labels: Sequence[str]) -> dict:
-    """The record of a VCR question whose regions nobody has outlined. Raises ValueError for a region there is not."""
+    """Return the record of a user's question about regions without masks.
+
+    Args:
+        question: Text in which [1] names the first region, [1,2] two of them.
+        choices: Texts to choose from, in the same form.
+        labels: Label of each region, "" if unknown.
+
+    Raises:
+        ValueError: A text names a region that does not exist.
+    """
 
     def tagged(text: str) -> str:
         parts = []

@@ -7,7 +7,7 @@ prints the accuracies of the official evaluation (GT-Vision-Lab/VQA, `VQAEval`) 
 question type, in percent with two decimals.
 
 An answer scores the mean, over the ten annotators, of min(1, matches among the other nine / 3). Both sides are
-normalised first, but only where the annotators disagree: "yes" against ten times "Yes." scores 0. The official program
+normalized first, but only where the annotators disagree: "yes" against ten times "Yes." scores 0. The official program
 is Python 2, and its last digits and odd cases are kept: plain sums in the annotators' order, halves rounded away from
 zero, lower case letter by letter, only ASCII digits are digits.
 
@@ -30,10 +30,10 @@ from jaxtyping import Float32
 
 UNKNOWN = "<unk>"
 
-# --- Normalisation ------------------------------------------------------------------------------------------
+# --- Normalization ------------------------------------------------------------------------------------------
 
-PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"  # neither colon nor full stop, which has a rule of its own
-MAX_FULL_STOPS = 32  # officially by mistake: a flag is passed where the count belongs
+PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"  # neither the colon nor the full stop, which has its own rule
+MAX_FULL_STOPS = 32  # a mistake of the official code: it passes a flag where the count belongs
 DIGITS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 DIGITS["none"] = "0"
 ARTICLES = ("a", "an", "the")
@@ -52,10 +52,11 @@ CONTRACTIONS = {
     for place, letter in enumerate(word)
     if letter == "'"
 }
-CONTRACTIONS["somebody'd"] = "somebodyd"  # the wrong way round officially
+CONTRACTIONS["somebody'd"] = "somebodyd"  # reversed in the official code
 
 
 def _without_punctuation(text: str, flags: re.RegexFlag) -> str:
+    """Return `text` without one mark of PUNCTUATION, or with a space in its place; drop most full stops."""
     thousands = re.search(r"\d,\d", text, flags)
     result = text
     for mark in PUNCTUATION:
@@ -64,29 +65,32 @@ def _without_punctuation(text: str, flags: re.RegexFlag) -> str:
     return re.sub(r"\.(?!\d)", "", result, count=MAX_FULL_STOPS, flags=flags)
 
 
-def normalise_punctuation(answer: str) -> str:
+def normalize_punctuation(answer: str) -> str:
     """Drops a mark of PUNCTUATION, or makes it a space where it nowhere touches one; drops most full stops."""
     return _without_punctuation(answer, re.ASCII)
 
 
-def normalise_words(answer: str) -> str:
-    """Lower case, number words as digits, no articles, apostrophes of contractions, single spaces."""
+def normalize_words(answer: str) -> str:
+    """Return lower-case text: number words as digits, no articles, apostrophes restored, single spaces."""
     # Letter by letter and its first letter, as Python 2 does: no final sigma, no dot beside the i of U+0130.
     words = "".join(letter.lower()[0] for letter in answer).split()
     words = [DIGITS.get(word, word) for word in words]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def normalise(answer: str) -> str:
-    """The official normal form, of predictions and annotations alike."""
-    return normalise_words(normalise_punctuation(answer))
+def normalize(answer: str) -> str:
+    """Return the official normal form of a prediction or an annotation."""
+    return normalize_words(normalize_punctuation(answer))
 
 
 # --- Accuracy -----------------------------------------------------------------------------------------------
 
 
 def plain_sum(numbers: Iterable[float]) -> float:
-    """From left to right; `sum` compensates for rounding since Python 3.12, which moves last digits."""
+    """Return the sum from left to right.
+
+    Since Python 3.12 `sum` compensates for rounding, which changes last digits.
+    """
     total = 0.0
     for number in numbers:
         total += number
@@ -94,7 +98,7 @@ def plain_sum(numbers: Iterable[float]) -> float:
 
 
 def _leave_one_out(matches: Sequence[bool]) -> float:
-    """Mean over annotators of min(1, matches among the others / 3)."""
+    """Return the mean over annotators of min(1, matches among the others / 3)."""
     count = sum(matches)
     return plain_sum(min(1.0, (count - match) / 3) for match in matches) / len(matches)
 
@@ -105,17 +109,21 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Raises ValueError without answers.
     """
     if not answers:
-        raise ValueError("accuracy of an answer needs the annotators' answers, there are none")
+        raise ValueError("The accuracy of an answer requires annotators' answers, but there are none.")
     prediction, *answers = (
         text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *answers)
     )
     if len(set(answers)) > 1:
-        prediction, *answers = map(normalise, (prediction, *answers))
+        prediction, *answers = map(normalize, (prediction, *answers))
     return _leave_one_out([answer == prediction for answer in answers])
 
 
 def percent(accuracies: Sequence[float]) -> float:
-    """Their mean in percent, two decimals, exact halves away from zero as in Python 2. Raises ValueError if none."""
+    """Return the mean in percent with two decimals; exact halves are rounded away from zero as in Python 2.
+
+    Raises:
+        ValueError: There is no accuracy.
+    """
     if not accuracies:
         raise ValueError("no accuracy to average")
     mean = 100 * plain_sum(accuracies) / len(accuracies)
@@ -132,7 +140,9 @@ def _by_type(accuracies: Sequence[float], types: Sequence[str]) -> dict[str, flo
 def summary(
     accuracies: Sequence[float], answer_types: Sequence[str], question_types: Sequence[str] | None = None
 ) -> dict[str, float | dict[str, float]]:
-    """`overall`, `perAnswerType` and, with types of questions, `perQuestionType` in percent, as officially rounded.
+    """Return `overall`, `perAnswerType` and, with types of questions, `perQuestionType`, in percent.
+
+    They are rounded as in the official code.
 
     Accuracies in the order of the annotation file give the official sums to the last digit. Raises ValueError if
     lengths differ or there is nothing.
@@ -147,12 +157,15 @@ def summary(
 
 
 def vocabulary_entry(line: str) -> str:
-    """An answer as VL-BERT's punctuation rule leaves it: any script's digits count, spaces stay, `<unk>` too."""
+    """Return an answer after the punctuation rule of the official vocabulary.
+
+    Digits of any script, spaces and `<unk>` stay.
+    """
     return line if line == UNKNOWN else _without_punctuation(line, re.UNICODE)
 
 
 class AnswerVocabulary:
-    """Answers by number. `entries` may repeat, the first counts; `unknown` is the number of `<unk>`."""
+    """Answers by number. The first of repeated entries counts; `unknown` is the number of `<unk>`."""
 
     def __init__(self, entries: Sequence[str]):
         self.entries = tuple(entries)
@@ -165,7 +178,7 @@ class AnswerVocabulary:
         return len(self.entries)
 
     def number(self, answer: str) -> int:
-        """Of an answer as it is, not normalised; `unknown` if it is no entry."""
+        """Return the number of an answer as it is, without normalization; `unknown` if it is not an entry."""
         return self._numbers.get(answer, self.unknown)
 
 
@@ -199,7 +212,7 @@ def soft_targets(answers: Sequence[str], vocabulary: AnswerVocabulary) -> Float3
 
 
 def _read(path: str, field: str | None) -> list[dict]:
-    """The list in `field` of a JSON file, or the file as a list; all are objects with an integer `question_id`."""
+    """Return the list in `field` of a JSON file, or the file as a list; items have an integer `question_id`."""
     with open(path, encoding="utf-8") as file:
         try:
             content = json.load(file)
@@ -212,9 +225,9 @@ def _read(path: str, field: str | None) -> list[dict]:
     for place, item in enumerate(items):
         number = item.get("question_id") if isinstance(item, dict) else None
         if type(number) is not int:
-            raise ValueError(f"{path}: item {place} is no object with an integer question_id: {str(item)[:80]}")
+            raise ValueError(f"{path}: item {place} is not an object with an integer question_id: {str(item)[:80]}")
         if number in seen:
-            raise ValueError(f"{path}: question_id {number} stands there twice; keep one of them")
+            raise ValueError(f"{path}: question_id {number} occurs twice; keep one of them")
         seen.add(number)
     return items
 
@@ -233,11 +246,15 @@ def _same_questions(path: str, items: list[dict], other_path: str, others: list[
 
 
 def read_results(path: str | os.PathLike) -> dict[int, str]:
-    """Predictions by question, of a file [{"question_id": int, "answer": str}]. Raises ValueError if it is no such."""
+    """Return question_id -> answer of a file [{"question_id": int, "answer": str}].
+
+    Raises:
+        ValueError: The file is not of that form.
+    """
     items = _read(os.fspath(path), None)
     for item in items:
         if not isinstance(item.get("answer"), str):
-            raise ValueError(f"{os.fspath(path)}: the answer of question_id {item['question_id']} is no text")
+            raise ValueError(f"{os.fspath(path)}: the answer of question_id {item['question_id']} is not a text")
     return {item["question_id"]: item["answer"] for item in items}
 
 
@@ -248,14 +265,18 @@ def _check_annotation(path: str, item: dict) -> None:
     if not whole or not all(isinstance(a, dict) and isinstance(a.get("answer"), str) for a in answers):
         raise ValueError(f"{path}: question_id {item['question_id']} lacks answers, answer_type or question_type")
     numbers = [str(answer.get("answer_id")) for answer in answers]
-    if len(set(numbers)) < len(numbers):  # officially an annotator is left out by comparing all of the answer
+    if len(set(numbers)) < len(numbers):  # the official code leaves an annotator out by comparing the whole answer
         raise ValueError(f"{path}: question_id {item['question_id']} has two answers with the same answer_id")
 
 
 def evaluate_files(
     questions: str | os.PathLike, annotations: str | os.PathLike, results: str | os.PathLike
 ) -> dict[str, float | dict[str, float]]:
-    """What the official evaluation says about a results file. Raises ValueError naming file, question and remedy."""
+    """Return the official evaluation of a results file.
+
+    Raises:
+        ValueError: A file is not of the official form; the message has the file, the question and a remedy.
+    """
     questions, annotations, results = map(os.fspath, (questions, annotations, results))
     annotated = _read(annotations, "annotations")
     if not annotated:

@@ -12,37 +12,40 @@ from vlbert_jax.data.packing import pack
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
 from vlbert_jax.tasks.vqa import accuracy
 
-# --- Examples -------------------------------------------------------------------------------------------------------
-
-
 _load_answers = functools.cache(accuracy.load_answers)
 
 
 def answers_of(config) -> accuracy.AnswerVocabulary:
-    """The run's answer vocabulary, read once. Raises ValueError if it has not `model.num_answers` entries."""
+    """Return the answer vocabulary of a run; it is read once.
+
+    Raises:
+        FileNotFoundError: There is no vocabulary.
+        ValueError: It does not have `model.num_answers` entries.
+    """
     local = os.path.join(config.data.data_dir, config.data.answers)
     path = local if os.path.exists(local) else config.data.answers
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"no answer vocabulary at {local} (config.data.answers): build again with --answers=3129, or with "
-            "answers_vqa.txt in the download; tables that are there stay"
+            f"no answer vocabulary at {local} (config.data.answers). Build again with --answers=3129, or with "
+            "answers_vqa.txt in the download; existing tables are kept."
         )
     answers = _load_answers(path)
     if len(answers) != config.model.num_answers:
         raise ValueError(
-            f"{path} has {len(answers)} answers, config.model.num_answers is {config.model.num_answers}: "
-            "set it, or give the vocabulary that the checkpoint was trained with as config.data.answers"
+            f"{path} has {len(answers)} answers, but config.model.num_answers is {config.model.num_answers}. "
+            "Set it, or set config.data.answers to the vocabulary that the checkpoint was trained with."
         )
     return answers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionLayout(ImageLayout):
+    """Fields of a config that determine the example of a question."""
     sequence_length: int
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> "QuestionLayout":
-        """Raises ValueError where a sequence has no room for a question."""
+        """Return the layout of a config; raise ValueError where a sequence has no room for a question."""
         d = config.data
         if d.sequence_length < d.max_regions + 6:
             raise ValueError(
@@ -55,11 +58,18 @@ class QuestionLayout(ImageLayout):
 def question_example(
     record: dict, flip: bool, tokenizer: Tokenizer, layout: QuestionLayout, answers: accuracy.AnswerVocabulary
 ) -> Example:
-    """`[CLS] question [SEP] [MASK] [SEP]` and the regions, n = 1.
+    """Return `[CLS] question [SEP] [MASK] [SEP]` and the regions; n = 1.
 
-    `record` is as `image_fields` wants it, and has `boxes`, `question`, and `answers` (ten, or none). In a mirrored
-    image left is right, in question and answers. A question that does not fit loses its end (officially none is cut).
-    Without answers all scores are -1.
+    In a mirrored image left and right are exchanged in the question and the answers. A question that does
+    not fit is cut at its end; the official code cuts none.
+
+    Args:
+        record: As for `image_fields`, with `boxes`, `question`, and `answers` (ten, or none: all scores
+            are -1).
+        flip: Whether to mirror the image.
+        tokenizer: Tokenizer of the run.
+        layout: Shapes and options.
+        answers: Answer vocabulary of the run.
     """
     image = image_fields(record, record["boxes"], layout, flip)
     num_regions = int(image["region_mask"].sum())
