@@ -54,7 +54,8 @@ def fields_of(case) -> Batch:
         fields["region_features"] = jnp.asarray(np.where(real[..., None], boxes[..., 4:], 0))
     if "masks" in case.inputs:
         fields["region_shapes"] = jnp.asarray(case.inputs["masks"])
-    fields["region_positions"] = jnp.asarray(lengths[..., None] + np.arange(real.shape[1]))
+    positions = lengths[..., None] + np.arange(real.shape[1])
+    fields["region_positions"] = jnp.asarray(np.where(real[:, None], positions, 0))
     return fields
 
 

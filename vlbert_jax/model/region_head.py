@@ -152,6 +152,8 @@ class RegionHead(nnx.Module):
             )
         if geometry is None:
             geometry = box_geometry(boxes, image_size)
+        # A NaN in padding would reach the gradient of the projection as 0 * NaN.
+        geometry = jnp.where(region_mask[..., None], geometry, 0)
         joined = jnp.concatenate([geometry.astype(self.dtype), appearance.astype(self.dtype)], axis=-1)
         states = keep_split(jax.nn.relu(self.projection(dropout(joined, self.dropout_rate, key))))
         return jnp.where(region_mask[..., None], states, 0)

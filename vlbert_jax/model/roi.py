@@ -76,6 +76,10 @@ def pool_regions(
     """
     size, chunk = (options["size"], options["size"]), options["chunk"]
     c5 = nnx.merge(graphdef, c5_state)
+    # Padding shares chunks with real regions: a NaN in it would reach the gradients of C5 as 0 * NaN.
+    boxes = jnp.where(region_mask[..., None], boxes, 0)
+    if region_shapes is not None:
+        region_shapes = jnp.where(region_mask[..., None, None], region_shapes, 0)
     b, r = region_mask.shape
     total = b * r
     chunks = -(-total // chunk)

@@ -22,7 +22,9 @@ class VisualLinguisticModel(nnx.Module):
     def appearance(self, batch: Batch) -> Float[Array, "b r g"] | None:
         """Return pooled or precomputed features of the regions, before projection; None without an image."""
         if batch.pixels is None:
-            return batch.region_features
+            if batch.region_features is None:
+                return None
+            return jnp.where(batch.region_mask[..., None], batch.region_features, 0)
         by_image = functools.partial(split_images, batch)
         hidden = by_image(batch.region_hidden) if self.fast_rcnn.hidden_appearance is None else None
         boxes, size = by_image(batch.boxes), flat_images(batch.image_size)

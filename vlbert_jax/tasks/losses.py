@@ -6,7 +6,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 def cross_entropy(logits: Float[Array, "... c"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
-    """-log softmax(logits)[labels]."""
+    """Return -log softmax(logits)[labels].
+
+    A label outside the classes gives NaN and a gradient of 0: callers mask the losses of padding with
+    `jnp.where`, and a wrong label of a real target stops the run.
+    """
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 

@@ -67,8 +67,8 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     sums, metrics = {}, {}
 
     def add(name, losses, hits, weight):
-        sums[name] = jnp.sum(losses * weight)
         real = weight > 0
+        sums[name] = jnp.sum(jnp.where(real, losses, 0) * weight)
         metrics[f"{name}_accuracy"] = jnp.sum(hits & real), jnp.sum(real)
 
     if "region" in names:
@@ -88,9 +88,11 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
                 add(name, losses[:, rows], hits[:, rows], weights[name])
     if "mrc" in names:
         logits = model.mrc_logits(states, batch.targets.mrc_positions)
-        best = batch.targets.mrc_targets.argmax(-1)
+        # A NaN in padding would reach the gradient as 0 * NaN.
+        targets = jnp.where(batch.targets.mrc_mask[..., None], batch.targets.mrc_targets, 0)
+        best = targets.argmax(-1)
         soft = _chosen(config, "mrc_targets", "soft", "hard") == "soft"
-        losses = soft_cross_entropy(logits, batch.targets.mrc_targets) if soft else cross_entropy(logits, best)
+        losses = soft_cross_entropy(logits, targets) if soft else cross_entropy(logits, best)
         add("mrc", losses, logits.argmax(-1) == best, weights["mrc"])
     if "relationship" in names:
         logits = model.relationship_logits(states)

@@ -263,7 +263,7 @@ def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Arr
     return dict(
         refcoco_accuracy=choice_accuracy(logits, batch),
         region_accuracy=counted(correct, batch.region_mask),
-        positive_region_accuracy=counted(correct, batch.targets.region_targets),
+        positive_region_accuracy=counted(correct, batch.targets.region_targets & batch.region_mask),
         positive_region_fraction=counted(batch.targets.region_targets, batch.region_mask),
     )
 

@@ -241,7 +241,8 @@ def _losses(logits: Float[Array, "b answers"], batch: Batch, config) -> Float[Ar
     """Return the loss summed over the vocabulary (official code), or the cross-entropy of the best answer (paper)."""
     scores = batch.targets.answer_targets
     if config.losses.answer == "sigmoid":
-        return binary_cross_entropy(logits, scores).sum(-1)
+        # A NaN in padding would reach the gradient as 0 * NaN.
+        return binary_cross_entropy(logits, jnp.where(_known(batch)[:, None], scores, 0)).sum(-1)
     if config.losses.answer == "softmax":
         return cross_entropy(logits, scores.argmax(-1))
     raise ValueError(f"config.losses.answer is {config.losses.answer!r}; it must be sigmoid or softmax.")

@@ -9,8 +9,8 @@ import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
-from synthetic_case import build, synthetic_batch, tiny_config
 
+from tests.helpers.synthetic_case import build, synthetic_batch, tiny_config
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.losses import cross_entropy
 from vlbert_jax.training import optimizer, sharding
@@ -89,8 +89,8 @@ def gradient_of_visual_rows(dtype: str) -> np.ndarray:
     @jax.jit
     def gradient(visual_rows):
         def loss(visual_rows):
-            logits = model.mlm_logits(model.encode(batch, visual_rows), batch.mlm_positions)
-            return jnp.where(batch.mlm_mask, cross_entropy(logits, batch.mlm_labels), 0).sum()
+            logits = model.mlm_logits(model.encode(batch, visual_rows), batch.targets.mlm_positions)
+            return jnp.where(batch.targets.mlm_mask, cross_entropy(logits, batch.targets.mlm_labels), 0).sum()
 
         return jax.grad(loss)(visual_rows)
 

@@ -6,12 +6,13 @@ import jax
 import ml_collections
 import numpy as np
 from flax import nnx
-from tiny_recipes import shrink
 
 from configs import pretrain, refcoco, vcr, vqa
 from tests.helpers.batch_case import fields_of
+from tests.helpers.tiny_recipes import shrink
 from vlbert_jax.batch import Batch, make_batch
 from vlbert_jax.data.packing import pack
+from vlbert_jax.geometry import box_geometry
 from vlbert_jax.tasks import get_task
 
 RECIPES = {
@@ -21,7 +22,6 @@ RECIPES = {
     "refcoco": (refcoco, "base_gt"),
     "vcr": (vcr, "q2a_base"),
 }
-EXAMPLE_FIELDS = dict(relationship=1, choice=2, group=1)
 
 
 def tiny_config(recipe: str, **fields) -> ml_collections.ConfigDict:
@@ -50,12 +50,11 @@ def synthetic_batch(config, seed: int = 0) -> Batch:
     The last example is padding altogether, as in the last batch of an evaluation.
     """
     rng = np.random.default_rng(seed)
-    shapes = get_task(config.task).batch_shapes(config)
-    b, n, s = shapes.token_ids.shape
-    r = shapes.boxes.shape[1]
-    fields = {
-        name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in fields_of(shapes).items()
-    }
+    abstract = get_task(config.task).batch_shapes(config)
+    shapes = fields_of(abstract)
+    b, n, s = abstract.token_ids.shape
+    r = abstract.boxes.shape[1]
+    fields = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     has_text = "mlm_mask" in fields and n > 1  # the last sequence has no image
     num_regions = rng.integers(2, r, b)
     num_words = rng.integers(4, s - r, (b, n))
@@ -85,10 +84,11 @@ def synthetic_batch(config, seed: int = 0) -> Batch:
     corner = rng.uniform(0, 0.5, (b, r, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.5, (b, r, 2))], -1)
     fields["boxes"] = (boxes * np.tile([width - 5, height - 3], 2) * region_mask[..., None]).astype(np.float32)
-    fields.pop("box_geometry", None)  # the device computes it
+    if "box_geometry" in fields:
+        fields["box_geometry"] = box_geometry(fields["boxes"], fields["image_size"][:, 0])
     _add_targets(fields, config, rng, num_words, num_regions)
-    kinds = {name: leaf.dtype for name, leaf in fields_of(shapes).items()}
-    return make_batch({name: value.astype(kinds[name]) for name, value in fields.items()}, type(shapes.targets))
+    fields = {name: value.astype(shapes[name].dtype) for name, value in fields.items()}
+    return make_batch(fields, type(abstract.targets))
 
 
 def _add_targets(fields: dict, config, rng, num_words, num_regions) -> None:
@@ -133,15 +133,18 @@ def build(config) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Return the task's model as (graphdef, trained parameters, constants)."""
     task = get_task(config.task)
     model = nnx.jit(lambda: task.build_model(config, nnx.Rngs(0)))()
-    return nnx.split(model, nnx.All(nnx.Param, lambda path, _: not task.is_frozen(path, config)), ...)
+    return nnx.split(model, nnx.All(nnx.Param, lambda path, _: not task.is_frozen(tuple(map(str, path)), config)), ...)
 
 
-def loss_and_gradients(config, batch: Batch, model=None) -> tuple[dict[str, np.ndarray], dict[tuple, np.ndarray]]:
-    """Return each loss's (sum, count) and the gradient of the weighted loss by parameter path."""
+def gradient_function(config):
+    """Return the compiled function (parameters, constants, batch) -> (gradients, values) of the weighted loss.
+
+    `values` are the sums, the counts and the metrics; the key of dropout is always the same.
+    """
     task = get_task(config.task)
-    graphdef, trained, constants = build(config) if model is None else model
+    graphdef, *_ = build(config)
     names, weights = task.active_losses(config, 0), task.loss_weights(config)
-    key = jax.random.key(0, impl="threefry2x32")  # of dropout, where the recipe has any
+    key = jax.random.key(0, impl="threefry2x32")
 
     @jax.jit
     def run(trained, constants, batch):
@@ -153,6 +156,4 @@ def loss_and_gradients(config, batch: Batch, model=None) -> tuple[dict[str, np.n
 
         return jax.grad(loss, has_aux=True)(trained)
 
-    gradients, values = run(trained, constants, batch)
-    flat = {path: np.asarray(leaf[...], np.float32) for path, leaf in nnx.to_flat_state(gradients)}
-    return jax.device_get(values), flat
+    return run
