@@ -1,8 +1,8 @@
 """Hooks of mkdocs: repository files outside docs/ become pages, and each package gets a page of its API.
 
-A link in a page is relative to the file, as GitHub resolves it. A link to another page is rewritten for the site; a
-link to a source file becomes plain text, because the site has no sources. A link to a missing file is left as it is:
-mkdocs reports it, and the build fails.
+A link in a page is relative to the file, as GitHub resolves it. A link to another page is rewritten for the site.
+A link to a recipe becomes one to the page of the recipes. Links to other source files become plain text, because the
+site has no sources. A link to a missing file is left as it is: mkdocs reports it, and the build fails.
 """
 
 import ast
@@ -50,6 +50,15 @@ def commands() -> str:
     return "\n".join(parts)
 
 
+def recipes() -> str:
+    """Return the page of the recipes: their sources, whose comments and docstrings describe every field."""
+    parts = ["# Recipes and config fields\n\nThe comments describe every field; `common.py` has shared fields.\n"]
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.name != "__init__.py":
+            parts.append(f"## configs/{path.name}\n\n```python\n{path.read_text(encoding='utf-8')}```\n")
+    return "\n".join(parts)
+
+
 def on_files(files, config):
     """Add the pages of the repository and the pages of the API."""
     for pattern in (*PAGES, *ASSETS):
@@ -57,6 +66,7 @@ def on_files(files, config):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
     files.append(File.generated(config, "api/commands.md", content=commands()))
+    files.append(File.generated(config, "api/configs.md", content=recipes()))
     for page, names in modules().items():
         title = "vlbert_jax" if page == "vlbert_jax" else f"vlbert_jax.{page}"
         listed = "\n".join(f"::: {name}\n    options:\n      show_submodules: false\n" for name in names)
@@ -68,7 +78,7 @@ def on_config(config):
     """Replace the entry `API: api/` of the navigation by the pages that exist."""
     for entry in config.nav:
         if entry.get("API") == "api/":
-            entry["API"] = [f"api/{page}.md" for page in ("commands", *modules())]
+            entry["API"] = [f"api/{page}.md" for page in ("commands", "configs", *modules())]
     return config
 
 
@@ -87,6 +97,7 @@ def on_page_markdown(markdown, page, config, files):
         inside = path.relative_to(ROOT).as_posix()
         name = inside.removeprefix("docs/") if inside.startswith("docs/") else inside
         name = "index.md" if name == "README.md" else name
+        name = "api/configs.md" if name.startswith("configs/") else name
         return name if files.get_file_from_path(name) else ""
 
     def relative(name: str) -> str:
