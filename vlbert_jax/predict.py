@@ -1,18 +1,18 @@
-"""Ask a trained model about pictures of your own.
+"""Ask a trained model about images.
 
-    python -m vlbert_jax.predict --checkpoint=PATH --image=photo.jpg [--image=...] QUESTIONS [options]
+    python -m vlbert_jax.predict --checkpoint=PATH --image=photo.jpg [--image=...] TEXTS [options]
 
-PATH is a workdir, one checkpoint in it, or any weights that `python -m vlbert_jax.convert` knows. QUESTIONS are
-texts for the task of the model (see the options), or
-  nothing                                   the regions that are found; needs no checkpoint
-Each may be given several times and is asked of every picture. --attention=PAGE.html shows where each layer and head
-looks: open it in any browser.
+PATH is a workdir, one checkpoint in it, or any weights that `python -m vlbert_jax.convert` reads. TEXTS
+are questions, expressions or captions, as the task of the model requires; see the options. Without a
+text the command prints the regions, and needs no checkpoint. Each text is asked of every image.
+--attention=PAGE.html shows the attention of every layer and head in a web page.
 
-Regions come from --detector=PATH (see vlbert_jax.detector), or from --boxes=FILE.json for each picture: rows
-x1 y1 x2 y2 in its pixels, an object with "boxes" and perhaps "labels" and "features", or the official file of an image.
-Without either they are the whole image and a 3 x 3 grid. A detector of the published size describes 300 proposals, most
-of the time that an answer takes on a CPU; --proposals=75 takes half of it and finds other, fewer regions. Whoever asks
-often sets JAX_COMPILATION_CACHE_DIR=FOLDER: what a command compiles is kept there for the next.
+Regions come from --detector=PATH, or from a file --boxes=FILE.json for each image: rows x1 y1 x2 y2 in
+its pixels, an object with "boxes" and optionally "labels" and "features", or the file of the official
+code for an image. Without either they are the whole image and a 3 x 3 grid. A detector of the published
+size describes 300 proposals, which is most of the time of an answer on a CPU; --proposals=75 halves that
+time and finds fewer regions. Set JAX_COMPILATION_CACHE_DIR=FOLDER to keep compiled programs for the next
+command.
 
 Examples:
   python -m vlbert_jax.predict --checkpoint=workdirs/demo --image=photo.jpg --caption="a [MASK] ball" --out=ball.png
@@ -34,6 +34,7 @@ from vlbert_jax.tasks import TASKS
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Return the arguments of the command."""
     parser = argparse.ArgumentParser(
         "python -m vlbert_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,17 +46,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         uses = [f"{task.title}: {task.help}" for task in TASKS.values() if task.option == option]
         parser.add_argument(option, metavar="TEXT", help="; ".join(uses), **several)
     parser.add_argument("--choices", metavar="TEXT", **several)
-    parser.add_argument("--boxes", metavar="FILE.json", help="regions, a file for each picture", **several)
-    parser.add_argument("--detector", metavar="PATH", help="what finds the regions")
+    parser.add_argument("--boxes", metavar="FILE.json", help="regions, a file for each image", **several)
+    parser.add_argument("--detector", metavar="PATH", help="weights of the detector that finds the regions")
     usual = Settings().proposals_after
-    parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="that it chooses from (%(default)s)")
-    parser.add_argument("--out", metavar="PICTURE.png", type=Path, help="with boxes and answers; numbered if several")
-    parser.add_argument("--attention", metavar="PAGE.html", type=Path, help="where words and regions look")
+    parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="proposals used (%(default)s)")
+    parser.add_argument("--out", metavar="IMAGE.png", type=Path, help="image with boxes and answers; numbered")
+    parser.add_argument("--attention", metavar="PAGE.html", type=Path, help="web page of the attention; numbered")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--vocab", default="", metavar="vocab.txt", help="in place of the run's config.data.vocab")
-    parser.add_argument("--answers", default="", metavar="FILE", help="in place of the run's config.data.answers")
-    parser.add_argument("--data_dir", default="", metavar="DIR", help="in place of the run's config.data.data_dir")
-    # Behind "=" argparse takes one value only, and calls the second of --image=a.jpg b.jpg unrecognized.
+    parser.add_argument("--vocab", default="", metavar="vocab.txt", help="replaces config.data.vocab of the run")
+    parser.add_argument("--answers", default="", metavar="FILE", help="replaces config.data.answers of the run")
+    parser.add_argument("--data_dir", default="", metavar="DIR", help="replaces config.data.data_dir of the run")
+    # argparse takes only one value after "=" and rejects the second of --image=a.jpg b.jpg, so "=" is split off.
     lists = tuple(f"{option}=" for option in ("--image", "--choices", "--boxes", *text_options()))
     return parser.parse_args([part for arg in argv for part in (arg.split("=", 1) if arg.startswith(lists) else [arg])])
 
@@ -71,29 +72,32 @@ def texts_of(args: argparse.Namespace) -> list[str]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises ValueError for what can be told before anything is loaded."""
+    """Raise ValueError for mistakes that are visible before anything is loaded."""
     from vlbert_jax.visualization.drawing import SUFFIXES
 
-    texts = args.question + args.expression + args.caption
+    texts = texts_of(args)
     if texts and not args.checkpoint:
-        raise ValueError("a question needs --checkpoint; without it only the regions are found")
+        raise ValueError("A text needs --checkpoint; without it only the regions are found.")
     if args.boxes and len(args.boxes) != len(args.image):
-        raise ValueError(f"{len(args.image)} pictures, but {len(args.boxes)} files in --boxes: one for each")
+        raise ValueError(
+            f"There are {len(args.image)} images but {len(args.boxes)} files in --boxes; give one for each image."
+        )
     with_choices = {task.option for task in TASKS.values() if task.takes_choices}
     if args.choices and not any(getattr(args, option.removeprefix("--")) for option in with_choices):
-        raise ValueError(f"--choices needs the {' or '.join(with_choices)} that they answer")
+        raise ValueError(f"--choices needs the {' or '.join(with_choices)} that they answer.")
     if args.attention and not texts:
-        raise ValueError(f"--attention needs a text: {', '.join(text_options())}")
+        raise ValueError(f"--attention needs a text: {', '.join(text_options())}.")
     if args.proposals < 1:
-        raise ValueError(f"--proposals={args.proposals}: one at least")
+        raise ValueError(f"--proposals is {args.proposals}; it must be at least 1.")
     if args.out and args.out.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--out={args.out}: the name of a picture ends in one of {', '.join(SUFFIXES)}")
+        raise ValueError(f"--out is {args.out}; its suffix must be one of {', '.join(SUFFIXES)}.")
     for path in filter(None, (args.out, args.attention)):
         if not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
+            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}.")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 after an error, which one line explains."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     from vlbert_jax.prediction.output import predict_images, say
 

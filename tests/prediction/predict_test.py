@@ -196,17 +196,17 @@ def test_a_grid_covers_the_picture():
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--image", CAT, "--question", "x"], "a question needs --checkpoint"),
-    (["--image", CAT, COFFEE, "--boxes", "a.json"], "2 pictures, but 1 files in --boxes"),
+    (["--image", CAT, "--question", "x"], "A text needs --checkpoint"),
+    (["--image", CAT, COFFEE, "--boxes", "a.json"], "2 images but 1 files in --boxes"),
     (["--image", "nowhere.jpg"], "nowhere.jpg: there is no such file"),
     (["--image", __file__], "predict_test.py: the file is not an image"),
-    (["--image", CAT, "--out", "x.docx"], "ends in one of .png"),
+    (["--image", CAT, "--out", "x.docx"], "its suffix must be one of .png"),
     (["--image", CAT, "--out", "nowhere/x.png"], "there is no folder nowhere"),
     (["--image", CAT, "--boxes", "nowhere.json"], "nowhere.json"),
     (["--image", CAT, "--attention", "x.html"], "needs a text"),
     (["--image", CAT, "--choices", "a", "b"], "needs the --question"),
     (["--image", CAT, "--checkpoint", "nowhere", "--question", "x"], "nowhere"),
-    (["--image", CAT, "--detector", "x", "--proposals", "0"], "--proposals=0: one at least"),
+    (["--image", CAT, "--detector", "x", "--proposals", "0"], "--proposals is 0; it must be at least 1"),
     (["--image", CAT, "--checkpoint", "{}/model_vqa", "--expression", "x"], "vqa is a model for visual question"),
     (["--image", CAT, "--checkpoint", "{}/model_refcoco", "--caption", "x"], "it takes --expression"),
     (["--image", CAT, "--checkpoint", "{}/model_pretrain", "--question", "x"], "it takes --caption"),

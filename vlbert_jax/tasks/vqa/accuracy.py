@@ -66,7 +66,7 @@ def _without_punctuation(text: str, flags: re.RegexFlag) -> str:
 
 
 def normalize_punctuation(answer: str) -> str:
-    """Drops a mark of PUNCTUATION, or makes it a space where it nowhere touches one; drops most full stops."""
+    """Drop marks of PUNCTUATION, or replace one by a space where it touches none; drop most full stops."""
     return _without_punctuation(answer, re.ASCII)
 
 
@@ -183,7 +183,7 @@ class AnswerVocabulary:
 
 
 def load_answers(path: str | os.PathLike) -> AnswerVocabulary:
-    """Reads an answer per line, UTF-8: lower case, stripped, blank lines left out, then `vocabulary_entry`.
+    """Read one answer per line (UTF-8): lower case, stripped, without blank lines, then `vocabulary_entry`.
 
     An entry that the rule changes ("t-shirt", "what?") may differ from every answer that annotators gave; that is
     official. Raises FileNotFoundError, ValueError without `<unk>` or if it is not UTF-8.
