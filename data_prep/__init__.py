@@ -1,1 +1,1 @@
-"""TFDS builders, one per corpus, and the embedded corpus `scenes`."""
+"""TFDS builders, one per corpus, and the generators of the synthetic corpora."""

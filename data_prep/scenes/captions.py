@@ -12,7 +12,7 @@ from data_prep.scenes.world import COLORS, LARGE, PLACE_NAMED, PLACES, SMALL, Th
 MAX_CAPTION_WORDS = 16
 VOCAB_SIZE = 256
 
-# Each line has 8 to 30 words with {a}, {b} being "the red ball" and {p} the place.
+# Each line has 8 to 30 words; {a} and {b} are things such as "the red ball", {p} is the place.
 OPENINGS = (
     "once {a} and {b} were together {p} .",
     "{p} we see {a} and not far from it {b} .",
@@ -34,7 +34,15 @@ SENTENCES = (
 
 
 def write_caption(things: tuple[Thing, ...], place: str, rng: np.random.Generator) -> tuple[str, ...]:
-    """Names every thing once, in random order, each related to the one before; at most 16 words."""
+    """Return a caption of at most 16 words.
+
+    It names every thing once, in random order, each with its relation to the one before.
+
+    Args:
+      things: the things of the scene.
+      place: a key of `PLACES`.
+      rng: source of randomness.
+    """
     order = [things[i] for i in rng.permutation(len(things))]
     words, extras = [], []
     for i, thing in enumerate(order):
@@ -57,7 +65,7 @@ def write_caption(things: tuple[Thing, ...], place: str, rng: np.random.Generato
 
 
 def write_story(rng: np.random.Generator) -> list[str]:
-    """A document: 3 to 5 lines of 8 to 30 words about two or three things that keep their colors."""
+    """Return a document: 3 to 5 lines of 8 to 30 words about two or three things of fixed colors."""
     place = tuple(PLACES)[rng.integers(len(PLACES))]
     categories = rng.choice(glyphs.CATEGORIES, int(rng.integers(2, 4)), replace=False, p=category_weights(place))
     names = [f"the {rng.choice(COLORS)} {category}" for category in categories]
@@ -70,7 +78,10 @@ def write_story(rng: np.random.Generator) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Lines of vocab.txt: special ids as in BERT, punctuation, words of the world, letters, unused ones."""
+    """Return the lines of vocab.txt.
+
+    They are the special ids of BERT, punctuation, the words of the world, letters and unused
+    entries."""
     sentences = [*OPENINGS, *SENTENCES, *(name for name, _ in PLACES.values()), *COLORS, *glyphs.CATEGORIES]
     text = " ".join([*sentences, "small large striped dotted plain and above below beside"])
     words = dict.fromkeys(w for w in text.split() if w.isalpha() and len(w) > 1)

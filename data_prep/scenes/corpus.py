@@ -1,24 +1,26 @@
-"""The embedded corpus `scenes`: a drawn world in the file formats of the public downloads.
+"""The synthetic corpus `scenes` of pre-training, in the file formats of the public downloads.
 
-Source: drawn here by a seed, no download, no license. The folder gets what Conceptual Captions and the text
-corpora have, so the real builders read it:
+Source: generated here from a seed; no download, no license. The folder has the files of Conceptual
+Captions and of the text corpora, so the real builders read it:
 
-    train_frcnn.json  train_image.zip  train_frcnn.zip   one to three things in a place, the caption that
-    val_frcnn.json    val_image.zip    val_frcnn.zip     names them, a detector's boxes and class scores
-    train.doc  val.doc                                   stories about the same world, a sentence a line
-    vocab.txt                                            WordPiece vocabulary in BERT's layout, 256 entries
+    train_frcnn.json  train_image.zip  train_frcnn.zip   scenes of one to three things in a place,
+    val_frcnn.json    val_image.zip    val_frcnn.zip     captions that name them, boxes and class
+                                                         scores of a simulated detector
+    train.doc  val.doc                                   stories about the same world, one sentence
+                                                         per line
+    vocab.txt                                            WordPiece vocabulary in the layout of BERT,
+                                                         256 entries
     objects_vocab.txt                                    names of the detector's classes from 1 on
-    scenes.json                                          what it was drawn with
+    scenes.json                                          the settings
 
-What can be learned is known. Colors are uniform and independent: language alone guesses one in eight.
-Things of a scene differ in category, so "the [MASK] ball" has one answer, and it is in the image. Categories
-lean towards the place. There is no left and right, as pre-training flips images and not words; and always
-"the", as "an" would give orange away.
-"""
+A model can learn the following. Colors are uniform and independent, so language alone guesses one
+in eight. The things of a scene differ in category, so "the [MASK] ball" has one answer, and the
+image shows it. Categories depend weakly on the place. There is no left and right, because
+pre-training flips images but not words. The article is always "the", because "an" would reveal
+"orange"."""
 
 from __future__ import annotations
 
-import base64
 import json
 import pathlib
 import zipfile
@@ -30,12 +32,20 @@ from data_prep.scenes import glyphs
 from data_prep.scenes.captions import vocabulary, write_story
 from data_prep.scenes.painting import draw_scene
 from data_prep.scenes.world import CLASS_NAMES, COLORS, Scene
+from vlbert_jax.data.region_files import encode_floats
 
-VERSION = 2  # of the drawing; another number makes other scenes
+VERSION = 2  # version of the generator; it changes with the scenes
 
 
 def jitter(box, width, height, rng) -> np.ndarray:
-    """A detector's idea of the box: float32 [4] with an IoU of 0.75 to 0.95."""
+    """Return the box of a simulated detector: float32 [4] with an IoU of 0.75 to 0.95.
+
+    Args:
+      box: x1 y1 x2 y2 in pixels.
+      width: width of the image in pixels.
+      height: height of the image in pixels.
+      rng: source of randomness.
+    """
     x1, y1, x2, y2 = box
     while True:
         noise = rng.normal(0, 0.05, 4) * (x2 - x1, y2 - y1, x2 - x1, y2 - y1)
@@ -51,10 +61,11 @@ def _spread(total: float, columns: np.ndarray, scores: np.ndarray, rng: np.rando
 
 
 def detect(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """What a detector would say: boxes float32 [n, 4] and class scores float32 [n, 81] that sum to 1.
+    """Return boxes, float32 [n, 4], and class scores, float32 [n, 81], of a simulated detector.
 
-    The true class has 0.6 to 0.95, the rest goes mostly to the same category in another color or the same
-    color of another category. One image in five has one more box, on the ground, mostly background.
+    The scores sum to 1. The true class has 0.6 to 0.95; the remaining score is mostly on the same
+    category in another color and the same color of another category. One image in five has another
+    box on the ground, with mostly background.
     """
     everything = np.arange(len(CLASS_NAMES))
     boxes, scores = [], []
@@ -79,29 +90,33 @@ def detect(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
     return np.stack(boxes), np.stack(scores).astype(np.float32)
 
 
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, np.float32).tobytes()).decode("ascii")
-
-
 def detector_json(scene: Scene, image_id: int, rng: np.random.Generator, directions: np.ndarray | None = None) -> dict:
-    """The per-image file of the public download. `directions` [81, width] adds made-up region features."""
+    """Return the region file of an image in the format of the public download.
+
+    Args:
+      scene: the scene.
+      image_id: number of the image.
+      rng: source of randomness.
+      directions: [81, width], a direction per class for synthetic region features; None = no
+        features.
+    """
     boxes, scores = detect(scene, rng)
     record = dict(
         image_id=image_id,
         image_w=scene.width,
         image_h=scene.height,
         num_boxes=len(boxes),
-        boxes=_base64(boxes),
-        classes=_base64(scores),
+        boxes=encode_floats(boxes),
+        classes=encode_floats(scores),
     )
     if directions is not None:
         noise = rng.normal(0, 0.3, (len(boxes), directions.shape[1]))
-        record["features"] = _base64(directions[scores.argmax(1)] + noise)
+        record["features"] = encode_floats(directions[scores.argmax(1)] + noise)
     return record
 
 
 def _write_images(folder: pathlib.Path, split: str, seed: int, number: int, directions) -> None:
-    def entry(name):  # a fixed date, so that the bytes depend on the seed alone
+    def entry(name):  # with a fixed date, so that the bytes depend on the seed only
         return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
 
     with (
@@ -109,7 +124,7 @@ def _write_images(folder: pathlib.Path, split: str, seed: int, number: int, dire
         zipfile.ZipFile(folder / f"{split}_frcnn.zip", "w") as detections,
         open(folder / f"{split}_frcnn.json", "w", encoding="utf-8") as index,
     ):
-        for i in tqdm(range(number), f"drawing {split}", unit=" scenes", mininterval=1):
+        for i in tqdm(range(number), f"generating {split}", unit=" scenes", mininterval=1):
             rng = np.random.default_rng([seed, ("train", "val").index(split), i])
             scene = draw_scene(rng)
             images.writestr(entry(f"{i:08d}.jpg"), scene.jpeg)
@@ -123,10 +138,12 @@ def _write_images(folder: pathlib.Path, split: str, seed: int, number: int, dire
 
 
 def write_corpus(folder: pathlib.Path, settings: dict) -> None:
-    """Draws the corpus into an existing empty folder; `scenes.json` is written last.
+    """Write the corpus; the same settings give the same bytes.
 
-    `settings`: seed, num_train, num_val (scenes), num_train_stories, num_val_stories, feature_width (0 = no
-    region features). The same settings give the same bytes.
+    Args:
+      folder: an existing empty folder; `scenes.json` is written last.
+      settings: seed, num_train, num_val (scenes), num_train_stories, num_val_stories, and
+        feature_width, the width of synthetic region features (0 = no features).
     """
     seed, width = settings["seed"], settings["feature_width"]
     directions = np.random.default_rng([seed, 4]).normal(0, 1, (len(CLASS_NAMES), width)) if width else None

@@ -1,8 +1,8 @@
-"""Scenes for the drawn downstream tasks: two to four things, some of the same category or of the same color.
+"""Scenes for the synthetic downstream tasks: two to four things that share categories or colors.
 
-Pre-training's scenes (scenes.py) have one thing of a category, so a category word names it. Here it often needs the
-color too, and a color word the category: what a task asks has an answer only where words are bound to regions.
-No two things of a scene share both.
+A scene of pre-training (painting.py) has one thing of a category, so a category word identifies it.
+Here a category word often needs the color too, and a color word the category: the answers require
+that words are bound to regions. No two things of a scene share both color and category.
 """
 
 from __future__ import annotations
@@ -16,34 +16,40 @@ import numpy as np
 from data_prep.scenes import glyphs, world
 from data_prep.scenes.painting import compose
 
-GROUPS = {  # of categories; RefCOCO+'s testA and testB differ in it
+GROUPS = {  # groups of categories; testA and testB of RefCOCO+ differ in the group
     "natural": ("tree", "fish", "flower", "star", "moon"),
     "made": ("ball", "box", "house", "car", "cup"),
 }
-NUMBERS, NUMBER_WEIGHTS = (2, 3, 4), (0.3, 0.35, 0.35)  # of things
-SAME_CATEGORY, SAME_COLOR = 0.5, 0.25  # how often a further thing shares it with the first
-SIZE_MARGIN = 8  # pixels; a thing is called small among its like only if the others are clearly not, large as well
-_FINE = 0.6  # pixels that an outline's polygon may deviate
+NUMBERS, NUMBER_WEIGHTS = (2, 3, 4), (0.3, 0.35, 0.35)  # number of things
+SAME_CATEGORY, SAME_COLOR = 0.5, 0.25  # probability that a further thing shares it with the first
+SIZE_MARGIN = 8  # pixels; "small" and "large" need others that differ by this margin
+_FINE = 0.6  # largest deviation of the polygon of an outline in pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class CorpusScene:
     """A scene of the downstream corpus."""
 
-    split: str  # train, val, test, or refer_val, refer_testA, refer_testB: those of RefCOCO+ alone
-    number: int  # in its split, from 0
-    image_id: int  # of COCO, unique among all splits
+    split: str  # train, val, test; refer_val, refer_testA, refer_testB are of RefCOCO+ only
+    number: int  # number in its split, from 0
+    image_id: int  # number in COCO, unique among all splits
     scene: world.Scene
-    outlines: tuple[list[list[list[float]]], ...]  # per thing its polygons, each a list of [x, y] in pixels
-    seed: tuple[int, ...]
+    outlines: tuple[list[list[list[float]]], ...]  # per thing: polygons of [x, y] in pixels
+    seed: tuple[int, ...]  # seed of the scene
 
     def rng(self, task: int) -> np.random.Generator:
-        """Each task draws its texts from a stream of its own: a change of one leaves the others as they are."""
+        """Return the random stream of a task; a change of one task leaves the others unchanged."""
         return np.random.default_rng([*self.seed, task])
 
 
 def outline(mask: np.ndarray, x: int, y: int) -> list[list[list[float]]]:
-    """Polygons around a thing's mask float32 [h, w], whose corner is at (x, y) in the image. Holes are filled."""
+    """Return polygons around a thing without its holes, in pixels of the image.
+
+    Args:
+      mask: float32 [h, w], 1 inside the thing.
+      x: column of the mask's corner in the image.
+      y: row of the mask's corner in the image.
+    """
     contours, _ = cv2.findContours((mask > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     contours = sorted((cv2.approxPolyDP(c, _FINE, True)[:, 0] for c in contours), key=cv2.contourArea, reverse=True)
     polygons = [c + (x, y) for i, c in enumerate(contours) if len(c) >= 3 and (i == 0 or cv2.contourArea(c) >= 4)]
@@ -51,8 +57,13 @@ def outline(mask: np.ndarray, x: int, y: int) -> list[list[list[float]]]:
 
 
 def draw_crowded(rng: np.random.Generator, group: str = "") -> tuple[world.Scene, tuple]:
-    """A scene and the outline of each thing. The thing that others resemble is of that group, if one is given."""
-    size = world.draw_size(rng)
+    """Sample a scene; return it with the outline of each thing.
+
+    Args:
+      rng: source of randomness.
+      group: group of the thing that the others resemble; empty = any.
+    """
+    size = world.sample_size(rng)
     place = tuple(world.PLACES)[rng.integers(len(world.PLACES))]
     weights = world.category_weights(place)
     number = rng.choice(NUMBERS, p=NUMBER_WEIGHTS)
@@ -70,18 +81,19 @@ def draw_crowded(rng: np.random.Generator, group: str = "") -> tuple[world.Scene
             color = pairs[0][0]
         if (color, category) not in pairs:
             pairs.append((color, category))
-    pairs = [pairs[i] for i in rng.permutation(len(pairs))]  # the order in which a scene lists things tells nothing
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]  # so the order of the things carries no information
     scene, masks = compose(size, place, *zip(*pairs, strict=True), rng)
     outlines = (outline(mask[..., 0], *thing.box[:2]) for thing, mask in zip(scene.things, masks, strict=True))
     return scene, tuple(outlines)
 
 
 def size_word(thing: world.Thing) -> str:
+    """Return "small", "large", or "" for a size between."""
     return "small" if thing.extent < world.SMALL else "large" if thing.extent > world.LARGE else ""
 
 
 def fits(words: tuple[str, ...], thing: world.Thing, margin: int = 0) -> bool:
-    """Whether these words are true of the thing; `margin` stretches what counts as small and as large."""
+    """Return whether the words are true of a thing; `margin` extends the sizes of small and large."""
     said = set(words)
     return (
         said - {"small", "large", "thing"} <= {thing.pattern, thing.color, thing.category}
@@ -91,8 +103,16 @@ def fits(words: tuple[str, ...], thing: world.Thing, margin: int = 0) -> bool:
 
 
 def descriptions(thing: world.Thing, things: tuple[world.Thing, ...], leave_out: str = "") -> list[tuple[str, ...]]:
-    """All that can be said of the thing and of no other: (size, pattern, color, category or "thing") in this order,
-    each but the last optional, as captions have it. `leave_out`: a word that must not occur."""
+    """Return all descriptions that fit the thing and no other.
+
+    A description is (size, pattern, color, category or "thing") in the order of captions; all but
+    the last are optional.
+
+    Args:
+      thing: the thing.
+      things: all things of the scene.
+      leave_out: a word that must not occur.
+    """
     optional = [size_word(thing), thing.pattern if thing.pattern != "plain" else "", thing.color]
     found = []
     for chosen in itertools.product((False, True), repeat=3):
@@ -107,26 +127,36 @@ def descriptions(thing: world.Thing, things: tuple[world.Thing, ...], leave_out:
 
 
 def pick(options: list[tuple[str, ...]], number: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
-    """Some of these descriptions; more often short ones, and those without a size, which the box alone would tell."""
+    """Sample descriptions; prefer short ones, and those without a size, which the box reveals."""
     weights = np.array([0.5 ** len(words) * (0.3 if {"small", "large"} & set(words) else 1) for words in options])
     return [options[i] for i in rng.choice(len(options), number, replace=False, p=weights / weights.sum())]
 
 
 def describe(thing: world.Thing, things: tuple[world.Thing, ...], rng: np.random.Generator, leave_out: str = "") -> str:
-    """One of `descriptions` with "the" before it, by `pick`; "" if there is none."""
+    """Return one of `descriptions` after "the", sampled by `pick`; "" if there is none."""
     found = descriptions(thing, things, leave_out)
     return " ".join(("the", *pick(found, 1, rng)[0])) if found else ""
 
 
 def related(thing: world.Thing, word: str, things: tuple[world.Thing, ...]) -> world.Thing | None:
-    """The one thing that is above, below or beside `thing`; None unless the others clearly are not."""
+    """Return the only thing that is above, below or beside `thing`.
+
+    The result is None if there are several, or if the relation of another thing is unclear.
+    """
     others = {i: world.relation(t, thing) for i, t in enumerate(things) if t is not thing}
     there = [i for i, found in others.items() if found == word]
     return things[there[0]] if len(there) == 1 and all(others.values()) else None
 
 
 def another(right: str, all_of: tuple[str, ...], scene_has: list[str], rng: np.random.Generator) -> str:
-    """A wrong word in the place of `right`: mostly one that is true of something else in the scene."""
+    """Return a wrong word in place of `right`, mostly one that is true of another thing.
+
+    Args:
+      right: the true word.
+      all_of: all words of its kind.
+      scene_has: words of its kind that are true of a thing of the scene.
+      rng: source of randomness.
+    """
     present = sorted({word for word in scene_has if word != right})
     if present and rng.random() < 0.6:
         return str(rng.choice(present))

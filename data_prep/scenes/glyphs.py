@@ -1,4 +1,4 @@
-"""Draws the things and places of the embedded corpus: ten glyphs, eight colors, five backgrounds."""
+"""Drawing of the things and places: ten glyphs, eight colors, five backgrounds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import cv2
 import numpy as np
 
-# RGB, chosen so that no two are close and none is close to a background.
+# RGB; no two colors are similar, and none is similar to a background.
 COLORS = {
     "red": (214, 36, 40),
     "green": (34, 164, 52),
@@ -20,7 +20,7 @@ COLORS = {
 }
 CATEGORIES = ("ball", "box", "tree", "house", "star", "car", "fish", "cup", "flower", "moon")
 PATTERNS = ("plain", "striped", "dotted")
-# Two shades of the ground and the color of its texture; gray enough to tell every thing from it.
+# Two shades of the ground and the color of its texture, grayish so that all things are visible.
 PLACES = {
     "grass": ((138, 160, 122), (112, 138, 100), (92, 122, 84)),
     "beach": ((224, 208, 172), (204, 186, 150), (184, 164, 126)),
@@ -28,7 +28,7 @@ PLACES = {
     "night": ((58, 62, 92), (42, 44, 70), (128, 130, 150)),
     "road": ((150, 150, 154), (124, 124, 128), (176, 176, 172)),
 }
-_CANVAS = 112  # pixels of a glyph before it is scaled to its size in the scene
+_CANVAS = 112  # side of a glyph in pixels, before it is scaled to its size in the scene
 
 
 def _polygon(mask, *points) -> None:
@@ -47,7 +47,7 @@ def _rectangle(mask, x1, y1, x2, y2) -> None:
 
 @functools.cache
 def glyph(category: str) -> np.ndarray:
-    """Masks uint8 [_CANVAS, _CANVAS, 2]: where the thing is, and where it is drawn in its second shade."""
+    """Return masks, uint8 [_CANVAS, _CANVAS, 2]: of the thing, and of its parts in the second shade."""
     body, detail = np.zeros((2, _CANVAS, _CANVAS), np.uint8)
     match category:
         case "ball":
@@ -103,7 +103,13 @@ def glyph(category: str) -> np.ndarray:
 
 
 def thing_masks(category: str, extent: int, rng: np.random.Generator) -> np.ndarray:
-    """Float32 [h, w, 2] in 0..1, tilted, stretched, perhaps mirrored; the longer side is `extent` pixels."""
+    """Return the masks of a glyph, randomly tilted, stretched and mirrored: float32 [h, w, 2] in 0..1.
+
+    Args:
+      category: one of `CATEGORIES`.
+      extent: longer side in pixels.
+      rng: source of randomness.
+    """
     masks = glyph(category)
     if rng.random() < 0.5:
         masks = masks[:, ::-1]
@@ -117,13 +123,13 @@ def thing_masks(category: str, extent: int, rng: np.random.Generator) -> np.ndar
 
 
 def second_shade(color: tuple[int, int, int]) -> np.ndarray:
-    """Of the same hue, for details and patterns: darker, or lighter where the color is nearly black."""
+    """Return the shade for details and patterns: darker, or lighter if the color is nearly black."""
     rgb = np.array(color, np.float32)
     return rgb + 90 if rgb.mean() < 60 else rgb * 0.55
 
 
 def pattern_mask(pattern: str, h: int, w: int) -> np.ndarray:
-    """Float32 [h, w]: 1 where the second shade goes."""
+    """Return float32 [h, w]: 1 in the second shade."""
     y, x = np.mgrid[:h, :w].astype(np.float32)
     if pattern == "striped":
         return ((x + y) % 9 < 3).astype(np.float32)
@@ -133,7 +139,7 @@ def pattern_mask(pattern: str, h: int, w: int) -> np.ndarray:
 
 
 def draw_ground(place: str, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """Float32 [height, width, 3]: a gradient between the two shades, texture strokes, gray pebbles."""
+    """Draw a ground, float32 [height, width, 3]: a gradient, texture strokes and gray pebbles."""
     top, bottom, stroke = (np.array(c, np.float32) for c in PLACES[place])
     slope = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     patches = rng.normal(0, 7, (6, 6)).astype(np.float32)
@@ -158,7 +164,17 @@ def draw_ground(place: str, width: int, height: int, rng: np.random.Generator) -
 
 
 def draw_thing(canvas: np.ndarray, masks: np.ndarray, x: int, y: int, color: str, pattern: str, place: str) -> None:
-    """Paints a thing in place, its upper left corner at (x, y), with a thin outline that sets it off."""
+    """Draw a thing into the canvas, with a thin outline.
+
+    Args:
+      canvas: float32 [height, width, 3]; it is changed.
+      masks: float32 [h, w, 2], as `thing_masks` returns them.
+      x: column of the upper left corner.
+      y: row of the upper left corner.
+      color: a key of `COLORS`.
+      pattern: one of `PATTERNS`.
+      place: a key of `PLACES`.
+    """
     h, w = masks.shape[:2]
     rgb, shade = np.array(COLORS[color], np.float32), second_shade(COLORS[color])
     second = np.maximum(masks[..., 1], pattern_mask(pattern, h, w))[..., None]

@@ -1,4 +1,4 @@
-"""Scenes as pictures: where things are placed and how they are painted."""
+"""Images of scenes: the positions of the things, and drawing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from data_prep.scenes import glyphs
 from data_prep.scenes.captions import write_caption
-from data_prep.scenes.world import COLORS, PLACES, Scene, Thing, category_weights, draw_size
+from data_prep.scenes.world import COLORS, PLACES, Scene, Thing, category_weights, sample_size
 
 
 def _place_boxes(sizes, width, height, rng) -> list[tuple[int, int, int, int]] | None:
-    """Boxes of those (w, h) that do not overlap and keep a margin; None if they do not fit by chance."""
+    """Sample boxes of sizes (w, h) with margins between them; None if they do not fit by chance."""
     boxes = []
     for w, h in sizes:
         for _ in range(30):
@@ -27,8 +27,8 @@ def _place_boxes(sizes, width, height, rng) -> list[tuple[int, int, int, int]] |
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draws one scene of one to three things that differ in category."""
-    size = draw_size(rng)
+    """Sample and draw a scene of one to three things that differ in category."""
+    size = sample_size(rng)
     place = tuple(PLACES)[rng.integers(len(PLACES))]
     number = int(rng.integers(1, 4))
     categories = rng.choice(glyphs.CATEGORIES, number, replace=False, p=category_weights(place))
@@ -39,7 +39,18 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 def compose(
     size: tuple[int, int], place: str, colors: Sequence[str], categories: Sequence[str], rng: np.random.Generator
 ) -> tuple[Scene, list[np.ndarray]]:
-    """Paints these things somewhere in that place: the scene, and the masks float32 [h, w, 2] in their boxes."""
+    """Draw things at random positions of a place.
+
+    Args:
+      size: (width, height) in pixels.
+      place: a key of `PLACES`.
+      colors: color of each thing.
+      categories: category of each thing.
+      rng: source of randomness.
+
+    Returns:
+      The scene, and the masks of the things in their boxes, each float32 [h, w, 2].
+    """
     width, height = size
     patterns = rng.choice(glyphs.PATTERNS, len(colors), p=(0.7, 0.15, 0.15))
     boxes = None

@@ -1,17 +1,19 @@
-"""Referring expressions for the drawn scenes, in the files of RefCOCO+ (refs by Python 2's pickle, COCO's annotations,
-detections as MAttNet wrote them).
+"""Referring expressions for the synthetic scenes, in the files of RefCOCO+.
+
+The files are refs (a pickle of Python 2), annotations of COCO, and detections in the form of
+MAttNet.
 
     the red ball   the striped thing   the large green car   the small dotted blue house
 
-Appearance only, no place words. An expression is true of one thing of its image. What it leaves out mostly
-matters: where the things share the category, the color is said, and the other way round. Splits by scenes: train, val,
-testA (all natural things: tree, fish, flower, star, moon) and testB (all made ones).
+Expressions describe appearance, without words for places. An expression is true of one thing of its
+image. The words are mostly necessary: if the things share the category, the color is stated, and
+vice versa. The splits have different scenes: train, val, testA (all natural things: tree, fish,
+flower, star, moon) and testB (all made ones).
 
-Without the image: a guess among the annotated boxes is right in 0.35 of expressions; the shape of the boxes (a car is
-wide, "small" is small) raises that to 0.53 (Gaussians of aspect and size per word, learned from 3,000 scenes and scored
-on 800). Detections: 0.95 of the things are found, with an IoU of 0.75 to 0.95; a model that knows everything but has
-to choose among them reaches no more than that.
-"""
+Without the image, a guess among the annotated boxes is right in 0.35 of the expressions. The shape
+of the boxes (a car is wide, "small" is small) raises that to 0.53 (Gaussians of aspect and size per
+word, learned from 3,000 scenes and scored on 800). The detections contain 0.95 of the things, with
+an IoU of 0.75 to 0.95; this limits every model that has to choose among them."""
 
 from __future__ import annotations
 
@@ -23,12 +25,12 @@ import numpy as np
 
 from data_prep.scenes import glyphs
 from data_prep.scenes.corpus import jitter
-from data_prep.scenes.crowded import GROUPS, Drawn, descriptions, pick
+from data_prep.scenes.crowded import GROUPS, CorpusScene, descriptions, pick
 
-TASK = 2  # stream of random numbers
+TASK = 2  # number of the random stream
 REFS_PER_IMAGE, SENTENCES_PER_REF = 2, 3  # at most
-FOUND = 0.95  # of the things, by the detector
-FALSE_BOXES = 0.4  # per image, on average
+FOUND = 0.95  # fraction of the things that the detector finds
+FALSE_BOXES = 0.4  # mean number per image
 SPLITS = {"train": "train", "refer_val": "val", "refer_testA": "testA", "refer_testB": "testB"}
 TEST_GROUPS = {"refer_testA": "natural", "refer_testB": "made"}
 INFO = dict(
@@ -38,11 +40,13 @@ INFO = dict(
 
 
 def categories() -> list[dict]:
+    """Return the `categories` of COCO."""
     group = {category: name for name, members in GROUPS.items() for category in members}
     return [dict(supercategory=group[name], id=i, name=name) for i, name in enumerate(glyphs.CATEGORIES, 1)]
 
 
 def category_id(category: str) -> int:
+    """Return the number of a category in COCO."""
     return 1 + glyphs.CATEGORIES.index(category)
 
 
@@ -51,22 +55,23 @@ def _polygon_area(polygon) -> float:
     return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
 
 
-def image_entry(one: Drawn, folder: str) -> dict:
-    """An image of COCO's `images`."""
+def image_entry(one: CorpusScene, folder: str) -> dict:
+    """Return an entry of COCO's `images`."""
     return dict(
         license=1, file_name=f"COCO_{folder}_{one.image_id:012d}.jpg", coco_url="", flickr_url="",
         height=one.scene.height, width=one.scene.width, date_captured="2013-11-14 11:18:45", id=one.image_id,
     )  # fmt: skip
 
 
-def annotation_id(one: Drawn, thing: int) -> int:
+def annotation_id(one: CorpusScene, thing: int) -> int:
+    """Return the number of a thing's annotation in COCO."""
     return 10 * one.image_id + thing
 
 
-def instances(drawn: list[Drawn], folder: str) -> dict:
-    """COCO's instances: a box [x, y, w, h] and polygons for each thing."""
+def instances(scenes: list[CorpusScene], folder: str) -> dict:
+    """Return the instances of COCO: a box [x, y, w, h] and polygons for each thing."""
     annotations = []
-    for one in drawn:
+    for one in scenes:
         for i, (thing, polygons) in enumerate(zip(one.scene.things, one.outlines, strict=True)):
             x1, y1, x2, y2 = thing.box
             annotations.append(
@@ -78,12 +83,15 @@ def instances(drawn: list[Drawn], folder: str) -> dict:
                 )
             )  # fmt: skip
     licenses = [dict(url="", id=1, name="drawn, none needed")]
-    images = [image_entry(one, folder) for one in drawn]
+    images = [image_entry(one, folder) for one in scenes]
     return dict(info=INFO, images=images, licenses=licenses, annotations=annotations, categories=categories())
 
 
-def refer(one: Drawn, rng: np.random.Generator) -> list[tuple[int, list[str]]]:
-    """(thing, expressions) for some things of the scene; in test splits only for those of the split's group."""
+def refer(one: CorpusScene, rng: np.random.Generator) -> list[tuple[int, list[str]]]:
+    """Return (thing, expressions) for some things of a scene.
+
+    Test splits use only the things of their group.
+    """
     allowed = GROUPS.get(TEST_GROUPS.get(one.split, ""), glyphs.CATEGORIES)
     things = one.scene.things
     chosen = [int(i) for i in rng.permutation(len(things)) if things[i].category in allowed][:REFS_PER_IMAGE]
@@ -95,8 +103,11 @@ def refer(one: Drawn, rng: np.random.Generator) -> list[tuple[int, list[str]]]:
     return found
 
 
-def detections(one: Drawn, rng: np.random.Generator) -> list[dict]:
-    """Box [x, y, w, h] as MAttNet wrote it (w = x2 - x1 + 1), category and score; some missing, some false."""
+def detections(one: CorpusScene, rng: np.random.Generator) -> list[dict]:
+    """Return detections with box [x, y, w, h], category and score; some are missing, some false.
+
+    As in the files of MAttNet, w is x2 - x1 + 1.
+    """
     width, height = one.scene.width, one.scene.height
     found = []
     for thing in one.scene.things:
@@ -118,11 +129,11 @@ def detections(one: Drawn, rng: np.random.Generator) -> list[dict]:
     ]  # fmt: skip
 
 
-def write_refcoco(root: pathlib.Path, drawn: list[Drawn]) -> None:
-    """Writes refcoco+/ (refs, instances, proposals) into the folder `root` of COCO."""
-    drawn = [one for one in drawn if one.split in SPLITS]
+def write_refcoco(root: pathlib.Path, scenes: list[CorpusScene]) -> None:
+    """Write refcoco+/ (refs, instances, proposals) into the folder `root` of COCO."""
+    scenes = [one for one in scenes if one.split in SPLITS]
     refs, found, sentence_id = [], [], 0
-    for one in drawn:
+    for one in scenes:
         rng = one.rng(TASK)
         for thing, expressions in refer(one, rng):
             sentences = []
@@ -143,6 +154,6 @@ def write_refcoco(root: pathlib.Path, drawn: list[Drawn]) -> None:
     (folder / "proposal").mkdir(parents=True)
     with open(folder / "refs(unc).p", "wb") as file:
         pickle.dump(refs, file, protocol=2)
-    (folder / "instances.json").write_text(json.dumps(instances(drawn, "train2014")), encoding="utf-8")
+    (folder / "instances.json").write_text(json.dumps(instances(scenes, "train2014")), encoding="utf-8")
     path = folder / "proposal" / "res101_coco_minus_refer_notime_dets.json"
     path.write_text(json.dumps(found), encoding="utf-8")

@@ -1,20 +1,21 @@
-"""Questions, answers and rationales about the drawn scenes, in the files of VCR.
+"""Questions, answers and rationales about the synthetic scenes, in the files of VCR.
 
-    What color is [0] ?         [0] is red .                      because [1] is above [2] and [2] is blue .
-    What color are [0,1] ?      [0] is red and [1] is blue .      because [0] is striped and [1] is below [2] .
-    Where is [0] ?              [0] is above the red [1] .        because [0] is green and [2] is white .
-    What is red ?               [2] is red .                      because [0] is small and [2] is beside [1] .
+    What color is [0] ?    [0] is red .                  because [1] is above [2] and [2] is blue .
+    What color are [0,1] ? [0] is red and [1] is blue .  because [0] is striped and [1] is below [2]
+    .
+    Where is [0] ?         [0] is above the red [1] .    because [0] is green and [2] is white .
+    What is red ?          [2] is red .                  because [0] is small and [2] is beside [1] .
 
-[i] is a tag, the list [i] in the file; a model reads its category and sees its region. A rationale states two further
-facts of the scene, none of which the question or the answer tells.
+[i] is a tag, the list [i] in the file; a model reads its category and sees its region. A rationale
+states two further facts of the scene, which neither the question nor the answer reveals.
 
-The four choices are made so that text tells nothing. One fact: the true color and three others. Two facts: each true
-or false in all four combinations, so that no choice has more in common with the others; the false colors differ from
-the true ones and from what has been told, as no two things share color and category. "What is red ?" is asked where
-there are four things. So the best without the image is 0.25 of answers and of rationales (measured: 0.26 and 0.24 of
-2,000 questions by a linear model of words, pairs of words and what the choices share, learned from 5,000). Who sees
-no image but the boxes, and reads relations and sizes from them, gets 0.32 and 0.39.
-"""
+The text of the four choices carries no information. With one fact, the choices are the true color
+and three others. With two facts, each is true or false in all four combinations, so that no choice
+has more in common with the others. The false colors differ from the true ones and from all stated
+ones, because no two things share color and category. "What is red ?" requires four things. The best
+score without the image is 0.25 for answers and for rationales (measured: 0.26 and 0.24 of 2,000
+questions with a linear model of words, pairs of words and shared words of the choices, learned from
+5,000). With boxes but without the image, relations and sizes give 0.32 and 0.39."""
 
 from __future__ import annotations
 
@@ -27,30 +28,31 @@ import numpy as np
 
 from data_prep.scenes import world
 from data_prep.scenes.corpus import jitter
-from data_prep.scenes.crowded import Drawn, another, size_word
+from data_prep.scenes.crowded import CorpusScene, another, size_word
 
-TASK = 3  # stream of random numbers
+TASK = 3  # number of the random stream
 QUESTIONS_PER_IMAGE = 3  # at most
-KIND_WEIGHTS = dict(color=4, relation=2, pattern=2, size=1)  # in rationales
-SEEN = ("color", "pattern")  # not told by the boxes; one of the two facts of a rationale is
+KIND_WEIGHTS = dict(color=4, relation=2, pattern=2, size=1)  # of the facts of rationales
+SEEN = ("color", "pattern")  # kinds that boxes do not reveal; a rationale has one of them
 OPPOSITES = (("above", "below"), ("striped", "dotted"), ("small", "large"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """Something true of a scene: [things[0]] is `right` ([things[1]]); `kind` is color, pattern, size, relation."""
+    """A true statement about a scene: [things[0]] is `right` ([things[1]])."""
 
-    kind: str
+    kind: str  # color, pattern, size or relation
     things: tuple[int, ...]
-    right: str
+    right: str  # the true word
 
     def tokens(self, word: str) -> list:
+        """Return the tokens of the statement with another word."""
         first, *second = ([i] for i in self.things)
         return [first, "is", word, *second]
 
 
 def facts(scene: world.Scene) -> list[Fact]:
-    """All facts that can be told from their opposites by eye."""
+    """Return all facts that are visibly different from their opposites."""
     things, found = scene.things, []
     for i, thing in enumerate(things):
         found.append(Fact("color", (i,), thing.color))
@@ -64,12 +66,21 @@ def facts(scene: world.Scene) -> list[Fact]:
     return found
 
 
-def wrong_words(chosen: list[Fact], told: set[Fact], scene: world.Scene, rng: np.random.Generator) -> list[str]:
-    """A false word for each fact. Those for colors differ from each other, the true ones and what has been told."""
+def wrong_words(chosen: list[Fact], stated: set[Fact], scene: world.Scene, rng: np.random.Generator) -> list[str]:
+    """Return a false word for each fact.
+
+    False colors differ from each other, from the true ones and from the stated ones.
+
+    Args:
+      chosen: the facts.
+      stated: facts that the question or the answer has stated.
+      scene: the scene.
+      rng: source of randomness.
+    """
     words: list[str] = []
     for fact in chosen:
         if fact.kind == "color":
-            taken = {f.right for f in [*chosen, *told]} | set(words)
+            taken = {f.right for f in [*chosen, *stated]} | set(words)
             free = tuple(color for color in world.COLORS if color not in taken)
             words.append(another(fact.right, free, [t.color for t in scene.things if t.color in free], rng))
         else:
@@ -79,16 +90,26 @@ def wrong_words(chosen: list[Fact], told: set[Fact], scene: world.Scene, rng: np
 
 
 def combinations(
-    chosen: list[Fact], told: set[Fact], scene: world.Scene, rng: np.random.Generator, write
+    chosen: list[Fact], stated: set[Fact], scene: world.Scene, rng: np.random.Generator, write
 ) -> list[list]:
-    """Four token lists, the true one first: `write` gets a word for each of two facts, right or wrong."""
-    (a, b), (wrong_a, wrong_b) = (f.right for f in chosen), wrong_words(chosen, told, scene, rng)
+    """Return four token lists, the true one first.
+
+    Args:
+      chosen: two facts.
+      stated: facts that the question or the answer has stated.
+      scene: the scene.
+      rng: source of randomness.
+      write: function of a word for each fact, true or false, that returns the tokens.
+    """
+    (a, b), (wrong_a, wrong_b) = (f.right for f in chosen), wrong_words(chosen, stated, scene, rng)
     return [write(first, second) for first, second in ((a, b), (wrong_a, b), (a, wrong_b), (wrong_a, wrong_b))]
 
 
 def compatible(a: Fact, b: Fact) -> bool:
-    """Two facts that do not tell each other, and whose colors differ: as no two things share color and category,
-    a color that was told would tell something of the other things."""
+    """Return whether neither fact reveals the other, and their colors differ.
+
+    No two things share color and category, so a stated color would reveal something of other
+    things."""
     mirrored = a.kind == b.kind == "relation" and set(a.things) == set(b.things)
     return a != b and not mirrored and not (a.kind == b.kind == "color" and a.right == b.right)
 
@@ -145,11 +166,11 @@ def _pick(options: list[Fact], rng) -> Fact | None:
 KINDS = (_color, _colors, _where, _which)
 
 
-def reasons(scene: world.Scene, known: list[Fact], told: set[Fact], rng: np.random.Generator) -> list[list] | None:
-    """Four rationales, the true one first; None if two facts that are not told cannot be found."""
+def reasons(scene: world.Scene, known: list[Fact], stated: set[Fact], rng: np.random.Generator) -> list[list] | None:
+    """Return four rationales, the true one first; None if there are no two facts to state."""
     pair: list[Fact] = []
     for allowed in (SEEN, tuple(KIND_WEIGHTS)):
-        options = [f for f in known if f.kind in allowed and all(compatible(f, other) for other in (*told, *pair))]
+        options = [f for f in known if f.kind in allowed and all(compatible(f, other) for other in (*stated, *pair))]
         kinds = sorted({f.kind for f in options})
         if not kinds:
             return None
@@ -162,11 +183,11 @@ def reasons(scene: world.Scene, known: list[Fact], told: set[Fact], rng: np.rand
     def write(first, second):
         return ["because", *pair[0].tokens(first), "and", *pair[1].tokens(second), "."]
 
-    return combinations(pair, told, scene, rng, write)
+    return combinations(pair, stated, scene, rng, write)
 
 
 def ask(scene: world.Scene, rng: np.random.Generator) -> list[tuple[list, list[list], list[list]]]:
-    """(question, four answers, four rationales) of different kinds, the right choices first."""
+    """Return (question, four answers, four rationales) of different kinds, the true choices first."""
     known, asked = facts(scene), []
     for i in rng.permutation(len(KINDS)):
         found = KINDS[i](scene, known, rng)
@@ -176,13 +197,13 @@ def ask(scene: world.Scene, rng: np.random.Generator) -> list[tuple[list, list[l
 
 
 def plain(tokens: list, objects: list[str]) -> str:
-    """The text as a person wrote it, before the tags."""
+    """Return the text with names of objects in place of tags."""
     words = [" and ".join(f"the {objects[i]}" for i in t) if isinstance(t, list) else t for t in tokens]
     return " ".join(words)
 
 
-def metadata(one: Drawn, rng: np.random.Generator) -> dict:
-    """The per-image file: boxes x1 y1 x2 y2 score of a detector, polygons within them, category names."""
+def metadata(one: CorpusScene, rng: np.random.Generator) -> dict:
+    """Return the metadata of an image: boxes with scores, polygons within them, category names."""
     things, (width, height) = one.scene.things, (one.scene.width, one.scene.height)
     boxes, segments = [], []
     for thing, polygons in zip(things, one.outlines, strict=True):
@@ -193,14 +214,14 @@ def metadata(one: Drawn, rng: np.random.Generator) -> dict:
     return dict(boxes=boxes, segms=segments, names=names, width=width, height=height)
 
 
-def write_vcr(root: pathlib.Path, drawn: list[Drawn]) -> None:
-    """Writes {train,val,test}.jsonl and vcr1images/ into the folder `root`."""
+def write_vcr(root: pathlib.Path, scenes: list[CorpusScene]) -> None:
+    """Write {train,val,test}.jsonl and vcr1images/ into the folder `root`."""
     for split in ("train", "val", "test"):
         movie = f"scenes_{split}"
         images = root / "vcr1images" / movie
         images.mkdir(parents=True)
         lines = []
-        for one in drawn:
+        for one in scenes:
             if one.split != split:
                 continue
             rng = one.rng(TASK)

@@ -1,18 +1,22 @@
-"""Questions and answers about the drawn scenes, in the files of VQA v2.
+"""Questions and answers about the synthetic scenes, in the files of VQA v2.
 
-    What color is the striped ball?  red             other, the answer is one of 8
+    What color is the striped ball?  red             other, one of 8 answers
     What color is the thing above the box?  blue     other, one of 8
     What is below the red cup?  moon                 other, one of 10
     What is the red thing?  house                    other, one of 10
     Where are the things?  beach                     other, one of 5
-    Is the ball red?  Is the red ball there?  Is the ball above the red box?  Is the cup dotted?     yes/no
-    How many things are there?  How many things are red?  How many things are dotted?                number
+    Is the ball red?  Is the red ball there?         yes/no
+    Is the ball above the red box?                   yes/no
+    Is the cup dotted?                               yes/no
+    How many things are there?                       number
+    How many things are red?                         number
+    How many things are dotted?                      number
 
-Without the image: the answers to each kind of question are near uniform, so the best guess is right in 0.50 of yes/no,
-0.42 of number and 0.13 of other, 0.33 of all (the best answer to the very question or, if it is rare, to its kind,
-learned from 3,000 scenes and scored on 800). Ten annotators answer: nine in ten as it is, some with another word for
-it, some wrongly; the right answer has a soft target of 1 always.
-"""
+The answers to each kind of question are nearly uniform. Without the image, the best guess is right
+in 0.50 of yes/no, 0.42 of number, 0.13 of other and 0.33 of all questions (the most frequent answer
+to the same question or, if it is rare, to its kind, learned from 3,000 scenes and scored on 800).
+Ten annotators answer: nine in ten correctly, some of them with a synonym, a few wrongly. The right
+answer always has a soft target of 1."""
 
 from __future__ import annotations
 
@@ -23,17 +27,17 @@ import numpy as np
 
 from data_prep.scenes import glyphs, world
 from data_prep.scenes.corpus import detector_json
-from data_prep.scenes.crowded import Drawn, another, describe, related
+from data_prep.scenes.crowded import CorpusScene, another, describe, related
 
-TASK = 1  # stream of random numbers
+TASK = 1  # number of the random stream
 QUESTIONS_PER_IMAGE = 6
-SYNONYMS = {  # what some annotators say
+SYNONYMS = {  # answers of some annotators
     "purple": "violet", "ball": "sphere", "cup": "mug", "road": "street", "night": "dark", "star": "a star",
     "0": "none", "1": "one", "2": "two", "yes": "yeah",
 }  # fmt: skip
-UNLISTED = ("none", "one", "two", "yeah", "a star", "not sure")  # not in answers_vqa.txt: they become <unk>
+UNLISTED = ("none", "one", "two", "yeah", "a star", "not sure")  # missing in answers_vqa.txt, so they become <unk>
 COUNTS = ("0", "1", "2", "3", "4")
-# File name part, image folder, detector folder; which splits of scenes they come from.
+# Part of the file name: image folder, folder of regions, split of scenes.
 SUBSETS = {
     "train2014": ("train2014", "trainval2014_resnet101_faster_rcnn_genome", "train"),
     "val2014": ("val2014", "trainval2014_resnet101_faster_rcnn_genome", "val"),
@@ -47,7 +51,7 @@ INFO = dict(
 
 
 def answer_vocabulary() -> list[str]:
-    """Lines of answers_vqa.txt."""
+    """Return the lines of answers_vqa.txt."""
     words = ["yes", "no", *COUNTS, *world.COLORS, *glyphs.CATEGORIES, *world.PLACES]
     return [*words, *(word for word in SYNONYMS.values() if word not in UNLISTED), "<unk>"]
 
@@ -116,7 +120,7 @@ def _is_pattern(scene: world.Scene, rng):
     pattern = rng.choice(("striped", "dotted"))
     groups = [[t for t in scene.things if (t.pattern == pattern) == true] for true in (False, True)]
     if not all(groups):
-        return None  # asked only where both answers are possible, so that both are as likely
+        return None  # both answers must be possible, so that they are equally likely
     answer = rng.integers(2)
     thing = groups[answer][rng.integers(len(groups[answer]))]
     return "is the", f"Is the {thing.color} {thing.category} {pattern}?", ("no", "yes")[answer]
@@ -137,13 +141,13 @@ def _count_pattern(scene: world.Scene, rng):
     patterns = [t.pattern for t in scene.things]
     counts = sorted({patterns.count(pattern) for pattern in ("striped", "dotted")})
     if counts == [0]:
-        return None  # else 0 would be the answer nearly always
+        return None  # otherwise nearly all answers would be 0
     count = rng.choice(counts)
     pattern = rng.choice([pattern for pattern in ("striped", "dotted") if patterns.count(pattern) == count])
     return "how many", f"How many things are {pattern}?", str(count)
 
 
-# The first ones are asked more often: they bind a word to a region as captions do.
+# The first kinds are more frequent: they bind a word to a region, as captions do.
 KINDS = {
     "color_of": (_color_of, 4, "other"), "color_of_related": (_color_of_related, 2, "other"),
     "category_of_related": (_category_of_related, 2, "other"), "category_of": (_category_of, 3, "other"),
@@ -155,7 +159,7 @@ KINDS = {
 
 
 def ask(scene: world.Scene, rng: np.random.Generator) -> list[tuple[str, str, str, str, str]]:
-    """Different questions about a scene: (kind, question_type, question, answer, answer_type) each."""
+    """Sample different questions: (kind, question_type, question, answer, answer_type) each."""
     names, weights = list(KINDS), np.array([weight for _, weight, _ in KINDS.values()], float)
     asked: dict[str, tuple] = {}
     while len(asked) < QUESTIONS_PER_IMAGE:
@@ -172,7 +176,7 @@ def _alternatives(answer: str) -> tuple[str, ...]:
 
 
 def annotate(answer: str, rng: np.random.Generator) -> list[dict]:
-    """What ten annotators say: at least six of them `answer`."""
+    """Sample the answers of ten annotators, of whom at least six give `answer`."""
     wrong, said = _alternatives(answer), []
     while said.count(answer) < 6:
         said = []
@@ -185,10 +189,14 @@ def annotate(answer: str, rng: np.random.Generator) -> list[dict]:
     ]
 
 
-def write_vqa(root: pathlib.Path, drawn: list[Drawn], directions: np.ndarray | None) -> None:
-    """Writes questions, annotations, answers and detections into the folder `root` of COCO.
+def write_vqa(root: pathlib.Path, scenes: list[CorpusScene], directions: np.ndarray | None) -> None:
+    """Write questions, annotations, answers and detections.
 
-    `directions` [81, width]: made-up region features as in scenes.detector_json; None = no features.
+    Args:
+      root: folder of COCO.
+      scenes: the scenes of all splits.
+      directions: [81, width], for synthetic region features, see `corpus.detector_json`; None = no
+        features.
     """
     folder = root / "vqa"
     folder.mkdir(parents=True)
@@ -197,12 +205,12 @@ def write_vqa(root: pathlib.Path, drawn: list[Drawn], directions: np.ndarray | N
     for name, (_, detections, split) in SUBSETS.items():
         (root / "vgbua_res101_precomputed" / detections).mkdir(parents=True, exist_ok=True)
         questions, annotations = [], []
-        for one in drawn:
+        for one in scenes:
             if one.split != split or (name == "test-dev2015" and one.number % 2):
                 continue
             rng = one.rng(TASK)
             record = detector_json(one.scene, one.image_id, rng, directions)
-            del record["classes"]  # the public files have none
+            del record["classes"]  # the public files have no class scores
             path = root / "vgbua_res101_precomputed" / detections / f"{one.image_id}.json"
             path.write_text(json.dumps(record), encoding="utf-8")
             for i, (_, question_type, question, answer, answer_type) in enumerate(ask(one.scene, rng)):

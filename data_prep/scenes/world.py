@@ -9,9 +9,9 @@ import numpy as np
 from data_prep.scenes import glyphs
 
 COLORS = tuple(glyphs.COLORS)
-# The detector's classes: a pair of color and category each, so that a region's target tells both.
+# The detector's classes are pairs of color and category, so that a target states both.
 CLASS_NAMES = ("background", *(f"{color} {category}" for color in COLORS for category in glyphs.CATEGORIES))
-PLACES = {  # how a caption names it, and the two categories seen there twice as often as another
+PLACES = {  # words of captions, and two categories that are twice as frequent there
     "grass": ("on the grass", ("tree", "flower")),
     "beach": ("on the beach", ("ball", "fish")),
     "snow": ("in the snow", ("house", "cup")),
@@ -19,12 +19,14 @@ PLACES = {  # how a caption names it, and the two categories seen there twice as
     "road": ("on the road", ("car", "box")),
 }
 FAVORITE_WEIGHT = 2.0
-PLACE_NAMED = 0.7  # share of captions
-SMALL, LARGE = 33, 44  # pixels of the longer side; below is small, above is large
+PLACE_NAMED = 0.7  # fraction of captions
+SMALL, LARGE = 33, 44  # longer side in pixels: below is small, above is large
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
+    """An object of a scene."""
+
     color: str
     category: str
     pattern: str
@@ -32,20 +34,25 @@ class Thing:
 
     @property
     def center(self) -> tuple[float, float]:
+        """Return x, y in pixels."""
         x1, y1, x2, y2 = self.box
         return (x1 + x2) / 2, (y1 + y2) / 2
 
     @property
     def extent(self) -> int:
+        """Return the longer side in pixels."""
         return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
 
     @property
     def class_id(self) -> int:
+        """Return the number of its name in `CLASS_NAMES`."""
         return 1 + COLORS.index(self.color) * len(glyphs.CATEGORIES) + glyphs.CATEGORIES.index(self.category)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
+    """An image with its objects and its caption."""
+
     width: int
     height: int
     place: str
@@ -55,20 +62,20 @@ class Scene:
 
 
 def category_weights(place: str) -> np.ndarray:
-    """Float [10], sums to 1: how often each category is drawn first in that place."""
+    """Return float [10], the probability of each category in a place."""
     weights = np.array([FAVORITE_WEIGHT if c in PLACES[place][1] else 1.0 for c in glyphs.CATEGORIES])
     return weights / weights.sum()
 
 
-def draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    """(width, height): sides are 96 to 144 pixels, at most 4:3; six in ten are landscape."""
+def sample_size(rng: np.random.Generator) -> tuple[int, int]:
+    """Sample (width, height): sides of 96 to 144 pixels, at most 4:3, 60 % landscape."""
     short = int(rng.integers(96, 121))
     long = int(min(144, round(short * rng.uniform(1.02, 4 / 3)), short * 4 // 3))
     return (long, short) if rng.random() < 0.6 else (short, long)
 
 
 def relation(a: Thing, b: Thing) -> str:
-    """above, below or beside, true of `a` and `b` in this order, also in the mirror; "" where none is clear."""
+    """Return above, below or beside as `a` is to `b`, "" if unclear; flips do not change it."""
     (ax, ay), (bx, by) = a.center, b.center
     across, down = abs(bx - ax), by - ay
     if abs(down) > max(across, 20):

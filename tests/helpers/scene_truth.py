@@ -5,15 +5,15 @@ import itertools
 import numpy as np
 
 from data_prep.scenes import world
-from data_prep.scenes.crowded import Drawn, draw_crowded
+from data_prep.scenes.crowded import CorpusScene, draw_crowded
 
 
 def draw_many(stream, number, group=""):
-    """That many scenes as `Drawn`; other streams, other scenes."""
+    """That many scenes as `CorpusScene`; other streams, other scenes."""
     for i in range(number):
         seed = (11, stream, i)
         scene, outlines = draw_crowded(np.random.default_rng(seed), group)
-        yield Drawn("train", i, i + 1, scene, outlines, seed)
+        yield CorpusScene("train", i, i + 1, scene, outlines, seed)
 
 
 def words_of(text):
