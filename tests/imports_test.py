@@ -112,7 +112,7 @@ def test_third_party_packages(name):
     kind = room(name) if name.startswith("vlbert_jax") else name.split(".")[0]
     assert not third_party(name) & (NEVER.get(kind, set()) - EXCEPTIONS.get(name, set()))
     assert not third_party(name) & {"tensorflow", "clu", "tensorflow_text"}
-    assert "torch" not in third_party(name) or name in ("vlbert_jax.weights.read", "vlbert_jax.weights.export")
+    assert "torch" not in third_party(name) or name in ("vlbert_jax.weights.containers", "vlbert_jax.weights.export")
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if room(name) == "model"])

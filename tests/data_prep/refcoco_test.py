@@ -202,7 +202,7 @@ class Runs:
 def test_a_pickle_runs_nothing(tmp_path, protocol):
     trace = tmp_path / "trace"
     for call in (Runs(os.mkdir, str(trace)), Runs(print, "run"), Runs(eval, "1"), Runs(dict)):
-        with pytest.raises(ValueError, match=r"refs\(unc\)\.p is no pickle of plain .* would run code"):
+        with pytest.raises(ValueError, match=r"refs\(unc\)\.p is not a pickle of plain .* would run code"):
             load(tmp_path, pickle.dumps([{"ref_id": call}], protocol))
     assert not trace.exists()
 

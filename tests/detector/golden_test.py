@@ -38,7 +38,7 @@ from vlbert_jax.detector.weights import read_detector
 from vlbert_jax.model.resnet import max_pool
 from vlbert_jax.model.roi import roi_pool
 from vlbert_jax.weights import detector_names
-from vlbert_jax.weights.read import read_files
+from vlbert_jax.weights.containers import read_files
 
 FOLDERS = golden_folders("detector")
 KINDS = (

@@ -78,7 +78,7 @@ def test_files_that_are_no_weights(tmp_path, capsys):
     (tmp_path / "empty.model").write_bytes(b"")
     refused(tmp_path, capsys, tmp_path / "empty.model", match="neither a PyTorch")
     (tmp_path / "folder").mkdir()
-    refused(tmp_path, capsys, tmp_path / "folder", match="holds no checkpoint of ours and none of")
+    refused(tmp_path, capsys, tmp_path / "folder", match="contains neither a vlbert_jax checkpoint nor")
     refused(tmp_path, capsys, tmp_path / "absent.model", match="no weights at")
     torch.save([1, 2], tmp_path / "list.pt")
     refused(tmp_path, capsys, tmp_path / "list.pt", match="holds a list")
@@ -177,13 +177,13 @@ def test_targets(tmp_path, capsys):
     path, tensors = small_model(tmp_path)
     (tmp_path / "target").mkdir()
     (tmp_path / "target/mine").write_text("mine")
-    refused(tmp_path, capsys, path, match="target exists; --overwrite replaces it")
-    refused(tmp_path, capsys, path, "--overwrite", match="holds other files too")
+    refused(tmp_path, capsys, path, match="target exists; choose another target, or replace it with --overwrite")
+    refused(tmp_path, capsys, path, "--overwrite", match="contains other files")
     said = run(path, path, "--overwrite", capsys=capsys, code=2)
-    assert "is or holds the source" in said and path.exists()
+    assert "is or contains the source" in said and path.exists()
     (tmp_path / "target/mine").unlink()
     said = run(path, tmp_path / "out.tar", capsys=capsys, code=2)
-    assert "no format has the suffix '.tar'" in said
+    assert "has the suffix '.tar', which is not of a known format" in said
     before = sorted(tmp_path.rglob("*"))
     said = run(path, tmp_path / "new", "--dry-run", "--num_heads=4", capsys=capsys)
     assert "matched" in said and sorted(tmp_path.rglob("*")) == before

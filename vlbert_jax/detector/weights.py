@@ -18,8 +18,9 @@ from vlbert_jax.detector.options import Settings
 from vlbert_jax.detector.proposals import base_anchors
 from vlbert_jax.files import atomic_write
 from vlbert_jax.weights import detector_names, export
+from vlbert_jax.weights.containers import find_weights, read_files
 from vlbert_jax.weights.orbax import read_checkpoint
-from vlbert_jax.weights.read import find_weights, flatten_tree, is_detector_folder, read_files
+from vlbert_jax.weights.read import flatten_tree, is_detector_folder
 
 LISTS = ("objects_vocab.txt", "attributes_vocab.txt")
 LIST_FOLDERS = ("", "data/genome/1600-400-20")  # relative to the weights; the second is that of the original repository

@@ -8,11 +8,12 @@ import numpy as np
 
 from vlbert_jax.weights.vlbert_names import DECODER, plain_name
 
-# --- BERT -----------------------------------------------------------------------------------------------------------
-
 
 def bert_to_official(name: str) -> str:
-    """A BERT name (with or without `bert.`, old `gamma`/`beta`) as VL-BERT's."""
+    """Return VL-BERT's name for a BERT name.
+
+    The prefix `bert.` is optional, and the old names `gamma` and `beta` are understood.
+    """
     name = name.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias")
     name = name.replace("embeddings.LayerNorm", "embedding_LayerNorm").removeprefix("embeddings.")
     name = name.replace("cls.predictions", "mlm_head.predictions")
@@ -20,7 +21,12 @@ def bert_to_official(name: str) -> str:
 
 
 def official_to_bert(tensors: Mapping[str, np.ndarray], segments: int = 2) -> dict[str, np.ndarray]:
-    """What Hugging Face's BertForPreTraining has of a VL-BERT: words and their segments, without regions."""
+    """Return the tensors of a VL-BERT that Hugging Face's BertForPreTraining has.
+
+    Args:
+        tensors: tensors with official names.
+        segments: rows of the segment table to keep; BERT has two, VL-BERT three.
+    """
     found = {}
     for official, array in tensors.items():
         name = plain_name(official).removeprefix("vlbert.")

@@ -1,4 +1,4 @@
-"""Weights of a Caffe network, parsed without Caffe: what is needed of the bottom-up-attention detector."""
+"""Weights of a Caffe network, read without Caffe."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from google.protobuf.message import DecodeError
 from vlbert_jax.weights.resnet_names import caffe_to_resnet
 
 
-def _message():
-    """The few fields of Caffe's NetParameter that hold weights, as a protobuf message."""
+def _net_parameter_class():
+    """Return a protobuf class with the fields of Caffe's NetParameter that hold weights."""
     file = descriptor_pb2.FileDescriptorProto(name="caffe_weights.proto", package="caffe_weights", syntax="proto2")
     field, one, many = descriptor_pb2.FieldDescriptorProto, 1, 3
 
@@ -37,28 +37,33 @@ def _message():
 
 
 def read_caffe(path: Path) -> dict[str, np.ndarray]:
-    """ResNet tensors of a Caffe detector with torchvision's names; its other layers as `layer[blob]`."""
-    net = _message()()
+    """Read the tensors of a Caffe network.
+
+    Layers of the detector's ResNet get torchvision's names. Blobs of other layers are named
+    `layer[blob]`. Raises ValueError if the file is not a Caffe network or is damaged.
+    """
+    net = _net_parameter_class()()
     try:
         net.ParseFromString(path.read_bytes())
     except DecodeError:
         net.Clear()
     if not (net.layers or net.layer):
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is neither a PyTorch, safetensors nor Caffe file; is it whole?"
+            f"{path} ({path.stat().st_size:,} bytes) is neither a PyTorch, safetensors nor Caffe file; check that "
+            "it is complete"
         )
     tensors = {}
-    for layer in (*net.layers, *net.layer):  # a file has one of them; the first is Caffe's of before 2015
+    for layer in (*net.layers, *net.layer):  # a file has one of them; Caffe used `layers` before 2015
         blobs = []
         for blob in layer.blobs:
             shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
             data = np.fromiter(blob.data, np.float32, len(blob.data))
             if data.size != np.prod(shape):
-                raise ValueError(f"{path}: layer {layer.name} has {data.size} numbers for shape {shape}")
+                raise ValueError(f"{path}: layer {layer.name} has {data.size} values for the shape {shape}")
             blobs.append(data.reshape(shape))
         try:
-            of_resnet = caffe_to_resnet(layer.name, blobs)
+            resnet = caffe_to_resnet(layer.name, blobs)
         except ValueError as error:
             raise ValueError(f"{path}: layer {layer.name} has {len(blobs)} arrays: {error}") from error
-        tensors |= of_resnet or {f"{layer.name}[{i}]": blob for i, blob in enumerate(blobs)}
+        tensors |= resnet or {f"{layer.name}[{i}]": blob for i, blob in enumerate(blobs)}
     return tensors

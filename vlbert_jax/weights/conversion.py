@@ -220,7 +220,7 @@ def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str
             if lacking := [name for name in BERT_NEEDS if name not in kept]:
                 raise ValueError(f"{source.path} lacks {', '.join(lacking)}, which a BERT needs")
             bert = official_to_bert(kept, source.segments)
-            export.write_hugging_face(path, _cast(bert, dtype), config.model.encoder.num_heads)
+            export.write_hugging_face(path, cast_tensors(bert, dtype), config.model.encoder.num_heads)
         elif form == "orbax":
             params, constants = arrays_of(conversion, dtype)
             new = [*source.new, *conversion.found.missing]
@@ -238,12 +238,12 @@ def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str
                 official = {name: array for name, array in official.items() if name not in new}
                 named = vlbert_names.official_state_dict(official, source.counters, conversion.task)
             if form == "pt":
-                export.write_torch(path, _cast(named, dtype), wrap=source.kind != "resnet")
+                export.write_torch(path, cast_tensors(named, dtype), wrap=source.kind != "resnet")
             else:
-                export.write_safetensors(path, _cast(named, dtype))
+                export.write_safetensors(path, cast_tensors(named, dtype))
 
 
-def _cast(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
+def cast_tensors(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
     """Return the tensors in `dtype`; raise ValueError where a value exceeds its range."""
     if dtype is None:
         return dict(tensors)
@@ -285,5 +285,5 @@ def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
         node = params if isinstance(v, nnx.Param) else constants
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        node[path[-1]] = _cast({"/".join(path): array}, dtype)["/".join(path)]
+        node[path[-1]] = cast_tensors({"/".join(path): array}, dtype)["/".join(path)]
     return params, constants

@@ -194,7 +194,7 @@ def match_detector(
             continue
         array = tensors.pop(entry.official)
         if array.ndim == len(shapes[entry.path]):
-            parameters[entry.path] = entry.to_ours(array)
+            parameters[entry.path] = entry.to_parameter(array)
         if entry.path not in parameters or parameters[entry.path].shape != shapes[entry.path]:
             raise ValueError(
                 f"{entry.official} has shape {array.shape}, which does not fit the parameter of shape "

@@ -12,31 +12,31 @@ NORM_LEAVES = {"gain": "weight", "offset": "bias", "mean": "running_mean", "vari
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One official tensor and where it lies in ours: of `path`, the layer, then the rows, in another layout."""
+    """An official tensor and the part of a parameter that it fills."""
 
-    official: str
-    path: tuple
+    official: str  # name of the tensor
+    path: tuple  # of the parameter in the model's state
     layout: str = "same"  # same | linear (transposed) | conv (OIHW <-> HWIO) | row ([1, d] <-> [d])
-    layer: int | None = None
-    rows: tuple[int, int] | None = None
+    layer: int | None = None  # index into the parameter's first axis, None = all of it
+    rows: tuple[int, int] | None = None  # start and end in the next axis, None = all of it
 
-    def to_ours(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """A view of the official tensor in our layout."""
+    def to_parameter(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+        """Return a view of the official tensor in the layout of the parameter."""
         if self.layout == "row":
             return array[0]
-        return _transposed(array, {"linear": (1, 0), "conv": (2, 3, 1, 0)}.get(self.layout))
+        return _transpose(array, {"linear": (1, 0), "conv": (2, 3, 1, 0)}.get(self.layout))
 
     def to_official(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """The reverse."""
+        """Return a view of a part of the parameter in the layout of the official tensor."""
         if self.layout == "row":
             return array[None]
-        return _transposed(array, {"linear": (1, 0), "conv": (3, 2, 0, 1)}.get(self.layout))
+        return _transpose(array, {"linear": (1, 0), "conv": (3, 2, 0, 1)}.get(self.layout))
 
-    def part(self, ours: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """The view of our array at `path` that this tensor fills."""
-        ours = ours if self.layer is None else ours[self.layer]
-        return ours if self.rows is None else ours[slice(*self.rows)]
+    def part(self, parameter: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+        """Return a view of the part of the parameter that the tensor fills."""
+        parameter = parameter if self.layer is None else parameter[self.layer]
+        return parameter if self.rows is None else parameter[slice(*self.rows)]
 
 
-def _transposed(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
+def _transpose(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     return array if axes is None else array.transpose(axes)

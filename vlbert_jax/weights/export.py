@@ -1,4 +1,4 @@
-"""Writing weights in the formats people load: safetensors, PyTorch, Hugging Face, ours."""
+"""Writers of weights in the formats safetensors, PyTorch, Hugging Face and Orbax."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
-FILE_SIZE = 64 * 2**20  # of the parts of an Orbax checkpoint: with one large part all of it is held in memory
+FILE_SIZE = 64 * 2**20  # bytes per file of a checkpoint; Orbax holds a whole file in memory
 
 
 def may_replace(target: Path) -> bool:
-    """Whether nothing but weights is lost where the target is replaced: a file, an empty folder, one of `convert`'s."""
+    """Return whether the target can be replaced without losing more than weights.
+
+    That is a file, an empty folder, or a folder that `convert` wrote.
+    """
     if not target.is_dir():
         return True
     inside = {path.name for path in target.iterdir()}
@@ -26,39 +29,57 @@ def may_replace(target: Path) -> bool:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]):
-    """Tensors that are one stay one only in memory: the format has no sharing."""
-    whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
-    save_file(whole, path, {"format": "pt"})
-    path.chmod(0o666 & ~_umask())  # the library's own mode shuts out everybody else
+    """Write a safetensors file; each tensor is written in full, also if it shares memory."""
+    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    save_file(contiguous, path, {"format": "pt"})
+    path.chmod(0o666 & ~_umask())  # the library creates the file with mode 600
 
 
 def _umask() -> int:
+    """Return the process's mask of file modes, which can be read only by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray], wrap: bool):
-    """A PyTorch file; `wrap` puts the tensors under "state_dict", where the official loader looks for them."""
+    """Write a PyTorch file.
+
+    Args:
+        path: file to write.
+        tensors: tensors by name; those that share memory also share it in the file.
+        wrap: put the tensors under "state_dict", where the official code expects them.
+
+    Raises:
+        ValueError: PyTorch is not installed.
+    """
     try:
         import torch
     except ImportError as error:
-        raise ValueError("a PyTorch file needs pip install 'vlbert_jax[convert]'; or choose .safetensors") from error
+        raise ValueError(
+            "PyTorch is not installed; run pip install 'vlbert_jax[convert]', or write .safetensors"
+        ) from error
     state, done = {}, {}
     for name, array in tensors.items():
         key = (array.__array_interface__["data"][0], array.shape, array.strides)
-        if key not in done:  # what is shared stays shared
-            whole = np.ascontiguousarray(array).reshape(array.shape)
-            bfloat = whole.dtype == ml_dtypes.bfloat16
-            tensor = torch.from_numpy(whole.view(np.int16) if bfloat else whole)
+        if key not in done:
+            contiguous = np.ascontiguousarray(array).reshape(array.shape)
+            bfloat = contiguous.dtype == ml_dtypes.bfloat16
+            tensor = torch.from_numpy(contiguous.view(np.int16) if bfloat else contiguous)
             done[key] = tensor.view(torch.bfloat16) if bfloat else tensor
         state[name] = done[key]
     torch.save({"state_dict": state} if wrap else state, path)
 
 
 def write_hugging_face(path: Path, bert: Mapping[str, np.ndarray], num_heads: int):
-    """A folder that Hugging Face's BertForPreTraining and BertModel load; `bert` has BERT's names."""
-    from transformers import BertConfig  # takes a second
+    """Write a folder that Hugging Face's BertForPreTraining and BertModel load.
+
+    Args:
+        path: folder to create.
+        bert: tensors with BERT's names.
+        num_heads: attention heads, which the tensors do not determine.
+    """
+    from transformers import BertConfig  # takes a second to import
 
     table, inner = bert["bert.embeddings.word_embeddings.weight"], "bert.encoder.layer.0.intermediate.dense.weight"
     config = BertConfig(
@@ -77,7 +98,14 @@ def write_hugging_face(path: Path, bert: Mapping[str, np.ndarray], num_heads: in
 
 
 def write_orbax(path: Path, params: dict, constants: dict, config: Mapping[str, Any]):
-    """A folder that `init.checkpoint` reads: the arrays as a run saves them, and config.json."""
+    """Write a folder that `init.checkpoint` reads: arrays as a run saves them, and config.json.
+
+    Args:
+        path: folder to create.
+        params: trained parameters as nested dicts; their arrays move to the device.
+        constants: other state as nested dicts, likewise.
+        config: content of config.json.
+    """
     path.mkdir()
     arrays = _on_device(dict(params=params, constants=constants))
     arrays = ocp.args.PyTreeSave(arrays, ocdbt_target_data_file_size=FILE_SIZE)
@@ -87,7 +115,10 @@ def write_orbax(path: Path, params: dict, constants: dict, config: Mapping[str, 
 
 
 def _on_device(tree: dict) -> dict:
-    """The tree with its arrays replaced, one by one, by JAX's: Orbax would keep a second copy of NumPy's."""
+    """Replace the arrays of a tree, one by one, by JAX arrays, and return the tree.
+
+    Orbax would keep a second copy of NumPy arrays.
+    """
     for name, value in tree.items():
         tree[name] = _on_device(value) if isinstance(value, dict) else jax.device_put(value)
     return tree

@@ -13,8 +13,9 @@ from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 
 from vlbert_jax.weights import vlbert_names
+from vlbert_jax.weights.containers import find_weights
 from vlbert_jax.weights.orbax import newest_step
-from vlbert_jax.weights.read import Weights, find_weights, not_finite, read_weights
+from vlbert_jax.weights.read import Weights, not_finite, read_weights
 
 log = logging.getLogger(__name__)
 

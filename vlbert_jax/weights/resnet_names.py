@@ -9,16 +9,17 @@ import numpy as np
 
 from vlbert_jax.weights.vlbert_names import BACKBONE_NAME, C5_NAME
 
-# --- ResNet-101, of torchvision's names and of the Caffe detector ----------------------------------------------------
-
 
 def resnet_to_official(name: str) -> str:
-    """torchvision's ResNet name to the region head's: layer4 is its C5."""
+    """Return the region head's name for torchvision's ResNet name; layer4 is its C5."""
     return name.replace("layer4", C5_NAME) if name.startswith("layer4.") else f"{BACKBONE_NAME}.{name}"
 
 
 def official_to_resnet(tensors: Mapping[str, np.ndarray], counters: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The region head's convolutions and norms with torchvision's names, and the batch counters there are."""
+    """Return the region head's convolutions and norms with torchvision's names.
+
+    `counters` are the batch counters of norms; they are included.
+    """
     found, tensors = {}, {**tensors, **{name: np.asarray(n, np.int64) for name, n in counters.items()}}
     for official, array in tensors.items():
         if official.startswith(f"{C5_NAME}."):
@@ -32,9 +33,10 @@ CAFFE_LAYER = re.compile(r"(res|bn|scale)(?:([2-5])([a-z])(\d*)_branch(1|2[abc])
 
 
 def caffe_to_resnet(layer: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """A layer of the detector's ResNet as tensors with torchvision's names; empty for its other layers.
+    """Convert a layer of the detector's ResNet to tensors with torchvision's names.
 
-    Caffe keeps batch statistics as sums with their factor, and gain and offset in a layer of their own.
+    Caffe stores batch statistics as sums with a common factor, and gain and offset in a separate
+    layer. Layers outside the ResNet give no tensors.
     """
     found = CAFFE_LAYER.fullmatch(layer)
     if not found:

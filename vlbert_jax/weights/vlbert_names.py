@@ -156,7 +156,7 @@ class Match:
     def fill(self, array: Shaped[np.ndarray, "..."], path: tuple, tensors: Mapping[str, np.ndarray]):
         """Write what the tensors hold of the parameter at `path` into `array`; other values stay."""
         for entry in self.entries.get(path, ()):
-            source, target = entry.to_ours(tensors[entry.official]), entry.part(array)
+            source, target = entry.to_parameter(tensors[entry.official]), entry.part(array)
             if entry.official == SEGMENTS:  # BERT has two segments; the third keeps its initial value
                 target = target[: len(source)]
             target[...] = source

@@ -1,0 +1,162 @@
+"""Files and folders of tensors, read with the names in the source and without running code.
+
+The format of a file is detected by its first bytes: safetensors, PyTorch, pickle or Caffe.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from vlbert_jax.weights.caffe import read_caffe
+from vlbert_jax.weights.safe_pickle import RECONSTRUCT_SCALAR, load_pickle, pickle_arrays
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
+TRAINER = "trainer:"  # prefix for names of tensors that a trainer stored next to the weights
+FILE_SUFFIXES = (".safetensors", ".model", ".pt", ".pth", ".bin", ".pkl", ".caffemodel")
+MAX_HEADER = 100_000_000  # bytes of a safetensors header, by its specification
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def find_weights(given: str) -> Path:
+    """Return the file or folder at `given`, downloaded if it is a name of the Hugging Face hub.
+
+    Raises FileNotFoundError if it is neither.
+    """
+    path = Path(given).expanduser()
+    return path if path.exists() else _download(given)
+
+
+def read_files(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Read a file, or a Hugging Face folder.
+
+    Returns:
+        Tensors by their names in the source, and the format: "safetensors", "pytorch", "pickle" or
+        "caffe".
+    """
+    raw, container = {}, ""
+    files, listed = _weight_files(path) if path.is_dir() else ([path], ())
+    for file in files:
+        part, container = _read_file(file)
+        raw |= part
+    if lacking := [name for name in listed if name not in raw]:
+        raise ValueError(f"{path}: the index lists tensors that the files do not contain: {', '.join(lacking[:8])}")
+    return raw, container
+
+
+def _download(name: str) -> Path:
+    """Return the folder to which a model of the Hugging Face hub is downloaded."""
+    if not HUB_NAME.fullmatch(name) or Path(name).suffix in FILE_SUFFIXES:
+        raise FileNotFoundError(f"there are no weights at {name}; check the path")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        patterns = ["config.json", "model.safetensors*", "model-*.safetensors"]
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        if not list(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=["config.json", "pytorch_model*"]))
+        return folder
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"there are no weights at {name}, and as a Hugging Face name it could not be downloaded "
+            f"({type(error).__name__}); give a file or folder"
+        ) from error
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the weight files of a Hugging Face folder and the tensors that their index lists."""
+    for name in WEIGHT_FILES:
+        if (folder / name).exists():
+            return [folder / name], []
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            file_of = json.loads(index.read_text())["weight_map"]
+            # Only the names count, so that an index cannot point outside the folder.
+            parts = [folder / Path(part).name for part in sorted(set(file_of.values()))]
+            if absent := [part.name for part in parts if not part.exists()]:
+                raise FileNotFoundError(f"{index} lists {', '.join(absent)}, which the folder does not contain")
+            return parts, list(file_of)
+    raise FileNotFoundError(f"{folder} contains neither a vlbert_jax checkpoint nor {' or '.join(WEIGHT_FILES)}")
+
+
+def _read_file(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(9)
+    if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < MAX_HEADER:
+        try:
+            return load_file(path), "safetensors"
+        except SafetensorError as error:
+            raise ValueError(f"{path} is a damaged safetensors file of {size:,} bytes: {error}") from error
+    if start[:2] == b"PK":
+        return _read_torch(path), "pytorch"
+    if start[:1] == b"\x80":
+        tree = load_pickle(path)
+        # A PyTorch file of the old format begins with a pickle of its magic number.
+        return (_read_torch(path), "pytorch") if isinstance(tree, int) else (pickle_arrays(tree), "pickle")
+    return read_caffe(path), "caffe"
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a PyTorch file.
+
+    Tensors outside its "state_dict" get the prefix `TRAINER`.
+    """
+    loaded = _load_torch(path)
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dict of tensors")
+    states = loaded.get("state_dict", loaded)
+    others = {} if states is loaded else {name: value for name, value in loaded.items() if name != "state_dict"}
+    tensors = {}
+    for prefix, tree in (("", states), (TRAINER, others)):
+        for name, value in _tensors_in(tree):
+            tensors[prefix + name] = _as_numpy(value)
+    return tensors
+
+
+def _load_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"{path} is a PyTorch file, but PyTorch is not installed; run pip install 'vlbert_jax[convert]'"
+        ) from error
+    # Types of the values that trainers store next to the weights; they hold no code.
+    harmless = [(RECONSTRUCT_SCALAR, "numpy.core.multiarray.scalar"), RECONSTRUCT_SCALAR, np.dtype]
+    harmless += [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, collections.defaultdict, dict]
+    try:
+        # Given a path, torch.load would choose the format by the suffix, so it is given an open
+        # file.
+        with torch.serialization.safe_globals(harmless), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and storage raise errors of different classes
+        asked = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+        if asked:
+            raise ValueError(f"{path} would run code ({asked.group(1)}) when read, which is refused") from error
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is not a PyTorch checkpoint, or it is cut short: {reason}") from error
+
+
+def _tensors_in(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the tensors in nested dicts with their dotted names."""
+    if hasattr(tree, "numpy"):
+        yield prefix.removesuffix("."), tree
+    elif isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _tensors_in(value, f"{prefix}{name}.")
+
+
+def _as_numpy(tensor) -> np.ndarray:
+    """Return a PyTorch tensor as an array, floating-point types as float32."""
+    other_float = tensor.dtype.is_floating_point and tensor.dtype.itemsize != 4
+    return (tensor.detach().float() if other_float else tensor.detach()).numpy()
