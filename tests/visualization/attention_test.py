@@ -68,7 +68,7 @@ def test_in_a_browser(path, attention, tmp_path):
         assert len(told) == SIZE
         for i, percent in told:
             assert percent == pytest.approx(100 * attention[0, 2, 2, i], abs=0.9)
-        fills = page.run("[...document.querySelectorAll('#picture rect')].map(r =>"
+        fills = page.run("[...document.querySelectorAll('#image rect')].map(r =>"
                          "[+r.dataset.i, parseFloat(r.style.fill.split(',')[3])])")
         strongest = attention[0, 2, 2].max()
         for i, opacity in fills:
@@ -76,13 +76,13 @@ def test_in_a_browser(path, attention, tmp_path):
             assert opacity == pytest.approx(want, abs=0.03)
 
         # A region, kept by a click; the address leads back to it.
-        page.mouse("#picture rect[data-i='7']", press=True)
+        page.mouse("#image rect[data-i='7']", press=True)
         assert page.run(shown) == "1/3/7" and "at=7" in page.run("location.hash")
-        assert "brown cat" in page.run("document.getElementById('told').textContent")
+        assert "brown cat" in page.run("document.getElementById('selected').textContent")
         page.run("document.getElementById('reverse').click()")
         back = page.run("parseFloat(document.querySelector('#words button[data-i=\"1\"]').lastChild.textContent)")
         assert back == pytest.approx(100 * attention[0, 2, 1, 7], abs=0.9)
         assert page.run("document.querySelector('#words button[data-i=\"3\"] span').textContent") == TOKENS[3]
-        picture = page.screenshot()
+        screenshot = page.screenshot()
         assert page.run("performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length") == 0
-    assert picture.startswith(b"\x89PNG") and len(picture) > 50_000
+    assert screenshot.startswith(b"\x89PNG") and len(screenshot) > 50_000

@@ -28,7 +28,6 @@ from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.detector.detect import Detector, load_detector
-from vlbert_jax.detector.fingerprint import extractor_id
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import GRID, find_regions
@@ -149,19 +148,14 @@ class Predictor:
                 "boxes with their features (--boxes)."
             )
         trained_on = self.config.data.get("extractor", "") if is_precomputed(self.config) else ""
-        made_by = found.extractor or (self._own_extractor() if trained_on and boxes is None else "")
-        if trained_on and made_by not in ("", trained_on):
+        if trained_on and found.extractor not in ("", trained_on):
             raise ValueError(
-                f"{self.path} was trained on features of extractor {trained_on}, but these are of {made_by}: another "
-                "detector, or other settings."
+                f"{self.path} was trained on features of extractor {trained_on}, but these are of "
+                f"{found.extractor}: another detector, or other settings."
             )
         batch = self._batch(pixels, found, "a", ("a",))
         appearance = jax.block_until_ready(self._appearance(batch))
         return Picture(name, pixels, found, appearance)
-
-    def _own_extractor(self) -> str:
-        """Return the name under which features of the detector are stored."""
-        return extractor_id(self.detector.fingerprint) if self.detector else ""
 
     def _batch(self, pixels: np.ndarray, found: Regions, text: str, choices: Sequence[str] = ()) -> Batch:
         """Return the batch of one text about an image, as the task lays it out."""
