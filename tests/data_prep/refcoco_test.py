@@ -289,7 +289,7 @@ def change(name, *keys, to=None):
 # name: (what is changed in the sound download, what the error says)
 BAD = dict(
     no_refs=(drop(REFS), r"refs\(unc\)\.p: the file cannot be read .*README\.md describes the layout"),
-    refs_cut=(put(REFS, pickle.dumps([{"ref_id": 3}], 2)[:-4]), r"no pickle of plain arrays, lists"),
+    refs_cut=(put(REFS, pickle.dumps([{"ref_id": 3}], 2)[:-4]), r"not a pickle of plain arrays, lists"),
     refs_no_list=(put(REFS, {}), r"the file is not a list of references"),
     refs_no_dict=(change(REFS, 1, to=7), r"reference 1 \(from 0\): "),
     ref_without_id=(

@@ -218,7 +218,7 @@ def test_bert_files_of_all_kinds(tmp_path):
     assert_equal(read.tensors, expected)
     assert read.num_heads == 6
     (parts / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="model-00002-of-00002.safetensors, absent"):
+    with pytest.raises(FileNotFoundError, match="model-00002-of-00002.safetensors, which the folder does not contain"):
         read_weights(parts)
 
 
