@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLE_TASK = "vqa"  # X in the checklist of CONTRIBUTING.md
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data_prep/README.md", ROOT / "launch/README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
-OWN_PAGES = [page for page in PAGES if page.parent.name not in ("data_prep", "launch")]
+OWN_PAGES = [page for page in PAGES if page.parent.name != "launch"]
 OWN_PAGES += [ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks/results").glob("*.md"))]
 PRIVATE_WORDS = re.compile(
     r"\b(officially|whole or not at all|of one's own|of yours|whoever|twins?|chief"
