@@ -1,4 +1,4 @@
-"""Eight CPU devices, rank promotion raises, and shape annotations are checked at run time."""
+"""Settings of all tests: eight CPU devices, rank promotion raises, shapes are checked."""
 
 import os
 
@@ -6,15 +6,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
-    # Most of the suite's time is compiling programs that run once: three quarters of it are saved.
+    # The tests mostly compile programs that run once; less optimization saves 75 % of that time.
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import logging  # noqa: E402
 import tempfile  # noqa: E402
 
-# Resumed runs, evaluations and commands compile again what a test before has compiled: once in a session is enough.
-# A folder that the developer names is kept over sessions.
+# Resumed runs, evaluations and commands use programs that earlier tests have compiled.
+# A folder that the developer names is kept after the session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
@@ -25,16 +25,16 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Before any test imports the package: the hook rewrites modules as they are imported.
+# This precedes every import of the package, because the hook rewrites modules on import.
 jaxtyping.install_import_hook("vlbert_jax", "beartype.beartype")
 
 
 def pytest_configure(config):
-    """Warnings are errors (pyproject.toml) but for these, which are of others' making."""
+    """Ignore two warnings of other libraries; all others are errors (pyproject.toml)."""
     for warning in (
         # nnx.State is a generic over typing.Hashable.
         "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning",
-        # ml_collections loads config files in a way that Python will drop some day.
+        # ml_collections loads config files with a deprecated function.
         "ignore:the load_module:DeprecationWarning",
     ):
         config.addinivalue_line("filterwarnings", warning)
@@ -42,7 +42,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
-    """The commands log to what is stderr when they are called; in the next test that is closed."""
+    """Restore log handlers and levels; the commands log to the stderr of their call."""
     root, ours = logging.getLogger(), logging.getLogger("vlbert_jax")
     before, levels = list(root.handlers), (root.level, ours.level)
     yield

@@ -14,16 +14,16 @@ FIXTURES = sorted(p for f in golden_folders("model") for p in f.glob("i_coordina
 def test_equals_the_official_embedding(path, xp):
     with np.load(path) as fixture:
         rows, expected = fixture["in/boxes"], fixture["out/emb"]
-    # The official rows carry the image size of each box: one image per box here.
+    # The official rows carry an image size for each box, so each box is its own image here.
     got = box_geometry(xp.asarray(rows[:, None, :4]), xp.asarray(rows[:, 4:6]), dim=expected.shape[-1] // 2)
     assert isinstance(got, np.ndarray if xp is np else jnp.ndarray)
     assert got.dtype == np.float32
-    # The float32 original is within 1.1e-5 of itself in float64.
+    # The original in float32 is within 1.1e-5 of the original in float64.
     np.testing.assert_allclose(np.asarray(got).reshape(expected.shape), expected, atol=1e-4, rtol=0)
 
 
 def test_order_by_hand():
-    """Half-way box: centre 25 %, 50 %, size 50 %, 100 %; two wavelengths 1 and sqrt(1000)."""
+    """The box covers one half; its values are 25 %, 50 %, 50 % and 100 %, at two wavelengths."""
     got = box_geometry(np.array([[0, 0, 100, 50]], np.float32), np.array([200, 50], np.float32), dim=2)
     long = np.sqrt(1000.0)
     expected = [f(p / w) for p in (25, 50, 50, 100) for f in (np.sin, np.cos) for w in (1, long)]

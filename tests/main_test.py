@@ -1,4 +1,4 @@
-"""The command line: one clear line for every mistake, and both modes, with the toy task."""
+"""The command line with the toy task: both modes, and one line for every mistake."""
 
 import errno
 import os
@@ -93,13 +93,13 @@ def test_debug_shows_where(tmp_path, monkeypatch):
     ],
 )
 def test_fields_that_cannot_be(field, line):
-    """Known before anything is made or drawn."""
+    """The error is reported before anything is created."""
     with pytest.raises(ValueError, match=line):
         parse_command(["main", PRETRAIN, f"--config.{field}"])
 
 
 def test_limits_are_of_fields_that_there_are():
-    """Pre-training has all of them."""
+    """The config of pre-training has all checked fields."""
     fields = flat_config(parse_command(["main", PRETRAIN])[0].to_dict())
     assert LIMITS.keys() | CHOICES.keys() <= fields.keys()
 
@@ -133,7 +133,7 @@ def test_fine_tuning_says_where_weights_come_from(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     assert main.main(["main", f"--config={ROOT / 'configs/vqa.py'}"]) == 2
     assert "make demo" in capsys.readouterr().err and not list(tmp_path.iterdir())
-    # Before the corpus is drawn, not after.
+    # The error precedes the generation of the corpus.
     assert main.main(["main", f"--config={ROOT / 'configs/vqa.py'}", "--config.init.checkpoint=absent.model"]) == 2
     assert "no weights at absent.model" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
@@ -153,10 +153,10 @@ def test_trains_reports_and_evaluates(tmp_path, capsys):
     assert f"report: {tmp_path}/report/index.html" in capsys.readouterr().err
     assert call(tmp_path, TOY, *fields, "--mode=evaluate") == 0
     assert f'"loss": {rows[-1]["loss"]}' in capsys.readouterr().out
-    # The same workdir with another recipe.
+    # The same workdir with another recipe is refused.
     assert call(tmp_path, TOY, *fields, "--config.learning_rate=0.5") == 2
     assert "these fields differ: learning_rate." in capsys.readouterr().err
-    assert '"learning_rate": 0.01' in (tmp_path / "config.json").read_text()  # untouched
+    assert '"learning_rate": 0.01' in (tmp_path / "config.json").read_text()  # unchanged
 
 
 def test_stopped_run_has_its_own_exit_status(tmp_path, monkeypatch):
@@ -178,7 +178,7 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
     config.data.update(
         embedded="scenes", data_dir=str(tmp_path / "data"), captions="captions", text="text", vocab="scenes/vocab.txt"
     )
-    (tmp_path / "data" / "captions" / "incomplete.1").mkdir(parents=True)  # left by an interrupted build
+    (tmp_path / "data" / "captions" / "incomplete.1").mkdir(parents=True)  # an interrupted build leaves it
     for _ in range(2):
         main.run(config, tmp_path / "run", "train")
     assert made == [tmp_path / "data"]
@@ -188,7 +188,7 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_that_of_the_data(tmp_path, monkeypatch, capsys):
-    """Not that of the workdir, which may have room."""
+    """The message names the data folder, because the workdir may have space."""
 
     def build_scenes(data_dir):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -199,7 +199,7 @@ def test_a_full_disk_is_that_of_the_data(tmp_path, monkeypatch, capsys):
     assert f"error: no space left on device while saving to {tmp_path}/data;" in capsys.readouterr().err
 
 
-# A process of its own: the command line with the toy task known.
+# A separate process runs the command line with the toy task registered.
 PROGRAM = "import sys; from tests.helpers import toy_task; from vlbert_jax import main, tasks; "
 PROGRAM += "tasks.TASKS['toy'] = toy_task.REGISTERED; sys.exit(main.main(sys.argv))"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -207,7 +207,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path):
-    """A run on a small file system: one line, status 2, the checkpoints before intact."""
+    """A run on a small file system ends with one line and status 2; older checkpoints remain."""
     if (
         not shutil.which("unshare")
         or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
@@ -215,7 +215,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         pytest.skip("this system gives no mount namespace")
     run = f'{sys.executable} -c "{PROGRAM}" {TOY} --workdir={tmp_path}/run --config.keep_checkpoints=99 '
     run += "--config.checkpoint_every_steps=1 --config.total_steps=100 --config.eval_every_steps=0"
-    look = f"{run} --mode=evaluate"  # reads the newest checkpoint: it is whole
+    look = f"{run} --mode=evaluate"  # reads the newest checkpoint, which must be complete
     steps = f"mount -t tmpfs -o size=300k tmpfs {tmp_path}; {run}; status=$?; rm -r {tmp_path}/run/tensorboard; "
     steps += f"{look}; exit $status"
     done = subprocess.run(
@@ -223,7 +223,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         capture_output=True, text=True, cwd=ROOT, timeout=HANG_SECONDS, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "vlbert_jax/" not in done.stderr, done.stderr  # no traceback of ours; Orbax's threads may show one
-    # Not at the start of a line: what one of Orbax's threads was writing may stand before it.
+    assert "vlbert_jax/" not in done.stderr, done.stderr  # no traceback of vlbert_jax; Orbax's threads may print one
+    # The message need not start a line, because a thread of Orbax may be printing.
     assert done.stderr.count("error: no space left on device while saving to ") == 1, done.stderr
     assert '"step": ' in done.stdout and '"step": 0' not in done.stdout

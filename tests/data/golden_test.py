@@ -1,8 +1,8 @@
-"""The official datasets, item by item: the same draws of chance give the same examples.
+"""The official datasets, item by item: equal random values give equal examples.
 
-Every `cc_*` folder in tests/golden/data and in $VLBERT_GOLDEN/data is built by our builders and compared with
-what the original code made of it (captions.json, general_corpus.json there). Other prefixes belong to other
-tests.
+The vlbert_jax builders build every `cc_*` folder in tests/golden/data and in $VLBERT_GOLDEN/data.
+The records are compared with captions.json and general_corpus.json there, which the original code
+wrote. Other tests cover other prefixes.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def tokenizer():
 
 
 class Variant:
-    """A folder of fixtures with its records, built once."""
+    """A folder of recordings with its records, built once."""
 
     def __init__(self, folder: pathlib.Path, out: pathlib.Path):
         self.folder = folder
@@ -49,7 +49,7 @@ class Variant:
         self.out, self._built = out, {}
 
     def records(self, which: str) -> dict[int, dict]:
-        """By official index. `which` is data_full, data_small, ..."""
+        """Return the records by official index; `which` is data_full, data_small, ..."""
         if which not in self._built:
             source = self.folder / which / "conceptual-captions"
             run_builder(
@@ -76,11 +76,14 @@ def variant(request, tmp_path_factory):
     return Variant(FOLDERS[request.param], tmp_path_factory.mktemp(request.param))
 
 
-# --- From the official log of chance to our draws ----------------------------------------------------------
+# --- From the official log of chance to our draws -------------------------------------------------
 
 
 def read_words(log, words) -> tuple[list, list]:
-    """(uniform number per word, replacement per piece); a replaced word has a `choice` per piece."""
+    """Return the uniform value of each word and the replacement of each token.
+
+    The log has a `choice` for each token of a replaced word.
+    """
     uniforms, replacements = [], []
     for word in words:
         kind, value = next(log)
@@ -93,7 +96,7 @@ def read_words(log, words) -> tuple[list, list]:
 
 
 def replay(item, records, with_relationship, tokenizer) -> tuple[Samples, list[str] | None]:
-    """The draws of an item and the caption of the other record, if one was drawn."""
+    """Return the samples of an item, and the caption of the other record if one was sampled."""
     log = iter(item["random_log"])
     flip, relationship = next(log)[1], next(log)[1]
     other = None
@@ -157,7 +160,7 @@ def dense_targets(example, num_regions):
     return targets
 
 
-# --- Captions ----------------------------------------------------------------------------------------------
+# --- Captions -------------------------------------------------------------------------------------
 
 
 def test_captions(variant, tokenizer):
@@ -191,7 +194,7 @@ def check_regions(item, example, where):
     np.testing.assert_allclose(example["image_size"][0], item["im_info"][:2], rtol=0)
     np.testing.assert_allclose(example["boxes"][:k], item["boxes"], rtol=1e-5, atol=1e-5, err_msg=where)
     targets = dense_targets(example, k)
-    scored = np.abs(np.array(item["mvrc_label_row_sum"]) - 1) < 0.1  # official test of a target
+    scored = np.abs(np.array(item["mvrc_label_row_sum"]) - 1) < 0.1  # the official criterion for a target
     np.testing.assert_allclose(targets.sum(1), np.where(scored, item["mvrc_label_row_sum"], 0), rtol=1e-5)
     np.testing.assert_allclose(targets.max(1), np.where(scored, item["mvrc_label_max"], 0), rtol=1e-6)
     assert targets.argmax(1).tolist() == np.where(scored, item["mvrc_label_argmax"], 0).tolist(), where
@@ -207,7 +210,7 @@ def check_image(variant, run, item, example, where):
     check_pixels(item["image"], example, variant.folder / name, run["mask_raw_pixels"], where)
 
 
-# --- Text ---------------------------------------------------------------------------------------------------
+# --- Text -----------------------------------------------------------------------------------------
 
 
 def our_text(variant, run, item, tokenizer):
@@ -217,7 +220,7 @@ def our_text(variant, run, item, tokenizer):
     words = text_words(variant.lines(), item["index"], tokenizer, layout)
     log = iter(item["random_log"])
     uniforms, replacements = read_words(log, words)
-    # A line longer than the limit is not read to its end; the rest of the log is for its rest.
+    # A long line is read up to the limit; the remaining log belongs to the remaining words.
     draws = Samples(0.0, 0.0, 0.0, np.array(uniforms), np.array(replacements, int), np.zeros(0))
     return text_example(words, draws, tokenizer, layout)
 
@@ -235,7 +238,7 @@ def test_text(variant, tokenizer):
             assert dense_labels(example, t) == item["mlm_labels"], where
 
 
-# --- Batches: what reaches the transformer -----------------------------------------------------------------
+# --- Batches: what reaches the transformer --------------------------------------------------------
 
 
 def test_batches(variant, tokenizer):
@@ -273,7 +276,7 @@ def check_transformer_input(official, captions, texts, vocab_size):
         assert ids[:t].tolist() == text[:t]
         assert example["segment_ids"][0, : t + k + 1].tolist() == types[:t] + [2] * (k + 1)
         assert example["position_ids"][0, : t + k + 1].tolist() == [*range(t), *[t] * k, t + 1]
-        assert regions[:t].tolist() == visual[:t]  # -1: the learned vector of text-only samples
+        assert regions[:t].tolist() == visual[:t]  # -1 = the learned vector of text-only samples
         assert regions[t : t + k].tolist() == list(range(k))
         assert (ids[t : t + k] - vocab_size - IMG).tolist() == hidden[:k]
         assert ids[t + k] == vocab_size + END

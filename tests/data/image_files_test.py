@@ -38,7 +38,7 @@ def test_modes_of_jpeg(mode):
 
 @pytest.mark.parametrize("turn, orientation", [(0, 1), (1, 8), (2, 3), (3, 6)])
 def test_exif_turns_it_upright(turn, orientation):
-    """A camera held sideways stores the image turned and says so."""
+    """A camera held sideways stores the image rotated and records the rotation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.rot90(COLORS, -turn)
@@ -81,7 +81,7 @@ def test_odd_sizes(shape):
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says how large it is."""
+    """Return a PNG of a few bytes whose header claims this size."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -10,7 +10,7 @@ from vlbert_jax.data.masking import Samples, draw_samples, mask_regions, mask_wo
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth RGB, as decoders and resizers are made for."""
+    """Return a smooth RGB image, which decoders and resizers handle with small errors."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -26,7 +26,7 @@ def some_draws(**fields) -> Samples:
     return dataclasses.replace(draws, **fields)
 
 
-# --- Images -------------------------------------------------------------------------------------------------
+# --- Images ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -36,17 +36,17 @@ def some_draws(**fields) -> Samples:
 )
 def test_every_kind_of_image_is_pillows_rgb(kind, mode):
     image = Image.fromarray(photo(37, 53))
-    if mode == "CMYK":  # with some black
+    if mode == "CMYK":  # some black, so that the K channel matters
         image = Image.merge("CMYK", [*image.split(), Image.fromarray(photo(37, 53, seed=1)).convert("L")])
     data = encoded(image.convert(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    # OpenCV and Pillow both carry libjpeg-turbo; another build of it may differ by a grey level.
+    # OpenCV and Pillow both contain libjpeg-turbo; two builds of it may differ by one gray level.
     np.testing.assert_allclose(decode_image(data).astype(int), expected, atol=1)
 
 
 def test_exif_rotation_is_ignored():
     exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by 90 degrees"
+    exif[0x0112] = 6  # rotate by 90 degrees
     data = encoded(Image.fromarray(photo(30, 50)), "JPEG", exif=exif)
     assert decode_image(data).shape == (30, 50, 3)
 
@@ -57,7 +57,7 @@ def test_what_is_no_image_is_a_clear_error():
 
 
 def official_size(w, h, size, max_size):
-    """The official formula in floats, as it is written."""
+    """Return the size by the official formula in Python floats."""
     short, long = float(min(w, h)), float(max(w, h))
     if long / short * size > max_size:
         size = int(max_size * short / long)
@@ -76,7 +76,7 @@ def test_resized_size_is_the_official_one():
             if min(official) > 0:
                 assert resized_size(size, scale) == official, (size, scale)
     assert resized_size((640, 480), (600, 1000)) == (800, 600)
-    assert resized_size((5000, 2), (600, 1000)) == (1000, 1)  # officially (0, 0)
+    assert resized_size((5000, 2), (600, 1000)) == (1000, 1)  # (0, 0) in the official code
 
 
 def test_every_resized_image_fits_its_canvas():
@@ -101,7 +101,7 @@ def test_an_image_is_resized_like_pillow_does(size, flip):
 
 
 def test_shrinking_antialiases():
-    """One-pixel stripes become grey; plain bilinear sampling would keep some of them."""
+    """One-pixel stripes become gray; plain bilinear sampling would keep some of them."""
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     small = place_image(stripes, (20, 20), (32, 32), False)[:20, :20].astype(int)
@@ -113,13 +113,13 @@ def test_too_small_a_canvas_is_an_error():
         place_image(photo(37, 53), (53, 37), (32, 64), False)
 
 
-# --- Boxes --------------------------------------------------------------------------------------------------
+# --- Boxes ----------------------------------------------------------------------------------------
 
 
 def test_boxes_by_hand():
     boxes = np.array([[10, 20, 30, 40], [-5, 0, 500, 500]], np.float32)
     placed = place_boxes(boxes, (160, 110), (872, 600), flip=False)
-    # The whole image is (w0 - 1) * ratio, not w - 1.
+    # The box of the whole image ends at (w0 - 1) * ratio, not at w - 1.
     np.testing.assert_allclose(placed[0], [0, 0, 159 * 5.45, 109 * 600 / 110], rtol=1e-6)
     np.testing.assert_allclose(placed[1], [54.5, 109.0909, 163.5, 218.1818], rtol=1e-6)
     np.testing.assert_allclose(placed[2], [0, 0, 871, 599])  # clamped
@@ -130,12 +130,12 @@ def test_boxes_by_hand():
 
 
 def test_ratios_are_float32_reciprocals():
-    """600 / 120 would be 5; the official code comes to 5.0000005."""
+    """600 / 120 would be 5; the official code computes 5.0000005."""
     placed = place_boxes(np.array([[0, 100, 50, 100]], np.float32), (160, 120), (800, 600), False)
     assert placed[1, 1] == np.float32(100) * np.float32(5.0000005) != 500
 
 
-# --- Masking ------------------------------------------------------------------------------------------------
+# --- Masking --------------------------------------------------------------------------------------
 
 
 def test_draws_never_replace_by_special_pieces():
@@ -154,7 +154,7 @@ def test_whole_words_are_masked_by_the_official_thresholds():
     uniform = np.array([p * 0.79, p * 0.81, p, p * 0.899, p * 0.95, 0.9])
     draws = some_draws(words=uniform, replacements=np.arange(100, 120))
     ids, labels = mask_words(words, draws, p, mask_id=1)
-    # masked | random pieces | p itself is not below p | random | kept, asked for | not asked for
+    # masked | random tokens | p itself is not below p | random | kept, a target | not a target
     assert ids.tolist() == [1, 101, 102, 30, 104, 105, 106, 50, 60]
     assert labels.tolist() == [10, 20, 21, -1, 40, 41, 42, 50, -1]
     ids, labels = mask_words(words, draws, 0.0, mask_id=1)

@@ -7,7 +7,7 @@ from vlbert_jax.batch import END, IMG, IMG_MASK, NO_IMAGE
 from vlbert_jax.data.packing import pack, truncate
 from vlbert_jax.data.tokenizer import load_tokenizer
 
-PIECES = [
+TOKENS = [
     "[PAD]",
     "[unused0]",
     "[UNK]",
@@ -28,20 +28,20 @@ PIECES = [
 @pytest.fixture(scope="module")
 def vocab(tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
-    path.write_text("\n".join(PIECES) + "\n")
+    path.write_text("\n".join(TOKENS) + "\n")
     return path
 
 
 @pytest.fixture(scope="module")
 def tokenizer(vocab):
-    return load_tokenizer(str(vocab), len(PIECES))
+    return load_tokenizer(str(vocab), len(TOKENS))
 
 
 def named(words):
-    return [[PIECES[piece] for piece in word] for word in words]
+    return [[TOKENS[piece] for piece in word] for word in words]
 
 
-# --- Text ---------------------------------------------------------------------------------------------------
+# --- Text -----------------------------------------------------------------------------------------
 
 
 def test_pieces_are_grouped_by_basic_word(tokenizer):
@@ -56,9 +56,9 @@ def test_special_tokens_in_the_text_stay_themselves(tokenizer):
 
 
 def test_the_vocabulary_is_really_read(tokenizer):
-    """transformers 5 ignores `vocab_file=` without a word, and all words become [UNK]."""
+    """transformers 5 silently ignores `vocab_file=`; all words would become [UNK]."""
     assert named(tokenizer.words("a red ball")) == [["a"], ["red"], ["ball"]]
-    assert (PIECES[tokenizer.cls_id], PIECES[tokenizer.sep_id], PIECES[tokenizer.mask_id]) == (
+    assert (TOKENS[tokenizer.cls_id], TOKENS[tokenizer.sep_id], TOKENS[tokenizer.mask_id]) == (
         "[CLS]",
         "[SEP]",
         "[MASK]",
@@ -66,7 +66,7 @@ def test_the_vocabulary_is_really_read(tokenizer):
 
 
 def test_random_words_are_ordinary_ones(tokenizer):
-    assert [PIECES[i] for i in tokenizer.ordinary_ids] == PIECES[6:]
+    assert [TOKENS[i] for i in tokenizer.ordinary_ids] == TOKENS[6:]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 50])
@@ -86,24 +86,24 @@ def test_a_vocabulary_of_another_size_is_an_error(vocab):
 
 
 def test_a_folder_with_a_vocabulary_is_as_good(vocab):
-    assert load_tokenizer(str(vocab.parent), len(PIECES)).words("red balls") == [[7], [8, 9]]
+    assert load_tokenizer(str(vocab.parent), len(TOKENS)).words("red balls") == [[7], [8, 9]]
 
 
-# --- Layout -------------------------------------------------------------------------------------------------
+# --- Layout ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("num_text", "num_regions", "length", "kept"),
     [
         (20, 40, 64, (20, 40)),  # fits
-        (20, 80, 64, (20, 44)),  # the longer part gives way
+        (20, 80, 64, (20, 44)),  # the longer part is cut
         (80, 20, 64, (44, 20)),
-        (80, 80, 64, (32, 32)),  # text first at a tie
+        (80, 80, 64, (32, 32)),  # text is cut first at a tie
         (33, 80, 64, (32, 32)),
         (31, 80, 64, (31, 33)),
         (2, 101, 64, (2, 62)),
         (64, 1, 64, (63, 1)),
-        (9, 9, 3, (2, 2)),  # two text elements stay in any case
+        (9, 9, 3, (2, 2)),  # two text elements always remain
     ],
 )
 def test_truncation(num_text, num_regions, length, kept):
@@ -111,7 +111,7 @@ def test_truncation(num_text, num_regions, length, kept):
 
 
 def test_text_longer_than_the_sequence_may_be_cut_before():
-    """What the examples rely on: any text of at least `length` elements is cut alike."""
+    """Texts of at least `length` elements are cut alike; the examples rely on it."""
     for regions in range(1, 120):
         assert len({truncate(text, regions, 64) for text in range(64, 200)}) == 1
 
@@ -132,7 +132,7 @@ def test_packed_text_alone_and_full():
     packed = pack([6, 7, 8], [0] * 3, 0, [], [NO_IMAGE] * 3, 3, vocab_size=100)
     assert packed["token_ids"].tolist() == [6, 7, 8, 100 + END]
     assert packed["region_ids"].tolist() == [NO_IMAGE] * 4
-    assert packed["position_ids"].tolist() == [0, 1, 2, 4]  # [END] is one on, with or without regions
+    assert packed["position_ids"].tolist() == [0, 1, 2, 4]  # [END] is at the next position, with or without regions
     assert packed["element_mask"].all()
 
 

@@ -11,7 +11,7 @@ from vlbert_jax.data.streams import in_order, iterate, mixed, paired, per_host, 
 
 
 def marked(name: str):
-    """An example that tells its stream, its record and what chance gave it."""
+    """Return an example that records its stream, its record and its random value."""
 
     def example(number: int, rng: np.random.Generator):
         return {name: np.array([number, rng.integers(1 << 30)])}
@@ -20,7 +20,7 @@ def marked(name: str):
 
 
 def stream(process_index: int, process_count: int, start: int = 0, global_batch: int = 8):
-    """Two corpora by orientation, mixed, and a text with each: what pre-training does."""
+    """Return two corpora by orientation, mixed and paired with a text, as in pre-training."""
     hosts = dict(
         batch_size=per_host(global_batch, process_count),
         process_index=process_index,
@@ -49,7 +49,7 @@ def test_global_batches_do_not_depend_on_hosts_or_on_when_they_began():
 
 
 def test_as_many_threads_as_asked_for():
-    """Even where fewer elements are wanted ahead: all wait until the last of them has one in hand."""
+    """Threads outnumber the prefetched elements; all wait until the last one has started."""
     together = threading.Barrier(6)
 
     def met(number: int) -> dict:
@@ -68,7 +68,7 @@ def test_every_record_once_per_epoch_in_another_order_each_time():
         assert sorted(epoch[:, 0]) == list(range(20))
     assert len({tuple(epoch[:, 0]) for epoch in epochs}) == 3
     draws = np.concatenate(epochs)[:, 1]
-    assert len(set(draws.tolist())) == len(draws)  # chance is new at each visit
+    assert len(set(draws.tolist())) == len(draws)  # each visit of a record has new random values
 
 
 def test_streams_have_orders_of_their_own():
@@ -81,7 +81,7 @@ def test_a_batch_is_of_one_orientation_in_proportion():
     wide = [batch["caption"][:, 0] < 30 for batch in itertools.islice(stream(0, 1), 80)]
     assert all(mask.all() or not mask.any() for mask in wide)
     assert sum(mask.all() for mask in wide) == 60
-    assert not all(mask.all() for mask in wide[:8])  # spread, not one after the other
+    assert not all(mask.all() for mask in wide[:8])  # spread over the stream, not consecutive
 
 
 def test_pairs_are_strictly_one_to_one():
@@ -147,7 +147,7 @@ def test_records_are_numbered_through():
     ],
 )
 def test_what_is_not_built_names_the_command(tmp_path, name, command):
-    (tmp_path / name / "incomplete.1.0.0").mkdir(parents=True)  # what a killed build leaves
+    (tmp_path / name / "incomplete.1.0.0").mkdir(parents=True)  # a killed build leaves this folder
     (tmp_path / name / "incomplete.1.0.0" / "dataset_info.json").write_text("{}")
     with pytest.raises(FileNotFoundError) as error:
         open_split(tmp_path, name, "train")
@@ -155,7 +155,10 @@ def test_what_is_not_built_names_the_command(tmp_path, name, command):
 
 
 def test_a_fingerprint_tells_data_apart(tmp_path):
-    """By names, sizes and small contents of the newest build; not by where it came from, nor by what is unfinished."""
+    """It covers names, sizes and small contents of the newest build.
+
+    It ignores the source of the data and unfinished builds.
+    """
     table = tmp_path / "table"
     for version in ("1.0.0", "1.1.0", "incomplete.2.0.0"):
         (table / version).mkdir(parents=True)
@@ -166,7 +169,7 @@ def test_a_fingerprint_tells_data_apart(tmp_path):
     (table / "1.0.0" / "info.json").write_text("of an older build")
     (table / "1.1.0" / "manifest.json").write_text("source")
     assert corpus_fingerprint(table) == marks[0]
-    (table / "1.1.0" / "info.json").write_text("1.1.0info.JSON")  # as long as before
+    (table / "1.1.0" / "info.json").write_text("1.1.0info.JSON")  # the same length as before
     marks.append(corpus_fingerprint(table))
     (table / "1.1.0" / "train.array_record").rename(table / "1.1.0" / "val.array_record")
     marks.append(corpus_fingerprint(table))
@@ -177,7 +180,7 @@ def test_a_fingerprint_tells_data_apart(tmp_path):
 
 @pytest.mark.parametrize("place", [0, 1_000_000, 1_999_999])
 def test_a_fingerprint_looks_into_large_files(place, tmp_path):
-    """Weights of one architecture are all of one size."""
+    """Weight files of one architecture all have the same size."""
     path = tmp_path / "bert.safetensors"
     path.write_bytes(bytes(2_000_000))
     before = corpus_fingerprint(path)

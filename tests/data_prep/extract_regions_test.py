@@ -218,7 +218,7 @@ def test_no_room_left(form, room, images, detector, expected, tmp_path):
     }
 
 
-# --- From photographs to a corpus -------------------------------------------------------------------------------------
+# --- From photographs to a corpus -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_mixed_extractors(captions, detector, tmp_path, capsys):
         extractor_of(tmp_path / "data", "region_captions/conceptual_captions", "vqa_images/other")
 
 
-# --- The command ------------------------------------------------------------------------------------------------------
+# --- The command ----------------------------------------------------------------------------------
 
 
 def test_command(images, tmp_path, capsys):

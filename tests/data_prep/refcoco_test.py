@@ -43,7 +43,7 @@ def problems_of(directory):
     return json.loads((directory / "manifest.json").read_text())["problems"]
 
 
-# --- The official sample ------------------------------------------------------------------------------------
+# --- The official sample --------------------------------------------------------------------------
 
 
 class Variant:
@@ -152,7 +152,7 @@ def test_other_options_for_the_same_corpus_are_refused(variant, capsys):
     assert "already built" in capsys.readouterr().out
 
 
-# --- Pickles ------------------------------------------------------------------------------------------------
+# --- Pickles --------------------------------------------------------------------------------------
 
 
 def python2_pickle(value) -> bytes:
@@ -215,7 +215,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
         pass
 
 
-# --- What does not fit together -----------------------------------------------------------------------------
+# --- What does not fit together -------------------------------------------------------------------
 
 
 def jpeg(size=(60, 40), mode="RGB"):

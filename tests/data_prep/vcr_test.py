@@ -40,7 +40,7 @@ def bits(text) -> list[int]:
     return [int(bit) for bit in text]
 
 
-# --- Shapes -------------------------------------------------------------------------------------------------
+# --- Shapes ---------------------------------------------------------------------------------------
 
 
 @golden
@@ -66,7 +66,7 @@ def test_a_square_takes_its_upper_left_border_and_leaves_the_lower_right():
     assert everywhere[:13, :13].all() and everywhere.sum() == 169  # clamped to 13: the last row and column stay out
 
 
-# --- The golden sample ----------------------------------------------------------------------------------------
+# --- The golden sample ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
@@ -134,7 +134,7 @@ def test_sample_agrees_with_the_official_dataset(variant, tmp_path):
     assert compared
 
 
-# --- A small download made here -------------------------------------------------------------------------------
+# --- A small download made here -------------------------------------------------------------------
 
 METADATA = dict(
     boxes=[[2, 3, 20.5, 30, 0.9], [10, 10, 50, 35, 0.8]],
@@ -225,7 +225,7 @@ def test_a_gray_png_becomes_an_rgb_jpeg(tmp_path):
     assert [p["action"] for p in problems(directory)] == ["repaired"]
 
 
-# --- Bad input --------------------------------------------------------------------------------------------------
+# --- Bad input ------------------------------------------------------------------------------------
 
 # name: (what changes in the download, what the error says)
 BAD = dict(

@@ -41,7 +41,7 @@ def same(ours, others):
                 assert one == other, field.name
 
 
-# --- What comes out ---------------------------------------------------------------------------------------------------
+# --- What comes out -------------------------------------------------------------------------------
 
 
 def test_a_batch_gives_what_each_image_gives_alone(detector):
@@ -153,7 +153,7 @@ def test_training_computes_the_features_that_are_written(detector):
     assert np.abs(features(caffe=False) - regions.features).max() > 1e-2
 
 
-# --- Weights ----------------------------------------------------------------------------------------------------------
+# --- Weights --------------------------------------------------------------------------------------
 
 
 def as_detectron(tensors: dict) -> dict:

@@ -1,7 +1,7 @@
-"""What several test files share: paths, time limits, small models and data, and checks."""
+"""Paths, time limits, small models, small data and checks that several test files share."""
 
 import pathlib
 
-ROOT = pathlib.Path(__file__).parents[2]  # of the repository
+ROOT = pathlib.Path(__file__).parents[2]  # root of the repository
 GOLDEN = ROOT / "tests/golden"  # recordings of the official code
-HANG_SECONDS = 600  # ends a subprocess that hangs; far above what any takes on a busy machine
+HANG_SECONDS = 600  # limit for a subprocess that hangs; every healthy one is far faster

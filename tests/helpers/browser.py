@@ -1,4 +1,4 @@
-"""A headless Chromium that is told what to do through two pipes: the DevTools protocol without a library."""
+"""A headless Chromium, controlled through two pipes by the DevTools protocol without a library."""
 
 import base64
 import contextlib
@@ -16,7 +16,7 @@ SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-sh
 
 
 class Page:
-    """A tab; `session` is DevTools' name for it."""
+    """A tab of the browser; `session` is its identifier in DevTools."""
 
     def __init__(self, to_browser: int, from_browser: int):
         self.to_browser, self.from_browser = to_browser, os.fdopen(from_browser, "rb")
@@ -26,7 +26,7 @@ class Page:
         self.send("Page.enable")
 
     def send(self, method: str, **params) -> dict:
-        """Waits for the answer; raises RuntimeError where it is an error."""
+        """Send a command and return its answer; raise RuntimeError if the answer is an error."""
         self.number += 1
         message = dict(id=self.number, method=method, params=params)
         if self.session:
@@ -54,14 +54,14 @@ class Page:
             pass
 
     def run(self, code: str):
-        """The value of a JavaScript expression; raises RuntimeError with what it threw."""
+        """Return the value of a JavaScript expression; raise RuntimeError with its exception."""
         result = self.send("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"]["exception"].get("description"))
         return result["result"].get("value")
 
     def mouse(self, selector: str, press: bool):
-        """Moves to the middle of an element as a hand would, and clicks it if `press`."""
+        """Move the pointer to the middle of an element, and click if `press`."""
         x, y = self.run(
             f"(() => {{const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
             "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]})()"
@@ -76,9 +76,10 @@ class Page:
 
 @contextlib.contextmanager
 def open_browser(profile):
-    """A page of a browser of its own, which keeps its files in the folder `profile`."""
+    """Start a browser that keeps its files in the folder `profile`; yield its page."""
     (their_end, to_browser), (from_browser, their_voice) = os.pipe(), os.pipe()
-    # The browser reads descriptor 3 and writes to 4: our pipes are put there, by way of numbers that are free.
+    # The browser reads descriptor 3 and writes to descriptor 4, so the pipes are duplicated there.
+    # Unused descriptors in between keep the duplication from overwriting one of the pipes.
     become = (
         "import os, sys; one, two = (os.dup(os.dup(int(end))) for end in sys.argv[1:3]);"
         "os.dup2(one, 3); os.dup2(two, 4); os.execv(sys.argv[3], sys.argv[3:])"

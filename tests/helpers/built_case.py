@@ -1,4 +1,4 @@
-"""Records of a built corpus."""
+"""Access to the records of a built corpus."""
 
 import tensorflow_datasets as tfds
 

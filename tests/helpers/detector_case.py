@@ -1,4 +1,4 @@
-"""A tiny detector with random weights, and images for it. Used by the tests of the detector and of extraction."""
+"""A tiny detector with random weights, and images for it."""
 
 import functools
 
@@ -22,7 +22,7 @@ SIZES = Sizes(
     embedding_size=3,
     attribute_width=6,
 )
-SCALE = (96, 160)  # of the network's input, where the real one has 600, 1000
+SCALE = (96, 160)  # short and long side of the network's input; the released model uses 600 and 1000
 SETTINGS = Settings(proposals_before=200, proposals_after=24, roi_chunk=12)
 
 

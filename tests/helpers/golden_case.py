@@ -1,4 +1,4 @@
-"""Recordings of the official PyTorch modules, and how their inputs become ours. Used by tests/model/golden_test.py."""
+"""Recordings of the official PyTorch modules, and their inputs in the vlbert_jax format."""
 
 import json
 import re
@@ -16,11 +16,11 @@ from vlbert_jax.model.config import EncoderConfig
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets
 from vlbert_jax.weights import vlbert_names
 
-FORWARD = 1e-4  # absolute
+FORWARD = 1e-4  # absolute tolerance of forward values
 
 
 class Case:
-    """One fixture: its json as `meta`, its arrays by kind (`sd`, `in`, `out`, `grad`)."""
+    """One recording: `meta` holds its JSON; `sd`, `inputs`, `out` and `grad` hold its arrays."""
 
     def __init__(self, path: Path):
         self.path, self.meta = path, json.loads(path.read_text())
@@ -45,7 +45,7 @@ def flat(state) -> dict:
 
 
 def load(build, tensors, vocab_size=0):
-    """The module that `build()` describes with the official tensors in it; nothing may be left over or missing."""
+    """Return the module of `build()` with the official tensors; each tensor must be used."""
     graphdef, abstract = nnx.split(nnx.eval_shape(build))
     shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(abstract)}
     found = vlbert_names.match_tensors(tensors, shapes, vocab_size)
@@ -59,7 +59,7 @@ def load(build, tensors, vocab_size=0):
 
 
 def region_head(case, **options) -> dict:
-    """Arguments of FastRCNN for the ResNet of the case."""
+    """Return the arguments of RegionHead for the ResNet of the case."""
     dims, network = case.meta["dims"], case.network
     blocks = dims["model_layers"][f"resnet{network['IMAGE_NUM_LAYERS']}"]
     return dict(
@@ -109,10 +109,11 @@ def stack(rows: list[dict]) -> dict:
 
 
 def free_sequences(case, vocab_size):
-    """Sequences of the `iv_` and `v_` cases, whose every element brings visual and linguistic vectors of its own.
+    """Return the sequences of `iv_` and `v_` cases, whose elements have free input vectors.
 
-    Each text element becomes a region row that it carries; each object's linguistic vector becomes a row of the token
-    table behind [END]. Returns the fields of the batch, the region rows and the extra token rows.
+    Each text element becomes a region row that it carries. The linguistic vector of each object
+    becomes a row of the token table after [END]. Returns the fields of the batch, the region rows
+    and the additional token rows.
     """
     inputs, bert = case.inputs, case.network["VLBERT"]
     visual = bert["visual_size"]
@@ -145,7 +146,7 @@ def free_sequences(case, vocab_size):
 
 
 def recipe(case, execution) -> ml_collections.ConfigDict:
-    """Our config with the settings of the case, so that the shipped builder makes the model."""
+    """Return a shipped config with the settings of the case, for the shipped model builder."""
     network, bert, dims = case.network, case.network["VLBERT"], case.meta["dims"]
     config = recipes.base_e2e()
     config.compute_dtype = "float32"
@@ -179,7 +180,7 @@ def masked_words(labels, size):
 
 
 def pretraining_batch(case, config) -> Batch:
-    """Captions in sequence 0, text in sequence 1; rows that one of them lacks are empty."""
+    """Return captions in sequence 0 and text in sequence 1; missing rows are empty."""
     inputs, network = case.inputs, case.network
     vocab_size = config.model.encoder.vocab_size
     aux = sorted(name for name in inputs if re.fullmatch(r"aux\d+_text", name))
@@ -263,7 +264,7 @@ def compare_gradients(case, gradients, vocab_size, tolerance):
     largest = max(norms.values())
     for name, expected in norms.items():
         ours = np.linalg.norm(official[name].astype(np.float64))
-        # A key's bias has no gradient but noise: compare with what matters in the whole.
+        # The gradient of a key's bias is rounding noise, so the largest norm sets the scale.
         assert abs(ours - expected) <= tolerance * max(expected, 1e-3 * largest), (name, ours, expected)
     for name in set(case.meta["grad_norms"]) - set(norms):
-        assert name not in official or not np.any(official[name]), f"{name} is frozen officially"
+        assert name not in official or not np.any(official[name]), f"{name} is frozen in the official code"

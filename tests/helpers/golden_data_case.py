@@ -1,4 +1,4 @@
-"""Where recordings of the official datasets lie, and what they say of images."""
+"""Recordings of the official datasets, and checks of images, features and boxes."""
 
 import pathlib
 
@@ -11,8 +11,9 @@ from vlbert_jax.model.region_head import prepare_pixels
 
 FOLDERS = {path.name: path for folder in golden_folders("data") for path in sorted(folder.iterdir()) if path.is_dir()}
 
-# Decoders and resizers differ by a grey level or two; the mean colour of an unreadable image is rounded to uint8.
-GREY_LEVELS = 2.0
+# Decoders and resizers differ by up to two gray levels. The mean color that replaces an unreadable
+# image is rounded to uint8.
+GRAY_LEVELS = 2.0
 
 
 def load_tokenizer():
@@ -21,7 +22,7 @@ def load_tokenizer():
 
 
 def device_pixels(example, hide: bool):
-    """What the network sees: BGR minus means, blank where hidden; channels first, without the padding."""
+    """Return the network's input: BGR minus means, zero where hidden, [3, height, width]."""
     width, height = example["image_size"][0].astype(int)
     pixels = prepare_pixels(
         jnp.asarray(example["pixels"]),
@@ -33,26 +34,26 @@ def device_pixels(example, hide: bool):
 
 
 def check_pixels(probes, example, whole: pathlib.Path, hide: bool, where: str):
-    """Against the probes of an item's image, and against all of it if the file `whole` is there."""
+    """Compare an image with the recorded probes, and with the file `whole` if it exists."""
     pixels = device_pixels(example, hide)
     assert list(pixels.shape) == probes["shape"], where
     at = np.ix_(range(3), probes["grid_y"], probes["grid_x"])
-    np.testing.assert_allclose(pixels[at], probes["grid"], atol=GREY_LEVELS, err_msg=where)
+    np.testing.assert_allclose(pixels[at], probes["grid"], atol=GRAY_LEVELS, err_msg=where)
     np.testing.assert_allclose(pixels.mean((1, 2)), probes["channel_mean"], atol=0.5, err_msg=where)
     blank = (pixels == 0).all(0)
-    all_zero = probes["zero_fraction"] == 1  # an unreadable image: ours has the colour of the means, rounded
+    all_zero = probes["zero_fraction"] == 1  # an unreadable image; vlbert_jax fills in rounded means
     if not all_zero:
         np.testing.assert_allclose(blank.mean(), probes["zero_fraction"], atol=1e-5, err_msg=where)
     if whole.exists():
         with np.load(whole) as file:
             expected = file["image"]
-        np.testing.assert_allclose(pixels, expected, atol=GREY_LEVELS, err_msg=where)
+        np.testing.assert_allclose(pixels, expected, atol=GRAY_LEVELS, err_msg=where)
         if not all_zero:
             np.testing.assert_array_equal(blank, (expected == 0).all(0), err_msg=where)
 
 
 def check_features(item, example, where: str):
-    """Region features, whole or by their sums and first columns, of the regions there are."""
+    """Compare region features with the recorded arrays, or with their sums and first columns."""
     features = example["region_features"][: len(item["boxes"])]
     if "features" in item:
         np.testing.assert_allclose(features, item["features"], rtol=1e-4, atol=1e-5, err_msg=where)
@@ -62,7 +63,7 @@ def check_features(item, example, where: str):
 
 
 def check_boxes(item, example, where: str):
-    """Boxes and size after resize, flip and clamp."""
+    """Compare boxes and image size after resizing, mirroring and clamping."""
     k = len(item["boxes"])
     assert example["region_mask"].sum() == k == example["region_mask"][:k].sum(), where
     np.testing.assert_allclose(example["image_size"][0], item["im_info"][:2], rtol=0, err_msg=where)

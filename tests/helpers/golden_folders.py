@@ -1,4 +1,4 @@
-"""Where the recordings of the official code are: in the repository, and in $VLBERT_GOLDEN if that is set."""
+"""Folders of recordings: tests/golden, and $VLBERT_GOLDEN if that is set."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ from tests.helpers import GOLDEN
 
 
 def golden_folders(kind: str) -> list[pathlib.Path]:
-    """The folders `kind` (model, data, detector) that there are."""
+    """Return the existing folders of a kind: model, data or detector."""
     roots = [GOLDEN]
     if os.environ.get("VLBERT_GOLDEN"):
         roots.append(pathlib.Path(os.environ["VLBERT_GOLDEN"]))

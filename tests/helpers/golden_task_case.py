@@ -1,4 +1,4 @@
-"""Recordings of the official modules of the downstream tasks, and how their inputs become ours."""
+"""Recordings of the official modules of the downstream tasks, and their inputs as a Batch."""
 
 import jax.numpy as jnp
 import ml_collections
@@ -12,7 +12,10 @@ CLS, SEP = 101, 102
 
 
 def texts(case) -> dict[str, np.ndarray]:
-    """ids, segments, tags and mask of the words, [b, n, s]: recorded, or laid out as for RefCOCO+."""
+    """Return ids, segments, tags and mask of the words, [b, n, s].
+
+    They are recorded, or laid out as for RefCOCO+.
+    """
     if "text_input_ids" in case.out:
         fields = {name: case.out[f"text_{name}"] for name in ("input_ids", "token_type_ids", "tags", "mask")}
         return {name: array if array.ndim == 3 else array[:, None] for name, array in fields.items()}
@@ -25,9 +28,9 @@ def texts(case) -> dict[str, np.ndarray]:
 
 
 def fields_of(case) -> Batch:
-    """The batch without targets."""
+    """Return the fields of the batch without targets."""
     words, boxes = texts(case), case.inputs["boxes"]
-    vcr = case.meta["task"] == "vcr"  # has its mark of padding in the last column
+    vcr = case.meta["task"] == "vcr"  # the last column marks padding
     real = boxes[..., -1] > -0.5 if vcr else boxes[..., 0] > -1.5
     vocab_size = case.network["VLBERT"]["vocab_size"]
     b, n, _ = words["mask"].shape
@@ -60,7 +63,7 @@ def fields_of(case) -> Batch:
 
 
 def adjust(config: ml_collections.ConfigDict, case) -> None:
-    """Gives a shipped config the settings of the case."""
+    """Apply the settings of the case to a shipped config."""
     config.compute_dtype = "float32"
     encoder = encoder_config(case)
     config.model.encoder = {name: getattr(encoder, name) for name in config.model.encoder}

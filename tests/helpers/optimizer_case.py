@@ -1,4 +1,4 @@
-"""Settings of an optimizer, and its comparison with recordings of the official one."""
+"""Settings of an optimizer, and a comparison with recordings of the official optimizer."""
 
 import json
 
@@ -22,7 +22,10 @@ def make_config(**fields):
 
 
 def check_official_updates(path):
-    """Rates, norms and parameters of every update within 1e-6, relative (float32 resolves 6e-8)."""
+    """Compare rates, norms and parameters of every update within a relative 1e-6.
+
+    Float32 resolves 6e-8.
+    """
     case, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     config = make_config(
         learning_rate=case["lr"],

@@ -1,4 +1,4 @@
-"""Tiny models of every task with weights drawn at random, as folders that `load` reads."""
+"""Tiny models of every task with random weights, as folders that `load` reads."""
 
 import functools
 import json
@@ -17,11 +17,11 @@ from vlbert_jax.weights.orbax import read_checkpoint
 from vlbert_jax.weights.read import flatten_tree
 
 RECIPES = dict(pretrain=pretrain, refcoco=refcoco, vcr=vcr, vqa=vqa)
-WIDTH = 12  # of precomputed features
+WIDTH = 12  # size of a precomputed feature
 
 
 def shrunk(task, data_dir, variant="demo", **fields):
-    """The shipped recipe with the smallest widths that still tell things apart."""
+    """Return the shipped recipe with the smallest widths that still separate inputs."""
     config, demo = RECIPES[task].get_config(variant), RECIPES[task].get_config("demo")
     config.model.encoder.update(demo.model.encoder)
     config.model.encoder.update(dict(hidden_size=32, num_layers=2, num_heads=4, mlp_size=32))
@@ -43,7 +43,7 @@ def shrunk(task, data_dir, variant="demo", **fields):
 
 
 def write_words(data_dir):
-    """The vocabulary and the answers, where a build of the scenes has them."""
+    """Write the vocabulary and the answers where a build of the scenes puts them."""
     words = {"scenes_downstream/vocab.txt": vocabulary(), "vqa/scenes_answers.txt": answer_vocabulary()}
     for name, lines in words.items():
         (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def write_words(data_dir):
 
 
 def write_model(path, config, seed=0):
-    """A folder as `convert` writes it, every number drawn: heads that start as zeros would hide mistakes."""
+    """Write a folder as `convert` does. All parameters are random, because zeros hide mistakes."""
     model = nnx.eval_shape(lambda: get_task(config.task).build_model(config, nnx.Rngs(0)))
     rng, arrays = np.random.default_rng(seed), dict(params={}, constants={})
     for place, variable in nnx.to_flat_state(nnx.state(model)):
@@ -65,14 +65,14 @@ def write_model(path, config, seed=0):
 
 
 def in_float32(config):
-    """As predictions are computed, whatever the run computes in."""
+    """Return the config in float32, in which predictions are computed."""
     config = config.copy_and_resolve_references()
     config.compute_dtype = "float32"
     return config
 
 
 def on_model(path, config, function):
-    """`function(model, *arguments)`, compiled, of the model that training builds, with the weights of `path`."""
+    """Run `function(model, *arguments)`, compiled, on the trained model in `path`."""
     config = in_float32(config)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: get_task(config.task).build_model(config, nnx.Rngs(0))))
     found = flatten_tree(read_checkpoint(path))

@@ -1,13 +1,13 @@
-"""The shipped recipes of pre-training, shrunk."""
+"""The shipped recipes of pre-training with tiny sizes."""
 
 from configs import pretrain as recipes
 from tests.helpers.tiny_recipes import shrink
 
-FEATURES = 12
+FEATURES = 12  # size of a precomputed feature
 
 
 def shrunk(variant: str, data_dir, **fields):
-    """The shipped recipe on the drawn corpus with tiny widths; what is not a size stays."""
+    """Return the shipped recipe on the synthetic corpus; only its sizes are changed."""
     config, demo = getattr(recipes, variant)(), recipes.demo()
     names = ("captions", "text", "vocab", "class_names", "visual_words", "group_words")
     shrink(config, demo, data_dir, num_layers=2, names=names)

@@ -1,4 +1,4 @@
-"""Shipped recipes with the smallest widths; what is not a size stays. Used by the tests of the tasks."""
+"""Shipped recipes with the smallest sizes; all other settings stay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Any
 
 
 def shrink(config: Any, demo: Any, data_dir: Any, num_layers: int, names: Iterable[str]) -> None:
-    """Tiny model and images, in float32; `names` in `config.data` become the demo's, whose corpus is in `data_dir`."""
+    """Set a tiny float32 model and small images in `config`.
+
+    Args:
+        config: the config of a shipped recipe, changed in place.
+        demo: the demo's config, from which the fields `names` of `config.data` are copied.
+        data_dir: folder of the demo's corpus.
+        num_layers: layers of the encoder.
+        names: fields of `config.data` that the corpus determines.
+    """
     config.model.encoder.update(
         dict(vocab_size=256, hidden_size=16, num_layers=num_layers, num_heads=2, mlp_size=32, max_positions=40)
     )

@@ -1,4 +1,4 @@
-"""The toy task on numbered records, read as the real tasks read theirs, for runs of several processes."""
+"""The toy task for several processes: numbered records, read like those of the real tasks."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from vlbert_jax.batch import make_batch
 from vlbert_jax.data.streams import in_order, iterate, per_host, shuffled
 from vlbert_jax.tasks import Registered
 
-TRAIN, VALIDATION = 640, 21  # records; an odd number of them is left over on two hosts
+TRAIN, VALIDATION = 640, 21  # number of records; the odd one leaves a remainder on two processes
 
 
 def record(number: int) -> dict:
@@ -54,7 +54,7 @@ class ToyHosts(toy_task.ToyTask):
                 yield make_batch(batch, toy_task.ToyTargets)
 
         def terminated():
-            """One host is asked to stop, and nothing is counted for half a minute, or until all have stopped."""
+            """Terminate one process, then yield empty batches until all processes have stopped."""
             if process_index == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             batch = next(batches(range(VALIDATION)))
@@ -72,7 +72,7 @@ class ToyHosts(toy_task.ToyTask):
     def conclude(self, directory, predictions, config):
         rows = predictions[""]
         path = directory / "val.json"
-        with path.open("x") as file:  # a second writer would find it
+        with path.open("x") as file:  # fails if another process has written it
             json.dump([[int(i), float(x)] for i, x in zip(rows["index"], rows["logit"], strict=True)], file)
         return {}
 

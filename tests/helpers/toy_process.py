@@ -1,4 +1,7 @@
-"""`python -m tests.helpers.toy_process FLAGS`: the command with the toy task; time-outs as in the environment."""
+"""`python -m tests.helpers.toy_process FLAGS` runs the command line with the toy task.
+
+The environment sets the time limits.
+"""
 
 import atexit
 import os
@@ -10,7 +13,7 @@ from tests.helpers import toy_hosts  # noqa: E402
 from vlbert_jax import main, tasks  # noqa: E402
 from vlbert_jax.training import hosts  # noqa: E402
 
-ARGUMENTS, LOG, ENVIRONMENT = sys.argv, "", {}  # others where a test forks this process
+ARGUMENTS, LOG, ENVIRONMENT = sys.argv, "", {}  # a test that forks this process replaces them
 
 if __name__ == "__main__":
     ARGUMENTS, LOG, ENVIRONMENT = globals().get("FORKED", (ARGUMENTS, LOG, ENVIRONMENT))
@@ -24,9 +27,9 @@ if __name__ == "__main__":
     tasks.TASKS["toy"] = toy_hosts.REGISTERED
     try:
         status = main.main(ARGUMENTS)
-    except BaseException:  # as the interpreter would do it; multiprocessing only prints
+    except BaseException:  # sets the exit status; multiprocessing only prints
         sys.excepthook(*sys.exc_info())
         status = 1
-    atexit._run_exitfuncs()  # a fork of multiprocessing would leave JAX's out
+    atexit._run_exitfuncs()  # a fork of multiprocessing skips JAX's exit functions
     sys.stdout.flush()
     os._exit(status)

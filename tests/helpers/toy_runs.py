@@ -1,4 +1,4 @@
-"""Meshes, single updates and rows of runs of the toy task."""
+"""Meshes, single updates and metric rows of the toy task."""
 
 import itertools
 
@@ -20,13 +20,13 @@ def two_devices():
 
 
 def task_with(**functions):
-    """The toy task with some functions replaced."""
+    """Return the toy task with some functions replaced."""
     methods = {name: staticmethod(function) for name, function in functions.items()}
     return type("Changed", (toy_task.ToyTask,), methods, extends=True)()
 
 
 def rows_of(workdir):
-    """Rows of metrics.jsonl without durations."""
+    """Return the rows of metrics.jsonl without durations."""
     return [
         {name: value for name, value in row.items() if "time" not in name and "per_sec" not in name}
         for row in metrics.read_rows(workdir / "metrics.jsonl")
@@ -34,7 +34,7 @@ def rows_of(workdir):
 
 
 def updates(config, mesh, count=3, same_batch=False, task=toy_task.toy):
-    """Runs `count` updates without the loop; returns the state and the metrics of each."""
+    """Run `count` updates without the loop; return the state and the metrics of each."""
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     graphdef, _, shardings, create = create_state(config, task, tx, mesh)
     state, reports = create(), []

@@ -1,4 +1,4 @@
-"""A task small enough that a whole training run takes a second: two dense layers and dropout.
+"""A task that trains in a second: two dense layers and dropout.
 
 It is the task that the tests of the loop train.
 """
@@ -20,7 +20,7 @@ from vlbert_jax.model.layers import dropout
 from vlbert_jax.tasks import Registered
 from vlbert_jax.tasks.base import Task
 
-FEATURES, WIDTH, VALIDATION = 8, 16, 24  # VALIDATION = records of the val split
+FEATURES, WIDTH, VALIDATION = 8, 16, 24  # VALIDATION is the size of the val split
 
 
 class Toy(nnx.Module):
@@ -45,9 +45,9 @@ def make_config(**fields) -> ml_collections.ConfigDict:
     config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps = 4, 10, 5
     config.best_metric = "loss"
     config.dropout_rate = 0.1
-    config.poison_step = -1  # the batch at this step has a NaN in it
-    config.step_delay = 0.0  # seconds that a batch takes to come
-    config.second_loss_from = 0  # the loss `size` counts from this step on
+    config.poison_step = -1  # step whose batch contains a NaN, -1 = none
+    config.step_delay = 0.0  # seconds to wait for each batch
+    config.second_loss_from = 0  # first step at which the loss `size` is active
     config.data = ml_collections.ConfigDict(
         dict(embedded="", data_dir="data", vocab="", features="image", extractor="", num_threads=1, prefetch=1)
     )
@@ -57,7 +57,7 @@ def make_config(**fields) -> ml_collections.ConfigDict:
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """For `--config=tests/helpers/toy_task.py`."""
+    """Return the config for `--config=tests/helpers/toy_task.py`."""
     return make_config()
 
 

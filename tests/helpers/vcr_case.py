@@ -1,11 +1,11 @@
-"""The shipped recipes of VCR, shrunk."""
+"""The shipped recipes of VCR with tiny sizes."""
 
 from configs import vcr as recipes
 from tests.helpers.tiny_recipes import shrink
 
 
 def shrunk(variant: str, data_dir, **fields):
-    """The shipped recipe on the drawn corpus with tiny widths; what is not a size stays."""
+    """Return the shipped recipe on the synthetic corpus; only its sizes are changed."""
     config, demo = getattr(recipes, variant)(), recipes.demo()
     names = ("texts", "images", "vocab", "text_length", "max_regions", "sequence_length")
     shrink(config, demo, data_dir, num_layers=1, names=names)

@@ -1,4 +1,4 @@
-"""Small VQA downloads that are made here."""
+"""Small synthetic VQA downloads."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
 
 def read_all(directory, split):
-    """Records of a split, [] if there is none."""
+    """Return the records of a split, [] if it does not exist."""
     data_dir, name = directory.parents[2], f"{directory.parents[1].name}/{directory.parent.name}"
     records = open_split(data_dir, name, split, optional=True)
     return [records[number] for number in range(len(records))]
@@ -68,7 +68,7 @@ def put(path, content):
 
 
 class Download:
-    """Two images of train and one of test; attributes are changed before `write`."""
+    """Two images of train and one of test; tests change its attributes before `write`."""
 
     def __init__(self):
         self.questions = dict(
@@ -97,6 +97,6 @@ class Download:
 
     def write_tables(self, root):
         rows = ["\t".join(str(record[c]) for c in COLUMNS) for record in self.regions.values()]
-        put(root / "a.tsv", f"{rows[2]}\n{rows[1]}\n{rows[2]}\n")  # image 9 twice, not in order
-        put(root / "b.tsv", "\t".join(["12", "x", "y", "z", "", ""]) + f"\r\n{rows[0]}")  # 12 is asked by nobody
+        put(root / "a.tsv", f"{rows[2]}\n{rows[1]}\n{rows[2]}\n")  # image 9 occurs twice, out of order
+        put(root / "b.tsv", "\t".join(["12", "x", "y", "z", "", ""]) + f"\r\n{rows[0]}")  # no question about 12
         return [root / "a.tsv", root / "b.tsv"]

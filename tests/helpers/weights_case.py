@@ -1,4 +1,4 @@
-"""Files of weights as other programs write them, filled with random numbers. Used by the tests of conversion."""
+"""Weight files as other programs write them, filled with random values."""
 
 import struct
 from pathlib import Path
@@ -12,14 +12,14 @@ NAMES = GOLDEN / "names"
 
 
 def official_shapes(variant: str) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a released model, with "module."."""
+    """Return the shape of every tensor of a released model, without "module."."""
     lines = (NAMES / f"names_{variant}.tsv").read_text().splitlines()
     pairs = (line.split("\t") for line in lines)
     return {name: tuple(int(n) for n in shape.strip("[]").split(",") if n.strip()) for name, shape in pairs}
 
 
 def fill(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tensors; those that are one officially are one here."""
+    """Return random tensors; tensors shared in the official code are shared here."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in shapes.items():
@@ -34,7 +34,10 @@ def fill(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndar
 
 
 def shrunk(shapes: dict[str, tuple[int, ...]], layers: int = 2, blocks: int = 2) -> dict[str, tuple[int, ...]]:
-    """The same names with fewer layers and blocks, and every width divided by 16 (by 64 over 10,000)."""
+    """Return the same names with fewer layers and blocks and with smaller widths.
+
+    Every width is divided by 16, and by 64 if it is over 10,000.
+    """
 
     def small(n):
         return n if n < 16 else n // 64 if n > 10_000 else n // 16
@@ -55,7 +58,7 @@ def hidden(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def fine_tuned(task: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """A small model of a task as the official code saves it: pre-training's names without its heads, and its own."""
+    """Return a small model of a task as the official code saves it, with its heads."""
     shapes = shrunk(official_shapes("base_prec" if task == "vqa" else "base_e2e"))
     size = hidden(shapes)
     dropped = ("mlm_head", "mvrc_head", "aux_text", "object_mask_")
@@ -79,7 +82,7 @@ def fine_tuned(task: str, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def run(*args, capsys=None, code: int = 0) -> str:
-    """The tool's output; its status has to be `code`."""
+    """Run the tool, check that its status is `code`, and return its output."""
     status = main([str(arg) for arg in args])
     out = capsys.readouterr() if capsys else None
     assert status == code, out
@@ -87,7 +90,7 @@ def run(*args, capsys=None, code: int = 0) -> str:
 
 
 def save_model(path: Path, tensors: dict, legacy: bool = False, **others) -> Path:
-    """A file as the official trainer writes it; tensors that are one array share their storage."""
+    """Write a file as the official trainer does; shared tensors share their storage."""
     import torch
 
     shared = {id(array): torch.from_numpy(np.asarray(array)) for array in tensors.values()}
@@ -96,7 +99,7 @@ def save_model(path: Path, tensors: dict, legacy: bool = False, **others) -> Pat
     return path
 
 
-# --- Caffe, byte by byte (protobuf's wire format) ---------------------------------------------------------------------
+# --- Caffe, byte by byte (protobuf's wire format) -------------------------------------------------
 
 
 def varint(n: int) -> bytes:
@@ -112,8 +115,12 @@ def field(number: int, payload: bytes) -> bytes:
 
 
 def caffe_file(layers: dict[str, list[np.ndarray]], legacy: bool = False, old_layers: bool = False) -> bytes:
-    """A NetParameter with these layers and blobs; `legacy` writes shapes as num, channels, height and width, and
-    `old_layers` the layers as Caffe did before 2015, their type a number.
+    """Return a serialized NetParameter with these layers and blobs.
+
+    Args:
+        layers: blobs of each layer.
+        legacy: write shapes as num, channels, height and width.
+        old_layers: use the field of the old layer format.
     """
     out = field(1, b"net")
     for name, blobs in layers.items():

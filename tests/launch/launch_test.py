@@ -154,7 +154,7 @@ def test_signals_reach_the_run_and_nothing_restarts(tmp_path, number):
     assert len(starts(tmp_path)) == 1
 
 
-# --- Several processes ------------------------------------------------------------------------------------
+# --- Several processes ----------------------------------------------------------------------------
 
 WRONG = [
     (LOCAL, []),

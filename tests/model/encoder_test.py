@@ -1,4 +1,4 @@
-"""The encoder: dropout draws, recomputation, padding, precision."""
+"""The encoder: dropout masks, recomputation, padding, precision."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def inputs():
 
 
 def test_two_steps_drop_different_units(inputs):
-    """Also within one compiled loop over layers, where an implicit stream would repeat its masks."""
+    """An implicit random stream would repeat its masks in one compiled loop over layers."""
     x = jnp.ones((2, 7, 16))
     model = encoder(num_layers=1)
     run = nnx.jit(lambda model, key: model(x, inputs[1], key))
@@ -37,7 +37,7 @@ def test_two_steps_drop_different_units(inputs):
 
 
 def test_layers_drop_different_units(inputs):
-    """With equal parameters in every layer, equal masks would show in the attention's output."""
+    """With equal parameters in all layers, equal masks would show in the attention's output."""
     model = encoder(num_layers=2, dropout_rate=0.5)
     keys = jax.random.split(jax.random.key(0), 2)
     assert not np.array_equal(jax.random.key_data(keys[0]), jax.random.key_data(keys[1]))
@@ -52,7 +52,7 @@ def test_layers_drop_different_units(inputs):
     "changes", [dict(scan_layers=False), dict(remat="full"), dict(scan_layers=False, remat="dots")]
 )
 def test_how_it_runs_changes_no_number(inputs, changes):
-    """Values and gradients, with dropout on."""
+    """Values and gradients are equal with dropout on."""
 
     def value_and_gradient(model):
         return nnx.jit(nnx.value_and_grad(lambda m: jnp.sum(m(*inputs, jax.random.key(3)) ** 2)))(model)

@@ -1,7 +1,8 @@
-"""Every number of the official PyTorch modules that was recorded: forward, losses, gradients.
+"""The recorded values of the official PyTorch modules: forward, losses, gradients.
 
-Fixtures are found in tests/golden/model and, when it is set, in $VLBERT_GOLDEN/model. Each is built from its own json
-and arrays. Tolerances: forward 1e-4 absolute; gradients 1e-4 of the largest entry, 5e-3 through a ResNet (ReLU kinks).
+Recordings are in tests/golden/model and, if that is set, in $VLBERT_GOLDEN/model. Each model is
+built from the JSON and the arrays of its recording. Tolerances: forward 1e-4 absolute; gradients
+1e-4 of the largest entry, and 5e-3 through a ResNet, because of the kinks of ReLU.
 """
 
 import importlib.util
@@ -46,7 +47,7 @@ PRETRAIN = pretrain.Pretrain()
 FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("*.json"))]
 
 
-# --- The parts ------------------------------------------------------------------------------------------------------
+# --- The parts ------------------------------------------------------------------------------------
 
 
 def check_geometry(case):
@@ -81,7 +82,7 @@ def check_fast_rcnn(case):
     options = region_head(case, hidden_vector=masked, roi_chunk=3)
     prefix = "image_feature_extractor."
 
-    class Holder(nnx.Module):  # so that paths start with fast_rcnn
+    class Holder(nnx.Module):  # paths of parameters start with fast_rcnn
         def __init__(self):
             self.fast_rcnn = RegionHead(**options, rngs=nnx.Rngs(0))
 
@@ -117,13 +118,13 @@ def check_fast_rcnn(case):
 
 
 def with_token_rows(module, table, vocab_size, extra):
-    """Cuts the padding off the token table and appends rows."""
+    """Remove the padding of the token table and append rows."""
     table.set_value(jnp.concatenate([table[...][: vocab_size + END + 1], jnp.asarray(extra)]))
     return module
 
 
 def compare_sequence_outputs(case, outputs, fields):
-    """Against the official arrays, where an element is real."""
+    """Compare real elements with the official arrays."""
     mask = np.asarray(fields["element_mask"][:, 0])
     text_length, object_mask = case.inputs["text_mask"].sum(1), case.inputs["object_mask"]
     checked = 0
@@ -152,9 +153,9 @@ def compare_sequence_outputs(case, outputs, fields):
     assert checked
 
 
-@pytest.fixture(params=[(True, "full"), (False, "none")], ids=str)  # encoder_test has the others
+@pytest.fixture(params=[(True, "full"), (False, "none")], ids=str)  # encoder_test.py has the other combinations
 def execution(request):
-    """(scan_layers, remat)"""
+    """Return the pair (scan_layers, remat)."""
     return dict(scan_layers=request.param[0], remat=request.param[1])
 
 
@@ -216,7 +217,7 @@ def check_pretraining_heads(case, execution):
         close(relationship, case.out["relationship_logits"])
 
 
-# --- The whole pre-training module ----------------------------------------------------------------------------------
+# --- The whole pre-training module ----------------------------------------------------------------
 
 
 def compare_logits(case, model, states, batch, vocab_size):
@@ -277,7 +278,10 @@ def check_pretraining(case, execution):
 
 
 def through_official_files(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Written as `.model` files in both of PyTorch's serialisations and read again; as they are without PyTorch."""
+    """Write `.model` files in both serializations of PyTorch and read them again.
+
+    Without PyTorch, return the tensors unchanged.
+    """
     if importlib.util.find_spec("torch") is None:
         return tensors
     import torch
@@ -327,7 +331,7 @@ def check_fullsize(case):
         close(sums[name] / counts[name], next(case.out[n] for n in LOSS_NAMES[name] if n in case.out))
 
 
-# --- Dispatch by prefix ---------------------------------------------------------------------------------------------
+# --- Dispatch by prefix ---------------------------------------------------------------------------
 
 CHECKS = {
     "i": check_geometry,
@@ -339,7 +343,7 @@ CHECKS = {
     "x": lambda case: check_official_updates(case.path),
     "z": check_fullsize,
 }
-BY_EXECUTION = ("iv", "v", "vi")  # also scanned and unrolled, with and without recomputation
+BY_EXECUTION = ("iv", "v", "vi")  # run scanned and unrolled, with and without recomputation
 
 
 def prefix(path: Path) -> str:

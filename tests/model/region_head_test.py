@@ -1,4 +1,4 @@
-"""The region branch: packing of regions, blanking of pixels, what is frozen, devices."""
+"""The region head: packing of regions, blanking of pixels, frozen stages, devices."""
 
 import functools
 
@@ -17,7 +17,7 @@ B, R = 8, 5
 
 @functools.cache
 def region_head(**options):
-    """A tiny region head, split."""
+    """Return a tiny region head, split into graph and state."""
     backbone = dict(
         stem_width=4,
         widths=(2, 3, 4, 4),
@@ -47,7 +47,10 @@ def pooled(graphdef, state, pixels, boxes, mask):
 
 
 def test_chunks_and_recomputation_change_nothing(inputs):
-    """Three regions at a time with C5 computed twice, or all at once: the same features and gradients."""
+    """Three regions at a time with C5 recomputed equal all regions at once.
+
+    Features and gradients are compared.
+    """
     results = []
     for options in (dict(roi_chunk=100), dict(roi_chunk=3, remat=True)):
         graphdef, state = region_head(**options)
@@ -63,7 +66,10 @@ def test_chunks_and_recomputation_change_nothing(inputs):
 
 
 def test_a_dilated_convolution_on_cpu_is_that_of_other_devices():
-    """One product over gathered taps against XLA's convolution: values and both gradients, sides that differ."""
+    """The product over gathered taps equals XLA's convolution, for both gradients too.
+
+    The two sides of the input differ.
+    """
     layer = ConvNorm(3, 5, 3, dilation=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     x, pull = rng.normal(size=(2, 7, 6, 3)).astype(np.float32), rng.normal(size=(2, 7, 6, 5)).astype(np.float32)
@@ -78,7 +84,7 @@ def test_a_dilated_convolution_on_cpu_is_that_of_other_devices():
 
 @pytest.mark.parametrize("sides", [(8, 6), (7, 6), (8, 5), (1, 3)], ids=str)
 def test_max_pool(sides):
-    """Against a maximum over each window, written out; the gradient goes to the largest entry."""
+    """It equals an explicit maximum over each window; the largest entry gets the gradient."""
     x = np.random.default_rng(0).permutation(2 * sides[0] * sides[1]).reshape(1, *sides, 2) - 5.0
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     starts = [range(0, side, 2) for side in sides]
@@ -111,12 +117,12 @@ def test_eight_devices_agree_with_one(inputs):
         together = run(state, *jax.device_put(inputs, spread))
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
     text = lowered.compile().as_text()
-    assert "all-gather" not in text and "all-to-all" not in text  # every device packs its own regions
+    assert "all-gather" not in text and "all-to-all" not in text  # each device packs only its own regions
 
 
 @pytest.mark.parametrize("frozen, first", [((1, 2), 3), ((2, 5), 1), ((1, 2, 3, 4, 5), 6)])
 def test_gradients_end_behind_the_first_trained_stage(frozen, first, inputs):
-    """They pass stages that are frozen behind it."""
+    """Gradients pass through frozen stages after the first trained stage."""
     graphdef, state = region_head(frozen_stages=frozen, frozen_c5=first == 6)
     gradient = jax.jit(jax.grad(lambda state: jnp.sum(pooled(graphdef, state, *inputs) ** 2)))(state)
     reached = dict.fromkeys(range(1, 6), False)
@@ -128,7 +134,7 @@ def test_gradients_end_behind_the_first_trained_stage(frozen, first, inputs):
 
 
 def test_blanked_pixels_and_padding():
-    """Against a loop over boxes: both ends of a truncated box are blanked; padding is the mean colour."""
+    """A loop over boxes blanks both ends of a truncated box; padding has the mean color."""
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (2, 20, 24, 3), np.uint8)
     size = np.array([[24, 18], [20, 20]], np.float32)

@@ -1,4 +1,4 @@
-"""The page of attention in a real browser: a click on a head changes the drawing, and nothing is asked of a network."""
+"""The attention page in a real browser: a click changes the drawing, without network access."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def path(attention, tmp_path_factory):
 def test_page_needs_nothing_else(path):
     text = path.read_text()
     assert "<i>" not in text and text.count("</script>") == 2 and "</script><b>" not in text
-    assert text.count("http") == text.count("http://www.w3.org/2000/svg") == 1  # the name of SVG, not an address
+    assert text.count("http") == text.count("http://www.w3.org/2000/svg") == 1  # the SVG namespace, not a link
     assert not [word for word in ("src=", "@import", "url(", "fetch(", "XMLHttp") if word in text]
 
 
@@ -60,7 +60,7 @@ def test_in_a_browser(path, attention, tmp_path):
         thumbnails = page.run("[...document.querySelectorAll('#heads canvas')].map(c => c.toDataURL())")
         assert len(set(thumbnails)) == HEADS + 1
 
-        # Pointing at a word shows what it takes from each element, within what a byte keeps.
+        # Hovering over a word shows its attention to each element, in 8-bit precision.
         page.mouse("#words button[data-i='2']", press=False)
         assert page.run(shown) == "1/3/2"
         told = page.run("[...document.querySelectorAll('#words button, #regions button')].map(b =>"

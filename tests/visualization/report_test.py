@@ -1,4 +1,4 @@
-"""The report page: one file, complete, and true to the data."""
+"""The report page: one complete file that shows the data correctly."""
 
 import base64
 import html.parser
@@ -19,7 +19,7 @@ VOID = {"meta", "br", "img"}
 
 
 class Balanced(html.parser.HTMLParser):
-    """Raises where tags are not closed in order; collects text and attributes that load something."""
+    """Parser that raises on tags closed out of order; it collects text and loaded addresses."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +136,7 @@ def test_the_picture_is_the_image_and_boxes_are_in_its_place():
     np.testing.assert_array_equal(shown, image)
     assert 'viewBox="0 0 280 140.0"' in page
     assert '<rect x="28.0" y="14.0" width="140.0" height="70.0"' in page  # 1.4 units per pixel
-    assert page.count('stroke-width="3"') == 1  # the whole image is not drawn
+    assert page.count('stroke-width="3"') == 1  # the box of the whole image is not shown
     assert ">1</i>red thing" in page
 
 
@@ -183,7 +183,7 @@ def test_scores_pair_and_group():
     assert re.search(r"mrc accuracy 80\.0 % no caption 50\.0 % \+30\.0", flat)
     assert flat.index("objects 3") < flat.index("objects 10")
     assert flat.index("mrc accuracy") < flat.index("samples per sec")
-    assert text.count("blind") == 1 and "step" not in text  # the heading
+    assert text.count("blind") == 1 and "step" not in text  # only in the heading
 
 
 def test_scores_without_twins_and_with_missing_values():
@@ -198,7 +198,7 @@ def test_curves_hold_the_values():
     points = np.array([pair.split(",") for pair in drawn.split()], float)
     np.testing.assert_allclose(np.diff(points[:, 0]), (points[2, 0] - points[0, 0]) / 2, atol=0.1)
     np.testing.assert_allclose(np.diff(points[:, 1]), (points[2, 1] - points[0, 1]) / 2, atol=0.1)
-    assert points[2, 1] < points[0, 1]  # up is more
+    assert points[2, 1] < points[0, 1]  # larger values are higher
     assert "<b>100.0 %</b>" in page
     assert page.index("<h3>loss") < page.index("<h3>x accuracy")
 

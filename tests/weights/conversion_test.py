@@ -54,7 +54,7 @@ def bert(folder: Path, seed: int = 0, **sizes) -> Path:
     return folder
 
 
-# --- There and back ---------------------------------------------------------------------------------------------------
+# --- There and back -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -324,7 +324,7 @@ def test_safetensors_need_no_torch(tmp_path):
     assert done.returncode == 2 and b"pip install 'vlbert_jax[convert]'" in done.stderr
 
 
-# --- What is new ------------------------------------------------------------------------------------------------------
+# --- What is new ----------------------------------------------------------------------------------
 
 
 def test_new_parameters(tmp_path, capsys):

@@ -140,7 +140,7 @@ def test_trained_words_stand_in_for_the_first_rows():
     assert found.unused == [] and (table[:4] == 1).all() and (table[4:20] == 0).all() and (table[20:] == 5).all()
 
 
-# --- Other programs' names --------------------------------------------------------------------------------------------
+# --- Other programs' names ------------------------------------------------------------------------
 
 
 def test_bert_names():
@@ -188,7 +188,7 @@ def test_caffe_names():
     assert no_factor == {"bn1.running_mean": 0, "bn1.running_var": 0}
 
 
-# --- From pre-training to a task --------------------------------------------------------------------------------------
+# --- From pre-training to a task ------------------------------------------------------------------
 
 
 def test_warm_start():

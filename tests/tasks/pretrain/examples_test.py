@@ -52,7 +52,7 @@ def rows(batches) -> list[tuple]:
     return sorted(found)
 
 
-# --- Streams ------------------------------------------------------------------------------------------------
+# --- Streams --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
@@ -172,7 +172,7 @@ def test_examples_that_fill_up_are_empty(config):
     assert (np.concatenate([b.targets.region_classes for b in batches])[empty] == -1).all()
 
 
-# --- One example --------------------------------------------------------------------------------------------
+# --- One example ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

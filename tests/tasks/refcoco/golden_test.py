@@ -23,7 +23,7 @@ from vlbert_jax.tasks.refcoco.examples import POSITIVE, ExpressionLayout, box_io
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("refcoco_"))
 KINDS = {"gt": "gt", "proposal": "detected", "proposal+gt": "both"}
-GREY_LEVELS = 2.0  # decoders and resizers differ by one or two
+GRAY_LEVELS = 2.0  # decoders and resizers differ by one or two
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def examples_of(variant, run, tokenizer) -> list[dict]:
     ]
 
 
-# --- Examples -----------------------------------------------------------------------------------------------
+# --- Examples -------------------------------------------------------------------------------------
 
 
 def test_examples(variant, tokenizer):
@@ -125,12 +125,12 @@ def check_image(variant, run, number, probes, example, where):
     pixels = np.asarray(pixels)[0, :height, :width].transpose(2, 0, 1)
     assert list(pixels.shape) == probes["shape"], where
     at = np.ix_(range(3), probes["grid_y"], probes["grid_x"])
-    np.testing.assert_allclose(pixels[at], probes["grid"], atol=GREY_LEVELS, err_msg=where)
+    np.testing.assert_allclose(pixels[at], probes["grid"], atol=GRAY_LEVELS, err_msg=where)
     np.testing.assert_allclose(pixels.mean((1, 2)), probes["channel_mean"], atol=0.5, err_msg=where)
     whole = variant.folder / f"{run['name']}_item{number}_image.npz"
     if whole.exists():
         with np.load(whole) as file:
-            np.testing.assert_allclose(pixels, file["image"], atol=GREY_LEVELS, err_msg=where)
+            np.testing.assert_allclose(pixels, file["image"], atol=GRAY_LEVELS, err_msg=where)
 
 
 def test_what_reaches_the_transformer(variant, tokenizer):
@@ -156,7 +156,7 @@ def test_one_orientation_in_a_batch(variant):
     assert found == groups
 
 
-# --- Scores -------------------------------------------------------------------------------------------------
+# --- Scores ---------------------------------------------------------------------------------------
 
 
 def test_overlaps_and_their_decisions():

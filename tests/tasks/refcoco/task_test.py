@@ -86,7 +86,7 @@ def test_mistakes_are_named(data_dir, fields, message):
         next(REFCOCO.eval_batches(config, 0, 1)["expressions"])
 
 
-# --- Losses and scores --------------------------------------------------------------------------------------
+# --- Losses and scores ----------------------------------------------------------------------------
 
 
 def known_batch():
@@ -164,7 +164,7 @@ def test_twins_know_what_they_should(data_dir):
         assert changed == {"", "_blind", "_wordless"} - {dict(pixels="_blind", words="_wordless").get(what)}, what
 
 
-# --- The shipped recipes ------------------------------------------------------------------------------------
+# --- The shipped recipes --------------------------------------------------------------------------
 
 
 def test_recipes():
@@ -207,7 +207,7 @@ def test_and_resumes(run, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
-# --- Evaluation and predictions -----------------------------------------------------------------------------
+# --- Evaluation and predictions -------------------------------------------------------------------
 
 
 def expressions_of(data_dir, split):

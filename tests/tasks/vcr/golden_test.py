@@ -14,7 +14,7 @@ import pytest
 
 from data_prep.build import run_builder
 from data_prep.vcr import VCRImages, VCRQuestions
-from tests.helpers.golden_data_case import FOLDERS, GREY_LEVELS, check_boxes, load_tokenizer
+from tests.helpers.golden_data_case import FOLDERS, GRAY_LEVELS, check_boxes, load_tokenizer
 from vlbert_jax.batch import END, IMG, NO_IMAGE
 from vlbert_jax.data.records import open_split
 from vlbert_jax.model.region_head import prepare_pixels
@@ -84,7 +84,7 @@ def expected_texts(item) -> list[tuple[dict, dict]]:
     return [(q, r) for q in item.get("question_per_answer", [item.get("question")]) for r in responses]
 
 
-# --- Items ------------------------------------------------------------------------------------------------------------
+# --- Items ----------------------------------------------------------------------------------------
 
 
 def test_items(variant, tokenizer):
@@ -142,14 +142,14 @@ def check_image(variant, run, item, example, where):
     assert not pixels[:, height:].any() and not pixels[:, :, width:].any(), where
     pixels = pixels[:, :height, :width]
     at = np.ix_(range(3), probes["grid_y"], probes["grid_x"])
-    np.testing.assert_allclose(pixels[at], probes["grid"], atol=GREY_LEVELS, err_msg=where)
+    np.testing.assert_allclose(pixels[at], probes["grid"], atol=GRAY_LEVELS, err_msg=where)
     np.testing.assert_allclose(pixels.mean((1, 2)), probes["channel_mean"], atol=0.5, err_msg=where)
     np.testing.assert_allclose((pixels == 0).all(0).mean(), probes["zero_fraction"], atol=1e-5, err_msg=where)
     small, flip = "_small" * (max(run["scales"]) < 600), "_flip" * (run["flip_prob"] > 0)
     name = f"{run['split']}_{run['task']}{small}{flip}_item{run['items'].index(item)}_image.npz"
     if (variant.folder / name).exists():
         with np.load(variant.folder / name) as file:
-            np.testing.assert_allclose(pixels, file["image"], atol=GREY_LEVELS, err_msg=where)
+            np.testing.assert_allclose(pixels, file["image"], atol=GRAY_LEVELS, err_msg=where)
             np.testing.assert_array_equal((pixels == 0).all(0), (file["image"] == 0).all(0), err_msg=where)
 
 
@@ -191,7 +191,7 @@ def test_tokens_are_cut_word_by_word(variant, tokenizer):
                 assert [region for _, region in pieces] == official["tags"]
 
 
-# --- Batches ----------------------------------------------------------------------------------------------------------
+# --- Batches --------------------------------------------------------------------------------------
 
 
 TRANSFORMER = ("text_input_ids", "text_token_type_ids", "text_mask", "text_visual_box_index", "box_mask")
@@ -221,7 +221,7 @@ def check_row(official, example, n, tokenizer):
     assert example["element_mask"][n].tolist() == [i <= t + k for i in range(len(ids))]
 
 
-# --- Scores and files -------------------------------------------------------------------------------------------------
+# --- Scores and files -----------------------------------------------------------------------------
 
 
 def table(path) -> tuple[list[str], list[str], np.ndarray]:

@@ -46,7 +46,7 @@ def one_device(config):
     return sharding.make_mesh(config.mesh, jax.devices()[:1])
 
 
-# --- Configs ---------------------------------------------------------------------------------------------------------
+# --- Configs --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_scores_need_the_pooler(data_dir):
         build(shrunk("demo_q2a", data_dir, **{"model.encoder.pooler": False}))
 
 
-# --- Losses and scores ----------------------------------------------------------------------------------------------
+# --- Losses and scores ----------------------------------------------------------------------------
 
 
 def test_losses_of_known_logits(data_dir):
@@ -198,7 +198,7 @@ def test_blind_is_blind(data_dir):
         assert ("vcr_accuracy_blind" in scores) == ("object_loss" in scores) == (not blind)
 
 
-# --- Runs -----------------------------------------------------------------------------------------------------------
+# --- Runs -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

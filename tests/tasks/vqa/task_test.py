@@ -56,7 +56,7 @@ def shrunk(variant: str, data_dir, **fields):
     return config
 
 
-# --- The example ----------------------------------------------------------------------------------------------------
+# --- The example ----------------------------------------------------------------------------------
 
 
 def example_of(data_dir, flip=False, room=31, **record):
@@ -108,7 +108,7 @@ def test_a_question_that_does_not_fit_loses_its_end_and_is_counted(data_dir):
     assert example["region_mask"].sum() == 3  # the regions stay
 
 
-# --- Loss, score, head ----------------------------------------------------------------------------------------------
+# --- Loss, score, head ----------------------------------------------------------------------------
 
 
 def known_batch(targets) -> Batch:
@@ -156,7 +156,7 @@ def test_the_last_layer_starts_from_the_words_of_the_answers(data_dir):
     assert any(len(sum(tokenizer.words(answer), [])) > 1 for answer in entries)
 
 
-# --- The shipped recipes --------------------------------------------------------------------------------------------
+# --- The shipped recipes --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", ["demo", "base", "large"])
@@ -258,7 +258,7 @@ def test_every_question_counts_once(devices, small_run):
     np.testing.assert_allclose(scores["answer_loss"], recorded["answer_loss"], rtol=1e-5)
 
 
-# --- What can be wrong ----------------------------------------------------------------------------------------------
+# --- What can be wrong ----------------------------------------------------------------------------
 
 
 def test_says_where_weights_come_from(small_run, tmp_path):
