@@ -177,5 +177,5 @@ def test_shares_of_masking():
 
 def test_too_few_draws_are_an_error():
     draws = some_draws(words=np.zeros(2), replacements=np.zeros(2, int))
-    with pytest.raises(ValueError, match="2 words of 3 pieces, draws for 2 words"):
+    with pytest.raises(ValueError, match="2 words of 3 tokens, but random numbers for 2 words"):
         mask_words([[1], [2, 3]], draws, 0.15, 1)

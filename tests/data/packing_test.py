@@ -79,7 +79,7 @@ def test_a_limit_changes_only_the_tail(tokenizer, text, limit):
 
 
 def test_a_vocabulary_of_another_size_is_an_error(vocab):
-    with pytest.raises(ValueError, match="has 14 pieces, config.model.encoder.vocab_size is 30522"):
+    with pytest.raises(ValueError, match="has 14 tokens, but config.model.encoder.vocab_size is 30522"):
         load_tokenizer(str(vocab), 30522)
     with pytest.raises(FileNotFoundError, match="no vocabulary at 'nowhere/vocab.txt'"):
         load_tokenizer("nowhere/vocab.txt", 14)
