@@ -135,7 +135,7 @@ def test_records_are_numbered_through():
         ("region_captions/scenes", "data_prep.build scenes --data_dir="),
         ("text_corpus/scenes", "data_prep.build scenes --data_dir="),
         ("vcr_images/scenes", "data_prep.build scene_tasks --data_dir="),
-        ("vqa_images/mine", "data_prep.build vqa --source=FOLDER --corpus=mine --features --data_dir="),
+        ("vqa_images/mine", "data_prep.build vqa --source=FOLDER --corpus=mine --data_dir="),
         (
             "region_captions/mine",
             "data_prep.build conceptual_captions --source=FOLDER --corpus=mine --data_dir=",
