@@ -1,23 +1,26 @@
-# make demo   trains the small model of configs/pretrain.py on drawn scenes: workdirs/demo/report/index.html
-# make test   ruff and pytest, the same that .ci/run does
-# make docs   builds the documentation into site/; every warning is an error
+# make demo          trains the small model of configs/pretrain.py on synthetic scenes: workdirs/demo/report/index.html
+# make test          runs ruff and pytest, as .ci/run does
+# make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
+# make docs          builds the documentation into site/; every warning is an error
+# make clean         removes the environments and what was built
 #
-# Each makes .venv first if it is not there, from any Python >= 3.11. To choose one: make test PYTHON=python3.12
-# Part of the tests: make test PYTEST_FLAGS="-k batch"
+# Each target first makes its environment from a Python >= 3.11. To choose one: make test PYTHON=python3.12
+# To run a part of the tests: make test PYTEST_FLAGS="-k batch"
 
 PYTHON ?=
 PYTEST_FLAGS ?=
+PYTEST_WORKERS := -n auto --maxprocesses 8 --dist loadfile
 VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo test docs clean help
+.PHONY: demo test test-lowest docs clean help
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
-# glibc keeps what is freed: giving hundreds of megabytes back and asking again costs a fifth of each update.
+# By default glibc returns large freed blocks to the system and requests them again, which costs a fifth of each update.
 demo: export MALLOC_MMAP_THRESHOLD_ = 8589934592
 demo: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 demo: $(VENV)/.installed
@@ -25,7 +28,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_FLAGS)
+	$(RUN) -m pytest $(PYTEST_WORKERS) $(PYTEST_FLAGS)
+
+# The lowest versions that the tests were run with have wheels for Python 3.11.
+test-lowest:
+	$(MAKE) VENV=.venv-lowest PYTHON=$(or $(PYTHON),python3.11) .venv-lowest/.installed-lowest
+	.venv-lowest/bin/python -m pytest $(PYTEST_WORKERS) $(PYTEST_FLAGS)
 
 # NO_MKDOCS_2_WARNING: the theme prints an advertisement otherwise.
 docs: export NO_MKDOCS_2_WARNING = 1
@@ -33,7 +41,7 @@ docs: $(VENV)/.installed-docs
 	$(RUN) -m mkdocs build --strict --quiet
 	@echo site/index.html
 
-# A name on the PATH can be a stub that fails, so each is run. ensurepip: Debian packs it apart, as python3-venv.
+# A name on the PATH can be a stub that fails, so each candidate is run. Debian has ensurepip in the package python3-venv.
 $(VENV)/bin/python:
 	@check='import ensurepip, sys, venv; assert sys.version_info >= (3, 11)'; \
 	for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
@@ -46,7 +54,7 @@ $(VENV)/bin/python:
 	echo "Install one (on Debian and Ubuntu with its -venv package), or name it: make PYTHON=/path/to/python" >&2; \
 	exit 1
 
-# The stamps are newer than setup.cfg when what it asks for is installed.
+# A stamp that is newer than setup.cfg says that the requirements are installed.
 $(VENV)/.installed: $(PACKAGES) | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check --quiet --editable .
 	@touch $@
@@ -59,5 +67,11 @@ $(VENV)/.installed-docs: $(PACKAGES) | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-lowest: $(PACKAGES) | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check --quiet uv
+	$(RUN) -m uv pip compile --quiet --no-deps --resolution=lowest-direct --extra=test setup.cfg --output-file=$(VENV)/lowest.txt
+	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[test]' --constraint $(VENV)/lowest.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) .venv-lowest build site *.egg-info

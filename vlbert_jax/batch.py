@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,10 @@ class Arrays:
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         jax.tree_util.register_pytree_with_keys(cls, cls._flatten, cls._unflatten)
+
+    if TYPE_CHECKING:  # the fields of targets are those of the class that the task declares
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def _flatten(self):
         names = self.names()

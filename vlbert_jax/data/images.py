@@ -33,10 +33,10 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "y x 3"]:
     try:
         image = Image.open(io.BytesIO(data))  # reads the header only
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
-            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if pixels is not None:
-                return pixels
+                return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # IMREAD_COLOR_RGB needs OpenCV 4.11
         return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot decode an image of {len(data)} bytes: {error}") from error
