@@ -2,12 +2,24 @@ import itertools
 import threading
 
 import grain
+import ml_collections
 import numpy as np
 import pytest
 
 from tests.helpers import HANG_SECONDS
-from vlbert_jax.data.records import Records, corpus_fingerprint, open_split
-from vlbert_jax.data.streams import in_order, iterate, mixed, paired, per_host, shuffled, stream_seed
+from vlbert_jax.data.records import Records, corpus_fingerprint, extractor_of, open_split
+from vlbert_jax.data.streams import (
+    AHEAD_BYTES,
+    batch_bytes,
+    batches_ahead,
+    in_order,
+    iterate,
+    mixed,
+    paired,
+    per_host,
+    shuffled,
+    stream_seed,
+)
 
 
 def marked(name: str):
@@ -188,3 +200,25 @@ def test_a_fingerprint_looks_into_large_files(place, tmp_path):
         file.seek(place)
         file.write(b"1")
     assert corpus_fingerprint(path) != before
+
+
+def test_batches_ahead_take_bounded_memory():
+    assert batches_ahead(16, 4, 10) == 16 and batches_ahead(2, 4, 10) == 4 and batches_ahead(0, 4, 10) == 0
+    assert batches_ahead(16, 4, AHEAD_BYTES // 3) == 3  # three batches fill the memory
+    assert batches_ahead(16, 4, 2 * AHEAD_BYTES) == 1  # one at least
+    shapes = dict(pixels=((1, 20, 10, 3), np.uint8), boxes=((5, 4), np.float32))
+    assert batch_bytes(ml_collections.ConfigDict(dict(batch_size=8)), shapes, 2) == 4 * (600 + 80)
+
+
+def test_versions_are_numbers(tmp_path):
+    """1.10.0 is newer than 1.9.0, for the records, their fingerprint and their extractor."""
+    for version in ("1.9.0", "1.10.0"):
+        (tmp_path / "a/b" / version).mkdir(parents=True)
+        (tmp_path / "a/b" / version / "manifest.json").write_text(f'{{"extractor": "of {version}"}}')
+        (tmp_path / "a/b" / version / "records").write_text(version)
+    assert extractor_of(tmp_path, "a/b") == "of 1.10.0"
+    newest = corpus_fingerprint(tmp_path / "a/b")
+    (tmp_path / "a/b/1.9.0/records").write_text("another")
+    assert corpus_fingerprint(tmp_path / "a/b") == newest
+    (tmp_path / "a/b/1.10.0/records").write_text("another")
+    assert corpus_fingerprint(tmp_path / "a/b") != newest

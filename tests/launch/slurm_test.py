@@ -59,6 +59,6 @@ def test_two_tasks_are_requeued_and_finish(cluster, tmp_path):
     until(lambda: not subprocess.run(["squeue", "--noheader"], capture_output=True, env=environment).stdout)
     log = output.read_text()
     assert "asked to stop: step" in log and "requeued 1 time(s)" in log and "exit status 0" in log, log
-    assert log.count("2 processes; this is host 0") == 2
+    assert log.count("2 processes; this is process 0") == 2
     assert metrics.read_rows(run / "metrics.jsonl")[-1]["step"] == 40
     assert 5 < int(log.partition("asked to stop: step ")[2].split()[0]) < 40

@@ -63,7 +63,7 @@ def evaluated(task, config, path, maker):
     """The task's predictions and records of its validation split, computed as evaluation does, in float32."""
     config = in_float32(config)
     predict, rows = on_model(path, config, lambda model, batch: task.predict(model, batch, config)), []
-    for batch in itertools.chain.from_iterable(eval_parts(config, maker, task.targets, 0, 1)):
+    for batch in itertools.chain.from_iterable(eval_parts(config, maker, task.example_shapes(config), task.targets, 0, 1)):
         found = jax.device_get(predict(batch))
         rows += [(int(i), {k: v[n] for k, v in found.items()}) for n, i in enumerate(batch.index) if i >= 0]
     split = Split(config, "val")

@@ -122,7 +122,7 @@ def test_stopped_killed_and_continued(whole, tmp_path):
         statuses, lines = end(processes)
         assert (statuses[killed], statuses[1 - killed]) == (-signal.SIGKILL, hosts.LOST), lines
         (line,) = lines[1 - killed]
-        assert re.match(rf"error: host {1 - killed} \(.*\) stopped: another host of this run died", line)
+        assert re.match(rf"error: process {1 - killed} \(.*\) stopped: another process of this run died", line)
 
     processes = start(tmp_path, 2, *flags)
     assert end(processes) == ([0, 0], [[], []])
@@ -133,7 +133,7 @@ def test_stopped_killed_and_continued(whole, tmp_path):
 def test_stopped_before_it_began(tmp_path):
     """SIGTERM while one host loads: all stop at one of the first updates."""
     processes = start(tmp_path, 2, *FIELDS, f"--workdir={tmp_path}/run")
-    while "this is host 0" not in processes[0].log.read_text() and processes[0].is_alive():
+    while "this is process 0" not in processes[0].log.read_text() and processes[0].is_alive():
         time.sleep(0.02)
     processes[0].terminate()
     assert end(processes) == ([143, 143], [[], []])
@@ -186,7 +186,7 @@ def test_hosts_that_disagree_are_named(tmp_path):
     (line,) = error_lines(processes[0]) + error_lines(processes[1])
     assert [process.returncode for process in processes] == [2, 2]
     assert re.match(
-        r"error: host 1 \(.*\) does not fit host 0: the code of vlbert_jax is .*, there .*; "
+        r"error: process 1 \(.*\) differs from process 0: the code of vlbert_jax is .*, there .*; "
         r"config.learning_rate is 1.0, there 0.0; what config.data.vocab names is .*, there .*",
         line,
     ), line
@@ -212,7 +212,7 @@ def test_every_host_needs_the_same_folder(tmp_path):
     statuses, lines = end(start(tmp_path, 2, own=[[f"--workdir={tmp_path}/{name}"] for name in "ab"]))
     assert statuses == [2, 2]
     (line,) = lines[0] + lines[1]
-    assert re.match(r"error: host 1 \(.*\) does not fit host 0: its workdir .*/b is not that of host 0", line)
+    assert re.match(r"error: process 1 \(.*\) differs from process 0: its workdir .*/b is not that of process 0", line)
     assert not list((tmp_path / "a").iterdir())
 
 
@@ -240,7 +240,7 @@ def test_nobody_answers(tmp_path):
     statuses, lines = end(processes)
     assert statuses == [-signal.SIGKILL, hosts.LOST]
     (line,) = lines[1]
-    assert re.search(r"host 1 .* not all of 2 processes came to the coordinator localhost:\d+; is it", line), line
+    assert re.search(r"process 1 .* not all of 2 processes came to the coordinator localhost:\d+; is it", line), line
 
 
 def test_a_library_that_aborts_is_no_dead_host(tmp_path):
@@ -250,8 +250,8 @@ def test_a_library_that_aborts_is_no_dead_host(tmp_path):
     processes = [command(*flags, f"--process_id={number}", **environment) for number in range(2)]
     (other,), (own,) = map(error_lines, processes)
     assert [process.returncode for process in processes] == [hosts.LOST, 134]
-    assert re.match(r"error: host 1 \(.*\) stopped: XLA or another library aborted it", own), own
-    assert re.match(r"error: host 0 \(.*\) stopped: another host of this run died", other), other
+    assert re.match(r"error: process 1 \(.*\) stopped: XLA or another library aborted it", own), own
+    assert re.match(r"error: process 0 \(.*\) stopped: another process of this run died", other), other
 
 
 @pytest.mark.parametrize(
@@ -317,3 +317,25 @@ def test_joins_other_hosts_only_where_there_are_any(environment, expected, no_cl
 def test_the_only_process_of_a_machine_takes_all_its_gpus(name, value, alone, no_cluster, monkeypatch):
     monkeypatch.setenv(name, value)
     assert hosts.alone_on_machine() is alone
+
+
+HOLDS_THE_LOCK = """
+import ctypes, signal, threading, time
+from vlbert_jax.training import hosts
+hosts.STUCK_SECONDS = 2
+hosts._end_clearly_when_aborted()
+hosts.arm_dead_mans_switch()
+libc = ctypes.CDLL(None)
+libc.signal(signal.SIGALRM, ctypes.cast(libc.abort, ctypes.c_void_p))
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # so the other thread aborts, as JAX does
+libc.alarm(1)
+ctypes.PyDLL(None).sleep(600)  # C code that keeps the interpreter lock
+"""
+
+
+def test_an_abort_while_c_code_holds_the_interpreter_lock_ends_the_process():
+    done = subprocess.run(
+        [sys.executable, "-c", HOLDS_THE_LOCK], cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
+    assert done.returncode == 1 and "Timeout (0:00:02)!" in done.stderr, done.stderr

@@ -7,7 +7,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from vlbert_jax.training import sharding
+from tests.helpers import toy_task
+from vlbert_jax.training import optimizer, sharding
+from vlbert_jax.training.state import create_state
 
 
 def make_mesh(data=-1, fsdp=1, tensor=1):
@@ -91,3 +93,14 @@ def test_cut_keeps_rows_on_their_device():
     np.testing.assert_array_equal(np.sort(np.ravel(parts)), np.arange(32.0))
     text = cut.lower(batch).compile().as_text()
     assert not any(word in text for word in ("all-to-all", "all-gather", "collective-permute"))
+
+
+def test_parameters_that_an_axis_does_not_divide_are_listed():
+    """Of the toy task with fsdp=3 the 16 columns of `first` stay whole, with fsdp=4 they are divided."""
+    config = toy_task.make_config()
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    for fsdp, expected in ((3, ["first"]), (4, [])):
+        axes = ml_collections.ConfigDict(dict(data=1, fsdp=fsdp, tensor=1))
+        mesh = sharding.make_mesh(axes, jax.devices()[:fsdp])
+        _, abstract, shardings, _ = create_state(config, toy_task.toy, tx, mesh)
+        assert sharding.whole_on_axes(abstract.params, shardings.params, mesh) == {"fsdp": expected}

@@ -21,6 +21,8 @@ from vlbert_jax.data.images import (
 from vlbert_jax.data.packing import padded
 from vlbert_jax.geometry import DIM, box_geometry
 
+log = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageLayout:
@@ -156,7 +158,7 @@ def decode_record(record: dict) -> np.ndarray:
         try:
             return decode_image(record["image"])
         except ValueError as error:  # as in the official code: one damaged file must not end a run of days
-            logging.warning("record %s: %s; taken as an empty image", record.get("index"), error)
+            log.warning("record %s: %s; taken as an empty image", record.get("index"), error)
     width, height = record["image_size"]
     return np.full((height, width, 3), MEAN_RGB, np.uint8)
 

@@ -1,16 +1,9 @@
-"""Records on disk -> batches on this host; `sharding.global_batch` takes them from there. Knows no task.
-
-A stream is a Grain dataset over record *numbers*; a task's function reads the record and makes the example.
-What batch k holds, and in which order, is a function of (seed, k) alone, so a run resumes from its step and any number
-of hosts makes the same global batch: the numbers are shuffled as a whole, every host takes its block of each batch
-*before* anything is mixed (a part of a mixed stream could give a host a single corpus).
-"""
+"""Records on disk: tables that `data_prep` built, read at random by number."""
 
 from __future__ import annotations
 
 import bisect
 import functools
-import glob
 import hashlib
 import itertools
 import json
@@ -30,7 +23,7 @@ Fields = dict[str, np.ndarray]
 
 @runtime_checkable
 class Source(Protocol):
-    """Records by number: a list, a `Records`, what `open_split` returns."""
+    """Records by number: a list, a `Records`, or what `open_split` returns."""
 
     def __len__(self) -> int: ...
 
@@ -38,10 +31,17 @@ class Source(Protocol):
 
 
 def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: bool = False) -> Source:
-    """Random access to a split that `data_prep` built; texts are str, images encoded.
+    """Return random access to a split that `data_prep` built; texts are str, images encoded.
 
-    `name` is builder/corpus, the folder under `data_dir`. Raises FileNotFoundError with the command that
-    builds it. A split that is not there is empty if `optional`, else a ValueError.
+    Args:
+        data_dir: Folder of all tables.
+        name: builder/corpus, the folder of the table.
+        split: Name of the split.
+        optional: Return an empty list where the split does not exist.
+
+    Raises:
+        FileNotFoundError: The table is not built; the message has the command.
+        ValueError: The table has no such split.
     """
     folder = os.path.join(os.path.expanduser(data_dir), name)
     if not (versions := _versions(folder)):
@@ -55,16 +55,17 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
 
 
 def _versions(folder: str | os.PathLike) -> list[str]:
-    """Ascending. A build that did not end leaves a folder of another name."""
+    """Return the versions in a folder in ascending order; an unfinished build has a folder of another name."""
     found = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(version for version in found if re.fullmatch(r"\d+\.\d+\.\d+", version))
+    versions = [version for version in found if re.fullmatch(r"\d+\.\d+\.\d+", version)]
+    return sorted(versions, key=lambda version: tuple(map(int, version.split("."))))  # "1.10.0" follows "1.9.0"
 
 
 def corpus_fingerprint(path: str | os.PathLike) -> str:
-    """Names and sizes of the files at `path`, and what is in them, in a few characters; empty for nothing.
+    """Return names, sizes and content of the files at `path` in a few characters; "" if there are none.
 
-    Of files of 1 MB or more 64 KiB count at the start, in the middle and at the end. Of a folder of builds the newest
-    counts, without the manifest, which says where the data came from.
+    Of files of 1 MB or more, 64 KiB at the start, in the middle and at the end count. Of a folder of builds
+    the newest counts, without its manifest, which states where the data came from.
     """
     root = pathlib.Path(path).expanduser()
     if versions := _versions(root):
@@ -85,25 +86,27 @@ def corpus_fingerprint(path: str | os.PathLike) -> str:
 
 
 def extractor_of(data_dir: str | os.PathLike, *names: str) -> str:
-    """The name of what made the regions in the tables `names` (builder/corpus); "" where none is known.
+    """Return the name of the extractor of the regions in some tables (builder/corpus); "" if unknown.
 
-    Raises ValueError where two differ: their features do not go together.
+    Raises:
+        ValueError: Two tables differ: their features cannot be mixed.
     """
     found = {}
     for name in names:
         folder = os.path.join(os.path.expanduser(data_dir), name)
-        for manifest in sorted(glob.glob(os.path.join(glob.escape(folder), "*.*.*", "manifest.json")))[-1:]:
+        manifests = [os.path.join(folder, version, "manifest.json") for version in _versions(folder)]
+        for manifest in [path for path in manifests if os.path.exists(path)][-1:]:
             with open(manifest, encoding="utf-8") as file:
                 found[name] = json.load(file).get("extractor") or ""
     known = {name: extractor for name, extractor in found.items() if extractor}
     if len(set(known.values())) > 1:
-        told = ", ".join(f"{name} by extractor {extractor}" for name, extractor in known.items())
-        raise ValueError(f"regions of different detectors, weights or settings do not go together: {told}")
+        detectors = ", ".join(f"{name} by extractor {extractor}" for name, extractor in known.items())
+        raise ValueError(f"regions of different detectors, weights or settings do not go together: {detectors}")
     return next(iter(known.values()), "")
 
 
 class _Split:
-    """TFDS gives texts as bytes; this gives str, and lists of str."""
+    """Records of a split with texts as str and lists of str; TFDS returns bytes."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self._source = builder.as_data_source(split)
@@ -141,7 +144,7 @@ def _build_command(data_dir: str | os.PathLike, name: str) -> str:
 
 
 class Records:
-    """Sources behind each other under one numbering; `remembered` records stay in memory once they are read."""
+    """Several sources under one numbering; `remembered` records stay in memory once they are read."""
 
     def __init__(self, *sources: Source, remembered: int = 0):
         self._sources = [source for source in sources if len(source)]

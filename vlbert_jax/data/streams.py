@@ -1,7 +1,16 @@
-"""Streams of examples: shuffling, mixing and batching on one host."""
+"""Streams of examples on one process: shuffling, mixing and batching.
+
+A stream is a Grain dataset over record numbers; a task's function reads the record and makes the
+example. What batch k holds, and in which order, is a function of (seed, k) alone, so a run resumes from
+its step and any number of processes makes the same global batch: the numbers are shuffled as a whole, and
+every process takes its block of each batch before anything is mixed, because a part of a mixed stream
+could give a process a single corpus.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,21 +18,22 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from vlbert_jax.batch import Arrays, Batch, make_batch
+from vlbert_jax.batch import Arrays, Batch, Shapes, make_batch
 from vlbert_jax.data.records import Fields
 
-# --- Streams ----------------------------------------------------------------------------------------------
+log = logging.getLogger(__name__)
+AHEAD_BYTES = 2 * 2**30  # most that the batches of one process which wait for the devices may take
 
 
 def per_host(batch_size: int, process_count: int) -> int:
-    """Examples of a global batch that one host loads. Raises ValueError if hosts cannot share evenly."""
+    """Return the examples of a global batch that one process loads; raise ValueError if they do not divide."""
     if batch_size % process_count:
         raise ValueError(f"{batch_size} examples per batch cannot be shared by {process_count} hosts evenly")
     return batch_size // process_count
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """A seed of its own for each stream: without it, all streams would shuffle and mask alike."""
+    """Return a separate seed for each stream, without which all streams would shuffle and mask alike."""
     return int(np.random.SeedSequence([seed, zlib.crc32(stream.encode())]).generate_state(1)[0])
 
 
@@ -37,10 +47,18 @@ def shuffled(
     process_count: int,
     even: bool = False,
 ) -> grain.MapDataset:
-    """Endless batches of this host, `batch_size` examples each; every epoch in an order of its own.
+    """Return endless batches of this process; every epoch has its own order.
 
-    With `even` a host's rows are ordered so that its devices have about as many real regions to compute; then the order
-    within a batch, and with it which dropout mask an example gets, depends on the number of hosts.
+    Args:
+        numbers: Record numbers.
+        seed: Seed of the stream.
+        example: (number, generator) -> example.
+        batch_size: Examples per batch of this process.
+        process_index: Number of this process.
+        process_count: Number of processes.
+        even: Order the rows of a batch so that devices have about the same number of real regions. Then the
+            order within a batch, and with it which dropout mask an example gets, depends on the number of
+            processes.
     """
     dataset = grain.MapDataset.source(numbers).seed(seed).shuffle().repeat(None).random_map(example)
     return _blocks(dataset, batch_size, process_index, process_count, stacked_evenly if even else None)
@@ -49,7 +67,7 @@ def shuffled(
 def _blocks(
     dataset: grain.MapDataset, size: int, process_index: int, process_count: int, stack: Callable | None = None
 ) -> grain.MapDataset:
-    """This host's rows of every global batch: one block, so that all hosts' behind each other are those of one host."""
+    """Return this process's rows of every global batch: one block, so that all blocks in order are the global batch."""
 
     def at(index: int) -> Fields:
         batch, row = divmod(int(index), size)
@@ -59,7 +77,7 @@ def _blocks(
 
 
 def stacked_evenly(examples: Sequence[Fields]) -> Fields:
-    """Examples as a batch; those with pixels in an `even_order` of their real regions."""
+    """Stack examples into a batch; those with pixels in an `even_order` of their real regions."""
     if "pixels" in examples[0]:
         counts = [int(example["region_mask"].sum()) for example in examples]
         examples = [examples[i] for i in even_order(counts)]
@@ -67,11 +85,11 @@ def stacked_evenly(examples: Sequence[Fields]) -> Fields:
 
 
 def even_order(weights: Sequence[int] | Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """The order of numbers in which halves, quarters, eighths, ... of the whole weigh about the same.
+    """Return an order in which halves, quarters, eighths, ... of the whole weigh about the same.
 
-    So one order, which does not know the devices, is even over any power of two of them, and so are their micro-batches
-    (rows i, i + parts, ... of each). Dealt from the heaviest to the lightest, first, second, second, first; then each
-    hand again.
+    So one order, which does not depend on the devices, is even over any power of two of them, and so are
+    their micro-batches (rows i, i + parts, ... of each). The weights are dealt from the heaviest to the
+    lightest: first, second, second, first; then each hand is dealt again.
     """
 
     def dealt(numbers: np.ndarray) -> np.ndarray:
@@ -92,7 +110,10 @@ def in_order(
     process_index: int,
     process_count: int,
 ) -> grain.MapDataset:
-    """Every number once over all hosts, in as many batches on each; `empty(an example)` fills up the last."""
+    """Return every number once over all processes, in the same number of batches on each.
+
+    `empty(example)` makes the examples that fill up the last batch.
+    """
     whole = -(-len(numbers) // (batch_size * process_count)) * batch_size * process_count
 
     def at(index: int) -> Fields:
@@ -102,9 +123,12 @@ def in_order(
 
 
 def mixed(datasets: Sequence[grain.MapDataset], sizes: Sequence[int]) -> grain.MapDataset:
-    """Element k comes from one of `datasets`, in proportion to `sizes`, spread evenly: a function of k alone.
+    """Return a dataset whose element k comes from one of `datasets`, in proportion to `sizes`, spread evenly.
 
-    Raises ValueError if there is none.
+    It is a function of k alone.
+
+    Raises:
+        ValueError: There is no dataset.
     """
     if not datasets:
         raise ValueError("the split has no record")
@@ -114,22 +138,47 @@ def mixed(datasets: Sequence[grain.MapDataset], sizes: Sequence[int]) -> grain.M
 def paired(
     first: grain.MapDataset, second: grain.MapDataset, join: Callable[[Fields, Fields], Fields]
 ) -> grain.MapDataset:
-    """Element k joins both elements k: strictly 1:1."""
+    """Return a dataset whose element k joins both elements k: strictly 1:1."""
     return first.map_with_index(lambda k, element: join(element, second[k]))
 
 
-def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Iterator[Fields]:
-    """Elements in order, made by `num_threads` threads (0 = when asked for), at least `prefetch` of them ahead.
+def batch_bytes(config, shapes: Shapes, processes: int) -> int:
+    """Return the bytes of one process's part of a batch whose examples have these shapes."""
+    example = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes.values())
+    return example * config.batch_size // processes
 
-    Threads, as decoding, resizing and NumPy release the lock; worker processes cost 2 ms of CPU more per
-    record.
+
+def batches_ahead(num_threads: int, prefetch: int, nbytes: int) -> int:
+    """Return how many batches of `nbytes` are made ahead, so that they take at most AHEAD_BYTES.
+
+    Each thread makes a whole batch, so there are never more threads than batches ahead.
+
+    Args:
+        num_threads: config.data.num_threads; 0 = none is made ahead.
+        prefetch: config.data.prefetch.
+        nbytes: Bytes of one batch; 0 = unknown.
     """
-    ahead = max(prefetch, num_threads) if num_threads else 0  # Grain starts no more threads than that
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
+    return min(max(prefetch, num_threads), max(AHEAD_BYTES // max(nbytes, 1), 1)) if num_threads else 0
+
+
+def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int, nbytes: int = 0) -> Iterator[Fields]:
+    """Iterate over the elements in order, made ahead by threads as `batches_ahead` states.
+
+    Threads suffice because decoding, resizing and NumPy release the interpreter lock; worker processes
+    take 2 ms of CPU more per record.
+    """
+    ahead = batches_ahead(num_threads, prefetch, nbytes)
+    options = grain.ReadOptions(num_threads=min(num_threads, ahead), prefetch_buffer_size=ahead)
     return iter(dataset.to_iter_dataset(options))
 
 
-def batches_of(dataset: grain.MapDataset, config, targets: type[Arrays]) -> Iterator[Batch]:
-    """Iterate over a dataset of batches, read ahead by as many threads as the config says."""
-    fields = iterate(dataset, config.data.num_threads, config.data.prefetch)
+def batches_of(dataset: grain.MapDataset, config, targets: type[Arrays], nbytes: int) -> Iterator[Batch]:
+    """Iterate over a dataset of batches of `nbytes`, read ahead by as many threads as the config states."""
+    fields = iterate(dataset, config.data.num_threads, config.data.prefetch, nbytes)
     return (make_batch(batch, targets) for batch in fields)
+
+
+def log_ahead(config, nbytes: int) -> None:
+    """Log how many bytes of batches wait in memory."""
+    ahead = batches_ahead(config.data.num_threads, config.data.prefetch, nbytes)
+    log.info("input: %d batches of %.1f MB are made ahead, %.1f MB in all", ahead, nbytes / 1e6, ahead * nbytes / 1e6)

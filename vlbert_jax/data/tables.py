@@ -16,7 +16,7 @@ from vlbert_jax.batch import Arrays, Batch, Example, Shapes, abstract_batch, emp
 from vlbert_jax.data import streams
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.records import Records, open_split
-from vlbert_jax.data.streams import batches_of, mixed, per_host, stream_seed
+from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, per_host, stream_seed
 
 # (config, orientation, train) -> (record, mirrored) -> example
 ExampleMaker = Callable[..., Callable[[dict, bool], Example]]
@@ -70,7 +70,13 @@ def batch_shapes(config, shapes: Shapes, targets: type[Arrays]) -> Batch:
 
 
 def train_batches(
-    config, maker: ExampleMaker, targets: type[Arrays], start_step: int, process_index: int, process_count: int
+    config,
+    maker: ExampleMaker,
+    shapes: Shapes,
+    targets: type[Arrays],
+    start_step: int,
+    process_index: int,
+    process_count: int,
 ) -> Iterator[Batch]:
     """Iterate without end over this process's part of global batches start_step, start_step + 1, ..."""
     split, share = Split(config, config.data.train_split), _share(config, process_index, process_count)
@@ -87,11 +93,13 @@ def train_batches(
 
     parts = split.parts(config)
     batches = mixed([shuffled(*part) for part in parts.items()], [len(part) for part in parts.values()])
-    return batches_of(batches[start_step:], config, targets)
+    nbytes = batch_bytes(config, shapes, process_count)
+    log_ahead(config, nbytes)
+    return batches_of(batches[start_step:], config, targets, nbytes)
 
 
 def eval_parts(
-    config, maker: ExampleMaker, targets: type[Arrays], process_index: int, process_count: int
+    config, maker: ExampleMaker, shapes: Shapes, targets: type[Arrays], process_index: int, process_count: int
 ) -> list[Iterator[Batch]]:
     """Return this process's part of the evaluation split, one iterator per orientation.
 
@@ -108,7 +116,8 @@ def eval_parts(
         def empty(like: Example) -> Example:
             return empty_example(like, targets)
 
-        return batches_of(streams.in_order(numbers, example, empty, **share), config, targets)
+        dataset = streams.in_order(numbers, example, empty, **share)
+        return batches_of(dataset, config, targets, batch_bytes(config, shapes, process_count))
 
     return list(itertools.starmap(in_order, split.parts(config).items()))
 

@@ -288,11 +288,15 @@ class TextImageTask(Task, extends=True):
         self, config: Config, start_step: int, process_index: int, process_count: int
     ) -> Iterator[Batch]:
         """Iterate without end over this process's part of global batches start_step, start_step + 1, ... (NumPy)."""
-        return tables.train_batches(config, self.example_maker, self.targets, start_step, process_index, process_count)
+        shapes = self.example_shapes(config)
+        return tables.train_batches(
+            config, self.example_maker, shapes, self.targets, start_step, process_index, process_count
+        )
 
     def eval_batches(self, config: Config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
         """Return this process's part of the evaluation split, every example once over all processes."""
-        parts = tables.eval_parts(config, self.example_maker, self.targets, process_index, process_count)
+        shapes = self.example_shapes(config)
+        parts = tables.eval_parts(config, self.example_maker, shapes, self.targets, process_index, process_count)
         return {self.subset: itertools.chain.from_iterable(parts)}
 
     def batch_shapes(self, config: Config) -> Batch:
@@ -303,7 +307,7 @@ class TextImageTask(Task, extends=True):
         """Write the report page: scores, curves, and some texts with the image and the model's answers."""
 
         def parts():
-            return tables.eval_parts(config, self.example_maker, self.targets, 0, 1)
+            return tables.eval_parts(config, self.example_maker, self.example_shapes(config), self.targets, 0, 1)
 
         return report.write_report(
             directory, self.report_title(config), model, config, history, parts, self.predict, self.card

@@ -1,13 +1,14 @@
 """The processes of one run, on one machine or many: they join, agree, and end together.
 
-`jax.distributed` does the work: it connects them, watches their heartbeats and passes a SIGTERM on. Added here: one
-clear line and a known exit status for whatever ends a run, and a comparison of code, config and data before anything
-is computed.
+`jax.distributed` connects them, watches their heartbeats and passes SIGTERM on. This module adds one
+clear line and a known exit status for every way in which a run ends, and a comparison of code, config
+and data before anything is computed.
 """
 
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import hashlib
 import importlib.metadata
 import json
@@ -23,10 +24,11 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import ml_collections
-from jax._src import distributed  # its client has no public name; Orbax takes it from here, too
+from jax._src import distributed  # its client has no public name
 
 from vlbert_jax.data.records import corpus_fingerprint
 from vlbert_jax.training import metrics
@@ -34,12 +36,13 @@ from vlbert_jax.training.config import flat_config
 
 log = logging.getLogger(__name__)
 
-JOIN_SECONDS = 300  # how long a host waits for the others at the start
-HEARTBEAT_SECONDS = 20  # after so long a silence a host counts as dead
-FILE_SECONDS = 10  # until what one host writes is seen by the others: network file systems take their time
-WAIT_SECONDS = 24 * 3600  # for a host at work, e.g. drawing a corpus: that it lives the heartbeats tell
-LOST = 75  # exit status where another host is gone (EX_TEMPFAIL of sysexits.h): the same command may be tried again
-DONE = (0, 143)  # exit statuses that all hosts reach by themselves
+JOIN_SECONDS = 300  # time that a process waits for the others at the start
+HEARTBEAT_SECONDS = 20  # silence after which a process counts as dead
+FILE_SECONDS = 10  # time until a file of one process is visible to the others on a network file system
+WAIT_SECONDS = 24 * 3600  # for a process at work, e.g. building a corpus; heartbeats show that it is alive
+STUCK_SECONDS = 120  # time without running Python after which a process ends itself
+LOST = 75  # exit status after the loss of another process (EX_TEMPFAIL of sysexits.h): the command may be repeated
+DONE = (0, 143)  # exit statuses that all processes reach by themselves
 OF_RUNTIME = re.compile(
     r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
@@ -49,12 +52,20 @@ OF_RUNTIME = re.compile(
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None):
-    """Joins the other processes of this run, where there are any; a run of one process is left as it is.
+    """Join the other processes of this run; a run of one process stays as it is.
 
-    Given, in this order: by the arguments, all three; by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
-    by srun, mpirun, or a TPU's hosts. Raises ValueError where something is missing, and OSError where the machine
-    cannot tell. Where the others do not come within JOIN_SECONDS the process ends: one line with the address, status
-    75.
+    The processes are given, in this order, by the arguments, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
+    and JAX_PROCESS_ID, or by srun, mpirun, or the hosts of a TPU. Where the others do not come within
+    JOIN_SECONDS the process ends with one line that has the address, and status 75.
+
+    Args:
+        coordinator: HOST:PORT of process 0.
+        num_processes: Number of processes.
+        process_id: Number of this process, from 0.
+
+    Raises:
+        ValueError: A part is missing.
+        OSError: The machine does not report its processes.
     """
     given = coordinator, num_processes, process_id
     if given == (None, None, None):
@@ -62,7 +73,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         if given is None:
             return
     elif None in given:
-        raise ValueError("--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all three")
+        raise ValueError("--coordinator=HOST:PORT, --num_processes and --process_id belong together; give all three")
     address, total, number = given
     if address and not re.fullmatch(r".+:\d+", address):
         raise ValueError(f"the coordinator's address {address!r} is not HOST:PORT")
@@ -81,124 +92,139 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
             f"cannot join the other processes: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT for all, or give each its "
             "--coordinator=HOST:PORT, --num_processes and --process_id"
         ) from error
-    # Under srun and mpirun JAX takes one GPU per process, but not under Open MPI 5, which it does not know; the only
-    # process of a machine drives all.
+    # Under srun and mpirun JAX uses one GPU per process, but it does not detect Open MPI 5. The only process of a
+    # machine uses all GPUs.
     gpus = "all" if alone_on_machine() else os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK")
     if gpus and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
         jax.config.update("jax_cuda_visible_devices", gpus)
     _Watch.start()
     if jax.process_index():
-        logging.getLogger("vlbert_jax").setLevel(logging.ERROR)  # host 0 tells the rest
+        logging.getLogger("vlbert_jax").setLevel(logging.ERROR)  # process 0 logs for all
     log.info("%d processes; this is %s", jax.process_count(), _name())
 
 
 def found() -> tuple[str | None, int | None, int | None] | None:
-    """Coordinator, number of processes and number of this one, as the environment has them, for `join`.
+    """Return coordinator, number of processes and number of this one from the environment, for `join`.
 
-    None instead of one is for JAX to find out; instead of all, there is no other process.
+    A None among them is for JAX to detect; None in place of all means that there is no other process.
     """
     get = os.environ.get
     address = get("JAX_COORDINATOR_ADDRESS")
     for total, number in (
         ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
-        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # of every Open MPI; JAX knows versions before 5
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # of every Open MPI; JAX detects versions before 5
     ):
         if int(get(total) or 1) > 1:
             return address or _launcher(), int(get(total)), int(get(number)) if get(number) else None
-    several = int(get("SLURM_STEP_NUM_TASKS") or 1) > 1  # of the step: an allocation alone starts no processes
+    several = int(get("SLURM_STEP_NUM_TASKS") or 1) > 1  # of the step; an allocation alone starts no processes
     several |= int(get("MEGASCALE_NUM_SLICES") or 1) > 1
     several |= "," in (get("TPU_PROCESS_ADDRESSES") or get("TPU_WORKER_HOSTNAMES") or "")
-    # JAX sets TPU_ML_PLATFORM where it finds TPU chips; whether there are more hosts the machine's metadata tell.
+    # JAX sets TPU_ML_PLATFORM where it finds TPU chips; the metadata of the machine state whether there are more.
     on_tpu = "TPU_ML_PLATFORM" in os.environ and "TPU_SKIP_MDS_QUERY" not in os.environ
     several |= on_tpu and "tpu" in (jax.config.jax_platforms or "tpu")
     return (address, None, None) if several else None
 
 
 def _launcher() -> str | None:
-    """An address for the coordinator where Open MPI 5 has started this process: of the machine where mpirun runs.
+    """Return the address of the coordinator where Open MPI 5 has started this process, else None.
 
-    As JAX has it for the versions before: process 0 is taken to be there, too, and runs at a time get different ports.
+    It is the machine where mpirun runs, as JAX has it for earlier versions: process 0 is assumed to run
+    there. Simultaneous runs get different ports.
     """
     mpirun = re.fullmatch(r"prterun-(.+)-(\d+)@\d+", os.environ.get("PMIX_NAMESPACE", ""))
     return f"{mpirun[1]}:{2**16 - 2**12 + int(mpirun[2]) % 2**12}" if mpirun else None
 
 
 def alone_on_machine() -> bool:
-    """Whether srun or mpirun has started one process only on this machine."""
+    """Return whether srun or mpirun has started only one process on this machine."""
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or ""
     return re.fullmatch(r"1(\(x\d+\))?", tasks) is not None
 
 
 def _name() -> str:
-    return f"host {distributed.global_state.process_id} ({socket.gethostname()})"
+    return f"process {distributed.global_state.process_id} ({socket.gethostname()})"
 
 
 # --- Ending -----------------------------------------------------------------------------------------------
 
 
 def wait(name: str):
-    """Until all hosts are here; each name once. Not for what computes: the devices wait for each other."""
+    """Wait until all processes are here; use each name once. Computation needs no wait: devices wait for each other."""
     if _Watch.thread is not None:
         distributed.global_state.client.wait_at_barrier(f"vlbert_jax/{name}", WAIT_SECONDS * 1000)
 
 
 def leave(status: int, line: str = "") -> int:
-    """The end of this process: waits for the others if all is well, else ends them too, with the same status.
+    """Return `status`, the exit status, after all processes have agreed to end.
 
-    Returns `status`; of several processes only where it is in DONE. Whoever fails first prints its line, alone.
+    After success the process waits for the others. After an error it ends them too, with the same status,
+    and only the first to fail prints its line; then this does not return.
+
+    Args:
+        status: Exit status of this process.
+        line: Error message.
     """
     if _Watch.thread is None:
         if line:
             print(line, file=sys.stderr)
         return status
     if status in DONE:
-        wait("done")  # the last, at a report or a results file, may still fail
+        wait("done")  # the last process may still fail, at a report or a results file
         _Watch.stop()
         return status
     if OF_RUNTIME.search(line):
-        # The echo of a host that died, most likely: then JAX ends this process, and the line is that host's.
+        # Most likely the consequence of another process that died: then JAX ends this one, and that one has the line.
         time.sleep(HEARTBEAT_SECONDS + 5)
     words = json.dumps(dict(host=distributed.global_state.process_id, status=status, line=line))
-    with contextlib.suppress(Exception):  # another was first
+    with contextlib.suppress(Exception):  # another process was first
         distributed.global_state.client.key_value_set(_Watch.KEY + "first", words)
     _Watch.thread.join()  # ends the process
     return status
 
 
 class _Watch:
-    """A thread of each process that ends it when another one has failed, wherever it is."""
+    """A thread of each process that ends it when another one has failed."""
 
     KEY = "vlbert_jax/failed/"
     thread: threading.Thread | None = None
     over = threading.Event()
-    status: int | None = None  # with which all are ending: who is first gone is no accident any more
+    status: int | None = None  # with which all processes are ending; then the loss of one is expected
+    hook_before: Any = None  # sys.excepthook before `start`
 
     @classmethod
     def start(cls):
+        """Start the thread, and report errors that nothing catches to the other processes."""
+        cls.over.clear()
         cls.thread = threading.Thread(target=cls._run, daemon=True)
         cls.thread.start()
-        atexit.register(cls.stop)  # before JAX's own, which takes the client away
-        sys.excepthook = cls._uncaught
+        atexit.register(cls.stop)  # before JAX's own exit function, which removes the client
+        cls.hook_before, sys.excepthook = sys.excepthook, cls._uncaught
 
     @classmethod
     def stop(cls):
+        """End the thread, and put back what `start` changed."""
         cls.over.set()
-        cls.thread.join()
+        if cls.thread is not None:
+            cls.thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        if sys.excepthook == cls._uncaught:
+            sys.excepthook = cls.hook_before
 
     @classmethod
     def _run(cls):
         client = distributed.global_state.client
         while not cls.over.wait(1):
+            arm_dead_mans_switch()
             try:
                 failed = client.key_value_dir_get(cls.KEY)
-            except Exception:  # the coordinator is gone: JAX notices, too
+            except Exception:  # the coordinator is gone; JAX detects it too
                 continue
             if failed:
                 first = json.loads(failed[0][1])
                 cls.status = first["status"]
                 if first["host"] == distributed.global_state.process_id:
                     print(first["line"], file=sys.stderr, flush=True)
-                with contextlib.suppress(Exception):  # a host that hangs is not waited for
+                with contextlib.suppress(Exception):  # do not wait for a process that hangs
                     client.wait_at_barrier("vlbert_jax/failed", 10_000)
                 sys.stdout.flush()
                 os._exit(cls.status)
@@ -219,32 +245,45 @@ def _aborted(_):
     if _Watch.thread is None:
         line = f"no answer within {JOIN_SECONDS} s: not all of {state.num_processes} processes came to the coordinator"
         line += f" {state.coordinator_address}; is it the right address, can it be reached, are all started?"
-    elif threading.get_ident() == threading.main_thread().ident:  # JAX watches the others from a thread of its own
+    elif threading.get_ident() == threading.main_thread().ident:  # JAX watches the others from a separate thread
         line, status = "XLA or another library aborted it; the lines above say why", 128 + signal.SIGABRT
     else:
-        line = "another host of this run died or cannot be reached, or XLA aborted here (the lines above say which); "
-        line += "the same command goes on from the newest checkpoint"
+        line = "another process of this run died or cannot be reached, or XLA aborted here (see the lines above); "
+        line += "the same command continues from the newest checkpoint"
     print(f"error: {_name()} stopped: {line}", file=sys.stderr, flush=True)
     os._exit(status)
 
 
 def _end_clearly_when_aborted():
-    """JAX aborts the process, from a thread of C++, when a host is gone or does not come; it takes no callback.
+    """Install the handler of SIGABRT.
 
-    A signal handler of Python's would only run in the main thread, which hangs in a collective: hence C's.
+    JAX aborts the process, from a thread of C++, when another process is lost or does not come; it takes no
+    callback. A signal handler of Python would only run in the main thread, which hangs in a collective, so
+    this one is of C. It calls Python, which waits for the interpreter lock: `arm_dead_mans_switch` covers
+    the case in which C code holds the lock.
     """
     ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
 
 
+def arm_dead_mans_switch() -> None:
+    """End the process with status 1 and a traceback unless this is called again within STUCK_SECONDS.
+
+    The timer is a thread of C, which needs no Python: it also ends a process in which C code holds the
+    interpreter lock, so that neither the watch nor the handler of SIGABRT can run.
+    """
+    faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
+
+
 # --- Agreeing ---------------------------------------------------------------------------------------------
 
-MAY_DIFFER = ("data.data_dir", "data.num_threads", "data.prefetch", "data.remember_records")  # fields of the config
-# Texts in config.data that name no file, though a folder beside the data may have the same name.
+# Fields of the config that processes may set differently.
+MAY_DIFFER = ("data.data_dir", "data.num_threads", "data.prefetch", "data.remember_records")
+# Texts in config.data that do not name a file, although a folder next to the data may have the same name.
 NO_PATHS = ("data_dir", "embedded", "extractor", "features", "train_split", "eval_split", "train_boxes", "eval_boxes")
 
 
 def facts(config: ml_collections.ConfigDict) -> dict[str, object]:
-    """What has to be the same on every host: name -> value, for `agree`. Files are read."""
+    """Return what must be equal in every process, for `agree`: name -> value. Files are read."""
     code = hashlib.sha256()
     for path in sorted(pathlib.Path(__file__).parent.parent.rglob("*.py")):
         code.update(path.name.encode() + path.read_bytes())
@@ -267,9 +306,15 @@ def facts(config: ml_collections.ConfigDict) -> dict[str, object]:
 
 
 def agree(config: ml_collections.ConfigDict, workdir: pathlib.Path):
-    """Raises ValueError, on all hosts, where the `facts` or the workdir of one are not those of host 0; names both.
+    """Check that the `facts` and the workdir of all processes are those of process 0.
 
-    `workdir` is there on every host; for a moment host 0 has a file in it that the others must see.
+    Args:
+        config: Config of the run.
+        workdir: Folder that exists in every process; for a moment process 0 has a file in it that the
+            others must see.
+
+    Raises:
+        ValueError: They differ; every process raises it, with both values.
     """
     if _Watch.thread is None:
         return
@@ -283,14 +328,14 @@ def agree(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         seen, theirs = json.loads(_get("vlbert_jax/facts"))
         complaint = _difference(mine, theirs)
         if not complaint and not _appears(workdir / seen):
-            complaint = f"its workdir {workdir} is not that of host 0: all hosts need the same folder"
-        complaint = complaint and f"{_name()} does not fit host 0: {complaint}"
+            complaint = f"its workdir {workdir} is not that of process 0; all processes need the same folder"
+        complaint = complaint and f"{_name()} differs from process 0: {complaint}"
         client.key_value_set(f"vlbert_jax/complaint/{number}", complaint)
         complaints = [text for i in range(total) if (text := _get(f"vlbert_jax/complaint/{i}"))]
     finally:
         token.unlink(missing_ok=True)
     if complaints:
-        more = f" (and {len(complaints) - 1} more hosts)" if len(complaints) > 1 else ""
+        more = f" (and {len(complaints) - 1} more processes)" if len(complaints) > 1 else ""
         raise ValueError(complaints[0] + more)
 
 

@@ -1,8 +1,8 @@
-"""Numbers on their way to people: (sum, count) pairs, `metrics.jsonl`, TensorBoard, the progress bar.
+"""Metrics: (sum, count) pairs, `metrics.jsonl`, TensorBoard, and the progress bar.
 
-A metric is a sum and a count until it is written, so that averages over batches, hosts and steps are exact.
+A metric is a sum and a count until it is written, so that averages over batches, processes and steps are exact.
 Rows of `metrics.jsonl` are objects with `step`, `split` (train or val) and the values. Rows of an interrupted
-and resumed run equal those of an uninterrupted one, but for durations: their names contain `time` or
+and resumed run equal those of an uninterrupted one, except for durations, whose names contain `time` or
 `per_sec`.
 """
 
@@ -38,7 +38,7 @@ PACKAGES = (
 
 
 def write_description(workdir: pathlib.Path, config: ml_collections.ConfigDict):
-    """config.json and versions.json (packages, devices, git revision) of the newest start."""
+    """Write config.json and versions.json (packages, devices, git revision) of the newest start."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -67,12 +67,12 @@ class Sums:
             total[1] += float(count)
 
     def means(self) -> dict[str, float]:
-        """Metric -> sum / count; what was never counted is left out."""
+        """Return metric -> sum / count; a metric that counted nothing is left out."""
         return {name: value / count for name, (value, count) in self.sums.items() if count}
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """Rows of a metrics.jsonl; a last line that is not whole (the process was killed) is left out."""
+    """Return the rows of a metrics.jsonl; an incomplete last line (the process was killed) is left out."""
     rows = []
     for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
         if line.endswith("\n") and line.strip():
@@ -81,14 +81,14 @@ def read_rows(path: pathlib.Path) -> list[dict]:
 
 
 class Writer:
-    """Writes rows to WORKDIR/metrics.jsonl, WORKDIR/tensorboard and the terminal, if `active` (host 0)."""
+    """Writer of rows to WORKDIR/metrics.jsonl, WORKDIR/tensorboard and the terminal, if `active` (process 0)."""
 
     def __init__(
         self, workdir: pathlib.Path, start_step: int, total_steps: int, unscored: bool = False, active: bool = True
     ):
-        """Continues a run at `start_step`: rows that will be computed again are removed.
+        """Continue a run at `start_step`: rows that will be computed again are removed.
 
-        Those are the rows of later steps, and of `start_step`'s evaluation where it is `unscored`.
+        Those are the rows of later steps, and of the evaluation at `start_step` if it is `unscored`.
         """
         self.path, self.active = workdir / "metrics.jsonl", active
         if not active:
@@ -100,7 +100,7 @@ class Writer:
         os.replace(kept, self.path)
         self.file = self.path.open("a")
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-        # On a terminal a bar; elsewhere one line per row.
+        # A progress bar on a terminal, one line per row elsewhere.
         self.bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
@@ -110,13 +110,13 @@ class Writer:
         )
 
     def write(self, step: int, split: str, values: Mapping[str, float]):
-        """One row. Values that are not finite become null: JSON has no word for them."""
+        """Write one row. Values that are not finite become null, because JSON cannot represent them."""
         row = {"step": step, "split": split}
         row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         if not self.active:
             return
         self.file.write(json.dumps(row) + "\n")
-        self.file.flush()  # survives SIGKILL from here on
+        self.file.flush()  # from here on the row survives SIGKILL
         for name, value in values.items():
             self.board.add_scalar(f"{split}/{name}", value, step)
         short = {name: f"{value:.4g}" for name, value in values.items()}

@@ -1,8 +1,8 @@
-"""Where arrays live: the device mesh, the one table from logical to mesh axes, the shardings it gives.
+"""Where arrays are: the device mesh, the one table from logical to mesh axes, and the shardings it determines.
 
-The model names the dimensions of its parameters (`nnx.Param(..., axes=("embed", "mlp"))`); what a name means
-on the machine is decided here and nowhere else. Batches are split over `data` and `fsdp` along their first
-axis.
+The model names the dimensions of its parameters (`nnx.Param(..., axes=("embed", "mlp"))`); this module
+alone decides which mesh axis a name is divided over. Batches are divided over `data` and `fsdp` along
+their first axis.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from vlbert_jax.model.partitioning import BATCH_AXES
 
-# Logical axis -> mesh axis. Layers are stacked on a leading axis that is scanned over: it stays whole.
+# Logical axis -> mesh axis. Layers are stacked on a leading axis that is scanned over, which stays whole.
 RULES = {
     "vocab": "tensor",
     "heads": "tensor",
@@ -32,12 +32,20 @@ RULES = {
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh `data x fsdp x tensor` of the sizes in the block `mesh`; one may be -1, the rest.
+    """Return the mesh `data x fsdp x tensor` of the sizes in the block `mesh`; one size may be -1 (remaining devices).
 
-    Every host's devices are one block of the rows `data x fsdp`, in the order of the processes: a global batch is the
-    hosts' parts behind each other. JAX numbers the hosts of a TPU pod slice by slice, so slices, which only the data
-    centre's network joins, lie along `data`, which sends the least. Raises ValueError where the sizes do not multiply
-    to the number of devices, slices would be cut, or `tensor` does not fit within each host.
+    The devices of every process are one block of the rows `data x fsdp`, in the order of the processes, so
+    that a global batch is the parts of the processes in order. JAX numbers the hosts of a TPU pod slice by
+    slice, so slices, which only the network of the data center connects, lie along `data`, which sends the
+    least.
+
+    Args:
+        config: The block `mesh` of a config.
+        devices: Devices of the mesh; None = all.
+
+    Raises:
+        ValueError: The sizes do not multiply to the number of devices, a slice would be cut, or `tensor` does
+            not fit within each process.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(data=config.data, fsdp=config.fsdp, tensor=config.tensor)
@@ -62,17 +70,19 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] |
             f"mesh.tensor={filled['tensor']} does not divide the {counts} devices of each host: it must lie within "
             "one, and all hosts need as many devices"
         )
-    # Not by `mesh_utils`, which goes by the topology alone: there a host's rows lie apart, and `tensor` spans hosts.
-    # Neighbours in a slice have neighbouring numbers; the all-reduce over all of `data` does not ask for the order.
+    # `mesh_utils` orders by the topology alone, so that the rows of a process are apart and `tensor` spans processes.
+    # Neighbors in a slice have neighboring numbers; the all-reduce over all of `data` does not depend on the order.
     placed = np.array(sorted(devices, key=lambda device: device.process_index)).reshape(tuple(filled.values()))
     return Mesh(placed, tuple(filled), axis_types=(AxisType.Auto,) * 3)
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """The table applied to the logical `axes` of the trailing dimensions of `shape`.
+    """Return the table applied to the logical `axes` of the trailing dimensions of `shape`.
 
-    A dimension that the mesh axis does not divide, or whose mesh axis is taken by an earlier dimension, stays
-    whole. Raises ValueError for a name that is not in the table.
+    A dimension that the mesh axis does not divide, or whose mesh axis an earlier dimension uses, stays whole.
+
+    Raises:
+        ValueError: A name is not in the table.
     """
     spec: list[str | None] = [None] * (len(shape) - len(axes))
     for name, size in zip(axes, shape[len(shape) - len(axes) :], strict=True):
@@ -85,7 +95,7 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh)
 
 
 def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A NamedSharding for every leaf of a (possibly abstract) tree; leaves without named axes are replicated.
+    """Return a NamedSharding for every leaf of a (possibly abstract) tree; leaves without named axes are replicated.
 
     Optimizer moments made by `jax.tree.map` from parameters keep their metadata and so their places.
     """
@@ -100,22 +110,25 @@ def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of a batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the first axis of a batch is cut."""
+    """Return the number of parts into which the first axis of a batch is divided."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def global_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """This host's part of a batch (numpy) -> the global batch (sharded arrays over all hosts).
+    """Return the global batch, sharded over all processes, of this process's part (NumPy).
 
-    Raises ValueError where the examples do not divide among the devices.
+    Raises:
+        ValueError: The examples do not divide among the devices.
     """
     sharding, hosts = batch_sharding(mesh), jax.process_count()
 
@@ -123,7 +136,7 @@ def global_batch(batch: PyTree, mesh: Mesh) -> PyTree:
         check_divides(array.shape[0], mesh, hosts)
         return jax.make_array_from_process_local_data(sharding, array)
 
-    with jax.transfer_guard("allow"):  # the one transfer of a step that is meant
+    with jax.transfer_guard("allow"):  # the one intended transfer of a step
         return jax.tree.map(place, batch)
 
 
@@ -145,15 +158,41 @@ def check_parts(examples: int, parts: int, mesh: Mesh):
 
 
 def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
-    """What the arrays of a tree take on each device where they live as `shardings` says."""
+    """Return the bytes that the arrays of a tree take on each device."""
     sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, abstract, shardings)
     return sum(jax.tree.leaves(sizes))
 
 
+def whole_on_axes(abstract: PyTree, shardings: PyTree, mesh: Mesh) -> dict[str, list[str]]:
+    """Return, for each mesh axis larger than 1, the parameters that the table assigns to it but that stay whole.
+
+    They are whole because no dimension divides by the size of the axis. Batch axes divide no parameter
+    unless the table says so.
+
+    Args:
+        abstract: State of parameters: shapes with named axes.
+        shardings: Their shardings.
+        mesh: Mesh of the run.
+    """
+    axes = [axis for axis, size in mesh.shape.items() if size > 1 and axis in RULES.values()]
+    found: dict[str, list[str]] = {axis: [] for axis in axes}
+    places = dict(nnx.to_flat_state(shardings))
+    for path, variable in nnx.to_flat_state(abstract):
+        names = variable.get_metadata().get("axes") or ()
+        used = set(places[path].get_value().spec)
+        for axis, parameters in found.items():
+            if axis in {RULES.get(name) for name in names if name} and axis not in used:
+                parameters.append("/".join(map(str, path)))
+    return found
+
+
 def cut(batch: PyTree, parts: int, mesh: Mesh) -> PyTree:
-    """Cuts a global batch into `parts` micro-batches along a new first axis; every device keeps its rows.
+    """Return a global batch cut into `parts` micro-batches along a new first axis; every device keeps its rows.
 
     Micro-batch i is rows i, i + parts, ...: a plain reshape would gather each micro-batch on few devices.
+
+    Raises:
+        ValueError: The examples do not divide.
     """
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 

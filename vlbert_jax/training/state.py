@@ -69,7 +69,7 @@ def open_run(
     check_batch(config, task, mesh, parts=1 if read_only else config.grad_accumulation_steps)
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
-    _log_sizes(abstract)
+    _log_sizes(abstract, shardings, mesh)
     checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={})
     if (step := checkpoints.latest_step()) is not None:
         state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
@@ -157,7 +157,14 @@ def initial_weights(
     return dataclasses.replace(state, params=params, constants=constants)
 
 
-def _log_sizes(abstract: TrainState):
-    for kind in ("params", "constants"):
-        sizes = [x.size for x in jax.tree.leaves(getattr(abstract, kind))]
-        log.info("%s: %s values in %d arrays", kind, f"{sum(sizes):,}", len(sizes))
+def _log_sizes(abstract: TrainState, shardings: TrainState, mesh: Mesh) -> None:
+    """Log the size of the state, and which parameters an axis of the mesh does not divide."""
+    for kind in ("params", "constants", "opt_state"):
+        tree = getattr(abstract, kind)
+        sizes = [x.size for x in jax.tree.leaves(tree)]
+        on_device = sharding.bytes_per_device(tree, getattr(shardings, kind)) / 1e6
+        log.info("%s: %s values in %d arrays, %.1f MB per device", kind, f"{sum(sizes):,}", len(sizes), on_device)
+    for axis, whole in sharding.whole_on_axes(abstract.params, shardings.params, mesh).items():
+        if whole:
+            more = f" and {len(whole) - 8} more" if len(whole) > 8 else ""
+            log.info("mesh.%s=%d does not divide %s%s", axis, mesh.shape[axis], ", ".join(whole[:8]), more)

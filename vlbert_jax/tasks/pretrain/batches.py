@@ -14,7 +14,7 @@ from vlbert_jax.data import streams
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.masking import draw_samples
 from vlbert_jax.data.records import Records, open_split
-from vlbert_jax.data.streams import batches_of, in_order, mixed, paired, per_host, stream_seed
+from vlbert_jax.data.streams import batch_bytes, batches_of, in_order, log_ahead, mixed, paired, per_host, stream_seed
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
 from vlbert_jax.tasks.pretrain.examples import (
     SEQUENCE_FIELDS,
@@ -132,7 +132,9 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
     )
     if config.losses.text_only:
         batches = paired(batches, shuffled(_text(config, config.data.train_split, train=True), "text"), _pair)
-    return batches_of(batches[start_step:], config, PretrainTargets)
+    nbytes = _bytes(config, process_count)
+    log_ahead(config, nbytes)
+    return batches_of(batches[start_step:], config, PretrainTargets, nbytes)
 
 
 def eval_batches(config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
@@ -148,12 +150,13 @@ def eval_parts(config, process_index: int, process_count: int) -> dict[str, list
     with padding.
     """
     share = _share(config, process_index, process_count)
+    nbytes = _bytes(config, process_count)
     subsets = {"captions": _captions(config, config.data.eval_split, train=False)}
     if config.losses.text_only:
         subsets["text"] = [_text(config, config.data.eval_split, train=False)]
     return {
         name: [
-            batches_of(in_order(part.numbers, part.evaluate, _empty, **share), config, PretrainTargets)
+            batches_of(in_order(part.numbers, part.evaluate, _empty, **share), config, PretrainTargets, nbytes)
             for part in parts
         ]
         for name, parts in subsets.items()
@@ -162,3 +165,9 @@ def eval_parts(config, process_index: int, process_count: int) -> dict[str, list
 
 def _empty(like: Example) -> Example:
     return empty_example(like, PretrainTargets)
+
+
+def _bytes(config, process_count: int) -> int:
+    """Return the bytes of one process's part of a batch."""
+    images = dict(batch_size=_share(config, 0, 1)["batch_size"])
+    return batch_bytes(ml_collections.ConfigDict(images), pair_shapes(config), process_count)
