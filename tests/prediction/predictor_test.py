@@ -63,7 +63,8 @@ def evaluated(task, config, path, maker):
     """The task's predictions and records of its validation split, computed as evaluation does, in float32."""
     config = in_float32(config)
     predict, rows = on_model(path, config, lambda model, batch: task.predict(model, batch, config)), []
-    for batch in itertools.chain.from_iterable(eval_parts(config, maker, task.example_shapes(config), task.targets, 0, 1)):
+    parts = eval_parts(config, maker, task.example_shapes(config), task.targets, 0, 1)
+    for batch in itertools.chain.from_iterable(parts):
         found = jax.device_get(predict(batch))
         rows += [(int(i), {k: v[n] for k, v in found.items()}) for n, i in enumerate(batch.index) if i >= 0]
     split = Split(config, "val")
@@ -156,7 +157,7 @@ def test_filled_words_are_what_masking_in_training_asks(models, predictors):
     assert found[0].words != found[0].blind
     with pytest.raises(ValueError, match="has no .MASK."):
         predictor.fill(CAT, "a red ball")
-    with pytest.raises(ValueError, match=r"of 30 \[MASK\]"):
+    with pytest.raises(ValueError, match=r"14 of the 30 \[MASK\]"):
         predictor.fill(CAT, "[MASK] " * 30)
     with pytest.raises(ValueError, match="empty"):
         predictors["vqa"].answer(CAT, " ")
@@ -194,7 +195,7 @@ def test_states_and_attention(models, predictors):
     mask = predictor.encode(CAT, "what is red").text[5]
     logits = on_model(path, config, lambda model: model.answer_head(jax.numpy.asarray(mask)[None])[0])()
     best = predictor.answer(CAT, "what is red")[0]
-    assert predictor.answers.entries[int(logits.argmax())] == best.text
+    assert answers_of(predictor.config).entries[int(logits.argmax())] == best.text
     np.testing.assert_allclose(jax.nn.sigmoid(logits.max()), best.probability, atol=1e-5)
 
 
@@ -253,7 +254,7 @@ def test_weights_of_a_file(models, data_dir, tmp_path):
     assert main([str(path), str(file)]) == 0
     words = dict(vocab=data_dir / "scenes_downstream/vocab.txt", answers=data_dir / "vqa/scenes_answers.txt")
     predictor = vlbert_jax.load(file, **words)
-    assert predictor.task == "vqa" and predictor.config.data.image_scale == (600, 1000)
+    assert predictor.task.name == "vqa" and predictor.config.data.image_scale == (600, 1000)
     assert predictor.config.data.max_regions == 100 and predictor.config.losses.answer == "sigmoid"
     answers = predictor.answer(CAT, QUESTION)
     assert len(answers) == 5 and 0 < answers[0].probability < 1

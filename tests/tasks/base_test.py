@@ -77,7 +77,7 @@ def test_padding_needs_no_list_of_fields():
     with pytest.raises(KeyError, match="unknown"):
         empty_example(dict(unknown=np.zeros(2)), Targets)
     with pytest.raises(TypeError, match="unknown"):
-        make_batch(dict(unknown=np.zeros(2)))
+        make_batch(dict(like, unknown=np.zeros(2)), Targets)
 
 
 def test_every_field_of_a_batch_states_its_padding():

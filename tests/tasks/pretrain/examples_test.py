@@ -112,7 +112,7 @@ def test_precomputed_features(config):
     with pytest.raises(ValueError, match="2048 features per box, but config.model.feature_size is 12"):
         next(train_batches(config, 0, 0, 1))
     config.data.features = "guessed"
-    with pytest.raises(ValueError, match="'guessed', not one of image, precomputed"):
+    with pytest.raises(ValueError, match="'guessed'; it must be one of image, precomputed"):
         train_batches(config, 0, 0, 1)
 
 

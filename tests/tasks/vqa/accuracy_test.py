@@ -40,7 +40,7 @@ def golden(request):
 
 
 def test_normal_forms(golden):
-    for raw, punctuation, words, both, entry in golden("normalize.json")["rows"]:
+    for raw, punctuation, words, both, entry in golden("normalise.json")["rows"]:
         ours = (normalize_punctuation(raw), normalize_words(raw), normalize(raw), vocabulary_entry(raw))
         assert ours == (punctuation, words, both, entry), raw
 
@@ -193,7 +193,7 @@ BAD = dict(
     no_text=(dict(results=[dict(question_id=1, answer=2)]), "results.json: the answer of question_id 1"),
     missing=(dict(results=[dict(question_id=2, answer="")]), "results.json: lacks 1 questions of"),
     unknown=(dict(results=[dict(question_id=n, answer="") for n in (1, 2, 3)]), "the first is question_id 3"),
-    twice=(dict(results=[dict(question_id=1, answer="")] * 2), "results.json: question_id 1 stands there twice"),
+    twice=(dict(results=[dict(question_id=1, answer="")] * 2), "results.json: question_id 1 occurs twice"),
     no_questions=(dict(questions=[]), 'questions.json: must be an object with a list "questions"'),
     other_split=(dict(questions=dict(questions=[dict(question_id=7)])), "annotations.json: lacks 1 questions"),
     no_annotation=(dict(annotations=dict(annotations=[])), "annotations.json: no annotation"),

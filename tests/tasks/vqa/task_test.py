@@ -136,7 +136,7 @@ def test_losses_and_score_on_known_logits(data_dir, monkeypatch):
     sums, _ = VQA.loss_sums(model, batch, None, config, ("answer",))
     np.testing.assert_allclose(sums["answer"], -jax.nn.log_softmax(logits)[[0, 1], [0, 0]].sum(), rtol=1e-5)
     config.losses.answer = "other"
-    with pytest.raises(ValueError, match="losses.answer is 'other', not one of sigmoid, softmax"):
+    with pytest.raises(ValueError, match="losses.answer is 'other'; it must be sigmoid or softmax"):
         VQA.loss_sums(model, batch, None, config, ("answer",))
 
 
@@ -308,7 +308,7 @@ def test_wrong_answer_vocabularies(small_run, tmp_path):
     few = tmp_path / "few.txt"
     few.write_text("yes\nno\n<unk>\n")
     config.data.answers = str(few)
-    with pytest.raises(ValueError, match="few.txt has 3 answers, config.model.num_answers is 36"):
+    with pytest.raises(ValueError, match="few.txt has 3 answers, but config.model.num_answers is 36"):
         run(config, workdir, "evaluate")
     config.model.num_answers = 3
     with pytest.raises(ValueError, match="differ: model.num_answers"):
