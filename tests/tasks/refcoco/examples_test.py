@@ -86,7 +86,7 @@ def test_kinds_of_regions_and_the_row_that_is_meant():
     assert rows["gt"] == record["boxes"].tolist() and rows["detected"] == record["proposals"].tolist()
     assert rows["both"] == rows["detected"] + rows["gt"]
     assert [meant_row(record, kind) for kind in KINDS] == [2, -1, 3]
-    with pytest.raises(ValueError, match="expression 3 means annotation 72, which is not one of image 7: .* different builds"):
+    with pytest.raises(ValueError, match="annotation 72, which is not one of image 7: .* different builds"):
         meant_row(record | dict(ann_id=72), "detected")
 
 
