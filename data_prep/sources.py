@@ -247,7 +247,7 @@ def as_jpeg(content: bytes, upright: bool = False) -> tuple[bytes, tuple[int, in
 
 
 def bad_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return bool [n]: True for boxes that are not finite, inverted or without area in the image."""
+    """Return bool [n]: True for boxes that are not finite, inverted or without area inside."""
     with np.errstate(invalid="ignore"):
         low = np.clip(boxes[:, :2], 0, (width - 1, height - 1))
         high = np.clip(boxes[:, 2:], 0, (width - 1, height - 1))

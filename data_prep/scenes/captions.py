@@ -65,7 +65,7 @@ def write_caption(things: tuple[Thing, ...], place: str, rng: np.random.Generato
 
 
 def write_story(rng: np.random.Generator) -> list[str]:
-    """Return a document: 3 to 5 lines of 8 to 30 words about two or three things of fixed colors."""
+    """Return a document: 3 to 5 lines of 8 to 30 words about two or three things."""
     place = tuple(PLACES)[rng.integers(len(PLACES))]
     categories = rng.choice(glyphs.CATEGORIES, int(rng.integers(2, 4)), replace=False, p=category_weights(place))
     names = [f"the {rng.choice(COLORS)} {category}" for category in categories]

@@ -81,7 +81,8 @@ def draw_crowded(rng: np.random.Generator, group: str = "") -> tuple[world.Scene
             color = pairs[0][0]
         if (color, category) not in pairs:
             pairs.append((color, category))
-    pairs = [pairs[i] for i in rng.permutation(len(pairs))]  # so the order of the things carries no information
+    # The order of the things must not carry information.
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
     scene, masks = compose(size, place, *zip(*pairs, strict=True), rng)
     outlines = (outline(mask[..., 0], *thing.box[:2]) for thing, mask in zip(scene.things, masks, strict=True))
     return scene, tuple(outlines)
@@ -93,7 +94,7 @@ def size_word(thing: world.Thing) -> str:
 
 
 def fits(words: tuple[str, ...], thing: world.Thing, margin: int = 0) -> bool:
-    """Return whether the words are true of a thing; `margin` extends the sizes of small and large."""
+    """Return whether the words are true of a thing; `margin` extends small and large."""
     said = set(words)
     return (
         said - {"small", "large", "thing"} <= {thing.pattern, thing.color, thing.category}

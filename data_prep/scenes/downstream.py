@@ -1,18 +1,18 @@
-"""The synthetic corpus of the downstream tasks, `scenes_downstream`, in the files of the public downloads.
+"""The synthetic corpus `scenes_downstream`, in the files of the public downloads.
 
 Source: generated here from a seed; no download, no license. The scenes (crowded.py) are not those
 of pre-training, and no scene is in two splits of a task. The folder:
 
-    coco/train2014/  coco/val2014/  coco/test2015/   COCO_train2014_000000000001.jpg ...
-    coco/annotations/                                instances_train2014.json, instances_val2014.json,
-                                                     image_info_test2015.json
-    coco/vqa/                                        questions, annotations, answers_vqa.txt (vqa.py)
-    coco/vgbua_res101_precomputed/                   boxes of a simulated detector per image, for VQA
-    coco/refcoco+/                                   refs(unc).p, instances.json, proposal/ (refcoco.py)
-    vcr/                                             {train,val,test}.jsonl, vcr1images/ (vcr.py)
-    vocab.txt                                        the vocabulary of `scenes`, new words in free rows
-    answers_vqa.txt  categories.txt                  answers of VQA; category names from 1 on
-    scenes_downstream.json                           the settings
+    coco/train2014/  coco/val2014/  coco/test2015/ COCO_train2014_000000000001.jpg ...
+    coco/annotations/                              instances_{train,val}2014.json,
+                                                   image_info_test2015.json
+    coco/vqa/                                      questions, annotations, answers (vqa.py)
+    coco/vgbua_res101_precomputed/                 boxes of a simulated detector, for VQA
+    coco/refcoco+/                                 refs, instances, proposal/ (refcoco.py)
+    vcr/                                           {train,val,test}.jsonl, vcr1images/ (vcr.py)
+    vocab.txt                                      that of `scenes`, new words in free rows
+    answers_vqa.txt  categories.txt                answers of VQA; category names from 1 on
+    scenes_downstream.json                         the settings
 
 The training scenes serve all three tasks. The val, testA and testB of RefCOCO+ have further scenes
 in train2014, as the public ones do. A model that was pre-trained on `scenes` already knows which
@@ -44,7 +44,7 @@ NEW_WORDS = ("what", "where", "how", "color", "many", "thing", "things", "becaus
 
 
 def vocabulary() -> list[str]:
-    """Return the lines of vocab.txt: those of `scenes`, with new words in place of unused tokens."""
+    """Return the lines of vocab.txt: those of `scenes`, with new words in unused rows."""
     lines = captions.vocabulary()
     assert not set(NEW_WORDS) & set(lines)
     free = [i for i, token in enumerate(lines) if token.startswith("[unused")]

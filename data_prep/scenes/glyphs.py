@@ -47,7 +47,7 @@ def _rectangle(mask, x1, y1, x2, y2) -> None:
 
 @functools.cache
 def glyph(category: str) -> np.ndarray:
-    """Return masks, uint8 [_CANVAS, _CANVAS, 2]: of the thing, and of its parts in the second shade."""
+    """Return masks, uint8 [_CANVAS, _CANVAS, 2]: the thing, and its parts in the second shade."""
     body, detail = np.zeros((2, _CANVAS, _CANVAS), np.uint8)
     match category:
         case "ball":
@@ -103,7 +103,7 @@ def glyph(category: str) -> np.ndarray:
 
 
 def thing_masks(category: str, extent: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the masks of a glyph, randomly tilted, stretched and mirrored: float32 [h, w, 2] in 0..1.
+    """Return masks of a glyph, randomly tilted, stretched and mirrored: float32 [h, w, 2] in 0..1.
 
     Args:
       category: one of `CATEGORIES`.
@@ -123,7 +123,7 @@ def thing_masks(category: str, extent: int, rng: np.random.Generator) -> np.ndar
 
 
 def second_shade(color: tuple[int, int, int]) -> np.ndarray:
-    """Return the shade for details and patterns: darker, or lighter if the color is nearly black."""
+    """Return the shade of details and patterns: darker, or lighter if a color is nearly black."""
     rgb = np.array(color, np.float32)
     return rgb + 90 if rgb.mean() < 60 else rgb * 0.55
 

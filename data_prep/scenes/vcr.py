@@ -1,10 +1,10 @@
 """Questions, answers and rationales about the synthetic scenes, in the files of VCR.
 
-    What color is [0] ?    [0] is red .                  because [1] is above [2] and [2] is blue .
-    What color are [0,1] ? [0] is red and [1] is blue .  because [0] is striped and [1] is below [2]
+    What color is [0] ?    [0] is red .                 because [1] is above [2] and [2] is blue .
+    What color are [0,1] ? [0] is red and [1] is blue . because [0] is striped and [1] is below [2]
     .
-    Where is [0] ?         [0] is above the red [1] .    because [0] is green and [2] is white .
-    What is red ?          [2] is red .                  because [0] is small and [2] is beside [1] .
+    Where is [0] ?         [0] is above the red [1] .   because [0] is green and [2] is white .
+    What is red ?          [2] is red .                 because [0] is small and [2] is beside [1] .
 
 [i] is a tag, the list [i] in the file; a model reads its category and sees its region. A rationale
 states two further facts of the scene, which neither the question nor the answer reveals.
@@ -187,7 +187,7 @@ def reasons(scene: world.Scene, known: list[Fact], stated: set[Fact], rng: np.ra
 
 
 def ask(scene: world.Scene, rng: np.random.Generator) -> list[tuple[list, list[list], list[list]]]:
-    """Return (question, four answers, four rationales) of different kinds, the true choices first."""
+    """Return (question, four answers, four rationales) of several kinds, true choices first."""
     known, asked = facts(scene), []
     for i in rng.permutation(len(KINDS)):
         found = KINDS[i](scene, known, rng)

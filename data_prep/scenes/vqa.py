@@ -35,7 +35,8 @@ SYNONYMS = {  # answers of some annotators
     "purple": "violet", "ball": "sphere", "cup": "mug", "road": "street", "night": "dark", "star": "a star",
     "0": "none", "1": "one", "2": "two", "yes": "yeah",
 }  # fmt: skip
-UNLISTED = ("none", "one", "two", "yeah", "a star", "not sure")  # missing in answers_vqa.txt, so they become <unk>
+# These answers are missing in answers_vqa.txt, so they become <unk>.
+UNLISTED = ("none", "one", "two", "yeah", "a star", "not sure")
 COUNTS = ("0", "1", "2", "3", "4")
 # Part of the file name: image folder, folder of regions, split of scenes.
 SUBSETS = {

@@ -14,8 +14,8 @@ import PIL.Image
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-# Most pixels of an image: 268 MB once decoded. A small file can claim any size. This is Pillow's own
-# default limit; a program may have changed Pillow's, so the value is repeated here.
+# Most pixels of an image: 268 MB once decoded. A small file can claim any size. The value is the
+# default limit of Pillow, repeated here because a program may have changed Pillow's.
 MOST_PIXELS = 89_478_485
 ORIENTATION = 0x0112  # EXIF tag; 1 = upright as stored
 
