@@ -111,7 +111,7 @@ def base_e2e() -> ml_collections.ConfigDict:
             region_fixed_until=0,  # from the opening, which trains the region head on that loss alone, to this step
             # the region head is not trained
             mrc_targets="soft",  # the detector's distribution (official code) | hard: its best class (paper)
-            normalise="targets",  # mean over all targets of the batch | examples: over examples first
+            normalize="targets",  # mean over all targets of the batch | examples: over examples first
         )
     )
     config.data = common.image_pipeline()

@@ -15,7 +15,8 @@ from tests.helpers import HANG_SECONDS, ROOT, toy_task
 from vlbert_jax import main
 from vlbert_jax.tasks import TASKS
 from vlbert_jax.training import metrics, preemption
-from vlbert_jax.training.config import CHOICES, LIMITS, flat_config, parse_command
+from vlbert_jax.training.config import CHOICES, LIMITS, parse_command
+from vlbert_jax.weights.stored_config import flat_config
 
 TOY = "--config=tests/helpers/toy_task.py"
 PRETRAIN = "--config=configs/pretrain.py"

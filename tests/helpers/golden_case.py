@@ -165,7 +165,7 @@ def recipe(case, execution) -> ml_collections.ConfigDict:
     config.losses.mlm, config.losses.mrc = network["WITH_MLM_LOSS"], network["WITH_MVRC_LOSS"]
     config.losses.relationship = network["WITH_REL_LOSS"]
     config.losses.text_only = "aux0_text" in case.inputs
-    config.losses.normalise = "examples" if network["MLM_LOSS_NORM_IN_BATCH_FIRST"] else "targets"
+    config.losses.normalize = "examples" if network["MLM_LOSS_NORM_IN_BATCH_FIRST"] else "targets"
     return config
 
 

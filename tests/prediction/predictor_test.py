@@ -241,7 +241,7 @@ def test_weights_that_lack_a_head(data_dir, tmp_path):
     config = shrunk("vqa", data_dir)
     path = write_model(tmp_path / "model", config)
     about = json.loads((path / "config.json").read_text())
-    about["newly_initialised"] = ["final_mlp.2.weight"]
+    about["newly_initialized"] = ["final_mlp.2.weight"]
     (path / "config.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="of a trained model for vqa are missing, such as final_mlp.2.weight"):
         vlbert_jax.load(path)

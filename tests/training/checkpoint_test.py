@@ -14,6 +14,7 @@ from vlbert_jax.training import checkpoint, optimizer, sharding
 from vlbert_jax.training.config import config_differences
 from vlbert_jax.training.state import create_state
 from vlbert_jax.weights.orbax import newest_step, read_checkpoint
+from vlbert_jax.weights.stored_config import SCHEMA
 
 
 def make_state(config, devices=8):
@@ -93,6 +94,60 @@ def test_another_config_is_refused_in_one_line(state, tmp_path):
     config = toy_task.make_config(task="vqa", learning_rate=0.5, seed=1, total_steps=99, **changes)
     with pytest.raises(ValueError, match=r"differ: task, (\S+, ){6}\S+ and 2 more\. Choose another --workdir"):
         checkpoint.Checkpoints(tmp_path, config)
+
+
+def edit_meta(workdir, change):
+    """Change the meta of all checkpoints as an earlier version would have written it."""
+    for file in (workdir / "checkpoints").glob("*/meta/metadata"):
+        meta = json.loads(file.read_text())
+        change(meta)
+        file.write_text(json.dumps(meta))
+
+
+def test_a_stored_config_without_some_field_continues(state, tmp_path, caplog):
+    """A field of the table means its old default, any other one the value of the run."""
+    caplog.set_level("INFO", "vlbert_jax")
+    config = toy_task.make_config(**{"opening.steps": 0})
+    save(tmp_path, config, state)
+
+    def change(meta):
+        assert meta.pop("schema") == SCHEMA
+        for block, name in ((meta["config"], "matmul_precision"), (meta["config"]["opening"], "steps")):
+            del block[name]
+
+    edit_meta(tmp_path, change)
+    for read_only in (False, True):
+        checkpoint.Checkpoints(tmp_path, config, read_only).close()
+    assert f"{tmp_path}: the stored config lacks these fields; they mean matmul_precision='default'" in caplog.text
+    assert "the values of this run count: opening.steps=0" in caplog.text
+    with pytest.raises(ValueError, match="these fields differ: matmul_precision. "):
+        checkpoint.Checkpoints(tmp_path, toy_task.make_config(matmul_precision="highest"))
+
+
+def test_other_data_are_refused_unless_allowed(state, tmp_path, caplog):
+    """Content counts, not the place; other versions only cause a warning."""
+    for folder in ("data", "moved"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "vocab.txt").write_text("a\nb\n")
+
+    def config(folder="data", **fields):
+        return toy_task.make_config(**{"data.data_dir": str(tmp_path / folder), "data.vocab": "vocab.txt"} | fields)
+
+    save(tmp_path / "run", config(), state)
+    checkpoint.Checkpoints(tmp_path / "run", config("moved")).close()
+    assert "grain" not in caplog.text and "data" not in caplog.text
+    (tmp_path / "moved" / "vocab.txt").write_text("a\nc\n")
+    with pytest.raises(ValueError, match=r"what config.data.vocab names has changed .* --config.allow_other_data=True"):
+        checkpoint.Checkpoints(tmp_path / "run", config("moved"))
+    checkpoint.Checkpoints(tmp_path / "run", config("moved"), read_only=True).close()  # evaluation on other data
+    checkpoint.Checkpoints(tmp_path / "run", config("moved", allow_other_data=True)).close()
+    assert caplog.text.count("config.data.vocab names has changed") == 1
+
+    edit_meta(tmp_path / "run", lambda meta: meta["provenance"]["versions"].update(grain="0.0.1"))
+    checkpoint.Checkpoints(tmp_path / "run", config()).close()
+    assert "the run was started with 0.0.1" in caplog.text
+    edit_meta(tmp_path / "run", lambda meta: meta.pop("provenance"))  # of an earlier version
+    checkpoint.Checkpoints(tmp_path / "run", config("moved")).close()
 
 
 def test_features_of_another_detector_are_not_evaluated(state, tmp_path):

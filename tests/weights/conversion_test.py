@@ -330,7 +330,7 @@ def test_safetensors_need_no_torch(tmp_path):
 def test_new_parameters(tmp_path, capsys):
     """BERT lacks all that is visual: drawn with deviation 0.02, the visual norms' gains 0."""
     said = run(bert(tmp_path / "bert", **ODD), tmp_path / "ours", capsys=capsys)
-    assert "newly initialised" in said and "mrc_head/classes" in said
+    assert "newly initialized" in said and "mrc_head/classes" in said
     tensors = read_weights(tmp_path / "ours").tensors
     assert not tensors["vlbert.visual_ln_text.weight"].any() and not tensors["vlbert.visual_ln_object.weight"].any()
     for name in ("vlbert.mvrc_head.transform.dense.weight", "vlbert.end_embedding.weight", vlbert_names.SEGMENTS):
@@ -343,7 +343,7 @@ def test_pretraining_to_a_task(task, tmp_path, capsys):
     tensors = fill(shrunk(official_shapes("base_e2e")))
     source = save_model(tmp_path / "given.model", tensors)
     said = run(source, tmp_path / "start", f"--task={task}", "--num_heads=4", capsys=capsys)
-    assert "newly initialised" in said and "dropped: head of another task" in said
+    assert "newly initialized" in said and "dropped: head of another task" in said
     started = read_weights(tmp_path / "start")
     assert started.task == task
     expected = vlbert_names.warm_start({vlbert_names.plain_name(name): a for name, a in tensors.items()}, task)

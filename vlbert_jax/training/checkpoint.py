@@ -1,8 +1,8 @@
-"""Checkpoints of a run, written while training goes on (Orbax): state, step, config and scores in one.
+"""Checkpoints of a run, written while training continues (Orbax): state, step, config and scores in one.
 
-WORKDIR/checkpoints/STEP/ holds `state` (step, params, constants, opt_state as nested dicts of arrays, named
-as the model's attributes are) and `meta` (JSON). The data position is the step: batch k of a run is a
-function of (config, k). A checkpoint is whole or, after a crash while writing, not there.
+WORKDIR/checkpoints/STEP/ holds `state` (step, params, constants, opt_state as nested dicts of arrays, named as the
+model's attributes are) and `meta` (JSON). The data position is the step: batch k of a run is a function of (config, k).
+Checkpoints are written atomically.
 """
 
 import json
@@ -18,15 +18,18 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from vlbert_jax.files import disk_full
+from vlbert_jax.files import atomic_write, disk_full
 from vlbert_jax.training.config import config_differences
+from vlbert_jax.training.provenance import check_provenance, provenance_of
+from vlbert_jax.weights.stored_config import SCHEMA, completed, upgraded
 
 log = logging.getLogger(__name__)
 LOWER_IS_BETTER = ("loss", "error", "perplexity")  # in the name of the best metric
+SHAPING = ("task", "model.", "subtask", "blind")  # fields that must agree where a run is only read
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which asks for a preemption with step numbers; `Preemption` counts otherwise, and the loop decides."""
+    """Orbax's manager without its handling of preemption: `Preemption` counts calls, and the loop decides."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
@@ -36,42 +39,61 @@ class Checkpoints:
     """The checkpoints of one workdir: the newest `keep_checkpoints`, and the best by `best_metric`."""
 
     def __init__(self, workdir: pathlib.Path, config: ml_collections.ConfigDict, read_only: bool = False):
-        """Raises ValueError where the newest checkpoint's config differs in a field that may not.
+        """Open the folder and compare its newest checkpoint with this run.
 
-        `read_only` leaves the folder alone, so that it can be looked at while the run goes on; then only the
-        fields that shape the model have to agree.
+        Args:
+          workdir: folder of the run.
+          config: the run's config.
+          read_only: whether the folder is left alone, so that a run may be read while it continues. Then only the
+            fields that shape the model have to agree.
+
+        Raises:
+          ValueError: the stored config differs in a field that may not, or the data differ from those of the run.
         """
         self.directory, self.config = pathlib.Path(workdir).absolute() / "checkpoints", config.to_dict()
-        self.metric = metric = config.best_metric
-        policies = ocp.checkpoint_managers
-        keep = [policies.LatestN(config.keep_checkpoints)]
-        lower = any(word in metric for word in LOWER_IS_BETTER)
-
-        def order(scores: dict[str, float]) -> float:
-            """Of a checkpoint among all; last, where it was scored when another metric was the best one."""
-            value = scores.get(metric, math.nan)
-            return value if math.isfinite(value) else math.inf if lower else -math.inf
-
-        if metric:
-            keep.append(
-                policies.BestN(get_metric_fn=order, reverse=lower, n=1, keep_checkpoints_without_metrics=False)
-            )
+        self.metric = config.best_metric
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            best_fn=order if metric else None,  # without it the scores are not written, and a restart forgets the best
+            preservation_policy=self._kept(config.keep_checkpoints),
+            # Without `best_fn` Orbax does not write the scores, and a restart does not know the best.
+            best_fn=self._goodness if self.metric else None,
             cleanup_tmp_directories=not read_only,  # of an earlier process that was killed while saving
             read_only=read_only,
         )
         with disk_full(self.directory):
             self.manager = _Manager(self.directory, options=options)
-        if self.latest_step() is None:
-            return
-        fixed = ("task", "model.", "subtask", "blind") if read_only else ("",)
-        before = self.meta()["config"]
+        self.provenance = {} if read_only else provenance_of(config)
+        if self.latest_step() is not None:
+            meta = self.meta()
+            self._check_config(meta["config"], read_only)
+            if not read_only:
+                check_provenance(meta.get("provenance", {}), self.provenance, config.allow_other_data)
+
+    def _kept(self, newest: int) -> ocp.checkpoint_managers.AnyPreservationPolicy:
+        """Return the policy by which Orbax keeps checkpoints: the newest ones, and the best one."""
+        policies = ocp.checkpoint_managers
+        keep = [policies.LatestN(newest)]
+        if self.metric:
+            # This line decides which checkpoint is the best: the one of the highest (or lowest) `_goodness`.
+            best = dict(get_metric_fn=self._goodness, reverse=self._lower_is_better(), n=1)
+            keep.append(policies.BestN(**best, keep_checkpoints_without_metrics=False))
+        return policies.AnyPreservationPolicy(keep)
+
+    def _lower_is_better(self) -> bool:
+        return any(word in self.metric for word in LOWER_IS_BETTER)
+
+    def _goodness(self, scores: dict[str, float]) -> float:
+        """Return the value of the best metric; the worst value where another metric was the best one at the time."""
+        value = scores.get(self.metric, math.nan)
+        return value if math.isfinite(value) else math.inf if self._lower_is_better() else -math.inf
+
+    def _check_config(self, stored: dict[str, Any], read_only: bool):
+        """Raise ValueError where the stored config differs in a field that may not."""
+        workdir = self.directory.parent
+        before, fixed = completed(stored, self.config, str(workdir)), SHAPING if read_only else ("",)
         if all(run.get("data", {}).get("extractor") for run in (before, self.config)):
-            fixed += ("data.extractor",)  # of both it is known
+            fixed += ("data.extractor",)  # it is compared where both are known
         if names := config_differences(before, self.config, fixed):
-            names.sort(key=lambda name: name != "task")  # which explains all the others
+            names.sort(key=lambda name: name != "task")  # another task explains all other differences
             listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             raise ValueError(
                 f"{workdir} holds a run with another config; these fields differ: {listed}. "
@@ -79,15 +101,17 @@ class Checkpoints:
             )
 
     def latest_step(self) -> int | None:
+        """Return the step of the newest checkpoint, None without any."""
         return self.manager.latest_step()
 
     def meta(self) -> dict[str, Any]:
-        """What `save` stored beside the newest state: `config` and its own `meta`."""
+        """Return what `save` stored with the newest state: `meta`, `provenance`, and `config` as of this version."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self.manager.restore(self.latest_step(), args=args)["meta"]
+        meta = self.manager.restore(self.latest_step(), args=args)["meta"]
+        return meta | {"config": upgraded(meta["config"], meta.get("schema"), str(self.directory.parent))}
 
     def restore(self, abstract: PyTree, shardings: PyTree) -> PyTree:
-        """The newest state, each device reading its part; another mesh than the one that saved is fine."""
+        """Return the newest state; each device reads its part. The mesh may differ from the one that saved it."""
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain(abstract), plain(shardings)
         )
@@ -96,46 +120,50 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(restored))
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any], scores: dict[str, float] | None = None):
-        """Starts saving; returns when the state is copied to the host. A step that is there is left alone.
+        """Start saving; return when the state is copied to the host. A checkpoint that exists is left alone.
 
-        `scores` of an evaluation at this very step make the checkpoint a candidate for the best.
-        Raises OSError when the disk is full, for this save or at the latest at the next call or `close`.
+        Args:
+          step: updates that `state` has.
+          state: the state of the run.
+          meta: what `meta` returns, as JSON values.
+          scores: scores of an evaluation of this very state; with them the checkpoint is a candidate for the best.
+
+        Raises:
+          OSError: the disk is full, for this save or at the latest at the next call or `close`.
         """
         if step in self.manager.all_steps():  # Orbax raises for it
             return
-        scores = self._ranked(scores)
+        stored = {"config": self.config, "schema": SCHEMA, "provenance": self.provenance}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta | {"config": self.config})
+            state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta | stored)
         )
         with disk_full(self.directory):
-            self.manager.save(step, args=args, metrics=scores)
+            self.manager.save(step, args=args, metrics=self._ranked(scores))
 
     def add_scores(self, step: int, scores: dict[str, float]):
-        """Makes a checkpoint that was saved without scores a candidate for the best."""
+        """Make a checkpoint that was saved without scores a candidate for the best."""
         if not self.metric or self._ranked(scores) is None:
             return
-        folder = self.directory / str(step) / "metrics"  # where Orbax puts and looks for them
         if jax.process_index() == 0:
-            folder.mkdir(exist_ok=True)
-            (folder / "metrics.tmp").write_text(json.dumps(scores))
-            (folder / "metrics.tmp").replace(folder / "metrics")
+            with atomic_write(self.directory / str(step) / "metrics" / "metrics") as path:  # where Orbax looks for them
+                path.write_text(json.dumps(scores))
         multihost_utils.sync_global_devices(f"scores of step {step}")
         self.manager.reload()
 
     def _ranked(self, scores: dict[str, float] | None) -> dict[str, float] | None:
-        """The scores; None where they do not say how good the checkpoint is."""
+        """Return the scores, or None where the best metric is not among them."""
         if scores is not None and self.metric and not math.isfinite(scores.get(self.metric, math.nan)):
             log.warning("best_metric %r has no value among the scores", self.metric)
             return None
         return scores
 
     def close(self):
-        """Waits for the save under way."""
+        """Wait for the save under way."""
         with disk_full(self.directory):
             self.manager.wait_until_finished()
         self.manager.close()
 
 
 def plain(tree: PyTree) -> PyTree:
-    """NNX states without their variables' metadata: what is on disk does not depend on Flax."""
+    """Return NNX states without their variables' metadata, so that files do not depend on Flax."""
     return nnx.as_pure(tree)

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlbert_jax import configs
+from vlbert_jax.weights.stored_config import flat_config
 
 # What fields of the recipes can be whose mistakes would come up deep in a library, or never.
 COUNTS = ("batch_size", "grad_accumulation_steps", "total_steps", "keep_checkpoints", "data.sequence_length")
@@ -152,14 +153,3 @@ def config_differences(old: dict[str, Any], new: dict[str, Any], fixed: tuple[st
 
 def _matches(name: str, fields: tuple[str, ...]) -> bool:
     return any(name.startswith(field) if field.endswith(".") else name == field for field in fields)
-
-
-def flat_config(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value of every field; tuples as lists, as JSON has none."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flat_config(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat

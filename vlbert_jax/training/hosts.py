@@ -32,7 +32,8 @@ from jax._src import distributed  # its client has no public name
 
 from vlbert_jax.data.records import corpus_fingerprint
 from vlbert_jax.training import metrics
-from vlbert_jax.training.config import flat_config
+from vlbert_jax.training.provenance import data_paths
+from vlbert_jax.weights.stored_config import flat_config
 
 log = logging.getLogger(__name__)
 
@@ -278,8 +279,6 @@ def arm_dead_mans_switch() -> None:
 
 # Fields of the config that processes may set differently.
 MAY_DIFFER = ("data.data_dir", "data.num_threads", "data.prefetch", "data.remember_records")
-# Texts in config.data that do not name a file, although a folder next to the data may have the same name.
-NO_PATHS = ("data_dir", "embedded", "extractor", "features", "train_split", "eval_split", "train_boxes", "eval_boxes")
 
 
 def facts(config: ml_collections.ConfigDict) -> dict[str, object]:
@@ -295,10 +294,7 @@ def facts(config: ml_collections.ConfigDict) -> dict[str, object]:
         if name not in MAY_DIFFER:
             found[f"config.{name}"] = value
     paths = {f"init.{name}": path for name, path in config.init.items()}
-    for name, path in config.data.items():
-        if isinstance(path, str) and path and name not in NO_PATHS:
-            inside = os.path.join(config.data.data_dir, path)
-            paths[f"data.{name}"] = inside if os.path.exists(inside) or not os.path.isfile(path) else path
+    paths |= {f"data.{name}": path for name, path in data_paths(config).items()}
     for name, path in paths.items():
         if path and isinstance(path, str) and (mark := corpus_fingerprint(path)):
             found[f"what config.{name} names"] = mark

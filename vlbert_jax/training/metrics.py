@@ -24,6 +24,9 @@ import ml_collections
 import tensorboardX
 import tqdm
 
+from vlbert_jax.files import atomic_write
+from vlbert_jax.weights.stored_config import SCHEMA
+
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -50,8 +53,10 @@ def write_description(workdir: pathlib.Path, config: ml_collections.ConfigDict):
     except (OSError, subprocess.CalledProcessError):  # not a checkout, or no git
         revision = None
     about = {"packages": versions, "devices": devices, "hosts": jax.process_count(), "revision": revision}
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-    (workdir / "versions.json").write_text(json.dumps(about, indent=2) + "\n")
+    stored = {"schema": SCHEMA} | json.loads(config.to_json_best_effort())
+    for name, content in (("config.json", stored), ("versions.json", about)):
+        with atomic_write(workdir / name) as path:
+            path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 class Sums:

@@ -19,6 +19,7 @@ from vlbert_jax.weights import export, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
+from vlbert_jax.weights.stored_config import SCHEMA
 
 BERT_NEEDS = (
     vlbert_names.WORDS, vlbert_names.SEGMENTS, vlbert_names.POSITIONS,
@@ -185,7 +186,7 @@ def conversion_table(conversion: Conversion, form: str) -> str:
             if entry.official in missing:
                 new["/".join(entry.path[:-1] if len(entry.path) > 2 else entry.path)] += 1
                 count += entry.part(np.broadcast_to(np.float32(0), shapes[entry.path])).size
-        rows.append(("newly initialised", len(found.missing), count, _some(list(new))))
+        rows.append(("newly initialized", len(found.missing), count, _some(list(new))))
     lines = [f"{what:32}{tensors:>8,}{numbers:>14,}  {which}".rstrip() for what, tensors, numbers, which in rows]
     head = f"{source.path}: {source.description}"
     if source.kind != "resnet":
@@ -224,8 +225,8 @@ def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str
         elif form == "orbax":
             params, constants = arrays_of(conversion, dtype)
             new = [*source.new, *conversion.found.missing]
-            beside = dict(batch_counters=source.counters, newly_initialised=new, bert_segments=source.segments)
-            export.write_orbax(path, params, constants, config.to_dict() | beside)
+            beside = dict(batch_counters=source.counters, newly_initialized=new, bert_segments=source.segments)
+            export.write_orbax(path, params, constants, {"schema": SCHEMA} | config.to_dict() | beside)
         else:
             if source.kind == "resnet":
                 kept = {name: conversion.tensors[name] for name in conversion.found.matched}

@@ -20,6 +20,7 @@ from vlbert_jax.weights.bert_names import bert_to_official
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files
 from vlbert_jax.weights.orbax import newest_step, read_checkpoint
 from vlbert_jax.weights.resnet_names import resnet_to_official
+from vlbert_jax.weights.stored_config import upgraded
 
 OTHER_FLOATS = (np.float16, np.float64, ml_dtypes.bfloat16)  # types that become float32
 TIED = (f"{vlbert_names.C5_AGAIN}.", "vlbert.mlm_head.predictions.decoder.")
@@ -88,7 +89,7 @@ def _read_checkpoint_folder(given: str, path: Path) -> Weights:
     encoder = config["model"]["encoder"]
     raw = vlbert_names.to_official(flatten_tree(read_checkpoint(path)), encoder["vocab_size"])
     raw |= {name: np.asarray(count) for name, count in config.get("batch_counters", {}).items()}
-    new = tuple(config.get("newly_initialised", ()))
+    new = tuple(config.get("newly_initialized", ()))
     weights = _to_weights(given, raw, "orbax")
     segments = config.get("bert_segments", 2)
     return dataclasses.replace(weights, config=config, num_heads=encoder["num_heads"], new=new, segments=segments)
@@ -129,7 +130,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         if file.exists():
             config = json.loads(file.read_text())
             if "model" in config:
-                return config
+                return upgraded(config, config.pop("schema", None), str(file))
     raise FileNotFoundError(f"there is no config.json with the model's sizes for the checkpoint in {path}")
 
 

@@ -144,7 +144,7 @@ def test_the_relationship_loss_wants_the_pooler(data_dir):
         PRETRAIN.build_model(config, nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("field, values", [("mrc_targets", "soft, hard"), ("normalise", "targets, examples")])
+@pytest.mark.parametrize("field, values", [("mrc_targets", "soft, hard"), ("normalize", "targets, examples")])
 def test_losses_that_do_not_exist_are_named(field, values, data_dir):
     config = shrunk("base_prec", data_dir, **{f"losses.{field}": "mean"})
     with pytest.raises(ValueError, match=f"config.losses.{field} is 'mean', not one of {values}"):
@@ -174,7 +174,7 @@ def test_the_phases_train_what_they_should(data_dir):
 
 def test_examples_first_normalisation(data_dir):
     """The mean over sequences of their means, by hand."""
-    config = shrunk("base_prec", data_dir, **{"losses.normalise": "examples"})
+    config = shrunk("base_prec", data_dir, **{"losses.normalize": "examples"})
     batch, model = first_batch(config), build(config)
     losses, _ = losses_and_gradients(config, batch, model, ("mlm_caption",))
     states = model.encode(batch, model.region_states(batch, model.appearance(batch)))

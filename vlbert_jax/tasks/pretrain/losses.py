@@ -40,7 +40,7 @@ def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]
         masks["relationship"] = batch.region_mask.any(axis=1)
     if batch.targets.region_classes is not None:
         masks["region"] = batch.region_mask & ~batch.region_hidden & (batch.targets.region_classes >= 0)
-    examples_first = _chosen(config, "normalise", "targets", "examples") == "examples"
+    examples_first = _chosen(config, "normalize", "targets", "examples") == "examples"
     weights = {}
     for name in names:
         mask = masks[name].astype(jnp.float32)

@@ -1,0 +1,49 @@
+"""Configs that earlier versions stored: old names, fields that they lack, and schemas of later versions."""
+
+import logging
+
+import pytest
+
+from vlbert_jax.weights.stored_config import SCHEMA, completed, flat_config, upgraded
+
+OLD = {
+    "seed": 1,
+    "losses": {"normalise": "examples", "mlm": True},
+    "model": {"region_head": {"roi_size": 4}},
+    "newly_initialised": ["a"],
+}
+
+
+def test_old_names_and_defaults_of_their_time(caplog):
+    caplog.set_level(logging.INFO, "vlbert_jax")
+    config = upgraded(OLD, None, "here")
+    assert config["losses"] == {"normalize": "examples", "mlm": True}
+    assert config["newly_initialized"] == ["a"] and "newly_initialised" not in config
+    assert config["model"]["region_head"]["roi_operation"] == "align"
+    assert config["matmul_precision"] == "default" and "data" not in config
+    assert "here: the stored config lacks these fields; they mean matmul_precision='default'" in caplog.text
+    assert "normalise" in OLD["losses"]  # the argument is left as it was
+    assert upgraded(config, SCHEMA, "here") == config
+
+
+def test_an_old_name_in_a_new_schema_is_no_old_name():
+    assert upgraded(OLD, SCHEMA, "here") == OLD
+
+
+def test_a_later_schema_is_refused():
+    with pytest.raises(ValueError, match=f"here: the config has schema {SCHEMA + 1}, this version .* up to {SCHEMA}"):
+        upgraded(OLD, SCHEMA + 1, "here")
+
+
+def test_unknown_fields_have_the_values_of_the_run(caplog):
+    caplog.set_level(logging.INFO, "vlbert_jax")
+    current = {"seed": 2, "mesh": {"new": 3}, "losses": {"normalize": "targets", "mlm": True}, "tuple": (1, 2)}
+    config = completed(upgraded(OLD, None, "here"), current, "here")
+    assert config["seed"] == 1 and config["losses"]["normalize"] == "examples"
+    assert config["mesh"] == {"new": 3} and config["tuple"] == [1, 2]
+    assert "the values of this run count: mesh.new=3, tuple=[1, 2]" in caplog.text
+    assert "matmul_precision" not in config  # added, but this recipe has no such field
+
+
+def test_tuples_are_lists():
+    assert flat_config({"a": {"b": (1,)}, "c": 2}) == {"a.b": [1], "c": 2}

@@ -1,0 +1,64 @@
+"""Data and versions of libraries that decide what a run computes; stored with each checkpoint."""
+
+import importlib.metadata
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from vlbert_jax.data.records import corpus_fingerprint
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("jax", "jaxlib", "grain")  # sampling, arithmetic and the order of the data depend on them
+# Texts in config.data that name no file, though a folder next to the data may have the same name.
+NO_PATHS = ("data_dir", "embedded", "extractor", "features", "train_split", "eval_split", "train_boxes", "eval_boxes")
+UNUSED_IN_TRAINING = ("class_names",)  # only reports read it
+
+
+def data_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Return field of `config.data` -> path of the file or folder that it names."""
+    paths = {}
+    for name, path in config.data.items():
+        if isinstance(path, str) and path and name not in NO_PATHS:
+            inside = os.path.join(config.data.data_dir, path)
+            paths[name] = inside if os.path.exists(inside) or not os.path.isfile(path) else path
+    return paths
+
+
+def provenance_of(config: ml_collections.ConfigDict) -> dict[str, dict[str, str]]:
+    """Return `data`: field -> fingerprint of the content, wherever it is, and `versions`: package -> version.
+
+    Names and sizes of all files count, and samples of the content (`corpus_fingerprint`).
+    """
+    paths = {name: path for name, path in data_paths(config).items() if name not in UNUSED_IN_TRAINING}
+    marks = {name: corpus_fingerprint(path) for name, path in paths.items()}
+    data = {name: mark for name, mark in marks.items() if mark}
+    return dict(data=data, versions={name: importlib.metadata.version(name) for name in PACKAGES})
+
+
+def check_provenance(before: Mapping[str, Any], now: Mapping[str, Any], allow_other_data: bool):
+    """Compare the provenance of a checkpoint with that of this process; what one of them lacks is not compared.
+
+    Logs a warning where versions differ.
+
+    Raises:
+      ValueError: data differ, and `allow_other_data` is False.
+    """
+
+    def changes(kind: str) -> list[tuple[str, str, str]]:
+        old, new = before.get(kind, {}), now[kind]
+        return [(name, old[name], new[name]) for name in new if name in old and old[name] != new[name]]
+
+    for name, old, new in changes("versions"):
+        log.warning("%s is %s; the run was started with %s: its results may differ slightly", name, new, old)
+    for name, old, new in changes("data"):
+        line = f"what config.data.{name} names has changed since the checkpoint: it was {old}; it is {new}"
+        if not allow_other_data:
+            raise ValueError(
+                f"{line}. Restore the data, choose another --workdir, or continue with the changed data by "
+                "--config.allow_other_data=True"
+            )
+        log.warning("%s", line)

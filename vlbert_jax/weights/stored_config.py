@@ -1,0 +1,128 @@
+"""Configs that an earlier version stored, read as configs of this version.
+
+A config is stored as JSON with a schema number next to it: under `schema` in the meta of a checkpoint,
+and as the field `schema` of a config.json. Configs without a number have schema 1. A new field of a
+recipe needs no new schema if runs without it may continue with any value of it. All other new fields,
+and renamed ones, need a new number with an entry in CHANGES.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """The difference between a schema and the one before it; fields have dotted names."""
+
+    renamed: Mapping[str, str]  # old name -> new name
+    added: Mapping[str, Any]  # new field -> the value that computes what runs before it computed
+
+
+CHANGES = {
+    2: Change(
+        renamed={
+            "losses.normalise": "losses.normalize",
+            "newly_initialised": "newly_initialized",  # of converted weights
+        },
+        added={
+            "matmul_precision": "default",
+            "data.caffe_resize": False,
+            "data.even_regions": False,
+            "model.region_head.roi_operation": "align",
+            "model.region_head.caffe_max_pool": False,
+            "model.region_head.mask_padding": False,
+        },
+    ),
+}
+SCHEMA = max(CHANGES)
+
+
+def upgraded(stored: Mapping[str, Any], schema: int | None, place: str) -> dict[str, Any]:
+    """Return a stored config with the names of this version and the fields that were added since.
+
+    A field is added only to a block that the config has, because tasks have different blocks.
+
+    Args:
+      stored: the config as nested dicts.
+      schema: its schema number; None = 1.
+      place: where it is stored, for messages.
+
+    Raises:
+      ValueError: a later version of vlbert_jax stored the config.
+    """
+    schema = 1 if schema is None else schema
+    if schema > SCHEMA:
+        raise ValueError(
+            f"{place}: the config has schema {schema}, this version of vlbert_jax reads up to {SCHEMA}: "
+            "install the version that wrote it, or a later one"
+        )
+    config, added = copy.deepcopy(dict(stored)), []
+    for number in range(schema + 1, SCHEMA + 1):
+        for old, new in CHANGES[number].renamed.items():
+            block, name = _block_of(config, old)
+            if block is not None and name in block:
+                block[new.rpartition(".")[2]] = block.pop(name)
+        for field, value in CHANGES[number].added.items():
+            block, name = _block_of(config, field)
+            if block is not None and name not in block:
+                block[name] = copy.deepcopy(value)
+                added.append(f"{field}={value!r}")
+    if added:
+        log.info("%s: the stored config lacks these fields; they mean %s", place, ", ".join(added))
+    return config
+
+
+def completed(stored: Mapping[str, Any], current: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return an upgraded config with the fields of `current` that it lacks, at the values of `current`.
+
+    Fields that `upgraded` has added and `current` does not have are removed.
+
+    Args:
+      stored: a config of `upgraded`.
+      current: the config of this run, as nested dicts.
+      place: where the first is stored, for messages.
+    """
+    config, fields = copy.deepcopy(dict(stored)), flat_config(current)
+    lacking = [name for name in fields if name not in flat_config(config)]
+    for field in lacking:
+        *blocks, name = field.split(".")
+        block = config
+        for part in blocks:
+            block = block.setdefault(part, {})
+        block[name] = fields[field]
+    for change in CHANGES.values():
+        for field in change.added:
+            block, name = _block_of(config, field)
+            if block is not None and field not in fields:
+                block.pop(name, None)
+    if lacking:
+        values = ", ".join(f"{name}={fields[name]!r}" for name in lacking)
+        log.info("%s: the stored config lacks these fields; the values of this run count: %s", place, values)
+    return config
+
+
+def _block_of(config: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the block in which `field` is or would be, None where there is no such block, and its last name."""
+    *blocks, name = field.split(".")
+    block: Any = config
+    for part in blocks:
+        block = block.get(part) if isinstance(block, dict) else None
+    return block if isinstance(block, dict) else None, name
+
+
+def flat_config(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted name -> value of every field; tuples become lists, because JSON has no tuples."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flat_config(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
