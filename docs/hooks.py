@@ -13,7 +13,8 @@ import re
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "data_prep/README.md", "launch/README.md", "benchmarks/results/*.md")
+PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "data_prep/README.md", "launch/README.md")
+MEASUREMENTS = "benchmarks/results/*.md"
 ASSETS = ("benchmarks/results/*.png", "launch/slurm.log")
 LINK = re.compile(r"(\[[^\]]*\])\(([^)#\s:]+)(#[^)\s]*)?\)")
 IMAGE = re.compile(r'(<img [^>]*src=")([^":]+)(")')
@@ -61,7 +62,7 @@ def recipes() -> str:
 
 def on_files(files, config):
     """Add the pages of the repository and the pages of the API."""
-    for pattern in (*PAGES, *ASSETS):
+    for pattern in (*PAGES, MEASUREMENTS, *ASSETS):
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))

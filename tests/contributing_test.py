@@ -11,7 +11,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLE_TASK = "vqa"  # X in the checklist of CONTRIBUTING.md
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data_prep/README.md", ROOT / "launch/README.md"]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES += [ROOT / "data_prep/README.md", ROOT / "launch/README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 WRITTEN_PAGES = PAGES + [ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks/results").glob("*.md"))]
 PRIVATE_WORDS = re.compile(
