@@ -124,6 +124,11 @@ def test_choices_are_those_of_evaluation(models, predictors):
     want = np.exp(row["logits"] - row["logits"].max())
     np.testing.assert_allclose(found, want / want.sum(), atol=1e-5)
     assert sum(found) == pytest.approx(1)
+    # Sequences are filled up to 2, 4, 8 or 16, so the number of choices compiles no further program.
+    compiled = predictor._predict.func._cache_size()
+    fewer = predictor.choose(picture_of(record), text(record["question"]), ["yes", "no", "the red ball"], file)
+    assert len(fewer) == 3 and sum(fewer) == pytest.approx(1)
+    assert predictor._predict.func._cache_size() == compiled
     with pytest.raises(ValueError, match=r"\[9\] in 'is \[9\] red': regions are 1 to"):
         predictor.choose(picture_of(record), "is [9] red", ["yes"], file)
 

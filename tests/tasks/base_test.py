@@ -76,8 +76,9 @@ def test_padding_needs_no_list_of_fields():
     assert (empty["region_ids"] == -1).all() and not empty["element_mask"].any() and (empty["image_size"] == 1).all()
     with pytest.raises(KeyError, match="unknown"):
         empty_example(dict(unknown=np.zeros(2)), Targets)
+    names = ("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask", "unknown")
     with pytest.raises(TypeError, match="unknown"):
-        make_batch(dict(like, unknown=np.zeros(2)), Targets)
+        make_batch(dict.fromkeys(names, np.zeros((1, 1, 2), np.int32)))
 
 
 def test_every_field_of_a_batch_states_its_padding():

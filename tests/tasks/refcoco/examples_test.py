@@ -9,6 +9,7 @@ from PIL import Image
 from tests.helpers import GOLDEN
 from vlbert_jax.batch import END, IMG, NO_IMAGE
 from vlbert_jax.data.tokenizer import load_tokenizer
+from vlbert_jax.tasks.refcoco import examples
 from vlbert_jax.tasks.refcoco.examples import (
     KINDS,
     ExpressionLayout,
@@ -109,3 +110,22 @@ def test_half_in_common_is_a_hit_and_no_target(tokenizer):
     example = expression_example(record, False, tokenizer, layout)
     assert example["region_targets"][:3].tolist() == [False, True, False]
     assert example["region_hits"][:3].tolist() == [False, True, True]
+
+
+def test_targets_are_compared_at_the_size_that_the_model_reads(tokenizer, monkeypatch):
+    """With the detector's resize, too, the box that is meant is that of its region, to the last digit."""
+    record = record_by_hand() | dict(
+        image=b"", image_size=np.array([501, 333], np.int32), boxes=np.array([[470, 11, 499, 40]], np.float32),
+        proposals=np.zeros((0, 4), np.float32), ann_ids=np.array([71]), box=np.array([470, 11, 499, 40], np.float64),
+    )  # fmt: skip
+    compared = []
+    monkeypatch.setattr(examples, "box_iou", lambda boxes, box: compared.append((boxes, box)) or np.ones(len(boxes)))
+    for caffe_resize in (False, True):
+        layout = layout_by_hand(kind="gt", image_scale=(600, 1000), caffe_resize=caffe_resize)
+        compared.clear()
+        example = expression_example(record, False, tokenizer, layout)
+        resized, meant = min(compared, key=lambda pair: pair[0].dtype.itemsize)  # training compares in float32
+        np.testing.assert_array_equal(resized[1], example["boxes"][1])
+        np.testing.assert_array_equal(meant, example["boxes"][1])
+        (original, box) = max(compared, key=lambda pair: pair[0].dtype.itemsize)
+        np.testing.assert_allclose(original[1], box, atol=1e-3)
