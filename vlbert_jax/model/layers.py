@@ -70,6 +70,7 @@ class PredictionHead(nnx.Module):
         # In float32: in bfloat16 many classes would tie.
         self.classes = dense(size, num_classes, ("embed", None), dataclasses.replace(config, dtype=jnp.float32), rngs)
 
+    @jax.named_scope("head")
     def __call__(self, states: Float[Array, "... d"], key=None) -> Float[Array, "... c"]:
         """float32 logits; `key` draws dropout."""
         hidden = gelu(self.transform(states))

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
@@ -19,6 +20,7 @@ class VisualLinguisticModel(nnx.Module):
         self.fast_rcnn = RegionHead(**fast_rcnn, hidden_size=encoder.visual_size or encoder.hidden_size, rngs=rngs)
         self.vlbert = VLBert(encoder, rngs)
 
+    @jax.named_scope("region_head")
     def appearance(self, batch: Batch) -> Float[Array, "b r g"] | None:
         """Return pooled or precomputed features of the regions, before projection; None without an image."""
         if batch.pixels is None:
@@ -50,6 +52,7 @@ class VisualLinguisticModel(nnx.Module):
         )
         return states.reshape(*batch.region_mask.shape, -1)
 
+    @jax.named_scope("encoder")
     def encode(self, batch: Batch, region_states, key=None) -> Float[Array, "b n s d"]:
         return self.vlbert(
             batch.token_ids,

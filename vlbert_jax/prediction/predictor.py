@@ -29,6 +29,7 @@ from vlbert_jax.data.image_files import read_image
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.regions import Regions
+from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import GRID, find_regions
 from vlbert_jax.tasks import TASKS, Registered, all_tasks, get_task
@@ -121,7 +122,11 @@ class Predictor:
             raise FileNotFoundError(f"{error}; or give it with --answers (answers=), or --data_dir") from None
 
         def compiled(function):
-            return functools.partial(jax.jit(lambda s, batch: function(nnx.merge(graphdef, s), batch)), state)
+            def precise(state, batch):
+                with matmul_precision("highest"):  # accelerators would compute float32 products in TF32 or bfloat16
+                    return function(nnx.merge(graphdef, state), batch)
+
+            return functools.partial(jax.jit(precise), state)
 
         self._appearance = compiled(lambda model, batch: model.appearance(batch))
         self._states = compiled(lambda model, batch: model.states(batch))

@@ -1,5 +1,6 @@
 """The pre-training model: VL-BERT with the heads of its losses."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -20,6 +21,7 @@ class MLMHead(nnx.Module):
         self.norm = layer_norm(size, config.dtype, rngs)
         self.bias = nnx.Param(jnp.zeros(rows), axes=("vocab",))
 
+    @jax.named_scope("head")
     def __call__(
         self, states: Float[Array, "... d"], table: Float[Array, "rows d"]
     ) -> Float[Array, "... rows"]:

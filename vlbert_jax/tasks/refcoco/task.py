@@ -18,6 +18,7 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
+from vlbert_jax.files import atomic_write
 from vlbert_jax.model.config import model_options
 from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_words
@@ -148,7 +149,8 @@ class RefCOCO(TextImageTask):
             found.append((int(record["index"]), int(record["ref_id"]), int(record["sent_id"]), box.tolist()))
             exact.append(int(region) == meant_row(record, d.eval_boxes))
         official = [dict(ref_id=ref_id, sent_id=sent_id, box=box) for _, ref_id, sent_id, box in sorted(found)]
-        (directory / f"{d.eval_split}.json").write_text(json.dumps(official))
+        with atomic_write(directory / f"{d.eval_split}.json") as path:
+            path.write_text(json.dumps(official))
         return {} if d.eval_boxes == "detected" or not exact else dict(refcoco_identity_accuracy=float(np.mean(exact)))
 
     def report_title(self, config) -> str:

@@ -23,6 +23,7 @@ from vlbert_jax.data.examples import image_shapes, orientation_of, usual_orienta
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.files import atomic_write
 from vlbert_jax.model.config import model_options
 from vlbert_jax.model.layers import PredictionHead, dense, dropout, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
@@ -357,7 +358,7 @@ def columns(subtask: str, number: int) -> list[str]:
 def write_table(path: Path, annot_ids: Iterable[str], tables: dict[str, Float[np.ndarray, "q n"]]) -> None:
     """Write a row per question: annot_id, then the columns of each subtask, q2a first."""
     ordered = {name: tables[name] for name in SUBTASKS if name in tables}
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["annot_id", *(c for name, table in ordered.items() for c in columns(name, table.shape[1]))])
         for annot_id, *rows in zip(annot_ids, *ordered.values(), strict=True):

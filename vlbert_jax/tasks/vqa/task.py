@@ -16,6 +16,7 @@ from vlbert_jax.data.examples import image_shapes, orientation_of, usual_orienta
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.files import atomic_write
 from vlbert_jax.model.config import model_options
 from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
@@ -145,7 +146,8 @@ class VQA(TextImageTask):
             if record["answers"]:
                 accuracies.append(answer_accuracy(answers.entries[best], record["answers"]))
                 types.append(record["answer_type"])
-        (directory / f"{config.data.eval_split}.json").write_text(json.dumps(submission))
+        with atomic_write(directory / f"{config.data.eval_split}.json") as path:
+            path.write_text(json.dumps(submission))
         if not accuracies:
             return {}
         official = summary(accuracies, types)
