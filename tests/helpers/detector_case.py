@@ -52,7 +52,7 @@ def detector(seed: int = 0, settings: Settings = SETTINGS, **options) -> Detecto
 
 
 def image(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """Coloured blocks."""
+    """Return an image of colored blocks."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
     return np.ascontiguousarray(np.repeat(np.repeat(blocks, 8, 0), 8, 1)[:height, :width])

@@ -110,7 +110,7 @@ def test_every_name_maps_to_one_place_and_back(config, seed):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_state_dict_is_the_official_one(variant):
-    """Names and shapes with all duplicates, and what is one tensor officially is one here."""
+    """Names and shapes match, duplicates included; tensors shared in the official code are shared."""
     tensors = fill(shrunk(official_shapes(variant)))
     plain = {vlbert_names.plain_name(name): array for name, array in tensors.items()}
     own = {name: array for name, array in plain.items() if vlbert_names.reason_not_wanted(name) not in NOT_OWN}

@@ -309,7 +309,7 @@ def test_tasks_that_are_off_mask_nothing(tokenizer, layout):
     assert tokenizer.mask_id not in example["token_ids"] and "mrc_mask" not in example
 
 
-def test_an_unreadable_image_is_the_mean_colour(tokenizer, layout, caplog):
+def test_an_unreadable_image_is_the_mean_color(tokenizer, layout, caplog):
     for image in (b"", b"no jpg"):
         example = caption_example(record(image=image), draws(), tokenizer, layout)
         assert (example["pixels"] == (123, 116, 103)).all()

@@ -1,4 +1,4 @@
-"""The pre-training task: the shipped recipes, shrunk, on the drawn corpus; losses, blind twins, phases, devices."""
+"""The pre-training task on the synthetic corpus: small recipes, losses, baselines, phases, devices."""
 
 import functools
 import json
@@ -172,7 +172,7 @@ def test_the_phases_train_what_they_should(data_dir):
     assert not any(PRETRAIN.is_idle(path, config, last) for path in paths.values())
 
 
-def test_examples_first_normalisation(data_dir):
+def test_examples_first_normalization(data_dir):
     """The mean over sequences of their means, by hand."""
     config = shrunk("base_prec", data_dir, **{"losses.normalize": "examples"})
     batch, model = first_batch(config), build(config)
@@ -197,7 +197,7 @@ def test_no_target_is_no_loss(data_dir):
     assert not any(reached.values())
 
 
-def test_blind_twins_see_nothing(data_dir):
+def test_blind_baselines_see_nothing(data_dir):
     """A caption without its image does not change with the image; regions without words do not change with them."""
     config = shrunk("base_e2e", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
     batch, model = first_batch(config), build(config)

@@ -175,14 +175,14 @@ def test_overlaps_and_their_decisions():
 
 
 def test_scoring(variant, tokenizer):
-    """The official choice, its box in the original image, and whether it counts; padding that officially wins loses."""
+    """The choice, its original box and its score are the official ones; padding always loses."""
     for run in (run for run in variant.runs if "scoring" in run):
         scoring, records = run["scoring"], variant.records(run["image_set"])
         examples = examples_of(variant, run, tokenizer)
         right = []
         rows = zip(scoring["logits"], scoring["pred_index"], scoring["pred_boxes"], scoring["correct"], strict=True)
         for record, example, (logits, chosen, box, correct) in zip(records, examples, rows, strict=True):
-            if not example["region_mask"][chosen]:  # officially padding can win
+            if not example["region_mask"][chosen]:  # in the official code padding can win
                 chosen = int(np.argmax(np.where(example["region_mask"][: len(logits)], logits, -np.inf)))
                 right.append(bool(example["region_hits"][chosen]))
                 continue

@@ -139,7 +139,7 @@ def test_padding_is_never_chosen_and_has_no_gradient(data_dir):
     assert REFCOCO.loss_counts(on_device(empty), config, ("region",))["region"] == 1
 
 
-def test_twins_know_what_they_should(data_dir):
+def test_baselines_know_what_they_should(data_dir):
     """Blind: not what the regions look like; wordless: not the words. Both know where the regions are."""
     config = shrunk("demo", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
     batch, model = on_device(next(REFCOCO.train_batches(config, 0, 0, 1))), build(config)
@@ -293,8 +293,8 @@ def test_chance_and_the_best_possible(data_dir):
         chance.append(np.mean(box_iou(rows, record["box"]) >= 0.5))
     np.testing.assert_allclose(sums["refcoco_accuracy_chance"], [sum(chance), len(records)], rtol=1e-5)
     np.testing.assert_array_equal(sums["refcoco_accuracy_possible"], len(records))  # the annotation is among them
-    twins = [f"refcoco_accuracy{twin}" for twin in ("", "_blind", "_wordless")]
-    assert all(sums[name][1] == len(records) for name in (*twins, "text_cut"))
+    baselines = [f"refcoco_accuracy{kind}" for kind in ("", "_blind", "_wordless")]
+    assert all(sums[name][1] == len(records) for name in (*baselines, "text_cut"))
 
 
 def test_shapes_are_known_without_data(data_dir):

@@ -91,7 +91,7 @@ def test_items(variant, tokenizer):
     assert list(PERSON_NAMES) == variant.names
     for run in variant.runs:
         for item in run["items"]:
-            # Officially test is not cut: with room for all, ours is not either.
+            # The official code does not cut test sequences, so the limit here is beyond all lengths.
             room = 64 if "question_per_answer" not in item else WHOLE
             example = our_example(variant, run, item, tokenizer, room)
             where = f"{run['split']} {run['task']} {item['annot_id']}"
@@ -199,7 +199,7 @@ TRANSFORMER = ("text_input_ids", "text_token_type_ids", "text_mask", "text_visua
 
 def test_what_reaches_the_transformer(variant, tokenizer):
     for run in (run for run in variant.runs if "batch" in run):
-        # Test of QA2R is one pass per answer, and officially not cut.
+        # In the official code, QA2R on test is one pass per answer and is not cut.
         per_answer = run["batch"].get("to_transformer_per_answer")
         passes, room = (per_answer, WHOLE) if per_answer else ([run["batch"]["to_transformer"]], 64)
         for row, item in enumerate(run["items"]):

@@ -91,7 +91,7 @@ def test_only_the_first_full_stops_go():
     assert normalize_punctuation("." * 40) == "." * 8
 
 
-def test_identical_answers_are_not_normalised():
+def test_identical_answers_are_not_normalized():
     assert answer_accuracy("yes", ["Yes."] * 10) == 0
     assert answer_accuracy("yes", ["Yes."] * 9 + ["no"]) == 1
     assert answer_accuracy(" Yes.\n", ["Yes."] * 10) == 1
@@ -149,7 +149,7 @@ def test_accuracy_does_not_depend_on_the_annotators_order(answers, chance):
 
 
 @given(TENS)
-def test_targets_are_accuracies_where_nothing_is_normalised(answers):
+def test_targets_are_accuracies_where_nothing_is_normalized(answers):
     vocabulary = AnswerVocabulary(["<unk>", "yes", "no", "2", "red"])
     targets = soft_targets(answers, vocabulary)
     assert targets[0] == 0
