@@ -20,6 +20,7 @@ from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.detector.detect import PreparedImage, load_detector
 from vlbert_jax.detector.proposals import argsort_descending
 from vlbert_jax.detector.weights import read_detector, write_detector
+from vlbert_jax.model.config import BackboneConfig, RegionHeadConfig, RoIOptions
 from vlbert_jax.model.region_head import RegionHead, prepare_pixels
 from vlbert_jax.weights import detector_names
 from vlbert_jax.weights.read import read_weights
@@ -129,13 +130,13 @@ def test_training_computes_the_features_that_are_written(detector):
         if caffe:
             np.testing.assert_allclose(fields["boxes"][1 : len(regions.boxes) + 1], regions.boxes * 96 / 50, atol=1e-3)
         sizes = detector_case.SIZES
-        backbone = dict(
+        backbone = BackboneConfig(
             stem_width=sizes.stem_width, widths=sizes.widths, blocks=sizes.blocks, strides=(1, 2, 2),
             stride_in_1x1=True, frozen_stages=(), caffe_max_pool=caffe,
         )  # fmt: skip
-        switches = dict(roi_operation="pool", mask_padding=True) if caffe else {}
-        options = dict(hidden_size=4, backbone=backbone, feature_size=0, **switches)
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: RegionHead(**options, rngs=nnx.Rngs(0))))
+        roi = RoIOptions(operation="pool" if caffe else "align")
+        options = RegionHeadConfig(hidden_size=4, backbone=backbone, roi=roi, mask_padding=caffe)
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: RegionHead(options, nnx.Rngs(0))))
         fast_rcnn = nnx.merge(graphdef, jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), state))
         for name in ("backbone", "c5"):
             nnx.update(getattr(fast_rcnn, name), nnx.state(getattr(network, name)))

@@ -12,7 +12,7 @@ from flax import nnx
 from configs import pretrain as recipes
 from vlbert_jax.batch import END, NO_IMAGE, Batch, make_batch
 from vlbert_jax.data.packing import pack
-from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.model.config import BackboneConfig, EncoderConfig, RegionHeadConfig, RoIOptions
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets
 from vlbert_jax.weights import vlbert_names
 
@@ -58,12 +58,12 @@ def load(build, tensors, vocab_size=0):
     return nnx.merge(graphdef, abstract), found
 
 
-def region_head(case, **options) -> dict:
-    """Return the arguments of RegionHead for the ResNet of the case."""
+def region_head(case, **options) -> RegionHeadConfig:
+    """Return the options of the region head for the ResNet of the case."""
     dims, network = case.meta["dims"], case.network
     blocks = dims["model_layers"][f"resnet{network['IMAGE_NUM_LAYERS']}"]
-    return dict(
-        backbone=dict(
+    return RegionHeadConfig(
+        backbone=BackboneConfig(
             stem_width=stem_width(case),
             widths=(*dims["PLANES"][:3], dims["ROI_HEAD_PLANES"]),
             blocks=(*blocks[:3], dims["ROI_HEAD_BLOCKS"]),
@@ -71,7 +71,7 @@ def region_head(case, **options) -> dict:
             stride_in_1x1=network["IMAGE_STRIDE_IN_1x1"],
             frozen_stages=tuple(network["IMAGE_FROZEN_BACKBONE_STAGES"]),
         ),
-        feature_size=0,
+        roi=RoIOptions(chunk=3),
         dilated_c5=network["IMAGE_C5_DILATED"],
         hidden_size=network["IMAGE_FINAL_DIM"],
         **options,
@@ -159,7 +159,7 @@ def recipe(case, execution) -> ml_collections.ConfigDict:
     config.model.feature_size = dims["VISUAL"]
     if not precomputed:
         options = region_head(case)
-        config.model.region_head.update(options["backbone"], dilated_c5=options["dilated_c5"], roi_chunk=3)
+        config.model.region_head.update(vars(options.backbone), dilated_c5=options.dilated_c5, roi_chunk=3)
         config.model.region_head.frozen_batch_norm = network["IMAGE_FROZEN_BN"]
         config.model.region_head.remat = execution["remat"] == "full"
     config.losses.mlm, config.losses.mrc = network["WITH_MLM_LOSS"], network["WITH_MVRC_LOSS"]

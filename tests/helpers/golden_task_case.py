@@ -72,6 +72,6 @@ def adjust(config: ml_collections.ConfigDict, case) -> None:
         config.data.features, config.model.train_region_head = "precomputed", False
         return
     config.data.features, config.model.train_region_head = "image", True
-    options = region_head(case, roi_chunk=3)
-    config.model.region_head.update(options["backbone"], dilated_c5=options["dilated_c5"], roi_chunk=3)
+    options = region_head(case)
+    config.model.region_head.update(vars(options.backbone), dilated_c5=options.dilated_c5, roi_chunk=3)
     config.model.region_head.frozen_batch_norm = case.network["IMAGE_FROZEN_BN"]

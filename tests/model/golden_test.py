@@ -32,6 +32,7 @@ from tests.helpers.golden_folders import golden_folders
 from tests.helpers.optimizer_case import check_official_updates
 from vlbert_jax.batch import END
 from vlbert_jax.geometry import box_geometry
+from vlbert_jax.model.config import RegionHeadConfig
 from vlbert_jax.model.region_head import RegionHead
 from vlbert_jax.model.roi import roi_align
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
@@ -79,12 +80,12 @@ def check_fast_rcnn(case):
     tensors = {f"image_feature_extractor.{name}": array for name, array in case.sd.items()}
     if masked:
         tensors["object_mask_visual_embedding.weight"] = case.inputs["mask_visual_embed"][None]
-    options = region_head(case, hidden_vector=masked, roi_chunk=3)
+    options = region_head(case, hidden_vector=masked)
     prefix = "image_feature_extractor."
 
     class Holder(nnx.Module):  # paths of parameters start with fast_rcnn
         def __init__(self):
-            self.fast_rcnn = RegionHead(**options, rngs=nnx.Rngs(0))
+            self.fast_rcnn = RegionHead(options, nnx.Rngs(0))
 
     holder, report = load(Holder, tensors)
     assert all(not name.startswith(prefix) for name in report.missing), report.missing
@@ -188,7 +189,7 @@ def check_pretraining_heads(case, execution):
     fields, region_rows, extra = free_sequences(case, config.vocab_size)
     tensors = {f"vlbert.{name}": array for name, array in case.sd.items()}
     classes = case.network["VLBERT"]["visual_region_classes"]
-    head = dict(backbone=None, feature_size=1)
+    head = RegionHeadConfig(config.visual_size or config.hidden_size, backbone=None, feature_size=1)
 
     def build():
         return PretrainingModel(config, head, classes, relationship=config.pooler, rngs=nnx.Rngs(0))

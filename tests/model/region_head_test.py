@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from vlbert_jax.batch import PIXEL_MEANS
+from vlbert_jax.model.config import BackboneConfig, RegionHeadConfig, RoIOptions
 from vlbert_jax.model.region_head import RegionHead, prepare_pixels
 from vlbert_jax.model.resnet import ConvNorm, max_pool
 
@@ -16,18 +17,18 @@ B, R = 8, 5
 
 
 @functools.cache
-def region_head(**options):
-    """Return a tiny region head, split into graph and state."""
-    backbone = dict(
+def region_head(frozen_stages=(), **roi):
+    """Return a tiny region head, split; `roi` are fields of RoIOptions."""
+    backbone = BackboneConfig(
         stem_width=4,
         widths=(2, 3, 4, 4),
         blocks=(1, 1, 1, 1),
         strides=(1, 2, 2),
         stride_in_1x1=True,
-        frozen_stages=options.pop("frozen_stages", ()),
+        frozen_stages=frozen_stages,
     )
-    options = dict(hidden_size=8, backbone=backbone, feature_size=0, roi_size=4, roi_chunk=3) | options
-    make = nnx.jit(lambda: RegionHead(**options, rngs=nnx.Rngs(0)))
+    options = RegionHeadConfig(hidden_size=8, backbone=backbone, roi=RoIOptions(**dict(size=4, chunk=3) | roi))
+    make = nnx.jit(lambda: RegionHead(options, nnx.Rngs(0)))
     return nnx.split(make())
 
 
@@ -52,7 +53,7 @@ def test_chunks_and_recomputation_change_nothing(inputs):
     Features and gradients are compared.
     """
     results = []
-    for options in (dict(roi_chunk=100), dict(roi_chunk=3, remat=True)):
+    for options in (dict(chunk=100), dict(chunk=3, remat=True)):
         graphdef, state = region_head(**options)
 
         def loss(state, graphdef=graphdef):
@@ -123,7 +124,7 @@ def test_eight_devices_agree_with_one(inputs):
 @pytest.mark.parametrize("frozen, first", [((1, 2), 3), ((2, 5), 1), ((1, 2, 3, 4, 5), 6)])
 def test_gradients_end_behind_the_first_trained_stage(frozen, first, inputs):
     """Gradients pass through frozen stages after the first trained stage."""
-    graphdef, state = region_head(frozen_stages=frozen, frozen_c5=first == 6)
+    graphdef, state = region_head(frozen_stages=frozen, frozen=first == 6)
     gradient = jax.jit(jax.grad(lambda state: jnp.sum(pooled(graphdef, state, *inputs) ** 2)))(state)
     reached = dict.fromkeys(range(1, 6), False)
     for path, kernel in nnx.to_flat_state(gradient):
@@ -150,3 +151,8 @@ def test_blanked_pixels_and_padding():
     np.testing.assert_allclose(ours, expected, atol=1e-4)
     prepared = jnp.asarray(expected)
     assert prepare_pixels(prepared, jnp.asarray(size), jnp.asarray(boxes), jnp.asarray(hidden)) is prepared
+
+
+def test_an_unknown_operation_is_refused():
+    with pytest.raises(ValueError, match="'align' or 'pool'"):
+        RoIOptions(operation="crop")

@@ -24,6 +24,7 @@ from vlbert_jax.detector.proposals import (
     propose,
     shifted_anchors,
 )
+from vlbert_jax.model.config import RoIOptions
 from vlbert_jax.model.resnet import EXPANSION, Backbone, Stage, zero_beyond
 from vlbert_jax.model.roi import pool_regions
 
@@ -168,18 +169,11 @@ class FasterRCNN(nnx.Module):
         mask: Bool[Array, "b r"],
     ) -> Float32[Array, "b r g"]:
         """Return the mean of C5 over each real region, zeros for padding."""
-        options = dict(
-            operation=self.settings.roi_operation,
-            size=14,
-            samples=1,
-            scale=1 / self.backbone.stride,
-            chunk=self.settings.roi_chunk,
-            remat=False,
-            frozen=False,
-        )
+        options = RoIOptions(operation=self.settings.roi_operation, chunk=self.settings.roi_chunk)
+        scale = 1 / self.backbone.stride
         graphdef, state = nnx.split(self.c5)
         cells = self.backbone.cells(image_size)
-        return pool_regions(graphdef, options, state, feature_map, cells, boxes, mask, None).astype(jnp.float32)
+        return pool_regions(graphdef, options, scale, state, feature_map, cells, boxes, mask, None).astype(jnp.float32)
 
     def describe(
         self,

@@ -31,6 +31,52 @@ class EncoderConfig:
     dtype: Any = jnp.float32  # of activations
 
 
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """Sizes and operations of the ResNet: stem, C2 to C4, and C5, which runs on regions."""
+
+    stem_width: int
+    widths: tuple[int, ...]  # of the 3x3 convolutions of C2 to C5
+    blocks: tuple[int, ...]  # bottlenecks of C2 to C5
+    strides: tuple[int, ...]  # of C2 to C4
+    stride_in_1x1: bool  # True: Caffe's bottlenecks; False: torchvision's
+    frozen_stages: tuple[int, ...] = ()  # 1 = stem, 2 to 4 = C2 to C4, 5 = C5
+    caffe_max_pool: bool = False  # the detector's max-pooling after the stem
+
+
+@dataclasses.dataclass(frozen=True)
+class RoIOptions:
+    """How regions are pooled from the feature map and how they pass C5."""
+
+    operation: str = "align"  # align | pool
+    size: int = 14  # bins per side
+    samples: int = 1  # sampling points per bin and axis of "align"; 0 = adaptive
+    chunk: int = 16  # regions that pass C5 at once
+    remat: bool = False  # recompute C5 in the backward pass
+    frozen: bool = False  # no gradient passes C5
+
+    def __post_init__(self):
+        if self.operation not in ("align", "pool"):
+            raise ValueError(f"roi_operation is {self.operation!r}; it must be 'align' or 'pool'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionHeadConfig:
+    """Sizes and operations of the region head."""
+
+    hidden_size: int  # of the visual vectors that it returns
+    backbone: BackboneConfig | None  # None: appearance is precomputed
+    feature_size: int = 0  # columns of precomputed appearance
+    dilated_c5: bool = True
+    roi: RoIOptions = RoIOptions()
+    mask_padding: bool = False  # each image gets the feature map that it would have alone
+    hidden_vector: bool = False  # a learned vector replaces the appearance of hidden regions
+    dropout_rate: float = 0.1  # before the projection
+    projection_gain_init: float = 1.0  # of the projection's weights, relative to PyTorch's default
+    geometry_gain_init: float = 1.0  # of its rows for box geometry, relative to those for appearance
+    dtype: Any = jnp.float32  # of activations
+
+
 def matmul_precision(name: str):
     """Return a context in which matrix products and convolutions are traced with precision `name`.
 
@@ -40,21 +86,37 @@ def matmul_precision(name: str):
     return contextlib.nullcontext() if name == "default" else jax.default_matmul_precision(name)
 
 
-def model_options(config) -> tuple[EncoderConfig, dict]:
-    """The sizes of encoder and region head of a run's config; see configs/common.py for the fields."""
+def model_options(config) -> tuple[EncoderConfig, RegionHeadConfig]:
+    """Return the options of encoder and region head of a run's config; configs/common.py describes the fields."""
+    encoder = EncoderConfig(**config.model.encoder, dtype=jnp.dtype(config.compute_dtype))
+    return encoder, region_head_options(config, encoder.visual_size or encoder.hidden_size)
+
+
+def region_head_options(config, hidden_size: int) -> RegionHeadConfig:
+    """Return the options of the region head of a run's config."""
     model, dtype = config.model, jnp.dtype(config.compute_dtype)
     head = dict(model.region_head)
     frozen_stages = tuple(head.pop("frozen_stages"))
     if not model.train_region_head:
         frozen_stages = (1, 2, 3, 4, 5)
-    del head["frozen_batch_norm"]  # read by is_frozen
-    backbone = {name: head.pop(name) for name in ("stem_width", "widths", "blocks", "strides", "stride_in_1x1")}
-    backbone["caffe_max_pool"] = head.pop("caffe_max_pool", False)
-    fast_rcnn = dict(
-        backbone=dict(backbone, frozen_stages=frozen_stages) if config.data.features == "image" else None,
+    backbone = BackboneConfig(
+        stem_width=head.pop("stem_width"),
+        **{name: tuple(head.pop(name)) for name in ("widths", "blocks", "strides")},
+        stride_in_1x1=head.pop("stride_in_1x1"),
+        frozen_stages=frozen_stages,
+        caffe_max_pool=head.pop("caffe_max_pool", False),
+    )
+    roi = RoIOptions(
+        **{name.removeprefix("roi_"): head.pop(name) for name in list(head) if name.startswith("roi_")},
+        remat=head.pop("remat"),
+        frozen={1, 2, 3, 4, 5} <= set(frozen_stages),  # else gradients pass through C5
+    )
+    del head["frozen_batch_norm"]  # `region_head_is_frozen` reads it
+    return RegionHeadConfig(
+        hidden_size=hidden_size,
+        backbone=backbone if config.data.features == "image" else None,
         feature_size=model.feature_size,
-        frozen_c5={1, 2, 3, 4, 5} <= set(frozen_stages),  # else gradients pass through it
+        roi=roi,
         dtype=dtype,
         **head,
     )
-    return EncoderConfig(**model.encoder, dtype=dtype), fast_rcnn

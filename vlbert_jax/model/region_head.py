@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from vlbert_jax.batch import PIXEL_MEANS
 from vlbert_jax.geometry import box_geometry
+from vlbert_jax.model.config import RegionHeadConfig
 from vlbert_jax.model.layers import dropout
 from vlbert_jax.model.partitioning import keep_split, split_axes
 from vlbert_jax.model.resnet import EXPANSION, Backbone, Stage
@@ -21,61 +22,44 @@ GEOMETRY_SIZE = 2048
 class RegionHead(nnx.Module):
     """Region features: C4 -> RoIAlign -> C5 -> mean, joined with box geometry and projected.
 
-    With `backbone=None` appearance comes precomputed with `feature_size` columns. `hidden_vector` adds the learned
-    appearance that stands in for hidden regions where their pixels are not blanked.
-
-    Three switches make its operations those of the detector whose weights it starts from, which the official code does
-    not: `caffe_max_pool` in `backbone`, `roi_operation="pool"`, and `mask_padding`, which gives each image the map it
-    would have alone.
+    Three options give it the operations of the detector whose weights it starts from, which the official
+    code does not do: `caffe_max_pool` of the backbone, `operation="pool"` of the regions, and `mask_padding`.
     """
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        backbone: dict | None,
-        feature_size: int,
-        dilated_c5: bool = True,
-        frozen_c5: bool = False,
-        roi_size: int = 14,
-        roi_samples: int = 1,
-        roi_operation: str = "align",
-        roi_chunk: int = 16,
-        mask_padding: bool = False,
-        remat: bool = False,
-        hidden_vector: bool = False,
-        dropout_rate: float = 0.1,
-        projection_gain_init: float = 1.0,
-        geometry_gain_init: float = 1.0,
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        if roi_operation not in ("align", "pool"):
-            raise ValueError(f"roi_operation is {roi_operation!r}, neither 'align' nor 'pool'")
-        self.roi_size, self.roi_samples, self.roi_chunk = roi_size, roi_samples, roi_chunk
-        self.roi_operation, self.mask_padding = roi_operation, mask_padding
-        self.remat, self.frozen_c5, self.dropout_rate, self.dtype = remat, frozen_c5, dropout_rate, dtype
-        if backbone is None:
+    def __init__(self, config: RegionHeadConfig, rngs: nnx.Rngs):
+        self.roi, self.mask_padding = config.roi, config.mask_padding
+        self.dropout_rate, self.dtype = config.dropout_rate, config.dtype
+        dtype, hidden_size, feature_size = config.dtype, config.hidden_size, config.feature_size
+        if config.backbone is None:
             self.backbone = self.c5 = None
         else:
-            *widths, c5_width = backbone["widths"]
-            *blocks, c5_blocks = backbone["blocks"]
-            strides = tuple(backbone["strides"])
-            backbone = {**backbone, "widths": tuple(widths), "blocks": tuple(blocks), "strides": strides}
-            self.backbone = Backbone(**backbone, dtype=dtype, rngs=rngs)
+            options = config.backbone
+            *widths, c5_width = options.widths
+            *blocks, c5_blocks = options.blocks
+            self.backbone = Backbone(
+                stem_width=options.stem_width,
+                widths=tuple(widths),
+                blocks=tuple(blocks),
+                strides=options.strides,
+                stride_in_1x1=options.stride_in_1x1,
+                frozen_stages=options.frozen_stages,
+                caffe_max_pool=options.caffe_max_pool,
+                dtype=dtype,
+                rngs=rngs,
+            )
             self.c5 = Stage(
                 self.backbone.outputs,
                 c5_width,
                 c5_blocks,
-                stride=1 if dilated_c5 else 2,
-                dilation=2 if dilated_c5 else 1,
-                stride_in_1x1=backbone["stride_in_1x1"],
+                stride=1 if config.dilated_c5 else 2,
+                dilation=2 if config.dilated_c5 else 1,
+                stride_in_1x1=options.stride_in_1x1,
                 dtype=dtype,
                 rngs=rngs,
             )
             feature_size = c5_width * EXPANSION
         self.hidden_appearance = (
-            nnx.Param(jnp.zeros(feature_size), axes=("feature",)) if hidden_vector else None
+            nnx.Param(jnp.zeros(feature_size), axes=("feature",)) if config.hidden_vector else None
         )
         bound = 1 / math.sqrt(
             GEOMETRY_SIZE + feature_size
@@ -85,8 +69,8 @@ class RegionHead(nnx.Module):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         def kernel(key, shape, dtype=jnp.float32):
-            drawn = uniform(key, shape, dtype) * projection_gain_init
-            return drawn.at[:GEOMETRY_SIZE].multiply(geometry_gain_init)
+            values = uniform(key, shape, dtype) * config.projection_gain_init
+            return values.at[:GEOMETRY_SIZE].multiply(config.geometry_gain_init)
 
         self.projection = nnx.Linear(
             GEOMETRY_SIZE + feature_size,
@@ -111,7 +95,7 @@ class RegionHead(nnx.Module):
         """
         image_size = image_size.astype(jnp.int32) if self.mask_padding else None
         cells = self.backbone.cells(image_size) if self.mask_padding else None
-        pool = functools.partial(pool_regions, nnx.graphdef(self.c5), self._roi_options())
+        pool = functools.partial(pool_regions, nnx.graphdef(self.c5), self.roi, 1 / self.backbone.stride)
         arguments = (nnx.state(self.c5), self.backbone(pixels, image_size), cells, boxes, region_mask, region_shapes)
         if batch_axes := split_axes():
             # Every device packs its own regions: left to the partitioner, sorting them would cross devices.
@@ -121,17 +105,6 @@ class RegionHead(nnx.Module):
                 pool, in_specs=specs, out_specs=from_batch, axis_names=set(batch_axes), check_vma=False
             )
         return pool(*arguments)
-
-    def _roi_options(self):
-        return dict(
-            operation=self.roi_operation,
-            size=self.roi_size,
-            samples=self.roi_samples,
-            scale=1 / self.backbone.stride,
-            chunk=self.roi_chunk,
-            remat=self.remat,
-            frozen=self.frozen_c5,
-        )
 
     def project(
         self,

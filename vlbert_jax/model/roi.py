@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vlbert_jax.model.config import RoIOptions
+
 
 def roi_align(
     features: Float[Array, "b h w c"],
@@ -68,13 +70,24 @@ def _interpolation(start, stop, bins: int, samples: int, length: int, end) -> Fl
 
 
 def pool_regions(
-    graphdef, options: dict, c5_state, feature_map, cells, boxes, region_mask, region_shapes
+    graphdef, options: RoIOptions, scale: float, c5_state, feature_map, cells, boxes, region_mask, region_shapes
 ) -> Float[Array, "b r g"]:
-    """RoIAlign or RoIPool and C5, some regions at a time, real ones packed to the front; chunks of padding are skipped.
+    """Return the mean of C5 over each real region, zeros for padding.
 
-    `options` are as in `FastRCNN._roi_options`; `cells` (rows, columns) are the map's ends, None = its shape.
+    Regions pass C5 `options.chunk` at a time, real ones first; chunks of padding are skipped.
+
+    Args:
+        graphdef: Structure of C5, whose parameters are `c5_state`.
+        options: The operation and its sizes.
+        scale: Cells of the feature map per pixel.
+        c5_state: Parameters of C5.
+        feature_map: float [b, h, w, c].
+        cells: int [b, 2], (rows, columns) where each map ends; None = at its shape.
+        boxes: float [b, r, 4], x1 y1 x2 y2 in pixels.
+        region_mask: bool [b, r].
+        region_shapes: float [b, r, p, p], factors of the pooled C5 map, or None.
     """
-    size, chunk = (options["size"], options["size"]), options["chunk"]
+    size, chunk = (options.size, options.size), options.chunk
     c5 = nnx.merge(graphdef, c5_state)
     # Padding shares chunks with real regions: a NaN in it would reach the gradients of C5 as 0 * NaN.
     boxes = jnp.where(region_mask[..., None], boxes, 0)
@@ -90,10 +103,10 @@ def pool_regions(
     flat_boxes, flat_mask = boxes.reshape(total, 4), region_mask.reshape(total)
     flat_shapes = None if region_shapes is None else region_shapes.reshape(total, *region_shapes.shape[2:])
 
-    if options["operation"] == "pool":
-        pool = roi_pool(feature_map, size, options["scale"], cells, inside=True)
+    if options.operation == "pool":
+        pool = roi_pool(feature_map, size, scale, cells, inside=True)
     else:
-        align = dict(size=size, samples=options["samples"], scale=options["scale"], cells=cells)
+        align = dict(size=size, samples=options.samples, scale=scale, cells=cells)
         pool = functools.partial(roi_align, feature_map, **align)
 
     def head(index):
@@ -102,7 +115,7 @@ def pool_regions(
             x = x * flat_shapes[index][..., None].astype(x.dtype)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
-    if options["remat"]:
+    if options.remat:
         head = jax.checkpoint(head)
 
     def pool_chunk(_, index):
@@ -114,7 +127,7 @@ def pool_regions(
 
     _, pooled = jax.lax.scan(pool_chunk, None, order.reshape(-1, chunk))
     pooled = pooled.reshape(-1, pooled.shape[-1])[place].reshape(b, r, -1)
-    pooled = jax.lax.stop_gradient(pooled) if options["frozen"] else pooled
+    pooled = jax.lax.stop_gradient(pooled) if options.frozen else pooled
     return jnp.where(region_mask[..., None], pooled, 0)
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
 from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
-from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
 from vlbert_jax.model.region_head import RegionHead, prepare_pixels
 from vlbert_jax.model.vlbert import VLBert
 
@@ -16,8 +16,8 @@ from vlbert_jax.model.vlbert import VLBert
 class VisualLinguisticModel(nnx.Module):
     """The region head and VL-BERT. Tasks add their heads."""
 
-    def __init__(self, encoder: EncoderConfig, fast_rcnn: dict, rngs: nnx.Rngs):
-        self.fast_rcnn = RegionHead(**fast_rcnn, hidden_size=encoder.visual_size or encoder.hidden_size, rngs=rngs)
+    def __init__(self, encoder: EncoderConfig, region_head: RegionHeadConfig, rngs: nnx.Rngs):
+        self.fast_rcnn = RegionHead(region_head, rngs)
         self.vlbert = VLBert(encoder, rngs)
 
     @jax.named_scope("region_head")

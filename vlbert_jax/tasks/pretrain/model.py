@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
 from vlbert_jax.model.layers import PredictionHead, dense, gather_positions, gelu, layer_norm
 from vlbert_jax.model.region_head import GEOMETRY_SIZE
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
@@ -40,7 +40,7 @@ class PretrainingModel(VisualLinguisticModel):
     def __init__(
         self,
         encoder: EncoderConfig,
-        fast_rcnn: dict,
+        region_head: RegionHeadConfig,
         num_region_classes: int,
         *,
         relationship: bool = False,
@@ -49,7 +49,7 @@ class PretrainingModel(VisualLinguisticModel):
     ):
         if relationship and not encoder.pooler:
             raise ValueError("the relationship loss reads the pooler: set model.encoder.pooler=True with it")
-        super().__init__(encoder, fast_rcnn, rngs)
+        super().__init__(encoder, region_head, rngs)
         self.mlm_head = MLMHead(encoder, self.vlbert.token_embeddings.shape[0], rngs)
         self.mrc_head = PredictionHead(encoder, num_region_classes, rngs)
         size = encoder.hidden_size

@@ -1,5 +1,6 @@
 """Pre-training: masked words with visual clues, masked regions with linguistic clues, and optional further losses."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -43,10 +44,10 @@ class Pretrain(Task):
         """Return the model of a config; see configs/pretrain.py for the fields."""
         if config.opening.steps and not config.losses.region:
             raise ValueError("config.opening.steps trains the region head alone; set config.losses.region=1.0 as well.")
-        encoder, fast_rcnn = model_options(config)
+        encoder, region_head = model_options(config)
         return PretrainingModel(
             encoder,
-            fast_rcnn | dict(hidden_vector=not config.data.hide_pixels),
+            dataclasses.replace(region_head, hidden_vector=not config.data.hide_pixels),
             config.model.num_region_classes,
             relationship=config.losses.relationship,
             region_classifier=config.losses.region > 0,

@@ -19,7 +19,7 @@ from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
 from vlbert_jax.files import atomic_write
-from vlbert_jax.model.config import model_options
+from vlbert_jax.model.config import RegionHeadConfig, model_options
 from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_words
 from vlbert_jax.tasks.base import TextImageTask
@@ -59,8 +59,8 @@ class RefCOCOTargets(Arrays):
 class RefCOCOModel(VisualLinguisticModel):
     """VL-BERT and a score per region; the hidden layer of the head starts from that for hidden regions."""
 
-    def __init__(self, encoder, fast_rcnn: dict, rngs: nnx.Rngs):
-        super().__init__(encoder, fast_rcnn, rngs)
+    def __init__(self, encoder, region_head: RegionHeadConfig, rngs: nnx.Rngs):
+        super().__init__(encoder, region_head, rngs)
         self.region_head = PredictionHead(encoder, 1, rngs)
 
     def region_logits(self, states: Float[Array, "b 1 s d"], positions: Int[Array, "b r"]) -> Float[Array, "b r"]:

@@ -24,7 +24,7 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import atomic_write
-from vlbert_jax.model.config import model_options
+from vlbert_jax.model.config import RegionHeadConfig, model_options
 from vlbert_jax.model.layers import PredictionHead, dense, dropout, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
 from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
@@ -58,10 +58,10 @@ class VCRTargets(Arrays):
 class VCRModel(VisualLinguisticModel):
     """VL-BERT with a pooler, a score per choice, and the auxiliary classes of the objects (official CNN_LOSS_TOP)."""
 
-    def __init__(self, encoder, fast_rcnn: dict, num_object_classes: int, rngs: nnx.Rngs):
+    def __init__(self, encoder, region_head: RegionHeadConfig, num_object_classes: int, rngs: nnx.Rngs):
         if not encoder.pooler:
             raise ValueError("config.model.encoder.pooler is False, but a choice's score is computed from the pooler")
-        super().__init__(encoder, fast_rcnn, rngs)
+        super().__init__(encoder, region_head, rngs)
         self.dropout_rate = encoder.dropout_rate
         exact = dataclasses.replace(encoder, dtype=jnp.float32)  # four scores must not tie
         self.choice_head = dense(encoder.hidden_size, 1, ("embed", None), exact, rngs)

@@ -17,7 +17,7 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import atomic_write
-from vlbert_jax.model.config import model_options
+from vlbert_jax.model.config import RegionHeadConfig, model_options
 from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
@@ -44,8 +44,8 @@ class VQAModel(VisualLinguisticModel):
     The hidden layer of the head starts from that of the head for masked words.
     """
 
-    def __init__(self, encoder, fast_rcnn: dict, num_answers: int, rngs: nnx.Rngs):
-        super().__init__(encoder, fast_rcnn, rngs)
+    def __init__(self, encoder, region_head: RegionHeadConfig, num_answers: int, rngs: nnx.Rngs):
+        super().__init__(encoder, region_head, rngs)
         self.answer_head = PredictionHead(encoder, num_answers, rngs, norm=True, dropout_rate=encoder.dropout_rate)
 
     def answer_logits(
