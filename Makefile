@@ -1,5 +1,5 @@
 # make demo          trains the small model of configs/pretrain.py on synthetic scenes: workdirs/demo/report/index.html
-# make test          runs ruff and pytest, as .ci/run does
+# make test          runs ruff, basedpyright and pytest, as .ci/run does
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
@@ -28,6 +28,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
+	$(RUN) -m basedpyright --pythonpath $(RUN)
 	$(RUN) -m pytest $(PYTEST_WORKERS) $(PYTEST_FLAGS)
 
 # The lowest versions that the tests were run with have wheels for Python 3.11.

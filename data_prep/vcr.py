@@ -185,7 +185,7 @@ class VCRQuestions(OrderedBuilder, skip_registration=True):
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a record per question. Raises SourceError if the images are of another download."""
-        source = tfds.builder_from_directory(self.images).as_data_source("images")
+        source = tfds.builder_from_directory(self.images).as_data_source("images")  # pyright: ignore[reportCallIssue]
         rows = tqdm(source, "sizes", mininterval=1)
         images = [(row["image_id"].decode(), *row["image_size"].tolist()) for row in rows]
         numbers: dict[tuple, int] = {}

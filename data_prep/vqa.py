@@ -134,7 +134,7 @@ class VQAImages(OrderedBuilder, skip_registration=True):
             progress = tqdm(image_ids.items(), "images", len(image_ids), unit=" images", mininterval=1)
             for file, made in self.in_threads(record, enumerate(progress), self.num_threads):
                 width.check(file, made)
-                sizes.append([int(made["image_id"]), *made["image_size"].tolist()])
+                sizes.append([int(made["image_id"]), *made["image_size"].tolist()])  # pyright: ignore[reportAttributeAccessIssue]
                 yield "images", made
         (pathlib.Path(self.data_dir) / "sizes.json").write_text(json.dumps(sizes) + "\n")
 

@@ -83,7 +83,7 @@ def draw_crowded(rng: np.random.Generator, group: str = "") -> tuple[world.Scene
             pairs.append((color, category))
     # The order of the things must not carry information.
     pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-    scene, masks = compose(size, place, *zip(*pairs, strict=True), rng)
+    scene, masks = compose(size, place, *zip(*pairs, strict=True), rng)  # pyright: ignore[reportCallIssue]
     outlines = (outline(mask[..., 0], *thing.box[:2]) for thing, mask in zip(scene.things, masks, strict=True))
     return scene, tuple(outlines)
 

@@ -109,13 +109,13 @@ class _Split:
     """Records of a split with texts as str and lists of str; TFDS returns bytes."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        self._source = builder.as_data_source(split)
+        self._source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
         # Grain's threads read in parallel; threads of each file's own would only hand records about, at five times the
         # time per record.
         files = builder.info.splits[split].file_instructions
         self._source.data_source = ArrayRecordDataSource(files, reader_options={"max_parallelism": "0"})
         self._texts, self._lists = [], []
-        for key, feature in builder.info.features.items():
+        for key, feature in builder.info.features.items():  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(feature, tfds.features.Text):
                 self._texts.append(key)
             elif isinstance(getattr(feature, "feature", None), tfds.features.Text):

@@ -56,11 +56,11 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
         vocab = os.path.join(vocab, "vocab.txt")
     if os.path.isfile(vocab):
         # transformers 5 ignores the former `vocab_file=` and then has no words, so the size is checked below.
-        fast = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=True)
+        fast = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=True)  # pyright: ignore[reportAttributeAccessIssue]
     elif vocab.endswith(".txt"):
         raise FileNotFoundError(f"no vocabulary at {vocab!r} (config.data.vocab)")
     else:
-        fast = transformers.BertTokenizerFast.from_pretrained(vocab)
+        fast = transformers.BertTokenizerFast.from_pretrained(vocab)  # pyright: ignore[reportAttributeAccessIssue]
     pieces = fast.get_vocab()
     if len(pieces) != vocab_size:
         found = f"the vocabulary {vocab!r} has {len(pieces)} tokens"

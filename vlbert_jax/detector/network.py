@@ -201,7 +201,7 @@ class FasterRCNN(nnx.Module):
         # Boxes include both ends, so the IoU depends on the pixel size. The original computes it in
         # original pixels.
         original = boxes / scale[:, None, None]
-        confidence = jax.vmap(lambda *image: class_confidence(*image, overlap))(original, mask, probabilities[..., 1:])
+        confidence = jax.vmap(lambda *image: class_confidence(*image, overlap))(original, mask, probabilities[..., 1:])  # pyright: ignore[reportCallIssue]
         return Proposals(
             boxes, mask, features, probabilities, best.astype(jnp.int32), self.boxes(features), confidence, attributes
         )

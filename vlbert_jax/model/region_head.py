@@ -124,7 +124,7 @@ class RegionHead(nnx.Module):
                 appearance,
             )
         if geometry is None:
-            geometry = box_geometry(boxes, image_size)
+            geometry = box_geometry(boxes, image_size)  # pyright: ignore[reportAssignmentType]
         # A NaN in padding would reach the gradient of the projection as 0 * NaN.
         geometry = jnp.where(region_mask[..., None], geometry, 0)
         joined = jnp.concatenate([geometry.astype(self.dtype), appearance.astype(self.dtype)], axis=-1)

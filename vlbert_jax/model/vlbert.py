@@ -111,7 +111,7 @@ class VLBert(nnx.Module):
         x = self.embed(token_ids, region_ids, segment_ids, position_ids, region_states, key_embedding)
         b, n, s, size = x.shape
         states = self.encoder(x.reshape(b * n, s, size), element_mask.reshape(b * n, s), key_encoder)
-        return states.reshape(b, n, s, size)
+        return states.reshape(b, n, s, size)  # pyright: ignore[reportAttributeAccessIssue]
 
     def pool(self, states: Float[Array, "... s h"]) -> Float[Array, "... h"]:
         """tanh layer on the first element, [CLS]."""

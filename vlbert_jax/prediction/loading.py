@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -58,14 +59,14 @@ def load_trained(path: str | Path, least_regions: int) -> tuple[ml_collections.C
 
 def _completed(model: dict, run: dict, task: str, least_regions: int) -> ml_collections.ConfigDict:
     """Return the config of the run, or what the weights determine of it, completed from the published recipe."""
-    stored = copy.deepcopy({"data": {}, "losses": {}} | model | run)
+    stored: dict[str, Any] = copy.deepcopy({"data": {}, "losses": {}} | model | run)
     for name, value in (DEFAULTS | dict(get_task(task).defaults)).items():
         *blocks, field = name.split(".")
         block = stored
         for part in blocks:
             block = block.setdefault(part, {})
         block.setdefault(field, value)
-    config = stored | dict(task=task, compute_dtype="float32")
+    config: dict[str, Any] = stored | {"task": task, "compute_dtype": "float32"}
     more = max(0, least_regions - config["data"]["max_regions"])
     for name in ("max_regions", "sequence_length"):
         config["data"][name] += more

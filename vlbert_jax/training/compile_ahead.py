@@ -226,12 +226,12 @@ def matmul_flops(jaxpr: core.Jaxpr) -> float:
         inner = [matmul_flops(j) for j in core.jaxprs_in_params(equation.params)]
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+            left = equation.invars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)  # pyright: ignore[reportAttributeAccessIssue]
         elif equation.primitive.name == "conv_general_dilated":
-            kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+            kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]  # pyright: ignore[reportAttributeAccessIssue]
             per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * per_output
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * per_output  # pyright: ignore[reportAttributeAccessIssue]
         elif equation.primitive.name == "cond":
             total += max(inner)
         elif equation.primitive.name == "shard_map":

@@ -78,7 +78,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     address, total, number = given
     if address and not re.fullmatch(r".+:\d+", address):
         raise ValueError(f"the coordinator's address {address!r} is not HOST:PORT")
-    if None not in (total, number) and not 0 <= number < total:
+    if total is not None and number is not None and not 0 <= number < total:
         raise ValueError(f"process_id is {number}; with num_processes={total} it is 0 to {total - 1}")
     _end_clearly_when_aborted()
     try:
@@ -122,7 +122,7 @@ def found() -> tuple[str | None, int | None, int | None] | None:
     several |= "," in (get("TPU_PROCESS_ADDRESSES") or get("TPU_WORKER_HOSTNAMES") or "")
     # JAX sets TPU_ML_PLATFORM where it finds TPU chips; the metadata of the machine state whether there are more.
     on_tpu = "TPU_ML_PLATFORM" in os.environ and "TPU_SKIP_MDS_QUERY" not in os.environ
-    several |= on_tpu and "tpu" in (jax.config.jax_platforms or "tpu")
+    several |= on_tpu and "tpu" in (jax.config.jax_platforms or "tpu")  # pyright: ignore[reportAttributeAccessIssue]
     return (address, None, None) if several else None
 
 
@@ -337,7 +337,7 @@ def agree(config: ml_collections.ConfigDict, workdir: pathlib.Path):
 
 def _difference(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     missing = "missing"
-    differ = [name for name in theirs | mine if theirs.get(name, missing) != mine.get(name, missing)]
+    differ = [name for name in {**theirs, **mine} if theirs.get(name, missing) != mine.get(name, missing)]
     texts = [f"{name} is {mine.get(name, missing)}, there {theirs.get(name, missing)}" for name in differ[:3]]
     return "; ".join(texts) + (f"; and {len(differ) - 3} more" if len(differ) > 3 else "")
 

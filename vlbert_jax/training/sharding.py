@@ -31,7 +31,7 @@ RULES = {
 }
 
 
-def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
     """Return the mesh `data x fsdp x tensor` of the sizes in the block `mesh`; one size may be -1 (remaining devices).
 
     The devices of every process are one block of the rows `data x fsdp`, in the order of the processes, so

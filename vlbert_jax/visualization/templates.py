@@ -23,7 +23,7 @@ class Template(string.Template):
     `$` and single braces have no meaning, because CSS and JavaScript use them.
     """
 
-    pattern = r"\{\{(?P<named>\w+)\}\}|(?P<escaped>(?!))|(?P<braced>(?!))|(?P<invalid>(?!))"
+    pattern = r"\{\{(?P<named>\w+)\}\}|(?P<escaped>(?!))|(?P<braced>(?!))|(?P<invalid>(?!))"  # pyright: ignore[reportAssignmentType]
 
     def fill(self, **values: object) -> Html:
         """Return the template with its placeholders replaced.

@@ -1,6 +1,7 @@
 """Weights of a Caffe network, read without Caffe."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -42,7 +43,7 @@ def read_caffe(path: Path) -> dict[str, np.ndarray]:
     Layers of the detector's ResNet get torchvision's names. Blobs of other layers are named
     `layer[blob]`. Raises ValueError if the file is not a Caffe network or is damaged.
     """
-    net = _net_parameter_class()()
+    net: Any = _net_parameter_class()()  # the fields of a message exist at run time only
     try:
         net.ParseFromString(path.read_bytes())
     except DecodeError:

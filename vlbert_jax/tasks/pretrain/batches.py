@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import ClassVar
 
+import ml_collections
 import numpy as np
 
 from vlbert_jax.batch import Batch, Example, abstract_batch, empty_example
@@ -38,6 +39,9 @@ class _Corpus:
     tokenizer: Tokenizer
     layout: CaptionLayout
     eval_stream: ClassVar[str]  # name of the random stream of evaluation; another name changes every score
+
+    def example(self, number: int, rng: np.random.Generator) -> Example:
+        raise NotImplementedError
 
     def evaluate(self, number: int) -> Example:
         seed = stream_seed(EVAL_SEED, self.eval_stream)

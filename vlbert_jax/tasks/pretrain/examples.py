@@ -106,7 +106,7 @@ def caption_example(
 
     own = other_caption is None or not layout.relationship or draws.relationship < 0.5
     caption = record["caption"] if own else other_caption
-    words = tokenizer.words(" ".join(caption), layout.sequence_length)
+    words = tokenizer.words(" ".join(caption), layout.sequence_length)  # pyright: ignore[reportCallIssue]
     ids, labels = _masked(words, draws, tokenizer, layout)
     flip = draws.flip < layout.flip_probability
     example, num_text = _with_image(record, ids, labels, flip, hidden, tokenizer, layout)

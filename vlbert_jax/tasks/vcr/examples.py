@@ -78,7 +78,7 @@ def tagged_tokens(text: str, names: Sequence[str], tokenizer: Tokenizer) -> Toke
     found = tagged_words(text, names)
     words = [word for word, _ in found]
     encoding = tokenizer.backend.encode(words, is_pretokenized=True, add_special_tokens=False)
-    return [(piece, found[word][1]) for piece, word in zip(encoding.ids, encoding.word_ids, strict=True)]
+    return [(piece, found[word][1]) for piece, word in zip(encoding.ids, encoding.word_ids, strict=True)]  # pyright: ignore[reportCallIssue]
 
 
 def cut_answers(question: int, answers: Sequence[int], limit: int) -> tuple[int, list[int]]:

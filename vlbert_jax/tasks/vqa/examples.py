@@ -86,7 +86,7 @@ def question_example(
     )
     given = list(record["answers"])
     if flip:
-        given = [" ".join(MIRROR.get(word, word) for word in answer.split(" ")) for answer in given]
+        given = [" ".join(MIRROR.get(word, word) for word in answer.split(" ")) for answer in given]  # pyright: ignore[reportCallIssue]
     return {name: value[None] for name, value in packed.items()} | image | dict(
         answer_positions=np.int32(len(text) - 2),
         answer_targets=accuracy.soft_targets(given, answers) if given else np.full(len(answers), -1, np.float32),

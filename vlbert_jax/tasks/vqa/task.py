@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +151,7 @@ class VQA(TextImageTask):
             path.write_text(json.dumps(submission))
         if not accuracies:
             return {}
-        official = summary(accuracies, types)
+        official: dict[str, Any] = summary(accuracies, types)
         scores = {"vqa_official_accuracy": official["overall"]}
         for name, value in official["perAnswerType"].items():
             scores[f"vqa_official_accuracy_{name.replace('/', '_')}"] = value
