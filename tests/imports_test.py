@@ -214,3 +214,25 @@ def test_programs_in_strings_import_what_exists(name):
         for module, names in named:
             for one in names.split(", "):
                 assert f"{module}.{one}" in modules or one in modules[module].read_text(), f"line {line}"
+
+
+STATE = """
+import importlib, os, pkgutil, sys, warnings
+import PIL.Image
+PIL.Image.MAX_IMAGE_PIXELS = None  # as some users set it
+# What the libraries change at import is theirs.
+import absl.flags, cv2, flax.nnx, grain, jax, optax, orbax.checkpoint, tensorboardX, tensorflow_datasets, transformers
+state = lambda: (dict(os.environ), PIL.Image.MAX_IMAGE_PIXELS, list(warnings.filters), cv2.getNumThreads(),
+                 sys.excepthook, dict(jax.config.values))
+before = state()
+for root in ("vlbert_jax", "data_prep"):
+    for module in pkgutil.walk_packages(importlib.import_module(root).__path__, root + "."):
+        importlib.import_module(module.name)
+for old, new in zip(before, state()):
+    assert old == new, (old, new)
+"""
+
+
+def test_importing_changes_no_global_state():
+    result = subprocess.run([sys.executable, "-c", STATE], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

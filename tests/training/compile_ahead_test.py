@@ -62,7 +62,7 @@ def test_unknown_topologies(topology):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
 def test_without_the_compiler():
-    with pytest.raises(ValueError, match="for v5e:2x4 needs libtpu, which is not here: pip install"):
+    with pytest.raises(ValueError, match="for v5e:2x4 requires libtpu, which is not installed: pip install"):
         compile_ahead.devices_of("v5e:2x4", 1)
 
 

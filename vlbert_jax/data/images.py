@@ -11,9 +11,6 @@ from PIL import Image
 
 from vlbert_jax.batch import PIXEL_MEANS
 
-# Grain's threads already use every core.
-cv2.setNumThreads(0)
-
 # The pixel means, rounded: an image of this color is nearly zero after the model subtracts them.
 MEAN_RGB = (123, 116, 103)
 

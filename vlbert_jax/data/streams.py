@@ -14,6 +14,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
+import cv2
 import grain
 import numpy as np
 from jaxtyping import Int
@@ -174,6 +175,7 @@ def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int, nbytes: 
 
 def batches_of(dataset: grain.MapDataset, config, targets: type[Arrays], nbytes: int) -> Iterator[Batch]:
     """Iterate over a dataset of batches of `nbytes`, read ahead by as many threads as the config states."""
+    cv2.setNumThreads(0)  # the threads of Grain already use every core
     fields = iterate(dataset, config.data.num_threads, config.data.prefetch, nbytes)
     return (make_batch(batch, targets) for batch in fields)
 

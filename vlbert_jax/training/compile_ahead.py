@@ -1,7 +1,8 @@
-"""Fit before you pay: compiles a recipe's training step for machines that need not be there (`--mode=compile`).
+"""Compile the training step of a recipe for machines that need not exist here (`--mode=compile`).
 
-XLA's TPU compiler (libtpu, the extra `tpu`) runs on any Linux machine and takes a slice by its name, so memory and
-collectives are those of the real program. FLOP are counted, not measured; times are predictions.
+The TPU compiler of XLA (libtpu, the extra `tpu`) runs on any Linux machine and accepts a slice by its
+name, so memory and collectives are those of the real program. FLOP are counted, not measured; times are
+predictions.
 """
 
 import dataclasses
@@ -21,21 +22,22 @@ from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.state import create_state
 from vlbert_jax.training.step import jitted_step
 
-UTILISATION = 0.4  # of the chips' peak, in predictions
+UTILIZATION = 0.4  # share of the peak of the chips, in predictions
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What the maker publishes of an accelerator, per chip."""
+    """Published figures of an accelerator, per chip."""
 
-    kind: str  # how JAX calls it
+    kind: str  # name of the device in JAX
     memory: int  # GiB
     tflops: int  # peak, bfloat16
-    options: tuple[tuple[str, str], ...] = ()  # that name the chip to the compiler as JAX sees it
+    options: tuple[tuple[str, str], ...] = ()  # options of the compiler that select the chip
 
 
-# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, November 2026. A v4 chip is one device (megacore), as on the machine.
+# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, November 2026.
+# A v4 chip is one device (megacore), as on a real machine.
 CHIPS = {
     "v4": Chip("TPU v4", 32, 275, (("chip_config_name", "megacore"),)),
     "v5e": Chip("TPU v5 lite", 16, 197),
@@ -47,18 +49,18 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What compiling a training step for some devices has told. Bytes are per device, FLOP of a whole update."""
+    """Figures of a compiled training step. Bytes are per device, FLOP of a whole update."""
 
     devices: int
     kind: str
     mesh: dict[str, int]
-    memory: dict[str, int]  # `state`, `batch`, `temporary`, `program`; empty where the compiler ran out of it
-    needed: int  # bytes in all
-    flops: float  # of matrix products and convolutions, each region real, recomputation left out
+    memory: dict[str, int]  # `state`, `batch`, `temporary`, `program`; empty where the compiler ran out of memory
+    needed: int  # total bytes
+    flops: float  # of matrix products and convolutions with every region real, without recomputation
     executed_flops: float  # with recomputation
-    collectives: Counter  # kind -> how many run in an update
-    reduced: int  # bytes that all-reduces of an update give
-    limit: int = 0  # bytes that a local device says it has; 0 = it says nothing
+    collectives: Counter  # kind -> number per update
+    reduced: int  # bytes that the all-reduces of an update return
+    limit: int = 0  # bytes that a local device reports; 0 = not reported
 
     @property
     def chip(self) -> Chip | None:
@@ -66,7 +68,7 @@ class Compiled:
 
     @property
     def room(self) -> float:
-        """Bytes of a device; infinity where nobody knows."""
+        """Bytes of a device; infinity if unknown."""
         return float(self.chip.memory * GIB if self.chip else self.limit or math.inf)
 
     @property
@@ -75,15 +77,20 @@ class Compiled:
 
     @property
     def step_seconds(self) -> float:
-        """Predicted from compute alone, at UTILISATION; NaN for a device that is not in CHIPS."""
-        peak = self.chip.tflops * 1e12 * self.devices * UTILISATION if self.chip else math.nan
+        """Seconds predicted from compute alone, at UTILIZATION; NaN for a device that is not in CHIPS."""
+        peak = self.chip.tflops * 1e12 * self.devices * UTILIZATION if self.chip else math.nan
         return self.executed_flops / peak
 
 
 def devices_of(topology: str, num_slices: int) -> list:
-    """The devices of a topology such as v5e:16x16, of `num_slices` such slices; of this machine where it is empty.
+    """Return the devices of a topology, or of this machine where `topology` is empty.
 
-    Raises ValueError for what there is not, or without libtpu.
+    Args:
+        topology: Name such as v5e:16x16.
+        num_slices: Number of such slices.
+
+    Raises:
+        ValueError: There is no such topology, or libtpu is missing.
     """
     if not topology:
         if num_slices != 1:
@@ -96,14 +103,16 @@ def devices_of(topology: str, num_slices: int) -> list:
             "colon and the chips along each side, such as v5e:16x16 or v4:4x4x4; slices are 1 or more"
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f"compiling for {topology} needs libtpu, which is not here: pip install 'vlbert_jax[tpu]'")
+        raise ValueError(
+            f"compiling for {topology} requires libtpu, which is not installed: pip install 'vlbert_jax[tpu]'"
+        )
     from jax.experimental import topologies
 
-    # libtpu is to compile, not to look for chips or to keep others from them.
+    # libtpu must only compile: it must neither look for chips nor lock them.
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     jax.config.update("jax_platforms", "cpu")
     options = dict(CHIPS[generation].options) | (dict(num_slices=num_slices) if num_slices > 1 else {})
-    if topology in ("v5e:2x4", "v6e:2x4"):  # one machine (the documentation above); libtpu takes it for two
+    if topology in ("v5e:2x4", "v6e:2x4"):  # one machine (documentation above), which libtpu takes for two
         options["chips_per_host_bounds"] = [2, 4, 1]
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
@@ -112,9 +121,10 @@ def devices_of(topology: str, num_slices: int) -> list:
 
 
 def compile_step(config: ml_collections.ConfigDict, task: Task, devices: list) -> Compiled:
-    """Compiles the update that the run would make; needs no data and no memory for the state.
+    """Compile the update that a run would make; this needs no data and no memory for the state.
 
-    Raises ValueError where mesh or batch do not divide the devices.
+    Raises:
+        ValueError: Mesh or batch do not divide the devices.
     """
     mesh, batch = sharding.make_mesh(config.mesh, devices), task.batch_shapes(config)
     sharding.check_divides(batch.token_ids.shape[0], mesh)
@@ -122,7 +132,7 @@ def compile_step(config: ml_collections.ConfigDict, task: Task, devices: list) -
     def traced(config: ml_collections.ConfigDict):
         tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
         graphdef, abstract, shardings, _ = create_state(config, task, tx, mesh)
-        names = task.active_losses(config, config.total_steps - 1)  # of the last phase, which trains most
+        names = task.active_losses(config, config.total_steps - 1)  # the last phase trains the most
         static = dict(graphdef=graphdef, task=task, config=config, tx=tx, mesh=mesh, shardings=shardings)
         with jax.set_mesh(mesh):
             return jitted_step(names, **static).trace(abstract, batch), abstract, shardings
@@ -140,19 +150,19 @@ def compile_step(config: ml_collections.ConfigDict, task: Task, devices: list) -
     try:
         compiled = step.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        # It says how much the program uses in all, or its temporaries alone.
+        # The message has the bytes of the whole program, or of its temporaries alone.
         used = re.search(r"[Uu]sed ([\d.]+)([KMG])|temporaries \(([\d.]+)([KMG])\)", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not used:
             raise
         number, unit = used[1] or used[3], used[2] or used[4]
         needed = int(float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[unit]) + (0 if used[1] else state)
         return Compiled(**known, memory={}, needed=needed, executed_flops=executed, collectives=Counter(), reduced=0)
-    told = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     memory = dict(
         state=state,
-        batch=told.argument_size_in_bytes - state,
-        temporary=told.temp_size_in_bytes + told.output_size_in_bytes - told.alias_size_in_bytes,
-        program=told.generated_code_size_in_bytes,
+        batch=analysis.argument_size_in_bytes - state,
+        temporary=analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        program=analysis.generated_code_size_in_bytes,
     )
     collectives, reduced = count_collectives(compiled.as_text())
     return Compiled(
@@ -162,7 +172,7 @@ def compile_step(config: ml_collections.ConfigDict, task: Task, devices: list) -
 
 
 def run(config: ml_collections.ConfigDict, task: Task) -> int:
-    """Prints what the recipe's run would take on `config.topology`; returns 0. Raises ValueError if it does not fit."""
+    """Print what a run would need on `config.topology`; return 0, or raise ValueError if it does not fit."""
     found = compile_step(config, task, devices_of(config.topology, config.num_slices))
     print("\n".join(described(found, config)))
     if not found.fits:
@@ -172,7 +182,7 @@ def run(config: ml_collections.ConfigDict, task: Task) -> int:
 
 
 def described(found: Compiled, config: ml_collections.ConfigDict) -> Iterator[str]:
-    """Lines for people."""
+    """Yield the lines to print."""
     mesh = " x ".join(f"{name} {size}" for name, size in found.mesh.items())
     yield f"devices      {found.devices} x {found.kind}, {mesh}"
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in found.memory.items()) or "the compiler gave up"
@@ -191,14 +201,14 @@ def described(found: Compiled, config: ml_collections.ConfigDict) -> Iterator[st
         return
     hours = found.step_seconds * config.total_steps / 3600
     yield (
-        f"time         predicted {found.step_seconds:.3g} s per update at {UTILISATION:.0%} of {found.chip.tflops} "
+        f"time         predicted {found.step_seconds:.3g} s per update at {UTILIZATION:.0%} of {found.chip.tflops} "
         f"TFLOP/s per chip; {config.total_steps:,} updates: {hours:.3g} hours of these devices, "
         f"{hours * found.devices:.4g} chip-hours"
     )
 
 
 def remedies(found: Compiled, config: ml_collections.ConfigDict, examples: int) -> Iterator[str]:
-    """What makes the memory per device smaller, the cheapest first; of a batch of so many `examples`."""
+    """Yield flags that reduce the memory per device for a batch of `examples`, the cheapest first."""
     parts = 2 * config.grad_accumulation_steps
     if examples % (parts * found.mesh["data"] * found.mesh["fsdp"]) == 0:
         yield f"--config.grad_accumulation_steps={parts}"
@@ -217,9 +227,10 @@ def remedies(found: Compiled, config: ml_collections.ConfigDict, examples: int) 
 
 
 def matmul_flops(jaxpr: core.Jaxpr) -> float:
-    """FLOP of the matrix products and convolutions of a jaxpr; loops count each turn, a `cond` its dearest branch.
+    """Return the FLOP of the matrix products and convolutions of a jaxpr.
 
-    What every device does on its own (`shard_map`) counts for all of them.
+    A loop counts every iteration, a `cond` its most expensive branch. What every device computes separately
+    (`shard_map`) counts for all of them.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -243,9 +254,9 @@ def matmul_flops(jaxpr: core.Jaxpr) -> float:
 
 
 def count_collectives(program: str) -> tuple[Counter, int]:
-    """Kind -> how often an optimised HLO program runs it, and the bytes that its all-reduces give, on a device.
+    """Return kind -> number of runs in an optimized HLO program, and the bytes that its all-reduces return.
 
-    A loop counts as often as it turns, of a conditional every branch.
+    A loop counts every iteration, a conditional every branch. The figures are per device.
     """
     kinds = "|".join(COLLECTIVES)
     bodies, name = {}, ""
@@ -272,7 +283,7 @@ def count_collectives(program: str) -> tuple[Counter, int]:
 
 
 def _turns(loop: str, bodies: dict[str, list[str]]) -> int:
-    """How often a `while` turns: as the compiler notes beside it, or the number that its condition compares with."""
+    """Return the number of iterations of a `while`: as the compiler states it, or the limit of its condition."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
         return int(noted[1])
     condition = re.search(r"condition=%?([\w.-]+)", loop)
@@ -281,7 +292,7 @@ def _turns(loop: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _bytes(shapes: str) -> int:
-    """Of a type in HLO's words, such as (f32[16,8]{1,0}, bf16[])."""
+    """Return the bytes of a type as HLO writes it, such as (f32[16,8]{1,0}, bf16[])."""
     total = 0
     for kind, bits, sides in re.findall(r"\b(pred|[a-z]+?)(\d*)\[([\d,]*)\]", shapes):
         total += math.prod(map(int, filter(None, sides.split(",")))) * (1 if kind == "pred" else int(bits) // 8)

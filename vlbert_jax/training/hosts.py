@@ -28,10 +28,10 @@ from typing import Any
 
 import jax
 import ml_collections
-from jax._src import distributed  # its client has no public name
 
 from vlbert_jax.data.records import corpus_fingerprint
 from vlbert_jax.training import metrics
+from vlbert_jax.training.compat import distributed
 from vlbert_jax.training.provenance import data_paths
 from vlbert_jax.weights.stored_config import flat_config
 
