@@ -22,7 +22,8 @@ import vlbert_jax  # noqa: E402
 from vlbert_jax.data.image_files import open_image  # noqa: E402
 from vlbert_jax.data.records import Records, open_split  # noqa: E402
 from vlbert_jax.data.tables import Split  # noqa: E402
-from vlbert_jax.tasks.refcoco.examples import POSITIVE, box_iou  # noqa: E402
+from vlbert_jax.geometry import box_iou  # noqa: E402
+from vlbert_jax.tasks.refcoco.examples import POSITIVE  # noqa: E402
 from vlbert_jax.tasks.vqa import accuracy  # noqa: E402
 
 

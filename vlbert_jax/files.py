@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all. Needs no JAX: `data_prep` uses it too."""
+"""Files and folders that are written atomically. Needs no JAX, because `data_prep` uses it too."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to; it takes the target's place when the block ends well, else it goes.
+    """Yield a temporary path next to `target`; it replaces `target` on success and is deleted on failure.
 
-    It is the same path each time: what a kill leaves is written over. Raises OSError that names a file.
+    The path is the same each time, so what a killed process left is overwritten.
+
+    Raises:
+        OSError: The target cannot be written; the error names a file.
     """
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
-    _remove(beside)
+    temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
+    _remove(temporary)
     try:
-        yield beside
-        if target.exists() and (target.is_dir() or beside.is_dir()):  # a folder takes two steps
+        yield temporary
+        if target.exists() and (target.is_dir() or temporary.is_dir()):  # a folder is replaced in two steps
             _remove(old)
             target.rename(old)
         try:
-            beside.replace(target)
+            temporary.replace(target)
         except OSError:
             if old.exists():
                 old.rename(target)
@@ -35,20 +38,21 @@ def atomic_write(target: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename or not error.errno:
             raise
-        raise OSError(error.errno, error.strerror, str(target)) from error  # a full disk is told without
+        raise OSError(error.errno, error.strerror, str(target)) from error  # the error of a full disk has no name
     finally:
-        _remove(beside)
+        _remove(temporary)
 
 
 def _remove(path: Path):
+    """Delete a file or folder, if it exists."""
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def disk_full(directory: pathlib.Path):
-    """Turns the many faces of a full disk (OSError, ValueError from the array store) into one clear line.
+    """Turn the errors of a full disk (OSError, ValueError of the array store) into one clear line.
 
-    What was written of the newest checkpoint is removed, so that small files can still be closed.
+    The incomplete newest checkpoint is removed, so that small files can still be closed.
     """
     try:
         yield
@@ -57,7 +61,7 @@ def disk_full(directory: pathlib.Path):
             for partial in directory.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(partial, ignore_errors=True)
             raise OSError(
-                f"no space left on device while saving to {directory}; the checkpoints before are intact: "
-                "free some space and run the same command again"
+                f"no space left on device while saving to {directory}; earlier checkpoints are intact. "
+                "Free some space and run the same command again."
             ) from error
         raise

@@ -1,6 +1,6 @@
-"""Where a box is, as a vector: sines and cosines of its centre and size.
+"""Geometry of boxes: the sinusoidal embedding, and intersection over union.
 
-The paper (section 3.1) speaks of corners; the released weights were trained with centre and size.
+The paper (section 3.1) embeds corners; the released weights were trained with center and size.
 """
 
 from __future__ import annotations
@@ -12,19 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-DIM = 256  # wavelengths per coordinate, of the released weights: 4 x 2 x 256 = 2048 numbers per box
-_LONGEST = 1000.0  # wavelengths run geometrically from 1 to this, in per cent of the image side (over 2 pi)
+DIM = 256  # wavelengths per coordinate in the released weights: 4 x 2 x 256 = 2048 values per box
+_LONGEST = 1000.0  # wavelengths grow geometrically from 1 to this, in percent of the image side (over 2 pi)
 
 
 def box_geometry(
     boxes: Float[Array | np.ndarray, "*b r 4"], image_size: Float[Array | np.ndarray, "*b 2"], dim: int = DIM
 ) -> Float[Array | np.ndarray, "*b r g"]:
-    """Sinusoidal embedding of boxes; g = 8 * dim, float32. NumPy in, NumPy out; JAX in, JAX out.
+    """Return the sinusoidal embedding of boxes: g = 8 * dim, float32.
 
-    `boxes` are x1 y1 x2 y2 in pixels and `image_size` is width, height in the same pixels, before padding.
-    Order: centre x, centre y, width, height; `dim` sines, then `dim` cosines of each, as in the official
-    `coordinate_embeddings`; no +1 on width and height. An image size below 1 counts as 1, so that examples
-    that only fill up a batch stay finite.
+    The order is center x, center y, width, height; for each, `dim` sines, then `dim` cosines, as in
+    `coordinate_embeddings` of the official code. Width and height are without + 1. An image size below 1
+    counts as 1, so that padding stays finite.
+
+    Args:
+        boxes: x1 y1 x2 y2 in pixels (NumPy or JAX; the result is of the same kind).
+        image_size: Width and height in the same pixels, without padding.
+        dim: Wavelengths per coordinate.
     """
     xp: ModuleType = jnp if isinstance(boxes, jax.Array) or isinstance(image_size, jax.Array) else np
     boxes = xp.asarray(boxes, xp.float32)
@@ -35,3 +39,27 @@ def box_geometry(
     angles = percent[..., None] / wavelengths.reshape(*(1,) * percent.ndim, dim)
     waves = xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=-1)  # *b r 4 2*dim
     return waves.reshape(*boxes.shape[:-1], 8 * dim)
+
+
+def box_iou(boxes: Float[np.ndarray, "n 4"], box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "n"]:
+    """Return the intersection over union of boxes with one box (NumPy).
+
+    Boxes include their last pixel, so widths are x2 - x1 + 1. Everything is computed in the precision of
+    the arguments, step by step as in the official code, because a threshold of 0.5 decides.
+    """
+    shared = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2]) + 1
+    shared = np.prod(np.maximum(shared, 0), axis=1)
+    sizes = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
+    return shared / (sizes + np.prod(box[2:] - box[:2] + 1) - shared)
+
+
+def pairwise_iou(first: Float[Array, "n 4"], second: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+    """Return the intersection over union of every pair of boxes, in single precision, with the same widths (JAX).
+
+    It is separate from `box_iou`: the detector's recordings fix the order of these operations.
+    """
+    first, second = first[:, None], second[None]
+    areas = [jnp.prod(boxes[..., 2:] - boxes[..., :2] + 1, axis=-1) for boxes in (first, second)]
+    low, high = jnp.maximum(first[..., :2], second[..., :2]), jnp.minimum(first[..., 2:], second[..., 2:])
+    common = jnp.prod(jnp.maximum(high - low + 1, 0), axis=-1)
+    return common / (areas[0] + areas[1] - common)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
+from vlbert_jax.geometry import pairwise_iou
+
 RATIOS, SCALES, BASE = (0.5, 1, 2), (4, 8, 16, 32), 16
 
 
@@ -78,15 +80,6 @@ def round_up_to_float32(threshold: float) -> np.float32:
     """
     rounded = np.float32(threshold)
     return rounded if float(rounded) >= threshold else np.nextafter(rounded, np.float32(np.inf))
-
-
-def pairwise_iou(first: Float[Array, "n 4"], second: Float[Array, "m 4"]) -> Float[Array, "n m"]:
-    """Return intersection over union, in single precision."""
-    first, second = first[:, None], second[None]
-    areas = [jnp.prod(boxes[..., 2:] - boxes[..., :2] + 1, axis=-1) for boxes in (first, second)]
-    low, high = jnp.maximum(first[..., :2], second[..., :2]), jnp.minimum(first[..., 2:], second[..., 2:])
-    common = jnp.prod(jnp.maximum(high - low + 1, 0), axis=-1)
-    return common / (areas[0] + areas[1] - common)
 
 
 def greedy_nms(

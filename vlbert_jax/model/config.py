@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of the encoder and of the embeddings in front of it."""
+    """Sizes of the encoder and of the embeddings before it."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -20,10 +20,10 @@ class EncoderConfig:
     max_positions: int = 512
     num_segments: int = 3
     dropout_rate: float = 0.1
-    init_deviation: float = 0.02  # of embeddings and kernels
+    init_deviation: float = 0.02  # standard deviation of embeddings and kernels
     text_visual_gain_init: float = 0.0
     region_visual_gain_init: float = 0.0
-    visual_size: int = 0  # width of the visual vectors where it is not hidden_size
+    visual_size: int = 0  # width of the visual vectors; 0 = hidden_size
     visual_layer_norm: bool = True  # False: one learned factor instead
     pooler: bool = False
     scan_layers: bool = True

@@ -27,7 +27,7 @@ class Attention(nnx.Module):
         self.output = dense(size, size, ("heads", "embed"), config, rngs)
 
     def __call__(self, x: Float[Array, "b s d"], bias: Float[Array, "b 1 1 s"], key):
-        """Returns the projected context and the attention probabilities (b, heads, s, s) before dropout."""
+        """Return the projected context and the attention probabilities (b, heads, s, s) before dropout."""
         split = (*x.shape[:2], self.num_heads, -1)
         query, key_states, value = (layer(x).reshape(split) for layer in (self.query, self.key, self.value))
         scores = jnp.einsum("bqhe,bkhe->bhqk", query, key_states, preferred_element_type=jnp.float32)
@@ -59,10 +59,10 @@ class Layer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """`num_layers` blocks, their parameters stacked along a leading axis.
+    """`num_layers` blocks, whose parameters are stacked along a leading axis.
 
-    Stacked, they run under `lax.scan`: trace and compile time do not grow with depth. `scan_layers=False` unrolls the
-    same parameters; the numbers are the same.
+    Stacked, they run under `lax.scan`: trace and compile time do not grow with depth. `scan_layers=False`
+    unrolls the same parameters; the values are the same.
     """
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -73,7 +73,7 @@ class Encoder(nnx.Module):
         self.layers = make(rngs.split(config.num_layers))
 
     def __call__(self, x: Float[Array, "b s d"], mask: Bool[Array, "b s"], key=None, collect: bool = False):
-        """Returns the last states; with `collect` also every layer's states and attention probabilities, stacked."""
+        """Return the last states; with `collect` also every layer's states and attention probabilities, stacked."""
         bias = jnp.where(mask, 0.0, MASKED)[:, None, None]
         graphdef, stacked = nnx.split(self.layers)
         layer_keys = None if key is None else jax.random.split(key, self.num_layers)

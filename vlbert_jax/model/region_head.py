@@ -1,4 +1,4 @@
-"""Fast R-CNN branch: an image and its boxes, or precomputed features, to one vector per region (paper, section 3.2)."""
+"""The Fast R-CNN branch: one vector per region, from pixels or precomputed features (paper, section 3.2)."""
 
 import functools
 import math
@@ -63,7 +63,7 @@ class RegionHead(nnx.Module):
         )
         bound = 1 / math.sqrt(
             GEOMETRY_SIZE + feature_size
-        )  # PyTorch's default, which the official code keeps
+        )  # the default of PyTorch, which the official code keeps
 
         def uniform(key, shape, dtype=jnp.float32):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -89,16 +89,17 @@ class RegionHead(nnx.Module):
         region_shapes: Float[Array, "b r p p"] | None = None,
         image_size: Float[Array, "b 2"] | None = None,
     ) -> Float[Array, "b r g"]:
-        """Pooled C5 features of real regions; zeros elsewhere. `region_shapes` multiply the C5 map (instance masks).
+        """Return pooled C5 features of real regions, zeros elsewhere.
 
-        `image_size` (width, height) is where the padding begins, for `mask_padding`.
+        `region_shapes` multiply the C5 map (instance masks). `image_size` (width, height) is where the padding
+        begins, for `mask_padding`.
         """
         image_size = image_size.astype(jnp.int32) if self.mask_padding else None
         cells = self.backbone.cells(image_size) if self.mask_padding else None
         pool = functools.partial(pool_regions, nnx.graphdef(self.c5), self.roi, 1 / self.backbone.stride)
         arguments = (nnx.state(self.c5), self.backbone(pixels, image_size), cells, boxes, region_mask, region_shapes)
         if batch_axes := split_axes():
-            # Every device packs its own regions: left to the partitioner, sorting them would cross devices.
+            # Every device packs its own regions, because the partitioner would sort them across devices.
             from_batch = jax.P(batch_axes)
             specs = (jax.P(), *[from_batch] * 5)
             pool = jax.shard_map(
@@ -116,7 +117,7 @@ class RegionHead(nnx.Module):
         geometry: Float[Array, "b r e"] | None = None,
         key=None,
     ) -> Float[Array, "b r d"]:
-        """Appearance and geometry to the encoder's width; zeros where there is no region."""
+        """Return appearance and geometry projected to the width of the encoder; zeros where there is no region."""
         if self.hidden_appearance is not None and region_hidden is not None:
             appearance = jnp.where(
                 region_hidden[..., None],
@@ -138,10 +139,10 @@ def prepare_pixels(
     boxes: Float[Array, "b r 4"] | None = None,
     hidden: Bool[Array, "b r"] | None = None,
 ) -> Float[Array, "b y x 3"]:
-    """uint8 RGB to BGR minus the means, zero (the mean colour) in the padding and under hidden boxes.
+    """Return uint8 RGB as BGR minus the pixel means, with zeros (the mean color) in padding and under hidden boxes.
 
-    A box covers the pixels from trunc(x1), trunc(y1) to trunc(x2), trunc(y2), both included (official raw-pixel mask).
-    Float images are taken as prepared already.
+    A box covers the pixels from trunc(x1), trunc(y1) to trunc(x2), trunc(y2), both included, as in the raw-pixel
+    mask of the official code. Float images are prepared already and returned as they are.
     """
     if image.dtype != jnp.uint8:
         return image
@@ -152,7 +153,7 @@ def prepare_pixels(
         x1, y1, x2, y2 = jnp.split(jnp.trunc(boxes), 4, axis=-1)
         in_rows = (rows[None] >= y1) & (rows[None] <= y2) & hidden[..., None]
         in_columns = (columns[None] >= x1) & (columns[None] <= x2)
-        # The union of rectangles as a matrix product: how many hidden boxes cover a pixel.
+        # The union of rectangles is a matrix product: the number of hidden boxes that cover a pixel.
         covered = jnp.einsum("bry,brx->byx", in_rows.astype(jnp.float32), in_columns.astype(jnp.float32))
         keep = keep & (covered == 0)
     return jnp.where(keep[..., None], pixels, 0)

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-EXPANSION = 4  # a bottleneck puts out this many times its width
+EXPANSION = 4  # channels of the output of a bottleneck, relative to its width
 BATCH_NORM_EPSILON = 1e-5
-# Where nothing is loaded, these keep activations near unit variance, as batch statistics would.
+# In a model from scratch these keep activations near unit variance, as batch statistics would.
 PIXEL_VARIANCE = 60.0**2
 BRANCH_GAIN = 0.3
 
@@ -40,7 +40,7 @@ class ConvNorm(nnx.Module):
         shift = self.offset[...] - self.mean[...] * scale
         x = x.astype(self.dtype)
         kernel = (self.kernel[...] * scale[None, None, None]).astype(self.dtype)
-        if kernel.shape[:2] == (1, 1):  # a matrix product, and on CPU several times faster as one in the backward pass
+        if kernel.shape[:2] == (1, 1):  # a matrix product is several times faster in the backward pass on a CPU
             x = _product(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         elif self.dilation > 1 and self.stride == 1:
             x = jax.lax.platform_dependent(x, kernel, cpu=self._gathered_product, default=self._convolution)
@@ -59,13 +59,14 @@ class ConvNorm(nnx.Module):
         )
 
     def _gathered_product(self, x, kernel):
-        """The same as one matrix product over gathered taps, for C5, which runs under `scan` and `cond`: there XLA's
-        CPU compiler makes a naive loop of a convolution's gradient, two hundred times slower than outside.
+        """Return the same as one matrix product over gathered taps, for C5, which runs under `scan` and `cond`.
+
+        There the CPU backend of XLA compiles the gradient of a convolution to a naive loop, 200 times slower.
         """
         _, height, width, _ = x.shape
         pad = (self.padding, self.padding)
 
-        @jax.checkpoint  # keeps x, as a convolution does, not its copies
+        @jax.checkpoint  # store x, as a convolution does, instead of its copies
         def product(x, kernel):
             padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
             corners = [(row * self.dilation, column * self.dilation) for row, column in np.ndindex(kernel.shape[:2])]
@@ -76,12 +77,15 @@ class ConvNorm(nnx.Module):
 
 
 def _product(x: Float[Array, "b h w i"], kernel: Float[Array, "i o"]) -> Float[Array, "b h w o"]:
-    """Two dimensions: with four, XLA's CPU backend computes the kernel's gradient at 60 % of the speed."""
+    """Return the product of two dimensions.
+
+    With four dimensions, XLA's CPU backend computes the gradient of the kernel at 60 % of the speed.
+    """
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3, 1x1 with a shortcut. The stride sits in the first 1x1 (Caffe) or in the 3x3 (torchvision)."""
+    """1x1, 3x3, 1x1 with a shortcut. The stride is in the first 1x1 (Caffe) or in the 3x3 (torchvision)."""
 
     def __init__(self, inputs: int, width: int, *, stride: int, dilation: int, stride_in_1x1: bool, dtype, rngs):
         outer, inner = (stride, 1) if stride_in_1x1 else (1, stride)
@@ -95,7 +99,7 @@ class Bottleneck(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w i"], cells: Int[Array, "b 2"] | None = None
     ) -> Float[Array, "b p q o"]:
-        """`cells` (rows, columns) of x are of the image, the rest is padding that the 3x3 sees as zeros."""
+        """Return the output; only `cells` (rows, columns) of x are of the image, others are zeros for the 3x3."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
         x = jax.nn.relu(self.conv1(x))
         if cells is not None:
@@ -134,16 +138,17 @@ class Stage(nnx.Module):
 
 
 def zero_beyond(x: Float[Array, "b h w c"], cells: Int[Array, "b 2"]) -> Float[Array, "b h w c"]:
-    """Zeros outside the first (rows, columns) of each map."""
+    """Return x with zeros outside the first (rows, columns) of each map."""
     rows = jnp.arange(x.shape[1])[None] < cells[:, :1]
     columns = jnp.arange(x.shape[2])[None] < cells[:, 1:]
     return jnp.where((rows[:, :, None] & columns[:, None])[..., None], x, 0)
 
 
 def max_pool(x: Float[Array, "b h w c"], caffe: bool = False) -> Float[Array, "b p q c"]:
-    """3x3, stride 2, padded by one (torchvision), or by none, with a last window that may overhang (Caffe).
+    """Max-pool 3x3 with stride 2, padded by one (torchvision), or by none with a last window that overhangs (Caffe).
 
-    As maxima of slices, rows then columns: XLA's CPU backend scatters the gradient of a window ten times slower.
+    It is computed as maxima of slices, rows then columns, because the CPU backend of XLA scatters the gradient of a
+    window ten times slower.
     """
     before, after = (0, 1) if caffe else (1, 1)
     pad = [(0, 0), (before, after), (before, after), (0, 0)]
@@ -158,7 +163,7 @@ def max_pool(x: Float[Array, "b h w c"], caffe: bool = False) -> Float[Array, "b
 class Backbone(nnx.Module):
     """Stem and stages C2 to C4: an image to a feature map, stride 16 with the default strides.
 
-    `caffe_max_pool` is the detector's pooling behind the stem: the map begins and may end elsewhere.
+    `caffe_max_pool` selects the pooling of the detector after the stem, whose map starts and may end elsewhere.
     """
 
     def __init__(
@@ -190,10 +195,10 @@ class Backbone(nnx.Module):
     def __call__(
         self, pixels: Float[Array, "b y x 3"], image_size: Int[Array, "b 2"] | None = None
     ) -> Float[Array, "b h w c"]:
-        """`pixels` are BGR minus the channel means.
+        """Return the feature map of pixels that are BGR minus the pixel means.
 
-        With `image_size` (width, height) each image's part of the map is what the image alone would give, whatever it
-        is padded to: every convolution sees zeros beyond it. Without, as officially, padding becomes what it may.
+        With `image_size` (width, height), the part of the map that belongs to an image is what the image alone would
+        give: every convolution reads zeros beyond it. Without it, as in the official code, padding has any value.
         """
         x, cells = jax.nn.relu(self.stem(pixels)), None
         if image_size is not None:
@@ -207,7 +212,7 @@ class Backbone(nnx.Module):
         return x
 
     def cells(self, image_size: Int[Array, "b 2"]) -> Int[Array, "b 2"]:
-        """(rows, columns) of the map that belong to images of (width, height) pixels."""
+        """Return the (rows, columns) of the map that belong to images of (width, height) pixels."""
         cells = self._pooled(self._stem_cells(image_size))
         for stage in self.stages:
             cells = -(-cells // stage.stride)
@@ -220,5 +225,5 @@ class Backbone(nnx.Module):
         return cells // 2 if self.caffe_max_pool else -(-cells // 2)
 
     def _freeze(self, x, stage: int):
-        # Behind nothing but frozen stages no gradient is needed; behind trained ones it passes a frozen stage.
+        # After frozen stages alone no gradient is needed; after trained ones it passes a frozen stage.
         return jax.lax.stop_gradient(x) if self.frozen_stages.issuperset(range(1, stage + 1)) else x

@@ -26,7 +26,7 @@ def roi_align(
     scale: float = 1 / 16,
     cells: Int[Array, "b 2"] | None = None,
 ) -> Float[Array, "k p q c"]:
-    """Pools each box of `features[image_index]` to a grid of `size` bins.
+    """Pool each box of `features[image_index]` to a grid of `size` bins.
 
     Boxes are x1 y1 x2 y2 in pixels of the image; `scale` is feature cells per pixel. `samples` points per bin
     and axis are averaged; 0 = adaptive, ceil(cells per bin). With `cells` (rows, columns) each map ends there. No
@@ -42,7 +42,7 @@ def roi_align(
 
 
 def _interpolation(start, stop, bins: int, samples: int, length: int, end) -> Float[Array, "k bins length"]:
-    """Weight of each of `length` cells in each bin of the intervals [start, stop] (k), one axis; maps end at `end`."""
+    """Return the weight of each of `length` cells in each bin of the intervals [start, stop] (k); maps end at `end`."""
     end = end[:, None]
     extent = jnp.maximum(stop - start, 1.0)
     count = (
@@ -64,7 +64,7 @@ def _interpolation(start, stop, bins: int, samples: int, length: int, end) -> Fl
         return weights + jnp.where(inside[..., None], hat, 0.0)
 
     weights = jnp.zeros((*start.shape, bins, length), jnp.float32)
-    # The loop's length depends on the boxes when adaptive, which no gradient has to pass.
+    # If adaptive, the length of the loop depends on the boxes; no gradient passes it.
     weights = jax.lax.fori_loop(0, samples or jnp.max(count), add_sample, weights)
     return weights / count[:, None, None]
 
@@ -96,10 +96,10 @@ def pool_regions(
     b, r = region_mask.shape
     total = b * r
     chunks = -(-total // chunk)
-    chunk = -(-total // chunks)  # as many chunks as asked for, of even size: the last holds the least padding
+    chunk = -(-total // chunks)  # the same number of chunks, of even size, so that the last has the least padding
     order = jnp.argsort(~region_mask.reshape(total), stable=True)
-    place = jnp.argsort(order)  # where each region went
-    order = jnp.pad(order, (0, -total % chunk))  # repeats region order[0]; never read back
+    place = jnp.argsort(order)  # position of each region
+    order = jnp.pad(order, (0, -total % chunk))  # repeats region order[0], which is not read
     flat_boxes, flat_mask = boxes.reshape(total, 4), region_mask.reshape(total)
     flat_shapes = None if region_shapes is None else region_shapes.reshape(total, *region_shapes.shape[2:])
 
@@ -138,12 +138,12 @@ def roi_pool(
     cells: Int[Array, "b 2"] | None = None,
     inside: bool = False,
 ) -> Callable[[Float[Array, "k 4"], Int[Array, "k"]], Float[Array, "k p q c"]]:
-    """A function of boxes and their image numbers that pools each box of `features[number]` to a grid of `size` bins.
+    """Return a function (boxes, image numbers) that pools each box of `features[number]` to a grid of `size` bins.
 
     Boxes are x1 y1 x2 y2 in pixels of the image, `scale` feature cells per pixel. Ends are rounded to whole cells, half
-    away from zero, and belong to the box; bins share cells at their borders; a bin outside the map is 0 (Caffe's
-    `ROIPooling`, in its single precision). With `cells` (rows, columns) each map ends there. `inside` says that boxes
-    do not reach beyond the map, which saves tables. No gradient flows into the boxes.
+    away from zero, and are included in the box; bins share cells at their borders; a bin outside the map is 0 (Caffe's
+    `ROIPooling`, in its single precision). With `cells` (rows, columns) each map ends there. `inside` states that boxes
+    do not exceed the map, which saves tables. No gradient flows into the boxes.
     """
     batch, height, width, channels = features.shape
     longest = [_longest(length, bins, inside) for length, bins in zip((height, width), size, strict=True)]
@@ -170,11 +170,11 @@ def roi_pool(
 
 
 def _bins(start, stop, bins: int, end) -> tuple[Int[Array, "k n"], Int[Array, "k n"]]:
-    """First cell and first beyond, per bin of the intervals (k 1), clipped to the map."""
+    """Return the first cell of each bin of the intervals (k 1) and the first after it, clipped to the map."""
     start, stop = _rounded(start), _rounded(stop)
     length = jnp.maximum(stop - start + 1, 1.0)
-    # A true quotient: by a number that is the same everywhere, XLA multiplies with its rounded inverse, and boxes of 24
-    # cells, say, would have other bins.
+    # XLA replaces the division by a constant with a product by its rounded inverse, so that boxes of 24 cells, for
+    # example, would get other bins. The divisor is not a constant here.
     size = length / jnp.where(length > 0, jnp.float32(bins), 1)
     number = jnp.arange(bins, dtype=jnp.float32)[None]
     first, beyond = jnp.floor(number * size), jnp.ceil((number + 1) * size)
@@ -182,16 +182,16 @@ def _bins(start, stop, bins: int, end) -> tuple[Int[Array, "k n"], Int[Array, "k
 
 
 def _rounded(x):
-    return jnp.sign(x) * jnp.floor(jnp.abs(x) + 0.5)  # half away from zero, as C's round
+    return jnp.sign(x) * jnp.floor(jnp.abs(x) + 0.5)  # half away from zero, as round of C
 
 
 def _longest(length: int, bins: int, inside: bool) -> int:
-    """The most cells that a bin can have on a map of `length` cells."""
+    """Return the largest number of cells that a bin can have on a map of `length` cells."""
     return min(length, math.ceil((length + 1) / bins) + 1) if inside else length
 
 
 def _look_ups(first, beyond, longest: int):
-    """Which table holds half of each bin or more, and the two cells from which it holds all of the bin."""
+    """Return the sparse table that covers half of each bin or more, and the two cells at which it is read."""
     length = jnp.maximum(beyond - first, 1)
     level = jnp.zeros_like(first)
     for i in range(1, longest.bit_length()):
@@ -201,7 +201,10 @@ def _look_ups(first, beyond, longest: int):
 
 
 def _doubled(x, axis: int, levels: int):
-    """x, then its maxima over 2, 4, ... neighbours along `axis`; what overhangs the end is never looked up."""
+    """Return the sparse table of range maxima along `axis`: x, then its maxima over 2, 4, ... neighbors.
+
+    Entries that overhang the end are never read.
+    """
     tables = [x]
     for level in range(levels - 1):
         x = jnp.maximum(x, jnp.roll(x, -(1 << level), axis))

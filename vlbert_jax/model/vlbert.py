@@ -15,7 +15,7 @@ ROW_MULTIPLE = 128  # rows of the token table, so that it shards and tiles
 
 
 def table_rows(vocab_size: int) -> int:
-    """Rows of the token table: the vocabulary, the extra ids, and padding that no id reaches."""
+    """Return the rows of the token table: the vocabulary, the extra ids, and padding that no id reaches."""
     return -(-(vocab_size + NUM_EXTRA_IDS) // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
@@ -58,7 +58,7 @@ class VLBert(nnx.Module):
         region_states: Float[Array, "b r d"] | None,
         key=None,
     ) -> Float[Array, "b n s h"]:
-        """The sum of the four parts, normalised. [END] has no visual part."""
+        """Return the normalized sum of the four parts of each element; [END] has no visual part."""
         b = token_ids.shape[0]
         text_only = jnp.broadcast_to(
             self.text_only_visual[...][None, None], (b, 1, self.text_only_visual.shape[0])
@@ -72,8 +72,8 @@ class VLBert(nnx.Module):
         if self.text_resize is not None:
             as_text, as_region = self.text_resize(visual), self.region_resize(visual)
         as_text, as_region = self.text_visual_norm(as_text), self.region_visual_norm(as_region)
-        # Rows that an element can carry: regions as a word carries them, the text-only vector, regions as
-        # themselves, nothing. One gather of few rows instead of two norms over every element.
+        # An element can carry a region as words do, the text-only vector, a region as regions do, or nothing. One
+        # gather from these few rows replaces two norms over every element.
         nothing = jnp.zeros_like(as_text[:, :1])
         rows = jnp.concatenate([as_text, as_region[:, :-1], nothing], axis=1)
         r = visual.shape[1] - 1
@@ -106,7 +106,7 @@ class VLBert(nnx.Module):
         region_states: Float[Array, "b r d"] | None,
         key=None,
     ) -> Float[Array, "b n s h"]:
-        """States of every element; `key` draws dropout."""
+        """Return the states of every element; `key` is for dropout."""
         key_embedding, key_encoder = split_keys(key, 2)
         x = self.embed(token_ids, region_ids, segment_ids, position_ids, region_states, key_embedding)
         b, n, s, size = x.shape
@@ -114,7 +114,7 @@ class VLBert(nnx.Module):
         return states.reshape(b, n, s, size)  # pyright: ignore[reportAttributeAccessIssue]
 
     def pool(self, states: Float[Array, "... s h"]) -> Float[Array, "... h"]:
-        """tanh layer on the first element, [CLS]."""
+        """Return the tanh layer of the first element, [CLS]."""
         return jnp.tanh(self.pooler(states[..., 0, :]))
 
 

@@ -1,4 +1,4 @@
-"""Losses per target, float32; tasks add them up as (sum, count)."""
+"""Losses per target in float32; tasks add them up as (sum, count)."""
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,15 @@ def cross_entropy(logits: Float[Array, "... c"], labels: Int[Array, "..."]) -> F
 
 
 def soft_cross_entropy(logits: Float[Array, "... c"], targets: Float[Array, "... c"]) -> Float[Array, "..."]:
-    """-sum of targets * log softmax(logits); the targets are not renormalised (official behaviour)."""
+    """Return -sum of targets * log softmax(logits); the targets are not renormalized, as in the official code."""
     return -jnp.sum(targets.astype(jnp.float32) * jax.nn.log_softmax(logits, axis=-1), axis=-1)
 
 
 def binary_cross_entropy(logits: Float[Array, "..."], targets: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """-t log sigmoid(z) - (1 - t) log sigmoid(-z), for targets in [0, 1]."""
+    """Return -t log sigmoid(z) - (1 - t) log sigmoid(-z), for targets t in [0, 1]."""
     return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 def counted(values: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(sum, count) of the values where the mask is True: a metric."""
+    """Return (sum, count) of the values where the mask is True: a metric."""
     return jnp.sum(jnp.where(mask, values, 0)).astype(jnp.float32), jnp.sum(mask).astype(jnp.float32)

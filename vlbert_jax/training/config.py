@@ -1,4 +1,4 @@
-"""The flags of `vlbert_jax.main`; its docstring tells them."""
+"""The flags of `vlbert_jax.main`, which its docstring describes, and the checks of a config."""
 
 import difflib
 import math
@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from vlbert_jax import configs
 from vlbert_jax.weights.stored_config import flat_config
 
-# What fields of the recipes can be whose mistakes would come up deep in a library, or never.
+# Limits of fields whose mistakes would otherwise fail deep in a library, or never.
 COUNTS = ("batch_size", "grad_accumulation_steps", "total_steps", "keep_checkpoints", "data.sequence_length")
 COUNTS += tuple(f"model.encoder.{x}" for x in ("hidden_size", "num_layers", "num_heads", "mlp_size", "max_positions"))
 AMOUNTS = ("learning_rate", "warmup_steps", "opening.steps", "opening.learning_rate", "log_every_steps")
@@ -25,7 +25,7 @@ CHOICES = {"compute_dtype": ("bfloat16", "float32"), "matmul_precision": ("defau
 
 
 def check_config(config: ml_collections.ConfigDict):
-    """Raises ValueError for the first field that cannot be what it is; fields that a recipe lacks are passed over."""
+    """Raise ValueError for the first field with an impossible value; fields that a recipe lacks are skipped."""
     fields = flat_config(config.to_dict())
     for name, (least, greatest) in LIMITS.items():
         if name in fields and not least <= fields[name] <= greatest:
@@ -38,7 +38,7 @@ def check_config(config: ml_collections.ConfigDict):
     if width % heads:
         raise ValueError(f"config.model.encoder.num_heads={heads} does not divide hidden_size={width}")
     length, positions = fields.get("data.sequence_length", 0), fields.get("model.encoder.max_positions", math.inf)
-    if length + 2 > positions:  # of the last word and [END]; a row that is not there would be taken for the last
+    if length + 2 > positions:  # of the last word and [END]; a missing row would read the last one
         raise ValueError(
             f"data.sequence_length={length} needs {length + 2} positions; model.encoder.max_positions={positions}"
         )
@@ -80,13 +80,14 @@ def _with_recipe_paths(argv: list[str]) -> list[str]:
 
 
 def parse_command(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str, tuple]:
-    """Config, workdir, mode, and what `hosts.join` takes.
+    """Return config, workdir, mode, and the arguments of `hosts.join`.
 
-    Raises ValueError in one line, with the nearest name for a misspelt field.
+    Raises:
+        ValueError: A flag is wrong; the message is one line, with the nearest name for a misspelt field.
     """
     argv = _with_recipe_paths(argv)
     try:
-        for with_fields in (False, True):  # first without the fields, to tell which of them exist
+        for with_fields in (False, True):  # first without the fields, to find which of them exist
             values = flags.FlagValues()
             flags.DEFINE_string("workdir", None, "where checkpoints and metrics go", flag_values=values)
             flags.DEFINE_enum("mode", "train", ["train", "evaluate", "compile"], "what to do", flag_values=values)
@@ -103,19 +104,19 @@ def parse_command(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.P
                 if name not in names:
                     (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
                     raise ValueError(f"the config has no field {name!r}; the nearest name is {nearest!r}")
-    except (flags.Error, OSError) as error:  # the last line is what the variant or the parser said
+    except (flags.Error, OSError) as error:  # the last line is the message of the variant or the parser
         raise ValueError(re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())) from error
     recipe = pathlib.Path(config_flags.get_config_filename(values["config"]).replace(".py:", "_"))
     workdir = values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}"
     for path in (workdir, values.config.data.data_dir):
         if "://" in path:
-            raise ValueError(f"{path} is no folder; mount the bucket and give that path (launch/README.md, Storage)")
+            raise ValueError(f"{path} is not a folder; mount the bucket and give that path (launch/README.md, Storage)")
     place = values.coordinator, values.num_processes, values.process_id
     check_config(values.config)
     return values.config, pathlib.Path(workdir), values.mode, place
 
-# Fields that may change between the runs that share a workdir: they decide where and when things are computed
-# or written, not what. `total_steps` is one of them with the constant schedule, which does not depend on it.
+# Fields that may change between runs of a workdir: they determine where and when values are computed or written,
+# not the values. `total_steps` is one of them with the constant schedule, which does not depend on it.
 FREE_FIELDS = (
     "log_every_steps",
     "eval_every_steps",
@@ -142,7 +143,7 @@ FREE_FIELDS = (
 
 
 def config_differences(old: dict[str, Any], new: dict[str, Any], fixed: tuple[str, ...] = ("",)) -> list[str]:
-    """Dotted names of the fields below `fixed` that differ and may not. Both configs are nested dicts."""
+    """Return the dotted names of fields below `fixed` that differ and may not; both configs are nested dicts."""
     old, new = flat_config(old), flat_config(new)
     constant = old.get("optimizer.schedule") == new.get("optimizer.schedule") == "constant"
     free = FREE_FIELDS + (("total_steps",) if constant else ())

@@ -13,13 +13,15 @@ Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
-    """The learning rate of update k, which counts from 1 (the official scheduler steps before its optimizer).
+    """Return the learning rate of update k, which counts from 1: the official scheduler steps before its optimizer.
 
     All rise linearly from 0 to `learning_rate` at update `warmup_steps`. Then `triangle` falls linearly to 0 and
     `cosine` along half a cosine, both at update `total_steps`: the very last update has rate 0, as in the official
     code. `steps` is divided by ten at each of `optimizer.drops` (parts of `total_steps`); `constant` stays. The
-    `opening` has such a schedule of its own, with its own peak; what comes behind it starts from 0 again and counts on
-    from there. Raises ValueError for another name.
+    `opening` has a separate schedule of the same kind, with its own peak; after it the main schedule starts from 0.
+
+    Raises:
+        ValueError: The name of the schedule is unknown.
     """
     name, warmup, opening = config.optimizer.schedule, config.warmup_steps, config.opening
     decays = {
@@ -33,7 +35,7 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
 
     def phase(update, peak, last):
         rise = update / max(warmup, 1)
-        left = jnp.maximum(last - update, 0) / max(last - warmup, 1)  # 1 at the end of warmup, 0 at the last
+        left = jnp.maximum(last - update, 0) / max(last - warmup, 1)  # 1 at the end of warmup, 0 at the last update
         return peak * jnp.where(update < warmup, rise, decays[name](left))
 
     parts = config.optimizer.drops if name == "steps" else ()
@@ -48,7 +50,7 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales gradients by max_norm / (norm + 1e-6) where that is below 1, as PyTorch does."""
+    """Scale gradients by max_norm / (norm + 1e-6) where that is below 1, as PyTorch does."""
 
     def update(updates, state, params=None):
         scale = jnp.minimum(max_norm / (optax.tree.norm(updates) + 1e-6), 1.0)
@@ -58,6 +60,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 class AdamWState(NamedTuple):
+    """State of AdamW."""
     count: Int[Array, ""]  # updates so far
     mu: PyTree  # moving average of gradients
     nu: PyTree  # of their squares
@@ -66,7 +69,7 @@ class AdamWState(NamedTuple):
 def adamw(
     schedule: Schedule, b1: float, b2: float, eps: float, weight_decay: float
 ) -> optax.GradientTransformation:
-    """The official AdamW (pytorch-transformers). It differs from `optax.adamw` twice.
+    """Return the AdamW of the official code (pytorch-transformers), which differs from `optax.adamw` twice.
 
     `eps` is added to sqrt(nu) before the bias correction, and the decay comes after the step and shrinks the
     stepped parameter, with the scheduled rate: p <- (p + u) (1 - rate * weight_decay). Every parameter
@@ -97,7 +100,7 @@ def adamw(
 
 
 def sgd(schedule: Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """PyTorch's SGD: decay is part of the gradient, momentum is not scaled by the rate."""
+    """Return PyTorch's SGD: decay is part of the gradient, and momentum is not scaled by the rate."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.trace(momentum),
@@ -106,9 +109,10 @@ def sgd(schedule: Schedule, momentum: float, weight_decay: float) -> optax.Gradi
 
 
 def make_optimizer(config: ml_collections.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
-    """The optimizer of the block `config.optimizer`. `clip_norm` 0 does not clip.
+    """Return the optimizer of the block `config.optimizer`; `clip_norm` 0 does not clip.
 
-    Raises ValueError for an unknown name.
+    Raises:
+        ValueError: The name is unknown.
     """
     steps = {
         "adamw": lambda: adamw(schedule, config.b1, config.b2, config.eps, config.weight_decay),

@@ -141,7 +141,7 @@ def global_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 
 def check_divides(examples: int, mesh: Mesh, hosts: int = 1):
-    """Raises ValueError where the examples of one of `hosts` do not divide among the devices that it feeds."""
+    """Raise ValueError where the examples of one of `hosts` do not divide among the devices that it feeds."""
     if examples % (local := max(batch_shards(mesh) // hosts, 1)):
         raise ValueError(
             f"{examples} examples per host do not divide among {local} devices: change batch_size or mesh"

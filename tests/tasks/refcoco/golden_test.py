@@ -17,9 +17,10 @@ from data_prep.refcoco_files import ReferDownload
 from tests.helpers.golden_data_case import FOLDERS, load_tokenizer
 from vlbert_jax.batch import END, IMG, Batch, make_batch
 from vlbert_jax.data.records import open_split
+from vlbert_jax.geometry import box_iou
 from vlbert_jax.model.region_head import prepare_pixels
 from vlbert_jax.tasks.refcoco import task as refcoco
-from vlbert_jax.tasks.refcoco.examples import POSITIVE, ExpressionLayout, box_iou, expression_example, original_boxes
+from vlbert_jax.tasks.refcoco.examples import POSITIVE, ExpressionLayout, expression_example, original_boxes
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("refcoco_"))
 KINDS = {"gt": "gt", "proposal": "detected", "proposal+gt": "both"}

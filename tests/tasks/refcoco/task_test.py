@@ -20,12 +20,12 @@ from vlbert_jax.batch import Batch, empty_example, make_batch
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.geometry import box_iou
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.refcoco import task as refcoco
 from vlbert_jax.tasks.refcoco.examples import (
     KINDS,
     ExpressionLayout,
-    box_iou,
     hits,
 )
 from vlbert_jax.training import sharding

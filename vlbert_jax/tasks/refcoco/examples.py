@@ -10,23 +10,10 @@ from vlbert_jax.data.examples import ImageLayout, image_fields, is_precomputed
 from vlbert_jax.data.images import place_boxes, resize_ratios, resized
 from vlbert_jax.data.packing import pack, padded
 from vlbert_jax.data.tokenizer import Tokenizer, mirrored
+from vlbert_jax.geometry import box_iou
 
 KINDS = ("gt", "detected", "both")  # of regions to choose from
 POSITIVE = 0.5  # of a target, more of it than this is in common with what is meant; of a hit, no less
-
-
-# --- Boxes ----------------------------------------------------------------------------------------------------------
-
-
-def box_iou(boxes: Float[np.ndarray, "n 4"], box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "n"]:
-    """Intersection over union, a box reaching from its first to its last pixel: widths are x2 - x1 + 1 (official).
-
-    Computed in the precision of the arguments, step by step as the official code does, as 0.5 decides.
-    """
-    shared = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2]) + 1
-    shared = np.prod(np.maximum(shared, 0), axis=1)
-    sizes = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
-    return shared / (sizes + np.prod(box[2:] - box[:2] + 1) - shared)
 
 
 def candidates(record: dict, kind: str) -> Float[np.ndarray, "n 4"]:
