@@ -15,7 +15,7 @@ DETECTOR = {"model.region_head.roi_operation": "pool", "model.region_head.mask_p
 ADAPTIVE = {"model.region_head.roi_samples": 0, "data.geometry_on_device": True}
 CASES = [
     ("pretrain", {"data.hide_pixels": True}),
-    ("pretrain", {"losses.mrc_targets": "hard", "losses.normalise": "examples"} | ADAPTIVE),
+    ("pretrain", {"losses.mrc_targets": "hard", "losses.normalize": "examples"} | ADAPTIVE),
     ("pretrain_precomputed", {}),
     ("vqa", {}),
     ("vqa", {"losses.answer": "softmax", "model.region_head.roi_chunk": 3} | ADAPTIVE),

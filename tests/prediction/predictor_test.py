@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import skimage
 from PIL import Image
+from safetensors import safe_open
 
 import vlbert_jax
 from data_prep.build import build_scene_tasks
@@ -28,6 +29,7 @@ from vlbert_jax.tasks.refcoco.examples import candidates, original_boxes
 from vlbert_jax.tasks.vcr import task as vcr
 from vlbert_jax.tasks.vqa import task as vqa
 from vlbert_jax.tasks.vqa.examples import answers_of
+from vlbert_jax.weights.stored_config import SCHEMA
 
 REFCOCO = refcoco.RefCOCO()
 
@@ -252,10 +254,25 @@ def test_weights_that_lack_a_head(data_dir, tmp_path):
         vlbert_jax.load(path)
 
 
-def test_weights_of_a_file(models, data_dir, tmp_path):
-    """Official names, no config: sizes are told by the weights, the rest by the recipes."""
-    _, path = models["vqa"]
+def test_weights_of_a_safetensors_file_have_the_config_of_their_run(models, predictors, data_dir, tmp_path):
+    """Strides, lengths and the like, which shapes do not determine, are in the metadata of the file."""
+    config, path = models["vqa"]
     file = tmp_path / "vqa.safetensors"
+    assert main([str(path), str(file)]) == 0
+    predictor = vlbert_jax.load(file, data_dir=data_dir)
+    for block in ("model", "losses"):
+        assert predictor.config[block].to_dict() == predictors["vqa"].config[block].to_dict()
+    assert predictor.config.data.max_regions == predictors["vqa"].config.data.max_regions
+    assert predictor.answer(CAT, QUESTION) == predictors["vqa"].answer(CAT, QUESTION)
+    with safe_open(file, "np") as opened:
+        stored = json.loads(opened.metadata()["vlbert_jax.config"])
+    assert "data_dir" not in stored["data"] and stored["schema"] == SCHEMA
+
+
+def test_weights_of_a_file(models, data_dir, tmp_path):
+    """A file without a config: the weights determine sizes, the published recipe the other fields."""
+    _, path = models["vqa"]
+    file = tmp_path / "vqa.model"
     assert main([str(path), str(file)]) == 0
     words = dict(vocab=data_dir / "scenes_downstream/vocab.txt", answers=data_dir / "vqa/scenes_answers.txt")
     predictor = vlbert_jax.load(file, **words)

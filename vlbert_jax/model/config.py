@@ -108,7 +108,7 @@ def region_head_options(config, hidden_size: int) -> RegionHeadConfig:
     )
     roi = RoIOptions(
         **{name.removeprefix("roi_"): head.pop(name) for name in list(head) if name.startswith("roi_")},
-        remat=head.pop("remat"),
+        remat=head.pop("remat", False),
         frozen={1, 2, 3, 4, 5} <= set(frozen_stages),  # else gradients pass through C5
     )
     del head["frozen_batch_norm"]  # `region_head_is_frozen` reads it

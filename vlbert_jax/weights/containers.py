@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from vlbert_jax.weights.caffe import read_caffe
@@ -23,6 +23,7 @@ from vlbert_jax.weights.safe_pickle import RECONSTRUCT_SCALAR, load_pickle, pick
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
 TRAINER = "trainer:"  # prefix for names of tensors that a trainer stored next to the weights
 FILE_SUFFIXES = (".safetensors", ".model", ".pt", ".pth", ".bin", ".pkl", ".caffemodel")
+CONFIG_METADATA = "vlbert_jax.config"  # key of the config in the metadata of a safetensors file
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, by its specification
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -51,6 +52,24 @@ def read_files(path: Path) -> tuple[dict[str, np.ndarray], str]:
     if lacking := [name for name in listed if name not in raw]:
         raise ValueError(f"{path}: the index lists tensors that the files do not contain: {', '.join(lacking[:8])}")
     return raw, container
+
+
+def stored_in_file(path: Path) -> dict[str, Any] | None:
+    """Return the config in the metadata of a safetensors file that `convert` wrote, else None.
+
+    Raises:
+        ValueError: The metadata is not a config.
+    """
+    if path.is_dir():
+        return None
+    with safe_open(path, "np") as file:
+        text = (file.metadata() or {}).get(CONFIG_METADATA)
+    if text is None:
+        return None
+    config = json.loads(text)
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise ValueError(f"{path}: its metadata {CONFIG_METADATA!r} is not a config")
+    return config
 
 
 def _download(name: str) -> Path:

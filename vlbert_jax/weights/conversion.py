@@ -241,7 +241,17 @@ def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str
             if form == "pt":
                 export.write_torch(path, cast_tensors(named, dtype), wrap=source.kind != "resnet")
             else:
-                export.write_safetensors(path, cast_tensors(named, dtype))
+                stored = None if source.kind == "resnet" else portable_config(conversion)
+                export.write_safetensors(path, cast_tensors(named, dtype), stored)
+
+
+def portable_config(conversion: Conversion) -> dict:
+    """Return the config fields that belong to the weights on any machine: all but the folder of the data."""
+    config, run = conversion.config.to_dict(), conversion.source.config or {}
+    config["data"].pop("data_dir", None)
+    same_task = conversion.task == conversion.source.task
+    kept = {name: run[name] for name in ("subtask", "blind") if same_task and name in run}
+    return {"schema": SCHEMA} | config | kept
 
 
 def cast_tensors(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:

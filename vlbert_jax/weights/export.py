@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
+from vlbert_jax.weights.containers import CONFIG_METADATA
+
 FILE_SIZE = 64 * 2**20  # bytes per file of a checkpoint; Orbax holds a whole file in memory
 
 
@@ -28,10 +30,17 @@ def may_replace(target: Path) -> bool:
     return inside <= {"config.json", "state", "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]):
-    """Write a safetensors file; each tensor is written in full, also if it shares memory."""
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None):
+    """Write a safetensors file; each tensor is written in full, also if it shares memory.
+
+    Args:
+        path: file to write.
+        tensors: tensors by name.
+        config: fields that shapes do not determine, such as strides; they become metadata of the file.
+    """
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
-    save_file(contiguous, path, {"format": "pt"})
+    metadata = {} if config is None else {CONFIG_METADATA: json.dumps(config)}
+    save_file(contiguous, path, {"format": "pt"} | metadata)
     path.chmod(0o666 & ~_umask())  # the library creates the file with mode 600
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from vlbert_jax.tasks import PRETRAINING, task_of_names
 from vlbert_jax.weights import detector_names, vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official
-from vlbert_jax.weights.containers import TRAINER, find_weights, read_files
+from vlbert_jax.weights.containers import TRAINER, find_weights, read_files, stored_in_file
 from vlbert_jax.weights.orbax import newest_step, read_checkpoint
 from vlbert_jax.weights.resnet_names import resnet_to_official
 from vlbert_jax.weights.stored_config import upgraded
@@ -77,6 +77,9 @@ def _read(given: str) -> Weights:
         return _read_checkpoint_folder(given, path)
     raw, container = read_files(path)
     weights = _to_weights(given, raw, container)
+    if container == "safetensors" and weights.kind == "vlbert" and (stored := stored_in_file(path)):
+        weights.config = upgraded(stored, stored.pop("schema", None), given)
+        weights.num_heads = weights.config["model"]["encoder"]["num_heads"]
     config = (path if path.is_dir() else path.parent) / "config.json"
     if weights.kind == "bert" and config.exists():
         weights.num_heads = _check_bert_config(config, weights.tensors)
