@@ -247,7 +247,8 @@ def matmul_flops(jaxpr: core.Jaxpr) -> float:
             total += max(inner)
         elif equation.primitive.name == "shard_map":
             sizes = equation.params["mesh"].shape
-            total += sum(inner) * math.prod(sizes[name] for name in equation.params["newly_manual_axes"])
+            axes = equation.params.get("newly_manual_axes", equation.params.get("manual_axes"))  # JAX 0.10.2, before
+            total += sum(inner) * math.prod(sizes[name] for name in axes)
         else:
             total += sum(inner) * equation.params.get("length", 1)
     return total
