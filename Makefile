@@ -1,5 +1,6 @@
 # make demo          trains the small model of configs/pretrain.py on synthetic scenes: workdirs/demo/report/index.html
 # make test          runs ruff, basedpyright and pytest, as .ci/run does
+# make test-exact    runs the comparisons with the official code once more, with the default flags of XLA
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
@@ -14,7 +15,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo test test-lowest docs clean help
+.PHONY: demo test test-exact test-lowest docs clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +31,11 @@ test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m basedpyright --pythonpath $(RUN)
 	$(RUN) -m pytest $(PYTEST_WORKERS) $(PYTEST_FLAGS)
+
+# `make test` compiles with few optimizations, to save time; the tolerances hold with all of them, too.
+test-exact: export VLBERT_DEFAULT_XLA = 1
+test-exact: $(VENV)/.installed-test
+	$(RUN) -m pytest $(PYTEST_WORKERS) $(shell git ls-files '*golden_test.py') $(PYTEST_FLAGS)
 
 # The lowest versions that the tests were run with have wheels for Python 3.11.
 test-lowest:

@@ -120,7 +120,7 @@ def test_what_is_refused(small, tmp_path):
     with pytest.raises(ValueError, match=r"lacks vlbert.encoder.layer.1.output.dense.weight \(1 tensors\)"):
         load(small, bert=tmp_path / "bert.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "bert", "num_attention_heads": 2}')
-    with pytest.raises(ValueError, match="has 2 attention heads, config.model.encoder.num_heads is 4"):
+    with pytest.raises(ValueError, match="has 2 attention heads, but config.model.encoder.num_heads is 4"):
         load(small, bert=tmp_path / "bert.safetensors")
     (tmp_path / "config.json").unlink()
     save_file(bert | {name: np.zeros((2, 2), np.float32)}, tmp_path / "bert.safetensors")
