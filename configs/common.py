@@ -6,26 +6,26 @@ import ml_collections
 
 
 def trainer() -> ml_collections.ConfigDict:
-    """Fields of every run, at the top level of its config."""
+    """Return the fields of every run, at the top level of its config."""
     config = ml_collections.ConfigDict()
     config.seed = 12345  # of parameters, data order, masking and dropout
     config.total_steps = 0  # optimizer updates
     config.batch_size = 256  # sequences per update over all devices: half captions, half text where mixed
     config.grad_accumulation_steps = 1  # parts into which a batch is cut; the result is the same
-    config.learning_rate = 0.0  # the peak, as it is applied: no scaling by batch size
+    config.learning_rate = 0.0  # peak of the applied rate; it is not scaled by the batch size
     config.warmup_steps = 0
-    # A first phase of so many updates (of total_steps), with a rate of its own; what it trains is the task's.
+    # A first phase of this many of the total_steps, with a separate rate; the task determines what it trains.
     config.opening = ml_collections.ConfigDict(dict(steps=0, learning_rate=0.0))
     config.compute_dtype = "bfloat16"  # of activations; parameters and losses are float32
     # Of matrix products and convolutions in training: default | high | highest. "default" is the platform's choice: it
     # computes float32 in TF32 (GPU) or bfloat16 (TPU). Evaluation of float32 runs always has "highest".
     config.matmul_precision = "default"
-    config.prng_impl = "rbg"  # threefry2x32: dropout does not depend on the mesh, slower
+    config.prng_impl = "rbg"  # with threefry2x32 dropout does not depend on the mesh, but is slower
 
     config.log_every_steps = 100
     config.eval_every_steps = 5000  # 0 = only at the end
     config.checkpoint_every_steps = 1000  # 0 = only at the end
-    config.keep_checkpoints = 3  # the newest; the best by `best_metric` is kept besides
+    config.keep_checkpoints = 3  # the newest ones; the best by `best_metric` is kept in addition
     config.best_metric = "mlm_caption_accuracy"
     config.report = True  # write report/index.html at the end
     config.profile_steps = ()  # (first, last) update of a JAX profiler trace in WORKDIR/profile; empty = none
@@ -47,7 +47,7 @@ def trainer() -> ml_collections.ConfigDict:
     # Sizes of the device mesh; -1 = all remaining devices.
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     config.topology = ""  # for --mode=compile: v4, v5e, v5p or v6e and chips along each side, v5e:16x16; empty = local
-    config.num_slices = 1  # of that topology, joined by the data centre's network
+    config.num_slices = 1  # number of slices of that topology, connected by the network of the data center
     # Paths; empty = not used. Order: own run in workdir, then checkpoint, then bert + resnet, then scratch.
     config.init = ml_collections.ConfigDict(
         dict(bert="", resnet="", checkpoint="", scratch=True)  # scratch: whether all may be empty
@@ -56,7 +56,7 @@ def trainer() -> ml_collections.ConfigDict:
 
 
 def encoder(size: str) -> ml_collections.ConfigDict:
-    """The BERT-style encoder: `base` or `large` (paper, section 3)."""
+    """Return the BERT-style encoder: `base` or `large` (paper, section 3)."""
     hidden, layers, heads, mlp = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}[size]
     return ml_collections.ConfigDict(
         dict(
@@ -68,73 +68,74 @@ def encoder(size: str) -> ml_collections.ConfigDict:
             max_positions=512,
             num_segments=3,
             dropout_rate=0.1,
-            init_deviation=0.02,  # of embeddings and kernels
-            text_visual_gain_init=0.0,  # of the layer norm of what words carry of the image, and
-            region_visual_gain_init=0.0,  # of what regions carry: with 0, at step 0 the network is BERT
-            pooler=False,  # tanh layer on [CLS]; needed by the relationship loss and VCR
-            scan_layers=True,  # False compiles longer and is a little faster
+            init_deviation=0.02,  # standard deviation of embeddings and kernels
+            text_visual_gain_init=0.0,  # gain of the layer norm of the visual feature of words
+            region_visual_gain_init=0.0,  # the same for regions; with 0 the network is BERT at step 0
+            pooler=False,  # tanh layer on [CLS]; the relationship loss and VCR require it
+            scan_layers=True,  # False takes longer to compile and runs a little faster
             remat="none",  # recompute in the backward pass: none | dots | full
         )
     )
 
 
 def region_head() -> ml_collections.ConfigDict:
-    """ResNet-101 with RoIAlign and a dilated C5 (official `base_e2e`)."""
+    """Return ResNet-101 with RoIAlign and a dilated C5 (`base_e2e` of the official code)."""
     return ml_collections.ConfigDict(
         dict(
             stem_width=64,
-            widths=(64, 128, 256, 512),  # of the 3x3 convolutions of stages C2..C5; a stage puts out four times that
+            widths=(64, 128, 256, 512),  # of the 3x3 convolutions of C2..C5; a stage outputs four times that
             blocks=(3, 4, 23, 3),
-            strides=(1, 2, 2),  # of C2..C4; with the stem's 4 the feature map has stride 16
+            strides=(1, 2, 2),  # of C2..C4; with the 4 of the stem the feature map has stride 16
             stride_in_1x1=True,
             dilated_c5=True,
             frozen_stages=(1, 2),  # 1 = stem, 2..4 = C2..C4, 5 = C5
             frozen_batch_norm=True,  # gains and offsets; the statistics are constants in any case
             roi_size=14,
             roi_samples=1,  # sampling points per bin and axis; 0 = adaptive
-            # What the detector does otherwise than VL-BERT; with data.caffe_resize too, the features are its own.
+            # The detector differs from VL-BERT in these; with data.caffe_resize as well, features equal those of the
+            # detector.
             roi_operation="align",  # align | pool
-            caffe_max_pool=False,  # behind the stem: not padded, the last window may overhang
-            mask_padding=False,  # every convolution sees zeros around the image, as if it were alone
+            caffe_max_pool=False,  # max-pooling after the stem without padding; the last window may overhang
+            mask_padding=False,  # every convolution reads zeros around the image, as if it were alone
             roi_chunk=16,  # regions that pass C5 at once; padding is skipped chunk-wise
             remat=False,  # recompute C5 in the backward pass
             dropout_rate=0.1,  # before the projection to hidden_size
-            projection_gain_init=1.0,  # of the projection's weights, against PyTorch's default
-            geometry_gain_init=1.0,  # of its rows for box geometry, against those for appearance
+            projection_gain_init=1.0,  # of the weights of the projection, relative to the default of PyTorch
+            geometry_gain_init=1.0,  # of its rows for box geometry, relative to those for appearance
         )
     )
 
 
 def image_pipeline() -> ml_collections.ConfigDict:
-    """Where the records are and how they become examples. Sizes in pixels."""
+    """Return where the records are and how they become examples; sizes are in pixels."""
     return ml_collections.ConfigDict(
         dict(
             data_dir="data",
-            vocab="",  # a vocab.txt, under data_dir or anywhere, or a Hugging Face tokenizer name
-            image_scale=(600, 1000),  # short side, unless the long side would pass the second
-            caffe_resize=False,  # the detector's: of float images, not antialiased
-            extractor="",  # name of what made precomputed features, filled in from the corpora when a run starts
+            vocab="",  # a vocab.txt, in data_dir or elsewhere, or the name of a Hugging Face tokenizer
+            image_scale=(600, 1000),  # short side, unless the long side would exceed the second
+            caffe_resize=False,  # resize as the detector does: float images, without antialiasing
+            extractor="",  # extractor of precomputed features; a run sets it from its corpora
             one_orientation=True,  # a batch is all landscape or all portrait; False pads to a square
             flip_probability=0.5,
-            even_regions=False,  # images are ordered so that the devices of a host have as many regions to compute
-            max_regions=100,  # besides the whole image; hidden ones are blanked even where the sequence has no room
+            even_regions=False,  # order images so that all devices of a process compute about as many regions
+            max_regions=100,  # without the whole image; hidden ones are zeroed even where the sequence has no room
             sequence_length=64,  # text tokens + regions; [END] is not counted
             geometry_on_device=False,
-            num_threads=16,  # of the input pipeline, per host
-            prefetch=4,  # batches
-            remember_records=0,  # per stream, kept in memory once read: for a corpus that fits
+            num_threads=16,  # per process; each makes a whole batch, within a bound of bytes (data/streams.py)
+            prefetch=4,  # batches made ahead, at least
+            remember_records=0,  # records per stream that stay in memory once they are read, for a corpus that fits
         )
     )
 
 
 def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
-    """Fields of every run that fine-tunes: those of `trainer`, the tables, and where the weights come from."""
+    """Return the fields of every fine-tuning run: those of `trainer`, the tables, and the origin of the weights."""
     config = trainer()
     config.task = task
     config.log_every_steps = 50
     config.eval_every_steps = 0
-    config.init.scratch = False  # True says that starting from nothing is meant
-    config.blind = False  # train and score without the image: what the text alone tells
+    config.init.scratch = False  # True = the run may start without any weights
+    config.blind = False  # train and score without the image
     config.model = ml_collections.ConfigDict(
         dict(
             encoder=encoder("base"),
@@ -147,7 +148,7 @@ def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
     config.data = image_pipeline()
     config.data.update(
         dict(
-            embedded="",  # scene_tasks = the drawn corpus, made on first use
+            embedded="",  # scene_tasks = the synthetic corpus, made on first use
             texts=f"{task}/{corpus}",  # tables, under data_dir
             images=f"{task}_images/{corpus}",
             train_split="train",  # train+val = both
@@ -160,7 +161,10 @@ def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
 
 
 def shrink_to_demo(config: ml_collections.ConfigDict) -> None:
-    """The sizes of the demos: minutes on two cores. Those of the model are one for all, so that weights carry over."""
+    """Set the sizes of the demos, which take minutes on two cores.
+
+    All demos have the same model sizes, so that weights can be transferred.
+    """
     config.seed = 0
     config.compute_dtype = "float32"
     config.model.encoder.update(
@@ -172,8 +176,8 @@ def shrink_to_demo(config: ml_collections.ConfigDict) -> None:
             mlp_size=256,
             max_positions=64,
             dropout_rate=0.0,
-            init_deviation=0.07,  # 0.02 is for width 768: attention would pass on next to nothing
-            text_visual_gain_init=0.05,  # every word carries the whole image: larger drowns the word
+            init_deviation=0.07,  # 0.02 is for width 768; here attention would be nearly uniform and small
+            text_visual_gain_init=0.05,  # every word carries the whole image; a larger value dominates the word
             region_visual_gain_init=1.0,
             scan_layers=False,
         )
@@ -189,8 +193,8 @@ def shrink_to_demo(config: ml_collections.ConfigDict) -> None:
             roi_size=4,
             roi_chunk=32,
             dropout_rate=0.0,
-            projection_gain_init=60.0,  # a norm follows: the size is free, but small weights are tossed about by Adam
-            geometry_gain_init=0.1,  # 2048 waves would drown the 256 features of so narrow a head
+            projection_gain_init=60.0,  # a norm follows, so the scale is free, but Adam changes small weights too much
+            geometry_gain_init=0.1,  # otherwise 2048 waves would dominate the 256 features of this narrow head
         )
     )
     config.data.update(
@@ -199,13 +203,17 @@ def shrink_to_demo(config: ml_collections.ConfigDict) -> None:
             even_regions=False,  # one device
             max_regions=6,
             remember_records=60_000,  # all
-            num_threads=1,  # images this small are decoded sooner than threads take turns
+            num_threads=1,  # decoding such small images takes less time than switching threads
         )
     )
 
 
 def choose(variant: str, variants) -> ml_collections.ConfigDict:
-    """Calls the variant of that name. Raises ValueError with the names there are."""
+    """Return the variant of that name.
+
+    Raises:
+        ValueError: There is no such variant; the message has the names.
+    """
     by_name = {v.__name__: v for v in variants}
     if variant not in by_name:
         close = difflib.get_close_matches(variant, by_name, n=1)

@@ -27,19 +27,19 @@ import ml_collections
 
 from vlbert_jax.configs import common
 
-# Of the embedded corpus (data_prep/scenes.py): words that only the image tells.
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
+# Words of the synthetic corpus (data_prep/scenes) that only the image determines.
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 CATEGORIES = ("ball", "box", "tree", "house", "star", "car", "fish", "cup", "flower", "moon")
 
 
 def demo() -> ml_collections.ConfigDict:
-    """A small VL-BERT learns to read masked words with the help of drawn images.
+    """A small VL-BERT learns to read masked words with the help of synthetic images.
 
         python -m vlbert_jax.main --config=configs/pretrain.py --workdir=workdirs/demo
 
-    Corpus: `scenes`, drawn on first use (under a minute). The code is that of the large recipes, the sizes are not: the
-    region head starts from nothing, so the opening teaches it alone to tell the regions' classes, as the detector's
-    pre-training does in the real recipe; then the encoder learns to read it, and at the end everything is trained.
+    Corpus: `scenes`, generated on first use (under a minute). The code is that of the large recipes; only the sizes
+    differ. The region head has random weights, so the opening trains only the head to classify regions, as the
+    pre-training of the detector does in the large recipes. Then the encoder is trained, and at the end everything is.
     Reached in nine minutes on two cores: val/visual_word_accuracy 0.72 (blind 0.18), mrc_accuracy 0.69 (blind 0.18).
     """
     config = base_e2e()
@@ -53,7 +53,7 @@ def demo() -> ml_collections.ConfigDict:
     config.eval_every_steps = 2200
     config.checkpoint_every_steps = 1000
     config.best_metric = "visual_word_accuracy"
-    config.optimizer.update(dict(schedule="cosine", b2=0.98))  # b2: soon forgets the encoder's zero gradients
+    config.optimizer.update(dict(schedule="cosine", b2=0.98))  # b2: short memory of zero gradients in the opening
     config.model.num_region_classes = 81
     config.losses.region = 1.0
     config.losses.region_fixed_until = 4350
@@ -66,10 +66,10 @@ def demo() -> ml_collections.ConfigDict:
             class_names="scenes/objects_vocab.txt",
             sequence_length=24,
             text_min_words=22,
-            mask_words=0.3,  # twice as many words to learn from per update
+            mask_words=0.3,  # twice the number of words per update
             max_mlm_targets=14,
             max_mrc_targets=4,
-            visual_words=COLOURS + CATEGORIES,
+            visual_words=COLORS + CATEGORIES,
             group_words=CATEGORIES,
         )
     )
@@ -77,7 +77,7 @@ def demo() -> ml_collections.ConfigDict:
 
 
 def base_e2e() -> ml_collections.ConfigDict:
-    """VL-BERT base, its ResNet-101 region head trained along.
+    """VL-BERT base, with its ResNet-101 region head trained.
 
         python -m vlbert_jax.main --config=configs/pretrain.py:base_e2e --workdir=DIR \\
             --config.init.bert=bert-base-uncased/ --config.init.resnet=resnet101-pt-vgbua-0000.model
@@ -96,7 +96,7 @@ def base_e2e() -> ml_collections.ConfigDict:
         dict(
             encoder=common.encoder("base"),
             region_head=common.region_head(),
-            train_region_head=True,  # False = its convolutions are constants, like the paper's ablation (a)-(d)
+            train_region_head=True,  # False = its convolutions are constants, as in ablations (a)-(d) of the paper
             feature_size=2048,  # columns of precomputed features
             num_region_classes=1601,  # 1600 + background
         )
@@ -105,19 +105,20 @@ def base_e2e() -> ml_collections.ConfigDict:
         dict(
             mlm=True,
             mrc=True,  # masked RoI classification
-            relationship=False,  # does the caption belong to the image; switch on model.encoder.pooler with it
+            relationship=False,  # whether the caption belongs to the image; requires model.encoder.pooler
             text_only=True,  # mix text-only sequences 1:1
-            region=0.0,  # weight of classifying each region from its pooled feature (official CNN loss "at the bottom")
-            region_fixed_until=0,  # from the opening, which trains the region head on that loss alone, to this step
-            # the region head is not trained
+            # Weight of classifying each region from its pooled feature ("CNN loss at the bottom" of the official code).
+            region=0.0,
+            # The opening trains the region head on that loss alone; from its end to this step the head is not trained.
+            region_fixed_until=0,
             mrc_targets="soft",  # the detector's distribution (official code) | hard: its best class (paper)
-            normalize="targets",  # mean over all targets of the batch | examples: over examples first
+            normalize="targets",  # mean over all targets of a batch | examples: over those of each example first
         )
     )
     config.data = common.image_pipeline()
     config.data.update(
         dict(
-            embedded="",  # scenes = the drawn corpus, made on first use
+            embedded="",  # scenes = the synthetic corpus, made on first use
             captions="region_captions/conceptual_captions",  # under data_dir
             text="text_corpus/books_wikipedia",
             train_split="train",
@@ -126,21 +127,21 @@ def base_e2e() -> ml_collections.ConfigDict:
             even_regions=True,
             vocab="bert-base-uncased",
             class_names="objects_vocab.txt",  # under data_dir; names of the detector's classes, for reports
-            text_min_words=64,  # lines are joined until they have as many
+            text_min_words=64,  # lines are joined until they have this many words
             mask_words=0.15,  # share of words, in captions and text; evaluation always masks 0.15
             mask_regions=0.15,  # share of regions
-            hide_pixels=True,  # blank hidden regions in the image; False = a learned vector replaces the feature
-            max_mlm_targets=24,  # per sequence; what is masked beyond is not scored
+            hide_pixels=True,  # zero hidden regions in the image; False = a learned vector replaces the feature
+            max_mlm_targets=24,  # per sequence; further masked words are not scored
             max_mrc_targets=20,  # per image
-            visual_words=(),  # words that only an image can tell, scored apart
-            group_words=(),  # scores by how many of these a caption has
+            visual_words=(),  # words that only an image determines; they are scored separately
+            group_words=(),  # scores are also reported by the number of these in a caption
         )
     )
     return config
 
 
 def base_prec() -> ml_collections.ConfigDict:
-    """VL-BERT base on precomputed region features, the ablation's setting (d).
+    """VL-BERT base on precomputed region features, setting (d) of the ablation.
 
         python -m vlbert_jax.main --config=configs/pretrain.py:base_prec --workdir=DIR \\
             --config.init.bert=bert-base-uncased/
@@ -152,12 +153,12 @@ def base_prec() -> ml_collections.ConfigDict:
     config.data.features = "precomputed"
     config.model.train_region_head = False
     config.data.hide_pixels = False
-    config.data.max_regions = 62  # what a sequence holds beside [CLS] and [SEP]
+    config.data.max_regions = 62  # all that a sequence holds in addition to [CLS] and [SEP]
     return config
 
 
 def base_prec_no_text() -> ml_collections.ConfigDict:
-    """VL-BERT base on precomputed features without text-only sequences: the ablation's (a) to (c).
+    """VL-BERT base on precomputed features without text-only sequences: settings (a) to (c) of the ablation.
 
         python -m vlbert_jax.main --config=configs/pretrain.py:base_prec_no_text --workdir=DIR \\
             --config.init.bert=bert-base-uncased/
@@ -172,7 +173,7 @@ def base_prec_no_text() -> ml_collections.ConfigDict:
 
 
 def large_e2e() -> ml_collections.ConfigDict:
-    """VL-BERT large, its ResNet-101 region head trained along.
+    """VL-BERT large, with its ResNet-101 region head trained.
 
         python -m vlbert_jax.main --config=configs/pretrain.py:large_e2e --workdir=DIR \\
             --config.init.bert=bert-large-uncased/ --config.init.resnet=resnet101-pt-vgbua-0000.model
@@ -188,7 +189,7 @@ def large_e2e() -> ml_collections.ConfigDict:
 
 
 def large_prec() -> ml_collections.ConfigDict:
-    """VL-BERT large on precomputed region features; what VQA large starts from (test-dev 71.79).
+    """VL-BERT large on precomputed region features; VQA large starts from it (test-dev 71.79).
 
         python -m vlbert_jax.main --config=configs/pretrain.py:large_prec --workdir=DIR \\
             --config.init.bert=bert-large-uncased/
@@ -204,5 +205,5 @@ VARIANTS = (demo, base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
-    """The config of a variant; raises ValueError for an unknown one."""
+    """Return the config of a variant; raise ValueError for an unknown one."""
     return common.choose(variant, VARIANTS)

@@ -6,18 +6,20 @@ Variants: demo (default), base_detected, base_gt, large_detected, large_gt. PRET
 run, a step's folder in it, or what `python -m vlbert_jax.convert` made of a released `.model`. Learning rates are those
 that are applied: the official yaml files hold them per example (8e-7) and multiply by the batch of 32.
 
-Accuracy is the share of expressions for which the chosen region and the annotation have at least half of their union in
-common. With `--mode=evaluate` the newest checkpoint of the workdir is scored on `data.eval_split`, its choices are
-written to WORKDIR/predictions/SPLIT.json, and where annotations are among the regions refcoco_identity_accuracy tells
-how often it was the very annotation:
+Accuracy is the share of expressions for which the IoU of the chosen region and the annotation is at least 0.5. With
+`--mode=evaluate` the newest checkpoint of the workdir is scored on `data.eval_split`, its choices are written to
+WORKDIR/predictions/SPLIT.json, and where annotations are among the regions, refcoco_identity_accuracy is the share of
+expressions for which the annotation itself is chosen:
 
     python -m vlbert_jax.main --config=configs/refcoco.py:base_detected --workdir=DIR --mode=evaluate \\
         --config.data.eval_split=testA
 
-Beside the accuracy stand those of blind and wordless twins (vlbert_jax/tasks/refcoco.py), of any region and of the best
-one. `--config.blind` trains without what the regions look like: words, places and sizes are left.
+The accuracy is reported together with that of the same weights without visual features and without words
+(vlbert_jax/tasks/refcoco/task.py), of a random region and of the best region. `--config.blind` trains without the
+visual features of regions: words, positions and sizes remain.
 
-RefCOCO and RefCOCOg, which the paper leaves out: build them (data_prep/README.md) and set data.texts and data.images.
+The paper does not cover RefCOCO and RefCOCOg. To use them, build them (data_prep/README.md) and set data.texts and
+data.images.
 """
 
 import ml_collections
@@ -26,14 +28,14 @@ from vlbert_jax.configs import common
 
 
 def demo() -> ml_collections.ConfigDict:
-    """Things in drawn scenes, called by what they look like; from the demo's pre-training.
+    """Objects in synthetic scenes, described by their appearance; starts from the demo's pre-training.
 
         make demo
         python -m vlbert_jax.main --config=configs/refcoco.py --workdir=workdirs/refcoco \\
             --config.init.checkpoint=workdirs/demo
 
-    Corpus: drawn on first use. Trained and scored as base_detected: among detections, of which one in twenty things has
-    none, so that no more than about 0.95 can be reached. Reached in two minutes on two cores: 0.84; from scratch 0.68.
+    Corpus: generated on first use. Trained and scored as base_detected: among detections. One object in twenty has no
+    detection, so the accuracy is at most about 0.95. Reached in two minutes on two cores: 0.84; from scratch 0.68.
     """
     config = base_detected()
     common.shrink_to_demo(config)
@@ -50,8 +52,8 @@ def demo() -> ml_collections.ConfigDict:
             texts="refcoco/scenes",
             images="refcoco_images/scenes",
             vocab="scenes_downstream/vocab.txt",
-            max_regions=12,  # up to four things and eight detections
-            sequence_length=27,  # and 14 pieces
+            max_regions=12,  # up to four objects and eight detections
+            sequence_length=27,  # and 14 word pieces
         )
     )
     return config
@@ -66,7 +68,7 @@ def base_detected() -> ml_collections.ConfigDict:
     Corpus: RefCOCO+ with detections (data_prep/README.md), 120,191 training expressions, twenty epochs. BASE_E2E is
     pre-trained by configs/pretrain.py:base_e2e. Reached by the paper: val 71.60, testA 77.72, testB 60.99, and 66.03,
     71.87, 56.13 without pre-training; by others with six epochs in a day on one machine: 70.33, 76.02, 60.52. MAttNet:
-    65.33, 71.62, 56.02. The authors used 4 V100 of 16 GB; one GPU made 4.5 expressions a second, which are 6 days.
+    65.33, 71.62, 56.02. The authors used 4 V100 of 16 GB; one GPU processed 4.5 expressions per second: 6 days.
     """
     config = common.fine_tuning("refcoco", "refcoco+_unc")
     config.total_steps = 75_120  # 20 * 120,191 / 32
@@ -83,7 +85,7 @@ def base_detected() -> ml_collections.ConfigDict:
             eval_boxes="detected",
             even_regions=True,
             max_regions=120,  # detections come before annotations; an image of COCO has up to 93 of these
-            sequence_length=160,  # regions, the whole image, and 39 pieces
+            sequence_length=160,  # regions, the whole image, and 39 word pieces
         )
     )
     return config
@@ -95,8 +97,8 @@ def base_gt() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/refcoco.py:base_gt --workdir=DIR --config.init.checkpoint=BASE_E2E
 
     Corpus, updates and cost as base_detected; detections are not needed. Reached by the paper: val 79.88, testA 82.40,
-    testB 75.01, and 74.41, 77.28, 67.52 without pre-training. MAttNet: 71.01, 75.13, 66.17, where only the very
-    annotation counts: refcoco_identity_accuracy here.
+    testB 75.01, and 74.41, 77.28, 67.52 without pre-training. MAttNet: 71.01, 75.13, 66.17, where only the annotation
+    itself counts: refcoco_identity_accuracy here.
     """
     config = base_detected()
     config.data.train_boxes = config.data.eval_boxes = "gt"
@@ -134,5 +136,5 @@ VARIANTS = (demo, base_detected, base_gt, large_detected, large_gt)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
-    """The config of a variant; raises ValueError for an unknown one."""
+    """Return the config of a variant; raise ValueError for an unknown one."""
     return common.choose(variant, VARIANTS)

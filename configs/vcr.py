@@ -3,22 +3,22 @@
     python -m vlbert_jax.main --config=configs/vcr.py:VARIANT --workdir=DIR \\
         --config.init.bert=BERT --config.init.checkpoint=PRETRAINED
 
-Variants: demo (default) = demo_q2a, demo_qa2r, q2a_base, qa2r_base, q2a_large, qa2r_large. The question to the answer
-(q2a) and question with right answer to the rationale (qa2r) are two runs. PRETRAINED is the workdir of a pre-training
-run, a step's folder in it, or what `python -m vlbert_jax.convert` made of a released `.model`; the layer behind [CLS],
+Variants: demo (default) = demo_q2a, demo_qa2r, q2a_base, qa2r_base, q2a_large, qa2r_large. Question to answer (q2a)
+and question with right answer to rationale (qa2r) are two runs. PRETRAINED is the workdir of a pre-training
+run, a step's folder in it, or what `python -m vlbert_jax.convert` made of a released `.model`; the layer after [CLS],
 which pre-training does not have, comes from BERT.
 
 With `--mode=evaluate` the newest checkpoint of the workdir is scored on `data.eval_split` and its probabilities go to
-WORKDIR/predictions/SPLIT_SUBTASK.csv. Naming the other run joins both: on val `vcr_q2ar_accuracy`, how often answer and
-rationale are right, the rationale chosen with the right answer given; on test SPLIT.csv, what the leaderboard takes,
-with the rationales of each of the four answers:
+WORKDIR/predictions/SPLIT_SUBTASK.csv. `config.companion` names the other run and joins both: on val it adds
+`vcr_q2ar_accuracy`, the share of questions for which answer and rationale are right (the rationale is chosen with the
+right answer given); on test it writes SPLIT.csv for the leaderboard, with the rationales of each of the four answers:
 
     python -m vlbert_jax.main --config=configs/vcr.py:q2a_base --workdir=Q2A --mode=evaluate --config.companion=QA2R
     python -m vlbert_jax.main --config=configs/vcr.py:q2a_base --workdir=Q2A --mode=evaluate --config.companion=QA2R \\
         --config.data.eval_split=test
 
-The paper speaks of a softmax over the choices (losses.choice="softmax"); the official code, which is followed here, has
-a sigmoid for each.
+The paper describes a softmax over the choices (losses.choice="softmax"); this code follows the official code, which
+has a sigmoid for each.
 """
 
 import ml_collections
@@ -29,12 +29,12 @@ EPOCH = 3_327  # updates: 212,923 questions / 64
 
 
 def demo() -> ml_collections.ConfigDict:
-    """The same as demo_q2a."""
+    """Return the config of demo_q2a."""
     return demo_q2a()
 
 
 def demo_q2a() -> ml_collections.ConfigDict:
-    """Answers about drawn scenes, from the demo's pre-training. Blind, a quarter is right.
+    """Answers about synthetic scenes, from the demo's pre-training; without the image the accuracy is 0.25.
 
         make demo
         python -m vlbert_jax.main --config=configs/vcr.py --workdir=workdirs/vcr_q2a \\
@@ -67,7 +67,7 @@ def demo_q2a() -> ml_collections.ConfigDict:
 
 
 def demo_qa2r() -> ml_collections.ConfigDict:
-    """Rationales about drawn scenes, from the demo's pre-training; then both runs together.
+    """Rationales about synthetic scenes, from the demo's pre-training; then both runs together.
 
         python -m vlbert_jax.main --config=configs/vcr.py:demo_qa2r --workdir=workdirs/vcr_qa2r \\
             --config.init.checkpoint=workdirs/demo
@@ -88,12 +88,12 @@ def q2a_base() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/vcr.py:q2a_base --workdir=DIR \\
             --config.init.bert=bert-base-uncased/ --config.init.checkpoint=BASE_E2E
 
-    Corpus: VCR, 213,000 questions (data_prep/README.md), 20 epochs of SGD, the rate divided by ten after 14 and 18.
+    Corpus: VCR, 213,000 questions (data_prep/README.md), 20 epochs of SGD; the rate falls to a tenth after 14 and 18.
     BASE_E2E is pre-trained by configs/pretrain.py:base_e2e. Reached by the paper on val: Q->A 73.8; with qa2r_base
     Q->AR 55.2. The authors used 4 V100 of 16 GB, or 16.
     """
     config = common.fine_tuning("vcr", "vcr")
-    config.subtask = "q2a"  # q2a: the answers are the choices | qa2r: the rationales are, the right answer is given
+    config.subtask = "q2a"  # q2a: choose the answer | qa2r: choose the rationale, with the right answer given
     config.companion = ""  # evaluation only: weights of the other subtask, as in init.checkpoint
     config.total_steps = 20 * EPOCH
     config.batch_size = 64  # questions, of four sequences each
@@ -103,15 +103,15 @@ def q2a_base() -> ml_collections.ConfigDict:
     config.eval_every_steps = EPOCH
     config.best_metric = "vcr_accuracy"
     config.optimizer.update(dict(name="sgd", schedule="steps", drops=(0.7, 0.9)))
-    config.losses.choice = "sigmoid"  # sigmoid: of each choice (official) | softmax: over the four (paper)
+    config.losses.choice = "sigmoid"  # sigmoid: of each choice (official code) | softmax: over the four (paper)
     config.losses.object = 1.0  # weight of classifying every region, from its last state; 0 = off
     config.model.encoder.pooler = True
-    config.model.num_object_classes = 81  # COCO's and 0, the whole image's
+    config.model.num_object_classes = 81  # those of COCO, and 0 for the whole image
     config.data.update(
         dict(
             image_scale=(600, 1200),
             even_regions=True,
-            text_length=64,  # pieces of question and response; [CLS] and two [SEP] come on top
+            text_length=64,  # word pieces of question and response, without [CLS] and two [SEP]
             max_regions=59,  # then a sequence with [END] has 128 elements
             sequence_length=127,
         )
@@ -165,5 +165,5 @@ VARIANTS = (demo, demo_q2a, demo_qa2r, q2a_base, qa2r_base, q2a_large, qa2r_larg
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
-    """The config of a variant; raises ValueError for an unknown one."""
+    """Return the config of a variant; raise ValueError for an unknown one."""
     return common.choose(variant, VARIANTS)

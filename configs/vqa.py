@@ -5,12 +5,12 @@
 Variants: demo (default), base, large. PRETRAINED is the workdir of a pre-training run, a step's folder in it, or what
 `python -m vlbert_jax.convert` made of a released `.model`. With `--mode=evaluate` the newest checkpoint of the workdir,
 or a fine-tuned init.checkpoint, is scored on `data.eval_split` (train, val, test_dev, test), and
-WORKDIR/predictions/SPLIT.json is what EvalAI takes:
+WORKDIR/predictions/SPLIT.json is written in the format of EvalAI:
 
     python -m vlbert_jax.main --config=configs/vqa.py:base --workdir=DIR --mode=evaluate --config.data.eval_split=test
 
-The paper speaks of a softmax over answers (losses.answer="softmax"), 20 epochs and 2,000 warm-up updates; the official
-code, which is followed here, has five epochs, 500 updates and a sigmoid for each answer.
+The paper describes a softmax over answers (losses.answer="softmax"), 20 epochs and 2,000 warm-up updates; this code
+follows the official code, which has five epochs, 500 warm-up updates and a sigmoid for each answer.
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ from vlbert_jax.configs import common
 
 
 def demo() -> ml_collections.ConfigDict:
-    """Questions about drawn scenes, from the demo's pre-training.
+    """Questions about synthetic scenes, from the demo's pre-training.
 
         make demo
         python -m vlbert_jax.main --config=configs/vqa.py --workdir=workdirs/vqa \\
@@ -58,7 +58,7 @@ def base() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/vqa.py:base --workdir=DIR --config.init.checkpoint=BASE_PREC
 
     Corpus: train2014 and val2014 of VQA v2, 658,000 questions (data_prep/README.md), five epochs; `val` is then part of
-    what was trained on and only tells that all is well: set data.train_split=train to tune. BASE_PREC is pre-trained by
+    the training data and only shows that the run works: set data.train_split=train to tune. BASE_PREC is pre-trained by
     configs/pretrain.py:base_prec. Reached by the paper: test-dev 71.16. The authors used 4 V100 of 16 GB.
     """
     config = common.fine_tuning("vqa", "vqa_v2")
@@ -69,15 +69,17 @@ def base() -> ml_collections.ConfigDict:
     config.eval_every_steps = 2_571
     config.best_metric = "vqa_accuracy"
     config.optimizer.clip_norm = 1.0
-    config.losses.answer = "sigmoid"  # sigmoid: of each answer against its score (official) | softmax: the best (paper)
+    config.losses.answer = (
+        "sigmoid"  # sigmoid: of each answer against its score (official code) | softmax: the best (paper)
+    )
     config.model.num_answers = 3129
     config.model.train_region_head = False
     config.data.update(
         dict(
             train_split="train+val",
             features="precomputed",
-            answers="vqa/vqa_v2_answers.txt",  # the answer vocabulary, one per line; under data_dir or anywhere
-            sequence_length=135,  # 100 regions, the whole image, and questions of at least 30 pieces
+            answers="vqa/vqa_v2_answers.txt",  # the answer vocabulary, one per line; in data_dir or elsewhere
+            sequence_length=135,  # 100 regions, the whole image, and questions of at least 30 word pieces
         )
     )
     return config
@@ -101,5 +103,5 @@ VARIANTS = (demo, base, large)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
-    """The config of a variant; raises ValueError for an unknown one."""
+    """Return the config of a variant; raise ValueError for an unknown one."""
     return common.choose(variant, VARIANTS)
