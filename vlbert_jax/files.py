@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import pathlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ def _remove(path: Path):
 
 
 @contextlib.contextmanager
-def disk_full(directory: pathlib.Path):
+def disk_full(directory: Path):
     """Turn the errors of a full disk (OSError, ValueError of the array store) into one clear line.
 
     The incomplete newest checkpoint is removed, so that small files can still be closed.

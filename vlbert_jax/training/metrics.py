@@ -11,7 +11,6 @@ import contextlib
 import importlib.metadata
 import json
 import math
-import os
 import pathlib
 import platform
 import subprocess
@@ -100,9 +99,8 @@ class Writer:
             return
         last = {"val": start_step - unscored}
         rows = [row for row in read_rows(self.path) if row["step"] <= last.get(row["split"], start_step)]
-        kept = self.path.with_suffix(".jsonl.tmp")
-        kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(kept, self.path)
+        with atomic_write(self.path) as kept:
+            kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.file = self.path.open("a")
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         # A progress bar on a terminal, one line per row elsewhere.
