@@ -1,27 +1,22 @@
-"""RefCOCO: what REFER lists is what is built; a pickle runs nothing; what does not fit together is named."""
+"""RefCOCO: what REFER lists is what is built, and what does not fit together is named."""
 
 import io
 import json
-import os
 import pathlib
 import pickle
 import re
 import shutil
-import struct
 import zipfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import build, refcoco_files
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
 from data_prep.refcoco_files import ReferDownload
 from tests.helpers.golden_folders import golden_folders
-from vlbert_jax.weights.safe_pickle import load_pickle
 
 VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("refcoco_*"))}
 PROPOSALS = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
@@ -150,69 +145,6 @@ def test_other_options_for_the_same_corpus_are_refused(variant, capsys):
     assert "remove it, or change --corpus" in capsys.readouterr().err
     assert build.main([*arguments, f"--proposals={PROPOSALS}"]) == 0
     assert "already built" in capsys.readouterr().out
-
-
-# --- Pickles --------------------------------------------------------------------------------------
-
-
-def python2_pickle(value) -> bytes:
-    """Protocol 2 as Python 2 writes it: bytes are its `str`."""
-
-    def encode(item) -> bytes:
-        if isinstance(item, dict):
-            return b"}" + b"".join(encode(key) + encode(content) + b"s" for key, content in item.items())
-        if isinstance(item, list):
-            return b"]" + b"".join(encode(content) + b"a" for content in item)
-        if isinstance(item, bytes):
-            return b"U" + bytes([len(item)]) + item
-        if isinstance(item, str):
-            return b"X" + struct.pack("<I", len(item.encode())) + item.encode()
-        return b"J" + struct.pack("<i", item)
-
-    return b"\x80\x02" + encode(value) + b"."
-
-
-def load(tmp_path, content: bytes):
-    path = tmp_path / "refs(unc).p"
-    path.write_bytes(content)
-    return load_pickle(path, ("utf-8", "latin-1"))
-
-
-def test_texts_of_both_pythons(tmp_path):
-    content = {b"raw": b"a dog", "sent": "caf\u00e9", "tokens": [b"a", "dog"], b"n": 7}
-    plain = {"raw": "a dog", "sent": "caf\u00e9", "tokens": ["a", "dog"], "n": 7}
-    assert load(tmp_path, python2_pickle(content)) == plain
-    assert load(tmp_path, python2_pickle([b"caf\xc3\xa9"])) == ["caf\u00e9"]
-    assert load(tmp_path, python2_pickle([b"caf\xe9"])) == ["caf\u00e9"]  # no UTF-8, so Latin-1
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        assert load(tmp_path, pickle.dumps(plain, protocol)) == plain
-
-
-class Runs:
-    """Unpickled, it calls."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_runs_nothing(tmp_path, protocol):
-    trace = tmp_path / "trace"
-    for call in (Runs(os.mkdir, str(trace)), Runs(print, "run"), Runs(eval, "1"), Runs(dict)):
-        with pytest.raises(ValueError, match=r"refs\(unc\)\.p is not a pickle of plain .* would run code"):
-            load(tmp_path, pickle.dumps([{"ref_id": call}], protocol))
-    assert not trace.exists()
-
-
-@given(st.binary(max_size=60))
-def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
-    try:
-        load(tmp_path_factory.getbasetemp(), content)
-    except ValueError:
-        pass
 
 
 # --- What does not fit together -------------------------------------------------------------------
