@@ -22,10 +22,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # the script also runs without an installation
 
 from configs import pretrain as recipes  # noqa: E402
-from vlbert_jax.batch import (
-    Batch,  # noqa: E402
-    make_batch,  # noqa: E402
-)
+from vlbert_jax.batch import Batch, make_batch  # noqa: E402
 from vlbert_jax.data.packing import pack  # noqa: E402
 from vlbert_jax.geometry import box_geometry  # noqa: E402
 from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
