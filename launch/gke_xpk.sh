@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on TPU slices of a GKE cluster, through xpk: builds and pushes the image, submits, follows, deletes.
+# Starts one run on TPU slices of a GKE cluster through xpk: builds and pushes the image, submits, lists, deletes.
 set -euo pipefail
 script=gke_xpk.sh
 
@@ -8,22 +8,22 @@ usage() {
 launch/gke_xpk.sh COMMAND --name=NAME --cluster=CLUSTER --image=IMAGE [options] [-- flags of vlbert_jax.main]
 
   run      build the image, push it, submit the workload
-  list     how the workload is
-  delete   end the workload; the cluster stays, and costs
+  list     print the state of the workload
+  delete   end the workload; the cluster remains and costs money
 
   --type=TYPE              TPU slice                           (v5litepod-16)
   --slices=N               slices of that type                 (1)
   --zone=ZONE, --project=PROJECT                               (those of gcloud)
-  --image=IMAGE            where the image goes, e.g. europe-docker.pkg.dev/PROJECT/REPOSITORY/vlbert_jax:1
+  --image=IMAGE            registry path of the image, e.g. europe-docker.pkg.dev/PROJECT/REPOSITORY/vlbert_jax:1
   --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
   --workdir=DIR            in the containers: a folder of storage that is attached to the cluster, e.g. /share/base_e2e
-  --restarts=N             starts after failures, at most      (10)
-  --dry-run                print what would run, run nothing
+  --restarts=N             maximum number of restarts          (10)
+  --dry-run                print the commands without running them
   --help                   this text
 
-GKE restarts the workload after a preemption (status 143), when a machine is gone (75) and after any other failure, not
-after a mistake (2). It gives the processes two minutes to save. Storage is attached once, with `xpk storage attach` (launch/README.md).
-Needs docker and xpk.
+GKE restarts the workload after a preemption (status 143), after the loss of a machine (75) and after any other failure
+except invalid input (2). It gives the processes two minutes to save. Attach the storage once with
+`xpk storage attach` (launch/README.md). The script requires docker and xpk.
 
   launch/gke_xpk.sh run --name=base-e2e --cluster=tpus --zone=us-west4-a --type=v5litepod-64 --slices=2 \
     --image=europe-docker.pkg.dev/me/images/vlbert_jax:1 --workdir=/share/base_e2e -- --config.data.data_dir=/share/data
@@ -49,10 +49,10 @@ while (($#)); do
   esac
   shift
 done
-[[ -n $verb ]] || fail "what is to be done? run, list or delete"
+[[ -n $verb ]] || fail "a command is required: run, list or delete"
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "--name='$name' is not a name of small letters, digits and dashes"
-[[ -n $cluster ]] || fail "--cluster is needed"
-[[ -n $image || $verb != run ]] || fail "--image is needed"
+[[ -n $cluster ]] || fail "--cluster is required"
+[[ -n $image || $verb != run ]] || fail "--image is required"
 [[ $workdir == /* || $verb != run ]] || fail "--workdir='$workdir' is not a folder of attached storage, such as /share/run"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices is not a positive number"
 settle

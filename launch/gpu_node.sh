@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on the GPUs of one machine. One process drives all of them; config.mesh says how they share the work.
+# Starts one run on the GPUs of one machine. One process uses all of them; config.mesh defines how they share the work.
 set -euo pipefail
 script=gpu_node.sh
 
@@ -10,17 +10,17 @@ launch/gpu_node.sh [options] [-- flags of vlbert_jax.main]
   --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
   --workdir=DIR            checkpoints, metrics, report        (workdirs/<recipe>_<variant>)
   --gpus=N                 the first N GPUs                    (all)
-  --devices=LIST           these GPUs, e.g. 0,2; not together with --gpus
-  --restarts=N             starts after failures, at most      (3)
+  --devices=LIST           only these GPUs, e.g. 0,2; excludes --gpus
+  --restarts=N             maximum number of restarts          (3)
   --restart-delay=SECONDS  pause before each                   (30)
-  --memory=FRACTION        of each GPU, taken at the start     (0.92)
-  --python=PATH            the interpreter                     (.venv/bin/python if it is there, else python3)
-  --dry-run                print what would run, run nothing
+  --memory=FRACTION        of each GPU, allocated at the start (0.92)
+  --python=PATH            the interpreter                     (.venv/bin/python if it exists, else python3)
+  --dry-run                print the commands without running them
   --help                   this text
 
-A start on a workdir with checkpoints continues from the newest, so a restart loses the steps since then. SIGINT and
-SIGTERM reach the run as SIGTERM: it saves and stops, and is not restarted. Variables that the environment already has
-(XLA_FLAGS, XLA_PYTHON_CLIENT_MEM_FRACTION, JAX_PLATFORMS, JAX_COMPILATION_CACHE_DIR) win over the values set here.
+A run continues from the newest checkpoint of its workdir, so a restart loses the steps since then. The script forwards
+SIGINT and SIGTERM to the run as SIGTERM: the run saves, stops, and is not restarted. Variables of the environment
+(XLA_FLAGS, XLA_PYTHON_CLIENT_MEM_FRACTION, JAX_PLATFORMS, JAX_COMPILATION_CACHE_DIR) override the values set here.
 
   launch/gpu_node.sh --config=configs/pretrain.py:base_prec --gpus=4 -- --config.data.data_dir=/data/vlbert
 TEXT
@@ -59,7 +59,7 @@ command=(env "${environment[@]}" "$python" -m vlbert_jax.main "--config=$config"
 if $dry_run; then
   show mkdir -p "$workdir"
   show "${command[@]}"
-  echo "# after a failure: the same again, at most $restarts times, $restart_delay s later"
+  echo "# after a failure: the same command, at most $restarts times, $restart_delay s later"
   exit 0
 fi
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run as several processes of this machine: a rehearsal of many hosts, without any of them.
+# Starts one run as several processes of this machine, to test a run of many hosts.
 set -euo pipefail
 script=local.sh
 
@@ -11,16 +11,16 @@ launch/local.sh N [options] [-- flags of vlbert_jax.main]
   --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
   --workdir=DIR            checkpoints, metrics, report        (workdirs/<recipe>_<variant>)
   --devices=N              CPU devices of each process         (1)
-  --port=PORT              where process 0 awaits the others   (8476)
-  --restarts=N             starts after failures, at most      (3)
+  --port=PORT              of the coordinator, process 0       (8476)
+  --restarts=N             maximum number of restarts          (3)
   --restart-delay=SECONDS  pause before each                   (30)
-  --python=PATH            the interpreter                     (.venv/bin/python if it is there, else python3)
-  --dry-run                print what would run, run nothing
+  --python=PATH            the interpreter                     (.venv/bin/python if it exists, else python3)
+  --dry-run                print the commands without running them
   --help                   this text
 
-The processes compute on the CPU, whatever else there is (JAX_PLATFORMS in the environment wins). Lines of process 1
-begin with [1]. SIGINT and SIGTERM reach all of them as SIGTERM: they save the same step and stop, and are not
-restarted. When one dies, the others end within half a minute, and all are started again from the newest checkpoint.
+The processes use the CPU, unless the environment sets JAX_PLATFORMS. Lines of process 1 begin with [1]. The script
+forwards SIGINT and SIGTERM to all processes as SIGTERM: they save the same step, stop, and are not restarted. When one
+process dies, the others end within half a minute, and the script restarts all from the newest checkpoint.
 
   launch/local.sh 2 --config=configs/pretrain.py --workdir=workdirs/rehearsal -- --config.total_steps=20
 TEXT
@@ -61,7 +61,7 @@ done
 if $dry_run; then
   show mkdir -p "$workdir"
   printf '%s&\n' "${commands[@]}"
-  echo "# after a failure: the same again, at most $restarts times, $restart_delay s later"
+  echo "# after a failure: the same commands, at most $restarts times, $restart_delay s later"
   exit 0
 fi
 

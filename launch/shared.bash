@@ -1,21 +1,21 @@
 # shellcheck shell=bash
-# What the launch scripts share. Sourced, never run. The script that sources it has set `script` and `usage`.
+# Functions and options of all launch scripts. A script sets `script` and `usage`, then sources this file.
 set -euo pipefail
 
 # shellcheck disable=SC2034  # read by the scripts
 config=configs/pretrain.py:base_e2e workdir='' restarts=3 restart_delay=30 python='' dry_run=false
 
-# Collectives overlap with computation, and gradients travel in few large all-reduces (bytes).
+# Collectives overlap with computation, and gradients are summed in few large all-reduces (size in bytes).
 # shellcheck disable=SC2034
 gpu_flags="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_all_reduce_combine_threshold_bytes=134217728"
 
 # shellcheck disable=SC2154
 fail() { echo "$script: $*; see --help" >&2; exit 2; }
 
-# A command as it can be pasted into a shell.
+# Prints a command so that it can be pasted into a shell.
 show() { printf '%q ' "$@"; echo; }
 
-# Shows a command; runs it unless this is a rehearsal.
+# Prints a command, and runs it unless --dry-run is given.
 step() {
   show "$@"
   $dry_run || "$@"
@@ -23,7 +23,7 @@ step() {
 
 is_number() { [[ $1 =~ ^[0-9]+$ ]]; }
 
-# Takes the options that all scripts have; fails for any other.
+# Reads an option that all scripts have; fails for any other.
 shared_option() {
   case $1 in
     --config=?*) config=${1#*=} ;;
@@ -33,11 +33,11 @@ shared_option() {
     --python=?*) python=${1#*=} ;;
     --dry-run) dry_run=true ;;
     --help | -h) usage; exit 0 ;;
-    *) fail "unknown option or missing value: $1 (flags of the program stand after --)" ;;
+    *) fail "unknown option or missing value: $1 (flags of vlbert_jax.main follow --)" ;;
   esac
 }
 
-# Checks what the shared options say and fills in the rest. Runs in the root of the checkout.
+# Checks the shared options and sets the defaults. The current folder must be the root of the checkout.
 settle() {
   is_number "$restarts" || fail "--restarts=$restarts is not a number"
   is_number "$restart_delay" || fail "--restart-delay=$restart_delay is not a number of seconds"
@@ -55,22 +55,22 @@ settle() {
   return 0
 }
 
-# Whether another start may help. 0 is done, and 2 says that the command line, a host or the data is wrong.
+# Succeeds if a restart may help: status 0 means done, and 2 means that the command line, a host or the data is invalid.
 worth_a_restart() { (($1 != 0 && $1 != 2)); }
 # shellcheck disable=SC2034
-restarted=1,3-255 # the same in xpk's words
+restarted=1,3-255 # the same statuses in the syntax of xpk
 
-# --- Processes of this machine, restarted. `start` puts them into the background and their numbers into `children`.
+# --- Restarts of processes of this machine. `start` runs them in the background and sets `children` to their ids.
 
 children=() stopping=false status=0
 
-# shellcheck disable=SC2317,SC2329  # reached by the trap
+# shellcheck disable=SC2317,SC2329  # called by the trap
 stop() {
   stopping=true
   if ((${#children[@]})); then kill -TERM "${children[@]}" 2>/dev/null || true; fi
 }
 
-# Sets `status` to the worst of the children's: 2 before all, which no restart mends, else the highest.
+# Waits for the children and sets `status`: 2 if any child has 2, because no restart helps then; else the highest.
 await() {
   local child one
   status=0

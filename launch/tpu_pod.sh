@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on a slice of Cloud TPUs, or on several slices: creates or reuses it, copies the code, runs, fetches logs.
+# Starts one run on one or several slices of Cloud TPUs: creates or reuses them, copies the code, runs, fetches logs.
 set -euo pipefail
 script=tpu_pod.sh
 
@@ -7,27 +7,27 @@ usage() {
   cat <<'TEXT'
 launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of vlbert_jax.main]
 
-  run      create the slice if it is not there, copy the code, run on all workers, wait, restart after a preemption
-  logs     fetch the log of every worker into WORKDIR-logs/ of this machine
-  delete   give the slice back: until then it costs money, whether it computes or not
+  run      create the slice if it does not exist, copy the code, run on all workers, wait, restart after a preemption
+  logs     copy the log of every worker to WORKDIR-logs/ on this machine
+  delete   delete the slice; until then it costs money, even when it is idle
 
   --type=TYPE              accelerator                         (v5litepod-16)
   --slices=N               slices of that type                 (1)
   --version=VERSION        software of the TPU machines        (v2-alpha-tpuv5-lite)
-  --spot                   cheaper, and taken away at any time
+  --spot                   cheaper, but may be preempted at any time
   --project=PROJECT        of Google Cloud                     (that of gcloud)
   --setup=COMMAND          run on every worker first, e.g. to mount the folder with data and workdirs
   --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
   --workdir=DIR            on every worker: a folder that all of them share, e.g. /share/base_e2e
-  --restarts=N             starts after failures, at most      (10)
+  --restarts=N             maximum number of restarts          (10)
   --restart-delay=SECONDS  pause before each                   (30)
-  --poll=SECONDS           between looks at the run            (60)
-  --dry-run                print what would run, run nothing
+  --poll=SECONDS           between checks of the run           (60)
+  --dry-run                print the commands without running them
   --help                   this text
 
-The run goes on when this machine loses the connection; the same command then finds it and waits on. A slice that was
-taken away is deleted, asked for again, and continues from the newest checkpoint. Status 2 (a mistake, told in one line)
-ends it. Needs gcloud, logged in.
+The run continues when this machine loses the connection; the same command then finds the run and waits for it. After a
+preemption the slice is deleted and requested again, and the run continues from the newest checkpoint. Status 2 (invalid
+input, explained in one line) ends it. The script requires gcloud with a login.
 
   launch/tpu_pod.sh run --name=vlbert --zone=us-west4-a --type=v5litepod-64 --spot \
     --setup='sudo mkdir -p /share && sudo mount -t nfs -o nconnect=8 10.0.0.2:/share /share' \
@@ -57,9 +57,9 @@ while (($#)); do
   esac
   shift
 done
-[[ -n $verb ]] || fail "what is to be done? run, logs or delete"
+[[ -n $verb ]] || fail "a command is required: run, logs or delete"
 [[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name='$name' is not a name of small letters, digits and dashes"
-[[ -n $zone ]] || fail "--zone is needed"
+[[ -n $zone ]] || fail "--zone is required"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices is not a positive number"
 [[ $workdir == /* || $verb != run ]] || fail "--workdir='$workdir' is not a folder that all workers share, such as /share/run"
 is_number "$poll" || fail "--poll=$poll is not a number of seconds"
@@ -79,16 +79,16 @@ fi
 if $spot; then create+=(--spot); fi
 delete=("${resources[@]}" delete "$name" "${place[@]}" --force --quiet)
 
-# On every worker. The status file is what tells a run that ended from one that goes on.
+# Commands for every worker. The status file exists only after the run has ended.
 install="mkdir -p vlbert_jax && tar -xzf vlbert_jax.tar.gz -C vlbert_jax && cd vlbert_jax && python3 -m venv .venv"
 install+=" && .venv/bin/pip install --quiet -e '.[tpu,convert]'"
 main=$(show .venv/bin/python -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")
 inside="$main >>~/vlbert_jax.log 2>&1; echo \$? >~/vlbert_jax.status"
 launch="cd vlbert_jax && rm -f ~/vlbert_jax.status && (setsid nohup bash -c $(printf %q "$inside") >/dev/null 2>&1 </dev/null &)"
-# running, a status, or nothing where nothing was started or the machine is another one than before
+# Prints "running", an exit status, or nothing if no run was started or the machine is new.
 look="cat vlbert_jax.status 2>/dev/null || (pgrep -f '[v]lbert_jax.main' >/dev/null && echo running) || true"
 
-# Of the slice; NONE where there is no such, UNKNOWN where gcloud cannot tell, e.g. without a network.
+# Prints the state of the slice: NONE if it does not exist, UNKNOWN if gcloud fails, e.g. without a network.
 list=("${resources[@]}" list "${place[@]}" '--format=value(name.basename(),state.state)')
 state() {
   local found
@@ -97,13 +97,13 @@ state() {
   echo "${found:-NONE}"
 }
 
-# The same on every worker of every slice.
+# Runs a command on every worker of every slice.
 everywhere() {
   local node
   for node in "${nodes[@]}"; do step "${vm[@]}" ssh "$node" "${place[@]}" --worker=all "--command=$1"; done
 }
 
-# Returns when the slice is there. A gcloud that has answered before is asked again where it cannot tell.
+# Returns when the slice is active. If gcloud fails, it is called again, provided that it has succeeded before.
 answered=false
 create_or_reuse() {
   local now asked=false
@@ -115,7 +115,7 @@ create_or_reuse() {
   fi
   while now=$(state) && [[ $now != ACTIVE ]]; do
     case $now-$asked in
-      UNKNOWN-*) $answered || fail "gcloud cannot tell how $name is; what it says is above" ;;
+      UNKNOWN-*) $answered || fail "gcloud cannot tell the state of $name; its message is above" ;;
       FAILED-true)
         echo "$script: the request for $name failed: ${resources[*]} describe $name" >&2
         exit 1
@@ -149,10 +149,10 @@ copy() {
   everywhere "$setup"
 }
 
-# What the run does; `unreachable` where the worker does not answer.
+# Prints the state of the run; `unreachable` if the worker does not respond.
 look() { "${vm[@]}" ssh "${nodes[0]}" "${place[@]}" --worker=0 "--command=$look" 2>/dev/null || echo unreachable; }
 
-# Waits until worker 0 can be reached, or the slice is gone. Sets `seen` to what `look` says.
+# Waits until worker 0 responds or the slice no longer exists. Sets `seen` to the output of `look`.
 reach() {
   local now=ACTIVE
   while seen=$(look) && [[ $seen == unreachable && $now =~ ^(ACTIVE|UNKNOWN)$ ]]; do
@@ -162,16 +162,16 @@ reach() {
   done
 }
 
-# Sets `status`: of the run, or 75 where the slice is gone.
+# Sets `status` to that of the run, or to 75 if the slice no longer exists.
 watch() {
   while reach && [[ $seen == running ]]; do sleep "$poll"; done
   if is_number "$seen"; then
     status=$seen
   elif [[ $seen == unreachable ]]; then
-    echo "$script: $name was taken away"
+    echo "$script: $name was preempted"
     status=75
   else
-    status=1 # it was killed before it could say anything
+    status=1 # the run was killed before it wrote a status
   fi
 }
 
@@ -196,13 +196,13 @@ case $verb in
     for ((attempt = 0; ; attempt++)); do
       create_or_reuse
       $dry_run || reach
-      if [[ $seen != running && $seen != unreachable ]]; then # a second run beside one that computes would end both
+      if [[ $seen != running && $seen != unreachable ]]; then # a second run on the same chips would end both
         copy
         everywhere "$launch"
       fi
       if $dry_run; then
         show "${vm[@]}" ssh "${nodes[0]}" "${place[@]}" --worker=0 "--command=$look"
-        echo "# ... every $poll s; after any status but 0 and 2 the same again, at most $restarts times"
+        echo "# ... every $poll s; after any status but 0 and 2 the same commands, at most $restarts times"
         exit 0
       fi
       watch
@@ -210,9 +210,9 @@ case $verb in
       "${vm[@]}" ssh "${nodes[0]}" "${place[@]}" --worker=0 '--command=tail -n 5 vlbert_jax.log' || true
       if ! worth_a_restart "$status" || ((attempt == restarts)); then break; fi
       echo "$script: restart $((attempt + 1)) of $restarts in $restart_delay s"
-      sleep "$restart_delay" # until the last process has let go of its chips
+      sleep "$restart_delay" # until the last process has released its chips
     done
-    echo "$script: $name is still there and costs money: launch/tpu_pod.sh delete --name=$name --zone=$zone"
+    echo "$script: $name still exists and costs money: launch/tpu_pod.sh delete --name=$name --zone=$zone"
     exit "$status"
     ;;
 esac

@@ -302,7 +302,7 @@ def test_a_cloud_that_does_not_answer_is_no_missing_slice(tmp_path):
     environment = dict(PATH=f"{tmp_path}:{os.environ['PATH']}")
     result = launch("run", "--name=pod", "--zone=z", "--workdir=/share/a", script=TPU_POD, **environment)
     assert result.returncode == 2 and len(starts(tmp_path)) == 1
-    assert "log in first" in result.stderr and "gcloud cannot tell how pod is" in result.stderr
+    assert "log in first" in result.stderr and "gcloud cannot tell the state of pod" in result.stderr
 
 
 def test_what_the_pod_runs_is_shell_that_runs(tmp_path):
