@@ -53,7 +53,7 @@ def demo() -> ml_collections.ConfigDict:
             images="refcoco_images/scenes",
             vocab="scenes_downstream/vocab.txt",
             max_regions=12,  # up to four objects and eight detections
-            sequence_length=27,  # and 14 word pieces
+            sequence_length=27,  # and 14 tokens of text
         )
     )
     return config
@@ -85,7 +85,7 @@ def base_detected() -> ml_collections.ConfigDict:
             eval_boxes="detected",
             even_regions=True,
             max_regions=120,  # detections come before annotations; an image of COCO has up to 93 of these
-            sequence_length=160,  # regions, the whole image, and 39 word pieces
+            sequence_length=160,  # regions, the whole image, and 39 tokens of text
         )
     )
     return config

@@ -111,7 +111,7 @@ def q2a_base() -> ml_collections.ConfigDict:
         dict(
             image_scale=(600, 1200),
             even_regions=True,
-            text_length=64,  # word pieces of question and response, without [CLS] and two [SEP]
+            text_length=64,  # tokens of question and response, without [CLS] and two [SEP]
             max_regions=59,  # then a sequence with [END] has 128 elements
             sequence_length=127,
         )

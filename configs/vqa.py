@@ -79,7 +79,7 @@ def base() -> ml_collections.ConfigDict:
             train_split="train+val",
             features="precomputed",
             answers="vqa/vqa_v2_answers.txt",  # the answer vocabulary, one per line; in data_dir or elsewhere
-            sequence_length=135,  # 100 regions, the whole image, and questions of at least 30 word pieces
+            sequence_length=135,  # 100 regions, the whole image, and questions of at least 30 tokens
         )
     )
     return config

@@ -136,9 +136,9 @@ class _Split:
 def _build_command(data_dir: str | os.PathLike, name: str) -> str:
     builder, _, corpus = name.partition("/")
     sources = {"region_captions": ("scenes", "conceptual_captions"), "text_corpus": ("scenes", "text")}
-    drawn, command = sources.get(builder, ("scene_tasks", builder.removesuffix("_images")))
+    synthetic, command = sources.get(builder, ("scene_tasks", builder.removesuffix("_images")))
     files = "FILES" if command == "text" else "FOLDER"
-    what = drawn if corpus == "scenes" else f"{command} --source={files} --corpus={corpus}"
+    what = synthetic if corpus == "scenes" else f"{command} --source={files} --corpus={corpus}"
     options = "" if corpus == "scenes" else f" (further options: python -m data_prep.build {command} --help)"
     return f"python -m data_prep.build {what} --data_dir={data_dir}{options}"
 

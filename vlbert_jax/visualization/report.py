@@ -3,7 +3,7 @@
 The page loads nothing when it is opened.
 
 
-Functions here and in `cards` turn data into pieces of HTML; `write_page` joins them. Nothing in
+Functions here and in `cards` turn data into fragments of HTML; `write_page` joins them. Nothing in
 this package knows a model or a task. See `metric_names` for the names of metrics.
 """
 

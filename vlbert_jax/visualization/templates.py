@@ -41,7 +41,7 @@ def escape(value: object) -> Html:
 
 
 def join(parts: Iterable[object]) -> Html:
-    """Return pieces of HTML as one; pieces other than `Html` are escaped."""
+    """Return fragments of HTML as one; fragments other than `Html` are escaped."""
     return Html("".join(map(escape, parts)))
 
 

@@ -286,10 +286,10 @@ def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
         state = {tuple(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
         return [state[path] for path in partial]
 
-    drawn = dict(zip(partial, initial(), strict=True))
+    initialized = dict(zip(partial, initial(), strict=True))
     params, constants = {}, {}
     for path, v in flat.items():
-        array = np.array(drawn.pop(path)) if path in drawn else np.empty(v.shape, np.float32)
+        array = np.array(initialized.pop(path)) if path in initialized else np.empty(v.shape, np.float32)
         conversion.found.fill(array, path, conversion.tensors)
         for entry in conversion.found.entries.get(path, ()):
             conversion.tensors.pop(entry.official)  # release its memory

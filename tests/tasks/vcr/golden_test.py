@@ -24,7 +24,7 @@ from vlbert_jax.tasks.vcr.examples import PERSON_NAMES, ChoiceLayout, choice_exa
 VCR = vcr.VCR()
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("vcr_"))
-WHOLE = 1000  # pieces: room for any text
+WHOLE = 1000  # tokens: room for any text
 
 
 @pytest.fixture(scope="module")
