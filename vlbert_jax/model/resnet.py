@@ -36,7 +36,8 @@ class ConvNorm(nnx.Module):
         self.variance = nnx.BatchStat(jnp.full(outputs, variance, jnp.float32), axes=("conv_out",))
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
-        scale = self.gain[...] * jax.lax.rsqrt(self.variance[...] + BATCH_NORM_EPSILON)
+        # XLA approximates rsqrt, and computes 1 / sqrt(x) as rsqrt; an error of the scale is the same in every pixel.
+        scale = self.gain[...] * jnp.sqrt(1 / (self.variance[...] + BATCH_NORM_EPSILON))
         shift = self.offset[...] - self.mean[...] * scale
         x = x.astype(self.dtype)
         kernel = (self.kernel[...] * scale[None, None, None]).astype(self.dtype)
