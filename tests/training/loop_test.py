@@ -27,6 +27,15 @@ class Crash(Exception):
     pass
 
 
+@pytest.mark.parametrize("changes", [dict(batch_size=13), dict(grad_accumulation_steps=16)], ids=str)
+def test_a_batch_that_does_not_divide_is_refused_before_the_model_is_built(changes, tmp_path):
+    def build_model(*_):
+        raise AssertionError("the model is built")
+
+    with pytest.raises(ValueError, match="do not divide"):
+        open_run(toy_task.make_config(**changes), task_with(build_model=build_model), tmp_path, two_devices())
+
+
 def crashing_before(step):
     """`train_batches` of a machine that dies when batch `step` is asked for."""
 

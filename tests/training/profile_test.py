@@ -33,16 +33,17 @@ def test_no_trace_by_default(tmp_path):
 
 
 def test_step_time_leaves_compilation_out(tmp_path):
-    """Tracing that takes half a second is no part of the four updates of the first row."""
+    """The first row does not count a trace that takes two seconds as time of its four updates."""
 
     def loss_sums(*args):
-        time.sleep(0.5)
+        time.sleep(2)
         return toy_task.toy.loss_sums(*args)
 
     config = toy_task.make_config(total_steps=4, eval_every_steps=0)
     train(config, task_with(loss_sums=loss_sums), tmp_path, two_devices())
     row = metrics.read_rows(tmp_path / "metrics.jsonl")[0]
-    assert row["step_time_ms"] < 100 and row["samples_per_sec"] == pytest.approx(16e3 / row["step_time_ms"])
+    assert 4 * row["step_time_ms"] < 2000
+    assert row["samples_per_sec"] == pytest.approx(16e3 / row["step_time_ms"])
 
 
 def test_an_evaluation_holds_few_outputs(monkeypatch):
