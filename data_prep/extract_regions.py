@@ -25,6 +25,7 @@ are refused in the same folder, and in one corpus."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -41,7 +42,7 @@ from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
 from data_prep.sources import Source, image_number, map_ahead, open_source
 from vlbert_jax.data.image_files import open_image
 from vlbert_jax.data.region_files import encode_regions
-from vlbert_jax.detector.options import Selection, Settings
+from vlbert_jax.detector.options import RULES, SELECTIONS, Settings
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.files import atomic_write
 
@@ -159,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m data_prep.extract_regions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, selection, settings = parser.add_argument, Selection(), Settings()
+    add, usual, other = parser.add_argument, SELECTIONS["caffe"], SELECTIONS["huggingface"]
     add("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     add("images", metavar="IMAGES", help="folder, zip archive, list (.txt) or table of captions (.tsv)")
     add("--detector", required=True, help="weights of the detector")
@@ -169,16 +170,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", dest="image_folder", default="", help="folder or zip of the images of a table, next to the table")
     add("--shard", type=_shard, default=(0, 1), metavar="i/n", help="the share of the images of this process")
     add(
-        "--threshold", type=float, default=selection.threshold,
-        help="smallest confidence of a region; 0.2 in Anderson et al. (default: %(default)s)",
-    )  # fmt: skip
-    add("--fewest", type=int, default=selection.fewest, help="regions per image (default: %(default)s)")
-    add(
-        "--most", type=int, default=selection.most,
-        help="regions per image; with --fewest=36 --most=36 always 36 (default: %(default)s)",
+        "--rules", choices=tuple(RULES), default="caffe",
+        help="of boxes, pixels and selection; huggingface = those of its frcnn, for LXMERT (default: %(default)s)",
     )  # fmt: skip
     add(
-        "--proposals", type=int, default=settings.proposals_after,
+        "--threshold", type=float,
+        help="smallest confidence of a region, with Caffe's rules only; 0.2 in Anderson et al. "
+        f"(default: {usual.threshold})",
+    )  # fmt: skip
+    add(
+        "--fewest", type=int,
+        help=f"regions per image (default: {usual.fewest}, with --rules=huggingface {other.fewest})",
+    )  # fmt: skip
+    add(
+        "--most", type=int,
+        help=f"regions per image; with --fewest=36 --most=36 always 36 (default: {usual.most}, with "
+        f"--rules=huggingface {other.most})",
+    )  # fmt: skip
+    add(
+        "--proposals", type=int, default=Settings().proposals_after,
         help="proposals from which regions are chosen; fewer are faster (default: %(default)s)",
     )  # fmt: skip
     add("--roi", choices=("pool", "align"), default="pool", help="align = as in VL-BERT's region head (default: pool)")
@@ -192,17 +202,22 @@ def _run(args: argparse.Namespace) -> None:
     """Extract regions with these options and print a summary."""
     from vlbert_jax.detector.detect import load_detector
 
-    if not 1 <= args.fewest <= args.most:
+    given = {name: getattr(args, name) for name in ("threshold", "fewest", "most")}
+    selection = dataclasses.replace(
+        SELECTIONS[args.rules], **{name: value for name, value in given.items() if value is not None}
+    )
+    if args.rules == "huggingface" and args.threshold is not None:
+        raise SourceError("--threshold has no effect with --rules=huggingface, which keeps a number of regions")
+    if not 1 <= selection.fewest <= selection.most:
         raise SourceError(
-            f"--fewest={args.fewest} --most={args.most}: both must be at least 1, and --fewest at most --most"
+            f"--fewest={selection.fewest} --most={selection.most}: both must be at least 1, and --fewest at most --most"
         )
-    if args.proposals < args.fewest:
+    if args.proposals < selection.fewest:
         raise SourceError(
-            f"--proposals={args.proposals} is too few for --fewest={args.fewest} regions; give at least as many"
+            f"--proposals={args.proposals} is too few for --fewest={selection.fewest} regions; give at least as many"
         )
     source = open_source(args.images, args.image_folder)
-    settings = Settings(proposals_after=args.proposals, roi_operation=args.roi)
-    selection = Selection(threshold=args.threshold, fewest=args.fewest, most=args.most)
+    settings = RULES[args.rules](proposals_after=args.proposals, roi_operation=args.roi)
     options = dict(lists=args.lists, batch_size=args.batch_size, dtype=args.dtype)
     detector = load_detector(args.detector, settings, selection, **options)
     store = extract(source, detector, args.out, form=args.format, shard=args.shard, num_threads=args.num_threads)

@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 
 import vlbert_jax
-from vlbert_jax.detector.options import Settings
+from vlbert_jax.detector.options import RULES, Settings
 from vlbert_jax.tasks import TASKS
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
@@ -48,6 +48,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--choices", metavar="TEXT", **several)
     parser.add_argument("--boxes", metavar="FILE.json", help="regions, a file for each image", **several)
     parser.add_argument("--detector", metavar="PATH", help="weights of the detector that finds the regions")
+    parser.add_argument(
+        "--rules", choices=tuple(RULES), default="caffe", help="of the detector; huggingface: those of its frcnn"
+    )
     usual = Settings().proposals_after
     parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="proposals used (%(default)s)")
     parser.add_argument("--out", metavar="IMAGE.png", type=Path, help="image with boxes and answers; numbered")

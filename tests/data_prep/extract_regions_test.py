@@ -327,8 +327,28 @@ def test_command(images, tmp_path, capsys):
 
     refused("--fewest=9", "--most=8", reason="both must be at least 1, and --fewest at most --most")
     refused("--proposals=9", reason="--proposals=9 is too few for --fewest=10 regions")
+    refused("--rules=huggingface", "--threshold=0.2", reason="--threshold has no effect with --rules=huggingface")
+    refused("--rules=huggingface", "--proposals=9", reason="--proposals=9 is too few for --fewest=36 regions")
     refused("--format=json", reason="use the same detector, options and images, or another --out")
     refused(f"--detector={tmp_path / 'absent'}", reason="no weights at")
     refused(f"--lists={tmp_path}", reason="no objects_vocab.txt in")
     with pytest.raises(SystemExit):
         extract_regions.main([*command, "--shard=2/2"])
+
+
+def test_rules_of_hugging_face(images, tmp_path):
+    """The same weights with other rules give other regions, and the fingerprint says so."""
+    write_detector(detector_case.tensors(), {}, tmp_path / "detector", "orbax")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "00000000.jpg").write_bytes((images / "00000000.jpg").read_bytes())
+    found = {}
+    for rules in ("caffe", "huggingface"):
+        out = tmp_path / rules
+        options = [f"--rules={rules}", "--format=json", "--fewest=4", "--most=4", "--proposals=8", f"--out={out}"]
+        assert extract_regions.main([str(tmp_path / "one"), f"--detector={tmp_path / 'detector'}", *options]) == 0
+        found[rules] = json.loads((out / "extraction.json").read_text()), (out / "00000000.json").read_text()
+    (caffe, regions), (other, other_regions) = found.values()
+    assert regions != other_regions and caffe["extractor"] != other["extractor"]
+    caffe, other = caffe["fingerprint"], other["fingerprint"]
+    assert caffe["weights"] == other["weights"]
+    assert other["settings"]["rules"] == "huggingface" and "rules" not in caffe["settings"]

@@ -322,13 +322,13 @@ def test_description(tiny):
     boxes, mask = tiny.out("rois")[None, :, 1:], jnp.ones((1, len(tiny.out("rois"))), bool)
     features, scale = tiny.out("pool5_flat")[None], jnp.array([tiny.scale], jnp.float32)
     close(tiny.network.classes(features)[0], tiny.out("cls_score"))
-    found = jax.jit(tiny.network.describe)(boxes, mask, features, scale)
+    found = jax.jit(tiny.network.describe)(boxes, mask, features, tiny.size, scale)
     close(found.classes[0], tiny.out("cls_prob"))
     np.testing.assert_array_equal(found.class_ids[0], tiny.out("predicted_cls").reshape(-1))
     close(found.attributes[0], tiny.out("attr_prob"))
     close(found.deltas[0], tiny.out("bbox_pred"))
     exact = Proposals(boxes, mask, features, tiny.out("cls_prob")[None], found.class_ids, tiny.out("bbox_pred")[None],
-                      found.confidence, None)  # fmt: skip
+                      found.confidence, None, boxes)  # fmt: skip
     moved = class_boxes(exact, jnp.array([tiny.image.shape[1::-1]], jnp.float32), scale)
     np.testing.assert_allclose(moved[0], tiny.out("pred_boxes"), atol=COORDINATES)
     for name in [name for name in tiny.arrays if name.startswith("out/keep_")]:

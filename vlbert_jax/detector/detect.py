@@ -18,9 +18,10 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from vlbert_jax.data.images import caffe_pixels, caffe_scale, caffe_size
+from vlbert_jax.detector import huggingface
 from vlbert_jax.detector.fingerprint import extractor_fingerprint, extractor_id
 from vlbert_jax.detector.network import FasterRCNN, Proposals
-from vlbert_jax.detector.options import Selection, Settings
+from vlbert_jax.detector.options import RULES, SELECTIONS, HuggingFaceSettings, NetworkSettings, Selection, Settings
 from vlbert_jax.detector.proposals import select_regions
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.detector.weights import detector_sizes, find_lists, read_detector
@@ -40,7 +41,7 @@ class Detector:
         self,
         tensors: Mapping[str, np.ndarray],
         lists: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
-        settings: Settings | None = None,
+        settings: NetworkSettings | None = None,
         selection: Selection | None = None,
         *,
         batch_size: int = 1,
@@ -52,23 +53,30 @@ class Detector:
             tensors: weights with the names and the order of `detector_names.to_milvlg`.
             lists: names of the classes and of the attributes, without an entry for "none". Without
                 a list the names are "class 7" and "attribute 7".
-            settings: options of the network, None = those of the published extraction.
-            selection: options that decide which proposals become regions, None = those of VL-BERT.
+            settings: options of the network, None = those of the published extraction. Their class decides between
+                Caffe's rules and Hugging Face's (`huggingface.py`).
+            selection: options that decide which proposals become regions, None = those of VL-BERT, or of the
+                demonstration of LXMERT with Hugging Face's rules.
             batch_size: images of one shape that are computed together.
             dtype: type of the convolutions; the heads are float32.
 
         Raises:
             ValueError: The tensors are not a complete detector, or a list has the wrong length.
         """
-        settings, self.selection, dtype = settings or Settings(), selection or Selection(), jnp.dtype(dtype)
+        self.settings, dtype = settings or Settings(), jnp.dtype(dtype)
+        self.rules = next(name for name, kind in RULES.items() if isinstance(self.settings, kind))
+        self.selection = selection or SELECTIONS[self.rules]
         self.batch_size = batch_size
         sizes = self.sizes = detector_sizes(tensors)
-        chosen = dataclasses.asdict(settings) | dataclasses.asdict(self.selection) | dict(dtype=dtype.name)
+        chosen = dataclasses.asdict(self.settings) | dataclasses.asdict(self.selection) | dict(dtype=dtype.name)
         del chosen["roi_chunk"]  # it changes only the speed
+        if self.rules != "caffe":
+            chosen["rules"] = self.rules
         self.fingerprint = extractor_fingerprint(tensors, chosen)
         self.class_names = _add_none("class", "__background__", lists[0], sizes.num_classes)
         self.attribute_names = _add_none("attribute", "__no_attribute__", lists[1], sizes.num_attributes)
-        network = nnx.eval_shape(lambda: FasterRCNN(sizes, settings, dtype=dtype, rngs=nnx.Rngs(0)))
+        network_class = FasterRCNN if self.rules == "caffe" else huggingface.HuggingFaceRCNN
+        network = nnx.eval_shape(lambda: network_class(sizes, self.settings, dtype=dtype, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(network)
         variables = {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
         shapes = {path: variable.shape for path, variable in variables.items()}
@@ -88,7 +96,7 @@ class Detector:
         found: dict[int, Regions] = {}
         waiting: dict[tuple[int, int], list] = {}
         for number, image in enumerate(images):
-            prepared = PreparedImage(image, self.selection.image_scale)
+            prepared = PreparedImage(image, self.selection.image_scale, self.rules)
             group = waiting.setdefault(prepared.canvas, [])
             group.append((number, prepared))
             if len(group) == self.batch_size:
@@ -104,7 +112,7 @@ class Detector:
         for row, image in zip(pixels, rows, strict=True):
             row[: image.size[1], : image.size[0]] = image.pixels
         size = np.array([image.size for image in rows], np.int32)
-        scale = np.array([image.scale for image in rows], np.float32)
+        scale = np.array([image.scale[0] for image in rows], np.float32)
         with jax.default_matmul_precision("highest"):  # accelerators would otherwise round float32 to 8 or 10 bits
             feature_map, boxes, mask = self._propose(self.state, pixels, size, scale)
             return self._describe(self.state, feature_map, size, boxes, mask, scale)
@@ -116,10 +124,14 @@ class Detector:
 
     def _select(self, proposals: Proposals, row: int, prepared: PreparedImage) -> Regions:
         """Return the regions of one image of a batch."""
-        count = int(proposals.mask[row].sum())
-        s = self.selection
-        kept = select_regions(proposals.confidence[row, :count], s.threshold, s.fewest, s.most)
-        boxes = proposals.boxes[row][kept] / np.float32(prepared.scale)
+        s, found, confidence = self.selection, proposals.region_boxes[row], proposals.confidence[row]
+        mask = proposals.mask[row]
+        if isinstance(self.settings, HuggingFaceSettings):
+            overlaps = self.settings.region_overlaps
+            kept = huggingface.select_regions(found, mask, confidence, overlaps, s.fewest, s.most)
+        else:
+            kept = select_regions(confidence[: int(mask.sum())], s.threshold, s.fewest, s.most)
+        boxes = found[kept] / np.tile(prepared.scale, 2)
         classes, attributes = proposals.classes[row][kept], None
         class_ids, scores = _best_column(classes)
         named = ("",) * len(kept)
@@ -143,15 +155,20 @@ class Detector:
 class PreparedImage:
     """An image as the network sees it.
 
-    `pixels` have `size` (width, height), which is `scale` times the `original` size. `canvas`
+    `pixels` have `size` (width, height), which is `scale` (x, y) times the `original` size. `canvas`
     (height, width) is the padded shape that is compiled.
     """
 
-    def __init__(self, image: UInt8[np.ndarray, "y x 3"], image_scale: tuple[int, int]):
+    def __init__(self, image: UInt8[np.ndarray, "y x 3"], image_scale: tuple[int, int], rules: str = "caffe"):
         self.original = size = image.shape[1::-1]
-        self.scale = caffe_scale(size, image_scale)
-        self.size = caffe_size(size, self.scale)
-        self.pixels = caffe_pixels(image, self.scale)
+        if rules == "caffe":
+            factor = caffe_scale(size, image_scale)
+            self.size, self.scale = caffe_size(size, factor), np.full(2, factor, np.float32)
+            self.pixels = caffe_pixels(image, factor)
+        else:
+            self.size = huggingface.resized_size(size, image_scale)
+            self.scale = (np.array(self.size) / size).astype(np.float32)
+            self.pixels = huggingface.resized_pixels(image, self.size)
         step = -(-image_scale[1] // CANVASES)
         self.canvas = tuple(-(-side // step) * step for side in reversed(self.size))
 
@@ -178,7 +195,8 @@ def _propose(graphdef, cells: int, state, pixels, size, scale):
 def _describe(graphdef, state, feature_map, size, boxes, mask, scale) -> Proposals:
     """Return the proposals with features, classes and attributes."""
     network = nnx.merge(graphdef, state)
-    return network.describe(boxes, mask, network.region_features(feature_map, size, boxes, mask), scale)
+    features = network.region_features(feature_map, size, boxes, mask)
+    return network.describe(boxes, mask, features, size, scale)
 
 
 # --- Loading --------------------------------------------------------------------------------------
@@ -186,7 +204,7 @@ def _describe(graphdef, state, feature_map, size, boxes, mask, scale) -> Proposa
 
 def load_detector(
     path: str | Path,
-    settings: Settings | None = None,
+    settings: NetworkSettings | None = None,
     selection: Selection | None = None,
     *,
     lists: str | Path | None = None,
@@ -197,8 +215,8 @@ def load_detector(
 
     Args:
         path: folder, file, or name at Hugging Face.
-        settings: options of the network, None = those of the published extraction.
-        selection: options that decide which proposals become regions, None = those of VL-BERT.
+        settings: options of the network, as for `Detector`.
+        selection: options that decide which proposals become regions, as for `Detector`.
         lists: folder of objects_vocab.txt and attributes_vocab.txt, None = the folder of the
             weights.
         batch_size: images of one shape that are computed together.

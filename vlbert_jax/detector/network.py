@@ -8,6 +8,7 @@ image as if it were alone in its batch.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from vlbert_jax.detector.options import Settings
+from vlbert_jax.detector.options import NetworkSettings
 from vlbert_jax.detector.proposals import (
     base_anchors,
     class_confidence,
@@ -60,18 +61,20 @@ class Proposals:
     features: Float32[DeviceOrHost, "b r g"]
     classes: Float32[DeviceOrHost, "b r c"]  # probabilities
     class_ids: Int32[DeviceOrHost, "b r"]  # the most probable, including 0; it selects the class embedding
-    deltas: Float32[DeviceOrHost, "b r k"] | None  # 4 per class, for `class_boxes`
-    confidence: Float32[DeviceOrHost, "b r"]  # highest probability of a class in which the region survives NMS
+    deltas: Float32[DeviceOrHost, "b r k"] | None  # 4 per class
+    confidence: Float32[DeviceOrHost, "b r"]  # by which regions are chosen
     attributes: Float32[DeviceOrHost, "b r a"] | None  # probabilities
+    region_boxes: Float32[DeviceOrHost, "b r 4"]  # boxes of the regions; only Hugging Face's rules refine them
 
 
 class FasterRCNN(nnx.Module):
-    """The network from images to region proposals with features and probabilities."""
+    """The network from images to region proposals with features and probabilities, by Caffe's rules."""
 
-    def __init__(self, sizes: Sizes, settings: Settings, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, sizes: Sizes, settings: NetworkSettings, *, dtype=jnp.float32, rngs: nnx.Rngs):
         if settings.roi_operation not in ("pool", "align"):
             raise ValueError(f"roi_operation is {settings.roi_operation!r}; it must be 'pool' or 'align'")
-        self.sizes, self.settings, self.dtype = sizes, settings, dtype
+        self.sizes, self.dtype = sizes, dtype
+        self.settings: Any = settings  # of the class that belongs to the rules
         *widths, c5_width = sizes.widths
         *blocks, c5_blocks = sizes.blocks
         self.backbone = Backbone(
@@ -120,7 +123,7 @@ class FasterRCNN(nnx.Module):
         objectness, deltas = self.propose_scores(feature_map, image_size)
         boxes, mask, _ = self.proposals(objectness, deltas, image_size, scale)
         features = self.region_features(feature_map, image_size, boxes, mask)
-        return self.describe(boxes, mask, features, scale)
+        return self.describe(boxes, mask, features, image_size, scale)
 
     def propose_scores(
         self, feature_map: Float[Array, "b h w c"], image_size: Int[Array, "b 2"]
@@ -180,31 +183,41 @@ class FasterRCNN(nnx.Module):
         boxes: Float[Array, "b r 4"],
         mask: Bool[Array, "b r"],
         features: Float32[Array, "b r g"],
+        image_size: Int[Array, "b 2"],
         scale: Float[Array, "b"],
     ) -> Proposals:
         """Return the proposals with their classes, attributes and confidence.
+
+        The confidence is the highest probability of a class in which the proposal survives NMS.
 
         Args:
             boxes: pixels of the network's input.
             mask: which of them are real.
             features: their appearance, from `region_features`.
+            image_size: width and height of each image in the same pixels; it has no effect here.
             scale: size of each image relative to the original.
         """
         probabilities = jax.nn.softmax(self.classes(features), axis=-1)
         # Among equal probabilities the last one, as in Caffe's ArgMax.
-        best = probabilities.shape[-1] - 1 - jnp.argmax(probabilities[..., ::-1], axis=-1)
+        best = (probabilities.shape[-1] - 1 - jnp.argmax(probabilities[..., ::-1], axis=-1)).astype(jnp.int32)
         attributes = None
         if self.sizes.num_attributes:
-            x = jnp.concatenate([features, self.class_embedding(best)], axis=-1)
-            attributes = jax.nn.softmax(self.attributes(jax.nn.relu(self.attribute_hidden(x))), axis=-1)
+            attributes = jax.nn.softmax(self.attribute_scores(features, best), axis=-1)
         overlap = self.settings.class_overlap
         # Boxes include both ends, so the IoU depends on the pixel size. The original computes it in
         # original pixels.
         original = boxes / scale[:, None, None]
         confidence = jax.vmap(lambda *image: class_confidence(*image, overlap))(original, mask, probabilities[..., 1:])  # pyright: ignore[reportCallIssue]
         return Proposals(
-            boxes, mask, features, probabilities, best.astype(jnp.int32), self.boxes(features), confidence, attributes
+            boxes, mask, features, probabilities, best, self.boxes(features), confidence, attributes, region_boxes=boxes
         )
+
+    def attribute_scores(
+        self, features: Float32[Array, "b r g"], class_ids: Int32[Array, "b r"]
+    ) -> Float32[Array, "b r a"]:
+        """Return the logits of the attributes of regions whose classes are `class_ids`."""
+        x = jnp.concatenate([features, self.class_embedding(class_ids)], axis=-1)
+        return self.attributes(jax.nn.relu(self.attribute_hidden(x)))
 
 
 def class_boxes(

@@ -7,16 +7,29 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Options of the network; the defaults are those of the published extraction."""
+class NetworkSettings:
+    """Options of the network that every set of rules has; the defaults are those of the published extraction."""
 
     proposals_before: int = 6000  # most probable anchors that go into suppression
     proposals_after: int = 300  # proposals that remain after suppression
-    proposal_overlap: float = 0.7  # IoU from which a proposal is suppressed
-    min_side: int = 16  # smallest side of a proposal, pixels of an image of scale 1
-    class_overlap: float = 0.3  # IoU from which a region is suppressed within a class
+    proposal_overlap: float = 0.7  # IoU by which a proposal is suppressed
     roi_operation: str = "pool"  # "pool" or "align" (one sample per bin, as in VL-BERT's region head)
     roi_chunk: int = 30  # regions that pass C5 together
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(NetworkSettings):
+    """Options of the network with Caffe's rules, those of the published extraction."""
+
+    min_side: int = 16  # smallest side of a proposal, pixels of an image of scale 1
+    class_overlap: float = 0.3  # IoU from which a region is suppressed within a class
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HuggingFaceSettings(NetworkSettings):
+    """Options of the network with the rules of Hugging Face's `frcnn`, which `huggingface.py` describes."""
+
+    region_overlaps: tuple[float, ...] = (0.5, 0.6, 0.7)  # IoU above which a region is suppressed, tried in this order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,3 +46,10 @@ class Selection:
     threshold: float = 0.5  # smallest confidence of a region, see `class_confidence`
     fewest: int = 10  # regions per image
     most: int = 100
+
+
+RULES = {"caffe": Settings, "huggingface": HuggingFaceSettings}
+SELECTIONS = {  # the selection of each set of rules
+    "caffe": Selection(),
+    "huggingface": Selection(image_scale=(800, 1333), threshold=0.0, fewest=36, most=36),
+}

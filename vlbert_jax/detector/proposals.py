@@ -7,6 +7,7 @@ suppression.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -82,26 +83,37 @@ def round_up_to_float32(threshold: float) -> np.float32:
     return rounded if float(rounded) >= threshold else np.nextafter(rounded, np.float32(np.inf))
 
 
+def overlaps_by_pixels(
+    box: Float[Array, "1 4"], boxes: Float[Array, "n 4"], threshold: float
+) -> Bool[Array, "n"]:
+    """Return which boxes have an IoU of at least `threshold` with `box`."""
+    return pairwise_iou(box, boxes)[0] >= round_up_to_float32(threshold)
+
+
 def greedy_nms(
-    boxes: Float[Array, "n 4"], alive: Bool[Array, "n"], threshold: float, most: int
+    boxes: Float[Array, "n 4"],
+    alive: Bool[Array, "n"],
+    threshold: float,
+    most: int,
+    overlaps: Callable[[Float[Array, "1 4"], Float[Array, "n 4"], float], Bool[Array, "n"]] = overlaps_by_pixels,
 ) -> tuple[Int[Array, "m"], Bool[Array, "m"]]:
     """Run greedy non-maximum suppression over boxes in descending order of score.
 
     Args:
         boxes: the candidates, best first.
         alive: the candidates that take part.
-        threshold: IoU with a kept box from which a box is suppressed.
+        threshold: IoU with a kept box by which `overlaps` decides.
         most: number of kept boxes after which to stop; each costs one row of overlaps.
+        overlaps: function of a box, boxes and `threshold` that returns which of them the box suppresses.
 
     Returns:
         The rows of the kept boxes in their order, padded to `most`, and which of them are real.
     """
-    limit = round_up_to_float32(threshold)
 
     def step(state):
         alive, kept, count = state
         best = jnp.argmax(alive).astype(jnp.int32)
-        suppressed = pairwise_iou(jax.lax.dynamic_slice_in_dim(boxes, best, 1), boxes)[0] >= limit
+        suppressed = overlaps(jax.lax.dynamic_slice_in_dim(boxes, best, 1), boxes, threshold)
         alive = (alive & ~suppressed).at[best].set(False)  # an inverted box does not even overlap itself
         return alive, kept.at[count].set(best), count + 1
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.detector.detect import load_detector
-from vlbert_jax.detector.options import Settings
+from vlbert_jax.detector.options import RULES
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.prediction.predictor import Picture, Predictor, load
 from vlbert_jax.prediction.regions import find_regions, given_regions
@@ -73,7 +73,7 @@ def load_models(args: argparse.Namespace):
     """Return the model and the detector that the command names; None where it names none."""
     model, finder = None, None
     if args.detector:
-        finder = load_detector(args.detector, Settings(proposals_after=args.proposals))
+        finder = load_detector(args.detector, RULES[args.rules](proposals_after=args.proposals))
     if args.checkpoint:
         options = dict(vocab=args.vocab, answers=args.answers, data_dir=args.data_dir)
         model = load(args.checkpoint, detector=finder, **options)
