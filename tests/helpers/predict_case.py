@@ -1,4 +1,4 @@
-"""Tiny models of every task with random weights, as folders that `load` reads."""
+"""Write tiny models of every task with random weights, in the format that `load` reads."""
 
 import functools
 import json
@@ -43,7 +43,7 @@ def shrunk(task, data_dir, variant="demo", **fields):
 
 
 def write_words(data_dir):
-    """Write the vocabulary and the answers where a build of the scenes puts them."""
+    """Write the vocabulary and the answers to the files that `build_scene_tasks` writes."""
     words = {"scenes_downstream/vocab.txt": vocabulary(), "vqa/scenes_answers.txt": answer_vocabulary()}
     for name, lines in words.items():
         (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,15 +51,15 @@ def write_words(data_dir):
 
 
 def write_model(path, config, seed=0):
-    """Write a folder as `convert` does. All parameters are random, because zeros hide mistakes."""
+    """Write a folder as `convert` does; all parameters are random, because zeros hide errors."""
     model = nnx.eval_shape(lambda: get_task(config.task).build_model(config, nnx.Rngs(0)))
     rng, arrays = np.random.default_rng(seed), dict(params={}, constants={})
     for place, variable in nnx.to_flat_state(nnx.state(model)):
         name = "params" if isinstance(variable, nnx.Param) else "constants"
-        drawn = rng.normal(0, 0.3, variable.shape)
+        values = rng.normal(0, 0.3, variable.shape)
         positive = place[-1] in ("scale", "gain", "variance")
         node = functools.reduce(lambda node, key: node.setdefault(str(key), {}), place[:-1], arrays[name])
-        node[str(place[-1])] = (1 + abs(drawn) if positive else drawn).astype(np.float32)
+        node[str(place[-1])] = (1 + abs(values) if positive else values).astype(np.float32)
     export.write_orbax(path, arrays["params"], arrays["constants"], json.loads(config.to_json_best_effort()))
     return path
 

@@ -1,4 +1,4 @@
-"""The command: what it prints and draws, and one clear line for everything that can be wrong."""
+"""Test the predict command: its output, its images and its error messages of one line."""
 
 import base64
 import dataclasses
@@ -27,7 +27,7 @@ CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With a model of each task that the command is asked about."""
+    """Return a folder with one model for each task."""
     folder = tmp_path_factory.mktemp("models")
     write_words(folder)
     for task in ("vqa", "refcoco", "pretrain", "vcr"):
@@ -36,12 +36,12 @@ def folder(tmp_path_factory):
 
 
 def run(capsys, *argv):
-    """Exit status, output, errors."""
+    """Run the command; return its exit status, standard output and standard error."""
     status = main([str(arg) for arg in argv])
     return status, *capsys.readouterr()
 
 
-def test_several_pictures_and_questions(folder, capsys, tmp_path):
+def test_several_images_and_questions(folder, capsys, tmp_path):
     file = tmp_path / "boxes.json"
     file.write_text(json.dumps(dict(boxes=[[10, 20, 200, 280], [250, 30, 440, 250]], labels=["cat", ""])))
     (tmp_path / "rows.json").write_text("[[1, 2, 30, 40]]")
@@ -55,7 +55,7 @@ def test_several_pictures_and_questions(folder, capsys, tmp_path):
     assert out.count("%") == 20  # five answers each
     for number in (1, 2):
         with Image.open(tmp_path / f"out-{number}.png") as drawn:
-            assert drawn.width == 640 and drawn.height > 640 * 2 / 3 - 2 + 50  # the answers below
+            assert drawn.width == 640 and drawn.height > 640 * 2 / 3 - 2 + 50  # the answers are below the image
 
 
 def test_expressions_are_drawn(folder, capsys, tmp_path):
@@ -91,13 +91,13 @@ def test_choices(folder, capsys, tmp_path):
 
 
 def test_regions_of_a_detector(folder, capsys, tmp_path):
-    """A tiny one with random weights, in Caffe's format."""
+    """The command reads a tiny detector with random weights in the Caffe format."""
     path = GOLDEN / "detector/d6_tiny_a_legacy.caffemodel"
     argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", CAT, f"--detector={path}", "--question", "what is red ?"]
     status, out, err = run(capsys, *argv, f"--out={tmp_path / 'o.png'}", "--json")
     (about,) = json.loads(out)
     assert status == 0 and about["source"] == "the detector" and len(about["regions"]) == 9
-    assert "the model reads the first 9 of" in err  # of ten at least
+    assert "the model reads the first 9 of" in err  # the detector finds at least ten
     for row in about["regions"]:
         assert row["label"].startswith("class ") and 0 < row["score"] <= 1
         assert 0 <= row["box"][0] <= row["box"][2] <= 451 and 0 <= row["box"][1] <= row["box"][3] <= 300
@@ -129,12 +129,12 @@ def test_boxes_are_drawn_where_they_are():
     drawn = np.asarray(draw_regions(pixels, some, ("", "cat"), {0: "this one"}, ["what?", "   this"]))
     red, yellow = (229, 36, 42), (255, 210, 63)
     assert (drawn[150, 102] == red).all() and (drawn[200, 401] == yellow).all() and (drawn[100, 350] == 0).all()
-    assert (drawn[110:120, 404:420] == yellow).all(-1).mean() > 0.3  # behind the label
+    assert (drawn[110:120, 404:420] == yellow).all(-1).mean() > 0.3  # the background of the label
     assert drawn.shape[0] > 320 + 2 * 20 and (drawn[-2:] == 255).all()
     many = np.array([[30 * i, 50, 30 * i + 25, 80] for i in range(21)], np.float32)
     shown = [np.asarray(draw_regions(pixels, many[:n], ["l"] * n, {}, [])) for n in (19, 20, 21)]
-    label = [(picture == (29, 33, 38)).all(-1).sum() for picture in shown]
-    assert label[0] < label[1] == label[2]  # the twenty-first has none
+    label = [(image == (29, 33, 38)).all(-1).sum() for image in shown]
+    assert label[0] < label[1] == label[2]  # the 21st region has no label
 
 
 def test_regions_by_name(capsys):
@@ -182,7 +182,7 @@ def test_boxes_of_an_official_file(tmp_path):
     ('{"boxes": [[1, 2, 3, 4]], "labels": 5}', "must be lists"),
     ('{"boxes": [[1, 2, 3, 4]], "scores": ["x"]}', "scores must be numbers"),
 ])  # fmt: skip
-def test_files_without_boxes(content, message, tmp_path):
+def test_invalid_files_of_boxes_are_refused(content, message, tmp_path):
     path = tmp_path / "b.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"b\.json: .*{message}"):
@@ -190,7 +190,7 @@ def test_files_without_boxes(content, message, tmp_path):
     assert len(given_regions([], (451, 300))) == 0
 
 
-def test_a_grid_covers_the_picture():
+def test_a_grid_covers_the_image():
     found = grid_regions((90, 60)).boxes
     np.testing.assert_array_equal(found[[0, 1, 8]], [[0, 0, 30, 20], [30, 0, 60, 20], [60, 40, 90, 60]])
 
@@ -213,7 +213,7 @@ def test_a_grid_covers_the_picture():
     (["--image", CAT, "--checkpoint", "{}/model_pretrain", "--caption", "no mask"], "has no [MASK] to fill"),
     (["--image", CAT, "--checkpoint", "{}/model_vqa", "--question", " "], "the text is empty"),
 ])  # fmt: skip
-def test_one_line_for_what_is_wrong(argv, message, folder, capsys, tmp_path, monkeypatch):
+def test_errors_are_one_line(argv, message, folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, err = run(capsys, *(arg.format(folder) if arg.startswith("{}") else arg for arg in argv))
     assert status == 2 and not out and err.startswith("error: ") and err.count("\n") == 1 and message in err
@@ -221,7 +221,7 @@ def test_one_line_for_what_is_wrong(argv, message, folder, capsys, tmp_path, mon
 
 
 @pytest.fixture
-def nothing_compiled_is_kept():
+def no_compilation_cache():
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
     yield
@@ -229,8 +229,8 @@ def nothing_compiled_is_kept():
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.JPG", "page.html"])
-def test_no_room_left(name, folder, capsys, tmp_path, nothing_compiled_is_kept):
-    """One line, and nothing half-written; what was there stays."""
+def test_a_full_disk_keeps_the_old_file(name, folder, capsys, tmp_path, no_compilation_cache):
+    """The error is one line; the old file is unchanged, and no partial file remains."""
     path = tmp_path / name
     argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", COFFEE, "--question", "what is red ?"]
     argv += [f"--attention={path}" if name == "page.html" else f"--out={path}"]
@@ -249,14 +249,14 @@ def test_no_room_left(name, folder, capsys, tmp_path, nothing_compiled_is_kept):
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_no_room_for_what_is_printed():
+def test_a_full_standard_output_is_reported():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "vlbert_jax.predict", "--image", CAT, "--json"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr == "error: [Errno 28] No space left on device: 'standard output'\n"
 
 
-def test_words_that_nobody_knows_are_told(folder, capsys):
+def test_unknown_words_are_reported(folder, capsys):
     argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", CAT, "--question", "what color is the € ?"]
     _, _, err = run(capsys, *argv)
     assert "'€' is not in the model's vocabulary" in err

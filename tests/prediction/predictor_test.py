@@ -1,4 +1,4 @@
-"""Answers about one's own pictures are those of evaluation; photographs of any size; no needless compiling."""
+"""Test that a predictor gives the results of evaluation, without a program per image size."""
 
 import io
 import itertools
@@ -50,7 +50,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(data_dir):
-    """task -> (config, path)"""
+    """Return the config and the path of the model of each task."""
     configs = {task: shrunk(task, data_dir) for task in TASKS}
     configs["precomputed"] = shrunk("vqa", data_dir, "base", **{"data.sequence_length": 31, "data.max_regions": 6})
     return {name: (config, write_model(data_dir / f"model_{name}", config)) for name, config in configs.items()}
@@ -62,7 +62,10 @@ def predictors(models):
 
 
 def evaluated(task, config, path, maker):
-    """The task's predictions and records of its validation split, computed as evaluation does, in float32."""
+    """Return each record of the validation split with its prediction, computed as in evaluation.
+
+    The predictions are computed in float32.
+    """
     config = in_float32(config)
     predict, rows = on_model(path, config, lambda model, batch: task.predict(model, batch, config)), []
     parts = eval_parts(config, maker, task.example_shapes(config), task.targets, 0, 1)
@@ -73,7 +76,7 @@ def evaluated(task, config, path, maker):
     return [(split[i], row) for i, row in rows]
 
 
-def picture_of(record):
+def image_of(record):
     return Image.open(io.BytesIO(record["image"]))
 
 
@@ -86,8 +89,8 @@ def test_answers_are_those_of_evaluation(name, models, predictors, data_dir):
             continue
         checked.add(record["question"])
         folder = data_dir / "scenes_downstream/coco/vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
-        picture = data_dir / f"scenes_downstream/coco/val2014/COCO_val2014_{int(record['image_id']):012d}.jpg"
-        found = predictor.answer(picture, record["question"], folder / f"{record['image_id']}.json")
+        image = data_dir / f"scenes_downstream/coco/val2014/COCO_val2014_{int(record['image_id']):012d}.jpg"
+        found = predictor.answer(image, record["question"], folder / f"{record['image_id']}.json")
         assert [answer.text for answer in found] == [answers_of(predictor.config).entries[i] for i in row["answer"]]
         np.testing.assert_allclose([answer.probability for answer in found], row["probability"], atol=1e-5)
     assert len(checked) == 4
@@ -97,17 +100,21 @@ def test_places_are_those_of_evaluation(models, predictors):
     config, path = models["refcoco"]
     for record, row in evaluated(REFCOCO, config, path, REFCOCO.example_maker)[:4]:
         boxes = candidates(record, "detected")
-        found = predictors["refcoco"].ground(picture_of(record), record["expression"], boxes)
+        found = predictors["refcoco"].ground(image_of(record), record["expression"], boxes)
         count = len(found)
         assert [place.region for place in found] == row["region"][:count].tolist() and count == min(5, len(boxes) + 1)
         np.testing.assert_allclose([place.probability for place in found], row["probability"][:count], atol=1e-5)
-        want = original_boxes(record, "detected", tuple(config.data.image_scale))[row["region"][:count]]
-        # The official way there and back ends at the last pixel of the smaller picture.
-        np.testing.assert_allclose([place.box for place in found], want, atol=1)
+        expected = original_boxes(record, "detected", tuple(config.data.image_scale))[row["region"][:count]]
+        # The official code scales the boxes to the resized image and back, which clips them at its
+        # last pixel.
+        np.testing.assert_allclose([place.box for place in found], expected, atol=1)
 
 
 def test_choices_are_those_of_evaluation(models, predictors):
-    """Rectangles in place of outlines are the one difference: here the outlines are made rectangles, too."""
+    """The probabilities equal those of evaluation.
+
+    A user gives boxes without outlines, so the records of evaluation get rectangles as outlines.
+    """
     config, path = models["vcr"]
 
     def maker(config, orientation, train):
@@ -122,21 +129,22 @@ def test_choices_are_those_of_evaluation(models, predictors):
     predictor = predictors["vcr"]
     file = path / "boxes.json"
     file.write_text(json.dumps(boxes))
-    found = predictor.choose(picture_of(record), text(record["question"]), list(map(text, record["answers"])), file)
-    want = np.exp(row["logits"] - row["logits"].max())
-    np.testing.assert_allclose(found, want / want.sum(), atol=1e-5)
+    found = predictor.choose(image_of(record), text(record["question"]), list(map(text, record["answers"])), file)
+    expected = np.exp(row["logits"] - row["logits"].max())
+    np.testing.assert_allclose(found, expected / expected.sum(), atol=1e-5)
     assert sum(found) == pytest.approx(1)
-    # Sequences are filled up to 2, 4, 8 or 16, so the number of choices compiles no further program.
+    # The number of sequences is padded to 2, 4, 8 or 16, so other numbers of choices compile no
+    # further program.
     compiled = predictor._predict.func._cache_size()
-    fewer = predictor.choose(picture_of(record), text(record["question"]), ["yes", "no", "the red ball"], file)
+    fewer = predictor.choose(image_of(record), text(record["question"]), ["yes", "no", "the red ball"], file)
     assert len(fewer) == 3 and sum(fewer) == pytest.approx(1)
     assert predictor._predict.func._cache_size() == compiled
     with pytest.raises(ValueError, match=r"\[9\] in 'is \[9\] red': regions are 1 to"):
-        predictor.choose(picture_of(record), "is [9] red", ["yes"], file)
+        predictor.choose(image_of(record), "is [9] red", ["yes"], file)
 
 
-def test_filled_words_are_what_masking_in_training_asks(models, predictors):
-    """The same sequence by the way of pre-training, with draws that mask the second and the fourth word."""
+def test_filled_words_are_those_of_masking_in_training(models, predictors):
+    """The guesses equal those for a pre-training example with the same masked words."""
     config, path = models["pretrain"]
     predictor, words = predictors["pretrain"], "a red ball above the box".split()
     boxes = np.array([[100, 50, 300, 250], [10, 5, 90, 80]], np.float32)
@@ -148,17 +156,17 @@ def test_filled_words_are_what_masking_in_training_asks(models, predictors):
     uniform = np.ones(24)
     uniform[[1, 3]] = 0
     config = in_float32(config)
-    draws = Samples(1.0, 0.0, 0.0, uniform, np.zeros(24, np.int64), np.ones(2))
+    samples = Samples(1.0, 0.0, 0.0, uniform, np.zeros(24, np.int64), np.ones(2))
     tokenizer, layout = tokenizer_of(config), CaptionLayout.of(config, train=False)
-    example = caption_example(record, draws, tokenizer, layout)
+    example = caption_example(record, samples, tokenizer, layout)
     assert example["mlm_mask"].sum() == 2
     batch = make_batch({name: value[None] for name, value in example.items()}, PretrainTargets)
     guess = on_model(path, config, lambda m, batch: get_task("pretrain").predict_text(m, batch, config))
-    want = guess(batch)
+    expected = guess(batch)
     found = predictor.fill(pixels, "a [MASK] ball [MASK] the box", boxes)
     for i, mask in enumerate(found):
         for name, guesses in dict(words=mask.words, words_blind=mask.blind).items():
-            probabilities, ids = (np.asarray(array)[0, 0, i] for array in want[name])
+            probabilities, ids = (np.asarray(array)[0, 0, i] for array in expected[name])
             assert [word.text for word in guesses] == [tokenizer.backend.id_to_token(int(k)) for k in ids]
             np.testing.assert_allclose([word.probability for word in guesses], probabilities, atol=1e-5)
     assert found[0].words != found[0].blind
@@ -170,19 +178,19 @@ def test_filled_words_are_what_masking_in_training_asks(models, predictors):
         predictors["vqa"].answer(CAT, " ")
 
 
-def test_photographs_of_any_size_share_two_programs(predictors):
+def test_images_of_any_size_share_two_programs(predictors):
     predictor = predictors["vqa"]
-    looked = predictor.look(CAT)
-    assert len(looked.regions) == 9 and "3 x 3 grid" in looked.regions.source
-    first = predictor.answer(looked, QUESTION)
+    prepared = predictor.look(CAT)
+    assert len(prepared.regions) == 9 and "3 x 3 grid" in prepared.regions.source
+    first = predictor.answer(prepared, QUESTION)
     assert first == predictor.answer(np.asarray(Image.open(CAT)), QUESTION)
     with pytest.raises(ValueError, match="has its regions already"):
-        predictor.answer(looked, QUESTION, [[1, 2, 3, 4]])
+        predictor.answer(prepared, QUESTION, [[1, 2, 3, 4]])
     turned = Image.open(COFFEE).transpose(Image.Transpose.ROTATE_90)
     assert predictor.answer(turned, QUESTION) != first
     counts = [f.func._cache_size() for f in (predictor._appearance, predictor._predict)]
-    for picture in (COFFEE, Image.new("RGB", (1, 1)), Image.new("RGB", (2000, 3)), turned.resize((70, 300))):
-        answers = predictor.answer(picture, QUESTION)
+    for image in (COFFEE, Image.new("RGB", (1, 1)), Image.new("RGB", (2000, 3)), turned.resize((70, 300))):
+        answers = predictor.answer(image, QUESTION)
         assert np.isfinite([answer.probability for answer in answers]).all()
     assert [f.func._cache_size() for f in (predictor._appearance, predictor._predict)] == counts
     assert counts[0] <= 2 and counts[1] == 1
@@ -197,7 +205,7 @@ def test_states_and_attention(models, predictors):
         size = len(encoded.tokens) + 10 + 1
         assert seen.regions[:2] == ("whole image", "region 1") and seen.probabilities.shape == (2, 4, size, size)
         np.testing.assert_allclose(seen.probabilities.sum(-1), 1, atol=1e-5)
-    # The states are the encoder's: the head on them gives the answer.
+    # The states are those of the encoder, so the head on them gives the answer.
     predictor, (config, path) = predictors["vqa"], models["vqa"]
     mask = predictor.encode(CAT, "what is red").text[5]
     logits = on_model(path, config, lambda model: model.answer_head(jax.numpy.asarray(mask)[None])[0])()
@@ -217,7 +225,7 @@ def test_attention_runs_the_same_encoder(models):
     assert (np.asarray(attention)[:, 0][..., ~batch.element_mask[0, 0]] == 0).all()
 
 
-def test_refusals(models, predictors, data_dir, tmp_path):
+def test_invalid_inputs_are_refused(models, predictors, data_dir, tmp_path):
     for name, method, hint in (("vqa", "ground", "--question"), ("refcoco", "fill", "--expression")):
         with pytest.raises(ValueError, match=rf"is a model for .*: it takes {hint}"):
             getattr(predictors[name], method)(CAT, "what")
@@ -254,8 +262,8 @@ def test_weights_that_lack_a_head(data_dir, tmp_path):
         vlbert_jax.load(path)
 
 
-def test_weights_of_a_safetensors_file_have_the_config_of_their_run(models, predictors, data_dir, tmp_path):
-    """Strides, lengths and the like, which shapes do not determine, are in the metadata of the file."""
+def test_a_safetensors_file_has_the_config_of_its_run(models, predictors, data_dir, tmp_path):
+    """The metadata of the file has the fields that shapes do not determine, such as strides."""
     config, path = models["vqa"]
     file = tmp_path / "vqa.safetensors"
     assert main([str(path), str(file)]) == 0
@@ -269,8 +277,8 @@ def test_weights_of_a_safetensors_file_have_the_config_of_their_run(models, pred
     assert "data_dir" not in stored["data"] and stored["schema"] == SCHEMA
 
 
-def test_weights_of_a_file(models, data_dir, tmp_path):
-    """A file without a config: the weights determine sizes, the published recipe the other fields."""
+def test_a_file_without_a_config(models, data_dir, tmp_path):
+    """The weights determine the sizes, and the published recipe determines the other fields."""
     _, path = models["vqa"]
     file = tmp_path / "vqa.model"
     assert main([str(path), str(file)]) == 0
