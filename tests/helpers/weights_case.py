@@ -1,4 +1,4 @@
-"""Weight files as other programs write them, filled with random values."""
+"""Write weight files with random values in the formats of other programs."""
 
 import struct
 from pathlib import Path
@@ -12,14 +12,14 @@ NAMES = GOLDEN / "names"
 
 
 def official_shapes(variant: str) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a released model, without "module."."""
+    """Return the shape of every tensor of a released model."""
     lines = (NAMES / f"names_{variant}.tsv").read_text().splitlines()
     pairs = (line.split("\t") for line in lines)
     return {name: tuple(int(n) for n in shape.strip("[]").split(",") if n.strip()) for name, shape in pairs}
 
 
 def fill(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random tensors; tensors shared in the official code are shared here."""
+    """Return random tensors; those shared in the official code share one array."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in shapes.items():
@@ -34,7 +34,7 @@ def fill(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndar
 
 
 def shrunk(shapes: dict[str, tuple[int, ...]], layers: int = 2, blocks: int = 2) -> dict[str, tuple[int, ...]]:
-    """Return the same names with fewer layers and blocks and with smaller widths.
+    """Return the shapes with fewer layers and blocks and with smaller widths.
 
     Every width is divided by 16, and by 64 if it is over 10,000.
     """
@@ -99,7 +99,7 @@ def save_model(path: Path, tensors: dict, legacy: bool = False, **others) -> Pat
     return path
 
 
-# --- Caffe, byte by byte (protobuf's wire format) -------------------------------------------------
+# --- Caffe files in the wire format of protobuf ---------------------------------------------------
 
 
 def varint(n: int) -> bytes:

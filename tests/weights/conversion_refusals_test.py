@@ -1,4 +1,4 @@
-"""What the conversion tool refuses: one clear line, status 2, nothing written, and no code of a file run."""
+"""Test that errors of the conversion tool are one line, write no file and run no code of a file."""
 
 import json
 import os
@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 
 
 class Code:
-    """Pickled, it makes a file when it is read."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -35,25 +35,25 @@ def small_model(folder: Path) -> tuple[Path, dict]:
 
 
 def refused(folder: Path, capsys, source, *options, match: str):
-    """One line that says `match`, status 2, and nothing written."""
+    """Check that a conversion ends with status 2 and one line with `match`, and writes nothing."""
     before = sorted(folder.rglob("*"))
-    said = run(source, folder / "target", "--num_heads=4", *options, capsys=capsys, code=2).strip().splitlines()
-    assert said[-1].startswith("error: ") and match in said[-1], said[-1]
+    output = run(source, folder / "target", "--num_heads=4", *options, capsys=capsys, code=2).strip().splitlines()
+    assert output[-1].startswith("error: ") and match in output[-1], output[-1]
     assert sorted(folder.rglob("*")) == before
 
 
-def test_files_that_would_run_code(tmp_path, capsys):
+def test_files_with_code_are_refused(tmp_path, capsys):
     flag = tmp_path / "flag"
     for legacy in (False, True):
-        torch.save({"x": Code(flag)}, tmp_path / "evil.model", _use_new_zipfile_serialization=not legacy)
-        refused(tmp_path, capsys, tmp_path / "evil.model", match="would run code")
-    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Code(flag)))
-    refused(tmp_path, capsys, tmp_path / "evil.pkl", match="evil.pkl")
+        torch.save({"x": Code(flag)}, tmp_path / "code.model", _use_new_zipfile_serialization=not legacy)
+        refused(tmp_path, capsys, tmp_path / "code.model", match="would run code")
+    (tmp_path / "code.pkl").write_bytes(pickle.dumps(Code(flag)))
+    refused(tmp_path, capsys, tmp_path / "code.pkl", match="code.pkl")
     assert not flag.exists()
 
 
-def test_numbers_beside_the_weights_are_no_code(tmp_path):
-    """Trainers keep the best score, of numpy's type."""
+def test_numpy_scalars_next_to_the_weights_are_read(tmp_path):
+    """A NumPy scalar, such as the best score of a trainer, is not an error."""
     path = save_model(tmp_path / "m.model", fill(shrunk(official_shapes("base_prec"))), best=np.float64(0.5))
     assert read_weights(path).kind == "vlbert"
 
@@ -72,7 +72,7 @@ def test_truncated_files(kind, tmp_path, capsys):
         refused(tmp_path, capsys, path, match=str(path))
 
 
-def test_files_that_are_no_weights(tmp_path, capsys):
+def test_files_without_weights(tmp_path, capsys):
     (tmp_path / "text.model").write_text("not a checkpoint at all\n")
     refused(tmp_path, capsys, tmp_path / "text.model", match="neither a PyTorch, safetensors nor Caffe file")
     (tmp_path / "empty.model").write_bytes(b"")
@@ -97,7 +97,7 @@ def test_tensors_that_do_not_fit(tmp_path, capsys):
     assert np.isfinite(read_weights(tmp_path / "partial").tensors[name.removeprefix("module.")]).all()
 
 
-def test_a_decoder_of_its_own(tmp_path, capsys):
+def test_an_untied_decoder(tmp_path, capsys):
     path, tensors = small_model(tmp_path)
     decoder = next(name for name in tensors if name.endswith("decoder.weight"))
     save_model(path, tensors | {decoder: tensors[decoder] + 1})
@@ -111,7 +111,7 @@ def test_c5_under_two_names(tmp_path, capsys):
     refused(tmp_path, capsys, path, match="head.0.1.conv2.weight differs from")
 
 
-def test_numbers_beyond_half_precision(tmp_path, capsys):
+def test_values_beyond_half_precision(tmp_path, capsys):
     path, tensors = small_model(tmp_path)
     large = np.full_like(tensors["module.vlbert.embedding_LayerNorm.bias"], 1e5)
     save_model(path, tensors | {"module.vlbert.embedding_LayerNorm.bias": large})
@@ -119,7 +119,7 @@ def test_numbers_beyond_half_precision(tmp_path, capsys):
 
 
 def test_a_config_of_another_model(tmp_path, capsys):
-    """RoBERTa's names are BERT's; a layer that is not there would otherwise go unnoticed."""
+    """RoBERTa has the tensor names of BERT, so the fields of config.json are checked."""
     transformers = pytest.importorskip("transformers")
     sizes = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=50)
     transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
@@ -132,19 +132,19 @@ def test_a_config_of_another_model(tmp_path, capsys):
     refused(tmp_path, capsys, tmp_path / "bert", match="bert cannot be read: JSONDecodeError")
 
 
-def test_damaged_folders_of_ours(tmp_path, capsys):
+def test_damaged_vlbert_jax_folders(tmp_path, capsys):
     path, _ = small_model(tmp_path)
-    run(path, tmp_path / "ours", "--num_heads=4")
-    config = (tmp_path / "ours/config.json").read_text()
-    (tmp_path / "ours/config.json").write_text('{"model": {}}')
-    refused(tmp_path, capsys, tmp_path / "ours", match="ours cannot be read: KeyError: 'encoder'")
-    (tmp_path / "ours/config.json").write_text(config)
-    for file in (tmp_path / "ours/state").rglob("d/*"):
+    run(path, tmp_path / "converted", "--num_heads=4")
+    config = (tmp_path / "converted/config.json").read_text()
+    (tmp_path / "converted/config.json").write_text('{"model": {}}')
+    refused(tmp_path, capsys, tmp_path / "converted", match="converted cannot be read: KeyError: 'encoder'")
+    (tmp_path / "converted/config.json").write_text(config)
+    for file in (tmp_path / "converted/state").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:100])
-    # In a process of its own: Orbax leaves threads behind that complain now or later.
-    command = [sys.executable, "-m", "vlbert_jax.convert", str(tmp_path / "ours"), str(tmp_path / "target")]
+    # Threads of Orbax may print errors after the call, so the tool runs in a separate process.
+    command = [sys.executable, "-m", "vlbert_jax.convert", str(tmp_path / "converted"), str(tmp_path / "target")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""})
-    assert done.returncode == 2 and f"error: {tmp_path}/ours/state is damaged" in done.stderr, done.stderr
+    assert done.returncode == 2 and f"error: {tmp_path}/converted/state is damaged" in done.stderr, done.stderr
     assert not (tmp_path / "target").exists()
 
 
@@ -160,8 +160,8 @@ def test_the_wrong_task(tmp_path, capsys):
     refused(tmp_path, capsys, path, "--task=vcr", match="weights of a model for vqa")
 
 
-def test_surprises(tmp_path, capsys):
-    """NaN and unknown tensors: named, and errors with --strict."""
+def test_nan_and_unknown_tensors(tmp_path, capsys):
+    """NaN and unknown tensors are reported; with --strict they are errors."""
     path, tensors = small_model(tmp_path)
     bad = np.array(tensors["module.vlbert.embedding_LayerNorm.bias"])
     bad[0] = np.nan
@@ -169,24 +169,24 @@ def test_surprises(tmp_path, capsys):
     save_model(path, tensors | odd)
     refused(tmp_path, capsys, path, "--strict", match="vlbert.invented.weight is unknown")
     refused(tmp_path, capsys, path, "--strict", match="embedding_LayerNorm.bias has NaN")
-    said = run(path, tmp_path / "out.pt", "--num_heads=4", capsys=capsys)
-    assert "dropped: unknown" in said and "warning: vlbert.embedding_LayerNorm.bias has NaN" in said
+    output = run(path, tmp_path / "out.pt", "--num_heads=4", capsys=capsys)
+    assert "dropped: unknown" in output and "warning: vlbert.embedding_LayerNorm.bias has NaN" in output
 
 
 def test_targets(tmp_path, capsys):
     path, tensors = small_model(tmp_path)
     (tmp_path / "target").mkdir()
-    (tmp_path / "target/mine").write_text("mine")
+    (tmp_path / "target/other").write_text("other")
     refused(tmp_path, capsys, path, match="target exists; choose another target, or replace it with --overwrite")
     refused(tmp_path, capsys, path, "--overwrite", match="contains other files")
-    said = run(path, path, "--overwrite", capsys=capsys, code=2)
-    assert "is or contains the source" in said and path.exists()
-    (tmp_path / "target/mine").unlink()
-    said = run(path, tmp_path / "out.tar", capsys=capsys, code=2)
-    assert "has the suffix '.tar', which is not of a known format" in said
+    output = run(path, path, "--overwrite", capsys=capsys, code=2)
+    assert "is or contains the source" in output and path.exists()
+    (tmp_path / "target/other").unlink()
+    output = run(path, tmp_path / "out.tar", capsys=capsys, code=2)
+    assert "has the suffix '.tar', which is not of a known format" in output
     before = sorted(tmp_path.rglob("*"))
-    said = run(path, tmp_path / "new", "--dry-run", "--num_heads=4", capsys=capsys)
-    assert "matched" in said and sorted(tmp_path.rglob("*")) == before
+    output = run(path, tmp_path / "new", "--dry-run", "--num_heads=4", capsys=capsys)
+    assert "matched" in output and sorted(tmp_path.rglob("*")) == before
     for form in ("orbax", "orbax", "pt", "safetensors", "hf", "orbax"):  # folders by files and the reverse
         run(path, tmp_path / "target", "--overwrite", "--num_heads=4", f"--format={form}")
         assert read_weights(tmp_path / "target").kind == ("bert" if form == "hf" else "vlbert")
@@ -200,11 +200,11 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     path, _ = small_model(tmp_path)
     before = sorted(tmp_path.rglob("*"))
 
-    def cut_short(*_):
+    def disk_full(*_):
         raise OSError("no space left on device")
 
     for form, writer in (("orbax", "_write_config"), ("safetensors", "_umask"), ("hf", "write_safetensors")):
         with monkeypatch.context() as patched:
-            patched.setattr(export, writer, cut_short)
+            patched.setattr(export, writer, disk_full)
             run(path, tmp_path / "target", f"--format={form}", "--num_heads=4", code=2)
         assert sorted(tmp_path.rglob("*")) == before

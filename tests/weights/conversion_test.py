@@ -1,4 +1,4 @@
-"""The conversion tool: every kind of source to every format and back, bit for bit; what is new."""
+"""Test conversions of every source to every format and back, and new parameters."""
 
 import dataclasses
 import json
@@ -38,43 +38,43 @@ def load_model(path: Path) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in torch.load(path, weights_only=True)["state_dict"].items()}
 
 
-def assert_equal(ours: dict, theirs: dict):
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
-        assert ours[name].dtype == array.dtype and ours[name].shape == array.shape, name
-        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+def assert_equal(found: dict, expected: dict):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 def bert(folder: Path, seed: int = 0, **sizes) -> Path:
     torch.manual_seed(seed)
     model = transformers.BertForPreTraining(transformers.BertConfig(**sizes))
-    for parameter in model.parameters():  # biases and norms too
+    for parameter in model.parameters():  # the initial biases and norms are constant
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return folder
 
 
-# --- There and back -------------------------------------------------------------------------------
+# --- Round trips ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_official_to_ours_and_back(variant, legacy, tmp_path, capsys):
-    """All names of the released models, through files."""
+def test_official_to_vlbert_jax_and_back(variant, legacy, tmp_path, capsys):
+    """All tensors of the released models are equal after a round trip through files."""
     tensors = fill(shrunk(official_shapes(variant)))
     source = save_model(tmp_path / "given.model", tensors, legacy, optimizer={"state": {0: {"m": torch.zeros(3)}}})
-    said = run(source, tmp_path / "ours", "--num_heads=4", capsys=capsys)
-    assert "VL-BERT, pretrain in pytorch" in said and "newly" not in said and "unknown" not in said
-    assert "dropped: optimizer state" in said
-    run(tmp_path / "ours", tmp_path / "back.model", "--strict")
+    output = run(source, tmp_path / "converted", "--num_heads=4", capsys=capsys)
+    assert "VL-BERT, pretrain in pytorch" in output and "newly" not in output and "unknown" not in output
+    assert "dropped: optimizer state" in output
+    run(tmp_path / "converted", tmp_path / "back.model", "--strict")
     assert_equal(load_model(tmp_path / "back.model"), tensors)
-    run(tmp_path / "ours", tmp_path / "back.safetensors")
+    run(tmp_path / "converted", tmp_path / "back.safetensors")
     assert_equal(load_file(tmp_path / "back.safetensors"), tensors)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_released_size(variant):
-    """The four models at full size, every number, in memory: a number of its own for each tensor, kept small."""
+    """Each of the four models converts at full size; each tensor has its own constant value."""
     shapes = official_shapes(variant)
     tensors = {
         vlbert_names.plain_name(name): np.broadcast_to(np.int16(i), shape)
@@ -105,14 +105,14 @@ def test_every_released_size(variant):
 def test_fine_tuned_models(task, tmp_path, capsys):
     tensors = fine_tuned(task)
     source = save_model(tmp_path / "given.model", tensors)
-    said = run(source, tmp_path / "ours", "--num_heads=4", capsys=capsys)
-    assert f"VL-BERT, {task} in" in said
-    run(tmp_path / "ours", tmp_path / "back.pt", "--strict")
+    output = run(source, tmp_path / "converted", "--num_heads=4", capsys=capsys)
+    assert f"VL-BERT, {task} in" in output
+    run(tmp_path / "converted", tmp_path / "back.pt", "--strict")
     assert_equal(load_model(tmp_path / "back.pt"), tensors)
-    assert json.loads((tmp_path / "ours/config.json").read_text())["task"] == task
+    assert json.loads((tmp_path / "converted/config.json").read_text())["task"] == task
 
 
-def test_halves_become_single_precision(tmp_path):
+def test_half_becomes_single_precision(tmp_path):
     tensors = fill(shrunk(official_shapes("base_prec")))
     halves = {name: a.astype(np.float16) for name, a in tensors.items()}
     run(save_model(tmp_path / "half.model", halves), tmp_path / "single.pt", "--num_heads=4")
@@ -131,32 +131,35 @@ def test_other_precisions(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [ODD, NARROW], ids=["odd", "narrow"])
-def test_hugging_face_to_ours_and_back(sizes, tmp_path):
+def test_hugging_face_to_vlbert_jax_and_back(sizes, tmp_path):
     source = bert(tmp_path / "bert", **sizes)
-    run(source, tmp_path / "ours")
-    run(tmp_path / "ours", tmp_path / "back", "--format=hf", "--dtype=float32")
+    run(source, tmp_path / "converted")
+    run(tmp_path / "converted", tmp_path / "back", "--format=hf", "--dtype=float32")
     assert_equal(load_file(tmp_path / "back/model.safetensors"), load_file(source / "model.safetensors"))
     model = transformers.BertForPreTraining.from_pretrained(tmp_path / "back")
     given = transformers.BertForPreTraining.from_pretrained(source)
-    for (name, ours), (_, theirs) in zip(model.state_dict().items(), given.state_dict().items(), strict=True):
-        assert torch.equal(ours, theirs), name
+    for (name, found), (_, expected) in zip(model.state_dict().items(), given.state_dict().items(), strict=True):
+        assert torch.equal(found, expected), name
     config = transformers.BertModel.from_pretrained(tmp_path / "back").config
     assert config.num_attention_heads == sizes["num_attention_heads"]
 
 
 @pytest.mark.parametrize("segments", [1, 4])
 def test_a_bert_without_heads_and_with_other_segments(segments, tmp_path):
-    """What it lacks is drawn for our folder and does not come back as if it were weights."""
+    """Parameters initialized in the vlbert_jax folder are not exported as weights."""
     model = transformers.BertModel(transformers.BertConfig(**ODD, type_vocab_size=segments), add_pooling_layer=False)
     model.save_pretrained(tmp_path / "bert")
     given = load_file(tmp_path / "bert/model.safetensors")
-    run(tmp_path / "bert", tmp_path / "ours")
-    run(tmp_path / "ours", tmp_path / "back", "--format=hf")
+    run(tmp_path / "bert", tmp_path / "converted")
+    run(tmp_path / "converted", tmp_path / "back", "--format=hf")
     assert_equal(load_file(tmp_path / "back/model.safetensors"), {f"bert.{name}": a for name, a in given.items()})
 
 
-def test_the_content_tells_not_the_name(tmp_path):
-    """A PyTorch file with the other suffix, and safetensors whose header is as long as a pickle begins."""
+def test_content_determines_the_file_format(tmp_path):
+    """The suffix of a file is ignored.
+
+    The length of a safetensors header may start with the first bytes of a pickle or zip file.
+    """
     tensors = fill(shrunk(official_shapes("base_prec")))
     save_model(tmp_path / "torch.safetensors", tensors)
     assert read_weights(tmp_path / "torch.safetensors").container == "pytorch"
@@ -171,8 +174,8 @@ def test_the_content_tells_not_the_name(tmp_path):
             read_weights(tmp_path / name)
 
 
-def test_files_hold_whole_models(tmp_path, capsys):
-    """BERT, or the start of a task, as an official file: with all that a model has, so that it is read again."""
+def test_files_hold_complete_models(tmp_path, capsys):
+    """A file converted from BERT or for a task has every tensor and can be read again."""
     source = bert(tmp_path / "bert", **ODD)
     run(source, tmp_path / "whole.safetensors")
     assert prepare_conversion(tmp_path / "whole.safetensors", num_heads=6).absent == []
@@ -186,7 +189,7 @@ def test_files_hold_whole_models(tmp_path, capsys):
 
 
 def test_bert_files_of_all_kinds(tmp_path):
-    """Old spelling, no prefix, no heads, in shards: the same weights."""
+    """Old names, names without prefix, models without heads and shards give the same weights."""
     folder = bert(tmp_path / "bert", **ODD)
     state = {name: torch.from_numpy(a) for name, a in load_file(folder / "model.safetensors").items()}
     expected = read_weights(folder).tensors
@@ -198,7 +201,7 @@ def test_bert_files_of_all_kinds(tmp_path):
     old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
     torch.save(old, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     read = read_weights(tmp_path / "pytorch_model.bin")
-    assert read.num_heads == 6  # from the config beside the file
+    assert read.num_heads == 6  # from the config next to the file
     assert_equal(read.tensors, expected)
 
     bare = {n.removeprefix("bert."): a for n, a in state.items() if n.startswith("bert.")}
@@ -224,10 +227,10 @@ def test_bert_files_of_all_kinds(tmp_path):
 
 @pytest.mark.parametrize("sizes", [dict(), ODD, NARROW], ids=["base", "odd", "narrow"])
 def test_forward_equals_hugging_face(sizes, tmp_path):
-    """Hidden states and MLM logits of text, within 1e-5: PyTorch's BERT and ours from the converted folder."""
+    """Hidden states and MLM logits of text equal those of PyTorch's BERT within 1e-5."""
     source = bert(tmp_path / "bert", **sizes)
-    run(source, tmp_path / "ours")
-    conversion = prepare_conversion(tmp_path / "ours")
+    run(source, tmp_path / "converted")
+    conversion = prepare_conversion(tmp_path / "converted")
     params, constants = arrays_of(conversion, None)
     model = nnx.eval_shape(lambda: PRETRAIN.build_model(conversion.config, nnx.Rngs(0)))
     graphdef, abstract = nnx.split(model)
@@ -258,7 +261,7 @@ def test_forward_equals_hugging_face(sizes, tmp_path):
 
 
 def resnet(seed: int = 0) -> dict[str, np.ndarray]:
-    """A small ResNet with torchvision's names."""
+    """Return a small ResNet with torchvision's names."""
     tensors = {vlbert_names.plain_name(name): a for name, a in fill(shrunk(official_shapes("base_e2e")), seed).items()}
     return {name: np.array(a) for name, a in official_to_resnet(tensors, {}).items()}
 
@@ -267,8 +270,8 @@ def test_resnet_files(tmp_path, capsys):
     given = resnet()
     classifier = {"fc.weight": np.zeros((10, 4), np.float32), "fc.bias": np.zeros(10, np.float32)}
     torch.save({n: torch.from_numpy(a) for n, a in (given | classifier).items()}, tmp_path / "resnet.model")
-    said = run(tmp_path / "resnet.model", tmp_path / "out.safetensors", capsys=capsys)
-    assert "ResNet in pytorch" in said and "dropped: ImageNet classifier" in said
+    output = run(tmp_path / "resnet.model", tmp_path / "out.safetensors", capsys=capsys)
+    assert "ResNet in pytorch" in output and "dropped: ImageNet classifier" in output
     out = load_file(tmp_path / "out.safetensors")
     assert_equal(out, given)
     run(tmp_path / "resnet.model", tmp_path / "hf", "--format=hf", code=2)
@@ -277,7 +280,10 @@ def test_resnet_files(tmp_path, capsys):
 
 @pytest.mark.parametrize("form", [{}, dict(legacy=True), dict(legacy=True, old_layers=True)])
 def test_caffe_detector(form, tmp_path, capsys):
-    """The detector's file to torchvision's names, statistics divided by their factor, other layers named."""
+    """A Caffe detector gives a ResNet with torchvision's names; other layers are reported.
+
+    The statistics are divided by their factor.
+    """
     given = {name: a for name, a in resnet().items() if "num_batches" not in name}
     layers = {"cls_score": [np.ones((3, 2), np.float32), np.ones(3, np.float32)]}
     for line in (weights_case.NAMES / "names_caffe_to_torch.tsv").read_text().splitlines():
@@ -291,16 +297,16 @@ def test_caffe_detector(form, tmp_path, capsys):
         elif torch_name in given:
             layers[layer] = [given[torch_name]]
     (tmp_path / "net.caffemodel").write_bytes(caffe_file(layers, **form))
-    said = run(tmp_path / "net.caffemodel", tmp_path / "out.pt", capsys=capsys)
-    assert "ResNet in caffe" in said and "detector's own layer" in said and "cls_score[0]" in said
+    output = run(tmp_path / "net.caffemodel", tmp_path / "out.pt", capsys=capsys)
+    assert "ResNet in caffe" in output and "detector's own layer" in output and "cls_score[0]" in output
     out = {name: tensor.numpy() for name, tensor in torch.load(tmp_path / "out.pt", weights_only=True).items()}
     assert_equal(out, given)
 
 
-def test_a_whole_model_around_a_resnet(tmp_path, capsys):
+def test_a_model_from_a_resnet(tmp_path, capsys):
     (tmp_path / "net.caffemodel").write_bytes(caffe_file({"conv1": [np.zeros((4, 3, 7, 7), np.float32)]}))
-    said = run(tmp_path / "net.caffemodel", tmp_path / "out.pt", capsys=capsys, code=2)
-    assert "holds no weights of BERT, VL-BERT or ResNet" in said
+    output = run(tmp_path / "net.caffemodel", tmp_path / "out.pt", capsys=capsys, code=2)
+    assert "holds no weights of BERT, VL-BERT or ResNet" in output
     safe = tmp_path / "resnet.safetensors"
     save_file(resnet(), safe)
     conversion = prepare_conversion(safe)
@@ -309,29 +315,29 @@ def test_a_whole_model_around_a_resnet(tmp_path, capsys):
 
 
 def test_safetensors_need_no_torch(tmp_path):
-    """In a process that cannot import it."""
+    """Safetensors are converted in a process that cannot import PyTorch."""
     source = bert(tmp_path / "bert", **ODD)
     code = (
         "import sys; sys.modules['torch'] = None; from vlbert_jax import convert; sys.exit(convert.main(sys.argv[1:]))"
     )
     env = os.environ | {"XLA_FLAGS": ""}
-    for arguments in ([source, tmp_path / "ours"], [tmp_path / "ours", tmp_path / "back", "--format=hf"]):
+    for arguments in ([source, tmp_path / "converted"], [tmp_path / "converted", tmp_path / "back", "--format=hf"]):
         subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, env=env)
     assert_equal(load_file(tmp_path / "back/model.safetensors"), load_file(source / "model.safetensors"))
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "ours"), str(tmp_path / "x.pt")], capture_output=True, env=env
+        [sys.executable, "-c", code, str(tmp_path / "converted"), str(tmp_path / "x.pt")], capture_output=True, env=env
     )
     assert done.returncode == 2 and b"pip install 'vlbert_jax[convert]'" in done.stderr
 
 
-# --- What is new ----------------------------------------------------------------------------------
+# --- New parameters -------------------------------------------------------------------------------
 
 
 def test_new_parameters(tmp_path, capsys):
-    """BERT lacks all that is visual: drawn with deviation 0.02, the visual norms' gains 0."""
-    said = run(bert(tmp_path / "bert", **ODD), tmp_path / "ours", capsys=capsys)
-    assert "newly initialized" in said and "mrc_head/classes" in said
-    tensors = read_weights(tmp_path / "ours").tensors
+    """New visual parameters have standard deviation 0.02, and new gains of visual norms are 0."""
+    output = run(bert(tmp_path / "bert", **ODD), tmp_path / "converted", capsys=capsys)
+    assert "newly initialized" in output and "mrc_head/classes" in output
+    tensors = read_weights(tmp_path / "converted").tensors
     assert not tensors["vlbert.visual_ln_text.weight"].any() and not tensors["vlbert.visual_ln_object.weight"].any()
     for name in ("vlbert.mvrc_head.transform.dense.weight", "vlbert.end_embedding.weight", vlbert_names.SEGMENTS):
         new = tensors[name][2:] if name == vlbert_names.SEGMENTS else tensors[name]
@@ -342,8 +348,8 @@ def test_new_parameters(tmp_path, capsys):
 def test_pretraining_to_a_task(task, tmp_path, capsys):
     tensors = fill(shrunk(official_shapes("base_e2e")))
     source = save_model(tmp_path / "given.model", tensors)
-    said = run(source, tmp_path / "start", f"--task={task}", "--num_heads=4", capsys=capsys)
-    assert "newly initialized" in said and "dropped: head of another task" in said
+    output = run(source, tmp_path / "start", f"--task={task}", "--num_heads=4", capsys=capsys)
+    assert "newly initialized" in output and "dropped: head of another task" in output
     started = read_weights(tmp_path / "start")
     assert started.task == task
     expected = vlbert_names.warm_start({vlbert_names.plain_name(name): a for name, a in tensors.items()}, task)
@@ -353,7 +359,7 @@ def test_pretraining_to_a_task(task, tmp_path, capsys):
     assert (pooler in started.tensors) == (task == "vcr")
 
 
-def test_sizes_are_read_off_the_file(tmp_path):
+def test_sizes_are_read_from_the_file(tmp_path):
     source = bert(tmp_path / "bert", **ODD)
     conversion = prepare_conversion(source)
     encoder = conversion.config.model.encoder
@@ -361,6 +367,6 @@ def test_sizes_are_read_off_the_file(tmp_path):
     assert (encoder.vocab_size, encoder.max_positions, encoder.num_segments) == (333, 40, 3)
     assert prepare_conversion(source, num_heads=3).config.model.encoder.num_heads == 3
     bare = dataclasses.replace(read_weights(source), num_heads=None)
-    assert model_config(bare, "pretrain").model.encoder.num_heads == 1  # 96 is no multiple of 64
+    assert model_config(bare, "pretrain").model.encoder.num_heads == 1  # 96 is not a multiple of 64
     with pytest.raises(ValueError, match="7 heads do not divide 96"):
         prepare_conversion(source, num_heads=7)

@@ -1,4 +1,4 @@
-"""Starting a run from weights: what arrives in the state, what stays, and what the log says of it."""
+"""Test the start of a run from weights: the parameters that are loaded or kept, and the log."""
 
 import logging
 
@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture(scope="module")
 def small():
-    """Random parameters and constants of a small model, and its vocabulary size."""
+    """Return random parameters and constants of a small model, and its vocabulary size."""
     config = recipes.demo()
     config.data.hide_pixels = False
     config.model.region_head.blocks = (1, 2, 1, 2)
@@ -63,24 +63,24 @@ def test_bert_and_resnet(small, tmp_path, caplog):
     save_file(official_to_bert(given), tmp_path / "bert.safetensors")
     save_file(official_to_resnet(given, {}), tmp_path / "resnet.safetensors")
     caplog.set_level(logging.INFO)
-    ours = official_of(
+    loaded = official_of(
         *load(small, bert=tmp_path / "bert.safetensors", resnet=tmp_path / "resnet.safetensors"), small[2]
     )
     for name in given:
         from_source = vlbert_names.REQUIRED["resnet"].match(name) or official_to_bert({name: given[name]})
         if name == vlbert_names.SEGMENTS:
-            np.testing.assert_array_equal(ours[name], np.concatenate([given[name][:2], before[name][2:]]))
+            np.testing.assert_array_equal(loaded[name], np.concatenate([given[name][:2], before[name][2:]]))
         else:
-            np.testing.assert_array_equal(ours[name], given[name] if from_source else before[name], err_msg=name)
-    said = [record.getMessage() for record in caplog.records]
-    assert "parameters of fast_rcnn/c5: 35 from init.resnet" in said
-    assert "parameters of vlbert/token_embeddings: 1 from init.bert, 3 from scratch" in said
-    assert "parameters of mrc_head: 4 from scratch" in said
-    assert "parameters of vlbert/encoder: 32 from init.bert" in said
+            np.testing.assert_array_equal(loaded[name], given[name] if from_source else before[name], err_msg=name)
+    messages = [record.getMessage() for record in caplog.records]
+    assert "parameters of fast_rcnn/c5: 35 from init.resnet" in messages
+    assert "parameters of vlbert/token_embeddings: 1 from init.bert, 3 from scratch" in messages
+    assert "parameters of mrc_head: 4 from scratch" in messages
+    assert "parameters of vlbert/encoder: 32 from init.bert" in messages
 
 
-def test_a_checkpoint_goes_before_bert(small, tmp_path):
-    """A `.model` in half precision; BERT gives only what the checkpoint lacks: VCR's pooler."""
+def test_a_checkpoint_precedes_bert(small, tmp_path):
+    """BERT gives only the parameter that the half-precision checkpoint lacks, the pooler of VCR."""
     bert, checkpoint = other_weights(*small, seed=3), other_weights(*small, seed=4)
     vocab_size = small[2]
     config = recipes.demo()
@@ -97,17 +97,17 @@ def test_a_checkpoint_goes_before_bert(small, tmp_path):
     state = {f"module.{name}": torch.from_numpy(array).half() for name, array in checkpoint.items()}
     torch.save({"state_dict": state}, tmp_path / "vl-bert.model")
     sources = dict(bert=tmp_path / "bert.safetensors", checkpoint=tmp_path / "vl-bert.model")
-    ours = official_of(*load((params, constants, vocab_size), task="vcr", **sources), vocab_size)
+    loaded = official_of(*load((params, constants, vocab_size), task="vcr", **sources), vocab_size)
     halves = {name: array.astype(np.float16).astype(np.float32) for name, array in checkpoint.items()}
-    np.testing.assert_array_equal(ours[vlbert_names.WORDS], halves[vlbert_names.WORDS])
-    np.testing.assert_array_equal(ours[vlbert_names.SEGMENTS], halves[vlbert_names.SEGMENTS][[0, 0, 2]])
+    np.testing.assert_array_equal(loaded[vlbert_names.WORDS], halves[vlbert_names.WORDS])
+    np.testing.assert_array_equal(loaded[vlbert_names.SEGMENTS], halves[vlbert_names.SEGMENTS][[0, 0, 2]])
     hidden = "transform.dense.weight"
-    np.testing.assert_array_equal(ours[f"cnn_loss_reg.0.dense.{hidden[16:]}"], halves[f"vlbert.mvrc_head.{hidden}"])
-    assert (ours["vlbert.pooler.dense.weight"] == 7).all()
-    np.testing.assert_array_equal(ours["final_mlp.1.weight"].T, model.choice_head.kernel[...])  # new
+    np.testing.assert_array_equal(loaded[f"cnn_loss_reg.0.dense.{hidden[16:]}"], halves[f"vlbert.mvrc_head.{hidden}"])
+    assert (loaded["vlbert.pooler.dense.weight"] == 7).all()
+    np.testing.assert_array_equal(loaded["final_mlp.1.weight"].T, model.choice_head.kernel[...])  # unchanged
 
 
-def test_what_is_refused(small, tmp_path):
+def test_unsuitable_weights_are_refused(small, tmp_path):
     given = other_weights(*small)
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load(small, bert=tmp_path / "absent.safetensors")
@@ -128,25 +128,25 @@ def test_what_is_refused(small, tmp_path):
         load(small, bert=tmp_path / "bert.safetensors")
 
 
-def test_what_a_conversion_drew_is_not_taken(small, tmp_path, caplog):
-    """BERT, converted, as VCR's start: the head that pre-training would have given is drawn by the run."""
+def test_parameters_initialized_by_a_conversion_are_not_loaded(small, tmp_path, caplog):
+    """A converted BERT has an untrained head, so a VCR run initializes its own head."""
     given = other_weights(*small)
     folder = tmp_path / "bert"
     folder.mkdir()
     save_file(official_to_bert(given), folder / "model.safetensors")
-    assert main([str(folder), str(tmp_path / "ours"), "--num_heads=4"]) == 0
+    assert main([str(folder), str(tmp_path / "converted"), "--num_heads=4"]) == 0
     config = recipes.demo()
     config.model.region_head.blocks = (1, 2, 1, 2)
     with config.unlocked():
         config.model.num_object_classes, config.model.encoder.pooler = 81, True
     state = nnx.state(VCR.build_model(config, nnx.Rngs(0)))
     caplog.set_level(logging.INFO)
-    load((*nnx.split_state(state, nnx.Param, ...), small[2]), task="vcr", checkpoint=tmp_path / "ours")
+    load((*nnx.split_state(state, nnx.Param, ...), small[2]), task="vcr", checkpoint=tmp_path / "converted")
     assert "parameters of object_head: 4 from scratch" in caplog.text
     assert "parameters of vlbert/encoder: 32 from init.checkpoint" in caplog.text
 
 
-def test_not_finite(small, tmp_path, caplog):
+def test_values_that_are_not_finite_are_reported(small, tmp_path, caplog):
     bert = official_to_bert(other_weights(*small))
     bert["bert.embeddings.LayerNorm.bias"] = np.full_like(bert["bert.embeddings.LayerNorm.bias"], np.inf)
     save_file(bert, tmp_path / "bert.safetensors")
@@ -154,7 +154,7 @@ def test_not_finite(small, tmp_path, caplog):
     assert "init.bert: NaN or infinite values in vlbert.embedding_LayerNorm.bias" in caplog.text
 
 
-def test_every_array_stays_on_its_devices(small, tmp_path):
+def test_every_array_keeps_its_sharding(small, tmp_path):
     params, constants, vocab_size = small
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.sharding.NamedSharding(mesh, jax.P("data"))
@@ -167,7 +167,7 @@ def test_every_array_stays_on_its_devices(small, tmp_path):
 
 
 def test_features_of_another_extractor_are_refused(small, tmp_path):
-    """A run that was trained on precomputed features says of which; unknown ones cannot be compared."""
+    """A stored run names the extractor of its features; an unknown extractor is accepted."""
     arrays = [{"/".join(p): v for p, v in random_like(state).items()} for state in small[:2]]
 
     def nested(flat: dict) -> dict:

@@ -1,4 +1,4 @@
-"""The name table: every official tensor has one place in ours and comes back from it; other programs' names as well."""
+"""Test the tables of tensor names: each official tensor maps to one place and back."""
 
 import re
 
@@ -31,7 +31,7 @@ def shapes_of(state) -> dict[tuple, tuple[int, ...]]:
 
 
 def own_names(variant: str) -> dict[str, tuple[int, ...]]:
-    """Official names that carry numbers of their own, without "module."."""
+    """Return official shapes without duplicates and batch counters; names have no "module."."""
     plain = {vlbert_names.plain_name(name): shape for name, shape in official_shapes(variant).items()}
     return {name: shape for name, shape in plain.items() if vlbert_names.reason_not_wanted(name) not in NOT_OWN}
 
@@ -46,8 +46,11 @@ def test_every_official_name_has_one_place(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_parameter_counts_are_the_official_ones(variant):
-    """Trained and frozen parameters, without the statistics of batch norm and the rows that pad the token table."""
+def test_parameter_counts_equal_the_official_ones(variant):
+    """The numbers of trained and frozen parameters are equal.
+
+    Statistics of batch norm and padding rows of the token table are not counted.
+    """
     config = getattr(recipes, variant)()
     official = sum(int(np.prod(shape)) for name, shape in own_names(variant).items() if "running_" not in name)
     params = nnx.filter_state(abstract(config), nnx.Param)
@@ -59,7 +62,7 @@ def test_parameter_counts_are_the_official_ones(variant):
 
 @st.composite
 def models(draw):
-    """Configs of models of all shapes, small."""
+    """Generate configs of small models of all shapes."""
     config = recipes.base_e2e() if draw(st.booleans()) else recipes.base_prec()
     heads = draw(st.integers(1, 3))
     config.model.encoder.update(
@@ -88,7 +91,7 @@ def models(draw):
 @settings(max_examples=25, deadline=None)
 @given(models(), st.integers(0, 9))
 def test_every_name_maps_to_one_place_and_back(config, seed):
-    """For models of any size: no name twice, no number of ours out of reach but padding, and back bit for bit."""
+    """Names are unique, every value except padding has a name, and a round trip changes no bit."""
     shapes, vocab_size = shapes_of(abstract(config)), config.model.encoder.vocab_size
     rng = np.random.default_rng(seed)
     ours = {path: rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
@@ -110,7 +113,7 @@ def test_every_name_maps_to_one_place_and_back(config, seed):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_state_dict_is_the_official_one(variant):
-    """Names and shapes match, duplicates included; tensors shared in the official code are shared."""
+    """Names and values are equal, duplicates included; shared tensors stay shared."""
     tensors = fill(shrunk(official_shapes(variant)))
     plain = {vlbert_names.plain_name(name): array for name, array in tensors.items()}
     own = {name: array for name, array in plain.items() if vlbert_names.reason_not_wanted(name) not in NOT_OWN}
@@ -123,15 +126,15 @@ def test_the_state_dict_is_the_official_one(variant):
     assert state[decoder] is state[words]
 
 
-def test_another_size_is_refused():
+def test_a_wrong_shape_is_refused():
     config = recipes.base_prec()
     tensors = {"vlbert.encoder.layer.1.attention.self.query.weight": np.zeros((3, 3), np.float32)}
     with pytest.raises(ValueError, match=r"layer.1.attention.self.query.weight has shape \(3, 3\).*wants \(768, 768\)"):
         vlbert_names.match_tensors(tensors, shapes_of(abstract(config)), config.model.encoder.vocab_size)
 
 
-def test_trained_words_stand_in_for_the_first_rows():
-    """`word_embedding_frozen` keeps a second, trained table of the first words."""
+def test_trained_words_replace_the_first_rows():
+    """`word_embedding_frozen` has a second, trained table, which replaces the first rows."""
     shapes = {vlbert_names.TOKEN_TABLE: (128, 2)}
     words, trained = np.zeros((20, 2), np.float32), np.ones((4, 2), np.float32)
     tensors = {vlbert_names.WORDS: words, vlbert_names.TRAINED_WORDS: trained}
@@ -140,11 +143,11 @@ def test_trained_words_stand_in_for_the_first_rows():
     assert found.unused == [] and (table[:4] == 1).all() and (table[4:20] == 0).all() and (table[20:] == 5).all()
 
 
-# --- Other programs' names ------------------------------------------------------------------------
+# --- Names of other programs ----------------------------------------------------------------------
 
 
 def test_bert_names():
-    """Old and new spelling, with and without the prefix; all find places in VL-BERT."""
+    """Old and new names, with and without prefix, map to VL-BERT."""
     plain = "embeddings.LayerNorm"
     for name in (f"bert.{plain}.gamma", f"{plain}.gamma", f"bert.{plain}.weight", f"{plain}.weight"):
         assert bert_to_official(name) == "vlbert.embedding_LayerNorm.weight"
@@ -161,20 +164,23 @@ def test_resnet_names():
     lines = [line.split("\t")[0] for line in (NAMES / "names_resnet101_vgbua.tsv").read_text().splitlines()]
     own = [name for name in lines if "num_batches" not in name]
     official = {resnet_to_official(name): name for name in own}
-    wanted = {name for name in own_names("base_e2e") if vlbert_names.REQUIRED["resnet"].match(name)}
-    assert set(official) == wanted
+    expected = {name for name in own_names("base_e2e") if vlbert_names.REQUIRED["resnet"].match(name)}
+    assert set(official) == expected
     assert official_to_resnet(dict.fromkeys(official, np.zeros(1)), {}).keys() == set(own)
 
 
 def test_caffe_names():
-    """Every layer of the list, its blobs filled with the line's own number; statistics divided by their factor."""
+    """Every listed layer is mapped; statistics are divided by their factor.
+
+    The blobs of a layer are filled with the number of its line.
+    """
     for number, line in enumerate((NAMES / "names_caffe_to_torch.tsv").read_text().splitlines(), 1):
         layer, _, torch_name = (part.strip() for part in line.split("\t"))
         layer = re.sub(r"\[.*", "", layer)
         one, factor = np.full(1, number, np.float32), np.full(1, 4, np.float32)
         blobs = [one, 2 * one, factor] if layer.startswith("bn") else [one, 2 * one]
         found = caffe_to_resnet(layer, blobs if layer.startswith(("bn", "scale")) else [one])
-        if not re.match(r"conv1|bn|layer", torch_name):  # the detector's own
+        if not re.match(r"conv1|bn|layer", torch_name):  # a layer of the detector only
             assert found == {}
         elif layer.startswith("bn"):
             prefix = re.match(r"(.*)\.running", torch_name).group(1)
@@ -208,7 +214,7 @@ def test_warm_start():
     assert vlbert_names.warm_start(tensors, "pretrain") == tensors
 
 
-def test_tasks_are_told_by_their_heads():
+def test_heads_determine_the_task():
     for task in ("vqa", "vcr", "refcoco"):
         tensors = {vlbert_names.plain_name(name): array for name, array in fine_tuned(task).items()}
         assert vlbert_names.task_of_names(tensors) == task

@@ -1,4 +1,4 @@
-"""Pickles of plain values: those of Python 2 and 3 are read, and none runs code."""
+"""Test that pickles of plain values from Python 2 and 3 are read, and that no pickle runs code."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ from vlbert_jax.weights.safe_pickle import load_pickle
 
 
 def python2_pickle(value) -> bytes:
-    """Protocol 2 as Python 2 writes it: bytes are its `str`."""
+    """Return a pickle of protocol 2 as Python 2 writes it; `bytes` become its `str`."""
 
     def encode(item) -> bytes:
         if isinstance(item, dict):
@@ -34,18 +34,18 @@ def load(tmp_path, content: bytes):
     return load_pickle(path, ("utf-8", "latin-1"))
 
 
-def test_texts_of_both_pythons(tmp_path):
+def test_strings_of_python_2_and_3(tmp_path):
     content = {b"raw": b"a dog", "sent": "caf\u00e9", "tokens": [b"a", "dog"], b"n": 7}
     plain = {"raw": "a dog", "sent": "caf\u00e9", "tokens": ["a", "dog"], "n": 7}
     assert load(tmp_path, python2_pickle(content)) == plain
     assert load(tmp_path, python2_pickle([b"caf\xc3\xa9"])) == ["caf\u00e9"]
-    assert load(tmp_path, python2_pickle([b"caf\xe9"])) == ["caf\u00e9"]  # no UTF-8, so Latin-1
+    assert load(tmp_path, python2_pickle([b"caf\xe9"])) == ["caf\u00e9"]  # invalid UTF-8 is read as Latin-1
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         assert load(tmp_path, pickle.dumps(plain, protocol)) == plain
 
 
-class Runs:
-    """Unpickled, it calls."""
+class Call:
+    """An object whose pickle calls a function when it is loaded."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -57,7 +57,7 @@ class Runs:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_runs_nothing(tmp_path, protocol):
     trace = tmp_path / "trace"
-    for call in (Runs(os.mkdir, str(trace)), Runs(print, "run"), Runs(eval, "1"), Runs(dict)):
+    for call in (Call(os.mkdir, str(trace)), Call(print, "run"), Call(eval, "1"), Call(dict)):
         with pytest.raises(ValueError, match=r"refs\(unc\)\.p is not a pickle of plain .* would run code"):
             load(tmp_path, pickle.dumps([{"ref_id": call}], protocol))
     assert not trace.exists()

@@ -1,4 +1,4 @@
-"""Configs that earlier versions stored: old names, fields that they lack, and schemas of later versions."""
+"""Test configs stored by other versions: old names, missing fields and later schemas."""
 
 import logging
 
@@ -14,7 +14,7 @@ OLD = {
 }
 
 
-def test_old_names_and_defaults_of_their_time(caplog):
+def test_old_names_and_defaults(caplog):
     caplog.set_level(logging.INFO, "vlbert_jax")
     config = upgraded(OLD, None, "here")
     assert config["losses"] == {"normalize": "examples", "mlm": True}
@@ -22,11 +22,11 @@ def test_old_names_and_defaults_of_their_time(caplog):
     assert config["model"]["region_head"]["roi_operation"] == "align"
     assert config["matmul_precision"] == "default" and "data" not in config
     assert "here: the stored config lacks these fields; they mean matmul_precision='default'" in caplog.text
-    assert "normalise" in OLD["losses"]  # the argument is left as it was
+    assert "normalise" in OLD["losses"]  # the argument is unchanged
     assert upgraded(config, SCHEMA, "here") == config
 
 
-def test_an_old_name_in_a_new_schema_is_no_old_name():
+def test_the_current_schema_keeps_old_names():
     assert upgraded(OLD, SCHEMA, "here") == OLD
 
 
@@ -35,14 +35,14 @@ def test_a_later_schema_is_refused():
         upgraded(OLD, SCHEMA + 1, "here")
 
 
-def test_unknown_fields_have_the_values_of_the_run(caplog):
+def test_missing_fields_have_the_values_of_the_run(caplog):
     caplog.set_level(logging.INFO, "vlbert_jax")
     current = {"seed": 2, "mesh": {"new": 3}, "losses": {"normalize": "targets", "mlm": True}, "tuple": (1, 2)}
     config = completed(upgraded(OLD, None, "here"), current, "here")
     assert config["seed"] == 1 and config["losses"]["normalize"] == "examples"
     assert config["mesh"] == {"new": 3} and config["tuple"] == [1, 2]
     assert "the values of this run count: mesh.new=3, tuple=[1, 2]" in caplog.text
-    assert "matmul_precision" not in config  # added, but this recipe has no such field
+    assert "matmul_precision" not in config  # this recipe does not have the added field
 
 
 def test_tuples_are_lists():
