@@ -1,4 +1,4 @@
-"""Regions of many images on disk: every source and form, shards, interruptions, what is refused, and the builders."""
+"""Test the extraction of regions: sources, formats, shards, interruptions, errors and builders."""
 
 import base64
 import contextlib
@@ -38,7 +38,7 @@ def contents() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def detector():
-    return detector_case.usual()
+    return detector_case.shared_detector()
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def images(tmp_path):
 
 @pytest.fixture(scope="module")
 def expected(detector):
-    """The official objects, straight from the detector."""
+    """Return the expected records, computed with the detector."""
     found = {}
     for i in range(NUMBER):
         if i != 4:
@@ -64,7 +64,7 @@ def expected(detector):
 
 
 def stored(folder, form: str) -> dict[str, dict]:
-    """What is in a store, by name."""
+    """Return the records of a store by name."""
     if form == "tsv":
         rows = [line.split("\t") for path in folder.glob("*.tsv") for line in path.read_text().splitlines()]
         return {f"{int(row[0]):08d}": dict(zip(COLUMNS, row, strict=True)) for row in rows}
@@ -77,14 +77,14 @@ def stored(folder, form: str) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("form", ["array_record", "json", "tsv"])
-def test_every_form_holds_what_the_detector_finds(form, images, detector, expected, tmp_path):
+def test_every_format_has_the_regions_of_the_detector(form, images, detector, expected, tmp_path):
     out = tmp_path / "regions"
     extract_regions.extract(open_source(images), detector, out, form=form)
     found, extractor = stored(out, form), extractor_id(detector.fingerprint)
     assert found.keys() == expected.keys()
     for name, record in expected.items():
-        wanted = {c: str(record[c]) for c in COLUMNS} if form == "tsv" else record | dict(extractor=extractor)
-        assert found[name] == wanted
+        stored_record = {c: str(record[c]) for c in COLUMNS} if form == "tsv" else record | dict(extractor=extractor)
+        assert found[name] == stored_record
     assert (out / "broken.txt").read_text().startswith("00000004: 00000004.jpg: the file is not an image")
     assert json.loads((out / "extraction.json").read_text())["fingerprint"] == detector.fingerprint
     assert not list(out.rglob("*.journal")) and not list(out.rglob("*.partial"))
@@ -92,7 +92,7 @@ def test_every_form_holds_what_the_detector_finds(form, images, detector, expect
 
 def test_sources(images, tmp_path):
     names = tuple(f"{i:08d}" for i in range(NUMBER))
-    (images / "readme.md").write_text("no image")
+    (images / "readme.md").write_text("not an image")
     assert open_source(images).names == names
     with zipfile.ZipFile(tmp_path / "train_image.zip", "w") as archive:
         for name, content in contents().items():
@@ -132,8 +132,8 @@ def test_bad_sources(images, tmp_path):
         open_source(tmp_path / "absent")
 
 
-class Stopping:
-    """A detector whose process is stopped from outside after some images."""
+class InterruptedDetector:
+    """A detector that raises KeyboardInterrupt after `after` images."""
 
     def __init__(self, detector, after: int):
         self.detector, self.left, self.seen = detector, after, 0
@@ -148,26 +148,26 @@ class Stopping:
 
 
 @pytest.mark.parametrize("form", ["array_record", "json", "tsv"])
-def test_goes_on_where_it_stopped(form, images, detector, expected, tmp_path):
+def test_an_interrupted_extraction_resumes(form, images, detector, expected, tmp_path):
     out, source = tmp_path / "regions", open_source(images)
-    first, second = Stopping(detector, 3), Stopping(detector, 100)
+    first, second = InterruptedDetector(detector, 3), InterruptedDetector(detector, 100)
     with pytest.raises(KeyboardInterrupt):
         extract_regions.extract(source, first, out, form=form)
     assert not stored(out, form)
     (journal,) = out.rglob("*.journal")
     with open(journal, "ab") as file:
-        file.write(b'{"name": "00000003", "record": {"image_id"')  # killed in the middle of a line
+        file.write(b'{"name": "00000003", "record": {"image_id"')  # the process was killed in the middle of a line
     extract_regions.extract(source, second, out, form=form)
     assert first.seen + second.seen == len(expected)
     assert {name: record["features"] for name, record in stored(out, form).items()} == {
         name: record["features"] for name, record in expected.items()
     }
-    third = Stopping(detector, 100)
+    third = InterruptedDetector(detector, 100)
     extract_regions.extract(source, third, out, form=form)
     assert third.seen == 0
 
 
-def test_shards_share_the_work(images, detector, expected, tmp_path):
+def test_shards_divide_the_images(images, detector, expected, tmp_path):
     (tmp_path / "Train_GCC.tsv").write_text("".join(f"thing {i}\thttp://x/{i}\n" for i in range(NUMBER)))
     out, source = tmp_path / "train_frcnn", open_source(tmp_path / "Train_GCC.tsv")
     for shard in range(2):
@@ -180,7 +180,7 @@ def test_shards_share_the_work(images, detector, expected, tmp_path):
         image="train_image.zip@/00000001.jpg", caption=["thing", "1"], frcnn="train_frcnn.zip@/00000001.json"
     )
     assert len(index) == NUMBER - 1
-    # Another number of shards, another detector, other images: not into the same folder.
+    # A folder accepts only the same number of shards, the same detector and the same images.
     with pytest.raises(SourceError, match="shards was 2, is now 3"):
         extract_regions.extract(source, detector, out, shard=(0, 3))
     with pytest.raises(SourceError, match="extractor was .* another --out"):
@@ -189,10 +189,10 @@ def test_shards_share_the_work(images, detector, expected, tmp_path):
     with pytest.raises(SourceError, match="images was"):
         extract_regions.extract(open_source(tmp_path / "Train_GCC.tsv"), detector, out, shard=(0, 2))
     store = RegionStore(out, detector.fingerprint, source.names, "array_record", 2)
-    next(at_work := store.shard(0))
+    next(lock := store.shard(0))
     with pytest.raises(SourceError, match="another process works on shard 0/2"):
         next(store.shard(0))
-    at_work.close()
+    lock.close()
 
 
 @contextlib.contextmanager
@@ -205,11 +205,11 @@ def files_of_at_most(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("form, room", [("array_record", 6_000), ("array_record", 9_000), ("json", 1_500)])
-def test_no_room_left(form, room, images, detector, expected, tmp_path):
-    """Whether the journal or the records do not fit: an error, nothing half-written, and room made, all is there."""
+@pytest.mark.parametrize("form, size", [("array_record", 6_000), ("array_record", 9_000), ("json", 1_500)])
+def test_a_full_disk(form, size, images, detector, expected, tmp_path):
+    """A full disk leaves no partial file of journal or records, and a second run succeeds."""
     out, source = tmp_path / "regions", open_source(images)
-    with files_of_at_most(room), pytest.raises(OSError, match="File too large"):
+    with files_of_at_most(size), pytest.raises(OSError, match="File too large"):
         extract_regions.extract(source, detector, out, form=form)
     assert not list(out.rglob("*.partial")) and not stored(out, form)
     extract_regions.extract(source, detector, out, form=form)
@@ -218,12 +218,12 @@ def test_no_room_left(form, room, images, detector, expected, tmp_path):
     }
 
 
-# --- From photographs to a corpus -----------------------------------------------------------------
+# --- From images to a corpus ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def captions(tmp_path):
-    """A table of captions whose images are of odd kinds: upright only by EXIF, with alpha, gray of 16 bits."""
+    """Return a table of three images: rotated by EXIF, with alpha, and gray of 16 bits."""
     folder = tmp_path / "val_image"
     folder.mkdir()
     exif = Image.Exif()
@@ -257,13 +257,13 @@ def test_from_images_to_a_corpus(captions, detector, tmp_path, capsys):
             assert image.size == tuple(record["image_size"]) == (64, 48)
             difference = np.asarray(image, int) - detector_case.image(i)
         if i < 2:
-            assert np.abs(difference).mean() < 8  # JPEG of blocks
+            assert np.abs(difference).mean() < 8  # the error of JPEG at the edges of blocks
         assert record["features"].shape[1] == 32
     assert extractor_of(tmp_path / "data", "region_captions/conceptual_captions") == extractor
 
 
-def test_vqa_reads_them(detector, tmp_path):
-    """As files by COCO's number, and as tables."""
+def test_vqa_reads_extracted_regions(detector, tmp_path):
+    """The VQA builder reads files named by COCO's image number, and tables."""
     folder = tmp_path / "val2014"
     folder.mkdir()
     (folder / "COCO_val2014_000000000042.jpg").write_bytes(png(detector_case.image(0)))
@@ -283,7 +283,7 @@ def test_vqa_reads_them(detector, tmp_path):
 
 
 def test_mixed_extractors(captions, detector, tmp_path, capsys):
-    """A record of another extractor among the others, and two corpora of a run."""
+    """Records of two extractors in a corpus, or corpora of two extractors in a run, are errors."""
     out = tmp_path / "val_frcnn"
     extract_regions.extract(open_source(captions), detector, out, form="json")
     assert conceptual(tmp_path, tmp_path / "data") == 0
@@ -293,8 +293,8 @@ def test_mixed_extractors(captions, detector, tmp_path, capsys):
         changed = {name: value for name, value in record.items() if value is not None}
         (out / "00000001.json").write_text(json.dumps(changed))
         assert conceptual(tmp_path, tmp_path / "data", "--corpus=mixed") == 2
-        said = capsys.readouterr().err
-        assert "00000001.json" in said and "cannot be mixed" in said
+        output = capsys.readouterr().err
+        assert "00000001.json" in output and "cannot be mixed" in output
     manifest = tmp_path / "data" / "vqa_images" / "other" / "1.0.0" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps(dict(extractor="someone")))
@@ -312,9 +312,9 @@ def test_command(images, tmp_path, capsys):
         (tmp_path / "one" / name).write_bytes((images / name).read_bytes())
     command = [str(tmp_path / "one"), f"--detector={tmp_path / 'detector'}", f"--out={tmp_path / 'out'}"]
     assert extract_regions.main([*command, "--format=json", "--threshold=0.2", "--fewest=5", "--proposals=6"]) == 0
-    said = capsys.readouterr()
-    assert "2 images" in said.out and "1 broken" in said.out
-    assert "broken: 00000004: 00000004.jpg: the file is not an image" in said.err
+    output = capsys.readouterr()
+    assert "2 images" in output.out and "1 broken" in output.out
+    assert "broken: 00000004: 00000004.jpg: the file is not an image" in output.err
     record = json.loads((tmp_path / "out" / "00000000.json").read_text())
     assert 5 <= record["num_boxes"] <= 6
     chosen = json.loads((tmp_path / "out" / "extraction.json").read_text())["fingerprint"]["settings"]
@@ -322,8 +322,8 @@ def test_command(images, tmp_path, capsys):
 
     def refused(*options, reason: str):
         assert extract_regions.main([*command, *options]) == 2
-        said = capsys.readouterr().err
-        assert reason in said and said.startswith("error: ") and said.count("\n") == 1
+        output = capsys.readouterr().err
+        assert reason in output and output.startswith("error: ") and output.count("\n") == 1
 
     refused("--fewest=9", "--most=8", reason="both must be at least 1, and --fewest at most --most")
     refused("--proposals=9", reason="--proposals=9 is too few for --fewest=10 regions")

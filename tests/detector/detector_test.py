@@ -1,4 +1,4 @@
-"""The detector as people use it: weights of every source, batches, odd images, features as training computes them."""
+"""Test the detector: sources of weights, batches, unusual images and features."""
 
 import dataclasses
 import io
@@ -28,10 +28,10 @@ from vlbert_jax.weights.read import read_weights
 
 @pytest.fixture(scope="module")
 def detector():
-    return detector_case.usual()
+    return detector_case.shared_detector()
 
 
-def same(ours, others):
+def assert_same_regions(ours, others):
     assert len(ours) == len(others)
     for a, b in zip(ours, others, strict=True):
         for field in dataclasses.fields(a):
@@ -42,27 +42,27 @@ def same(ours, others):
                 assert one == other, field.name
 
 
-# --- What comes out -------------------------------------------------------------------------------
+# --- Regions --------------------------------------------------------------------------------------
 
 
-def test_a_batch_gives_what_each_image_gives_alone(detector):
-    """Images of one canvas and of several, in a batch that they do not fill."""
+def test_a_batch_gives_the_regions_of_single_images(detector):
+    """Images of different canvases in partly filled batches give the regions of single images."""
     images = [detector_case.image(0), detector_case.image(1, 64, 48), detector_case.image(2, 46, 60)]
     alone = [regions for image in images for regions in detector.detect([image])]
-    same(detector_case.detector(batch_size=2).detect(images), alone)
+    assert_same_regions(detector_case.detector(batch_size=2).detect(images), alone)
     for image, regions in zip(images, alone, strict=True):
         height, width = image.shape[:2]
         assert 3 <= len(regions.boxes) <= 8
         assert (regions.boxes >= 0).all() and (regions.boxes <= [width, height, width, height]).all()
-        assert set(regions.labels) <= set(detector_case.usual().class_names[1:])
+        assert set(regions.labels) <= set(detector_case.shared_detector().class_names[1:])
         assert len(regions.labels) == len(regions.scores) == len(regions.attributes) == len(regions)
         np.testing.assert_allclose(regions.class_probabilities.sum(1), 1, atol=1e-5)
         assert len(np.unique(regions.features.round(3), axis=0)) > 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20_000)])
-def test_images_on_which_the_original_fails(detector, shape):
-    """Too thin to have a proposal, or a row, behind the stem: the whole image is a region."""
+def test_images_on_which_the_official_code_fails(detector, shape):
+    """An image without proposals, or without rows after the stem, gives the whole image."""
     (regions,) = detector.detect([detector_case.image(0, *shape)])
     assert len(regions.boxes) >= 1 and np.isfinite(regions.features).all()
     assert (regions.boxes[:, 2:] <= [shape[1], shape[0]]).all()
@@ -79,19 +79,19 @@ def test_images_of_many_sizes_share_a_program():
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 300])
 def test_argsort_descending_is_stable(rows):
-    """Also of numbers that are equal, or differ in the last bit, of 0 and of 1."""
+    """The order is stable for equal values, values that differ in the last bit, and 0 and 1."""
     rng = np.random.default_rng(rows)
     spread = jax.nn.softmax(jnp.asarray(rng.normal(0, 4, (rows, 7)), jnp.float32), axis=0)
     few = np.nextafter(np.float32(0.3), rng.integers(0, 2, (rows, 7)).astype(np.float32))
     ends = rng.integers(0, 2, (rows, 7)).astype(np.float32)
-    for numbers in map(jnp.asarray, (spread, few, ends)):
-        wanted = np.argsort(-np.asarray(numbers), axis=0, kind="stable")
-        np.testing.assert_array_equal(jax.jit(argsort_descending)(numbers), wanted)
+    for values in map(jnp.asarray, (spread, few, ends)):
+        expected = np.argsort(-np.asarray(values), axis=0, kind="stable")
+        np.testing.assert_array_equal(jax.jit(argsort_descending)(values), expected)
 
 
-def test_nothing_sure_gives_the_best_few(detector):
-    sure = detector_case.detector(selection=dict(threshold=2.0, fewest=5))
-    (regions,) = sure.detect([detector_case.image(0)])
+def test_low_confidence_gives_the_fewest_regions(detector):
+    detector_of_few = detector_case.detector(selection=dict(threshold=2.0, fewest=5))
+    (regions,) = detector_of_few.detect([detector_case.image(0)])
     assert len(regions.boxes) == 5
     confidence = regions.class_probabilities[:, 1:].max(1)
     assert confidence[0] == pytest.approx(confidence.max())
@@ -104,7 +104,7 @@ def layout_of(**options) -> ImageLayout:
     )  # fmt: skip
 
 
-def test_hidden_regions_are_blank_in_images_that_come_prepared():
+def test_hidden_regions_are_blank_in_prepared_images():
     record = dict(image=b"", image_size=np.array([64, 48]))
     boxes, hidden = np.array([[8.0, 8, 20, 16], [30, 4, 40, 40]], np.float32), np.array([True, False])
     fields = image_fields(record, boxes, layout_of(caffe_resize=True, hide_pixels=True), flip=False, hidden=hidden)
@@ -115,9 +115,9 @@ def test_hidden_regions_are_blank_in_images_that_come_prepared():
     assert not blank[y1 - 1, x1] and not blank[y2 + 1, x2] and not blank[y1, x1 - 1] and not blank[y2, x2 + 1]
 
 
-def test_training_computes_the_features_that_are_written(detector):
-    """With the detector's operations switched on; with VL-BERT's own they differ."""
-    pixels = detector_case.image(3, 50, 67)  # sides that no one factor gives exactly
+def test_training_computes_the_stored_features(detector):
+    """The features equal those of the detector only with the operations of the detector."""
+    pixels = detector_case.image(3, 50, 67)  # one factor cannot give both resized sides exactly
     (regions,) = detector.detect([pixels])
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -146,7 +146,7 @@ def test_training_computes_the_features_that_are_written(detector):
             prepared = prepare_pixels(image, image_size)
             return fast_rcnn.appearance(prepared, boxes, region_mask, image_size=image_size)
 
-        # The axis of the images of an example serves as the batch.
+        # The axis of the images of an example is used as the batch axis.
         inputs = fields["pixels"], fields["image_size"], fields["boxes"][None], fields["region_mask"][None]
         return np.asarray(run(*map(jnp.asarray, inputs)))[0, 1 : len(regions.boxes) + 1]
 
@@ -158,12 +158,12 @@ def test_training_computes_the_features_that_are_written(detector):
 
 
 def as_detectron(tensors: dict) -> dict:
-    """MILVLG's tensors in detectron2's conventions."""
+    """Return MILVLG's tensors in the conventions of detectron2."""
     other = dict(tensors)
     for leaf in ("weight", "bias"):
         name = f"{detector_names.OBJECTNESS}.{leaf}"
         background, object_ = np.split(other[name], 2)
-        other[name] = object_ - background  # sigmoid
+        other[name] = object_ - background  # detectron2 has one logit and a sigmoid
         other[f"{detector_names.BOXES}.{leaf}"] = other[f"{detector_names.BOXES}.{leaf}"][4:]
         for module in (detector_names.CLASSES, detector_names.ATTRIBUTES):
             other[f"{module}.{leaf}"] = np.roll(other[f"{module}.{leaf}"], -1, axis=0)
@@ -187,7 +187,7 @@ def as_caffe(tensors: dict) -> dict[str, list[np.ndarray]]:
 
 
 def write(kind: str, folder):
-    """The tiny detector's weights as a file that people have; its path."""
+    """Write the weights of the tiny detector in the format `kind`; return the path."""
     tensors = detector_case.tensors()
     counted = tensors | {"backbone.stem.conv1.norm.num_batches_tracked": np.array(7)}
     if kind == "milvlg.pth":
@@ -201,25 +201,28 @@ def write(kind: str, folder):
         content = {"model": as_detectron(tensors), "__author__": "someone", "matching_heuristics": True}
         (folder / kind).write_bytes(pickle.dumps(content, protocol=2))
     else:
-        write_detector(tensors, {}, folder / kind, "orbax" if kind == "ours" else "safetensors")
+        write_detector(tensors, {}, folder / kind, "orbax" if kind == "vlbert_jax" else "safetensors")
     return folder / kind
 
 
-@pytest.mark.parametrize("kind", ["milvlg.pth", "hugging_face", "detectron.pkl", "ours", "ours.safetensors"])
-def test_every_source_is_the_same_detector(kind, tmp_path):
-    found, wanted = read_detector(write(kind, tmp_path)), detector_case.tensors()
-    assert found.keys() == wanted.keys()
+KINDS = ("milvlg.pth", "hugging_face", "detectron.pkl", "vlbert_jax", "vlbert_jax.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_source_gives_the_same_detector(kind, tmp_path):
+    found, expected = read_detector(write(kind, tmp_path)), detector_case.tensors()
+    assert found.keys() == expected.keys()
     detectron = kind in ("hugging_face", "detectron.pkl")
-    for name, array in wanted.items():
-        if detectron and name.startswith(detector_names.OBJECTNESS):  # only the difference of the two matters
+    for name, array in expected.items():
+        if detectron and name.startswith(detector_names.OBJECTNESS):  # the softmax depends only on the difference
             found[name], array = (np.subtract(*np.split(x, 2)) for x in (found[name], array))
-        if detectron and name.startswith(detector_names.BOXES):  # no box without an object
+        if detectron and name.startswith(detector_names.BOXES):  # detectron2 has no box for the background
             found[name], array = found[name][4:], array[4:]
         np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 def test_a_name_at_hugging_face(tmp_path, monkeypatch):
-    """What was downloaded before is found without a network; what was not is told."""
+    """A downloaded detector is found without a network; a missing one is an error."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="someone/frcnn, and as a Hugging Face name it could not be downloaded"):
@@ -236,22 +239,22 @@ def test_a_name_at_hugging_face(tmp_path, monkeypatch):
 
 def run(*arguments, capsys, code: int = 0) -> str:
     assert main([str(argument) for argument in arguments]) == code
-    said = capsys.readouterr()
-    return said.err if code else said.out
+    output = capsys.readouterr()
+    return output.err if code else output.out
 
 
-def test_convert_keeps_the_lists_and_the_fingerprint(tmp_path, capsys, detector):
+def test_convert_keeps_class_names_and_fingerprint(tmp_path, capsys, detector):
     source = write("milvlg.pth", tmp_path)
     (tmp_path / "objects_vocab.txt").write_text("".join(f"thing {i},object {i}\n" for i in range(8)))
     (tmp_path / "attributes_vocab.txt").write_text("red\nblue\nlarge\nold\n")
-    said = run(source, tmp_path / "detector", "--task=detector", capsys=capsys)
-    assert "8 classes, 4 attributes" in said and "objects_vocab.txt" in said
+    output = run(source, tmp_path / "detector", "--task=detector", capsys=capsys)
+    assert "8 classes, 4 attributes" in output and "objects_vocab.txt" in output
     loaded = load_detector(tmp_path / "detector", detector_case.SETTINGS, detector.selection)
     assert loaded.class_names[:3] == ("__background__", "thing 0", "thing 1")
     assert loaded.attribute_names == ("__no_attribute__", "red", "blue", "large", "old")
     assert loaded.fingerprint == detector.fingerprint == json.loads(json.dumps(detector.fingerprint))
     assert detector.class_names[2] == "class 2"
-    # Back to PyTorch with MILVLG's names, and its ResNet alone.
+    # The detector converts back to PyTorch with MILVLG's names, and its ResNet can be read alone.
     run(tmp_path / "detector", tmp_path / "back.pth", "--task=detector", capsys=capsys)
     for name, array in torch.load(tmp_path / "back.pth", weights_only=True).items():
         np.testing.assert_array_equal(array, detector_case.tensors()[name])
@@ -267,20 +270,20 @@ class Trap:
         return open, ("/nowhere", "w")
 
 
-def test_what_is_no_such_detector(tmp_path, capsys):
+def test_files_without_a_detector(tmp_path, capsys):
     good = detector_case.tensors()
 
     def refused(name: str, content: bytes, reason: str):
         (tmp_path / name).write_bytes(content)
-        said = run(tmp_path / name, tmp_path / "out", "--task=detector", capsys=capsys, code=2)
-        assert name in said and reason in said and said.count("\n") == 1
+        output = run(tmp_path / name, tmp_path / "out", "--task=detector", capsys=capsys, code=2)
+        assert name in output and reason in output and output.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
     refused("other.caffemodel", caffe_file({"fc8": [np.zeros((4, 3), np.float32)]}), "not the bottom-up-attention")
     refused("empty.caffemodel", caffe_file({"conv1": []}), "layer conv1 has 0 arrays")
     refused("half.caffemodel", caffe_file(as_caffe(good)), "it lacks backbone.stem.conv1")
     refused("trap.pkl", pickle.dumps({"model": good, "more": Trap()}), "run code")
-    refused("cut.pkl", pickle.dumps({"model": good})[:-4000], "cut short")
+    refused("truncated.pkl", pickle.dumps({"model": good})[:-4000], "cut short")
     lacking = {name: array for name, array in good.items() if "res3.0.conv2" not in name}
     refused("lacking.pkl", pickle.dumps(lacking), "it lacks backbone.res3.0.conv2.norm.weight")
     wide = good | {"roi_heads.res5.0.conv2.weight": np.zeros((8, 9, 3, 3), np.float32)}
@@ -289,11 +292,11 @@ def test_what_is_no_such_detector(tmp_path, capsys):
         read_detector(tmp_path / "absent")
     (tmp_path / "objects_vocab.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError, match="class names has 2 lines, but the weights have 8"):
-        load_detector(write("ours.safetensors", tmp_path))
+        load_detector(write("vlbert_jax.safetensors", tmp_path))
 
 
 def test_roi_align_is_an_option():
-    pooled = detector_case.usual().detect([detector_case.image(0)])[0]
+    pooled = detector_case.shared_detector().detect([detector_case.image(0)])[0]
     aligned = detector_case.detector(settings=dataclasses.replace(detector_case.SETTINGS, roi_operation="align"))
     (regions,) = aligned.detect([detector_case.image(0)])
     assert np.isfinite(regions.features).all()

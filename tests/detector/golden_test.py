@@ -1,8 +1,9 @@
-"""The detector against recordings of the original Caffe code, stage by stage, and as a whole.
+"""Compare the detector with recordings of the official Caffe code, stage by stage and as a whole.
 
-Fixtures are found in tests/golden/detector and, when it is set, in $VLBERT_GOLDEN/detector: d1 boxes, d2 proposals, d3
-suppression, d4 RoIPool, d5 selection, d6 a tiny detector with its weights in several forms, d7 images. Any variant of
-these (_a, _b, ...) is taken; a fixture of another kind fails.
+Fixtures are in tests/golden/detector and, if that is set, in $VLBERT_GOLDEN/detector. Their kinds
+are: d1 boxes, d2 proposals, d3 suppression, d4 RoIPool, d5 selection, d6 a tiny detector with its
+weights in several formats, d7 images. Every variant of a kind (_a, _b, ...) is tested; a fixture
+of another kind is an error.
 """
 
 import base64
@@ -46,8 +47,10 @@ KINDS = (
     "d6_weights_caffe", "d6_weights_milvlg", "d7_image_blob", "d7_image_scale",
 )  # fmt: skip
 FILES = {path.name: path for folder in FOLDERS for path in sorted(folder.iterdir()) if path.name != "README.md"}
-STAGE = 1e-4  # scores, features, pixels, each stage fed with what was recorded before it; and 1e-5 of large numbers
-COORDINATES = 1e-3  # pixels, of boxes up to 1,000 pixels in single precision
+# Scores, features and pixels have this absolute tolerance, and a relative tolerance of 1e-5. The
+# input of each stage is the recorded output of the previous stage.
+STAGE = 1e-4
+COORDINATES = 1e-3  # pixels; single precision resolves 6e-5 at 1,000 pixels
 
 
 def cases(kind: str, suffix: str = ".npz") -> list:
@@ -60,7 +63,7 @@ def close(ours, recorded, tolerance: float = STAGE):
 
 
 def read(path: Path) -> tuple[dict, dict]:
-    """(arrays, settings) of a fixture."""
+    """Return the arrays and the settings of a fixture."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     return arrays, json.loads(path.with_suffix(".json").read_text())
@@ -123,15 +126,15 @@ def test_suppression(path):
         if found := re.fullmatch(r"(out|tie)/keep_cython_([\d.]+)", name):
             detections = arrays["tie/dets" if found[1] == "tie" else "in/dets"]
             order = np.argsort(-detections[:, 4], kind="stable")
-            everyone = jnp.ones(len(order), bool)
+            all_boxes = jnp.ones(len(order), bool)
             run = jax.jit(functools.partial(greedy_nms, threshold=float(found[2]), most=len(order)))
-            kept, mask = run(jnp.asarray(detections[order, :4]), everyone)
+            kept, mask = run(jnp.asarray(detections[order, :4]), all_boxes)
             np.testing.assert_array_equal(order[np.asarray(kept)[np.asarray(mask)]], expected, err_msg=name)
-            # The same, as one class among others.
+            # The confidence of one class among others has the same survivors.
             own = detections[:, 4] / np.exp2(max(0, np.ceil(np.log2(detections[:, 4].max()))))  # exact
             probabilities = jnp.asarray(np.stack([own, own * 0], axis=1), jnp.float32)
             run = jax.jit(functools.partial(class_confidence, threshold=float(found[2])))
-            confidence = run(jnp.asarray(detections[:, :4]), everyone, probabilities)
+            confidence = run(jnp.asarray(detections[:, :4]), all_boxes, probabilities)
             survivors = np.zeros(len(own), np.float32)
             survivors[expected] = own[expected]
             np.testing.assert_array_equal(confidence, survivors, err_msg=name)
@@ -209,7 +212,7 @@ def test_image_pixels(path):
 
 
 class Tiny:
-    """A d6 fixture: arrays, settings, and our detector with its weights."""
+    """A d6 fixture: its arrays, its settings, and a vlbert_jax detector with its weights."""
 
     def __init__(self, path: Path):
         self.path, self.variant = path, path.stem[-1]
@@ -233,7 +236,7 @@ class Tiny:
         self.size = jnp.array([caffe_size(self.image.shape[1::-1], self.scale)])
 
     def out(self, name: str) -> jax.Array:
-        """A recorded array, channels last."""
+        """Return a recorded array with channels last."""
         array = jnp.asarray(self.arrays[f"out/{name}"])
         return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
@@ -244,7 +247,7 @@ def tiny(request):
 
 
 def test_weights_of_every_form(tiny, tmp_path):
-    """Caffe (both layouts), MILVLG and detectron2 names are the same tensors."""
+    """Both layouts of Caffe files give the tensors of the MILVLG file."""
     folder = tiny.path.parent
     sources = list(folder.glob(f"d6_tiny_{tiny.variant}*.caffemodel"))
     assert sources
@@ -271,7 +274,7 @@ def test_image(tiny):
 
 
 def test_backbone_with_padding(tiny):
-    """The image alone, and what is around it makes no difference."""
+    """Padding around the image does not change the features."""
     pixels = jnp.asarray(caffe_pixels(tiny.image, tiny.scale))[None]
 
     @jax.jit
@@ -285,7 +288,8 @@ def test_backbone_with_padding(tiny):
     expected = tiny.out("res4")
     _, height, width, _ = expected.shape
     _, feature_map = run(padded)
-    # Sums over all blocks: 1e-5 of the largest, and what the original differs from itself.
+    # The values are sums over all blocks, so the tolerance is 1e-5 of the largest value plus the
+    # difference of the official code in single and double precision.
     noise = tiny.meta["fp32_vs_fp64_maxdiff"]["res4"]
     close(feature_map[:, :height, :width], expected, 1e-5 * np.abs(expected).max() + noise)
 
@@ -312,13 +316,13 @@ def test_region_features(tiny):
     pooled = jax.jit(lambda x, boxes: roi_pool(x, inside=True)(boxes, first))(feature_map, rois[:4, 1:])
     np.testing.assert_array_equal(pooled, tiny.out("roipool5_first4"))
     close(jax.jit(tiny.network.c5)(pooled[:2]), tiny.out("res5_first2"))
-    everyone = jnp.ones((1, len(rois)), bool)
-    features = jax.jit(tiny.network.region_features)(feature_map, tiny.size, rois[None, :, 1:], everyone)
+    all_boxes = jnp.ones((1, len(rois)), bool)
+    features = jax.jit(tiny.network.region_features)(feature_map, tiny.size, rois[None, :, 1:], all_boxes)
     close(features[0], tiny.out("pool5_flat"))
 
 
 def test_description(tiny):
-    """Classes, attributes, moved boxes and what is kept."""
+    """Classes, attributes, decoded boxes and selected regions equal the recordings."""
     boxes, mask = tiny.out("rois")[None, :, 1:], jnp.ones((1, len(tiny.out("rois"))), bool)
     features, scale = tiny.out("pool5_flat")[None], jnp.array([tiny.scale], jnp.float32)
     close(tiny.network.classes(features)[0], tiny.out("cls_score"))
@@ -338,7 +342,7 @@ def test_description(tiny):
 
 
 def test_detector(tiny):
-    """From the pixels to the regions that the original's script wrote: the same boxes in the same order."""
+    """The detector gives the regions of the official script, in the same order."""
     (regions,) = tiny.detector.detect([tiny.image])
     written = json.loads((tiny.path.parent / f"d6_generate_tsv_v2_{tiny.variant}.json").read_text())
     expected = {
@@ -346,7 +350,7 @@ def test_detector(tiny):
         for name in ("boxes", "classes", "attrs", "features")
     }
     assert len(regions.boxes) == written["num_boxes"]
-    noise = tiny.meta["fp32_vs_fp64_maxdiff"]  # of the original against itself
+    noise = tiny.meta["fp32_vs_fp64_maxdiff"]  # of the official code in single and double precision
     close(regions.boxes, expected["boxes"], 2 * noise["rois"])
     close(regions.class_probabilities, expected["classes"], STAGE + noise["cls_prob"])
     close(regions.attribute_probabilities, expected["attrs"], STAGE + noise["attr_prob"])

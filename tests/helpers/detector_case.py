@@ -1,4 +1,4 @@
-"""A tiny detector with random weights, and images for it."""
+"""Provide a tiny detector with random weights, and images for it."""
 
 import functools
 
@@ -22,13 +22,13 @@ SIZES = Sizes(
     embedding_size=3,
     attribute_width=6,
 )
-SCALE = (96, 160)  # short and long side of the network's input; the released model uses 600 and 1000
+SCALE = (96, 160)  # short side and limit of the long side in pixels; 600 and 1000 in the released model
 SETTINGS = Settings(proposals_before=200, proposals_after=24, roi_chunk=12)
 
 
 @functools.cache
 def tensors(seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights with MILVLG's names and order; scores and classes of some contrast."""
+    """Return weights with MILVLG's names and order; scores differ between boxes."""
     state = jax.jit(lambda: nnx.state(FasterRCNN(SIZES, Settings(), rngs=nnx.Rngs(seed))))()
     flat = {tuple(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(state)}
     rng = np.random.default_rng(seed)
@@ -41,8 +41,8 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def usual() -> Detector:
-    """The same for all tests of a session: it is compiled once."""
+def shared_detector() -> Detector:
+    """Return the detector that all tests share, so that it is compiled once."""
     return detector()
 
 
