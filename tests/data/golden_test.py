@@ -1,7 +1,7 @@
-"""The official datasets, item by item: equal random values give equal examples.
+"""Compare each example with the official datasets, which use the same random values.
 
 The vlbert_jax builders build every `cc_*` folder in tests/golden/data and in $VLBERT_GOLDEN/data.
-The records are compared with captions.json and general_corpus.json there, which the original code
+The examples are compared with captions.json and general_corpus.json there, which the official code
 wrote. Other tests cover other prefixes.
 """
 
@@ -39,7 +39,7 @@ def tokenizer():
 
 
 class Variant:
-    """A folder of recordings with its records, built once."""
+    """A folder of recordings with its records, which are built once."""
 
     def __init__(self, folder: pathlib.Path, out: pathlib.Path):
         self.folder = folder
@@ -76,7 +76,7 @@ def variant(request, tmp_path_factory):
     return Variant(FOLDERS[request.param], tmp_path_factory.mktemp(request.param))
 
 
-# --- From the official log of chance to our draws -------------------------------------------------
+# --- From the official log of random values to samples --------------------------------------------
 
 
 def read_words(log, words) -> tuple[list, list]:
@@ -102,16 +102,16 @@ def replay(item, records, with_relationship, tokenizer) -> tuple[Samples, list[s
     other = None
     caption = records[item["index"]]["caption"]
     if with_relationship and relationship >= 0.5:
-        drawn = item["index"]
-        while drawn == item["index"]:
-            kind, drawn = next(log)
+        sampled = item["index"]
+        while sampled == item["index"]:
+            kind, sampled = next(log)
             assert kind == "randrange"
-        other = caption = records[drawn]["caption"]
+        other = caption = records[sampled]["caption"]
     uniforms, replacements = read_words(log, tokenizer.words(" ".join(caption)))
     regions = [value for _, value in log]
-    draws = Samples(flip, relationship, 0.0, np.array(uniforms), np.array(replacements, int), np.array(regions))
+    samples = Samples(flip, relationship, 0.0, np.array(uniforms), np.array(replacements, int), np.array(regions))
     assert len(regions) == len(records[item["index"]]["boxes"])
-    return draws, other
+    return samples, other
 
 
 def layout_of(run, record) -> CaptionLayout:
@@ -142,8 +142,8 @@ def layout_of(run, record) -> CaptionLayout:
 def our_example(variant, run, item, tokenizer):
     records = variant.records(f"data_{run['set']}")
     record = records[item["index"]]
-    draws, other = replay(item, records, run["with_rel_task"], tokenizer)
-    return caption_example(record, draws, tokenizer, layout_of(run, record), other)
+    samples, other = replay(item, records, run["with_rel_task"], tokenizer)
+    return caption_example(record, samples, tokenizer, layout_of(run, record), other)
 
 
 def dense_labels(example, length):
@@ -221,8 +221,8 @@ def our_text(variant, run, item, tokenizer):
     log = iter(item["random_log"])
     uniforms, replacements = read_words(log, words)
     # A long line is read up to the limit; the remaining log belongs to the remaining words.
-    draws = Samples(0.0, 0.0, 0.0, np.array(uniforms), np.array(replacements, int), np.zeros(0))
-    return text_example(words, draws, tokenizer, layout)
+    samples = Samples(0.0, 0.0, 0.0, np.array(uniforms), np.array(replacements, int), np.zeros(0))
+    return text_example(words, samples, tokenizer, layout)
 
 
 def test_text(variant, tokenizer):
@@ -238,7 +238,7 @@ def test_text(variant, tokenizer):
             assert dense_labels(example, t) == item["mlm_labels"], where
 
 
-# --- Batches: what reaches the transformer --------------------------------------------------------
+# --- Inputs of the transformer --------------------------------------------------------------------
 
 
 def test_batches(variant, tokenizer):

@@ -1,4 +1,4 @@
-"""Images of every format become upright RGB, or a line says why not."""
+"""Test that images of every format become upright RGB, or that the error is one line."""
 
 import io
 import struct
@@ -24,21 +24,21 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
-def test_kinds_without_loss(kind):
+def test_lossless_formats(kind):
     content = encoded(Image.fromarray(COLORS), kind, **({"lossless": True} if kind == "WEBP" else {}))
     np.testing.assert_array_equal(open_image(content), COLORS)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "L", "YCbCr"])
-def test_modes_of_jpeg(mode):
+def test_color_modes_of_jpeg(mode):
     pixels = open_image(encoded(Image.fromarray(COLORS).convert(mode), "JPEG", quality=98, subsampling=0))
-    wanted = np.asarray(Image.fromarray(COLORS).convert("L").convert("RGB")) if mode == "L" else COLORS
-    assert np.abs(pixels[4:8, 4:16].astype(int) - wanted[4:8, 4:16]).max() < 8
+    expected = np.asarray(Image.fromarray(COLORS).convert("L").convert("RGB")) if mode == "L" else COLORS
+    assert np.abs(pixels[4:8, 4:16].astype(int) - expected[4:8, 4:16]).max() < 8
 
 
 @pytest.mark.parametrize("turn, orientation", [(0, 1), (1, 8), (2, 3), (3, 6)])
-def test_exif_turns_it_upright(turn, orientation):
-    """A camera held sideways stores the image rotated and records the rotation."""
+def test_exif_rotation_is_applied(turn, orientation):
+    """The image is rotated by the angle that EXIF stores, so that it is upright."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.rot90(COLORS, -turn)
@@ -52,7 +52,7 @@ def test_sixteen_bits_keep_their_upper_byte():
     np.testing.assert_array_equal(pixels, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1))
 
 
-def test_floats_are_a_part_of_white():
+def test_floats_are_fractions_of_255():
     values = np.linspace(0, 1, 24 * 40, dtype=np.float32).reshape(24, 40)
     pixels = open_image(encoded(Image.fromarray(values), "TIFF"))
     np.testing.assert_array_equal(pixels[..., 0], (values * 255).astype(np.uint8))
@@ -68,20 +68,20 @@ def test_transparent_pixels_are_white(mode):
     assert (pixels[:12, 20:] != 255).any()
 
 
-def test_of_an_animation_the_first_frame():
+def test_the_first_frame_of_an_animation_is_read():
     frames = [Image.fromarray(np.full((24, 40, 3), gray, np.uint8)) for gray in (50, 100, 150)]
     pixels = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert (pixels == 50).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (2, 20_000, 3)])
-def test_odd_sizes(shape):
+def test_extreme_sizes(shape):
     pixels = np.full(shape, 7, np.uint8)
     np.testing.assert_array_equal(open_image(encoded(Image.fromarray(pixels), "PNG")), pixels)
 
 
-def claiming(width: int, height: int) -> bytes:
-    """Return a PNG of a few bytes whose header claims this size."""
+def png_with_size(width: int, height: int) -> bytes:
+    """Return a PNG of a few bytes whose header has this size."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -93,11 +93,11 @@ def claiming(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("side", [10_001, 50_000])
 def test_decompression_bomb_is_refused(side):
     with pytest.raises(ValueError, match=f"bomb.png: the file claims .*more than {MOST_PIXELS:,}"):
-        open_image(claiming(side, side), "bomb.png")
+        open_image(png_with_size(side, side), "bomb.png")
 
 
-def test_import_leaves_pillow_alone():
-    """A program may lift Pillow's limit: the import works, changes no filter, and the limit here holds."""
+def test_import_does_not_change_pillow():
+    """The import keeps Pillow's limit and the warning filters; `open_image` has its own limit."""
     program = f"""if True:
         import warnings, PIL.Image
         PIL.Image.MAX_IMAGE_PIXELS = None
@@ -106,7 +106,7 @@ def test_import_leaves_pillow_alone():
         after = [filter for filter in warnings.filters if filter[2] is PIL.Image.DecompressionBombWarning]
         assert before == after
         try:
-            open_image({claiming(10_001, 10_001)!r}, "bomb.png")
+            open_image({png_with_size(10_001, 10_001)!r}, "bomb.png")
         except ValueError as error:
             assert "bomb.png: the file claims 10001x10001 pixels" in str(error)
         else:
@@ -115,9 +115,9 @@ def test_import_leaves_pillow_alone():
     subprocess.run([sys.executable, "-c", program], check=True, timeout=600)
 
 
-def test_what_is_no_image(tmp_path):
-    whole = encoded(Image.fromarray(COLORS), "PNG")
-    for content in (b"", b"hello", whole[: len(whole) // 2], claiming(30, 30)):
+def test_invalid_files_are_errors(tmp_path):
+    complete = encoded(Image.fromarray(COLORS), "PNG")
+    for content in (b"", b"hello", complete[: len(complete) // 2], png_with_size(30, 30)):
         (tmp_path / "a.jpg").write_bytes(content)
         with pytest.raises(ValueError) as raised:
             open_image(tmp_path / "a.jpg")

@@ -1,3 +1,5 @@
+"""Test the decoding, resizing and masking of images, and the geometry of their boxes."""
+
 import dataclasses
 import io
 
@@ -21,9 +23,9 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return out.getvalue()
 
 
-def some_draws(**fields) -> Samples:
-    draws = Samples(0.0, 0.0, 0.0, np.zeros(0), np.zeros(0, int), np.zeros(0))
-    return dataclasses.replace(draws, **fields)
+def some_samples(**fields) -> Samples:
+    samples = Samples(0.0, 0.0, 0.0, np.zeros(0), np.zeros(0, int), np.zeros(0))
+    return dataclasses.replace(samples, **fields)
 
 
 # --- Images ---------------------------------------------------------------------------------------
@@ -34,9 +36,9 @@ def some_draws(**fields) -> Samples:
     [("JPEG", mode) for mode in ("RGB", "L", "CMYK")]
     + [("PNG", mode) for mode in ("RGB", "L", "RGBA", "P", "1")],
 )
-def test_every_kind_of_image_is_pillows_rgb(kind, mode):
+def test_every_color_mode_is_decoded_as_by_pillow(kind, mode):
     image = Image.fromarray(photo(37, 53))
-    if mode == "CMYK":  # some black, so that the K channel matters
+    if mode == "CMYK":  # some black, so that the K channel is not 0
         image = Image.merge("CMYK", [*image.split(), Image.fromarray(photo(37, 53, seed=1)).convert("L")])
     data = encoded(image.convert(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -51,7 +53,7 @@ def test_exif_rotation_is_ignored():
     assert decode_image(data).shape == (30, 50, 3)
 
 
-def test_what_is_no_image_is_a_clear_error():
+def test_invalid_bytes_are_an_error():
     with pytest.raises(ValueError, match="cannot decode an image of 9 bytes"):
         decode_image(b"not a jpg")
 
@@ -76,7 +78,7 @@ def test_resized_size_is_the_official_one():
             if min(official) > 0:
                 assert resized_size(size, scale) == official, (size, scale)
     assert resized_size((640, 480), (600, 1000)) == (800, 600)
-    assert resized_size((5000, 2), (600, 1000)) == (1000, 1)  # (0, 0) in the official code
+    assert resized_size((5000, 2), (600, 1000)) == (1000, 1)  # the official code returns (0, 0)
 
 
 def test_every_resized_image_fits_its_canvas():
@@ -91,7 +93,7 @@ def test_every_resized_image_fits_its_canvas():
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", [(53, 37), (80, 60), (30, 20), (53, 60)])
-def test_an_image_is_resized_like_pillow_does(size, flip):
+def test_an_image_is_resized_as_by_pillow(size, flip):
     pixels = photo(37, 53)
     canvas = place_image(pixels, size, (64, 96), flip)
     expected = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)).astype(int)
@@ -101,7 +103,7 @@ def test_an_image_is_resized_like_pillow_does(size, flip):
 
 
 def test_shrinking_antialiases():
-    """One-pixel stripes become gray; plain bilinear sampling would keep some of them."""
+    """One-pixel stripes become gray; bilinear sampling without antialiasing keeps some of them."""
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     small = place_image(stripes, (20, 20), (32, 32), False)[:20, :20].astype(int)
@@ -130,7 +132,7 @@ def test_boxes_by_hand():
 
 
 def test_ratios_are_float32_reciprocals():
-    """600 / 120 would be 5; the official code computes 5.0000005."""
+    """The official code multiplies by a rounded reciprocal, so 600 / 120 gives 5.0000005."""
     placed = place_boxes(np.array([[0, 100, 50, 100]], np.float32), (160, 120), (800, 600), False)
     assert placed[1, 1] == np.float32(100) * np.float32(5.0000005) != 500
 
@@ -138,44 +140,45 @@ def test_ratios_are_float32_reciprocals():
 # --- Masking --------------------------------------------------------------------------------------
 
 
-def test_draws_never_replace_by_special_pieces():
+def test_replacements_are_never_special_tokens():
     ordinary = np.array([7, 9, 11])
-    draws = draw_samples(np.random.default_rng(0), 500, 3, ordinary)
-    assert set(draws.replacements.tolist()) == {7, 9, 11}
-    assert draws.words.shape == (500,) and draws.regions.shape == (3,)
+    samples = draw_samples(np.random.default_rng(0), 500, 3, ordinary)
+    assert set(samples.replacements.tolist()) == {7, 9, 11}
+    assert samples.words.shape == (500,) and samples.regions.shape == (3,)
     again = draw_samples(np.random.default_rng(0), 500, 3, ordinary)
-    np.testing.assert_array_equal(draws.words, again.words)
-    assert not np.array_equal(draws.words[:3], draws.regions)
+    np.testing.assert_array_equal(samples.words, again.words)
+    assert not np.array_equal(samples.words[:3], samples.regions)
 
 
 def test_whole_words_are_masked_by_the_official_thresholds():
     words = [[10], [20, 21], [30], [40, 41, 42], [50], [60]]
     p = 0.15
     uniform = np.array([p * 0.79, p * 0.81, p, p * 0.899, p * 0.95, 0.9])
-    draws = some_draws(words=uniform, replacements=np.arange(100, 120))
-    ids, labels = mask_words(words, draws, p, mask_id=1)
-    # masked | random tokens | p itself is not below p | random | kept, a target | not a target
+    samples = some_samples(words=uniform, replacements=np.arange(100, 120))
+    ids, labels = mask_words(words, samples, p, mask_id=1)
+    # The words are: masked, random tokens, not a target (p is not below p), random tokens,
+    # an unchanged target, not a target.
     assert ids.tolist() == [1, 101, 102, 30, 104, 105, 106, 50, 60]
     assert labels.tolist() == [10, 20, 21, -1, 40, 41, 42, 50, -1]
-    ids, labels = mask_words(words, draws, 0.0, mask_id=1)
-    assert ids.tolist() == [piece for word in words for piece in word] and (labels == -1).all()
+    ids, labels = mask_words(words, samples, 0.0, mask_id=1)
+    assert ids.tolist() == [token for word in words for token in word] and (labels == -1).all()
 
 
-def test_shares_of_masking():
+def test_frequencies_of_masking():
     rng = np.random.default_rng(0)
-    draws = draw_samples(rng, 60_000, 60_000, np.array([3]))
-    ids, labels = mask_words([[2]] * 60_000, draws, 0.15, mask_id=1)
-    asked = labels == 2
-    assert abs(asked.mean() - 0.15) < 0.005
-    shares = [(ids[asked] == i).mean() for i in (1, 3, 2)]
+    samples = draw_samples(rng, 60_000, 60_000, np.array([3]))
+    ids, labels = mask_words([[2]] * 60_000, samples, 0.15, mask_id=1)
+    targets = labels == 2
+    assert abs(targets.mean() - 0.15) < 0.005
+    shares = [(ids[targets] == i).mean() for i in (1, 3, 2)]
     np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.012)
-    asked, hidden = mask_regions(draws, 0.15)
-    assert abs(asked.mean() - 0.15) < 0.005 and not (hidden & ~asked).any()
-    assert abs(hidden[asked].mean() - 0.9) < 0.012
-    assert not any(x.any() for x in mask_regions(draws, 0.0))
+    targets, hidden = mask_regions(samples, 0.15)
+    assert abs(targets.mean() - 0.15) < 0.005 and not (hidden & ~targets).any()
+    assert abs(hidden[targets].mean() - 0.9) < 0.012
+    assert not any(x.any() for x in mask_regions(samples, 0.0))
 
 
-def test_too_few_draws_are_an_error():
-    draws = some_draws(words=np.zeros(2), replacements=np.zeros(2, int))
+def test_too_few_random_values_are_an_error():
+    samples = some_samples(words=np.zeros(2), replacements=np.zeros(2, int))
     with pytest.raises(ValueError, match="2 words of 3 tokens, but random numbers for 2 words"):
-        mask_words([[1], [2, 3]], draws, 0.15, 1)
+        mask_words([[1], [2, 3]], samples, 0.15, 1)

@@ -1,3 +1,5 @@
+"""Test the tokenizer and the layout of packed sequences."""
+
 import pathlib
 
 import numpy as np
@@ -38,25 +40,25 @@ def tokenizer(vocab):
 
 
 def named(words):
-    return [[TOKENS[piece] for piece in word] for word in words]
+    return [[TOKENS[token] for token in word] for word in words]
 
 
 # --- Text -----------------------------------------------------------------------------------------
 
 
-def test_pieces_are_grouped_by_basic_word(tokenizer):
+def test_tokens_are_grouped_by_basic_word(tokenizer):
     words = named(tokenizer.words("A red  BALLS, Café's\tballs."))
     comma = ["[UNK]"]
     assert words == [["a"], ["red"], ["ball", "##s"], comma, ["cafe"], ["'"], ["s"], ["ball", "##s"], ["."]]
     assert tokenizer.words("  \n") == []
 
 
-def test_special_tokens_in_the_text_stay_themselves(tokenizer):
+def test_special_tokens_in_the_text_are_kept(tokenizer):
     assert named(tokenizer.words("red [MASK][MASK] ball")) == [["red"], ["[MASK]"], ["[MASK]"], ["ball"]]
 
 
-def test_the_vocabulary_is_really_read(tokenizer):
-    """transformers 5 silently ignores `vocab_file=`; all words would become [UNK]."""
+def test_the_vocabulary_is_read(tokenizer):
+    """The tokenizer reads the file, although transformers 5 ignores the argument `vocab_file`."""
     assert named(tokenizer.words("a red ball")) == [["a"], ["red"], ["ball"]]
     assert (TOKENS[tokenizer.cls_id], TOKENS[tokenizer.sep_id], TOKENS[tokenizer.mask_id]) == (
         "[CLS]",
@@ -65,7 +67,7 @@ def test_the_vocabulary_is_really_read(tokenizer):
     )
 
 
-def test_random_words_are_ordinary_ones(tokenizer):
+def test_random_words_are_not_special_tokens(tokenizer):
     assert [TOKENS[i] for i in tokenizer.ordinary_ids] == TOKENS[6:]
 
 
@@ -85,7 +87,7 @@ def test_a_vocabulary_of_another_size_is_an_error(vocab):
         load_tokenizer("nowhere/vocab.txt", 14)
 
 
-def test_a_folder_with_a_vocabulary_is_as_good(vocab):
+def test_a_folder_with_a_vocabulary_is_read(vocab):
     assert load_tokenizer(str(vocab.parent), len(TOKENS)).words("red balls") == [[7], [8, 9]]
 
 
@@ -95,10 +97,10 @@ def test_a_folder_with_a_vocabulary_is_as_good(vocab):
 @pytest.mark.parametrize(
     ("num_text", "num_regions", "length", "kept"),
     [
-        (20, 40, 64, (20, 40)),  # fits
+        (20, 40, 64, (20, 40)),  # both parts fit
         (20, 80, 64, (20, 44)),  # the longer part is cut
         (80, 20, 64, (44, 20)),
-        (80, 80, 64, (32, 32)),  # text is cut first at a tie
+        (80, 80, 64, (32, 32)),  # text is cut first if both parts are equally long
         (33, 80, 64, (32, 32)),
         (31, 80, 64, (31, 33)),
         (2, 101, 64, (2, 62)),
@@ -111,7 +113,7 @@ def test_truncation(num_text, num_regions, length, kept):
 
 
 def test_text_longer_than_the_sequence_may_be_cut_before():
-    """Texts of at least `length` elements are cut alike; the examples rely on it."""
+    """All texts of at least `length` elements are cut to the same length."""
     for regions in range(1, 120):
         assert len({truncate(text, regions, 64) for text in range(64, 200)}) == 1
 
@@ -141,6 +143,6 @@ def test_position_offset():
     assert packed["position_ids"].tolist() == [2, 3, 4, 5, 0]
 
 
-def test_what_does_not_fit_is_an_error():
+def test_too_many_elements_are_an_error():
     with pytest.raises(ValueError, match="3 text elements and 2 regions do not fit a sequence of 4"):
         pack([6, 7, 8], [0] * 3, 2, [False] * 2, [0] * 3, 4, vocab_size=100)

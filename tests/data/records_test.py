@@ -1,3 +1,5 @@
+"""Test versions of a corpus and reports of damaged images."""
+
 import json
 import logging
 
@@ -8,7 +10,7 @@ from vlbert_jax.data.examples import decode_record
 
 
 def test_versions_are_ordered_as_numbers(tmp_path):
-    """1.10.0 is newer than 1.9.0, for the fingerprint and for the detector's name."""
+    """Extractor and fingerprint are those of 1.10.0, which is newer than 1.9.0."""
     for version in ("1.9.0", "1.10.0", "incomplete.ABC_2.0.0"):
         folder = tmp_path / "images" / version
         folder.mkdir(parents=True)

@@ -1,3 +1,5 @@
+"""Test streams of batches: order, mixing, shares of processes, and fingerprints of their data."""
+
 import itertools
 import threading
 
@@ -32,7 +34,7 @@ def marked(name: str):
 
 
 def stream(process_index: int, process_count: int, start: int = 0, global_batch: int = 8):
-    """Return two corpora by orientation, mixed and paired with a text, as in pre-training."""
+    """Return a stream of two orientations, mixed and paired with text, as in pre-training."""
     hosts = dict(
         batch_size=per_host(global_batch, process_count),
         process_index=process_index,
@@ -53,15 +55,15 @@ def global_batches(process_count: int, start: int, count: int):
         yield {name: np.concatenate([p[name] for p in parts]).tolist() for name in parts[0]}
 
 
-def test_global_batches_do_not_depend_on_hosts_or_on_when_they_began():
+def test_global_batches_do_not_depend_on_processes_or_the_first_step():
     expected = list(global_batches(1, 0, 20))
     for process_count, start in itertools.product((1, 2, 4), (0, 1, 7, 13)):
         got = list(global_batches(process_count, start, 20 - start))
         assert got == expected[start:], (process_count, start)
 
 
-def test_as_many_threads_as_asked_for():
-    """Threads outnumber the prefetched elements; all wait until the last one has started."""
+def test_number_of_threads():
+    """All threads run at once, also if they outnumber the prefetched elements."""
     together = threading.Barrier(6)
 
     def met(number: int) -> dict:
@@ -72,24 +74,24 @@ def test_as_many_threads_as_asked_for():
     assert [int(element["number"]) for element in elements] == list(range(6))
 
 
-def test_every_record_once_per_epoch_in_another_order_each_time():
+def test_every_record_once_per_epoch_in_another_order_each_epoch():
     hosts = dict(batch_size=4, process_index=0, process_count=1)
     batches = iterate(shuffled(range(20), 5, marked("x"), **hosts), 0, 0)
     epochs = [np.concatenate([next(batches)["x"] for _ in range(5)]) for _ in range(3)]
     for epoch in epochs:
         assert sorted(epoch[:, 0]) == list(range(20))
     assert len({tuple(epoch[:, 0]) for epoch in epochs}) == 3
-    draws = np.concatenate(epochs)[:, 1]
-    assert len(set(draws.tolist())) == len(draws)  # each visit of a record has new random values
+    random_values = np.concatenate(epochs)[:, 1]
+    assert len(set(random_values.tolist())) == len(random_values)  # each visit of a record has new random values
 
 
-def test_streams_have_orders_of_their_own():
+def test_streams_have_different_orders():
     seeds = [stream_seed(0, name) for name in ("a", "b")] + [stream_seed(1, "a")]
     assert len(set(seeds)) == 3
     assert stream_seed(0, "a") == seeds[0]
 
 
-def test_a_batch_is_of_one_orientation_in_proportion():
+def test_a_batch_has_one_orientation_in_proportion():
     wide = [batch["caption"][:, 0] < 30 for batch in itertools.islice(stream(0, 1), 80)]
     assert all(mask.all() or not mask.any() for mask in wide)
     assert sum(mask.all() for mask in wide) == 60
@@ -105,7 +107,7 @@ def test_pairs_are_strictly_one_to_one():
 
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 @pytest.mark.parametrize("size", [16, 17, 1])
-def test_in_order_gives_all_once_and_hosts_as_many_batches(process_count, size):
+def test_in_order_gives_each_record_once_and_equal_numbers_of_batches(process_count, size):
     lengths, seen = set(), []
     for p in range(process_count):
         dataset = in_order(
@@ -124,18 +126,18 @@ def test_in_order_gives_all_once_and_hosts_as_many_batches(process_count, size):
     assert sorted(x for x in seen if x >= 0) == list(range(100, 100 + size))
 
 
-def test_hosts_share_evenly_or_not_at_all():
+def test_processes_share_a_batch_evenly():
     assert per_host(12, 4) == 3
     with pytest.raises(ValueError, match="10 examples per batch cannot be shared by 4 hosts"):
         per_host(10, 4)
 
 
-def test_nothing_to_read_is_an_error():
+def test_an_empty_stream_is_an_error():
     with pytest.raises(ValueError, match="no record"):
         mixed([], [])
 
 
-def test_records_are_numbered_through():
+def test_records_are_numbered_consecutively():
     records = Records([{"x": 0}, {"x": 1}], [], [{"x": 2}])
     assert [records[i]["x"] for i in range(len(records))] == [0, 1, 2]
     assert len(Records([], [])) == 0
@@ -147,10 +149,10 @@ def test_records_are_numbered_through():
         ("region_captions/scenes", "data_prep.build scenes --data_dir="),
         ("text_corpus/scenes", "data_prep.build scenes --data_dir="),
         ("vcr_images/scenes", "data_prep.build scene_tasks --data_dir="),
-        ("vqa_images/mine", "data_prep.build vqa --source=FOLDER --corpus=mine --data_dir="),
+        ("vqa_images/custom", "data_prep.build vqa --source=FOLDER --corpus=custom --data_dir="),
         (
-            "region_captions/mine",
-            "data_prep.build conceptual_captions --source=FOLDER --corpus=mine --data_dir=",
+            "region_captions/custom",
+            "data_prep.build conceptual_captions --source=FOLDER --corpus=custom --data_dir=",
         ),
         (
             "text_corpus/books_wikipedia",
@@ -158,7 +160,7 @@ def test_records_are_numbered_through():
         ),
     ],
 )
-def test_what_is_not_built_names_the_command(tmp_path, name, command):
+def test_a_missing_corpus_is_reported_with_its_command(tmp_path, name, command):
     (tmp_path / name / "incomplete.1.0.0").mkdir(parents=True)  # a killed build leaves this folder
     (tmp_path / name / "incomplete.1.0.0" / "dataset_info.json").write_text("{}")
     with pytest.raises(FileNotFoundError) as error:
@@ -166,33 +168,33 @@ def test_what_is_not_built_names_the_command(tmp_path, name, command):
     assert f"python -m {command}{tmp_path}" in str(error.value)
 
 
-def test_a_fingerprint_tells_data_apart(tmp_path):
-    """It covers names, sizes and small contents of the newest build.
+def test_fingerprints_of_different_data_differ(tmp_path):
+    """A fingerprint covers names, sizes and contents of small files of the newest build.
 
-    It ignores the source of the data and unfinished builds.
+    It ignores the source of the data and incomplete builds.
     """
     table = tmp_path / "table"
     for version in ("1.0.0", "1.1.0", "incomplete.2.0.0"):
         (table / version).mkdir(parents=True)
         for name in ("info.json", "train.array_record"):
             (table / version / name).write_text(version + name)
-    marks = [corpus_fingerprint(table)]
-    assert marks[0].startswith("2 files, ")
+    fingerprints = [corpus_fingerprint(table)]
+    assert fingerprints[0].startswith("2 files, ")
     (table / "1.0.0" / "info.json").write_text("of an older build")
     (table / "1.1.0" / "manifest.json").write_text("source")
-    assert corpus_fingerprint(table) == marks[0]
+    assert corpus_fingerprint(table) == fingerprints[0]
     (table / "1.1.0" / "info.json").write_text("1.1.0info.JSON")  # the same length as before
-    marks.append(corpus_fingerprint(table))
+    fingerprints.append(corpus_fingerprint(table))
     (table / "1.1.0" / "train.array_record").rename(table / "1.1.0" / "val.array_record")
-    marks.append(corpus_fingerprint(table))
-    marks.append(corpus_fingerprint(table / "1.1.0" / "info.json"))
-    assert len(set(marks)) == 4
+    fingerprints.append(corpus_fingerprint(table))
+    fingerprints.append(corpus_fingerprint(table / "1.1.0" / "info.json"))
+    assert len(set(fingerprints)) == 4
     assert corpus_fingerprint(tmp_path / "nothing") == ""
 
 
 @pytest.mark.parametrize("place", [0, 1_000_000, 1_999_999])
-def test_a_fingerprint_looks_into_large_files(place, tmp_path):
-    """Weight files of one architecture all have the same size."""
+def test_a_fingerprint_covers_the_content_of_large_files(place, tmp_path):
+    """Files of equal size, such as weights of one architecture, have different fingerprints."""
     path = tmp_path / "bert.safetensors"
     path.write_bytes(bytes(2_000_000))
     before = corpus_fingerprint(path)
@@ -204,14 +206,14 @@ def test_a_fingerprint_looks_into_large_files(place, tmp_path):
 
 def test_batches_ahead_take_bounded_memory():
     assert batches_ahead(16, 4, 10) == 16 and batches_ahead(2, 4, 10) == 4 and batches_ahead(0, 4, 10) == 0
-    assert batches_ahead(16, 4, AHEAD_BYTES // 3) == 3  # three batches fill the memory
-    assert batches_ahead(16, 4, 2 * AHEAD_BYTES) == 1  # one at least
+    assert batches_ahead(16, 4, AHEAD_BYTES // 3) == 3  # three batches fill the limit
+    assert batches_ahead(16, 4, 2 * AHEAD_BYTES) == 1  # the minimum is one batch
     shapes = dict(pixels=((1, 20, 10, 3), np.uint8), boxes=((5, 4), np.float32))
     assert batch_bytes(ml_collections.ConfigDict(dict(batch_size=8)), shapes, 2) == 4 * (600 + 80)
 
 
 def test_versions_are_numbers(tmp_path):
-    """1.10.0 is newer than 1.9.0, for the records, their fingerprint and their extractor."""
+    """Extractor and fingerprint are those of 1.10.0, which is newer than 1.9.0."""
     for version in ("1.9.0", "1.10.0"):
         (tmp_path / "a/b" / version).mkdir(parents=True)
         (tmp_path / "a/b" / version / "manifest.json").write_text(f'{{"extractor": "of {version}"}}')

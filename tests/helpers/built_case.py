@@ -1,4 +1,4 @@
-"""Access to the records of a built corpus."""
+"""Read the records of a built corpus."""
 
 import tensorflow_datasets as tfds
 

@@ -1,4 +1,4 @@
-"""Recordings of the official datasets, and checks of images, features and boxes."""
+"""Find recordings of the official datasets, and check images, features and boxes against them."""
 
 import pathlib
 
@@ -41,7 +41,7 @@ def check_pixels(probes, example, whole: pathlib.Path, hide: bool, where: str):
     np.testing.assert_allclose(pixels[at], probes["grid"], atol=GRAY_LEVELS, err_msg=where)
     np.testing.assert_allclose(pixels.mean((1, 2)), probes["channel_mean"], atol=0.5, err_msg=where)
     blank = (pixels == 0).all(0)
-    all_zero = probes["zero_fraction"] == 1  # an unreadable image; vlbert_jax fills in rounded means
+    all_zero = probes["zero_fraction"] == 1  # an unreadable image, which vlbert_jax fills with rounded means
     if not all_zero:
         np.testing.assert_allclose(blank.mean(), probes["zero_fraction"], atol=1e-5, err_msg=where)
     if whole.exists():

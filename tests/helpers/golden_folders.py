@@ -1,4 +1,4 @@
-"""Folders of recordings: tests/golden, and $VLBERT_GOLDEN if that is set."""
+"""Find folders of recordings: tests/golden, and $VLBERT_GOLDEN if that is set."""
 
 import os
 import pathlib
