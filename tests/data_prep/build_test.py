@@ -1,4 +1,4 @@
-"""Building the drawn corpus, and builds that fail, are killed or are not what was asked for."""
+"""Test builds of the synthetic corpus, and builds that fail, are killed or have other settings."""
 
 import io
 import json
@@ -21,14 +21,14 @@ SETTINGS = dict(seed=0, num_train=40, num_val=10, num_train_stories=30, num_val_
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """A small corpus as `build_scenes` makes it, and its paths."""
+def synthetic(tmp_path_factory):
+    """Build a small corpus; return its folder, settings and paths."""
     data_dir = tmp_path_factory.mktemp("data")
     return data_dir, SETTINGS, build.build_scenes(data_dir, **SETTINGS)
 
 
-def test_build_scenes_makes_the_records(drawn):
-    _, _, paths = drawn
+def test_build_scenes_writes_the_records(synthetic):
+    _, _, paths = synthetic
     manifest = json.loads((paths["captions"] / "manifest.json").read_text())
     assert manifest["problems"] == [] and sum(manifest["records"].values()) == 50
     seen = []
@@ -47,27 +47,27 @@ def test_build_scenes_makes_the_records(drawn):
     assert [r["text"].decode() for r in read_all(paths["text"], "val")] == open_lines(paths["source"] / "val.doc")
 
 
-def test_build_scenes_twice_does_nothing(drawn):
-    data_dir, settings, paths = drawn
+def test_build_scenes_twice_does_nothing(synthetic):
+    data_dir, settings, paths = synthetic
     before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*") if path.name != ".build_lock"}
     assert build.build_scenes(data_dir, **settings) == paths
     assert before == {path: path.stat().st_mtime_ns for path in data_dir.rglob("*") if path.name != ".build_lock"}
 
 
-def test_build_scenes_refuses_other_settings(drawn):
-    data_dir, settings, _ = drawn
+def test_build_scenes_refuses_other_settings(synthetic):
+    data_dir, settings, _ = synthetic
     with pytest.raises(SourceError, match="remove it"):
         build.build_scenes(data_dir, **settings | dict(seed=7))
 
 
-def test_build_scenes_starts_over_after_an_interruption(tmp_path, monkeypatch):
+def test_build_scenes_restarts_after_an_interruption(tmp_path, monkeypatch):
     settings = dict(num_train=6, num_val=2, num_train_stories=2, num_val_stories=1)
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "vocabulary", lambda: 1 / 0)  # fails after the images are drawn
+        patch.setattr(corpus, "vocabulary", lambda: 1 / 0)  # raises after the images are written
         with pytest.raises(ZeroDivisionError):
             build.build_scenes(tmp_path, **settings)
     assert not (tmp_path / "scenes").exists()
-    stale = tmp_path / "region_captions/scenes/1.0.0"  # records of an earlier drawing
+    stale = tmp_path / "region_captions/scenes/1.0.0"  # records of an earlier corpus
     stale.mkdir(parents=True)
     paths = build.build_scenes(tmp_path, **settings, feature_width=16)
     assert paths["vocab"].is_file()
@@ -81,8 +81,8 @@ def test_build_scenes_starts_over_after_an_interruption(tmp_path, monkeypatch):
     ]
 
 
-def test_what_decides_the_records_is_asked_for_again(tmp_path):
-    """Another build under the name of a former one is refused, never taken for it."""
+def test_other_sources_under_the_same_name_are_refused(tmp_path):
+    """A build with other sources or splits under the name of an existing one is an error."""
     for name in "ab":
         (tmp_path / f"{name}.doc").write_text(f"{name}\n")
     a, b = tmp_path / "a.doc", tmp_path / "b.doc"
@@ -96,18 +96,18 @@ def test_what_decides_the_records_is_asked_for_again(tmp_path):
         build.run_builder(RegionCaptions("scenes", tmp_path, tmp_path / "scenes", splits=("val",)))
 
 
-def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
+def test_a_killed_build_leaves_no_complete_corpus(tmp_path):
     (tmp_path / "a.doc").write_text("".join(f"line {i}\n" for i in range(700)))
     code = f"""if True:
         import os, signal, sys
         from data_prep import build, text_corpus
         assert not {{"jax", "tensorflow"}} & set(sys.modules)
         lines = text_corpus.read_lines
-        def dying(*args):
+        def killed(*args):
             for i, line in enumerate(lines(*args)):
                 if i == 600: os.kill(os.getpid(), signal.SIGKILL)
                 yield line
-        text_corpus.read_lines = dying
+        text_corpus.read_lines = killed
         build.main(["text", "--source={tmp_path}/a.doc", "--data_dir={tmp_path}", "--corpus=c"])
     """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -120,14 +120,14 @@ def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
     assert len(read_all(corpus / "1.0.0", "train")) == 700
 
 
-def test_errors_are_one_clear_line(tmp_path, capsys):
+def test_errors_are_one_line(tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     index = '{"image": "train_image.zip@/0.jpg", "caption": ["a"], "frcnn": "train_frcnn.zip@/0.json"}\n'
     (empty / "train_frcnn.json").write_text(index)
     (tmp_path / "blank.doc").write_text("\n\n")
     captions = ["conceptual_captions", f"--data_dir={tmp_path}/data"]
-    for arguments, told in (
+    for arguments, expected in (
         ([*captions, f"--source={tmp_path}/nowhere"], "nowhere/train_frcnn.json: the file does not exist"),
         ([*captions, f"--source={empty}"], "train_frcnn.zip: neither this archive nor the folder"),
         ([*captions, f"--source={empty}", "--no_images"], "--features"),
@@ -139,7 +139,7 @@ def test_errors_are_one_clear_line(tmp_path, capsys):
     ):
         assert build.main([*arguments, *(["--splits=train"] if str(empty) in arguments[-1] else [])]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("error: ") and told in error
+        assert error.startswith("error: ") and expected in error
     assert not list((tmp_path / "data").rglob("1.0.0"))
 
 

@@ -1,4 +1,4 @@
-"""RefCOCO: what REFER lists is what is built, and what does not fit together is named."""
+"""Test the RefCOCO builders: records equal the lists of REFER; inconsistent files are errors."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def read_all(directory, split):
 
 
 def expressions_of(directory, split):
-    """Official order, both orientations."""
+    """Return the expressions of both orientations in the official order."""
     found = read_all(directory, f"{split}_landscape") + read_all(directory, f"{split}_portrait")
     return sorted(found, key=lambda record: record["index"])
 
@@ -78,7 +78,7 @@ def test_every_expression_in_the_order_of_refer(variant):
     assert total == variant.listing["counts"]["sents"]
 
 
-def test_test_is_both_test_splits(variant, tmp_path):
+def test_test_joins_both_test_splits(variant, tmp_path):
     download = ReferDownload(variant.source, splits=("test", "val"))
     directory = build.run_builder(RefCOCOExpressions("c", tmp_path, download))
     check_expressions(expressions_of(directory, "test"), variant.listing, "test")
@@ -116,8 +116,8 @@ def test_expressions_find_their_image_and_its_orientation(variant):
                 image = images[record["image_number"]]
                 width, height = image["image_size"]
                 assert (width >= height) == (orientation == "landscape")
-                meant = image["boxes"][image["ann_ids"].tolist().index(record["ann_id"])]
-                np.testing.assert_array_equal(meant, record["box"].astype(np.float32))
+                box = image["boxes"][image["ann_ids"].tolist().index(record["ann_id"])]
+                np.testing.assert_array_equal(box, record["box"].astype(np.float32))
         seen += [int(record["image_number"]) for record in expressions_of(variant.expressions, split)]
     assert list(dict.fromkeys(seen)) == list(range(len(images)))  # numbered by first appearance
 
@@ -147,7 +147,7 @@ def test_other_options_for_the_same_corpus_are_refused(variant, capsys):
     assert "already built" in capsys.readouterr().out
 
 
-# --- What does not fit together -------------------------------------------------------------------
+# --- Inconsistent downloads -----------------------------------------------------------------------
 
 
 def jpeg(size=(60, 40), mode="RGB"):
@@ -156,8 +156,8 @@ def jpeg(size=(60, 40), mode="RGB"):
     return content.getvalue()
 
 
-def sound():
-    """A download with two images and three references, as the content of its files."""
+def valid_download():
+    """Return the content of each file of a download with two images and three references."""
     references = [
         dict(ref_id=i, ann_id=10 + i, image_id=1 + i // 2, split=split, category_id=1, file_name="x", sent_ids=[i],
              sentences=[dict(sent_id=i, raw="Dog!", sent="dog", tokens=["the", "dog"])])
@@ -204,7 +204,7 @@ def put(name, content):
 
 
 def change(name, *keys, to=None):
-    """Sets (or, without `to`, removes) what lies at `keys` of a file's content."""
+    """Return a function that sets the value at `keys` in a file, or removes it if `to` is None."""
 
     def apply(files):
         at = files[name]
@@ -218,7 +218,7 @@ def change(name, *keys, to=None):
     return apply
 
 
-# name: (what is changed in the sound download, what the error says)
+# name: (function that changes the valid download, pattern of the error message)
 BAD = dict(
     no_refs=(drop(REFS), r"refs\(unc\)\.p: the file cannot be read .*README\.md describes the layout"),
     refs_cut=(put(REFS, pickle.dumps([{"ref_id": 3}], 2)[:-4]), r"not a pickle of plain arrays, lists"),
@@ -281,9 +281,9 @@ def build_command(tmp_path, *options):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_downloads_are_named_and_leave_nothing(tmp_path, capsys, name):
+def test_bad_downloads_are_reported_and_leave_nothing(tmp_path, capsys, name):
     apply, message = BAD[name]
-    files = sound()
+    files = valid_download()
     apply(files)
     write(tmp_path / "coco", files)
     assert build_command(tmp_path) == 2
@@ -292,8 +292,8 @@ def test_bad_downloads_are_named_and_leave_nothing(tmp_path, capsys, name):
     assert not list(tmp_path.glob("data/*/*/1.0.0"))
 
 
-def test_a_sound_download_and_what_is_kept_of_a_dubious_one(tmp_path):
-    files = sound()
+def test_a_valid_download_and_problems_that_are_not_errors(tmp_path):
+    files = valid_download()
     write(tmp_path / "coco", files)
     assert build_command(tmp_path) == 0
     images, expressions = (tmp_path / "data" / name / "refcoco+_unc/1.0.0" for name in ("refcoco_images", "refcoco"))
@@ -320,7 +320,7 @@ def test_a_sound_download_and_what_is_kept_of_a_dubious_one(tmp_path):
 
 
 def test_unknown_splits_of_a_dataset(tmp_path, capsys):
-    write(tmp_path / "coco", sound())
+    write(tmp_path / "coco", valid_download())
     assert build_command(tmp_path, "--split_by=umd") == 2
     assert "there is no refcoco+ split by umd; the possible choices are: refcoco+ by unc," in capsys.readouterr().err
 
@@ -328,7 +328,7 @@ def test_unknown_splits_of_a_dataset(tmp_path, capsys):
 @pytest.mark.parametrize("dataset, split_by", refcoco_files.SPLITS)
 def test_every_dataset_has_its_own_folder_and_splits(tmp_path, dataset, split_by):
     splits = refcoco_files.SPLITS[dataset, split_by]
-    files = sound()
+    files = valid_download()
     (reference, *_), instances = files[REFS], files[INSTANCES]
     references = [reference | dict(ref_id=i, split=split) for i, split in enumerate(splits)]
     write(tmp_path, {f"{dataset}/refs({split_by}).p": references, f"{dataset}/instances.json": instances})

@@ -1,4 +1,4 @@
-"""Region captions: the public format read exactly, and everything that can be wrong in it."""
+"""Test the builder of region captions: the public format, and problems in its files."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ def floats(text, number):
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
 @pytest.mark.parametrize("features", [False, True])
-def test_official_sample_comes_back_exactly(tmp_path, form, features):
+def test_official_sample_is_stored_exactly(tmp_path, form, features):
     source = tmp_path / "source"
     source.mkdir()
     sample = OFFICIAL / "data_small/conceptual-captions"
@@ -81,7 +81,7 @@ def detections(boxes=((1, 2, 30, 30), (5, 5, 50, 35)), scores=None, size=(60, 40
 
 NAN, INF = float("nan"), float("inf")
 TWO = ((1, 2, 30, 30), (5, 5, 50, 35))
-# name: (caption, image, detector file, what the manifest says, boxes in the record or None)
+# name: (caption, image, detector file, problem in the manifest or None, number of boxes or None)
 BAD = dict(
     good=(["a", "dog"], jpeg(), detections(), None, 2),
     one_word=(["dog"], jpeg(), detections(), None, 2),
@@ -154,7 +154,7 @@ def bad_build(bad_source, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_listed_and_the_build_goes_on(bad_build, name):
+def test_problems_are_listed_and_the_build_continues(bad_build, name):
     manifest, records = bad_build
     *_, expected, num_boxes = BAD[name]
     problems = [problem for problem in manifest["problems"] if f"@/{name}." in problem["file"]]

@@ -1,4 +1,4 @@
-"""Text corpora: lines, their order, and the split at the end."""
+"""Test text corpora: their lines, the order of lines, and the validation split."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ from data_prep.text_corpus import TextCorpus
 from tests.helpers.built_case import read_all
 
 
-def test_order_is_that_of_the_file_over_many_records(tmp_path, monkeypatch):
+def test_records_keep_the_order_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(TextCorpus, "RECORDS_PER_SHARD", 150)
     (tmp_path / "a.doc").write_text("".join(f"line {i}\n" for i in range(700)))
     directory = build.run_builder(TextCorpus("many", tmp_path, [tmp_path / "a.doc"]))
@@ -31,7 +31,7 @@ def test_text_lines(tmp_path):
     assert problem["action"] == "repaired" and problem["line"] == 1
 
 
-def test_text_fraction_is_the_end(tmp_path):
+def test_the_validation_split_is_the_end_of_the_text(tmp_path):
     (tmp_path / "a.doc").write_text("".join(f"{i}\n\n" for i in range(10)))
     directory = build.run_builder(TextCorpus("t", tmp_path, [tmp_path / "a.doc"], val_fraction=0.2))
     assert [r["text"] for r in read_all(directory, "train")] == [b"%d" % i for i in range(8)]

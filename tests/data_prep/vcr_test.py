@@ -1,4 +1,4 @@
-"""VCR's builders: shapes of objects as scikit-image 0.16 drew them, the golden sample field by field, bad input."""
+"""Test the VCR builders: shapes as in scikit-image 0.16, the golden sample, and bad input."""
 
 import copy
 import io
@@ -44,7 +44,7 @@ def bits(text) -> list[int]:
 
 
 @golden
-def test_shapes_are_those_of_scikit_image_0_16(variant):
+def test_shapes_equal_those_of_scikit_image_0_16(variant):
     content = json.loads((VARIANTS[variant] / "masks.json").read_text())
     assert "0.16" in content["columns"][3] and content["rows"]
     for number, (box, polygons, _, expected, points) in enumerate(content["rows"]):
@@ -55,7 +55,7 @@ def test_shapes_are_those_of_scikit_image_0_16(variant):
         assert shape.ravel().tolist() == bits(expected), f"case {number}"
 
 
-def test_a_square_takes_its_upper_left_border_and_leaves_the_lower_right():
+def test_a_square_includes_only_its_upper_and_left_borders():
     corners = np.array([[2, 2], [6, 2], [6, 6], [2, 6]], float)
     expected = np.zeros((14, 14), int)
     expected[2:6, 2:6] = 1
@@ -63,7 +63,8 @@ def test_a_square_takes_its_upper_left_border_and_leaves_the_lower_right():
     assert not vcr_files.shape_of([], [0, 0, 13, 13]).any()
     assert not vcr_files.shape_of([np.array([[3.0, 3], [9, 3]])], [0, 0, 13, 13]).any()
     everywhere = vcr_files.shape_of([np.array([[-9.0, -9], [99, -9], [99, 99], [-9, 99]])], [0, 0, 13, 13])
-    assert everywhere[:13, :13].all() and everywhere.sum() == 169  # clamped to 13: the last row and column stay out
+    # Points are clamped to 13, so the last row and column are 0.
+    assert everywhere[:13, :13].all() and everywhere.sum() == 169
 
 
 # --- The golden sample ----------------------------------------------------------------------------
@@ -71,7 +72,7 @@ def test_a_square_takes_its_upper_left_border_and_leaves_the_lower_right():
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
 @golden
-def test_sample_comes_back_exactly(variant, form, tmp_path):
+def test_sample_is_stored_exactly(variant, form, tmp_path):
     source = VARIANTS[variant] / "data/vcr"
     if form == "zip":
         shutil.copytree(source, tmp_path / "source", ignore=shutil.ignore_patterns("vcr1images"))
@@ -114,7 +115,7 @@ def test_sample_comes_back_exactly(variant, form, tmp_path):
 
 
 @golden
-def test_sample_agrees_with_the_official_dataset(variant, tmp_path):
+def test_sample_equals_the_official_dataset(variant, tmp_path):
     directories = build_vcr(VARIANTS[variant] / "data/vcr", tmp_path)
     images = read(directories["images"], "images")
     runs = json.loads((VARIANTS[variant] / "dataset.json").read_text())["examples"]
@@ -134,7 +135,7 @@ def test_sample_agrees_with_the_official_dataset(variant, tmp_path):
     assert compared
 
 
-# --- A small download made here -------------------------------------------------------------------
+# --- A small synthetic download -------------------------------------------------------------------
 
 METADATA = dict(
     boxes=[[2, 3, 20.5, 30, 0.9], [10, 10, 50, 35, 0.8]],
@@ -163,7 +164,7 @@ def jpeg(size=(60, 40), mode="RGB", form="JPEG") -> bytes:
 
 
 def write(folder, question=QUESTION, metadata=METADATA, image=None, more=()) -> pathlib.Path:
-    """A download of one image and, in train, its question and `more`."""
+    """Write a download with one image, its training question and the questions `more`."""
     (folder / "vcr1images/a").mkdir(parents=True, exist_ok=True)
     text = question if isinstance(question, str) else json.dumps(question)
     (folder / "train.jsonl").write_text("\n".join([text, *map(json.dumps, more)]) + "\n")
@@ -173,7 +174,7 @@ def write(folder, question=QUESTION, metadata=METADATA, image=None, more=()) -> 
     return folder
 
 
-def test_questions_share_images_but_not_other_lists_of_objects(tmp_path):
+def test_questions_share_images_with_equal_lists_of_objects(tmp_path):
     more = [QUESTION | dict(annot_id="b"), QUESTION | dict(annot_id="c", objects=["dog", "cat"])]
     source = write(tmp_path / "s", more=more)
     directories = build_vcr(source, tmp_path, splits=["train"])
@@ -189,7 +190,7 @@ def test_an_image_without_objects(tmp_path):
     assert row["boxes"].shape == (0, 4) and row["shapes"].shape == (0, 14, 14) and row["classes"].shape == (0,)
 
 
-def test_categories_of_another_world(tmp_path):
+def test_user_supplied_categories(tmp_path):
     (tmp_path / "names.txt").write_text("ball\ndog\nperson\n")
     source = write(tmp_path / "s")
     arguments = ["vcr", f"--source={source}", f"--data_dir={tmp_path}", "--splits=train", "--corpus=w"]
@@ -197,10 +198,10 @@ def test_categories_of_another_world(tmp_path):
     (row,) = read(tmp_path / "vcr_images/w/1.0.0", "images")
     assert row["classes"].tolist() == [3, 2]
     assert len(read(tmp_path / "vcr/w/1.0.0", "train_landscape")) == 1
-    assert build.main(arguments) == 2  # the same corpus with other categories is another
+    assert build.main(arguments) == 2  # a corpus with other categories needs another name
 
 
-def test_oddities_are_kept_and_listed(tmp_path):
+def test_problems_that_are_not_errors_are_listed(tmp_path):
     odd = copy.deepcopy(METADATA) | dict(width=99)
     odd["segms"] = [[[[2, 3], [9, 9]], [[-30, 3], [20, 3], [20, 30]]], [[]]]
     odd["boxes"][1] = [70, 10, 90, 35, 0.8]
@@ -210,8 +211,8 @@ def test_oddities_are_kept_and_listed(tmp_path):
     assert row["shapes"][0].any() and not row["shapes"][1].any()
     listed = problems(directory)
     assert {p["action"] for p in listed} == {"kept"} and {p["file"] for p in listed} == {"a/0@1.json"}
-    told = "; ".join(p["reason"] for p in listed)
-    assert told == (
+    reasons = "; ".join(p["reason"] for p in listed)
+    assert reasons == (
         "the image is (60, 40), the metadata state (99, 40); boxes outside the image: 1; polygons of fewer than three "
         "points, which cover nothing: 2; polygons more than a cell of the grid beyond their box, moved onto its "
         "border: 1"
@@ -227,7 +228,7 @@ def test_a_gray_png_becomes_an_rgb_jpeg(tmp_path):
 
 # --- Bad input ------------------------------------------------------------------------------------
 
-# name: (what changes in the download, what the error says)
+# name: (changes of the download, part of the error message)
 BAD = dict(
     no_json=(dict(question='{"annot_id":'), "train.jsonl, line 1: "),
     no_object=(dict(question="[1]"), "the line is not a JSON object"),
@@ -270,14 +271,14 @@ BAD = dict(
     no_metadata=(dict(remove="vcr1images/a/0@1.json"), "0@1.json (of "),
     no_image=(dict(remove="vcr1images/a/0@1.jpg"), "0@1.jpg (of "),
     cut_image=(dict(image=jpeg()[:-300]), "0@1.jpg (of "),
-    no_picture=(dict(image=b"<html>gone</html>"), "download vcr1images.zip again"),
+    not_an_image=(dict(image=b"<html>gone</html>"), "download vcr1images.zip again"),
     no_images=(dict(remove="vcr1images"), "vcr1images.zip: neither this archive nor the folder"),
     no_annotations=(dict(remove="train.jsonl"), "train.jsonl: the file does not exist"),
 )
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named_and_nothing_is_left(name, tmp_path, capsys):
+def test_bad_input_is_reported_and_nothing_is_left(name, tmp_path, capsys):
     changes, expected = BAD[name]
     changes = dict(changes)
     remove = changes.pop("remove", None)
@@ -291,7 +292,7 @@ def test_bad_input_is_named_and_nothing_is_left(name, tmp_path, capsys):
     assert not list((tmp_path / "data").rglob("1.0.0"))
 
 
-def test_a_broken_list_of_categories_is_named(tmp_path, capsys):
+def test_a_bad_list_of_categories_is_reported(tmp_path, capsys):
     source = write(tmp_path / "s")
     (tmp_path / "twice.txt").write_text("dog\ndog\n")
     for path, expected in (("gone.txt", "cannot be read"), ("twice.txt", "one category per line, each once")):

@@ -1,4 +1,4 @@
-"""What is wrong in a VQA download is told in one line that names the file, the item and the remedy."""
+"""Test that errors in a VQA download are one line with the file, the item and the remedy."""
 
 import pytest
 
@@ -20,7 +20,10 @@ from tests.helpers.vqa_case import (
 
 
 def change(**attributes):
-    """A change of a `Download`: `questions__train=items` replaces download.questions["train"]; None removes it."""
+    """Return a function that changes a `Download`.
+
+    `questions__train=items` replaces download.questions["train"]; None removes it.
+    """
 
     def apply(download):
         for name, value in attributes.items():
@@ -116,17 +119,17 @@ BAD = dict(
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_downloads_are_one_clear_line(tmp_path, capsys, name):
-    spoil, told = BAD[name]
+def test_bad_downloads_are_reported_in_one_line(tmp_path, capsys, name):
+    apply, expected = BAD[name]
     download = Download()
-    spoil(download)
+    apply(download)
     root = download.write(tmp_path / "coco")
     arguments = ["vqa", f"--source={root}", f"--data_dir={tmp_path}/out", "--features", "--images"]
     assert build.main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and told in error, error
+    assert error.startswith("error: ") and expected in error, error
     assert not list((tmp_path / "out").rglob("1.0.0")) and not list((tmp_path / "out").rglob("*.txt"))
-    Download().write(root)  # what was missing or wrong is there now
+    Download().write(root)  # the download is valid now
     (root / "vqa/answers_vqa.txt").write_text("<unk>\n")
     assert build.main(arguments) == 0
 
@@ -142,8 +145,8 @@ TABLES = dict(
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_bad_tables_are_one_clear_line(tmp_path, capsys, name):
-    content, tables, told = TABLES[name]
+def test_bad_tables_are_reported_in_one_line(tmp_path, capsys, name):
+    content, tables, expected = TABLES[name]
     download = Download()
     root = download.write(tmp_path)
     download.write_tables(tmp_path)
@@ -152,13 +155,13 @@ def test_bad_tables_are_one_clear_line(tmp_path, capsys, name):
     tables = ",".join(str(tmp_path / table) for table in tables)
     arguments = [f"--source={root}", f"--data_dir={tmp_path}/out", "--features", f"--features_tsv={tables}"]
     assert build.main(["vqa", *arguments]) == 2
-    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert expected in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_bad_options_are_one_clear_line(tmp_path, capsys):
+def test_bad_options_are_reported_in_one_line(tmp_path, capsys):
     root = Download().write(tmp_path)
     base = ["vqa", f"--data_dir={tmp_path}/out", "--features"]
-    for arguments, told in (
+    for arguments, expected in (
         (
             [*base, f"--source={tmp_path}/nowhere"],
             "v2_OpenEnded_mscoco_train2014_questions.json: the file does not exist",
@@ -168,14 +171,14 @@ def test_bad_options_are_one_clear_line(tmp_path, capsys):
             "v2_OpenEnded_mscoco_val2014_questions.json: the file does not exist",
         ),
         ([*base, f"--source={root}", "--splits=trian"], "there is no split 'trian'"),
-        ([*base, f"--source={root}", "--regions=mine"], "--regions=mine must be one of 10-100ada, 36 or"),
-        ([*base, f"--source={root}", "--regions=mine,hers"], "neither this folder nor"),
+        ([*base, f"--source={root}", "--regions=folder"], "--regions=folder must be one of 10-100ada, 36 or"),
+        ([*base, f"--source={root}", "--regions=folder_a,folder_b"], "neither this folder nor"),
         ([*base, f"--source={root}", "--answers=1"], "--answers=1"),
         ([*base[:2], f"--source={root}"], "without --features and --images"),
     ):
         assert build.main(arguments) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("error: ") and told in error, error
+        assert error.startswith("error: ") and expected in error, error
     assert not list((tmp_path / "out").rglob("1.0.0"))
 
 
@@ -196,13 +199,13 @@ def test_another_build_under_the_same_name_is_refused(tmp_path):
             build.run_vqa(root, tmp_path / "out", **other)
 
 
-def test_questions_end_a_build_that_was_interrupted(tmp_path):
+def test_a_second_build_completes_an_interrupted_one(tmp_path):
     root = Download().write(tmp_path)
-    whole = build.run_vqa(root, tmp_path / "out", features=True)
+    first = build.run_vqa(root, tmp_path / "out", features=True)
     (tmp_path / "out/vqa").rename(tmp_path / "elsewhere")
-    again = build.run_vqa(root, tmp_path / "out", features=True)
-    assert again == whole and len(read_all(again["questions"], "train_landscape")) == 2
-    put(again["images"] / "sizes.json", [[9, 60, 40]])
+    second = build.run_vqa(root, tmp_path / "out", features=True)
+    assert second == first and len(read_all(second["questions"], "train_landscape")) == 2
+    put(second["images"] / "sizes.json", [[9, 60, 40]])
     (tmp_path / "out/vqa").rename(tmp_path / "elsewhere2")
     with pytest.raises(SourceError, match="image 7 of question_id 1 in train is missing"):
         build.run_vqa(root, tmp_path / "out", features=True)

@@ -1,4 +1,4 @@
-"""VQA v2 downloads come back exactly, in order, joined by number; the answers to choose from can all be found."""
+"""Test the VQA builders: exact records in the official order, and vocabularies of answers."""
 
 import base64
 import collections
@@ -26,12 +26,12 @@ def floats(text, number):
     return np.frombuffer(base64.b64decode(text), "<f4").reshape(number, -1)
 
 
-# The official sample
+# --- The official sample --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_official_sample_comes_back_exactly(tmp_path, variant, form):
+def test_official_sample_is_stored_exactly(tmp_path, variant, form):
     source = tmp_path / "coco"
     for path in VARIANTS[variant].rglob("*"):
         if path.is_file():
@@ -44,7 +44,7 @@ def test_official_sample_comes_back_exactly(tmp_path, variant, form):
     paths = build.run_vqa(source, tmp_path, "sample", features=True, images=True)
     assert paths["answers"].read_bytes() == (source / "vqa/answers_vqa.txt").read_bytes()
     images = read_all(paths["images"], "images")
-    wanted = []
+    expected = []
     for split, (name, image_set) in SPLITS.items():
         path = VARIANTS[variant] / f"vqa/v2_OpenEnded_mscoco_{name}_questions.json"
         questions = json.loads(path.read_text("utf-8"))["questions"] if path.exists() else []
@@ -64,11 +64,11 @@ def test_official_sample_comes_back_exactly(tmp_path, variant, form):
                 note = notes.get(official["question_id"], dict(answers=[], answer_type=""))
                 assert record["answers"] == [answer["answer"] for answer in note["answers"]]
                 assert record["answer_type"] == note["answer_type"]
-                wanted.append((list(SPLITS).index(split), record["index"], official["image_id"], image_set))
+                expected.append((list(SPLITS).index(split), record["index"], official["image_id"], image_set))
         assert not any(questions)
-    order = list(dict.fromkeys(image for *_, image, _ in sorted(wanted)))
+    order = list(dict.fromkeys(image for *_, image, _ in sorted(expected)))
     assert [int(image["image_id"]) for image in images] == order
-    sets = {image: image_set for *_, image, image_set in wanted}
+    sets = {image: image_set for *_, image, image_set in expected}
     for number, image in enumerate(images):
         image_id = int(image["image_id"])
         folder = FOLDER.format("test2015" if sets[image_id] == "test2015" else "trainval2014")
@@ -83,7 +83,7 @@ def test_official_sample_comes_back_exactly(tmp_path, variant, form):
         assert image["image"] == jpeg.read_bytes()
 
 
-# Small downloads
+# --- Small downloads ------------------------------------------------------------------------------
 
 
 def test_joined_by_number_and_in_order(tmp_path, capsys):
@@ -116,7 +116,7 @@ def test_images_without_features(tmp_path):
     assert "mode L" in problems[0]["reason"] and "the detector saw (60, 40)" in problems[1]["reason"]
 
 
-def test_tables_hold_what_files_hold(tmp_path):
+def test_tables_and_files_give_the_same_records(tmp_path):
     download = Download()
     root = download.write(tmp_path)
     tables = download.write_tables(tmp_path)
@@ -135,10 +135,10 @@ def test_tables_hold_what_files_hold(tmp_path):
     ("regions", "trainval", "test"),
     [
         ("36", "trainval_resnet101_faster_rcnn_genome_36", "test2015_resnet101_faster_rcnn_genome_36"),
-        ("mine,hers", "mine", "hers"),
+        ("folder_a,folder_b", "folder_a", "folder_b"),
     ],
 )
-def test_other_folders_of_regions(tmp_path, regions, trainval, test):
+def test_selected_folders_of_regions(tmp_path, regions, trainval, test):
     root = Download().write(tmp_path)
     for old, new in (("trainval2014", trainval), ("test2015", test)):
         (root / FOLDER.format(old)).rename(root / "vgbua_res101_precomputed" / new)
@@ -147,14 +147,14 @@ def test_other_folders_of_regions(tmp_path, regions, trainval, test):
     assert len(read_all(paths["images"], "images")) == 3
 
 
-def test_splits_that_are_asked_for(tmp_path):
+def test_selected_splits(tmp_path):
     root = Download().write(tmp_path)
     paths = build.run_vqa(root, tmp_path / "out", splits=("test",), features=True)
     assert [image["image_id"] for image in read_all(paths["images"], "images")] == ["8"]
     assert list(tfds.builder_from_directory(paths["questions"]).info.splits) == ["test_landscape"]
 
 
-# Answers to choose from
+# --- Vocabularies of answers ----------------------------------------------------------------------
 
 
 def test_frequent_answers():
@@ -167,7 +167,7 @@ def test_frequent_answers():
 
 
 @given(st.lists(st.text(alphabet="aB.,-?'15: \r\n\u0663\u00e9<>unk", max_size=6), max_size=30), st.integers(2, 20))
-def test_every_frequent_answer_is_found_by_the_official_reading(answers, size):
+def test_every_frequent_answer_is_found_by_the_official_parser(answers, size):
     entries, share = frequent_answers([Question(1, 1, "", tuple(answers))], size)
     read = [accuracy.vocabulary_entry(line.lower().strip()) for line in io.StringIO("\n".join(entries))]
     assert read == entries and len(set(entries)) == len(entries) <= size

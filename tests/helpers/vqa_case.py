@@ -1,4 +1,4 @@
-"""Small synthetic VQA downloads."""
+"""Write small synthetic VQA downloads."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
 
 def read_all(directory, split):
-    """Return the records of a split, [] if it does not exist."""
+    """Return the records of a split, or [] if the split does not exist."""
     data_dir, name = directory.parents[2], f"{directory.parents[1].name}/{directory.parent.name}"
     records = open_split(data_dir, name, split, optional=True)
     return [records[number] for number in range(len(records))]
@@ -68,7 +68,10 @@ def put(path, content):
 
 
 class Download:
-    """Two images of train and one of test; tests change its attributes before `write`."""
+    """A download with two images of train and one of test.
+
+    Tests change its attributes before `write`.
+    """
 
     def __init__(self):
         self.questions = dict(
@@ -98,5 +101,5 @@ class Download:
     def write_tables(self, root):
         rows = ["\t".join(str(record[c]) for c in COLUMNS) for record in self.regions.values()]
         put(root / "a.tsv", f"{rows[2]}\n{rows[1]}\n{rows[2]}\n")  # image 9 occurs twice, out of order
-        put(root / "b.tsv", "\t".join(["12", "x", "y", "z", "", ""]) + f"\r\n{rows[0]}")  # no question about 12
+        put(root / "b.tsv", "\t".join(["12", "x", "y", "z", "", ""]) + f"\r\n{rows[0]}")  # image 12 has no question
         return [root / "a.tsv", root / "b.tsv"]

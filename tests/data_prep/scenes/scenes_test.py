@@ -1,4 +1,4 @@
-"""The drawn corpus is what it promises: captions are true, colors cannot be guessed, bytes follow the seed."""
+"""Test the synthetic corpus: true captions, words that need the image, and reproducible bytes."""
 
 import io
 import itertools
@@ -26,7 +26,7 @@ def draw(seed, index=0):
     return draw_scene(rng), rng
 
 
-def test_same_seed_same_bytes_and_splits_share_no_scene(tmp_path):
+def test_equal_seeds_give_equal_bytes_and_splits_share_no_scene(tmp_path):
     for name, settings in dict(a=SETTINGS, b=SETTINGS, other=SETTINGS | dict(seed=1)).items():
         (tmp_path / name).mkdir()
         write_corpus(tmp_path / name, settings)
@@ -44,7 +44,7 @@ def read_stored(archive):
         return [opened.read(name) for name in opened.namelist()]
 
 
-def test_captions_name_everything_and_are_true():
+def test_captions_name_all_things_and_are_true():
     relations = set()
     for index in range(300):
         scene, _ = draw(3, index)
@@ -62,34 +62,34 @@ def test_captions_name_everything_and_are_true():
             down = b.center[1] - a.center[1]
             assert dict(above=down > 10, below=down < -10).get(relation, True)
         for start, (i, thing) in zip([0] + [i for i, _ in found], found, strict=False):
-            said = set(words[start:i])
-            assert "small" not in said or thing.extent < world.SMALL
-            assert "large" not in said or thing.extent > world.LARGE
-            assert not said & {"striped", "dotted"} - {thing.pattern}
+            adjectives = set(words[start:i])
+            assert "small" not in adjectives or thing.extent < world.SMALL
+            assert "large" not in adjectives or thing.extent > world.LARGE
+            assert not adjectives & {"striped", "dotted"} - {thing.pattern}
         assert not set(words) & {"left", "right"}
     assert relations == {"and", "above", "below", "beside"}
 
 
-def test_scenes_are_as_promised():
-    drawn_scenes = [draw(4, index)[0] for index in range(600)]
-    for scene in drawn_scenes:
+def test_distributions_of_scenes():
+    scenes = [draw(4, index)[0] for index in range(600)]
+    for scene in scenes:
         assert Image.open(io.BytesIO(scene.jpeg)).size == (scene.width, scene.height)
         short, long = sorted((scene.width, scene.height))
         assert 96 <= short and long <= 144 and 3 * long <= 4 * short
         for thing in scene.things:
             x1, y1, x2, y2 = thing.box
             assert 0 < x1 < x2 < scene.width and 0 < y1 < y2 < scene.height and 26 <= thing.extent <= 52
-    assert 0.54 < np.mean([scene.width >= scene.height for scene in drawn_scenes]) < 0.66
-    colors = [thing.color for scene in drawn_scenes for thing in scene.things]
+    assert 0.54 < np.mean([scene.width >= scene.height for scene in scenes]) < 0.66
+    colors = [thing.color for scene in scenes for thing in scene.things]
     shares = [colors.count(color) / len(colors) for color in world.COLORS]
     assert len(shares) == 8 and max(shares) < 0.16 and min(shares) > 0.09
-    numbers = [len(scene.things) for scene in drawn_scenes]
-    assert min(numbers.count(n) for n in (1, 2, 3)) > 150
+    counts = [len(scene.things) for scene in scenes]
+    assert min(counts.count(n) for n in (1, 2, 3)) > 150
 
 
-def test_things_have_their_color_in_the_picture():
+def test_things_have_their_color_in_the_image():
     rows = np.array([glyphs.COLORS[name] for name in world.COLORS], np.float32)
-    right = []
+    correct = []
     for index in range(100):
         scene, _ = draw(5, index)
         pixels = np.asarray(Image.open(io.BytesIO(scene.jpeg)), np.float32)
@@ -98,11 +98,11 @@ def test_things_have_their_color_in_the_picture():
                 x1, y1, x2, y2 = thing.box
                 patch = pixels[y1 + 4 : y2 - 4, x1 + 4 : x2 - 4].reshape(-1, 1, 3)
                 nearest = np.abs(patch - rows).sum(-1).argmin(1)
-                right.append(world.COLORS[np.bincount(nearest).argmax()] == thing.color)
-    assert len(right) > 20 and np.mean(right) > 0.95
+                correct.append(world.COLORS[np.bincount(nearest).argmax()] == thing.color)
+    assert len(correct) > 20 and np.mean(correct) > 0.95
 
 
-def test_detector_sees_the_things():
+def test_detections_match_the_things():
     extra = 0
     for index in range(200):
         scene, rng = draw(6, index)
@@ -122,7 +122,7 @@ def test_detector_sees_the_things():
 
 
 def blind_category_accuracy(place_named: bool, number: int) -> float:
-    """What the best guess of a masked category from the rest of the caption scores, exactly."""
+    """Return the exact accuracy of the best guess of a masked category from the other words."""
     weights = np.array([world.category_weights(place) for place in world.PLACES])
     joint = np.zeros((len(world.PLACES), *[len(glyphs.CATEGORIES)] * number))
     for place, p in enumerate(weights):
@@ -133,18 +133,18 @@ def blind_category_accuracy(place_named: bool, number: int) -> float:
                 left -= p[category]
             joint[(place, *chosen)] = probability
     joint = joint if place_named else joint.sum(0, keepdims=True)
-    orders = itertools.permutations(range(1, number + 1))  # captions name things in random order
+    orders = itertools.permutations(range(1, number + 1))  # a caption lists its things in random order
     joint = np.mean([joint.transpose(0, *order) for order in orders], axis=0)
     return joint.max(1).sum()
 
 
-def test_language_alone_guesses_badly():
+def test_text_alone_does_not_determine_the_category():
     named = np.array([[blind_category_accuracy(flag, n) for n in (1, 2, 3)] for flag in (False, True)])
-    share = np.array([1, 2, 3]) / 6  # of masked category words by number of things
+    share = np.array([1, 2, 3]) / 6  # share of the masked category words in scenes of 1, 2 and 3 things
     best = (1 - world.PLACE_NAMED) * named[0] @ share + world.PLACE_NAMED * named[1] @ share
     print(f"best blind guess of a category: {best:.3f}", named)
     assert 0.15 < best < 0.2
-    assert "an" not in vocabulary_()  # it would give orange away
+    assert "an" not in vocabulary_()  # "an" precedes only "orange"
 
 
 def test_vocabulary_has_every_word(tmp_path):

@@ -1,4 +1,4 @@
-"""The drawn downstream corpora: the public formats, the same bytes by the same seed, no scene twice."""
+"""Test the synthetic downstream corpora: public formats, reproducible bytes, distinct scenes."""
 
 import collections
 import hashlib
@@ -18,7 +18,7 @@ from data_prep.scenes.crowded import GROUPS
 from data_prep.scenes.downstream import NEW_WORDS, SPLITS, VERSION, draw_split, write_downstream_corpus
 from data_prep.scenes.painting import draw_scene
 from data_prep.scenes.vqa import SUBSETS
-from tests.helpers.scene_truth import is_true, those
+from tests.helpers.scene_truth import is_true, matching
 
 SETTINGS = dict(version=VERSION, seed=3, num_train=40, num_val=12, num_test=10, feature_width=5)
 DETECTIONS = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
@@ -36,16 +36,19 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    """The scenes of the corpus once more, by image id."""
+def scenes():
+    """Return the scenes of the corpus by image id."""
     found = {}
     for split in SPLITS:
         found |= {one.image_id: one for one in draw_split(split, SETTINGS, 1 + len(found))}
     return found
 
 
-def test_pre_training_draws_what_it_drew_before(tmp_path):
-    """Captions and numbers of regions follow every draw of a scene; the digest is of version 2, before these tasks."""
+def test_the_pretraining_corpus_is_unchanged(tmp_path):
+    """The pre-training corpus has the digest of version 2, which preceded the downstream tasks.
+
+    A change of the random values of a scene changes its caption or its number of regions.
+    """
     settings = dict(version=2, seed=0, num_train=40, num_val=10, num_train_stories=30, num_val_stories=8)
     write_corpus(tmp_path, settings | dict(feature_width=0))
     digest = hashlib.sha256()
@@ -54,7 +57,7 @@ def test_pre_training_draws_what_it_drew_before(tmp_path):
     assert digest.hexdigest()[:16] == "7df55d97e20967c8"
 
 
-def test_same_settings_same_bytes(folder, tmp_path):
+def test_equal_settings_give_equal_bytes(folder, tmp_path):
     for name, settings in dict(again=SETTINGS, other=SETTINGS | dict(seed=4)).items():
         (tmp_path / name).mkdir()
         write_downstream_corpus(tmp_path / name, settings)
@@ -67,7 +70,7 @@ def test_same_settings_same_bytes(folder, tmp_path):
 
 
 def test_no_scene_is_shared(folder, tmp_path):
-    # The same seed, for pre-training.
+    # The pre-training corpus has the same seed.
     write_corpus(tmp_path, SETTINGS | dict(num_train_stories=2, num_val_stories=2, feature_width=0))
     scene = draw_scene(np.random.default_rng([SETTINGS["seed"], 0, 0]))
     assert scene.jpeg in (tmp_path / "train_image.zip").read_bytes()
@@ -94,10 +97,10 @@ def test_vocabulary_keeps_its_ids():
     assert set(NEW_WORDS) <= set(after) and after[0] == "[PAD]" and after[103] == "[MASK]"
 
 
-# VQA
+# --- VQA ------------------------------------------------------------------------------------------
 
 
-def test_vqa_files(folder, drawn):
+def test_vqa_files(folder, scenes):
     root = folder / "coco"
     counts = {}
     for name, (images, detections, split) in SUBSETS.items():
@@ -106,7 +109,7 @@ def test_vqa_files(folder, drawn):
         counts[name] = {q["question_id"] for q in content["questions"]}
         assert len(counts[name]) == len(content["questions"])
         for question in content["questions"]:
-            one = drawn[question["image_id"]]
+            one = scenes[question["image_id"]]
             assert one.split == split and set(question) == {"question", "image_id", "question_id"}
             with Image.open(root / images / f"COCO_{images}_{one.image_id:012d}.jpg") as image:
                 assert image.size == (one.scene.width, one.scene.height)
@@ -127,17 +130,17 @@ def test_vqa_files(folder, drawn):
     answers = (root / "vqa/answers_vqa.txt").read_text().split("\n")
     assert (folder / "answers_vqa.txt").read_text().split("\n") == answers and "<unk>" in answers
     notes = load(root / "vqa/v2_mscoco_train2014_annotations.json")["annotations"]
-    said = collections.Counter(answer["answer"] for note in notes for answer in note["answers"])
-    assert 0 < sum(count for word, count in said.items() if word not in answers) < 0.05 * sum(said.values())
+    given = collections.Counter(answer["answer"] for note in notes for answer in note["answers"])
+    assert 0 < sum(count for word, count in given.items() if word not in answers) < 0.05 * sum(given.values())
 
 
-# VCR
+# --- VCR ------------------------------------------------------------------------------------------
 
 
-def test_vcr_files(folder, drawn):
+def test_vcr_files(folder, scenes):
     root = folder / "vcr"
     for split in ("train", "val", "test"):
-        scenes_there = {one.number: one for one in drawn.values() if one.split == split}
+        scenes_there = {one.number: one for one in scenes.values() if one.split == split}
         lines = [json.loads(line) for line in (root / f"{split}.jsonl").read_text().splitlines()]
         assert len(lines) > len(scenes_there) and len({line["annot_id"] for line in lines}) == len(lines)
         assert {int(line["img_fn"][-12:-6]) for line in lines} <= set(scenes_there)
@@ -160,10 +163,10 @@ def test_vcr_files(folder, drawn):
                 assert [i for i, true in enumerate(truth) if true] == [line[f"{name}_label"]], line
 
 
-# RefCOCO+
+# --- RefCOCO+ -------------------------------------------------------------------------------------
 
 
-def test_refcoco_files(folder, drawn):
+def test_refcoco_files(folder, scenes):
     root = folder / "coco"
     refs = pickle.loads((root / "refcoco+/refs(unc).p").read_bytes())
     instances = load(root / "refcoco+/instances.json")
@@ -175,7 +178,7 @@ def test_refcoco_files(folder, drawn):
     assert sentence_ids == [i for ref in refs for i in ref["sent_ids"]] == list(range(len(sentence_ids)))
     groups = dict(testA="natural", testB="made")
     for ref in refs:
-        note, one = notes[ref["ann_id"]], drawn[ref["image_id"]]
+        note, one = notes[ref["ann_id"]], scenes[ref["image_id"]]
         assert note["image_id"] == ref["image_id"] and note["category_id"] == ref["category_id"]
         x, y, w, h = note["bbox"]
         (thing,) = [thing for thing in one.scene.things if thing.box == (x, y, x + w, y + h)]
@@ -185,18 +188,18 @@ def test_refcoco_files(folder, drawn):
             assert thing.category in GROUPS[groups[ref["split"]]]
         for sentence in ref["sentences"]:
             assert sentence["sent"] == sentence["raw"] == " ".join(sentence["tokens"])
-            assert those(sentence["raw"], one.scene.things) == [thing]
+            assert matching(sentence["raw"], one.scene.things) == [thing]
     found = load(root / DETECTIONS)
     assert {detection["image_id"] for detection in found} == {ref["image_id"] for ref in refs}
     assert all(set(d) == {"det_id", "h5_id", "box", "image_id", "category_id", "category_name", "score"} for d in found)
 
 
-# The command
+# --- The command ----------------------------------------------------------------------------------
 
 
-def test_build_draws_once(tmp_path):
+def test_scenes_are_built_once(tmp_path):
     settings = dict(seed=2, num_train=3, num_val=2, num_test=2)
-    (tmp_path / "vqa" / "scenes" / "0.0.0").mkdir(parents=True)  # records of a corpus that somebody removed
+    (tmp_path / "vqa" / "scenes" / "0.0.0").mkdir(parents=True)  # records of a removed corpus
     (tmp_path / "scenes_downstream.incomplete").mkdir()
     paths = build.build_scene_tasks(tmp_path, **settings)
     assert all(path.exists() for path in paths.values())

@@ -1,4 +1,4 @@
-"""Texts about drawn scenes: true, clear, and hardly to be guessed without the image."""
+"""Test texts about synthetic scenes: they are true, unambiguous and unknown without the image."""
 
 import collections
 import itertools
@@ -12,7 +12,7 @@ from data_prep.scenes.crowded import GROUPS
 from data_prep.scenes.downstream import NEW_WORDS, vocabulary
 from data_prep.scenes.refcoco import SENTENCES_PER_REF, detections, refer
 from data_prep.scenes.vqa import KINDS, QUESTIONS_PER_IMAGE
-from tests.helpers.scene_truth import draw_many, is_true, those, true_answers, words_of
+from tests.helpers.scene_truth import draw_many, is_true, matching, true_answers, words_of
 
 NUM_FITTED, NUM_SCORED = 900, 300  # scenes of the blind baselines
 
@@ -46,17 +46,17 @@ def test_things_of_a_scene_differ(fitted):
 
 
 def test_vocabulary_has_every_word(fitted):
-    said = set()
+    used = set()
     for one in fitted[:300]:
-        said |= {word for _, _, q, a, _ in vqa.ask(one.scene, one.rng(1)) for word in words_of(q) + [a]}
-        said |= {word for _, texts in refer(one, one.rng(2)) for t in texts for word in t.split()}
+        used |= {word for _, _, q, a, _ in vqa.ask(one.scene, one.rng(1)) for word in words_of(q) + [a]}
+        used |= {word for _, texts in refer(one, one.rng(2)) for t in texts for word in t.split()}
         for question, answers, rationales in vcr.ask(one.scene, one.rng(3)):
             tokens = itertools.chain(question, *answers, *rationales)
-            said |= {token.lower() for token in tokens if isinstance(token, str)}
-    assert said <= set(vocabulary()) and set(NEW_WORDS) <= said
+            used |= {token.lower() for token in tokens if isinstance(token, str)}
+    assert used <= set(vocabulary()) and set(NEW_WORDS) <= used
 
 
-# VQA
+# --- VQA ------------------------------------------------------------------------------------------
 
 
 def test_vqa_answers_are_true(fitted):
@@ -71,30 +71,30 @@ def test_vqa_answers_are_true(fitted):
     assert set(kinds) == set(KINDS) and min(kinds.values()) > 50
 
 
-def test_vqa_cannot_be_guessed(fitted, scored):
-    """The best answer to the very question, or else to its kind, learned from other scenes."""
+def test_text_alone_does_not_answer_vqa(fitted, scored):
+    """The most frequent answer to the question, or to its kind, in other scenes is often wrong."""
     by_question, by_kind = (collections.defaultdict(collections.Counter) for _ in range(2))
     for one in fitted:
         for kind, _, question, answer, _ in vqa.ask(one.scene, one.rng(vqa.TASK)):
             by_question[question][answer] += 1
             by_kind[kind][answer] += 1
-    right = collections.defaultdict(list)
+    correct = collections.defaultdict(list)
     for one in scored:
         for kind, _, question, answer, answer_type in vqa.ask(one.scene, one.rng(vqa.TASK)):
             counts = by_question[question]
             counts = counts if sum(counts.values()) >= 10 else by_kind[kind]
-            right[answer_type].append(counts.most_common(1)[0][0] == answer)
-            right["all"].append(right[answer_type][-1])
-            right[kind].append(right[answer_type][-1])
-    shares = {name: float(np.mean(found)) for name, found in right.items()}
+            correct[answer_type].append(counts.most_common(1)[0][0] == answer)
+            correct["all"].append(correct[answer_type][-1])
+            correct[kind].append(correct[answer_type][-1])
+    shares = {name: float(np.mean(found)) for name, found in correct.items()}
     print("VQA without the image:", {name: round(share, 3) for name, share in shares.items()})
     assert shares["all"] < 0.4 and shares["yes/no"] < 0.58 and shares["number"] < 0.5 and shares["other"] < 0.22
 
 
-# VCR
+# --- VCR ------------------------------------------------------------------------------------------
 
 
-def test_vcr_has_one_right_choice(fitted):
+def test_vcr_has_one_correct_choice(fitted):
     firsts = collections.Counter()
     for one in fitted:
         for question, answers, rationales in vcr.ask(one.scene, one.rng(vcr.TASK)):
@@ -107,8 +107,11 @@ def test_vcr_has_one_right_choice(fitted):
 
 
 def choice_features(context, choices, objects, size=4096):
-    """Hashed [4, size]: words and pairs of words of a choice, alone and with the context's words, and with what the
-    other choices say; tags as their category and as their number."""
+    """Return hashed features of four choices, [4, size].
+
+    The features are words, pairs of words, and words shared with the context or the other choices.
+    A tag becomes its number and its category.
+    """
 
     def named(tokens):
         words = []
@@ -117,12 +120,12 @@ def choice_features(context, choices, objects, size=4096):
         return words
 
     rows = np.zeros((4, size), np.float32)
-    told, said = named(context), [named(choice) for choice in choices]
-    for row, words in zip(rows, said, strict=True):
-        others = sum((other for other in said if other is not words), [])
+    context_words, choice_words = named(context), [named(choice) for choice in choices]
+    for row, words in zip(rows, choice_words, strict=True):
+        others = sum((other for other in choice_words if other is not words), [])
         found = [*words, *itertools.pairwise(words), *itertools.pairwise(words[::2])]
-        found += [("told", word) for word in set(words) & set(told)]
-        found += [("colors", w, t) for w in words for t in told if {w, t} <= set(world.COLORS)]
+        found += [("told", word) for word in set(words) & set(context_words)]
+        found += [("colors", w, t) for w in words for t in context_words if {w, t} <= set(world.COLORS)]
         found += [("shared", min(3, others.count(word)), word in world.COLORS) for word in words]
         for feature in found:
             row[zlib.crc32(repr(feature).encode()) % size] += 1
@@ -130,7 +133,10 @@ def choice_features(context, choices, objects, size=4096):
 
 
 def linear_accuracy(train, test, steps=60):
-    """Softmax regression over four choices: accuracy on `test`, the true choice being the first of each."""
+    """Return the accuracy of softmax regression over four choices; the first one is correct.
+
+    The regression is fitted to `train` and evaluated on `test`.
+    """
     x = np.stack(train)
     weights = np.zeros(x.shape[-1], np.float32)
     for _ in range(steps):
@@ -144,10 +150,10 @@ def linear_accuracy(train, test, steps=60):
                           for row in logits]))  # fmt: skip
 
 
-def test_vcr_cannot_be_guessed(fitted, scored):
+def test_text_alone_does_not_answer_vcr(fitted, scored):
     rows = dict(answer=([], []), rationale=([], []))
-    for into, drawn_scenes in enumerate((fitted, scored)):
-        for one in drawn_scenes:
+    for into, scenes in enumerate((fitted, scored)):
+        for one in scenes:
             objects = [thing.category for thing in one.scene.things]
             for question, answers, rationales in vcr.ask(one.scene, one.rng(vcr.TASK)):
                 rows["answer"][into].append(choice_features(question, answers, objects))
@@ -157,24 +163,24 @@ def test_vcr_cannot_be_guessed(fitted, scored):
     assert shares["answer"] < 0.33 and shares["rationale"] < 0.33
 
 
-# RefCOCO+
+# --- RefCOCO+ -------------------------------------------------------------------------------------
 
 
-def test_expressions_are_of_appearance_and_clear(fitted):
+def test_expressions_describe_appearance_and_are_unambiguous(fitted):
     lengths, needed = collections.Counter(), 0
     for one in fitted:
         for i, texts in refer(one, one.rng(refcoco.TASK)):
             assert 1 <= len(texts) == len(set(texts)) <= SENTENCES_PER_REF
             for text in texts:
-                assert those(text, one.scene.things) == [one.scene.things[i]]
+                assert matching(text, one.scene.things) == [one.scene.things[i]]
                 assert not set(text.split()) & {"above", "below", "beside", "left", "right", *world.PLACES}
                 lengths[len(text.split())] += 1
                 *front, noun = text.split()
                 parts = [part for part in (front, ["the", noun]) if len(part) > 1]
-                alone = [those(" ".join(part), one.scene.things) for part in parts]
+                alone = [matching(" ".join(part), one.scene.things) for part in parts]
                 needed += len(alone) == 2 and max(map(len, alone)) > 1
     total = sum(lengths.values())
-    print("words of expressions:", dict(lengths), "noun or what is before it would not do alone:", needed / total)
+    print("words of expressions:", dict(lengths), "share that needs the noun and the words before it:", needed / total)
     assert set(lengths) == {2, 3, 4, 5} and needed > 0.5 * total
 
 
@@ -183,22 +189,22 @@ def overlap(a, b):
     return inter / (np.prod(a[2:] - a[:2] + 1) + np.prod(b[2:] - b[:2] + 1) - inter)
 
 
-def test_detections_miss_and_invent_some(fitted):
-    hit, things, false = [], 0, 0
+def test_detections_have_misses_and_false_positives(fitted):
+    hit, things, num_found = [], 0, 0
     for one in fitted:
         found = detections(one, one.rng(9))
         assert found
         boxes = [np.array([x, y, x + w - 1, y + h - 1]) for x, y, w, h in (detection["box"] for detection in found)]
         best = [max(overlap(box, np.array(thing.box)) for box in boxes) for thing in one.scene.things]
         hit += [value > 0.5 for value in best]
-        false += len(found)
+        num_found += len(found)
         things += len(best)
     assert 0.93 < np.mean(hit) < 0.97
-    assert 0.05 < (false - sum(hit)) / things < 0.25
+    assert 0.05 < (num_found - sum(hit)) / things < 0.25
 
 
-def test_refcoco_cannot_be_guessed(fitted, scored):
-    """A box by chance, and the box whose shape fits the expression's words best, without seeing what is in it."""
+def test_boxes_alone_do_not_solve_refcoco(fitted, scored):
+    """A random box, and the box whose shape fits the words best, are often wrong."""
     shapes = collections.defaultdict(list)
 
     def shape(thing):
