@@ -1,4 +1,4 @@
-"""Recordings of the official PyTorch modules, and their inputs in the vlbert_jax format."""
+"""Read recordings of the official PyTorch modules; convert their inputs for vlbert_jax."""
 
 import json
 import re
@@ -109,11 +109,13 @@ def stack(rows: list[dict]) -> dict:
 
 
 def free_sequences(case, vocab_size):
-    """Return the sequences of `iv_` and `v_` cases, whose elements have free input vectors.
+    """Return the sequences of `iv_` and `v_` cases, whose elements have arbitrary input vectors.
 
-    Each text element becomes a region row that it carries. The linguistic vector of each object
-    becomes a row of the token table after [END]. Returns the fields of the batch, the region rows
-    and the additional token rows.
+    The visual vector of each text element becomes a region row. The linguistic vector of each
+    object becomes a row of the token table after [END].
+
+    Returns:
+        The fields of the batch, the region rows and the additional token rows.
     """
     inputs, bert = case.inputs, case.network["VLBERT"]
     visual = bert["visual_size"]
@@ -180,7 +182,7 @@ def masked_words(labels, size):
 
 
 def pretraining_batch(case, config) -> Batch:
-    """Return captions in sequence 0 and text in sequence 1; missing rows are empty."""
+    """Return a batch with captions in sequence 0 and text in sequence 1; missing rows are empty."""
     inputs, network = case.inputs, case.network
     vocab_size = config.model.encoder.vocab_size
     aux = sorted(name for name in inputs if re.fullmatch(r"aux\d+_text", name))
@@ -264,7 +266,8 @@ def compare_gradients(case, gradients, vocab_size, tolerance):
     largest = max(norms.values())
     for name, expected in norms.items():
         ours = np.linalg.norm(official[name].astype(np.float64))
-        # The gradient of a key's bias is rounding noise, so the largest norm sets the scale.
+        # The gradient of a key bias is rounding noise, so the tolerance has a lower bound that
+        # depends on the largest norm.
         assert abs(ours - expected) <= tolerance * max(expected, 1e-3 * largest), (name, ours, expected)
     for name in set(case.meta["grad_norms"]) - set(norms):
         assert name not in official or not np.any(official[name]), f"{name} is frozen in the official code"

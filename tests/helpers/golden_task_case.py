@@ -1,4 +1,4 @@
-"""Recordings of the official modules of the downstream tasks, and their inputs as a Batch."""
+"""Convert inputs in recordings of the official downstream modules to a Batch."""
 
 import jax.numpy as jnp
 import ml_collections
@@ -12,9 +12,9 @@ CLS, SEP = 101, 102
 
 
 def texts(case) -> dict[str, np.ndarray]:
-    """Return ids, segments, tags and mask of the words, [b, n, s].
+    """Return ids, segments, tags and mask of the text tokens, [b, n, s].
 
-    They are recorded, or laid out as for RefCOCO+.
+    RefCOCO+ has no recording of them, so they are computed from the expressions.
     """
     if "text_input_ids" in case.out:
         fields = {name: case.out[f"text_{name}"] for name in ("input_ids", "token_type_ids", "tags", "mask")}

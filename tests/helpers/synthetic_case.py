@@ -1,4 +1,4 @@
-"""Tiny recipes of every task and synthetic batches for them, made without a corpus."""
+"""Provide tiny recipes of every task and synthetic batches for them, without a corpus."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECIPES = {
 
 
 def tiny_config(recipe: str, **fields) -> ml_collections.ConfigDict:
-    """Return the shipped recipe with tiny widths, no dropout and nonzero visual gains; needs no files."""
+    """Return the shipped recipe with tiny widths, no dropout and nonzero visual gains."""
     module, variant = RECIPES[recipe]
     config = getattr(module, variant)()
     names = ("sequence_length", "max_regions", "text_length")
@@ -37,7 +37,7 @@ def tiny_config(recipe: str, **fields) -> ml_collections.ConfigDict:
     for name, size in dict(num_answers=20, num_region_classes=7, num_object_classes=6).items():
         if name in config.model:
             config.model[name] = size
-    if recipe == "pretrain":  # every loss at once
+    if recipe == "pretrain":  # the recipe with all losses
         config.model.encoder.pooler = True
         config.losses.update(dict(relationship=True, region=0.5))
     config.update_from_flattened_dict(fields)
@@ -45,9 +45,9 @@ def tiny_config(recipe: str, **fields) -> ml_collections.ConfigDict:
 
 
 def synthetic_batch(config, seed: int = 0) -> Batch:
-    """Return a batch of the recipe's shapes with random values and, after the real ones, padding rows.
+    """Return a batch with the shapes of the recipe, random values and padding.
 
-    The last example is padding altogether, as in the last batch of an evaluation.
+    Only padding is in the last example, as in the last batch of an evaluation.
     """
     rng = np.random.default_rng(seed)
     abstract = get_task(config.task).batch_shapes(config)
@@ -137,9 +137,10 @@ def build(config) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
 
 
 def gradient_function(config):
-    """Return the compiled function (parameters, constants, batch) -> (gradients, values) of the weighted loss.
+    """Return a compiled function that computes the gradients of the weighted loss.
 
-    `values` are the sums, the counts and the metrics; the key of dropout is always the same.
+    The function is (parameters, constants, batch) -> (gradients, values). `values` are the sums,
+    the counts and the metrics. The dropout key is constant.
     """
     task = get_task(config.task)
     graphdef, *_ = build(config)

@@ -1,4 +1,4 @@
-"""The encoder: dropout masks, recomputation, padding, precision."""
+"""Test the encoder: dropout masks, recomputation, padding and precision."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def inputs():
 
 
 def test_two_steps_drop_different_units(inputs):
-    """An implicit random stream would repeat its masks in one compiled loop over layers."""
+    """The masks depend on the key of the step, and equal keys give equal masks."""
     x = jnp.ones((2, 7, 16))
     model = encoder(num_layers=1)
     run = nnx.jit(lambda model, key: model(x, inputs[1], key))
@@ -37,7 +37,7 @@ def test_two_steps_drop_different_units(inputs):
 
 
 def test_layers_drop_different_units(inputs):
-    """With equal parameters in all layers, equal masks would show in the attention's output."""
+    """Two layers with equal parameters have different dropout masks."""
     model = encoder(num_layers=2, dropout_rate=0.5)
     keys = jax.random.split(jax.random.key(0), 2)
     assert not np.array_equal(jax.random.key_data(keys[0]), jax.random.key_data(keys[1]))
@@ -51,8 +51,8 @@ def test_layers_drop_different_units(inputs):
 @pytest.mark.parametrize(
     "changes", [dict(scan_layers=False), dict(remat="full"), dict(scan_layers=False, remat="dots")]
 )
-def test_how_it_runs_changes_no_number(inputs, changes):
-    """Values and gradients are equal with dropout on."""
+def test_scan_and_remat_do_not_change_values(inputs, changes):
+    """Values and gradients are equal with dropout."""
 
     def value_and_gradient(model):
         return nnx.jit(nnx.value_and_grad(lambda m: jnp.sum(m(*inputs, jax.random.key(3)) ** 2)))(model)
@@ -62,7 +62,7 @@ def test_how_it_runs_changes_no_number(inputs, changes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient, other_gradient)
 
 
-def test_padding_does_not_matter(inputs):
+def test_padding_does_not_change_real_elements(inputs):
     x, mask = inputs
     model = encoder()
     other = jnp.where(mask[..., None], x, 100.0)

@@ -1,8 +1,9 @@
-"""The recorded values of the official PyTorch modules: forward, losses, gradients.
+"""Compare outputs, losses and gradients with recordings of the official PyTorch modules.
 
 Recordings are in tests/golden/model and, if that is set, in $VLBERT_GOLDEN/model. Each model is
-built from the JSON and the arrays of its recording. Tolerances: forward 1e-4 absolute; gradients
-1e-4 of the largest entry, and 5e-3 through a ResNet, because of the kinks of ReLU.
+built from the JSON and the arrays of its recording. Outputs have an absolute tolerance of 1e-4.
+Gradients have a tolerance of 1e-4 of the largest entry. Through a ResNet the tolerance is 5e-3,
+because the gradient of ReLU is discontinuous.
 """
 
 import importlib.util
@@ -48,7 +49,7 @@ PRETRAIN = pretrain.Pretrain()
 FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("*.json"))]
 
 
-# --- The parts ------------------------------------------------------------------------------------
+# --- Modules --------------------------------------------------------------------------------------
 
 
 def check_geometry(case):
@@ -149,14 +150,14 @@ def compare_sequence_outputs(case, outputs, fields):
             for row, (start, kept) in enumerate(zip(text_length, object_mask, strict=True)):
                 close(ours[int(index)][row, start : start + kept.sum()], official[row][kept])
         else:
-            raise AssertionError(f"no check for {name}")
+            raise AssertionError(f"there is no check for {name}")
         checked += 1
     assert checked
 
 
 @pytest.fixture(params=[(True, "full"), (False, "none")], ids=str)  # encoder_test.py has the other combinations
 def execution(request):
-    """Return the pair (scan_layers, remat)."""
+    """Return the options `scan_layers` and `remat` of the encoder."""
     return dict(scan_layers=request.param[0], remat=request.param[1])
 
 
@@ -218,7 +219,7 @@ def check_pretraining_heads(case, execution):
         close(relationship, case.out["relationship_logits"])
 
 
-# --- The whole pre-training module ----------------------------------------------------------------
+# --- The complete pre-training module -------------------------------------------------------------
 
 
 def compare_logits(case, model, states, batch, vocab_size):
@@ -344,7 +345,7 @@ CHECKS = {
     "x": lambda case: check_official_updates(case.path),
     "z": check_fullsize,
 }
-BY_EXECUTION = ("iv", "v", "vi")  # run scanned and unrolled, with and without recomputation
+BY_EXECUTION = ("iv", "v", "vi")  # these run scanned and unrolled, with and without recomputation
 
 
 def prefix(path: Path) -> str:
@@ -358,8 +359,8 @@ def identify(path: Path) -> str:
 @pytest.mark.parametrize("path", [p for p in FIXTURES if prefix(p) not in BY_EXECUTION], ids=identify)
 def test_fixture(path):
     if prefix(path) == "vii":
-        pytest.skip("tests/tasks/golden_test.py has the downstream tasks")
-    assert prefix(path) in CHECKS, f"no check for fixtures called {path.name}"
+        pytest.skip("tests/tasks/golden_test.py tests the downstream tasks")
+    assert prefix(path) in CHECKS, f"there is no check for {path.name}"
     CHECKS[prefix(path)](Case(path))
 
 

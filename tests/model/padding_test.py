@@ -1,4 +1,4 @@
-"""Padding may hold any values: loss, metrics and gradients of every task are the same to the last bit."""
+"""Test that values of padding change no bit of the loss, metrics and gradients of any task."""
 
 import jax
 import numpy as np
@@ -23,8 +23,8 @@ CASES = [
     ("vcr", {"model.region_head.roi_chunk": 5}),
     ("vcr", {"losses.choice": "softmax"} | DETECTOR | ADAPTIVE | {"model.region_head.roi_samples": 1}),
 ]
-# The mask that says which entries of a field are real. Fields whose values are a mask themselves are absent; so is
-# `region_hidden`, which blanks pixels of regions for which a sequence has no room, too.
+# This is the mask of the real entries of each field. Fields that are masks are absent.
+# `region_hidden` also blanks pixels of regions that do not fit the sequence, so it is absent.
 MASKS = dict.fromkeys(("token_ids", "region_ids", "segment_ids", "position_ids"), "element_mask")
 MASKS |= dict.fromkeys(
     ("boxes", "region_features", "box_geometry", "region_shapes", "region_classes")
@@ -60,7 +60,7 @@ def with_padding(batch: Batch, integer: int, real: float) -> Batch:
 
 
 @pytest.mark.parametrize("recipe, fields", CASES, ids=str)
-def test_values_of_padding_change_nothing(recipe, fields):
+def test_values_of_padding_do_not_change_results(recipe, fields):
     config = tiny_config(recipe, **fields)
     batch = synthetic_batch(config)
     _, trained, constants = build(config)

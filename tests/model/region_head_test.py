@@ -1,4 +1,4 @@
-"""The region head: packing of regions, blanking of pixels, frozen stages, devices."""
+"""Test the region head: packing of regions, blanking of pixels, frozen stages and devices."""
 
 import functools
 
@@ -18,7 +18,7 @@ B, R = 8, 5
 
 @functools.cache
 def region_head(frozen_stages=(), **roi):
-    """Return a tiny region head, split; `roi` are fields of RoIOptions."""
+    """Return the graph and state of a tiny region head; `roi` are fields of RoIOptions."""
     backbone = BackboneConfig(
         stem_width=4,
         widths=(2, 3, 4, 4),
@@ -47,11 +47,8 @@ def pooled(graphdef, state, pixels, boxes, mask):
     return nnx.merge(graphdef, state).appearance(pixels, boxes, mask)
 
 
-def test_chunks_and_recomputation_change_nothing(inputs):
-    """Three regions at a time with C5 recomputed equal all regions at once.
-
-    Features and gradients are compared.
-    """
+def test_chunks_and_recomputation_do_not_change_results(inputs):
+    """Chunks of three regions with recomputation of C5 give the same features and gradients."""
     results = []
     for options in (dict(chunk=100), dict(chunk=3, remat=True)):
         graphdef, state = region_head(**options)
@@ -66,26 +63,23 @@ def test_chunks_and_recomputation_change_nothing(inputs):
     np.testing.assert_allclose(other_kernel, kernel, rtol=1e-4, atol=1e-4 * np.abs(kernel).max())
 
 
-def test_a_dilated_convolution_on_cpu_is_that_of_other_devices():
-    """The product over gathered taps equals XLA's convolution, for both gradients too.
-
-    The two sides of the input differ.
-    """
+def test_a_dilated_convolution_on_cpu_equals_that_of_other_devices():
+    """The product over gathered taps equals XLA's convolution, and so do both gradients."""
     layer = ConvNorm(3, 5, 3, dilation=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    x, pull = rng.normal(size=(2, 7, 6, 3)).astype(np.float32), rng.normal(size=(2, 7, 6, 5)).astype(np.float32)
+    x, cotangent = rng.normal(size=(2, 7, 6, 3)).astype(np.float32), rng.normal(size=(2, 7, 6, 5)).astype(np.float32)
     results = [jax.vjp(way, x, layer.kernel[...]) for way in (layer._gathered_product, layer._convolution)]
-    (ours, our_pullback), (expected, pullback) = results
+    (gathered, gathered_pullback), (expected, pullback) = results
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
-        (ours, our_pullback(pull)),
-        (expected, pullback(pull)),
+        (gathered, gathered_pullback(cotangent)),
+        (expected, pullback(cotangent)),
     )
 
 
 @pytest.mark.parametrize("sides", [(8, 6), (7, 6), (8, 5), (1, 3)], ids=str)
 def test_max_pool(sides):
-    """It equals an explicit maximum over each window; the largest entry gets the gradient."""
+    """The result is the maximum of each window, and the largest entry gets the gradient."""
     x = np.random.default_rng(0).permutation(2 * sides[0] * sides[1]).reshape(1, *sides, 2) - 5.0
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     starts = [range(0, side, 2) for side in sides]
@@ -122,8 +116,8 @@ def test_eight_devices_agree_with_one(inputs):
 
 
 @pytest.mark.parametrize("frozen, first", [((1, 2), 3), ((2, 5), 1), ((1, 2, 3, 4, 5), 6)])
-def test_gradients_end_behind_the_first_trained_stage(frozen, first, inputs):
-    """Gradients pass through frozen stages after the first trained stage."""
+def test_gradients_end_at_the_first_trained_stage(frozen, first, inputs):
+    """Frozen stages after the first trained stage have gradients; stages before it have none."""
     graphdef, state = region_head(frozen_stages=frozen, frozen=first == 6)
     gradient = jax.jit(jax.grad(lambda state: jnp.sum(pooled(graphdef, state, *inputs) ** 2)))(state)
     reached = dict.fromkeys(range(1, 6), False)
@@ -135,7 +129,7 @@ def test_gradients_end_behind_the_first_trained_stage(frozen, first, inputs):
 
 
 def test_blanked_pixels_and_padding():
-    """A loop over boxes blanks both ends of a truncated box; padding has the mean color."""
+    """Pixels of padding and of hidden boxes are 0; boxes are truncated and include both ends."""
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (2, 20, 24, 3), np.uint8)
     size = np.array([[24, 18], [20, 20]], np.float32)
@@ -147,8 +141,8 @@ def test_blanked_pixels_and_padding():
         for (x1, y1, x2, y2), gone in zip(boxes[i].astype(int), hidden[i], strict=True):
             if gone:
                 expected[i, y1 : y2 + 1, x1 : x2 + 1] = 0
-    ours = prepare_pixels(jnp.asarray(image), jnp.asarray(size), jnp.asarray(boxes), jnp.asarray(hidden))
-    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    found = prepare_pixels(jnp.asarray(image), jnp.asarray(size), jnp.asarray(boxes), jnp.asarray(hidden))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     prepared = jnp.asarray(expected)
     assert prepare_pixels(prepared, jnp.asarray(size), jnp.asarray(boxes), jnp.asarray(hidden)) is prepared
 

@@ -1,4 +1,4 @@
-"""Examples with several images: each image is read as if it were alone."""
+"""Test examples with several images: each image gives the states that it gives alone."""
 
 import dataclasses
 
@@ -14,11 +14,11 @@ from vlbert_jax.data.packing import pack
 from vlbert_jax.model.config import model_options
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 
-ROWS, VOCAB = 3, 256  # regions of an image with the whole image
+ROWS, VOCAB = 3, 256  # ROWS is the number of regions of an image, including the whole image
 
 
 def batch_of_pairs(model_config, features: str) -> Batch:
-    """Two examples of two images, with a sequence for each image and one over both."""
+    """Return two examples with two images and one sequence for each image."""
     rng = np.random.default_rng(0)
     size = rng.integers(40, 64, (2, 2, 2)).astype(np.float32)
     low = rng.uniform(0, 20, (2, 2 * ROWS, 2))
@@ -39,7 +39,7 @@ def batch_of_pairs(model_config, features: str) -> Batch:
 
 
 def one_image(batch: Batch, image: int) -> Batch:
-    """The same batch with one of its images, and the sequence about it."""
+    """Return the batch with only one of the images and its sequence."""
     rows = slice(image * ROWS, (image + 1) * ROWS)
     fields = {name: value for name, value in vars(batch).items() if value is not None and name != "targets"}
     for name in ("boxes", "region_mask", "region_hidden", "region_features"):
@@ -53,11 +53,11 @@ def one_image(batch: Batch, image: int) -> Batch:
 
 
 @pytest.mark.parametrize("variant, features", [("base_e2e", "image"), ("base_prec", "precomputed")])
-def test_two_images_are_read_as_each_alone(variant, features):
+def test_two_images_give_the_states_of_each_alone(variant, features):
     config = shrunk(variant, "nowhere")
     config.compute_dtype = "float32"
     encoder, head = model_options(config)
-    gains = dict(text_visual_gain_init=1.0, region_visual_gain_init=1.0)  # at 0 no image would be seen
+    gains = dict(text_visual_gain_init=1.0, region_visual_gain_init=1.0)  # a gain of 0 hides the image
     model = VisualLinguisticModel(dataclasses.replace(encoder, vocab_size=VOCAB, **gains), head, nnx.Rngs(0))
     batch = batch_of_pairs(config.model, features)
     both = nnx.jit(lambda model, batch: model.states(batch))(model, jax.tree.map(jnp.asarray, batch))
