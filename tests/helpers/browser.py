@@ -1,4 +1,4 @@
-"""A headless Chromium, controlled through two pipes by the DevTools protocol without a library."""
+"""Control a headless Chromium through two pipes with the DevTools protocol."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ class Page:
 
     def __init__(self, to_browser: int, from_browser: int):
         self.to_browser, self.from_browser = to_browser, os.fdopen(from_browser, "rb")
-        self.number, self.session, self.rest = 0, None, b""
+        self.number, self.session, self.unread = 0, None, b""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.send("Page.enable")
@@ -40,12 +40,12 @@ class Page:
                 return answer["result"]
 
     def _read(self) -> dict:
-        while b"\0" not in self.rest:
+        while b"\0" not in self.unread:
             chunk = self.from_browser.raw.read(1 << 16)
             if not chunk:
-                raise RuntimeError("the browser is gone")
-            self.rest += chunk
-        message, _, self.rest = self.rest.partition(b"\0")
+                raise RuntimeError("the browser has closed its pipe")
+            self.unread += chunk
+        message, _, self.unread = self.unread.partition(b"\0")
         return json.loads(message)
 
     def open(self, url: str):
@@ -77,17 +77,17 @@ class Page:
 @contextlib.contextmanager
 def open_browser(profile):
     """Start a browser that keeps its files in the folder `profile`; yield its page."""
-    (their_end, to_browser), (from_browser, their_voice) = os.pipe(), os.pipe()
+    (browser_input, to_browser), (from_browser, browser_output) = os.pipe(), os.pipe()
     # The browser reads descriptor 3 and writes to descriptor 4, so the pipes are duplicated there.
     # Unused descriptors in between keep the duplication from overwriting one of the pipes.
-    become = (
+    program = (
         "import os, sys; one, two = (os.dup(os.dup(int(end))) for end in sys.argv[1:3]);"
         "os.dup2(one, 3); os.dup2(two, 4); os.execv(sys.argv[3], sys.argv[3:])"
     )
-    command = [sys.executable, "-c", become, str(their_end), str(their_voice), CHROMIUM, *SWITCHES]
+    command = [sys.executable, "-c", program, str(browser_input), str(browser_output), CHROMIUM, *SWITCHES]
     command.append(f"--user-data-dir={profile}")
-    process = subprocess.Popen(command, pass_fds=(their_end, their_voice), stderr=subprocess.DEVNULL)
-    os.close(their_end), os.close(their_voice)
+    process = subprocess.Popen(command, pass_fds=(browser_input, browser_output), stderr=subprocess.DEVNULL)
+    os.close(browser_input), os.close(browser_output)
     page = None
     try:
         page = Page(to_browser, from_browser)

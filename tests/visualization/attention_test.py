@@ -1,4 +1,4 @@
-"""The attention page in a real browser: a click changes the drawing, without network access."""
+"""Test the attention page in a browser without network access: clicks change the drawing."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ LAYERS, HEADS, SIZE = 3, 4, 9
 @pytest.fixture(scope="module")
 def attention():
     rng = np.random.default_rng(0)
-    drawn = rng.gamma(0.3, size=(LAYERS, HEADS, SIZE, SIZE)).astype(np.float32)
-    return drawn / drawn.sum(-1, keepdims=True)
+    sampled = rng.gamma(0.3, size=(LAYERS, HEADS, SIZE, SIZE)).astype(np.float32)
+    return sampled / sampled.sum(-1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def path(attention, tmp_path_factory):
     return path
 
 
-def test_page_needs_nothing_else(path):
+def test_page_loads_no_other_file(path):
     text = path.read_text()
     assert "<i>" not in text and text.count("</script>") == 2 and "</script><b>" not in text
     assert text.count("http") == text.count("http://www.w3.org/2000/svg") == 1  # the SVG namespace, not a link
@@ -43,7 +43,7 @@ def test_sizes_that_do_not_fit(path, attention, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 def test_in_a_browser(path, attention, tmp_path):
     drawing = "document.getElementById('lines').toDataURL()"
     shown = "document.body.dataset.shown"
@@ -63,19 +63,19 @@ def test_in_a_browser(path, attention, tmp_path):
         # Hovering over a word shows its attention to each element, in 8-bit precision.
         page.mouse("#words button[data-i='2']", press=False)
         assert page.run(shown) == "1/3/2"
-        told = page.run("[...document.querySelectorAll('#words button, #regions button')].map(b =>"
-                        "[+b.dataset.i, parseFloat(b.lastChild.textContent)])")
-        assert len(told) == SIZE
-        for i, percent in told:
+        percents = page.run("[...document.querySelectorAll('#words button, #regions button')].map(b =>"
+                            "[+b.dataset.i, parseFloat(b.lastChild.textContent)])")
+        assert len(percents) == SIZE
+        for i, percent in percents:
             assert percent == pytest.approx(100 * attention[0, 2, 2, i], abs=0.9)
         fills = page.run("[...document.querySelectorAll('#image rect')].map(r =>"
                          "[+r.dataset.i, parseFloat(r.style.fill.split(',')[3])])")
         strongest = attention[0, 2, 2].max()
         for i, opacity in fills:
-            want = 0 if i == len(TOKENS) else 0.75 * attention[0, 2, 2, i] / strongest
-            assert opacity == pytest.approx(want, abs=0.03)
+            expected = 0 if i == len(TOKENS) else 0.75 * attention[0, 2, 2, i] / strongest
+            assert opacity == pytest.approx(expected, abs=0.03)
 
-        # A region, kept by a click; the address leads back to it.
+        # A click selects a region, and the address stores the selection.
         page.mouse("#image rect[data-i='7']", press=True)
         assert page.run(shown) == "1/3/7" and "at=7" in page.run("location.hash")
         assert "brown cat" in page.run("document.getElementById('selected').textContent")

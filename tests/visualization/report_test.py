@@ -1,4 +1,4 @@
-"""The report page: one complete file that shows the data correctly."""
+"""Test that the report page is one complete file that shows the data correctly."""
 
 import base64
 import html.parser
@@ -19,7 +19,7 @@ VOID = {"meta", "br", "img"}
 
 
 class Balanced(html.parser.HTMLParser):
-    """Parser that raises on tags closed out of order; it collects text and loaded addresses."""
+    """A parser that raises on tags closed out of order; it collects text and loaded addresses."""
 
     def __init__(self):
         super().__init__()
@@ -98,7 +98,7 @@ def scene(seed, predicted=True, size=(96, 128)):
 def whole_page(directory):
     rows = history()
     sections = [
-        ("", report.paragraph("2000 steps on 8,000 drawn scenes; scores on 512 scenes that it has not seen.")),
+        ("", report.paragraph("2000 steps on 8,000 synthetic scenes; scores on 512 held-out scenes.")),
         ("Scores", report.scores(rows[-1])),
         ("Training", report.curves(rows)),
         ("Predictions", cards.prediction_cards([scene(i) for i in range(8)] + [scene(9, size=(128, 96))])),
@@ -118,7 +118,7 @@ def test_one_complete_file_that_loads_nothing(tmp_path):
     assert path.stat().st_size < 3e6
 
 
-def test_large_photographs_stay_small(tmp_path):
+def test_large_images_are_shrunk(tmp_path):
     rng = np.random.default_rng(0)
     photo = np.kron(rng.integers(0, 255, (60, 80, 3)), np.ones((10, 10, 1))) + rng.normal(0, 10, (600, 800, 3))
     card = cards.Card(photo.clip(0, 255).astype(np.uint8), np.array([[0, 0, 800, 600], [80, 60, 400, 300]]))
@@ -126,7 +126,7 @@ def test_large_photographs_stay_small(tmp_path):
     assert path.stat().st_size < 3e6
 
 
-def test_the_picture_is_the_image_and_boxes_are_in_its_place():
+def test_a_card_shows_the_image_and_its_boxes():
     image = np.zeros((100, 200, 3), np.uint8)
     image[:, 100:] = (250, 10, 10)
     page = cards.record_cards([cards.Card(image, np.array([[0, 0, 200, 100], [20, 10, 120, 60]]), ("", "red thing"))])
@@ -140,7 +140,7 @@ def test_the_picture_is_the_image_and_boxes_are_in_its_place():
     assert ">1</i>red thing" in page
 
 
-def test_predictions_mark_what_is_right():
+def test_predictions_mark_correct_guesses():
     page = cards.prediction_cards([scene(0)])
     parser = parse(page)
     assert '<mark class="right">red</mark>' in page and '<mark class="wrong">cup</mark>' in page
@@ -150,7 +150,7 @@ def test_predictions_mark_what_is_right():
     assert page.count("url(#hatch)") == 1 and "cup (hidden)" in parser.seen
 
 
-def test_answers_say_how_right_they_are():
+def test_answers_show_their_score():
     def page(*scores):
         answers = [cards.RankedAnswer(f"a{i}", 0.6 - i / 10, score) for i, score in enumerate(scores)]
         card = cards.Card(np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4)), question="which?", answers=answers)
@@ -163,17 +163,17 @@ def test_answers_say_how_right_they_are():
 
 
 def test_everything_is_escaped(tmp_path):
-    evil = "<b>&\"'"
-    card = cards.Card(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 4)), (evil, evil), (evil,),
-                       (cards.Guess(0, evil, ((evil, 1.0),)),), (cards.HiddenRegion(1, evil, ((evil, 1.0),)),), evil)
-    rows = [{"step": 1, "split": evil, f"loss{evil}": 1.0}]
-    path = report.write_page(tmp_path, evil, [(evil, cards.prediction_cards([card]) + report.paragraph(evil)),
+    tags = "<b>&\"'"
+    card = cards.Card(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 4)), (tags, tags), (tags,),
+                       (cards.Guess(0, tags, ((tags, 1.0),)),), (cards.HiddenRegion(1, tags, ((tags, 1.0),)),), tags)
+    rows = [{"step": 1, "split": tags, f"loss{tags}": 1.0}]
+    path = report.write_page(tmp_path, tags, [(tags, cards.prediction_cards([card]) + report.paragraph(tags)),
                                          ("", report.curves(rows) + report.scores(rows[0]))])
     parse(path.read_text())
-    assert evil not in path.read_text()
+    assert tags not in path.read_text()
 
 
-def test_scores_pair_and_group():
+def test_scores_are_paired_and_grouped():
     page = report.scores(history()[-1])
     text = re.sub(r"<[^>]+>", "|", page)
     rows = [[cell for cell in line.split("|") if cell] for line in text.split("||||")]
@@ -186,16 +186,16 @@ def test_scores_pair_and_group():
     assert text.count("blind") == 1 and "step" not in text  # only in the heading
 
 
-def test_scores_without_twins_and_with_missing_values():
+def test_scores_without_baselines_and_with_missing_values():
     page = report.scores({"step": 1, "split": "val", "loss": 1.5, "accuracy": None, "mrc_accuracy": 0.5})
     assert "blind" not in page and "50.0 %" in page and "1.5" in page
     parse(report.scores({"x_accuracy": math.nan, "x_accuracy_blind": 0.5}))
 
 
-def test_curves_hold_the_values():
+def test_curves_show_the_values():
     page = report.curves([{"step": s, "split": "val", "x_accuracy": s / 100, "loss": 2.0} for s in (0, 50, 100)])
-    drawn = re.search(r"<h3>x accuracy</h3>.*?points=\"([^\"]+)\"", page)[1]
-    points = np.array([pair.split(",") for pair in drawn.split()], float)
+    line = re.search(r"<h3>x accuracy</h3>.*?points=\"([^\"]+)\"", page)[1]
+    points = np.array([pair.split(",") for pair in line.split()], float)
     np.testing.assert_allclose(np.diff(points[:, 0]), (points[2, 0] - points[0, 0]) / 2, atol=0.1)
     np.testing.assert_allclose(np.diff(points[:, 1]), (points[2, 1] - points[0, 1]) / 2, atol=0.1)
     assert points[2, 1] < points[0, 1]  # larger values are higher
@@ -203,7 +203,7 @@ def test_curves_hold_the_values():
     assert page.index("<h3>loss") < page.index("<h3>x accuracy")
 
 
-def test_curves_of_odd_rows():
+def test_curves_of_incomplete_rows():
     assert "No rows" in report.curves([])
     rows = [{"step": 1, "split": "train", "loss": None}, {"step": 2, "split": "train", "loss": math.inf},
             {"step": 3, "split": "train", "loss": -1.0, "note": "text"}]
@@ -217,13 +217,13 @@ def test_curves_of_odd_rows():
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.2, 0.21), (-3, 5), (0, 123_456), (1, 1), (0.0, 7e-4)])
-def test_ticks_cover_and_are_few(low, high):
+def test_ticks_cover_the_range_and_are_few(low, high):
     ticks = nice_ticks(low, high)
     assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
     assert 2 <= len(ticks) <= 8 and np.allclose(np.diff(ticks), ticks[1] - ticks[0])
 
 
-def test_it_needs_neither_jax_nor_a_plotting_library():
+def test_the_report_needs_neither_jax_nor_a_plotting_library():
     code = ("import sys, vlbert_jax.visualization.report; "
             "print([m for m in ('jax', 'flax', 'matplotlib', 'vlbert_jax.tasks') if m in sys.modules])")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

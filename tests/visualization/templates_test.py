@@ -1,4 +1,4 @@
-"""Templates of HTML: what is escaped, and what is left to CSS and JavaScript."""
+"""Test HTML templates: escaped values, and syntax of CSS and JavaScript that is not replaced."""
 
 import re
 
@@ -16,13 +16,13 @@ def test_values_are_escaped_unless_they_are_html():
         template.fill(kind="")
 
 
-def test_pieces_of_html_add_up_to_html():
+def test_html_fragments_are_joined_to_html():
     assert Html("<b>") + "<" + Html("</b>") == join([Html("<b>"), "<", Html("</b>")]) == "<b>&lt;</b>"
     assert escape(Html("<b>") + "<") == "<b>&lt;"
 
 
-def test_templates_of_the_report_lose_only_the_layout_of_their_file():
+def test_templates_of_the_report_have_no_line_breaks():
     templates = load_templates("report.html")
     assert templates["paragraph"].template == "<p>{{text}}</p>"
     assert all(template.template and "\n" not in template.template for template in templates.values())
-    assert re.search(r'</b> <small>', templates["guess"].template)  # a space within a line stays
+    assert re.search(r'</b> <small>', templates["guess"].template)  # a space within a line is kept
