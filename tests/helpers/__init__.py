@@ -1,7 +1,7 @@
-"""Paths, time limits, small models, small data and checks that several test files share."""
+"""Provide paths, time limits, small models, small data and checks for several test files."""
 
 import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]  # root of the repository
 GOLDEN = ROOT / "tests/golden"  # recordings of the official code
-HANG_SECONDS = 600  # limit for a subprocess that hangs; every healthy one is far faster
+HANG_SECONDS = 600  # time limit for a subprocess that hangs; other subprocesses take far less

@@ -1,4 +1,4 @@
-"""Settings of an optimizer, and a comparison with recordings of the official optimizer."""
+"""Provide settings of an optimizer, and compare updates with recordings of the official one."""
 
 import json
 
@@ -22,9 +22,9 @@ def make_config(**fields):
 
 
 def check_official_updates(path):
-    """Compare rates, norms and parameters of every update within a relative 1e-6.
+    """Compare learning rate, gradient norm and parameters of each update.
 
-    Float32 resolves 6e-8.
+    The relative tolerance is 1e-6; float32 resolves 6e-8.
     """
     case, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     config = make_config(

@@ -1,4 +1,4 @@
-"""The shipped recipes of pre-training with tiny sizes."""
+"""Provide the shipped recipes of pre-training with tiny sizes."""
 
 from configs import pretrain as recipes
 from tests.helpers.tiny_recipes import shrink

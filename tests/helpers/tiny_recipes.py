@@ -1,4 +1,4 @@
-"""Shipped recipes with the smallest sizes; all other settings stay."""
+"""Shrink shipped recipes to the smallest sizes, without a change of other settings."""
 
 from __future__ import annotations
 

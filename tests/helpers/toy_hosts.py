@@ -1,4 +1,4 @@
-"""The toy task for several processes: numbered records, read like those of the real tasks."""
+"""Define the toy task for several processes, with numbered records as in the other tasks."""
 
 import dataclasses
 import json
@@ -13,13 +13,13 @@ from vlbert_jax.batch import make_batch
 from vlbert_jax.data.streams import in_order, iterate, per_host, shuffled
 from vlbert_jax.tasks import Registered
 
-TRAIN, VALIDATION = 640, 21  # number of records; the odd one leaves a remainder on two processes
+TRAIN, VALIDATION = 640, 21  # numbers of records; two processes cannot share 21 records evenly
 
 
 def record(number: int) -> dict:
-    draw = np.random.default_rng(number)
-    boxes, zero = draw.normal(size=(1, 4)).astype(np.float32), np.zeros((1, 1), np.int32)
-    group, mask = np.int32(np.sin(boxes.sum()) > 0), draw.random((1, 1)) < 0.8
+    rng = np.random.default_rng(number)
+    boxes, zero = rng.normal(size=(1, 4)).astype(np.float32), np.zeros((1, 1), np.int32)
+    group, mask = np.int32(np.sin(boxes.sum()) > 0), rng.random((1, 1)) < 0.8
     ids = dict.fromkeys(("token_ids", "region_ids", "segment_ids", "position_ids"), zero)
     return dict(ids, element_mask=mask, boxes=boxes, group=group, index=np.int32(number))
 

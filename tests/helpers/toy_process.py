@@ -1,13 +1,13 @@
-"""`python -m tests.helpers.toy_process FLAGS` runs the command line with the toy task.
+"""Run the command line with the toy task: `python -m tests.helpers.toy_process FLAGS`.
 
-The environment sets the time limits.
+Environment variables set the time limits.
 """
 
 import atexit
 import os
 import sys
 
-sys.modules.setdefault("torch", None)  # TensorBoard's writer would import it, which takes seconds
+sys.modules.setdefault("torch", None)  # without this, TensorBoard's writer imports torch, which takes seconds
 
 from tests.helpers import toy_hosts  # noqa: E402
 from vlbert_jax import main, tasks  # noqa: E402
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     tasks.TASKS["toy"] = toy_hosts.REGISTERED
     try:
         status = main.main(ARGUMENTS)
-    except BaseException:  # sets the exit status; multiprocessing only prints
+    except BaseException:  # multiprocessing prints the exception without an exit status
         sys.excepthook(*sys.exc_info())
         status = 1
     atexit._run_exitfuncs()  # a fork of multiprocessing skips JAX's exit functions

@@ -1,4 +1,4 @@
-"""Meshes, single updates and metric rows of the toy task."""
+"""Provide meshes, single updates and metric rows of the toy task."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def rows_of(workdir):
 
 
 def updates(config, mesh, count=3, same_batch=False, task=toy_task.toy):
-    """Run `count` updates without the loop; return the state and the metrics of each."""
+    """Run `count` updates without the loop; return the state and the metrics of each update."""
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     graphdef, _, shardings, create = create_state(config, task, tx, mesh)
     state, reports = create(), []

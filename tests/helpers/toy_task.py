@@ -1,6 +1,6 @@
-"""A task that trains in a second: two dense layers and dropout.
+"""Define a task that trains in a second, for tests of the training loop.
 
-It is the task that the tests of the loop train.
+Its model has two trained dense layers and dropout.
 """
 
 import dataclasses

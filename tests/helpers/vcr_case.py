@@ -1,4 +1,4 @@
-"""The shipped recipes of VCR with tiny sizes."""
+"""Provide the shipped recipes of VCR with tiny sizes."""
 
 from configs import vcr as recipes
 from tests.helpers.tiny_recipes import shrink
