@@ -1,4 +1,4 @@
-"""The commands: --help and --version answer before anything heavy is imported."""
+"""Test that --help and --version of the commands import no slow package."""
 
 import pathlib
 import re
@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = (
     "vlbert_jax.main", "vlbert_jax.predict", "vlbert_jax.convert", "data_prep.build", "data_prep.extract_regions",
 )  # fmt: skip
-# Each takes a good part of a second to import, JAX and TFDS whole seconds.
-HEAVY = {"jax", "flax", "grain", "orbax", "tensorflow_datasets", "transformers", "cv2", "torch", "optax"}
+# The import of each takes a large part of a second; JAX and TFDS take seconds.
+SLOW = {"jax", "flax", "grain", "orbax", "tensorflow_datasets", "transformers", "cv2", "torch", "optax"}
 
 PROGRAM = """
 import runpy, sys
@@ -27,8 +27,8 @@ print("IMPORTED", *sorted({name.split(".")[0] for name in sys.modules}))
 """
 
 
-def answer(command: str, flag: str) -> tuple[str, set[str]]:
-    """Return what the command prints in its own process, and the top-level modules that it imported."""
+def run(command: str, flag: str) -> tuple[str, set[str]]:
+    """Return the output of a command and the top-level modules that it imports."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, command, flag], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     text, _, imported = done.stdout.rpartition("IMPORTED ")
@@ -36,24 +36,24 @@ def answer(command: str, flag: str) -> tuple[str, set[str]]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_imports_nothing_heavy(command):
-    text, imported = answer(command, "--help")
+def test_help_imports_no_slow_package(command):
+    text, imported = run(command, "--help")
     assert f"python -m {command}" in text
-    assert not imported & HEAVY
+    assert not imported & SLOW
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_version(command):
-    text, imported = answer(command, "--version")
+    text, imported = run(command, "--version")
     assert text == f"vlbert_jax {vlbert_jax.__version__}\n"
-    assert not imported & HEAVY
+    assert not imported & SLOW
 
 
 @pytest.mark.parametrize("folder", ["vlbert_jax", "data_prep"])
-def test_importing_packages_imports_nothing_heavy(folder):
+def test_importing_packages_imports_no_slow_package(folder):
     packages = [".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / folder).rglob("__init__.py")]
     assert folder in packages
-    program = f"import sys, {', '.join(packages)}; assert not {HEAVY} & sys.modules.keys()"
+    program = f"import sys, {', '.join(packages)}; assert not {SLOW} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 

@@ -1,4 +1,4 @@
-"""Private interfaces of other packages, which any of their releases may change."""
+"""Test private interfaces of other packages, which may change in any release."""
 
 import pathlib
 import re
@@ -25,7 +25,7 @@ state.client.wait_at_barrier("all", 1000)
 """
 
 
-def test_private_interfaces_are_there():
+def test_private_interfaces_exist():
     result = subprocess.run([sys.executable, "-c", USE], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 

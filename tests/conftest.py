@@ -1,4 +1,4 @@
-"""Settings of all tests: eight CPU devices, rank promotion raises, shapes are checked."""
+"""Configure all tests: eight CPU devices, errors for rank promotion, and checks of shapes."""
 
 import importlib.metadata
 import os
@@ -8,16 +8,16 @@ if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # `make test-exact` compares with the recordings under the default flags.
 if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"] and "VLBERT_DEFAULT_XLA" not in os.environ:
-    # The tests mostly compile programs that run once; less optimization saves 75 % of that time.
+    # Most compiled programs run once, so less optimization saves 75 % of the compilation time.
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    if importlib.metadata.version("jax").startswith("0.10."):  # XLA ends the process for a flag that it does not know
+    if importlib.metadata.version("jax").startswith("0.10."):  # an unknown flag ends the process
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import logging  # noqa: E402
 import tempfile  # noqa: E402
 
-# Resumed runs, evaluations and commands use programs that earlier tests have compiled.
-# A folder that the developer names is kept after the session.
+# Resumed runs, evaluations and commands use programs that earlier tests have compiled. A folder in
+# the environment variable is kept after the tests.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
@@ -44,12 +44,12 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before():
-    """Restore log handlers and levels; the commands log to the stderr of their call."""
-    root, ours = logging.getLogger(), logging.getLogger("vlbert_jax")
-    before, levels = list(root.handlers), (root.level, ours.level)
+def restored_logging():
+    """Restore log handlers and levels, which the commands change."""
+    root, package = logging.getLogger(), logging.getLogger("vlbert_jax")
+    before, levels = list(root.handlers), (root.level, package.level)
     yield
     for handler in [handler for handler in root.handlers if handler not in before]:
         root.removeHandler(handler)
     root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+    package.setLevel(levels[1])

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md, README.md and the documentation name files, symbols and commands that exist."""
+"""Test that the files, symbols and commands in the documentation exist."""
 
 import ast
 import configparser
@@ -15,7 +15,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 PAGES += [ROOT / "data_prep/README.md", ROOT / "launch/README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 WRITTEN_PAGES = PAGES + [ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks/results").glob("*.md"))]
-PRIVATE_WORDS = re.compile(
+EXCLUDED_WORDS = re.compile(
     r"\b(officially|whole or not at all|of one's own|of yours|whoever|twins?|chief"
     r"|behaviour|colours?|licence|normalis\w+|initialis\w+)\b", re.IGNORECASE
 )  # fmt: skip
@@ -52,20 +52,20 @@ def test_files_exist(page):
         if path.startswith(FOLDERS) and re.fullmatch(r"[\w./+-]+", path):
             assert (ROOT / path).exists(), f"{ids(page)} names {span}"
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", text) + re.findall(r'<img [^>]*src="([^":]+)"', text):
-        if not target.startswith(("api/", "../api/")):  # made by docs/hooks.py
+        if not target.startswith(("api/", "../api/")):  # docs/hooks.py generates these pages
             assert (page.parent / target).exists(), f"{ids(page)} links to {target}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_symbols_exist(page):
-    """`path.py`: `symbol`, `symbol` names words of that file."""
+    """Symbols listed after a file, as in `path.py`: `symbol`, `symbol`, are in that file."""
     for path, symbols in re.findall(r"`([\w./]+\.py)`: (`[\w.]+`(?:, `[\w.]+`)*)", text_of(page)):
         source = (ROOT / path).read_text(encoding="utf-8")
         for symbol in SPAN.findall(symbols):
             assert re.search(rf"\b{re.escape(symbol)}\b", source), f"{ids(page)}: {path} has no {symbol}"
 
 
-def test_the_checklist_names_what_a_task_has():
+def test_names_in_the_checklist_exist():
     text = text_of(ROOT / "CONTRIBUTING.md")
     checklist = text[text.index("## A new task") : text.index("## A release")]
     base = (ROOT / "vlbert_jax/tasks/base.py").read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def test_imports_in_python_examples_exist(page):
                 assert {alias.name for alias in node.names} <= names, f"{ids(page)}: {ast.unparse(node)}"
 
 
-# --- Commands -----------------------------------------------------------------------------------------------
+# --- Commands -------------------------------------------------------------------------------------
 
 
 SCRIPTS = {
@@ -101,7 +101,7 @@ SCRIPTS = {
 
 
 def commands(page: pathlib.Path) -> list[list[str]]:
-    """Return module and arguments of every `python -m MODULE ...` and console script in the blocks of a page."""
+    """Return module and arguments of each `python -m` and console script in a page."""
     found = []
     for code in blocks(text_of(page), ""):
         for line in code.replace("\\\n", " ").splitlines():
@@ -175,7 +175,7 @@ def registry_options() -> set[str]:
     return set(re.findall(r'"(--\w+)', (ROOT / "vlbert_jax/tasks/__init__.py").read_text(encoding="utf-8")))
 
 
-# --- The documentation --------------------------------------------------------------------------------------
+# --- The documentation ----------------------------------------------------------------------------
 
 
 def draw_imports():
@@ -190,7 +190,7 @@ def test_the_drawing_shows_the_present_imports():
     assert script.TARGET.read_text(encoding="utf-8") == script.drawing(), "run: python docs/draw_imports.py"
 
 
-def test_an_import_that_points_upwards_is_named(tmp_path):
+def test_an_import_that_points_upwards_is_reported(tmp_path):
     for name, code in {"data/a.py": "from vlbert_jax.tasks import b\n", "tasks/b.py": ""}.items():
         path = tmp_path / "vlbert_jax" / name
         path.parent.mkdir(parents=True)
@@ -208,8 +208,8 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.mark.parametrize("page", WRITTEN_PAGES, ids=ids)
-def test_words_that_are_not_used(page):
-    found = PRIVATE_WORDS.findall(SPAN.sub("", text_of(page)))
+def test_pages_have_no_excluded_words(page):
+    found = EXCLUDED_WORDS.findall(SPAN.sub("", text_of(page)))
     assert not found, f"{ids(page)} has {', '.join(found)}: see the rules in CONTRIBUTING.md"
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced atomically."""
+"""Test that files and folders are replaced atomically."""
 
 import errno
 
@@ -18,13 +18,13 @@ def write(path, content):
 
 
 def read(path):
-    """Return what `write` wrote."""
+    """Return the content of a file, or a dict with the contents of the files in a folder."""
     return {file.name: file.read_text() for file in path.iterdir()} if path.is_dir() else path.read_text()
 
 
 @pytest.mark.parametrize("new", ["new", {"a": "new"}])
 @pytest.mark.parametrize("old", [None, "old", {"a": "old", "b": "old"}])
-def test_the_target_is_replaced_whole(tmp_path, old, new):
+def test_the_target_is_replaced_atomically(tmp_path, old, new):
     target = tmp_path / "folder" / "target"
     if old is not None:
         target.parent.mkdir()
@@ -49,7 +49,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, content, error):
 
 
 @pytest.mark.parametrize("left", ["half", {"a": "half", "b": "half"}])
-def test_what_a_killed_process_left_is_removed(tmp_path, left):
+def test_a_partial_file_of_a_killed_process_is_removed(tmp_path, left):
     target = tmp_path / "target"
     with atomic_write(target) as partial:
         partial.write_text("first")
@@ -60,7 +60,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path, left):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_link_keeps_pointing_to_the_replaced_file(tmp_path):
+def test_a_link_points_to_the_replaced_file(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     with atomic_write(tmp_path / "link") as partial:
@@ -69,14 +69,14 @@ def test_a_link_keeps_pointing_to_the_replaced_file(tmp_path):
     assert (tmp_path / "target").read_text() == "new"
 
 
-def test_an_error_without_a_name_names_the_target(tmp_path):
+def test_an_error_without_a_path_gets_the_target(tmp_path):
     with pytest.raises(OSError, match="target") as caught, atomic_write(tmp_path / "target"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_explained_and_the_incomplete_checkpoint_removed(tmp_path):
+def test_a_full_disk_is_reported_and_the_incomplete_checkpoint_removed(tmp_path):
     (tmp_path / "10").mkdir()
     (tmp_path / "20.orbax-checkpoint-tmp").mkdir()
     with pytest.raises(OSError, match=r"no space left.*run the same command again"), disk_full(tmp_path):

@@ -1,4 +1,6 @@
 
+"""Test the geometry embedding of boxes."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,12 +20,15 @@ def test_equals_the_official_embedding(path, xp):
     got = box_geometry(xp.asarray(rows[:, None, :4]), xp.asarray(rows[:, 4:6]), dim=expected.shape[-1] // 2)
     assert isinstance(got, np.ndarray if xp is np else jnp.ndarray)
     assert got.dtype == np.float32
-    # The original in float32 is within 1.1e-5 of the original in float64.
+    # The official code in float32 differs from itself in float64 by at most 1.1e-5.
     np.testing.assert_allclose(np.asarray(got).reshape(expected.shape), expected, atol=1e-4, rtol=0)
 
 
 def test_order_by_hand():
-    """The box covers one half; its values are 25 %, 50 %, 50 % and 100 %, at two wavelengths."""
+    """The values of a box are sines and cosines of its center and size at two wavelengths.
+
+    Center and size are 25 %, 50 %, 50 % and 100 % of the image.
+    """
     got = box_geometry(np.array([[0, 0, 100, 50]], np.float32), np.array([200, 50], np.float32), dim=2)
     long = np.sqrt(1000.0)
     expected = [f(p / w) for p in (25, 50, 50, 100) for f in (np.sin, np.cos) for w in (1, long)]
@@ -34,7 +39,7 @@ def test_batches_equal_single_images_and_padding_is_finite():
     rng = np.random.default_rng(0)
     boxes = np.sort(rng.uniform(0, 90, (2, 3, 5, 4)).astype(np.float32), axis=-1)
     sizes = rng.uniform(90, 100, (2, 3, 2)).astype(np.float32)
-    sizes[1, 2] = 0  # an example that pads the last batch
+    sizes[1, 2] = 0  # a padding example of the last batch
     got = box_geometry(boxes, sizes, dim=8)
     assert got.shape == (2, 3, 5, 64) and np.isfinite(got).all()
     np.testing.assert_array_equal(got[1, 0], box_geometry(boxes[1, 0], sizes[1, 0], dim=8))

@@ -1,4 +1,4 @@
-"""Imports between packages point downwards; the table below is the architecture of docs/concepts."""
+"""Test that imports between packages point downwards; docs/concepts describes the table."""
 
 import ast
 import pathlib
@@ -14,7 +14,7 @@ FOLDERS = ("vlbert_jax", "configs", "data_prep")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 GROUND = {"batch", "geometry", "files"}
-# Package or module of vlbert_jax -> the packages and modules of vlbert_jax that it may import, and itself.
+# The packages and modules of vlbert_jax that each package or module may import, besides itself.
 MAY_IMPORT = {
     "batch": set(),
     "geometry": set(),
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "": {"prediction"},
 }
 DATA_PREP = {"", "files", "data.image_files", "data.region_files", "weights.safe_pickle", "detector.fingerprint"}
-# Third-party packages that a package does not import.
+# Third-party packages that each package must not import.
 NEVER = {
     "batch": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
     "geometry": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
@@ -59,16 +59,19 @@ NAMES = {dotted(path): path for path in FILES}
 
 
 def imported(name: str) -> set[str]:
-    """Return every module that the file imports, at any depth of its code; ours with their full names."""
+    """Return every module that the file imports, at any depth of its code.
+
+    Modules of this repository have their full names.
+    """
     found = set()
     for node in ast.walk(ast.parse(NAMES[name].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}: relative import"
+            assert node.level == 0, f"{name} has a relative import"
             for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in NAMES else node.module)
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in NAMES else node.module)
     return found
 
 
@@ -76,51 +79,51 @@ def third_party(name: str) -> set[str]:
     return {module.split(".")[0] for module in imported(name)}
 
 
-def room(name: str) -> str:
-    """Return the package of a module of vlbert_jax, or the module itself where it is in no package."""
+def package_of(name: str) -> str:
+    """Return the package of a module of vlbert_jax, or the module itself if it has no package."""
     return name.split(".")[1] if "." in name else ""
 
 
-OURS = sorted(name for name in NAMES if name.split(".")[0] == "vlbert_jax")
+MODULES = sorted(name for name in NAMES if name.split(".")[0] == "vlbert_jax")
 BUILDERS = sorted(name for name in NAMES if name.split(".")[0] == "data_prep")
 
 
-def test_every_room_is_in_the_table():
-    assert {room(name) for name in OURS} == set(MAY_IMPORT)
+def test_every_package_is_in_the_table():
+    assert {package_of(name) for name in MODULES} == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", MODULES)
 def test_imports_point_downwards(name):
-    allowed = MAY_IMPORT[room(name)]
+    allowed = MAY_IMPORT[package_of(name)]
     for module in imported(name):
-        if module.split(".")[0] != "vlbert_jax" or room(module) == room(name):
+        if module.split(".")[0] != "vlbert_jax" or package_of(module) == package_of(name):
             continue
         inside = module.removeprefix("vlbert_jax").removeprefix(".")
-        assert room(module) in allowed or inside in allowed, f"{name} imports {module}"
+        assert package_of(module) in allowed or inside in allowed, f"{name} imports {module}"
 
 
 def test_no_import_cycle():
     below = {name: {x for x in imported(name) if x in NAMES} for name in NAMES}
     while below:
         free = {name for name, needs in below.items() if not needs & below.keys() - {name}}
-        assert free, f"import cycle among {sorted(below)}"
+        assert free, f"there is an import cycle among {sorted(below)}"
         below = {name: needs for name, needs in below.items() if name not in free}
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_third_party_packages(name):
-    kind = room(name) if name.startswith("vlbert_jax") else name.split(".")[0]
+    kind = package_of(name) if name.startswith("vlbert_jax") else name.split(".")[0]
     assert not third_party(name) & (NEVER.get(kind, set()) - EXCEPTIONS.get(name, set()))
     assert not third_party(name) & {"tensorflow", "clu", "tensorflow_text"}
     assert "torch" not in third_party(name) or name in ("vlbert_jax.weights.containers", "vlbert_jax.weights.export")
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if room(name) == "model"])
+@pytest.mark.parametrize("name", [name for name in MODULES if package_of(name) == "model"])
 def test_the_model_opens_no_file(name):
     assert "open(" not in NAMES[name].read_text()
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", MODULES)
 def test_only_main_runs_builders(name):
     builders = {module for module in imported(name) if module.split(".")[0] in ("data_prep", "configs")}
     assert not builders or name == "vlbert_jax.main"
@@ -129,14 +132,14 @@ def test_only_main_runs_builders(name):
 TASKS = sorted(path.name for path in (ROOT / "vlbert_jax/tasks").iterdir() if (path / "task.py").exists())
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if name.startswith("vlbert_jax.tasks.")])
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("vlbert_jax.tasks.")])
 def test_a_task_imports_no_other_task(name):
     own = name.split(".")[2]
     others = {module.split(".")[2] for module in imported(name) if module.startswith("vlbert_jax.tasks.")}
     assert not (others & set(TASKS)) - {own}
 
 
-GENERIC = [name for name in OURS if room(name) not in ("tasks", "main")]
+GENERIC = [name for name in MODULES if package_of(name) not in ("tasks", "main")]
 
 
 @pytest.mark.parametrize("name", GENERIC)
@@ -155,12 +158,12 @@ def test_configs_import_only_ml_collections(name):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_what_builders_import_of_the_package(name):
+def test_imports_of_builders(name):
     allowed = DATA_PREP | ({"detector"} if name == "data_prep.extract_regions" else set())
     for module in imported(name):
         if module.split(".")[0] == "vlbert_jax":
             inside = module.removeprefix("vlbert_jax").removeprefix(".")
-            assert inside in allowed or room(module) in allowed, f"{name} imports {module}"
+            assert inside in allowed or package_of(module) in allowed, f"{name} imports {module}"
 
 
 def test_builders_need_no_jax():
@@ -179,7 +182,7 @@ def strings(path):
 
 @pytest.mark.parametrize("name", sorted(TESTS))
 def test_tests_share_only_helpers(name):
-    """Test files import nothing from each other, also in the strings that are programs of subprocesses."""
+    """Test files, and programs for subprocesses in their strings, import no other test file."""
     tree = ast.parse(TESTS[name].read_text())
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
@@ -196,20 +199,20 @@ FOLDERS_OF_TESTS = sorted({path.parent.relative_to(ROOT / "tests") for path in T
 
 @pytest.mark.parametrize("folder", FOLDERS_OF_TESTS, ids=str)
 def test_test_folders_mirror_the_packages(folder):
-    """tests/model tests vlbert_jax/model, tests/data_prep/scenes tests data_prep/scenes."""
+    """Each test folder has a package, such as vlbert_jax/model for tests/model."""
     own = folder.parts[:1] in (("data_prep",), ("launch",))
     assert folder.parts == ("helpers",) or (ROOT / ("" if own else "vlbert_jax") / folder).is_dir()
     assert (ROOT / "tests" / folder / "__init__.py").exists()
 
 
 @pytest.mark.parametrize("name", sorted(TESTS))
-def test_programs_in_strings_import_what_exists(name):
-    """Linters do not see a program for a subprocess, so moving a module would leave it behind."""
-    modules, ours = NAMES | TESTS, "(?:vlbert_jax|data_prep|tests)"
+def test_programs_in_strings_import_existing_names(name):
+    """Programs for subprocesses, which linters do not check, import existing names."""
+    modules, packages = NAMES | TESTS, "(?:vlbert_jax|data_prep|tests)"
     for line, text in strings(TESTS[name]):
-        named = re.findall(rf"\bfrom ({ours}[\w.]*) import ([\w, ]+)", text)
-        found = {module for module, _ in named} | set(re.findall(rf"\bimport (?:\w+, )*({ours}[\w.]*)", text))
-        found |= set(re.findall(rf"-m ({ours}[\w.]*)", text))
+        named = re.findall(rf"\bfrom ({packages}[\w.]*) import ([\w, ]+)", text)
+        found = {module for module, _ in named} | set(re.findall(rf"\bimport (?:\w+, )*({packages}[\w.]*)", text))
+        found |= set(re.findall(rf"-m ({packages}[\w.]*)", text))
         assert found <= modules.keys(), f"line {line}"
         for module, names in named:
             for one in names.split(", "):
@@ -220,7 +223,7 @@ STATE = """
 import importlib, os, pkgutil, sys, warnings
 import PIL.Image
 PIL.Image.MAX_IMAGE_PIXELS = None  # as some users set it
-# What the libraries change at import is theirs.
+# These libraries may change global state at import, so they are imported first.
 import absl.flags, cv2, flax.nnx, grain, jax, optax, orbax.checkpoint, tensorboardX, tensorflow_datasets, transformers
 state = lambda: (dict(os.environ), PIL.Image.MAX_IMAGE_PIXELS, list(warnings.filters), cv2.getNumThreads(),
                  sys.excepthook, dict(jax.config.values))

@@ -1,4 +1,4 @@
-"""The command line with the toy task: both modes, and one line for every mistake."""
+"""Test the command line with the toy task: all modes, and errors of one line."""
 
 import errno
 import os
@@ -68,7 +68,7 @@ def call(workdir, *args):
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and value else None,
 )
-def test_mistakes_are_one_line(args, line, tmp_path, capsys):
+def test_errors_are_one_line(args, line, tmp_path, capsys):
     assert call(tmp_path / "run", *args) == 2
     assert "--mode=evaluate" not in args or not (tmp_path / "run").exists()
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
@@ -76,7 +76,7 @@ def test_mistakes_are_one_line(args, line, tmp_path, capsys):
     assert re.search(line, errors[0]), errors[0]
 
 
-def test_debug_shows_where(tmp_path, monkeypatch):
+def test_debug_raises_the_error(tmp_path, monkeypatch):
     monkeypatch.setenv("VLBERT_DEBUG", "1")
     with pytest.raises(ValueError, match="no field"):
         call(tmp_path, TOY, "--config.learnin_rate=1")
@@ -93,13 +93,13 @@ def test_debug_shows_where(tmp_path, monkeypatch):
         ("data.sequence_length=63", "sequence_length=63 needs 65 positions; model.encoder.max_positions=64"),
     ],
 )
-def test_fields_that_cannot_be(field, line):
+def test_invalid_fields_are_errors(field, line):
     """The error is reported before anything is created."""
     with pytest.raises(ValueError, match=line):
         parse_command(["main", PRETRAIN, f"--config.{field}"])
 
 
-def test_limits_are_of_fields_that_there_are():
+def test_limits_are_of_existing_fields():
     """The config of pre-training has all checked fields."""
     fields = flat_config(parse_command(["main", PRETRAIN])[0].to_dict())
     assert LIMITS.keys() | CHOICES.keys() <= fields.keys()
@@ -117,7 +117,7 @@ def test_a_recipe_has_a_name(flag, tmp_path, monkeypatch):
     assert parse_command(["main", *flag]) == expected
 
 
-def test_another_data_prep_is_in_the_way(tmp_path, monkeypatch):
+def test_another_data_prep_on_the_path_is_refused(tmp_path, monkeypatch):
     """The folder in which a command is started comes first on the import path."""
     assert main.import_builder("build") is build
     for name in ("data_prep/__init__.py", "data_prep/build.py"):
@@ -130,7 +130,7 @@ def test_another_data_prep_is_in_the_way(tmp_path, monkeypatch):
     assert main.build() == main.extract() == 2
 
 
-def test_fine_tuning_says_where_weights_come_from(tmp_path, monkeypatch, capsys):
+def test_fine_tuning_without_weights_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main.main(["main", f"--config={ROOT / 'configs/vqa.py'}"]) == 2
     assert "make demo" in capsys.readouterr().err and not list(tmp_path.iterdir())
@@ -165,7 +165,7 @@ def test_stopped_run_has_its_own_exit_status(tmp_path, monkeypatch):
     assert call(tmp_path, TOY) == 143
 
 
-def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
+def test_embedded_corpus_is_built_once(tmp_path, monkeypatch):
     made = []
 
     def build_scenes(data_dir):
@@ -179,7 +179,7 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
     config.data.update(
         embedded="scenes", data_dir=str(tmp_path / "data"), captions="captions", text="text", vocab="scenes/vocab.txt"
     )
-    (tmp_path / "data" / "captions" / "incomplete.1").mkdir(parents=True)  # an interrupted build leaves it
+    (tmp_path / "data" / "captions" / "incomplete.1").mkdir(parents=True)  # an interrupted build leaves this folder
     for _ in range(2):
         main.run(config, tmp_path / "run", "train")
     assert made == [tmp_path / "data"]
@@ -188,8 +188,8 @@ def test_embedded_corpus_is_made_once(tmp_path, monkeypatch):
         main.run(config, tmp_path / "run", "train")
 
 
-def test_a_full_disk_is_that_of_the_data(tmp_path, monkeypatch, capsys):
-    """The message names the data folder, because the workdir may have space."""
+def test_a_full_data_disk_is_reported(tmp_path, monkeypatch, capsys):
+    """The error names the data folder, because the workdir can be on another disk."""
 
     def build_scenes(data_dir):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -207,18 +207,18 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_really_full(tmp_path):
+def test_a_full_disk_ends_the_run(tmp_path):
     """A run on a small file system ends with one line and status 2; older checkpoints remain."""
     if (
         not shutil.which("unshare")
         or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
     ):
-        pytest.skip("this system gives no mount namespace")
+        pytest.skip("this system does not support mount namespaces")
     run = f'{sys.executable} -c "{PROGRAM}" {TOY} --workdir={tmp_path}/run --config.keep_checkpoints=99 '
     run += "--config.checkpoint_every_steps=1 --config.total_steps=100 --config.eval_every_steps=0"
-    look = f"{run} --mode=evaluate"  # reads the newest checkpoint, which must be complete
+    evaluation = f"{run} --mode=evaluate"  # this reads the newest checkpoint, which must be complete
     steps = f"mount -t tmpfs -o size=300k tmpfs {tmp_path}; {run}; status=$?; rm -r {tmp_path}/run/tensorboard; "
-    steps += f"{look}; exit $status"
+    steps += f"{evaluation}; exit $status"
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", steps],
         capture_output=True, text=True, cwd=ROOT, timeout=HANG_SECONDS, env=ENVIRONMENT,

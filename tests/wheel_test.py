@@ -1,4 +1,4 @@
-"""A real wheel, installed apart from the checkout: its files, its commands, a run outside a checkout."""
+"""Test a wheel installed outside the checkout: its files, its commands and a training run."""
 
 import os
 import pathlib
@@ -25,7 +25,7 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in SOURCES:  # the build leaves files in its folder, so it gets a copy of the checkout
+    for name in SOURCES:  # the build writes files to its folder, so the folder is a copy
         path = ROOT / name
         (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
@@ -36,7 +36,7 @@ def wheel(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> pathlib.Path:
-    """Return the folder of the installed wheel. Its dependencies are those of the tests."""
+    """Install the wheel and return its folder; its dependencies are those of the tests."""
     target = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", target, wheel], check=True)
@@ -45,7 +45,7 @@ def installed(wheel, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def call(installed, tmp_path):
-    """Run a command with the installed wheel in an empty folder; return what it prints."""
+    """Return a function that runs a command in an empty folder and returns its output."""
 
     def run(*command: str, status: int = 0) -> str:
         environment = os.environ | {"PYTHONPATH": str(installed), "PATH": f"{installed}/bin:{os.environ['PATH']}"}
