@@ -1,3 +1,4 @@
+import json
 
 """Test the geometry embedding of boxes."""
 
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.golden_folders import golden_folders
-from vlbert_jax.geometry import box_geometry
+from vlbert_jax.geometry import box_geometry, box_numbers, region_geometry
 
+UNITER_DATA = [path for folder in golden_folders("one_stream") for path in sorted(folder.glob("data_uniter_*.json"))]
 FIXTURES = sorted(p for f in golden_folders("model") for p in f.glob("i_coordinate_embeddings*.npz"))
 
 
@@ -43,3 +45,21 @@ def test_batches_equal_single_images_and_padding_is_finite():
     got = box_geometry(boxes, sizes, dim=8)
     assert got.shape == (2, 3, 5, 64) and np.isfinite(got).all()
     np.testing.assert_array_equal(got[1, 0], box_geometry(boxes[1, 0], sizes[1, 0], dim=8))
+
+
+@pytest.mark.parametrize("path", UNITER_DATA, ids=lambda path: path.stem)
+@pytest.mark.parametrize("xp", (np, jnp))
+def test_seven_numbers_are_those_of_uniter(path, xp):
+    for case in json.loads(path.read_text())["box_geometry"]:
+        size = xp.asarray([case["width"], case["height"]], xp.float32)
+        ours = region_geometry(xp.asarray(case["boxes"], xp.float32), size, 7)
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(case["img_pos_feat"], np.float32))
+
+
+def test_fewer_numbers():
+    boxes, size = np.array([[10, 5, 30, 25]], np.float32), np.array([100, 50], np.float32)
+    six = [0.1, 0.1, 0.3, 0.5, 0.2, 0.4]
+    np.testing.assert_allclose(box_numbers(boxes, size, 6), [six], rtol=1e-6)
+    np.testing.assert_allclose(box_numbers(boxes, size, 4), [six[:4]], rtol=1e-6)
+    np.testing.assert_allclose(box_numbers(boxes, size, 5), [[*six[:4], 0.08]], rtol=1e-6)
+    np.testing.assert_array_equal(region_geometry(boxes, size, 2048), box_geometry(boxes, size))

@@ -34,7 +34,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 # hidden, and the end of the sequence.
 IMG, IMG_MASK, END = 0, 1, 2
 NUM_EXTRA_IDS = 3
-NO_IMAGE = -1  # `region_ids` of elements that carry the learned vector of text-only sequences
+# `region_ids` of elements without a region. In VL-BERT they carry the learned vector of text-only sequences, in B2T2
+# the projection of zeros, in the other architectures nothing.
+NO_IMAGE = -1
 PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # B, G, R
 
 Example = dict[str, np.ndarray]  # of one example: field of `Batch` or of its targets -> array without the axis b
@@ -103,6 +105,8 @@ class Batch(Arrays):
     segment_ids: Int[Array | np.ndarray, "b n s"] = padding(0)  # 0 = A, 1 = B, 2 = image
     position_ids: Int[Array | np.ndarray, "b n s"] = padding(0)  # the regions of a sequence share one
     element_mask: Bool[Array | np.ndarray, "b n s"] = padding(False)
+    # Positions of the words that name a region (VisualBERT); -1 = none.
+    region_words: Int[Array | np.ndarray, "b n r a"] | None = padding(-1, default=None)
 
     # The images. All None in a batch of text alone. Row 0 of an image's regions is the whole image.
     boxes: Float[Array | np.ndarray, "b r 4"] | None = padding(0, default=None)  # x1 y1 x2 y2, resized image's pixels

@@ -41,6 +41,39 @@ def box_geometry(
     return waves.reshape(*boxes.shape[:-1], 8 * dim)
 
 
+def box_numbers(
+    boxes: Float[Array | np.ndarray, "*b r 4"], image_size: Float[Array | np.ndarray, "*b 2"], count: int
+) -> Float[Array | np.ndarray, "*b r e"]:
+    """Return 4 to 7 numbers per box, relative to the image, float32.
+
+    4: x1, y1, x2, y2. 5: these and the area. 6: the four, width and height. 7: the six and the area. Width
+    and height are without + 1. UNITER stores the six in half precision, from which it computes the area;
+    the seven numbers are rounded accordingly.
+
+    Args:
+        boxes: x1 y1 x2 y2 in pixels (NumPy or JAX; the result is of the same kind).
+        image_size: Width and height in the same pixels, without padding.
+        count: How many numbers.
+    """
+    xp: ModuleType = jnp if isinstance(boxes, jax.Array) or isinstance(image_size, jax.Array) else np
+    size = xp.maximum(xp.asarray(image_size, xp.float32), xp.float32(1.0))[..., None, :]
+    low, high = xp.asarray(boxes[..., :2], xp.float32) / size, xp.asarray(boxes[..., 2:], xp.float32) / size
+    six = xp.concatenate([low, high, high - low], axis=-1)
+    if count == 7:
+        six = six.astype(xp.float16).astype(xp.float32)
+    area = six[..., 4:5] * six[..., 5:]
+    return {4: six[..., :4], 5: xp.concatenate([six[..., :4], area], -1), 6: six, 7: xp.concatenate([six, area], -1)}[
+        count
+    ]
+
+
+def region_geometry(
+    boxes: Float[Array | np.ndarray, "*b r 4"], image_size: Float[Array | np.ndarray, "*b 2"], size: int
+) -> Float[Array | np.ndarray, "*b r e"]:
+    """Return the geometry of an architecture with `size` values per box: sine waves, or 4 to 7 numbers."""
+    return box_geometry(boxes, image_size) if size == 8 * DIM else box_numbers(boxes, image_size, size)
+
+
 def box_iou(boxes: Float[np.ndarray, "n 4"], box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "n"]:
     """Return the intersection over union of boxes with one box (NumPy).
 

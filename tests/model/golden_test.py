@@ -34,10 +34,10 @@ from tests.helpers.optimizer_case import check_official_updates
 from vlbert_jax.batch import END
 from vlbert_jax.geometry import box_geometry
 from vlbert_jax.model.config import RegionHeadConfig
+from vlbert_jax.model.one_stream import OneStream
 from vlbert_jax.model.region_head import RegionHead
 from vlbert_jax.model.roi import roi_align
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
-from vlbert_jax.model.vlbert import VLBert
 from vlbert_jax.tasks.pretrain import task as pretrain
 from vlbert_jax.tasks.pretrain.losses import loss_counts, loss_sums
 from vlbert_jax.tasks.pretrain.model import PretrainingModel
@@ -168,7 +168,7 @@ def check_vlbert(case, execution):
 
     class Holder(nnx.Module):
         def __init__(self):
-            self.vlbert = VLBert(config, nnx.Rngs(0))
+            self.vlbert = OneStream(config, nnx.Rngs(0))
 
     holder, report = load(Holder, tensors, config.vocab_size)
     optional = {*vlbert_names.EXTRA_TOKENS.values(), "aux_text_visual_embedding.weight"}

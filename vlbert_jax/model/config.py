@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vlbert_jax.model.architectures import VLBERT, Architecture, get_architecture
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
@@ -28,6 +30,7 @@ class EncoderConfig:
     pooler: bool = False
     scan_layers: bool = True
     remat: str = "none"
+    architecture: Architecture = VLBERT
     dtype: Any = jnp.float32  # of activations
 
 
@@ -70,10 +73,11 @@ class RegionHeadConfig:
     dilated_c5: bool = True
     roi: RoIOptions = RoIOptions()
     mask_padding: bool = False  # each image gets the feature map that it would have alone
-    hidden_vector: bool = False  # a learned vector replaces the appearance of hidden regions
+    hidden_vector: bool = False  # a vector, learned or zeros, replaces the appearance of hidden regions
     dropout_rate: float = 0.1  # before the projection
     projection_gain_init: float = 1.0  # of the projection's weights, relative to PyTorch's default
     geometry_gain_init: float = 1.0  # of its rows for box geometry, relative to those for appearance
+    architecture: Architecture = VLBERT
     dtype: Any = jnp.float32  # of activations
 
 
@@ -88,8 +92,14 @@ def matmul_precision(name: str):
 
 def model_options(config) -> tuple[EncoderConfig, RegionHeadConfig]:
     """Return the options of encoder and region head of a run's config; configs/common.py describes the fields."""
-    encoder = EncoderConfig(**config.model.encoder, dtype=jnp.dtype(config.compute_dtype))
+    architecture, dtype = architecture_of(config), jnp.dtype(config.compute_dtype)
+    encoder = EncoderConfig(**config.model.encoder, architecture=architecture, dtype=dtype)
     return encoder, region_head_options(config, encoder.visual_size or encoder.hidden_size)
+
+
+def architecture_of(config) -> Architecture:
+    """Return the architecture of a run's config; configs from before this field are of VL-BERT."""
+    return get_architecture(config.model.get("architecture", VLBERT.name))
 
 
 def region_head_options(config, hidden_size: int) -> RegionHeadConfig:
@@ -112,11 +122,15 @@ def region_head_options(config, hidden_size: int) -> RegionHeadConfig:
         frozen={1, 2, 3, 4, 5} <= set(frozen_stages),  # else gradients pass through C5
     )
     del head["frozen_batch_norm"]  # `region_head_is_frozen` reads it
+    architecture = architecture_of(config)
+    if not architecture.projection_dropout:
+        head["dropout_rate"] = 0.0
     return RegionHeadConfig(
         hidden_size=hidden_size,
         backbone=backbone if config.data.features == "image" else None,
         feature_size=model.feature_size,
         roi=roi,
+        architecture=architecture,
         dtype=dtype,
         **head,
     )

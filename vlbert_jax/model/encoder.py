@@ -1,4 +1,4 @@
-"""The BERT encoder (Devlin et al., 2019): post-layer-norm blocks with exact GELU."""
+"""The BERT encoder (Devlin et al., 2019): post-layer-norm blocks with GELU."""
 
 import functools
 import math
@@ -42,7 +42,7 @@ class Layer(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         size = config.hidden_size
-        self.dropout_rate = config.dropout_rate
+        self.dropout_rate, self.gelu = config.dropout_rate, config.architecture.gelu
         self.attention = Attention(config, rngs)
         self.attention_norm = layer_norm(size, config.dtype, rngs)
         self.intermediate = dense(size, config.mlp_size, ("embed", "mlp"), config, rngs)
@@ -53,7 +53,7 @@ class Layer(nnx.Module):
         key_probabilities, key_attention, key_output = split_keys(key, 3)
         attended, probabilities = self.attention(x, bias, key_probabilities)
         x = self.attention_norm(keep_split(x + dropout(attended, self.dropout_rate, key_attention)))
-        wide = gelu(self.intermediate(x))
+        wide = gelu(self.intermediate(x), self.gelu)
         x = self.output_norm(keep_split(x + dropout(self.output(wide), self.dropout_rate, key_output)))
         return x, probabilities
 

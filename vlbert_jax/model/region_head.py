@@ -9,24 +9,25 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Shaped
 
 from vlbert_jax.batch import PIXEL_MEANS
-from vlbert_jax.geometry import box_geometry
+from vlbert_jax.geometry import region_geometry
 from vlbert_jax.model.config import RegionHeadConfig
-from vlbert_jax.model.layers import dropout
+from vlbert_jax.model.layers import apply_if, dropout, layer_norm
 from vlbert_jax.model.partitioning import keep_split, split_axes
 from vlbert_jax.model.resnet import EXPANSION, Backbone, Stage
 from vlbert_jax.model.roi import pool_regions
 
-GEOMETRY_SIZE = 2048
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "none": lambda x: x}
 
 
 class RegionHead(nnx.Module):
-    """Region features: C4 -> RoIAlign -> C5 -> mean, joined with box geometry and projected.
+    """Region features: C4 -> RoIAlign -> C5 -> mean, projected with box geometry as the architecture does.
 
     Three options give it the operations of the detector whose weights it starts from, which the official
     code does not do: `caffe_max_pool` of the backbone, `operation="pool"` of the regions, and `mask_padding`.
     """
 
     def __init__(self, config: RegionHeadConfig, rngs: nnx.Rngs):
+        self.architecture = switches = config.architecture
         self.roi, self.mask_padding = config.roi, config.mask_padding
         self.dropout_rate, self.dtype = config.dropout_rate, config.dtype
         dtype, hidden_size, feature_size = config.dtype, config.hidden_size, config.feature_size
@@ -58,28 +59,37 @@ class RegionHead(nnx.Module):
                 rngs=rngs,
             )
             feature_size = c5_width * EXPANSION
-        self.hidden_appearance = (
-            nnx.Param(jnp.zeros(feature_size), axes=("feature",)) if config.hidden_vector else None
-        )
-        bound = 1 / math.sqrt(
-            GEOMETRY_SIZE + feature_size
-        )  # the default of PyTorch, which the official code keeps
+        self.feature_size = feature_size
+        self.hides_features = config.hidden_vector
+        learned = config.hidden_vector and switches.hidden == "vector"
+        self.hidden_appearance = nnx.Param(jnp.zeros(feature_size), axes=("feature",)) if learned else None
 
-        def uniform(key, shape, dtype=jnp.float32):
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
+        def projection(inputs, num_geometry, axis):
+            """Return a linear layer with the initial values of PyTorch, which the official code keeps."""
+            bound = 1 / math.sqrt(inputs)
 
-        def kernel(key, shape, dtype=jnp.float32):
-            values = uniform(key, shape, dtype) * config.projection_gain_init
-            return values.at[:GEOMETRY_SIZE].multiply(config.geometry_gain_init)
+            def uniform(key, shape, dtype=jnp.float32):
+                return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        self.projection = nnx.Linear(
-            GEOMETRY_SIZE + feature_size,
-            hidden_size,
-            kernel_init=nnx.with_metadata(kernel, axes=("feature", "embed")),
-            bias_init=nnx.with_metadata(uniform, axes=("embed",)),
-            dtype=dtype,
-            rngs=rngs,
-        )
+            def kernel(key, shape, dtype=jnp.float32):
+                values = uniform(key, shape, dtype) * config.projection_gain_init
+                return values.at[:num_geometry].multiply(config.geometry_gain_init)
+
+            return nnx.Linear(
+                inputs,
+                hidden_size,
+                kernel_init=nnx.with_metadata(kernel, axes=(axis, "embed")),
+                bias_init=nnx.with_metadata(uniform, axes=("embed",)),
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        joined = switches.geometry_size if switches.geometry == "joint" else 0
+        self.projection = projection(joined + feature_size, joined, "feature")
+        separate, each = switches.geometry == "separate", switches.visual_norm == "each"
+        self.geometry_projection = projection(switches.geometry_size, 0, None) if separate else None
+        self.appearance_norm = layer_norm(hidden_size, dtype, rngs) if each else None
+        self.geometry_norm = layer_norm(hidden_size, dtype, rngs) if each else None
 
     def appearance(
         self,
@@ -118,19 +128,30 @@ class RegionHead(nnx.Module):
         key=None,
     ) -> Float[Array, "b r d"]:
         """Return appearance and geometry projected to the width of the encoder; zeros where there is no region."""
-        if self.hidden_appearance is not None and region_hidden is not None:
-            appearance = jnp.where(
-                region_hidden[..., None],
-                self.hidden_appearance[...].astype(appearance.dtype)[None, None],
-                appearance,
-            )
-        if geometry is None:
-            geometry = box_geometry(boxes, image_size)  # pyright: ignore[reportAssignmentType]
-        # A NaN in padding would reach the gradient of the projection as 0 * NaN.
-        geometry = jnp.where(region_mask[..., None], geometry, 0)
-        joined = jnp.concatenate([geometry.astype(self.dtype), appearance.astype(self.dtype)], axis=-1)
-        states = keep_split(jax.nn.relu(self.projection(dropout(joined, self.dropout_rate, key))))
+        if self.hides_features and region_hidden is not None:
+            vector = jnp.zeros(self.feature_size) if self.hidden_appearance is None else self.hidden_appearance[...]
+            appearance = jnp.where(region_hidden[..., None], vector.astype(appearance.dtype)[None, None], appearance)
+        size = self.architecture.geometry_size
+        if geometry is None and size:
+            geometry = region_geometry(boxes, image_size, size)  # pyright: ignore[reportAssignmentType]
+        if geometry is not None:
+            # A NaN in padding would reach the gradient of the projection as 0 * NaN.
+            geometry = jnp.where(region_mask[..., None], geometry, 0).astype(self.dtype)
+        states = keep_split(self._projected(appearance.astype(self.dtype), geometry, key))
         return jnp.where(region_mask[..., None], states, 0)
+
+    def _projected(self, appearance: Float[Array, "b r g"], geometry, key) -> Float[Array, "b r d"]:
+        if self.architecture.geometry == "joint":
+            appearance = jnp.concatenate([geometry, appearance], axis=-1)
+        states = self.projection(dropout(appearance, self.dropout_rate, key))
+        states = apply_if(self.appearance_norm, ACTIVATIONS[self.architecture.activation](states))
+        if self.architecture.geometry == "separate":
+            states += apply_if(self.geometry_norm, self.geometry_projection(geometry))
+        return states
+
+    def empty_region(self) -> Float[Array, " d"]:
+        """Return the projection of a feature of zeros."""
+        return ACTIVATIONS[self.architecture.activation](self.projection.bias[...])
 
 
 def prepare_pixels(

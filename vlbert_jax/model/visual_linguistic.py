@@ -1,4 +1,4 @@
-"""The model that all tasks share: the region head and VL-BERT, from a batch to the states of its elements."""
+"""The model that all tasks share: the region head and the encoder, from a batch to the states of its elements."""
 
 import functools
 
@@ -9,16 +9,16 @@ from jaxtyping import Array, Float, Shaped
 
 from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
+from vlbert_jax.model.one_stream import OneStream
 from vlbert_jax.model.region_head import RegionHead, prepare_pixels
-from vlbert_jax.model.vlbert import VLBert
 
 
 class VisualLinguisticModel(nnx.Module):
-    """The region head and VL-BERT. Tasks add their heads."""
+    """The region head and VL-BERT or a sibling. Tasks add their heads."""
 
     def __init__(self, encoder: EncoderConfig, region_head: RegionHeadConfig, rngs: nnx.Rngs):
         self.fast_rcnn = RegionHead(region_head, rngs)
-        self.vlbert = VLBert(encoder, rngs)
+        self.vlbert = OneStream(encoder, rngs)  # whatever the architecture, so that paths of parameters are the same
 
     @jax.named_scope("region_head")
     def appearance(self, batch: Batch) -> Float[Array, "b r g"] | None:
@@ -28,7 +28,7 @@ class VisualLinguisticModel(nnx.Module):
                 return None
             return jnp.where(batch.region_mask[..., None], batch.region_features, 0)
         by_image = functools.partial(split_images, batch)
-        hidden = by_image(batch.region_hidden) if self.fast_rcnn.hidden_appearance is None else None
+        hidden = by_image(batch.region_hidden) if not self.fast_rcnn.hides_features else None
         boxes, size = by_image(batch.boxes), flat_images(batch.image_size)
         pixels = prepare_pixels(flat_images(batch.pixels), size, boxes, hidden)
         pooled = self.fast_rcnn.appearance(
@@ -62,6 +62,14 @@ class VisualLinguisticModel(nnx.Module):
             batch.element_mask,
             region_states,
             key,
+            **self._of_regions(batch),
+        )
+
+    def _of_regions(self, batch: Batch) -> dict:
+        """Return the arguments of `embed` that only some architectures read."""
+        after_norm = self.vlbert.architecture.word_visual == "after_norm"
+        return dict(
+            region_words=batch.region_words, empty_region=self.fast_rcnn.empty_region() if after_norm else None
         )
 
     def states(self, batch: Batch, key_project=None, key_encode=None, blind: bool = False) -> Float[Array, "b n s d"]:
@@ -75,9 +83,8 @@ class VisualLinguisticModel(nnx.Module):
     ) -> tuple[Float[Array, "b n s d"], Float[Array, "layers b n heads s s"]]:
         """Return the states, and the attention of every element (first s) to every other, by layer and head."""
         region_states = self.region_states(batch, self.appearance(batch))
-        x = self.vlbert.embed(
-            batch.token_ids, batch.region_ids, batch.segment_ids, batch.position_ids, region_states
-        )
+        ids = (batch.token_ids, batch.region_ids, batch.segment_ids, batch.position_ids)
+        x = self.vlbert.embed(*ids, region_states, **self._of_regions(batch))
         b, n, s, size = x.shape
         mask = batch.element_mask.reshape(b * n, s)
         states, _, attention = self.vlbert.encoder(x.reshape(b * n, s, size), mask, collect=True)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vlbert_jax.files import atomic_write
-from vlbert_jax.model.region_head import GEOMETRY_SIZE
+from vlbert_jax.model.architectures import VLBERT
 from vlbert_jax.tasks import PRETRAINING, get_task
 from vlbert_jax.weights import export, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
@@ -39,6 +39,7 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
     else:
         image = f"{vlbert_names.BACKBONE_NAME}.conv1.weight" in shapes
         classifier = f"{vlbert_names.official_modules()['region_classifier']}.weight" in shapes
+        geometry_size = VLBERT.geometry_size
         hidden_vector = "object_mask_visual_embedding.weight" in shapes
         config = ml_collections.ConfigDict(
             dict(
@@ -47,7 +48,7 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
                     encoder=_encoder(shapes, source.num_heads),
                     region_head=_region_head(shapes),
                     train_region_head=image,
-                    feature_size=shapes.get(vlbert_names.PROJECTION, (0, 2048 + GEOMETRY_SIZE))[1] - GEOMETRY_SIZE,
+                    feature_size=shapes.get(vlbert_names.PROJECTION, (0, 2048 + geometry_size))[1] - geometry_size,
                     num_region_classes=shapes.get("vlbert.mvrc_head.region_cls_pred.weight", (1601,))[0],
                 ),
                 data=dict(features="image" if image else "precomputed", hide_pixels=image and not hidden_vector),

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float, Int
 
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
 from vlbert_jax.model.layers import PredictionHead, dense, gather_positions, gelu, layer_norm
-from vlbert_jax.model.region_head import GEOMETRY_SIZE
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 
 
@@ -16,7 +15,7 @@ class MLMHead(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rows: int, rngs: nnx.Rngs):
         size = config.hidden_size
-        self.vocab_size = config.vocab_size
+        self.vocab_size, self.gelu = config.vocab_size, config.architecture.gelu
         self.transform = dense(size, size, ("embed", None), config, rngs)
         self.norm = layer_norm(size, config.dtype, rngs)
         self.bias = nnx.Param(jnp.zeros(rows), axes=("vocab",))
@@ -26,7 +25,7 @@ class MLMHead(nnx.Module):
         self, states: Float[Array, "... d"], table: Float[Array, "rows d"]
     ) -> Float[Array, "... rows"]:
         """Return float32 logits; rows of the table that are not words get -inf."""
-        hidden = self.norm(gelu(self.transform(states)))
+        hidden = self.norm(gelu(self.transform(states), self.gelu))
         logits = jnp.einsum(
             "...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
@@ -54,9 +53,8 @@ class PretrainingModel(VisualLinguisticModel):
         self.mrc_head = PredictionHead(encoder, num_region_classes, rngs)
         size = encoder.hidden_size
         self.relationship_head = dense(size, 2, ("embed", None), encoder, rngs) if relationship else None
-        feature_size = self.fast_rcnn.projection.kernel.shape[0] - GEOMETRY_SIZE
         classifier = (
-            dense(feature_size, num_region_classes, ("feature", None), encoder, rngs)
+            dense(self.fast_rcnn.feature_size, num_region_classes, ("feature", None), encoder, rngs)
             if region_classifier
             else None
         )
