@@ -111,9 +111,10 @@ class Embeddings(nnx.Module):
         if text_only is not None:
             vector = text_only[...][None, None]
             visual.append(jnp.broadcast_to(vector, (b, 1, vector.shape[-1])).astype(self.dtype))
-        nothing = jnp.zeros((b, 1, self.position_embeddings.shape[1]), self.dtype)
+        size = self.position_embeddings.shape[1]
         if not visual:
-            return nothing[:, None]
+            return jnp.zeros((*token_ids.shape, size), self.dtype)
+        nothing = jnp.zeros((b, 1, size), self.dtype)
         visual = jnp.concatenate(visual, 1)
         as_text = apply_if(self.text_visual_norm, apply_if(self.text_resize, visual))
         as_region = apply_if(self.region_visual_norm, apply_if(self.region_resize, visual))

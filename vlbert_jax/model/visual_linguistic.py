@@ -65,8 +65,13 @@ class VisualLinguisticModel(nnx.Module):
             **self._of_regions(batch),
         )
 
+    def embed(self, batch: Batch, region_states) -> Float[Array, "b n s d"]:
+        """Return what the encoder reads: the sum of the parts of each element, without dropout."""
+        ids = (batch.token_ids, batch.region_ids, batch.segment_ids, batch.position_ids)
+        return self.vlbert.embed(*ids, region_states, **self._of_regions(batch))
+
     def _of_regions(self, batch: Batch) -> dict:
-        """Return the arguments of `embed` that only some architectures read."""
+        """Return the arguments of the encoder that only some architectures read."""
         after_norm = self.vlbert.architecture.word_visual == "after_norm"
         return dict(
             region_words=batch.region_words, empty_region=self.fast_rcnn.empty_region() if after_norm else None
@@ -82,9 +87,7 @@ class VisualLinguisticModel(nnx.Module):
         self, batch: Batch
     ) -> tuple[Float[Array, "b n s d"], Float[Array, "layers b n heads s s"]]:
         """Return the states, and the attention of every element (first s) to every other, by layer and head."""
-        region_states = self.region_states(batch, self.appearance(batch))
-        ids = (batch.token_ids, batch.region_ids, batch.segment_ids, batch.position_ids)
-        x = self.vlbert.embed(*ids, region_states, **self._of_regions(batch))
+        x = self.embed(batch, self.region_states(batch, self.appearance(batch)))
         b, n, s, size = x.shape
         mask = batch.element_mask.reshape(b * n, s)
         states, _, attention = self.vlbert.encoder(x.reshape(b * n, s, size), mask, collect=True)

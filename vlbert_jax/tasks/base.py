@@ -166,6 +166,8 @@ class Task:
 
     # Module of vlbert_jax -> module of the official model, for the heads of this task.
     official_names: ClassVar[Mapping[str, str]] = {}
+    # Architecture -> module of vlbert_jax -> module of the original code, for the heads of this task in other models.
+    family_names: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     # Prefixes of official tensors that only heads of this task have, in whatever arrangement.
     official_heads: ClassVar[tuple[str, ...]] = ()
     official_prefix: ClassVar[str] = "vlbert."  # what the official model calls the trunk

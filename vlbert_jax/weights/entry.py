@@ -16,21 +16,27 @@ class Entry:
 
     official: str  # name of the tensor
     path: tuple  # of the parameter in the model's state
-    layout: str = "same"  # same | linear (transposed) | conv (OIHW <-> HWIO) | row ([1, d] <-> [d])
+    # same | linear (transposed) | conv (OIHW <-> HWIO) | row ([1, d] <-> [d]) | last row ([2, d] <-> [d], zeros first)
+    layout: str = "same"
     layer: int | None = None  # index into the parameter's first axis, None = all of it
     rows: tuple[int, int] | None = None  # start and end in the next axis, None = all of it
+    roll: int = 0  # last input columns of a linear layer's official tensor that are the first of the parameter
 
     def to_parameter(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """Return a view of the official tensor in the layout of the parameter."""
-        if self.layout == "row":
-            return array[0]
+        """Return the official tensor in the layout of the parameter, as a view unless columns change places."""
+        if self.layout in ("row", "last row"):
+            return array[-1]
+        array = np.roll(array, self.roll, axis=1) if self.roll else array
         return _transpose(array, {"linear": (1, 0), "conv": (2, 3, 1, 0)}.get(self.layout))
 
     def to_official(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """Return a view of a part of the parameter in the layout of the official tensor."""
+        """Return a part of the parameter in the layout of the official tensor, as `to_parameter` does."""
         if self.layout == "row":
             return array[None]
-        return _transpose(array, {"linear": (1, 0), "conv": (3, 2, 0, 1)}.get(self.layout))
+        if self.layout == "last row":
+            return np.stack([np.zeros_like(array), array])
+        array = _transpose(array, {"linear": (1, 0), "conv": (3, 2, 0, 1)}.get(self.layout))
+        return np.roll(array, -self.roll, axis=1) if self.roll else array
 
     def part(self, parameter: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
         """Return a view of the part of the parameter that the tensor fills."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Shaped
@@ -151,7 +151,7 @@ class Match:
     def covers(self, path: tuple, size: int, tensors: Mapping[str, np.ndarray]) -> bool:
         """Return whether the tensors fill all `size` values of the parameter at `path`."""
         entries = [entry for entry in self.entries.get(path, ()) if entry.official != TRAINED_WORDS]
-        return sum(tensors[entry.official].size for entry in entries) == size
+        return sum(entry.to_parameter(tensors[entry.official]).size for entry in entries) == size
 
     def fill(self, array: Shaped[np.ndarray, "..."], path: tuple, tensors: Mapping[str, np.ndarray]):
         """Write what the tensors hold of the parameter at `path` into `array`; other values stay."""
@@ -162,19 +162,25 @@ class Match:
             target[...] = source
 
 
-def match_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Match:
+def match_tensors(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[tuple, tuple[int, ...]],
+    vocab_size: int,
+    table: Callable[..., Iterator[Entry]] = name_table,
+) -> Match:
     """Return which official tensors fill which parameters.
 
     Args:
         tensors: Official name -> tensor.
         shapes: Parameter path -> shape.
         vocab_size: Size of the vocabulary.
+        table: Names of a family; called with shapes and the size of the vocabulary.
 
     Raises:
         ValueError: A tensor has another shape than its parameter; the message has both.
     """
     found, wanted = Match(), set()
-    for entry in name_table(shapes, vocab_size):
+    for entry in table(shapes, vocab_size):
         wanted.add(entry.official)
         if entry.official not in tensors:
             found.missing.append(entry.official)
@@ -203,10 +209,12 @@ def reason_not_wanted(official: str) -> str:
     return next((reason for reason, pattern in REASONS.items() if pattern.match(official)), "")
 
 
-def to_official(ours: Mapping[tuple, np.ndarray], vocab_size: int) -> dict[str, np.ndarray]:
+def to_official(
+    ours: Mapping[tuple, np.ndarray], vocab_size: int, table: Callable[..., Iterator[Entry]] = name_table
+) -> dict[str, np.ndarray]:
     """Return the official tensors of a model, as views, each once."""
-    table = name_table({path: array.shape for path, array in ours.items()}, vocab_size)
-    return {entry.official: entry.to_official(entry.part(ours[entry.path])) for entry in table}
+    entries = table({path: array.shape for path, array in ours.items()}, vocab_size)
+    return {entry.official: entry.to_official(entry.part(ours[entry.path])) for entry in entries}
 
 
 def official_state_dict(

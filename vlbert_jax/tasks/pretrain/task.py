@@ -160,6 +160,24 @@ class Pretrain(Task):
         "relationship_head": "vlbert.relationsip_head.caption_image_relationship",  # the spelling of the official code
         "region_classifier": "image_feature_extractor.regularizing_predictor",
     }
+    _of_bert = {
+        "mlm_head/transform": "cls.predictions.transform.dense",
+        "mlm_head/norm": "cls.predictions.transform.LayerNorm",
+        "relationship_head": "cls.seq_relationship",
+    }
+    family_names = {
+        "visualbert": _of_bert,
+        "oscar": _of_bert,
+        "vinvl": _of_bert,
+        "b2t2": _of_bert,
+        "uniter": _of_bert
+        | {
+            "relationship_head": "itm_output",
+            "mrc_head/transform": "region_classifier.net.0",
+            "mrc_head/norm": "region_classifier.net.2",
+            "mrc_head/classes": "region_classifier.net.3",
+        },
+    }
     defaults = {
         "data.max_regions": 100,
         "data.sequence_length": 64,

@@ -1,0 +1,121 @@
+"""Names of UNITER, VisualBERT, Oscar, VinVL, B2T2: every tensor of every list has one place, or a reason for none."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.helpers import GOLDEN
+from vlbert_jax.model.architectures import UNICODER_VL, get_architecture
+from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
+from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
+from vlbert_jax.weights import vlbert_names
+from vlbert_jax.weights.entry import Entry
+from vlbert_jax.weights.family_names import family_of, family_table, reason_not_used, to_bert_names
+
+FAMILIES = ("uniter", "visualbert", "oscar", "vinvl", "b2t2")
+LISTS = sorted(path for name in FAMILIES for path in (GOLDEN / "names").glob(f"names_{name}_*.tsv"))
+
+
+def tensors_of(path) -> tuple[dict, object]:
+    """Return zeros of the listed shapes, by the names of the table, and the architecture."""
+    lines = (line.split("\t") for line in path.read_text().splitlines())
+    shapes = {name: tuple(json.loads(shape)) for name, shape in lines}
+    architecture = get_architecture(path.stem.split("_")[1])
+    zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    found = to_bert_names(zeros, architecture)
+    assert len(found) == len(zeros), "two tensors have one name"
+    return found, architecture
+
+
+def configs_of(tensors, architecture):
+    """Return the sizes of encoder and region head."""
+    vocab_size, hidden_size = tensors["bert.embeddings.word_embeddings.weight"].shape
+    numbers = {int(m[1]) for m in map(re.compile(r"bert\.encoder\.layer\.(\d+)\.").match, tensors) if m}
+    encoder = EncoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=max(numbers) + 1,
+        mlp_size=len(tensors["bert.encoder.layer.0.intermediate.dense.bias"]),
+        max_positions=len(tensors["bert.embeddings.position_embeddings.weight"]),
+        num_segments=len(tensors["bert.embeddings.token_type_embeddings.weight"]),
+        pooler=True,
+        architecture=architecture,
+    )
+    projection = f"{family_of(architecture).modules['fast_rcnn/projection']}.weight"
+    joined = architecture.geometry_size if architecture.geometry == "joint" else 0
+    head = RegionHeadConfig(
+        hidden_size,
+        backbone=None,
+        feature_size=tensors[projection].shape[1] - joined,
+        hidden_vector=architecture.hidden == "vector",
+        architecture=architecture,
+    )
+    return encoder, head
+
+
+def match(build, tensors, vocab_size, architecture):
+    """Return the matched tensors, and the parameters that none fills."""
+    state = nnx.state(nnx.eval_shape(build))
+    shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
+    found = vlbert_names.match_tensors(
+        tensors, shapes, vocab_size, lambda shapes, size: family_table(shapes, size, architecture)
+    )
+    empty = [path for path, shape in shapes.items() if not found.covers(path, int(np.prod(shape)), tensors)]
+    return found, empty
+
+
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem.removeprefix("names_"))
+def test_every_tensor_has_a_place_or_a_reason(path):
+    tensors, architecture = tensors_of(path)
+    encoder, head = configs_of(tensors, architecture)
+    found, empty = match(
+        lambda: VisualLinguisticModel(encoder, head, nnx.Rngs(0)), tensors, encoder.vocab_size, architecture
+    )
+    assert found.missing == []
+    assert empty == [("vlbert", "token_embeddings")]  # rows behind the vocabulary
+    assert len(set(found.matched)) == len(found.matched)
+    for name in found.unused:
+        reason = reason_not_used(name, architecture)
+        assert reason, f"{name} has neither a place nor a reason"
+        assert reason == "duplicate" or not name.startswith("bert.")  # the whole trunk is used
+
+
+def test_lists_of_all_families_are_found():
+    assert {path.stem.split("_")[1] for path in LISTS} == set(FAMILIES)
+
+
+def test_an_unknown_tensor_of_the_trunk_has_no_reason():
+    assert reason_not_used("bert.embeddings.other.weight", get_architecture("uniter")) == ""
+
+
+def test_other_spellings():
+    oscar, visualbert = get_architecture("oscar"), get_architecture("visualbert")
+    array = np.zeros(2)
+    assert list(to_bert_names({"module.bert.LayerNorm.gamma": array}, oscar)) == ["bert.LayerNorm.weight"]
+    original = to_bert_names({"bert.bert.embeddings.token_type_embeddings_visual.weight": array}, visualbert)
+    assert original.keys() == to_bert_names({"visual_bert.embeddings.visual_token_type_embeddings.weight": array},
+                                            visualbert).keys()  # fmt: skip
+
+
+def test_unpublished_weights_have_no_names():
+    with pytest.raises(ValueError, match="no names of weights for unicoder_vl"):
+        list(family_table({("vlbert", "token_embeddings"): (3, 2)}, 3, UNICODER_VL))
+
+
+@pytest.mark.parametrize(
+    ("entry", "shape"),
+    [(Entry("x", (), "linear", roll=2), (3, 5)), (Entry("x", (), "last row"), (2, 5))],
+    ids=["geometry behind", "last row"],
+)
+def test_layouts_and_back(entry, shape):
+    official = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    parameter = entry.to_parameter(official)
+    if entry.roll:
+        np.testing.assert_array_equal(parameter, np.concatenate([official.T[3:], official.T[:3]]))
+    else:
+        np.testing.assert_array_equal(parameter, official[1])
+        official[0] = 0  # nothing reads the first row
+    np.testing.assert_array_equal(entry.to_official(parameter), official)

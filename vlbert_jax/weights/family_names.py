@@ -1,0 +1,156 @@
+"""Names of the tensors of VL-BERT's one-stream siblings: UNITER, VisualBERT, Oscar, VinVL and B2T2.
+
+The tensors of a family are first brought to the names of BERT, `bert.` for the trunk, in the layout of
+PyTorch. One table then leads from there to parameter paths, and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from vlbert_jax.model.architectures import Architecture
+from vlbert_jax.tasks import all_tasks
+from vlbert_jax.weights.entry import Entry
+
+BERT = {  # modules of every family: the trunk of BERT
+    "vlbert/embedding_norm": "bert.embeddings.LayerNorm",
+    "vlbert/pooler": "bert.pooler.dense",
+    "vlbert/encoder/layers/attention/query": "bert.encoder.layer.{layer}.attention.self.query",
+    "vlbert/encoder/layers/attention/key": "bert.encoder.layer.{layer}.attention.self.key",
+    "vlbert/encoder/layers/attention/value": "bert.encoder.layer.{layer}.attention.self.value",
+    "vlbert/encoder/layers/attention/output": "bert.encoder.layer.{layer}.attention.output.dense",
+    "vlbert/encoder/layers/attention_norm": "bert.encoder.layer.{layer}.attention.output.LayerNorm",
+    "vlbert/encoder/layers/intermediate": "bert.encoder.layer.{layer}.intermediate.dense",
+    "vlbert/encoder/layers/output": "bert.encoder.layer.{layer}.output.dense",
+    "vlbert/encoder/layers/output_norm": "bert.encoder.layer.{layer}.output.LayerNorm",
+}
+TABLES = {  # parameters that are whole tensors
+    "vlbert/position_embeddings": "bert.embeddings.position_embeddings.weight",
+    "vlbert/segment_embeddings": "bert.embeddings.token_type_embeddings.weight",
+}
+WORDS = "bert.embeddings.word_embeddings.weight"
+MLM_BIAS = "cls.predictions.bias"
+# Parameters without a tensor in any family: rows of the token table behind the vocabulary keep their initial values.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """Names of a family, in addition to those of BERT."""
+
+    modules: Mapping[str, str]  # module of vlbert_jax -> module of the original, in the names of BERT
+    tables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # parameter -> tensor
+    renames: tuple[tuple[str, str], ...] = ()  # pattern of an original name -> replacement, applied in order
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)  # reason not to be used -> pattern
+
+
+UNITER = Family(
+    modules={
+        "vlbert/region_norm": "bert.img_embeddings.LayerNorm",
+        "fast_rcnn/projection": "bert.img_embeddings.img_linear",
+        "fast_rcnn/appearance_norm": "bert.img_embeddings.img_layer_norm",
+        "fast_rcnn/geometry_projection": "bert.img_embeddings.pos_linear",
+        "fast_rcnn/geometry_norm": "bert.img_embeddings.pos_layer_norm",
+    },
+    tables={"fast_rcnn/hidden_appearance": "bert.img_embeddings.mask_embedding.weight"},
+    renames=((r"^uniter\.", "bert."),),
+    reasons={
+        "duplicate": r"feat_regress\.weight$",  # the projection, transposed
+        "vector of hidden regions": r"bert\.img_embeddings\.mask_embedding\.weight$",  # where no region is hidden
+    },
+)
+VISUALBERT = Family(
+    modules={"fast_rcnn/projection": "bert.embeddings.visual_projection"},
+    tables={
+        "vlbert/region_position_embeddings": "bert.embeddings.visual_position_embeddings.weight",
+        "vlbert/region_segment_embeddings": "bert.embeddings.visual_token_type_embeddings.weight",
+    },
+    renames=(
+        (r"^visual_bert\.", "bert."),  # Hugging Face
+        (r"^bert\.(bert|cls|classifier|flickr_attention)\.", r"\1."),  # the original code
+        (r"\.(position|token_type)_embeddings_visual\.", r".visual_\1_embeddings."),
+        (r"\.embeddings\.projection\.", ".embeddings.visual_projection."),
+        (r"^classifier\.", "cls."),
+        (r"^flickr_attention\.", "attention."),
+    ),
+    reasons={"region head of another kind": r"detector\."},  # a ResNet-50 with instance masks
+)
+OSCAR = Family(modules={"fast_rcnn/projection": "bert.img_embedding", "vlbert/region_norm": "bert.LayerNorm"})
+B2T2 = Family(
+    modules={"fast_rcnn/projection": "bert.embeddings.dense"},
+    renames=(
+        ("/", "."),  # TensorFlow
+        (r"\.layer_(\d+)\.", r".layer.\1."),
+        (r"(_embeddings)$", r"\1.weight"),
+        (r"\.(kernel|gamma)$", ".weight"),
+        (r"\.beta$", ".bias"),
+        (r"^bert\.output_weights$", "choice.weight"),
+        (r"^bert\.output_bias$", "choice.bias"),
+    ),
+)
+FAMILIES = {"uniter": UNITER, "visualbert": VISUALBERT, "oscar": OSCAR, "vinvl": OSCAR, "b2t2": B2T2}
+# Reason why a tensor is not used -> pattern of its name; the first match counts.
+REASONS = {
+    "duplicate": r"cls\.predictions\.decoder\.",  # the words, and the bias of the head
+    "position counter": r"bert\.embeddings\.position_ids$",
+    "batch counter": r".*\.num_batches_tracked$",
+    "pooler": r"bert\.pooler\.",  # where no head reads it
+}
+
+
+def family_of(architecture: Architecture) -> Family:
+    """Return the names of an architecture; raise ValueError where no code of it is published."""
+    if architecture.name not in FAMILIES:
+        raise ValueError(f"There are no names of weights for {architecture.name}, only for {', '.join(FAMILIES)}.")
+    return FAMILIES[architecture.name]
+
+
+def to_bert_names(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> dict[str, np.ndarray]:
+    """Return the tensors of a file with the names and the layout that the table has."""
+    found = {}
+    for name, array in tensors.items():
+        plain = re.sub(r"^(module\.)+", "", name).replace(".gamma", ".weight").replace(".beta", ".bias")
+        for pattern, replacement in family_of(architecture).renames:
+            plain = re.sub(pattern, replacement, plain)
+        found[plain] = array.T if name.endswith("/kernel") else array  # TensorFlow has [in, out]
+    return found
+
+
+def family_table(
+    shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int, architecture: Architecture
+) -> Iterator[Entry]:
+    """Yield every tensor of a model with these parameters; `shapes` maps parameter paths to shapes."""
+    family = family_of(architecture)
+    modules, tables = BERT | dict(family.modules), TABLES | dict(family.tables)
+    for task in all_tasks():
+        modules |= task.family_names.get(architecture.name, {})
+    # Geometry is before the appearance in the kernel of the projection, and behind it in the original code.
+    behind = architecture.geometry_size if architecture.geometry == "joint" else 0
+    for path, shape in shapes.items():
+        name = "/".join(map(str, path))
+        module, _, leaf = name.rpartition("/")
+        if name == "vlbert/token_embeddings":
+            yield Entry(WORDS, path, rows=(0, vocab_size))
+        elif name == "mlm_head/bias":
+            yield Entry(MLM_BIAS, path, rows=(0, vocab_size))
+        elif name in tables:
+            yield Entry(tables[name], path, layout="last row" if len(shape) == 1 else "same")
+        elif module in modules:
+            original = modules[module] + (".bias" if leaf == "bias" else ".weight")
+            layout = "linear" if leaf == "kernel" else "same"
+            roll = behind if name == "fast_rcnn/projection/kernel" else 0
+            for layer in range(shape[0]) if "{layer}" in original else (None,):
+                yield Entry(original.format(layer=layer), path, layout, layer, roll=roll)
+        else:
+            raise KeyError(f"parameter {name} has no name in {architecture.name}; add it to `family_names` of its task")
+
+
+def reason_not_used(name: str, architecture: Architecture) -> str:
+    """Return why a model has no place for a tensor (named as in `to_bert_names`); "" for an unknown tensor."""
+    for reason, pattern in (REASONS | dict(family_of(architecture).reasons)).items():
+        if re.match(pattern, name):
+            return reason
+    return "" if name.startswith("bert.") else "head of another task"
