@@ -69,23 +69,59 @@ def layer_norm(size: int, dtype, rngs: nnx.Rngs, gain: float = 1.0) -> nnx.Layer
 
 
 class PredictionHead(nnx.Module):
-    """Hidden layer, GELU and, if `norm`, a layer norm; then the classes."""
+    """Hidden layer, GELU and, if `norm`, a layer norm; then the classes.
+
+    The input is `inputs` wide and the hidden layer `hidden`; None = as wide as the encoder. `relu` replaces the GELU.
+    """
 
     def __init__(
-        self, config: EncoderConfig, num_classes: int, rngs: nnx.Rngs, *, norm: bool = False, dropout_rate: float = 0.0
+        self,
+        config: EncoderConfig,
+        num_classes: int,
+        rngs: nnx.Rngs,
+        *,
+        inputs: int | None = None,
+        hidden: int | None = None,
+        norm: bool = False,
+        relu: bool = False,
+        dropout_rate: float = 0.0,
     ):
-        size = config.hidden_size
-        self.dropout_rate, self.gelu = dropout_rate, config.architecture.gelu
-        self.transform = dense(size, size, ("embed", None), config, rngs)
-        self.norm = layer_norm(size, config.dtype, rngs) if norm else None
+        inputs, hidden = inputs or config.hidden_size, hidden or config.hidden_size
+        self.dropout_rate, self.relu, self.gelu = dropout_rate, relu, config.architecture.gelu
+        self.transform = dense(inputs, hidden, ("embed", None), config, rngs)
+        self.norm = layer_norm(hidden, config.dtype, rngs) if norm else None
         # float32, because in bfloat16 many classes would tie.
-        self.classes = dense(size, num_classes, ("embed", None), dataclasses.replace(config, dtype=jnp.float32), rngs)
+        self.classes = dense(hidden, num_classes, ("embed", None), dataclasses.replace(config, dtype=jnp.float32), rngs)
 
     @jax.named_scope("head")
     def __call__(self, states: Float[Array, "... d"], key=None) -> Float[Array, "... c"]:
         """Return float32 logits; `key` is for dropout."""
-        hidden = apply_if(self.norm, gelu(self.transform(states), self.gelu))
+        hidden = self.transform(states)
+        hidden = apply_if(self.norm, jax.nn.relu(hidden) if self.relu else gelu(hidden, self.gelu))
         return self.classes(dropout(hidden, self.dropout_rate, key))
+
+
+class MLMHead(nnx.Module):
+    """Hidden layer, GELU and norm; the decoder is the token table with a separate bias."""
+
+    def __init__(self, config: EncoderConfig, rows: int, rngs: nnx.Rngs):
+        size = config.hidden_size
+        self.vocab_size, self.gelu = config.vocab_size, config.architecture.gelu
+        self.transform = dense(size, size, ("embed", None), config, rngs)
+        self.norm = layer_norm(size, config.dtype, rngs)
+        self.bias = nnx.Param(jnp.zeros(rows), axes=("vocab",))
+
+    @jax.named_scope("head")
+    def __call__(
+        self, states: Float[Array, "... d"], table: Float[Array, "rows d"]
+    ) -> Float[Array, "... rows"]:
+        """Return float32 logits; rows of the table that are not words get -inf."""
+        hidden = self.norm(gelu(self.transform(states), self.gelu))
+        logits = jnp.einsum(
+            "...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+        bias = jnp.where(jnp.arange(table.shape[0]) < self.vocab_size, self.bias[...], -jnp.inf)
+        return logits + jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
 
 
 def xavier_init(kernel: nnx.Param, seed: int) -> None:

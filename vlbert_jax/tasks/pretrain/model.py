@@ -1,36 +1,12 @@
 """The pre-training model: VL-BERT with the heads of its losses."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
-from vlbert_jax.model.layers import PredictionHead, dense, gather_positions, gelu, layer_norm
+from vlbert_jax.model.layers import MLMHead, PredictionHead, dense, gather_positions
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
-
-
-class MLMHead(nnx.Module):
-    """Hidden layer, GELU and norm; the decoder is the token table with a separate bias."""
-
-    def __init__(self, config: EncoderConfig, rows: int, rngs: nnx.Rngs):
-        size = config.hidden_size
-        self.vocab_size, self.gelu = config.vocab_size, config.architecture.gelu
-        self.transform = dense(size, size, ("embed", None), config, rngs)
-        self.norm = layer_norm(size, config.dtype, rngs)
-        self.bias = nnx.Param(jnp.zeros(rows), axes=("vocab",))
-
-    @jax.named_scope("head")
-    def __call__(
-        self, states: Float[Array, "... d"], table: Float[Array, "rows d"]
-    ) -> Float[Array, "... rows"]:
-        """Return float32 logits; rows of the table that are not words get -inf."""
-        hidden = self.norm(gelu(self.transform(states), self.gelu))
-        logits = jnp.einsum(
-            "...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
-        bias = jnp.where(jnp.arange(table.shape[0]) < self.vocab_size, self.bias[...], -jnp.inf)
-        return logits + jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
 
 
 class PretrainingModel(VisualLinguisticModel):
