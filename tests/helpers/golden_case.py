@@ -20,12 +20,16 @@ FORWARD = 1e-4  # absolute tolerance of forward values
 
 
 class Case:
-    """One recording: `meta` holds its JSON; `sd`, `inputs`, `out` and `grad` hold its arrays."""
+    """One recording: `meta` holds its JSON; `sd`, `inputs`, `out` and `grad` hold its arrays.
+
+    `original` holds outputs of another code base on the same weights and inputs.
+    """
 
     def __init__(self, path: Path):
         self.path, self.meta = path, json.loads(path.read_text())
-        self.sd, self.inputs, self.out, self.grad = {}, {}, {}, {}
+        self.sd, self.inputs, self.out, self.grad, self.original = {}, {}, {}, {}, {}
         kinds = {"sd": self.sd, "in": self.inputs, "out": self.out, "grad": self.grad}
+        kinds |= {"original": self.original, "original_beta": self.original}
         with np.load(path.with_suffix(".npz")) as arrays:
             for key in arrays.files:
                 kind, name = key.split("/", 1)
@@ -260,6 +264,11 @@ def relative(ours, official, tolerance):
 
 def compare_gradients(case, gradients, vocab_size, tolerance):
     official = vlbert_names.to_official({path: np.asarray(v) for path, v in flat(gradients).items()}, vocab_size)
+    compare_official_gradients(case, official, tolerance)
+
+
+def compare_official_gradients(case, official, tolerance):
+    """Compare gradients, by the names of the recording, with the recorded ones and with the norm of every one."""
     for name, expected in case.grad.items():
         relative(official[name], expected, tolerance)
     norms = {name: norm for name, norm in case.meta["grad_norms"].items() if norm is not None}

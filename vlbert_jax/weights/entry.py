@@ -16,7 +16,8 @@ class Entry:
 
     official: str  # name of the tensor
     path: tuple  # of the parameter in the model's state
-    # same | linear (transposed) | conv (OIHW <-> HWIO) | row ([1, d] <-> [d]) | last row ([2, d] <-> [d], zeros first)
+    # same | linear (transposed) | conv (OIHW <-> HWIO) | row ([1, d] <-> [d]) | last row ([2, d] <-> [d], zeros first);
+    # with _reversed, the last axis of the parameter is in the opposite order
     layout: str = "same"
     layer: int | None = None  # index into the parameter's first axis, None = all of it
     rows: tuple[int, int] | None = None  # start and end in the next axis, None = all of it
@@ -26,8 +27,10 @@ class Entry:
         """Return the official tensor in the layout of the parameter, as a view unless columns change places."""
         if self.layout in ("row", "last row"):
             return array[-1]
+        layout = self.layout.removesuffix("_reversed")
         array = np.roll(array, self.roll, axis=1) if self.roll else array
-        return _transpose(array, {"linear": (1, 0), "conv": (2, 3, 1, 0)}.get(self.layout))
+        array = _transpose(array, {"linear": (1, 0), "conv": (2, 3, 1, 0)}.get(layout))
+        return array if layout == self.layout else array[..., ::-1]
 
     def to_official(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
         """Return a part of the parameter in the layout of the official tensor, as `to_parameter` does."""
@@ -35,7 +38,9 @@ class Entry:
             return array[None]
         if self.layout == "last row":
             return np.stack([np.zeros_like(array), array])
-        array = _transpose(array, {"linear": (1, 0), "conv": (3, 2, 0, 1)}.get(self.layout))
+        layout = self.layout.removesuffix("_reversed")
+        array = array if layout == self.layout else array[..., ::-1]
+        array = _transpose(array, {"linear": (1, 0), "conv": (3, 2, 0, 1)}.get(layout))
         return np.roll(array, -self.roll, axis=1) if self.roll else array
 
     def part(self, parameter: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
