@@ -1,6 +1,6 @@
-import json
+"""Test the geometry of boxes: the sine embedding, and the numbers of other models."""
 
-"""Test the geometry embedding of boxes."""
+import json
 
 import jax.numpy as jnp
 import numpy as np

@@ -16,11 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.model.embeddings import table_rows
 from vlbert_jax.model.encoder import MASKED, AttentionBlock, FeedForward, Layer, run_stacked
 from vlbert_jax.model.layers import dense, dropout, gather_positions, layer_norm, split_keys
 from vlbert_jax.model.partitioning import keep_split, replicate
 from vlbert_jax.model.two_stream_config import CHANGES, STREAMS, TwoStreamConfig
-from vlbert_jax.model.vlbert import table_rows
 
 
 class Cross(nnx.Module):

@@ -9,10 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.model.embeddings import table_rows
 from vlbert_jax.model.layers import MLMHead, PredictionHead, dense, gelu, layer_norm
 from vlbert_jax.model.two_stream import TwoStream, TwoStreamStates
 from vlbert_jax.model.two_stream_config import TwoStreamConfig
-from vlbert_jax.model.vlbert import table_rows
 
 
 @dataclasses.dataclass(frozen=True)
