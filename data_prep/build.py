@@ -342,13 +342,18 @@ COMMANDS = dict(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit status: 2 after an error, which one line explains."""
+    """Run the command and return its exit status.
+
+    It is 2 after an error, which one line explains, and 130 after Ctrl-C."""
     args = parse_options(argv)
     try:
         COMMANDS[args.name](args)
     except (SourceError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped by Ctrl-C; the same command builds the tables that {args.data_dir} lacks", file=sys.stderr)
+        return 130
     return 0
 
 

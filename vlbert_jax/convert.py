@@ -81,7 +81,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 2 after an error of one line."""
+    """Run the command and return its exit status: 0, 2 after an error of one line, or 130 after Ctrl-C."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -93,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped by Ctrl-C; {args.target} is unchanged", file=sys.stderr)
+        return 130
     return 0
 
 

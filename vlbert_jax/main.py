@@ -12,7 +12,8 @@ srun, mpirun and on TPU hosts; elsewhere pass the last three flags to each proce
 --help prints this text, --version the version of the package.
 
 Exit status: 0 after success; 2 after an error, which one line explains (VLBERT_DEBUG=1 shows the traceback); 143 after
-SIGTERM, with all progress saved; 75 if another process is gone. After 143 and 75 the same command continues the run.
+SIGTERM and 130 after Ctrl-C, with all progress saved; 75 if another process is gone. After these three the same command
+continues the run. A second Ctrl-C ends the run at once, without saving.
 """
 
 import importlib
@@ -29,6 +30,8 @@ import ml_collections
 import vlbert_jax
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
+
+INTERRUPTED = "stopped by Ctrl-C; the same command continues from what is saved"
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> None:
@@ -112,6 +115,15 @@ def main(argv: list[str] | None = None) -> int:
     if "--version" in argv:
         print(f"vlbert_jax {vlbert_jax.__version__}")
         return 0
+    try:
+        return _run_command(argv)
+    except KeyboardInterrupt:  # while the libraries are imported
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
+
+
+def _run_command(argv: list[str]) -> int:
+    """Run the command of `main`, whose arguments ask for more than a text."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("vlbert_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step; it raises what matters
@@ -136,7 +148,9 @@ def main(argv: list[str] | None = None) -> int:
             return hosts.leave(0)
     except Stopped as stopped:
         logging.getLogger("vlbert_jax").warning("asked to stop: %s", stopped)
-        return hosts.leave(143)
+        return hosts.leave(stopped.status)
+    except KeyboardInterrupt:  # before the first update or in the report; the finished parts of a corpus are kept
+        return hosts.leave(130, INTERRUPTED)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("VLBERT_DEBUG"):
             raise

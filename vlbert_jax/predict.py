@@ -100,13 +100,13 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 after an error, which one line explains."""
+    """Run the command; return its exit status: 0, 2 after an error, which one line explains, or 130 after Ctrl-C."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    from vlbert_jax.prediction.output import predict_images, say
-
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        from vlbert_jax.prediction.output import predict_images, say
+
         check_arguments(args)
         results = predict_images(args)
         if args.json:
@@ -116,6 +116,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
     return 0
 
 
