@@ -172,10 +172,11 @@ def test_embedded_corpus_is_built_once(tmp_path, monkeypatch):
         made.append(data_dir)
         for name in ("scenes/vocab.txt", "captions/1.0.0/manifest.json", "text/1.0.0/manifest.json"):
             (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
-            (data_dir / name).touch()
+            (data_dir / name).write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
 
     monkeypatch.setattr(build, "build_scenes", build_scenes)
     config = toy_task.make_config(total_steps=1)
+    config.model.encoder.vocab_size = 5
     config.data.update(
         embedded="scenes", data_dir=str(tmp_path / "data"), captions="captions", text="text", vocab="scenes/vocab.txt"
     )

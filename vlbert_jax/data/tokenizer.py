@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import tokenizers
 import transformers
 from jaxtyping import Int
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +49,22 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
     """Return the tokenizer of a vocabulary.
 
     Args:
-        vocab: A `vocab.txt`, a folder that has one, or a name at Hugging Face (downloaded once).
+        vocab: A `vocab.txt`, a folder that has one, or a name at Hugging Face (downloaded once). Text becomes lower
+            case unless tokenizer_config.json in the folder says `do_lower_case: false`.
         vocab_size: Number of tokens that the model has.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The vocabulary has another number of tokens.
     """
+    lower = True
     if os.path.isfile(os.path.join(vocab, "vocab.txt")):
+        about = Path(vocab, TOKENIZER_CONFIG)
+        lower = json.loads(about.read_text()).get("do_lower_case", True) if about.is_file() else True
         vocab = os.path.join(vocab, "vocab.txt")
     if os.path.isfile(vocab):
         # transformers 5 ignores the former `vocab_file=` and then has no words, so the size is checked below.
-        fast = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=True)  # pyright: ignore[reportAttributeAccessIssue]
+        fast = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=lower)  # pyright: ignore[reportAttributeAccessIssue]
     elif vocab.endswith(".txt"):
         raise FileNotFoundError(f"no vocabulary at {vocab!r} (config.data.vocab)")
     else:
@@ -75,6 +83,21 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
         mask_id=fast.mask_token_id,
         ordinary_ids=np.array(sorted(ordinary), np.int32),
     )
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the files that `load_tokenizer` and `transformers.AutoTokenizer` read into a folder.
+
+    They are vocab.txt, tokenizer.json and tokenizer_config.json.
+    """
+    backend = tokenizer.backend
+    tokens = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+    about = {"tokenizer_class": "BertTokenizer", "do_lower_case": getattr(backend.normalizer, "lowercase", True)}
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in tokens), "utf-8")
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(about | special, indent=2) + "\n")
 
 
 @functools.cache

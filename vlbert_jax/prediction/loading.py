@@ -14,6 +14,7 @@ from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import vlbert_names
 from vlbert_jax.weights.conversion import arrays_of, prepare_conversion
 from vlbert_jax.weights.read import flatten_tree
+from vlbert_jax.weights.stored_config import own_vocabularies
 
 # Fields that weights do not determine, as in the published recipes (configs/). Each task adds its own.
 DEFAULTS = {
@@ -47,6 +48,7 @@ def load_trained(path: str | Path, least_regions: int) -> tuple[ml_collections.C
             f"{lacking[0]}."
         )
     config = _completed(conversion.config.to_dict(), source.config or {}, task, least_regions)
+    config.data.update(own_vocabularies(path))
     if config.blind:
         raise ValueError(f"{path} is a model that was trained without the image (config.blind).")
     graphdef, state = nnx.split(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))

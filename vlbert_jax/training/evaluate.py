@@ -19,6 +19,7 @@ from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.preemption import Preemption, Stopped
+from vlbert_jax.training.provenance import with_own_vocabularies
 from vlbert_jax.training.state import TrainState, open_run
 from vlbert_jax.weights.initialize import check_sources
 
@@ -137,6 +138,7 @@ def evaluate_run(
       Stopped: the process received SIGTERM.
     """
     check_sources(config, workdir, "evaluate")
+    config = with_own_vocabularies(config, workdir)
     predict = task.overrides("predict")
     companions = task.companions(config)
     nowhere = workdir / "predictions" / "of_companions"  # holds no checkpoint: `init` of their configs names weights

@@ -26,6 +26,7 @@ from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.evaluate import evaluate, make_score
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.training.profile import Profile
+from vlbert_jax.training.provenance import copy_vocabularies
 from vlbert_jax.training.state import TrainState, open_run
 from vlbert_jax.training.step import jitted_step
 
@@ -95,6 +96,7 @@ class Loop:
         is_writer = jax.process_index() == 0
         if is_writer:
             metrics.write_description(workdir, config)
+            copy_vocabularies(config, workdir)
         self.writer = metrics.Writer(workdir, self.start, config.total_steps, self.unscored, active=is_writer)
         self.score = make_score(self.graphdef, task, config, mesh)
         self.programs: dict[Any, Callable] = {}  # compiled updates, by losses and shapes of the batch

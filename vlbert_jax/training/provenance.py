@@ -3,12 +3,17 @@
 import importlib.metadata
 import logging
 import os
+import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from vlbert_jax.data.records import corpus_fingerprint
+from vlbert_jax.data.tokenizer import tokenizer_of, write_tokenizer
+from vlbert_jax.files import atomic_write
+from vlbert_jax.weights.stored_config import VOCABULARIES, own_vocabularies
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +31,28 @@ def data_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
             inside = os.path.join(config.data.data_dir, path)
             paths[name] = inside if os.path.exists(inside) or not os.path.isfile(path) else path
     return paths
+
+
+def copy_vocabularies(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Copy the tokenizer and the lists of words that `config.data` names into the workdir, atomically.
+
+    With them the workdir is complete: it answers questions on another machine, without the data.
+    """
+    with atomic_write(workdir / VOCABULARIES) as folder:
+        folder.mkdir()
+        for name, path in data_paths(config).items():
+            if name == "vocab":
+                write_tokenizer(tokenizer_of(config), folder / name)
+            elif os.path.isfile(path):
+                shutil.copyfile(path, folder / f"{name}{pathlib.Path(path).suffix}")
+
+
+def with_own_vocabularies(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """Return the config with the copies in the workdir in place of files that do not exist here."""
+    lacking = {name for name, path in data_paths(config).items() if not os.path.exists(path)}
+    config = config.copy_and_resolve_references()
+    config.data.update({name: path for name, path in own_vocabularies(workdir).items() if name in lacking})
+    return config
 
 
 def provenance_of(config: ml_collections.ConfigDict) -> dict[str, dict[str, str]]:

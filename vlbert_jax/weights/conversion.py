@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vlbert_jax.weights import export, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
-from vlbert_jax.weights.stored_config import SCHEMA
+from vlbert_jax.weights.stored_config import SCHEMA, VOCABULARIES, own_vocabularies
 
 BERT_NEEDS = (
     vlbert_names.WORDS, vlbert_names.SEGMENTS, vlbert_names.POSITIONS,
@@ -228,6 +229,8 @@ def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str
             new = [*source.new, *conversion.found.missing]
             beside = dict(batch_counters=source.counters, newly_initialized=new, bert_segments=source.segments)
             export.write_orbax(path, params, constants, {"schema": SCHEMA} | config.to_dict() | beside)
+            if copies := own_vocabularies(source.path):
+                shutil.copytree(Path(next(iter(copies.values()))).parent, path / VOCABULARIES)
         else:
             if source.kind == "resnet":
                 kept = {name: conversion.tensors[name] for name in conversion.found.matched}

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
 from vlbert_jax.weights.containers import CONFIG_METADATA
+from vlbert_jax.weights.stored_config import VOCABULARIES
 
 FILE_SIZE = 64 * 2**20  # bytes per file of a checkpoint; Orbax holds a whole file in memory
 
@@ -27,7 +28,8 @@ def may_replace(target: Path) -> bool:
     if not target.is_dir():
         return True
     inside = {path.name for path in target.iterdir()}
-    return inside <= {"config.json", "state", "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
+    written = {"config.json", "state", VOCABULARIES, "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
+    return inside <= written
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None):

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ CHANGES = {
     ),
 }
 SCHEMA = max(CHANGES)
+VOCABULARIES = "vocabularies"  # folder of a workdir with a copy of each file of words that its config names
 
 
 def upgraded(stored: Mapping[str, Any], schema: int | None, place: str) -> dict[str, Any]:
@@ -126,3 +128,16 @@ def flat_config(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def own_vocabularies(path: str | Path) -> dict[str, str]:
+    """Return field of `config.data` -> absolute path of the copy of its file that is stored with the weights.
+
+    Args:
+      path: a workdir, one checkpoint in it, a folder that `convert` wrote, or other weights, which have none.
+    """
+    place = Path(path).expanduser().absolute()
+    for folder in (place / VOCABULARIES, place.parent.parent / VOCABULARIES):
+        if place.is_dir() and folder.is_dir():
+            return {file.stem: str(file) for file in sorted(folder.iterdir())}
+    return {}
