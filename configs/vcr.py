@@ -29,7 +29,7 @@ EPOCH = 3_327  # updates: 212,923 questions / 64
 
 
 def demo() -> ml_collections.ConfigDict:
-    """Return the config of demo_q2a."""
+    """The same as demo_q2a."""
     return demo_q2a()
 
 

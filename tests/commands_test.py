@@ -35,9 +35,10 @@ def run(command: str, flag: str) -> tuple[str, set[str]]:
     return text, set(imported.split())
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_imports_no_slow_package(command):
-    text, imported = run(command, "--help")
+def test_help_imports_no_slow_package(command, flag):
+    text, imported = run(command, flag)
     assert f"python -m {command}" in text
     assert not imported & SLOW
 
@@ -46,6 +47,14 @@ def test_help_imports_no_slow_package(command):
 def test_version(command):
     text, imported = run(command, "--version")
     assert text == f"vlbert_jax {vlbert_jax.__version__}\n"
+    assert not imported & SLOW
+
+
+def test_the_package_names_the_commands():
+    text, imported = run("vlbert_jax", "")
+    assert all(f"python -m {command} " in text for command in COMMANDS)
+    scripts = re.findall(r"^    (vlbert-\S+) =", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    assert len(scripts) == 5 and all(f" {script} " in text for script in scripts)
     assert not imported & SLOW
 
 

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "convert": GROUND | {"", "tasks", "weights", "detector"},
     "predict": GROUND | {"", "data", "visualization", "tasks", "weights", "detector", "prediction"},
     "main": GROUND | {"", "data", "tasks", "weights", "training"},
+    "__main__": {""},
     "": {"prediction"},
 }
 DATA_PREP = {"", "files", "data.image_files", "data.region_files", "weights.safe_pickle", "detector.fingerprint"}
@@ -208,7 +209,8 @@ def test_test_folders_mirror_the_packages(folder):
 @pytest.mark.parametrize("name", sorted(TESTS))
 def test_programs_in_strings_import_existing_names(name):
     """Programs for subprocesses, which linters do not check, import existing names."""
-    modules, packages = NAMES | TESTS, "(?:vlbert_jax|data_prep|tests)"
+    recipes = {f"vlbert_jax.{module}": path for module, path in NAMES.items() if module.startswith("configs.")}
+    modules, packages = NAMES | TESTS | recipes, "(?:vlbert_jax|data_prep|tests)"
     for line, text in strings(TESTS[name]):
         named = re.findall(rf"\bfrom ({packages}[\w.]*) import ([\w, ]+)", text)
         found = {module for module, _ in named} | set(re.findall(rf"\bimport (?:\w+, )*({packages}[\w.]*)", text))

@@ -15,7 +15,7 @@ from tests.helpers import HANG_SECONDS, ROOT, toy_task
 from vlbert_jax import main
 from vlbert_jax.tasks import TASKS
 from vlbert_jax.training import metrics, preemption
-from vlbert_jax.training.config import CHOICES, LIMITS, parse_command
+from vlbert_jax.training.config import CHOICES, COMMON_FIELDS, LIMITS, OTHER_NAMES, parse_command
 from vlbert_jax.weights.stored_config import flat_config
 
 TOY = "--config=tests/helpers/toy_task.py"
@@ -46,6 +46,12 @@ def call(workdir, *args):
         ([TOY, "--config.learnin_rate=1"], "no field 'learnin_rate'; the nearest name is 'learning_rate'"),
         ([TOY, "--config.optimizer.esp=1"], "no field 'optimizer.esp'; the nearest name is 'optimizer.eps'"),
         ([TOY, "--noconfig.reprot"], "no field 'reprot'; the nearest name is 'report'"),
+        ([TOY, "--config.lr=1"], "no field 'lr'; its name here is 'learning_rate'"),
+        ([TOY, "--config.optimizer.wd=1"], "no field 'optimizer.wd'; its name here is 'optimizer.weight_decay'"),
+        ([TOY, "--config.epochs=1"], "its name here is 'total_steps'; an epoch is"),
+        ([TOY, "--batch_size=16"], "--batch_size is a field of the config: write --config.batch_size=16"),
+        ([TOY, "--bs", "16"], "--bs is a field of the config: write --config.batch_size=VALUE"),
+        ([TOY, "vqa"], "unexpected argument 'vqa'; the recipe is given by --config="),
         ([TOY, "--config.total_steps=many"], "config.total_steps=many"),
         ([TOY, "--mode=test"], "should be one of <train|evaluate|compile>"),
         ([TOY, "--wordkir=x"], "Unknown command line flag 'wordkir'"),
@@ -103,6 +109,8 @@ def test_limits_are_of_existing_fields():
     """The config of pre-training has all checked fields."""
     fields = flat_config(parse_command(["main", PRETRAIN])[0].to_dict())
     assert LIMITS.keys() | CHOICES.keys() <= fields.keys()
+    assert COMMON_FIELDS.keys() | {field for field, _ in OTHER_NAMES.values()} <= fields.keys()
+    assert not OTHER_NAMES.keys() & fields.keys()  # a field is never refused
 
 
 def test_a_workdir_is_named_after_the_recipe():
@@ -140,8 +148,20 @@ def test_fine_tuning_without_weights_is_an_error(tmp_path, monkeypatch, capsys):
 
 
 def test_help(capsys):
+    """It lists the flags, the common fields, and every recipe with its variants."""
     assert main.main(["main", "--help"]) == 0
-    assert "--workdir=DIR" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    for part in ("--workdir=DIR", "--print_config", "--list", "--config.init.checkpoint=workdirs/demo", *COMMON_FIELDS):
+        assert part in text
+    assert main.main(["main", "--list"]) == 0
+    assert capsys.readouterr().out.strip() in text
+
+
+def test_the_resolved_config_is_printed(tmp_path, capsys):
+    assert call(tmp_path / "run", TOY, "--config.batch_size=24", "--print_config") == 0
+    lines = dict(line.split(" = ") for line in capsys.readouterr().out.splitlines())
+    assert lines["config.batch_size"] == "24" and lines["config.optimizer.name"] == "'adamw'"
+    assert not (tmp_path / "run").exists()
 
 
 def test_trains_reports_and_evaluates(tmp_path, capsys):

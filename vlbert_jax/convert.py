@@ -21,7 +21,7 @@ TARGET is chosen by its suffix or by --format:
 PyTorch files need `pip install 'vlbert_jax[convert]'`. Other formats do not.
 Examples:
   python -m vlbert_jax.convert bert-base-uncased/ bert_base
-  python -m vlbert_jax.convert vl-bert-base-e2e.model vl_bert_base --dry-run
+  python -m vlbert_jax.convert vl-bert-base-e2e.model vl_bert_base --dry_run
   python -m vlbert_jax.convert vl-bert-base-e2e.model start --task=TASK
   python -m vlbert_jax.convert resnet101_faster_rcnn_final.caffemodel resnet101.safetensors
   python -m vlbert_jax.convert resnet101_faster_rcnn_final.caffemodel detector --task=detector
@@ -76,7 +76,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     tolerance.add_argument("--strict", action="store_true", help="treat unknown tensors, NaN and infinity as errors")
     tolerance.add_argument("--partial", action="store_true", help="accept a source that lacks tensors")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET")
-    parser.add_argument("--dry-run", action="store_true", help="print the table and write nothing")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the table and write nothing")
     return parser.parse_args(argv)
 
 

@@ -9,13 +9,21 @@ configs/pretrain.py. DIR defaults to workdirs/RECIPE_VARIANT. The same command c
 written to DIR/predictions. --mode=compile needs neither the data nor the accelerators:
 --config.topology=v5e:16x16 prints memory, collectives and the predicted time. Several processes find each other under
 srun, mpirun and on TPU hosts; elsewhere pass the last three flags to each process (launch/).
---help prints this text, --version the version of the package.
+--help prints this text, --version the version of the package, --list the recipes, and --print_config all fields of the
+config with their values.
+
+Examples:
+  python -m vlbert_jax.main --config=pretrain --workdir=workdirs/demo
+  python -m vlbert_jax.main --config=vqa --config.init.checkpoint=workdirs/demo
+  python -m vlbert_jax.main --config=vqa --mode=evaluate
+  python -m vlbert_jax.main --config=pretrain:base_e2e --config.batch_size=128 --print_config
 
 Exit status: 0 after success; 2 after an error, which one line explains (VLBERT_DEBUG=1 shows the traceback); 143 after
 SIGTERM and 130 after Ctrl-C, with all progress saved; 75 if another process is gone. After these three the same command
 continues the run. A second Ctrl-C ends the run at once, without saving.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -109,11 +117,8 @@ def import_builder(name: str) -> types.ModuleType:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status. `argv` starts with the program's name, as `sys.argv` does."""
     argv = sys.argv if argv is None else argv
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
-    if "--version" in argv:
-        print(f"vlbert_jax {vlbert_jax.__version__}")
+    if text := _answer(argv):
+        print(text)
         return 0
     try:
         return _run_command(argv)
@@ -122,20 +127,46 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def _answer(argv: list[str]) -> str:
+    """Return the text that --help, --version or --list ask for; empty without them."""
+    from vlbert_jax.training.config import COMMON_FIELDS
+    from vlbert_jax.training.recipes import list_recipes
+
+    if "--help" in argv or "-h" in argv:
+        fields = "\n".join(f"  {name:24} {text}" for name, text in COMMON_FIELDS.items())
+        return f"{__doc__}\nFields that are changed most often:\n{fields}\n\nRecipes:\n{list_recipes()}"
+    if "--version" in argv:
+        return f"vlbert_jax {vlbert_jax.__version__}"
+    return list_recipes() if "--list" in argv else ""
+
+
 def _run_command(argv: list[str]) -> int:
     """Run the command of `main`, whose arguments ask for more than a text."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("vlbert_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step; it raises what matters
+    from vlbert_jax.training.config import parse_command
+    from vlbert_jax.weights.stored_config import flat_config
+
+    try:
+        config, workdir, mode, place, print_config = parse_command(argv)
+    except ValueError as error:
+        if os.environ.get("VLBERT_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if print_config:
+        with contextlib.suppress(BrokenPipeError):  # `| head` has read enough
+            for name, value in flat_config(config.to_dict()).items():
+                print(f"config.{name} = {value!r}", flush=True)
+        return 0
     import jax
 
     from vlbert_jax.files import disk_full
     from vlbert_jax.training import hosts
-    from vlbert_jax.training.config import parse_command
     from vlbert_jax.training.preemption import Stopped
 
     try:
-        config, workdir, mode, place = parse_command(argv)
         jax.config.update("jax_default_prng_impl", config.prng_impl)
         if mode == "compile":
             from vlbert_jax.tasks import get_task

@@ -4,13 +4,13 @@ import difflib
 import math
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from vlbert_jax import configs
+from vlbert_jax.training.recipes import checkout_importable, with_recipe_paths
 from vlbert_jax.weights.stored_config import flat_config
 
 # Limits of fields whose mistakes would otherwise fail deep in a library, or never.
@@ -44,67 +44,73 @@ def check_config(config: ml_collections.ConfigDict):
         )
 
 
-def recipe_path(value: str) -> str:
-    """Return the file of a recipe, with its variant: "pretrain:demo" -> "FOLDER/pretrain.py:demo".
+# Fields that are changed most often, for --help.
+COMMON_FIELDS = {
+    "total_steps": "optimizer updates",
+    "batch_size": "sequences per update over all devices",
+    "grad_accumulation_steps": "parts into which a batch is cut, to save memory; the result is the same",
+    "learning_rate": "peak of the applied rate",
+    "warmup_steps": "updates until the peak",
+    "optimizer.weight_decay": "weight decay of adamw",
+    "seed": "of parameters, data order, masking and dropout",
+    "compute_dtype": "bfloat16 or float32",
+    "log_every_steps": "updates between two rows of metrics.jsonl",
+    "eval_every_steps": "updates between two evaluations; 0 = only at the end",
+    "checkpoint_every_steps": "updates between two checkpoints; 0 = only at the end",
+    "init.checkpoint": "workdir or weights that the run starts from; init.bert and init.resnet likewise",
+    "init.scratch": "whether the run may start from random weights",
+    "data.data_dir": "folder of the records",
+    "mesh.data": "devices among which a batch is divided; mesh.fsdp and mesh.tensor divide the parameters",
+}
+# Names that other programs have for fields -> the field here, and a remark.
+OTHER_NAMES = {
+    "lr": ("learning_rate", ""),
+    "rate": ("learning_rate", ""),
+    "bs": ("batch_size", ""),
+    "batch": ("batch_size", ""),
+    "epochs": ("total_steps", "; an epoch is the number of training examples divided by batch_size"),
+    "num_epochs": ("total_steps", "; an epoch is the number of training examples divided by batch_size"),
+    "steps": ("total_steps", ""),
+    "num_steps": ("total_steps", ""),
+    "max_steps": ("total_steps", ""),
+    "num_train_steps": ("total_steps", ""),
+    "wd": ("optimizer.weight_decay", ""),
+    "weight_decay": ("optimizer.weight_decay", ""),
+    "warmup": ("warmup_steps", ""),
+    "dropout": ("model.encoder.dropout_rate", ""),
+    "dtype": ("compute_dtype", ""),
+    "precision": ("compute_dtype", ""),
+    "num_workers": ("data.num_threads", ""),
+    "accumulate_steps": ("grad_accumulation_steps", ""),
+    "gradient_accumulation_steps": ("grad_accumulation_steps", ""),
+    "random_seed": ("seed", ""),
+    "save_steps": ("checkpoint_every_steps", ""),
+    "data_dir": ("data.data_dir", ""),
+    "checkpoint": ("init.checkpoint", ""),
+}
 
-    A path is returned as it is. Raises ValueError for an unknown name, and for the path of a recipe of the package
-    that does not exist, which is usual outside a checkout.
-    """
-    recipe, colon, variant = value.partition(":")
-    path, folder = pathlib.Path(recipe), pathlib.Path(next(iter(configs.__path__)))
-    names = sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "common"))
-    if path.suffix or len(path.parts) != 1:
-        if path.stem in names and not path.exists():
-            named = f"--config={path.stem}{colon}{variant}"
-            raise ValueError(f"there is no file {recipe}; the recipe that comes with the package is {named}")
-        return value
-    if recipe not in names:
-        close = difflib.get_close_matches(recipe, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"unknown recipe {recipe!r}; the package has {', '.join(names)}.{hint} "
-            "Another recipe is given by its path: --config=FOLDER/FILE.py"
-        )
-    return f"{folder / recipe}.py{colon}{variant}"
+
+class Command(NamedTuple):
+    """What the flags of the command say."""
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    mode: str  # train | evaluate | compile
+    place: tuple  # arguments of `hosts.join`
+    print_config: bool
 
 
-def _with_recipe_paths(argv: list[str]) -> list[str]:
-    """Replace the name of a recipe in --config=NAME or --config NAME by its path."""
-    replaced = list(argv)
-    for i, arg in enumerate(argv):
-        if match := re.fullmatch(r"(--?config=)(.*)", arg):
-            replaced[i] = match[1] + recipe_path(match[2])
-        elif arg in ("-config", "--config") and i + 1 < len(argv):
-            replaced[i + 1] = recipe_path(argv[i + 1])
-    return replaced
-
-
-def parse_command(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str, tuple]:
-    """Return config, workdir, mode, and the arguments of `hosts.join`.
+def parse_command(argv: list[str]) -> Command:
+    """Return what the flags say; the flags are those of `vlbert_jax.main`.
 
     Raises:
-        ValueError: A flag is wrong; the message is one line, with the nearest name for a misspelt field.
+        ValueError: A flag is wrong; the message is one line, with the right name for a misspelt field.
     """
-    argv = _with_recipe_paths(argv)
+    argv = with_recipe_paths(argv)
     try:
-        for with_fields in (False, True):  # first without the fields, to find which of them exist
-            values = flags.FlagValues()
-            flags.DEFINE_string("workdir", None, "where checkpoints and metrics go", flag_values=values)
-            flags.DEFINE_enum("mode", "train", ["train", "evaluate", "compile"], "what to do", flag_values=values)
-            flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
-            flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)
-            flags.DEFINE_integer("process_id", None, "of this process", lower_bound=0, flag_values=values)
-            given = [arg for arg in argv if with_fields or not re.match(r"--?(no)?config\.", arg)]
-            config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given, lock_config=True)
-            values(given)
-            if values.config is None:
-                raise ValueError("--config=RECIPE[:VARIANT] is needed")
-            names = list(flat_config(values.config.to_dict()))
-            for name in re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE):
-                if name not in names:
-                    (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
-                    raise ValueError(f"the config has no field {name!r}; the nearest name is {nearest!r}")
-    except (flags.Error, OSError) as error:  # the last line is the message of the variant or the parser
+        with checkout_importable():
+            values = _parse_flags(argv)
+    except (flags.Error, OSError, ImportError) as error:  # the last line is the message of the variant or the parser
         raise ValueError(re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())) from error
     recipe = pathlib.Path(config_flags.get_config_filename(values["config"]).replace(".py:", "_"))
     workdir = values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}"
@@ -113,7 +119,51 @@ def parse_command(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.P
             raise ValueError(f"{path} is not a folder; mount the bucket and give that path (launch/README.md, Storage)")
     place = values.coordinator, values.num_processes, values.process_id
     check_config(values.config)
-    return values.config, pathlib.Path(workdir), values.mode, place
+    return Command(values.config, pathlib.Path(workdir), values.mode, place, values.print_config)
+
+
+def _parse_flags(argv: list[str]) -> flags.FlagValues:
+    """Return the parsed flags; the first of two passes finds which fields the config has."""
+    for with_fields in (False, True):
+        values = flags.FlagValues()
+        flags.DEFINE_string("workdir", None, "where checkpoints and metrics go", flag_values=values)
+        flags.DEFINE_enum("mode", "train", ["train", "evaluate", "compile"], "what to do", flag_values=values)
+        flags.DEFINE_bool("print_config", False, "print the config and end", flag_values=values)
+        flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
+        flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)
+        flags.DEFINE_integer("process_id", None, "of this process", lower_bound=0, flag_values=values)
+        given = [arg for arg in argv if with_fields or not re.match(r"--?(no)?config\.", arg)]
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given, lock_config=True)
+        rest = values(given, known_only=not with_fields)
+        if values.config is None:
+            raise ValueError("--config=RECIPE[:VARIANT] is needed; --list prints the recipes")
+        if not with_fields:
+            _check_names(argv, rest[1:], list(flat_config(values.config.to_dict())))
+    if rest[1:]:
+        raise ValueError(f"unexpected argument {rest[1]!r}; the recipe is given by --config=RECIPE[:VARIANT]")
+    return values
+
+
+def _check_names(argv: list[str], unknown: list[str], names: list[str]) -> None:
+    """Raise ValueError for a field that the config lacks, and for an unknown flag that is the name of a field.
+
+    Args:
+        argv: All arguments.
+        unknown: Arguments that are not flags of the command.
+        names: Dotted names of the fields of the config.
+    """
+    for name in re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE):
+        if name not in names:
+            field, remark = OTHER_NAMES.get(name.rpartition(".")[2], ("", ""))
+            if field in names:
+                raise ValueError(f"the config has no field {name!r}; its name here is {field!r}{remark}")
+            (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
+            raise ValueError(f"the config has no field {name!r}; the nearest name is {nearest!r}")
+    for name, value in re.findall(r"^--?([^=\n]+)(.*)$", "\n".join(unknown), re.MULTILINE):
+        field, remark = (name, "") if name in names else OTHER_NAMES.get(name, ("", ""))
+        if field in names:
+            raise ValueError(f"--{name} is a field of the config: write --config.{field}{value or '=VALUE'}{remark}")
+
 
 # Fields that may change between runs of a workdir: they determine where and when values are computed or written,
 # not the values. `total_steps` is one of them with the constant schedule, which does not depend on it.

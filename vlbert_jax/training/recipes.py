@@ -1,0 +1,98 @@
+"""The recipes of the package: found by name or path from any folder, and listed with their variants."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+
+from vlbert_jax import configs
+
+NO_RECIPES = ("__init__", "common")
+
+
+def recipe_folder() -> pathlib.Path:
+    """Return the folder of the recipes: `configs` of a checkout, or their place in an installed package."""
+    return pathlib.Path(next(iter(configs.__path__)))
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes of the package."""
+    return sorted(file.stem for file in recipe_folder().glob("*.py") if file.stem not in NO_RECIPES)
+
+
+def variants_of(recipe: str) -> dict[str, str]:
+    """Return variant -> the first line of its docstring; the first one is the default."""
+    variants = importlib.import_module(f"{configs.__name__}.{recipe}").VARIANTS
+    return {variant.__name__: (variant.__doc__ or "").strip().splitlines()[0] for variant in variants}
+
+
+def list_recipes() -> str:
+    """Return a line for each recipe of the package and for each of its variants."""
+    lines = []
+    for recipe in recipe_names():
+        about = (importlib.import_module(f"{configs.__name__}.{recipe}").__doc__ or "").strip().splitlines()[0]
+        lines.append(f"{recipe}: {about}")
+        for number, (variant, line) in enumerate(variants_of(recipe).items()):
+            lines.append(f"  {recipe}:{variant}{' (default)' if number == 0 else ''}: {line}")
+    return "\n".join(lines)
+
+
+def recipe_path(value: str) -> str:
+    """Return the file of a recipe, with its variant: "pretrain:demo" -> "FOLDER/pretrain.py:demo".
+
+    A name, with or without ".py" and a leading "configs/", is a recipe of the package unless it is a file here. Another
+    path is returned as it is, completed by ".py" where only that file exists. Raises ValueError for an unknown name,
+    and for another path of a file that does not exist but has the name of a recipe of the package.
+    """
+    recipe, colon, variant = value.partition(":")
+    path, names = pathlib.Path(recipe), recipe_names()
+    with_suffix = path.with_suffix(".py")
+    for file in (path, with_suffix):
+        if file.is_file() and file.suffix:
+            return f"{file}{colon}{variant}"
+    if path.parts[:-1] in ((), ("configs",)) and path.suffix in ("", ".py") and path.stem in names:
+        return f"{recipe_folder() / path.stem}.py{colon}{variant}"
+    if path.suffix or len(path.parts) != 1:
+        if path.stem in names:
+            named = f"--config={path.stem}{colon}{variant}"
+            raise ValueError(f"there is no file {with_suffix}; the recipe that comes with the package is {named}")
+        return f"{with_suffix}{colon}{variant}"
+    close = difflib.get_close_matches(recipe, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"unknown recipe {recipe!r}; the package has {', '.join(names)}.{hint} "
+        "Another recipe is given by its path: --config=FOLDER/FILE.py"
+    )
+
+
+def with_recipe_paths(argv: list[str]) -> list[str]:
+    """Replace the name of a recipe in --config=NAME or --config NAME by its path."""
+    replaced = list(argv)
+    for i, arg in enumerate(argv):
+        if match := re.fullmatch(r"(--?config=)(.*)", arg):
+            replaced[i] = match[1] + recipe_path(match[2])
+        elif arg in ("-config", "--config") and i + 1 < len(argv):
+            replaced[i + 1] = recipe_path(argv[i + 1])
+    return replaced
+
+
+@contextlib.contextmanager
+def checkout_importable() -> Iterator[None]:
+    """Let a user's recipe in another folder say `from configs import pretrain`, as the recipes of a checkout may.
+
+    An installed package has only `vlbert_jax.configs`, which a recipe may always import.
+    """
+    root = str(recipe_folder().parent)
+    is_checkout = pathlib.Path(root, "vlbert_jax").is_dir()
+    if is_checkout:
+        sys.path.append(root)
+    try:
+        yield
+    finally:
+        if is_checkout:
+            sys.path.remove(root)
