@@ -44,6 +44,7 @@ def demo() -> ml_collections.ConfigDict:
     """
     config = base_e2e()
     common.shrink_to_demo(config)
+    config.init.scratch = True
     config.total_steps = 4400
     config.batch_size = 64
     config.learning_rate = 1.3e-3
@@ -92,6 +93,7 @@ def base_e2e() -> ml_collections.ConfigDict:
     config.total_steps = 250_000
     config.learning_rate = 2.56e-5
     config.warmup_steps = 16_000
+    config.init.scratch = False  # True = the run may start without BERT and ResNet
     config.model = ml_collections.ConfigDict(
         dict(
             encoder=common.encoder("base"),

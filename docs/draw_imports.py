@@ -56,7 +56,7 @@ STYLE = """
 
 def room_of(module: str) -> str:
     """Return the room of a dotted module: its package in vlbert_jax, the file itself at the top, or data_prep."""
-    parts = module.split(".")
+    parts = module.removesuffix(".__main__").split(".")
     return parts[0] if parts[0] != "vlbert_jax" else parts[1] if len(parts) > 1 else ""
 
 

@@ -138,13 +138,27 @@ def test_another_data_prep_on_the_path_is_refused(tmp_path, monkeypatch):
     assert main.build() == main.extract() == 2
 
 
-def test_fine_tuning_without_weights_is_an_error(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("recipe", ["vqa", "pretrain:base_e2e", "pretrain:base_prec", "pretrain:large_e2e"])
+def test_recipes_without_weights_are_errors(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main.main(["main", f"--config={ROOT / 'configs/vqa.py'}"]) == 2
-    assert "make demo" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert main.main(["main", f"--config={recipe}"]) == 2
+    said = capsys.readouterr().err
+    assert "make demo" in said and "--config.init.bert=BERT" in said and not list(tmp_path.iterdir())
     # The error precedes the generation of the corpus.
-    assert main.main(["main", f"--config={ROOT / 'configs/vqa.py'}", "--config.init.checkpoint=absent.model"]) == 2
+    assert main.main(["main", f"--config={recipe}", "--config.init.checkpoint=absent.model"]) == 2
     assert "no weights at absent.model" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_demo_starts_from_random_weights():
+    assert parse_command(["main", "--config=pretrain"]).config.init.scratch
+
+
+def test_a_run_that_is_all_opening_says_so(tmp_path, capsys):
+    line = "config.opening.steps=2 leaves no other update of total_steps=2: all belong to the opening"
+    for steps, expected in ((2, True), (0, False), (1, False)):
+        fields = [f"--config.opening.steps={steps}", "--config.opening.learning_rate=0.1", "--config.total_steps=2"]
+        assert call(tmp_path / str(steps), TOY, *fields) == 0
+        assert (line in capsys.readouterr().err.splitlines()) == expected
 
 
 def test_help(capsys):

@@ -86,6 +86,11 @@ class Loop:
         """Make or restore the state; open the input, of which batch k feeds update k + 1, and the outputs."""
         self.config, self.task, self.mesh = config, task, mesh
         self.profile = Profile(config.profile_steps, workdir / "profile")
+        if 0 < config.opening.steps >= config.total_steps:
+            log.warning(
+                "config.opening.steps=%d leaves no other update of total_steps=%d: all belong to the opening",
+                config.opening.steps, config.total_steps,
+            )  # fmt: skip
         run = open_run(config, task, workdir, mesh)
         self.graphdef, self.shardings, self.state = run.graphdef, run.shardings, run.state
         self.tx, self.checkpoints, self.start = run.tx, run.checkpoints, int(run.state.step)

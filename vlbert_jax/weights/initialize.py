@@ -33,7 +33,8 @@ def named_sources(init: Mapping[str, Any]) -> dict[str, str]:
     if not named and not init["scratch"]:
         raise ValueError(
             "config.init names no weights to start from. Pre-train (`make demo` writes workdirs/demo) and set "
-            "--config.init.checkpoint=WORKDIR, or set --config.init.scratch=True."
+            "--config.init.checkpoint=WORKDIR, or set --config.init.bert=BERT and --config.init.resnet=RESNET, as "
+            "pre-training does; to start from random weights, set --config.init.scratch=True."
         )
     return named
 
