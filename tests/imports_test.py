@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "training": GROUND | {"configs", "data", "model", "weights", "tasks.base"},
     "detector": GROUND | {"data.images", "model", "weights"},
     "prediction": GROUND | {"data", "visualization", "model", "tasks", "weights", "detector"},
-    "convert": GROUND | {"", "tasks", "weights", "detector"},
+    "convert": GROUND | {"", "data.tokenizer", "tasks", "weights", "detector"},
     "predict": GROUND | {"", "data", "visualization", "tasks", "weights", "detector", "prediction"},
     "main": GROUND | {"", "data", "tasks", "weights", "training"},
     "__main__": {""},

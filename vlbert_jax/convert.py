@@ -16,7 +16,8 @@ TARGET is chosen by its suffix or by --format:
                    lists, for region extraction and prediction
   *.safetensors    the same with official names; a ResNet keeps torchvision's names
   *.pt, *.model    pt (also .pth, .bin): the same as a PyTorch file that the official code loads
-  --format=hf      a folder for Hugging Face's BertForPreTraining and BertModel: the text model
+  --format=hf      a folder for Hugging Face's BertForPreTraining, BertModel and AutoTokenizer: the
+                   text model, and the tokenizer of the source or of --vocab
 
 PyTorch files need `pip install 'vlbert_jax[convert]'`. Other formats do not.
 Examples:
@@ -31,9 +32,12 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +45,7 @@ import vlbert_jax
 from vlbert_jax.tasks import TASKS
 
 if TYPE_CHECKING:
+    from vlbert_jax.data.tokenizer import Tokenizer
     from vlbert_jax.weights.conversion import Conversion
 
 # JAX takes two seconds to import and --help needs none of it, so other imports are in the
@@ -72,6 +77,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--num_heads", type=int, help="attention heads, for a source without config.json (default: hidden size / 64)"
     )
+    parser.add_argument("--vocab", metavar="vocab.txt", help="tokenizer for --format=hf (default: the source's)")
     tolerance = parser.add_mutually_exclusive_group()
     tolerance.add_argument("--strict", action="store_true", help="treat unknown tensors, NaN and infinity as errors")
     tolerance.add_argument("--partial", action="store_true", help="accept a source that lacks tensors")
@@ -88,8 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         form = choose_format(args.target, args.format)
         check_target(Path(args.source).expanduser(), args.target, replace=args.overwrite or args.dry_run)
+        if args.vocab and form != "hf":
+            raise ValueError("--vocab is for --format=hf; other formats hold no tokenizer")
         convert = convert_detector if args.task == DETECTOR else convert_model
-        convert(args, form)
+        with full_disk(args.target):
+            convert(args, form)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -119,8 +128,20 @@ def check_target(source: Path, target: Path, replace: bool) -> None:
         raise FileExistsError(f"{target} contains other files and is not replaced; choose another target")
 
 
+@contextlib.contextmanager
+def full_disk(target: Path) -> Iterator[None]:
+    """Turn the errors of a full disk, whose class depends on the library, into one OSError that names the target."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            raise OSError(f"no space left on device while writing {target}; free some space and try again") from error
+        raise
+
+
 def convert_model(args: argparse.Namespace, form: str) -> None:
     """Convert weights of BERT, VL-BERT or ResNet-101."""
+    from vlbert_jax.data.tokenizer import write_tokenizer
     from vlbert_jax.weights.conversion import conversion_table, prepare_conversion, write_conversion
     from vlbert_jax.weights.read import not_finite
 
@@ -137,9 +158,36 @@ def convert_model(args: argparse.Namespace, form: str) -> None:
     surprises = [f"{name} is unknown" for name in conversion.unknown]
     surprises += [f"{name} has NaN or infinite values" for name in not_finite(conversion.tensors)]
     report_surprises(args.source, surprises, args.strict)
+    tokenizer = find_tokenizer(conversion, args.vocab) if form == "hf" else None
     if not args.dry_run:
-        write_conversion(conversion, args.target, form, args.dtype)
+        add_files = functools.partial(write_tokenizer, tokenizer) if tokenizer else None
+        write_conversion(conversion, args.target, form, args.dtype, add_files)
         print(f"written: {args.target} ({form})")
+
+
+def find_tokenizer(conversion: Conversion, vocab: str | None) -> Tokenizer | None:
+    """Return the tokenizer at `vocab`, or without it that of the source; None, with a warning, where it has none.
+
+    Raises:
+        ValueError, OSError: the tokenizer does not fit the weights, or cannot be read.
+    """
+    from vlbert_jax.data.tokenizer import load_tokenizer
+    from vlbert_jax.weights.stored_config import own_vocabularies
+
+    source, here = conversion.source.path, Path(conversion.source.path).expanduser()
+    data = (conversion.source.config or {}).get("data", {})
+    places = [Path(place) for place in (own_vocabularies(source).get("vocab"), data.get("vocab")) if place]
+    places += [Path(data["data_dir"], data["vocab"])] if data.get("vocab") and data.get("data_dir") else []
+    if conversion.source.kind == "bert":
+        places.append(here if here.is_dir() else here.parent)
+    names = ("", "vocab.txt", "tokenizer.json")  # the place itself, or a file in it
+    found = vocab or next((str(place) for place in places if any((place / name).is_file() for name in names)), None)
+    if found is None and conversion.source.kind == "bert" and not here.exists():
+        found = source  # a name of the Hugging Face hub
+    if found is None:
+        print(f"warning: {source} has no tokenizer, so none is written; --vocab=vocab.txt adds one", file=sys.stderr)
+        return None
+    return load_tokenizer(found, conversion.config.model.encoder.vocab_size)
 
 
 def convert_detector(args: argparse.Namespace, form: str) -> None:

@@ -22,6 +22,7 @@ from vlbert_jax.weights.safe_pickle import RECONSTRUCT_SCALAR, load_pickle, pick
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
 TRAINER = "trainer:"  # prefix for names of tensors that a trainer stored next to the weights
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # where trainers keep the tensors of the model in a PyTorch file
 FILE_SUFFIXES = (".safetensors", ".model", ".pt", ".pth", ".bin", ".pkl", ".caffemodel")
 CONFIG_METADATA = "vlbert_jax.config"  # key of the config in the metadata of a safetensors file
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, by its specification
@@ -129,13 +130,15 @@ def _read_file(path: Path) -> tuple[dict[str, np.ndarray], str]:
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors of a PyTorch file.
 
-    Tensors outside its "state_dict" get the prefix `TRAINER`.
+    Tensors outside the dict in which a trainer keeps those of the model (`WRAPPERS`) get the prefix `TRAINER`.
     """
     loaded = _load_torch(path)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dict of tensors")
-    states = loaded.get("state_dict", loaded)
-    others = {} if states is loaded else {name: value for name, value in loaded.items() if name != "state_dict"}
+    states, others = loaded, {}
+    while wrapper := next((name for name in WRAPPERS if isinstance(states.get(name), Mapping)), None):
+        others |= {name: value for name, value in states.items() if name != wrapper}
+        states = states[wrapper]
     tensors = {}
     for prefix, tree in (("", states), (TRAINER, others)):
         for name, value in _tensors_in(tree):

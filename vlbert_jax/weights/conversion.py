@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -201,7 +201,9 @@ def _some(items: list[str], most: int = 6) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str | None):
+def write_conversion(
+    conversion: Conversion, target: Path, form: str, dtype: str | None, add_files: Callable[[Path], None] | None = None
+):
     """Write the target atomically; it replaces what is there.
 
     An Orbax folder and a file with official names hold whole models: parameters that the source lacks are
@@ -212,6 +214,7 @@ def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str
         target: File or folder.
         form: orbax, safetensors, pt or hf.
         dtype: Type of the values; None = float32.
+        add_files: Function that adds files to the folder of `hf` before it replaces the target.
 
     Raises:
         ValueError: The format cannot hold the source.
@@ -224,6 +227,8 @@ def write_conversion(conversion: Conversion, target: Path, form: str, dtype: str
                 raise ValueError(f"{source.path} lacks {', '.join(lacking)}, which a BERT needs")
             bert = official_to_bert(kept, source.segments)
             export.write_hugging_face(path, cast_tensors(bert, dtype), config.model.encoder.num_heads)
+            if add_files is not None:
+                add_files(path)
         elif form == "orbax":
             params, constants = arrays_of(conversion, dtype)
             new = [*source.new, *conversion.found.missing]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vlbert_jax.weights.containers import CONFIG_METADATA
 from vlbert_jax.weights.stored_config import VOCABULARIES
 
+# What `convert` writes into a folder.
+WRITTEN = {"config.json", "state", VOCABULARIES, "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
+WRITTEN |= {"vocab.txt", "tokenizer.json", "tokenizer_config.json"}
 FILE_SIZE = 64 * 2**20  # bytes per file of a checkpoint; Orbax holds a whole file in memory
 
 
@@ -28,8 +33,7 @@ def may_replace(target: Path) -> bool:
     if not target.is_dir():
         return True
     inside = {path.name for path in target.iterdir()}
-    written = {"config.json", "state", VOCABULARIES, "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
-    return inside <= written
+    return inside <= WRITTEN
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None):
@@ -39,10 +43,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], config: Map
         path: file to write.
         tensors: tensors by name.
         config: fields that shapes do not determine, such as strides; they become metadata of the file.
+
+    Raises:
+      OSError: the file cannot be written.
     """
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     metadata = {} if config is None else {CONFIG_METADATA: json.dumps(config)}
-    save_file(contiguous, path, {"format": "pt"} | metadata)
+    try:
+        save_file(contiguous, path, {"format": "pt"} | metadata)
+    except SafetensorError as error:  # the library reports the system's error in its text
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
     path.chmod(0o666 & ~_umask())  # the library creates the file with mode 600
 
 
@@ -79,7 +91,13 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray], wrap: bool):
             tensor = torch.from_numpy(contiguous.view(np.int16) if bfloat else contiguous)
             done[key] = tensor.view(torch.bfloat16) if bfloat else tensor
         state[name] = done[key]
-    torch.save({"state_dict": state} if wrap else state, path)
+    try:
+        with path.open("wb") as file:
+            torch.save({"state_dict": state} if wrap else state, file)
+    except RuntimeError as error:  # PyTorch raises it while it handles the error of the disk
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def write_hugging_face(path: Path, bert: Mapping[str, np.ndarray], num_heads: int):
