@@ -51,8 +51,11 @@ of the official file. `--answers=N` creates N lines: `<unk>`, then the N-1 most 
 the annotators of the train split, ties in alphabetical order. The official code looks an
 annotator's answer up raw among entries that were converted to lower case and by a punctuation rule,
 so an entry that these change ("t-shirt", "what?") may never be found. Therefore raw answers are
-counted, and only answers that the conversion does not change are used. The build prints the
-fraction of all answers that they cover.
+counted, and only answers that the conversion does not change are used. For both files the build
+prints which fraction of the answers they cover, and ends if no question of a split has any.
+
+The official score compares each annotator of a question with the others. A question with fewer than
+four answers ends the build, because no answer could score 1.
 
 Every defect ends the build with one line, except for gray images (encoded as RGB) and images whose
 size differs from the detector's (kept), which `manifest.json` lists."""

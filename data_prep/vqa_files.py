@@ -28,6 +28,7 @@ SPLITS = dict(
 )
 ANNOTATED = ("train", "val")
 UNKNOWN = "<unk>"
+FEWEST_ANNOTATORS = 4  # the official score compares each annotator with the others: with fewer, none scores 1
 # The official code changes these marks in the vocabulary, and full stops not before a digit.
 CHANGED = re.compile(r"[;/\[\]\"{}()=+\\_\-><@`,?!\r\n]|\.(?!\d)")
 
@@ -120,6 +121,12 @@ def _join(path: pathlib.Path, number: int, item: dict, notes_path: pathlib.Path,
     texts = isinstance(answers, list) and answers and all(type(answer) is str for answer in answers)
     if not texts or type(answer_type) is not str:
         raise SourceError(f"{notes_path}: question_id {number} lacks answers or answer_type; download it again")
+    if len(answers) < FEWEST_ANNOTATORS:
+        raise SourceError(
+            f"{notes_path}: question_id {number} has {len(answers)} of at least {FEWEST_ANNOTATORS} answers: the score "
+            "compares each annotator with the others, so no answer could be right; repeat the answers of each question "
+            "until there are ten"
+        )
     return Question(number, item["image_id"], item["question"], tuple(answers), sys.intern(answer_type))
 
 
@@ -169,8 +176,8 @@ class VQADownload:
 # --- Answer vocabulary ------------------------------------------------------------------------
 
 
-def frequent_answers(questions: Iterable[Question], size: int) -> tuple[list[str], float]:
-    """Return `<unk>` with the most frequent raw answers, and the fraction of answers they cover.
+def frequent_answers(questions: Iterable[Question], size: int) -> list[str]:
+    """Return `<unk>` with the most frequent raw answers that the conversion does not change.
 
     Args:
       questions: questions with answers.
@@ -178,12 +185,25 @@ def frequent_answers(questions: Iterable[Question], size: int) -> tuple[list[str
     """
     counts = collections.Counter(answer for question in questions for answer in question.answers)
     usable = [a for a in counts if a and a != UNKNOWN and a == a.lower().strip() and not CHANGED.search(a)]
-    usable = sorted(usable, key=lambda answer: (-counts[answer], answer))[: size - 1]
-    return [UNKNOWN, *usable], sum(counts[answer] for answer in usable) / max(1, counts.total())
+    return [UNKNOWN, *sorted(usable, key=lambda answer: (-counts[answer], answer))[: size - 1]]
+
+
+def covered_answers(questions: Iterable[Question], entries: Iterable[str]) -> tuple[float, float]:
+    """Return the fraction of the annotators' raw answers that are entries, and of questions with one.
+
+    Entries are in lower case, and those that the punctuation rule changes do not count.
+    """
+    found, answers, usable, number = set(entries) - {UNKNOWN}, 0, 0, 0
+    hits = 0
+    for question in questions:
+        matches = sum(answer in found for answer in question.answers)
+        hits, answers = hits + matches, answers + len(question.answers)
+        usable, number = usable + bool(matches), number + 1
+    return hits / max(1, answers), usable / max(1, number)
 
 
 def write_answers(download: VQADownload, path: pathlib.Path, size: int = 0) -> bool:
-    """Write the answer vocabulary.
+    """Write the answer vocabulary, and print which share of the annotators' answers it covers.
 
     Args:
       download: the questions.
@@ -194,26 +214,42 @@ def write_answers(download: VQADownload, path: pathlib.Path, size: int = 0) -> b
       False if there is neither `size` nor an official file.
 
     Raises:
-      SourceError: the official file lacks `<unk>`, or `path` has another vocabulary.
+      SourceError: the official file cannot be used, `path` has another vocabulary, or no question of
+        a split has an answer in the vocabulary.
     """
     official = download.root / "vqa/answers_vqa.txt"
     if size:
         if "train" not in download.questions:
             raise SourceError("--answers counts the answers of the train split, which is not built; add it to --splits")
-        answers, share = frequent_answers(download.questions["train"], size)
-        content = "".join(f"{answer}\n" for answer in answers).encode()
-        summary = f"{len(answers):,} answers, which cover {share:.1%} of the annotators' answers"
+        answers = frequent_answers(download.questions["train"], size)
+        content, origin = "".join(f"{answer}\n" for answer in answers).encode(), f"{len(answers):,} answers"
     elif official.is_file():
-        content, summary = official.read_bytes(), f"copied from {official}"
-        if UNKNOWN.encode() not in [line.strip().lower() for line in content.splitlines()]:
+        content, origin = official.read_bytes(), f"copied from {official}"
+        try:
+            answers = [line.strip().lower() for line in content.decode("utf-8").split("\n")]
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{official}: the text is not UTF-8 ({error}); download it again") from None
+        if UNKNOWN not in answers:
             raise SourceError(
                 f"{official}: the file lacks the line {UNKNOWN}; download it again, or pass --answers=3129"
             )
+        answers = [answer for answer in answers if not CHANGED.search(answer)]
     else:
         return False
+    shares = []
+    for split in (split for split in ANNOTATED if download.questions.get(split)):
+        share, usable = covered_answers(download.questions[split], answers)
+        if not usable:
+            example = next(answer for question in download.questions[split] for answer in question.answers)
+            raise SourceError(
+                f"{path.name if size else official}: no question of {split} has an answer in the vocabulary, so "
+                "nothing could be learned; answers are looked up as annotators wrote them, such as "
+                f"{example!r}, among entries in lower case without punctuation: write the annotators' answers so"
+            )
+        shares.append(f"{share:.1%} of the annotators' answers of {split} ({usable:.1%} of the questions have one)")
     if path.exists() and path.read_bytes() != content:
         raise SourceError(f"{path} has other answers than this command would write: remove it, or change --corpus")
     with atomic_write(path) as partial:
         partial.write_bytes(content)
-    print(f"{path}: {summary}")
+    print(f"{path}: {origin}" + (f", which cover {', '.join(shares)}" if shares else ""))
     return True

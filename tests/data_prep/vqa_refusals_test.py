@@ -100,6 +100,10 @@ BAD = dict(
         change(regions__9=regions(9, features=None)),
         "9.json: image 9: the region file has no field 'features'",
     ),
+    one_annotator=(
+        change(annotations__train=[annotation(n, i, ["yes"]) for n, i in ((3, 9), (1, 7), (2, 9))]),
+        "question_id 2 has 1 of at least 4 answers",
+    ),
     empty_features=(change(regions__9=regions(9, features="")), "9.json: image 9: features: the array is empty"),
     nan_box=(change(regions__9=regions(9, boxes=encode([NAN] * 8))), "image 9: boxes: some values are not finite"),
     no_box=(change(regions__9=regions(9, number=0)), "9.json: image 9: the file lists 0 regions"),
@@ -130,7 +134,7 @@ def test_bad_downloads_are_reported_in_one_line(tmp_path, capsys, name):
     assert error.startswith("error: ") and expected in error, error
     assert not list((tmp_path / "out").rglob("1.0.0")) and not list((tmp_path / "out").rglob("*.txt"))
     Download().write(root)  # the download is valid now
-    (root / "vqa/answers_vqa.txt").write_text("<unk>\n")
+    (root / "vqa/answers_vqa.txt").write_text("<unk>\nyes\n")
     assert build.main(arguments) == 0
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from data_prep import build
 from data_prep.manifest import SourceError
-from data_prep.vqa_files import SPLITS, Question, VQADownload, frequent_answers, write_answers
+from data_prep.vqa_files import SPLITS, Question, VQADownload, covered_answers, frequent_answers, write_answers
 from tests.helpers.golden_folders import golden_folders
-from tests.helpers.vqa_case import FOLDER, Download, jpeg, put, read_all, zip_folder
+from tests.helpers.vqa_case import FOLDER, Download, annotation, jpeg, put, read_all, zip_folder
 from vlbert_jax.tasks.vqa import accuracy
 
 VARIANTS = {path.name: path / "data/coco" for folder in golden_folders("data") for path in sorted(folder.glob("vqa_*"))}
@@ -162,13 +162,17 @@ def test_frequent_answers():
         {"yes": 5, "no": 5, "t-shirt": 4, "2.5": 3, "Red": 3, "a.": 3, "don't": 2, "": 2, "<unk>": 2, " x": 2, "1:2": 1}
     )
     questions = [Question(1, 1, "", tuple(answers.elements())), Question(2, 1, "", ("2.5",) * 2)]
-    assert frequent_answers(questions, 4) == (["<unk>", "2.5", "no", "yes"], 15 / 34)
-    assert frequent_answers(questions, 99)[0] == ["<unk>", "2.5", "no", "yes", "don't", "1:2"]
+    assert frequent_answers(questions, 4) == ["<unk>", "2.5", "no", "yes"]
+    assert covered_answers(questions, ["<unk>", "2.5", "no", "yes"]) == (15 / 34, 1)
+    assert covered_answers(questions, ["<unk>", "no"]) == (5 / 34, 1 / 2)
+    assert frequent_answers(questions, 99) == ["<unk>", "2.5", "no", "yes", "don't", "1:2"]
 
 
 @given(st.lists(st.text(alphabet="aB.,-?'15: \r\n\u0663\u00e9<>unk", max_size=6), max_size=30), st.integers(2, 20))
 def test_every_frequent_answer_is_found_by_the_official_parser(answers, size):
-    entries, share = frequent_answers([Question(1, 1, "", tuple(answers))], size)
+    questions = [Question(1, 1, "", tuple(answers))]
+    entries = frequent_answers(questions, size)
+    share, _ = covered_answers(questions, entries)
     read = [accuracy.vocabulary_entry(line.lower().strip()) for line in io.StringIO("\n".join(entries))]
     assert read == entries and len(set(entries)) == len(entries) <= size
     vocabulary = accuracy.AnswerVocabulary(read)
@@ -186,7 +190,9 @@ def test_answer_files(tmp_path, capsys):
         build.run_vqa(root, tmp_path / "out", features=True, answers=3)
     made = build.run_vqa(root, tmp_path / "out", "made", features=True, answers=3)
     assert made["answers"].read_text() == "<unk>\nyes\nred\n"
-    assert "3 answers, which cover 73.3% of the annotators' answers" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 answers, which cover 73.3% of the annotators' answers of train (100.0% of the questions" in printed
+    assert "answers_vqa.txt, which cover 40.0% of the annotators' answers of train (66.7% of the questions" in printed
     assert accuracy.load_answers(made["answers"]).entries == ("<unk>", "yes", "red")
     assert build.run_vqa(root, tmp_path / "out", "made", features=True, answers=3) == made
     put(root / "vqa/answers_vqa.txt", "yes\nno\n")
@@ -194,4 +200,18 @@ def test_answer_files(tmp_path, capsys):
         write_answers(VQADownload(root), tmp_path / "new.txt")
     with pytest.raises(SourceError, match="add it to --splits"):
         write_answers(VQADownload(root, ["test"]), tmp_path / "new.txt", 3)
+    put(root / "vqa/answers_vqa.txt", "<unk>\nblue\nt-shirt\n")
+    with pytest.raises(SourceError, match="no question of train has an answer in the vocabulary.*such as 'yes'"):
+        write_answers(VQADownload(root), tmp_path / "new.txt")
     assert not list(tmp_path.glob("*new.txt"))
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_answers_in_capitals_are_refused(tmp_path, size):
+    """They are looked up as they are among entries in lower case, so that every target would be 0."""
+    download = Download()
+    download.annotations = dict(train=[annotation(n, i, ["Red"] * 10) for n, i in ((3, 9), (1, 7), (2, 9))])
+    download.other["vqa/answers_vqa.txt"] = "Red\nBlue\n<unk>\n"
+    with pytest.raises(SourceError, match="no question of train has an answer .* such as 'Red'"):
+        build.run_vqa(download.write(tmp_path), tmp_path / "out", features=True, answers=size)
+    assert not list((tmp_path / "out").rglob("*.array_record*"))

@@ -18,6 +18,8 @@ from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.records import Records, open_split
 from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, per_host, stream_seed
 
+CHECKED = 256  # records of a split whose targets are checked
+
 # (config, orientation, train) -> (record, mirrored) -> example
 ExampleMaker = Callable[..., Callable[[dict, bool], Example]]
 
@@ -62,6 +64,28 @@ class Split:
             return {"square": range(len(self))}
         numbers = dict(landscape=range(self.num_landscape), portrait=range(self.num_landscape, len(self)))
         return {orientation: part for orientation, part in numbers.items() if part}
+
+
+def check_targets(config, split: str, is_usable: Callable[[dict], bool] | None) -> None:
+    """Check some text records of a split, evenly spread.
+
+    Args:
+        config: Config of the run.
+        split: Name of the split.
+        is_usable: Text record -> whether an output can match its target; None = no check.
+
+    Raises:
+        ValueError: None of the records is usable, so every score would be 0.
+    """
+    if is_usable is None:
+        return
+    texts = Split(config, split).texts
+    numbers = sorted({k * len(texts) // CHECKED for k in range(CHECKED)}) if len(texts) else []
+    if numbers and not any(is_usable(texts[number]) for number in numbers):
+        raise ValueError(
+            f"None of {len(numbers)} records of {split} in {config.data.texts} has a usable target, so nothing could "
+            f"be learned or scored: the first is {str(texts[0])[:200]}. Check the vocabulary of the run."
+        )
 
 
 def batch_shapes(config, shapes: Shapes, targets: type[Arrays]) -> Batch:

@@ -271,6 +271,10 @@ class TextImageTask(Task, extends=True):
         """Return shapes and dtypes of an example of most batches."""
         raise NotImplementedError
 
+    def target_checker(self, config: Config) -> Callable[[dict], bool] | None:
+        """Return the function text record -> False where it has a target that no output can match; None = no check."""
+        return None
+
     def report_title(self, config: Config) -> str:
         """Return the heading of the report."""
         raise NotImplementedError
@@ -291,6 +295,7 @@ class TextImageTask(Task, extends=True):
     ) -> Iterator[Batch]:
         """Iterate without end over this process's part of global batches start_step, start_step + 1, ... (NumPy)."""
         shapes = self.example_shapes(config)
+        tables.check_targets(config, config.data.train_split, self.target_checker(config))
         return tables.train_batches(
             config, self.example_maker, shapes, self.targets, start_step, process_index, process_count
         )
@@ -298,6 +303,7 @@ class TextImageTask(Task, extends=True):
     def eval_batches(self, config: Config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
         """Return this process's part of the evaluation split, every example once over all processes."""
         shapes = self.example_shapes(config)
+        tables.check_targets(config, config.data.eval_split, self.target_checker(config))
         parts = tables.eval_parts(config, self.example_maker, shapes, self.targets, process_index, process_count)
         return {self.subset: itertools.chain.from_iterable(parts)}
 

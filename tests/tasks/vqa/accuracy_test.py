@@ -158,11 +158,21 @@ def test_targets_are_accuracies_where_nothing_is_normalized(answers):
         assert targets[number] == np.float32(answer_accuracy(entry, answers))
 
 
-@given(st.lists(TEXTS, max_size=5))
+@given(st.just([]) | st.lists(TEXTS, min_size=4, max_size=6))
 def test_every_answer_has_a_number(answers):
     vocabulary = AnswerVocabulary(["a", "<unk>", "b", "a"])
     assert {vocabulary.number(answer) for answer in answers} <= {0, 1, 2}
     assert soft_targets(answers, vocabulary).shape == (4,)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_too_few_annotators_are_refused(number):
+    """With three or fewer, the official rule would give even a perfect answer less than 1."""
+    with pytest.raises(ValueError, match=f"There are {number} annotators' answers.* at least 4; repeat the answers"):
+        soft_targets(["red"] * number, AnswerVocabulary(["<unk>", "red"]))
+    with pytest.raises(ValueError, match=f"There are {number} annotators' answers"):
+        answer_accuracy("red", ["red"] * number)
+    np.testing.assert_array_equal(soft_targets(["red"] * 4, AnswerVocabulary(["<unk>", "red"])), [0, 1])
 
 
 def test_first_of_equal_entries_counts():
@@ -202,6 +212,14 @@ BAD = dict(
     same_id=(
         dict(annotations=dict(annotations=[annotation(1, answers=[dict(answer="a", answer_id=1)] * 2)])),
         "two answers with the same answer_id",
+    ),
+    one_annotator=(
+        dict(annotations=dict(annotations=[annotation(1, answers=annotation(1)["answers"][:1]), annotation(2)])),
+        "annotations.json: question_id 1 has 1 of at least 4 answers",
+    ),
+    three_annotators=(
+        dict(annotations=dict(annotations=[annotation(1), annotation(2, answers=annotation(1)["answers"][:3])])),
+        "annotations.json: question_id 2 has 3 of at least 4 answers",
     ),
 )
 

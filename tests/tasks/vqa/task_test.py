@@ -321,6 +321,19 @@ def test_wrong_answer_vocabularies(small_run, tmp_path):
         run(config, tmp_path / "other", "evaluate")
 
 
+def test_a_vocabulary_without_any_answer_of_the_corpus_is_refused(data_dir, tmp_path):
+    """All targets would be 0: the loss falls, the accuracy stays 0."""
+    others = tmp_path / "others.txt"
+    others.write_text("<unk>\nmauve\n")
+    config = shrunk("base", data_dir, **{"data.answers": str(others), "model.num_answers": 2})
+    with pytest.raises(ValueError, match="None of .* records of train.* in vqa/scenes has a usable target"):
+        next(VQA.train_batches(config, 0, 0, 1))
+    with pytest.raises(ValueError, match="None of .* records of val in vqa/scenes has a usable target"):
+        VQA.eval_batches(config, 0, 1)
+    config.data.eval_split = "test"  # without known answers there is nothing to check
+    assert VQA.eval_batches(config, 0, 1)
+
+
 def test_tables_without_what_is_to_be_learned_from(data_dir, tmp_path):
     config = shrunk("base", data_dir, **{"data.train_split": "test"})
     refusal = "of test has no answers to learn from: choose another config.data.train_split"

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Float32
 
 UNKNOWN = "<unk>"
+FEWEST_ANNOTATORS = 4  # with fewer, no answer has three matches among the others, so none can score 1
 
 # --- Normalization ------------------------------------------------------------------------------------------
 
@@ -98,7 +99,15 @@ def plain_sum(numbers: Iterable[float]) -> float:
 
 
 def _leave_one_out(matches: Sequence[bool]) -> float:
-    """Return the mean over annotators of min(1, matches among the others / 3)."""
+    """Return the mean over annotators of min(1, matches among the others / 3).
+
+    Raises ValueError for fewer than `FEWEST_ANNOTATORS` annotators.
+    """
+    if len(matches) < FEWEST_ANNOTATORS:
+        raise ValueError(
+            f"There are {len(matches)} annotators' answers, but the score of VQA compares each annotator with the "
+            f"others and needs at least {FEWEST_ANNOTATORS}; repeat the answers of each question until there are ten."
+        )
     count = sum(matches)
     return plain_sum(min(1.0, (count - match) / 3) for match in matches) / len(matches)
 
@@ -106,7 +115,7 @@ def _leave_one_out(matches: Sequence[bool]) -> float:
 def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Official accuracy in [0, 1], unrounded, of a prediction against the annotators' raw answers (ten in VQA v2).
 
-    Raises ValueError without answers.
+    Raises ValueError for fewer than four answers.
     """
     if not answers:
         raise ValueError("The accuracy of an answer requires annotators' answers, but there are none.")
@@ -199,7 +208,8 @@ def load_answers(path: str | os.PathLike) -> AnswerVocabulary:
 def soft_targets(answers: Sequence[str], vocabulary: AnswerVocabulary) -> Float32[np.ndarray, " answers"]:
     """Score of each entry against the annotators' raw answers: of ten, 1 gives 0.3, 2 0.6, 3 0.9, more give 1.
 
-    `<unk>`, and with it every answer that is no entry, scores 0; no answers, all zeros.
+    `<unk>`, and with it every answer that is no entry, scores 0; no answers, all zeros. Raises ValueError for one to
+    three annotators.
     """
     numbers = [vocabulary.number(answer) for answer in answers]
     targets = np.zeros(len(vocabulary), np.float32)
@@ -267,6 +277,12 @@ def _check_annotation(path: str, item: dict) -> None:
     numbers = [str(answer.get("answer_id")) for answer in answers]
     if len(set(numbers)) < len(numbers):  # the official code leaves an annotator out by comparing the whole answer
         raise ValueError(f"{path}: question_id {item['question_id']} has two answers with the same answer_id")
+    if len(answers) < FEWEST_ANNOTATORS:
+        raise ValueError(
+            f"{path}: question_id {item['question_id']} has {len(answers)} of at least {FEWEST_ANNOTATORS} answers: "
+            "the score compares each annotator with the others; repeat the answers of each question until there are "
+            "ten, each with its own answer_id"
+        )
 
 
 def evaluate_files(

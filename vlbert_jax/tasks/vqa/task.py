@@ -96,6 +96,11 @@ class VQA(TextImageTask):
 
         return make
 
+    def target_checker(self, config) -> Callable[[dict], bool]:
+        """Return the function that finds one of a question's answers in the vocabulary, or that none is known."""
+        answers = answers_of(config)
+        return lambda record: not record["answers"] or soft_targets(record["answers"], answers).max() > 0
+
     def example_shapes(self, config) -> Shapes:
         """Return shapes and dtypes of an example of most batches."""
         layout = QuestionLayout.of(config, usual_orientation(config))
