@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from vlbert_jax.data.tables import Split  # noqa: E402
+from vlbert_jax.files import user_file  # noqa: E402
 from vlbert_jax.tasks.refcoco import task as refcoco  # noqa: E402
 from vlbert_jax.tasks.vqa import accuracy  # noqa: E402
 from vlbert_jax.tasks.vqa.examples import answers_of  # noqa: E402
@@ -90,9 +91,9 @@ def shown(scores: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("workdirs/demo"))
-    parser.add_argument("--workdirs", type=Path, default=Path("workdirs/fine_tuning"))
-    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--checkpoint", type=user_file, default=Path("workdirs/demo"))
+    parser.add_argument("--workdirs", type=user_file, default=Path("workdirs/fine_tuning"))
+    parser.add_argument("--data_dir", type=user_file, default=Path("data"))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--starts", default=",".join(STARTS), help="columns (default: %(default)s)")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated (default: %(default)s)")

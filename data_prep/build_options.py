@@ -7,6 +7,7 @@ import argparse
 import vlbert_jax
 from data_prep.refcoco_files import SPLITS as REFER_SPLITS
 from data_prep.vcr_files import SPLITS as VCR_SPLITS
+from vlbert_jax.files import user_path, user_paths
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -24,13 +25,15 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 def _command(commands, name: str, description: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=description, description=description)
-    parser.add_argument("--data_dir", default="data", help="folder for the records (default: %(default)s)")
+    parser.add_argument(
+        "--data_dir", type=user_path, default="data", help="folder for the records (default: %(default)s)"
+    )
     return parser
 
 
 def _download(parser: argparse.ArgumentParser, source: str, corpus: str, threads: str) -> None:
     """Add the options that all downloads with images share."""
-    parser.add_argument("--source", required=True, help=source)
+    parser.add_argument("--source", type=user_path, required=True, help=source)
     default = corpus or "DATASET_SPLITBY"
     parser.add_argument("--corpus", default=corpus, help=f"name of the corpus (default: {default})")
     parser.add_argument("--num_threads", type=int, default=4, help=f"threads that read {threads} (default: 4)")
@@ -72,9 +75,12 @@ def _vqa(commands) -> None:
     parser.add_argument("--features", action="store_true", help="store the region features of the detector")
     parser.add_argument("--images", action="store_true", help="store the images of train2014, val2014, test2015")
     parser.add_argument(
-        "--regions", default="10-100ada", help="10-100ada, 36, or two folders TRAINVAL,TEST (default: %(default)s)"
+        "--regions", type=user_paths, default="10-100ada",
+        help="10-100ada, 36, or two folders TRAINVAL,TEST (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--features_tsv", type=user_paths, default="", help="tables of regions to read instead, comma-separated"
     )
-    parser.add_argument("--features_tsv", default="", help="tables of regions to read instead, comma-separated")
     parser.add_argument(
         "--answers", type=int, default=0, metavar="N",
         help="create an answer vocabulary of N entries, 3129 in the official code (default: copy the official file)",
@@ -86,8 +92,9 @@ def _vcr(commands) -> None:
     _download(parser, "folder with train.jsonl, ... and vcr1images.zip", "vcr", "images")
     parser.add_argument("--splits", default=",".join(VCR_SPLITS), help="official splits (default: %(default)s)")
     parser.add_argument(
-        "--categories", default="", metavar="FILE", help="names of object categories, one per line (default: COCO's)"
-    )
+        "--categories", type=user_path, default="", metavar="FILE",
+        help="names of object categories, one per line (default: COCO's)",
+    )  # fmt: skip
 
 
 def _refcoco(commands) -> None:
@@ -98,17 +105,23 @@ def _refcoco(commands) -> None:
     parser.add_argument("--split_by", choices=authors, default="unc", help="author of the split (default: %(default)s)")
     parser.add_argument("--splits", default="", help="comma-separated (default: all of the dataset)")
     parser.add_argument(
-        "--annotations", default="annotations/instances_train2014.json",
+        "--annotations", type=user_path, default="annotations/instances_train2014.json",
         help="file of all boxes, under the source (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--proposals", default="", metavar="FILE", help="the detector's boxes, under the source")
+    parser.add_argument(
+        "--proposals", type=user_path, default="", metavar="FILE", help="the detector's boxes, under the source"
+    )
 
 
 def _text(commands) -> None:
     parser = _command(commands, "text", "documents as lines of text files")
-    parser.add_argument("--source", required=True, help="text files in order, comma-separated; .gz is accepted")
+    parser.add_argument(
+        "--source", type=user_paths, required=True, help="text files in order, comma-separated; .gz is accepted"
+    )
     parser.add_argument("--corpus", default="books_wikipedia", help="name of the corpus (default: %(default)s)")
-    parser.add_argument("--val_source", default="", help="text files of the val split, comma-separated")
+    parser.add_argument(
+        "--val_source", type=user_paths, default="", help="text files of the val split, comma-separated"
+    )
     parser.add_argument(
         "--val_fraction", type=float, default=0.0, help="or this fraction of the lines, from the end (default: 0)"
     )

@@ -44,7 +44,7 @@ from vlbert_jax.data.image_files import open_image
 from vlbert_jax.data.region_files import encode_regions
 from vlbert_jax.detector.options import RULES, SELECTIONS, Settings
 from vlbert_jax.detector.regions import Regions
-from vlbert_jax.files import atomic_write
+from vlbert_jax.files import atomic_write, user_file, user_path
 
 if TYPE_CHECKING:  # JAX takes two seconds to import, and --help needs none of it
     from vlbert_jax.detector.detect import Detector
@@ -156,18 +156,25 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command."""
     parser = argparse.ArgumentParser(
         "python -m data_prep.extract_regions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, usual, other = parser.add_argument, SELECTIONS["caffe"], SELECTIONS["huggingface"]
     add("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
-    add("images", metavar="IMAGES", help="folder, zip archive, list (.txt) or table of captions (.tsv)")
-    add("--detector", required=True, help="weights of the detector")
-    add("--lists", help="folder of objects_vocab.txt and attributes_vocab.txt (default: the folder of the weights)")
-    add("--out", required=True, type=pathlib.Path, help="new folder, or folder of this extraction")
+    add("images", type=user_path, metavar="IMAGES", help="folder, zip archive, list (.txt) or table of captions (.tsv)")
+    add("--detector", type=user_path, required=True, help="weights of the detector")
+    add(
+        "--lists", type=user_path,
+        help="folder of objects_vocab.txt and attributes_vocab.txt (default: the folder of the weights)",
+    )  # fmt: skip
+    add("--out", required=True, type=user_file, help="new folder, or folder of this extraction")
     add("--format", choices=FORMATS, default=FORMATS[0], help="format of the regions (default: %(default)s)")
-    add("--images", dest="image_folder", default="", help="folder or zip of the images of a table, next to the table")
+    add(
+        "--images", dest="image_folder", type=user_path, default="",
+        help="folder or zip of the images of a table, next to the table",
+    )  # fmt: skip
     add("--shard", type=_shard, default=(0, 1), metavar="i/n", help="the share of the images of this process")
     add(
         "--rules", choices=tuple(RULES), default="caffe",
@@ -195,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the convolutions (default: float32)")
     add("--batch_size", type=int, default=1, help="images per batch; more on accelerators (default: %(default)s)")
     add("--num_threads", type=int, default=4, help="threads that read images (default: %(default)s)")
-    return parser
+    return parser.parse_args(argv)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -230,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
 
     It is 2 after an error, which one line explains, and 130 after Ctrl-C.
     """
-    args = _parser().parse_args(argv)
+    args = parse_arguments(argv)
     try:
         _run(args)
     except (SourceError, ValueError, OSError) as error:

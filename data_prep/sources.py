@@ -167,7 +167,7 @@ def open_source(path: str | pathlib.Path, images: str = "") -> Source:
     Raises:
       SourceError: the source does not exist, has another format or has two images of one name.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(path)
     if path.is_dir():
         paths = [str(file.relative_to(path)) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES]
         return _source(path, path, sorted(paths))

@@ -1,10 +1,28 @@
 """Test that files and folders are replaced atomically."""
 
 import errno
+import pathlib
 
 import pytest
 
-from vlbert_jax.files import atomic_write, disk_full
+from data_prep import build, extract_regions
+from data_prep.build_options import parse_options
+from vlbert_jax import convert, predict
+from vlbert_jax.data.records import open_split
+from vlbert_jax.files import atomic_write, disk_full, user_file, user_path, user_paths
+from vlbert_jax.tasks.vqa import accuracy
+from vlbert_jax.training.config import parse_command
+
+
+def test_paths_of_a_user(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    for given, expected in {
+        "~/data": "/home/someone/data", "~": "/home/someone", "data/": "data", "./a//b": "a/b", "../a": "../a", "": "",
+        "a~b": "a~b", "a/~/b": "a/~/b", "/x": "/x", "gs://bucket//x/": "gs://bucket//x/", "org/name": "org/name",
+    }.items():
+        assert user_path(given) == user_path(expected) == expected
+    assert user_paths("~/a,b/,gs://c/d/") == "/home/someone/a,b,gs://c/d/"
+    assert user_file("~/a") == pathlib.Path("/home/someone/a")
 
 
 def write(path, content):
@@ -84,3 +102,65 @@ def test_a_full_disk_is_reported_and_the_incomplete_checkpoint_removed(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["10"]
     with pytest.raises(ValueError, match="other"), disk_full(tmp_path):
         raise ValueError("other")
+
+
+PARSERS = {
+    "convert": (convert.parse_arguments, ["a", "b"], []),
+    "predict": (predict.parse_arguments, ["--image=a"], ["choices", *(o.lstrip("-") for o in predict.text_options())]),
+    "extract_regions": (extract_regions.parse_arguments, ["i", "--detector=d", "--out=o"], []),
+    "vqa_accuracy": (accuracy.parse_arguments, ["--questions=q", "--annotations=a", "--results=r"], []),
+}
+PARSERS |= {
+    f"build {name}": (parse_options, [name, *(["--source=s"] if "scene" not in name else [])], ["corpus", "splits"])
+    for name in build.COMMANDS
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_every_path_of_a_command_is_expanded(name, monkeypatch):
+    """A shell leaves the ~ of --name=~/folder; a path that one place expands and another does not is another folder."""
+    parse, argv, texts = PARSERS[name]
+    monkeypatch.setenv("HOME", "/home/someone")
+    taken = 0
+    for field, value in vars(parse(argv)).items():
+        if field in texts or field == "name" or isinstance(value, bool | int | float | tuple):
+            continue
+        positions = {"source": 0, "target": 1} if name == "convert" else {"images": 0} if "extract" in name else {}
+        given = list(argv)
+        if field in positions:
+            given[positions[field]] = "~/x/"
+        else:
+            given.append(f"--{field.replace('image_folder', 'images')}=~/x/")
+        try:
+            found = vars(parse(given))
+        except SystemExit:  # one of some choices
+            continue
+        found = {key: str(value[-1] if isinstance(value, list) and value else value) for key, value in found.items()}
+        assert "/home/someone/x" in found.values() and not any("~" in text for text in found.values()), field
+        taken += 1
+    assert taken
+
+
+def test_every_path_of_a_config_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = tmp_path / "mine.py"
+    recipe.write_text("from configs.vqa import demo as get_config\n")
+    fields = ("data.data_dir", "data.vocab", "data.answers", "data.texts", "init.bert", "init.checkpoint")
+    argv = ["main", "--config=~/mine.py", "--workdir=~/run/", *(f"--config.{field}=~/{field}" for field in fields)]
+    config, workdir, _, _ = parse_command(argv)
+    assert workdir == tmp_path / "run"
+    for field in fields:
+        block, name = field.split(".")
+        assert config[block][name] == f"{tmp_path}/{field}"
+    config, _, _, _ = parse_command(["main", "--config=vqa:demo", "--config.init.checkpoint=gs://bucket//run/"])
+    assert config.init.checkpoint == "gs://bucket//run/" and config.data.data_dir == "data"
+
+
+def test_a_corpus_is_built_where_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/a.txt").write_text("a line\n")
+    assert build.main(["text", "--source=~/a.txt", "--corpus=t", "--data_dir=~/data"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert len(open_split(tmp_path / "home/data", "text_corpus/t", "train")) == 1

@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vlbert_jax
+from vlbert_jax.files import user_file, user_path
 from vlbert_jax.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "python -m vlbert_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("target", metavar="TARGET", type=Path)
+    parser.add_argument("source", type=user_path, metavar="SOURCE")
+    parser.add_argument("target", metavar="TARGET", type=user_file)
     models = (*TASKS, DETECTOR)
     parser.add_argument(
         "--task", choices=models, help="model to make; pre-trained weights become its start (default: the source's)"
     )
-    parser.add_argument("--lists", metavar="DIR", help="folder of a detector's two lists of names")
+    parser.add_argument("--lists", type=user_path, metavar="DIR", help="folder of a detector's two lists of names")
     parser.add_argument(
         "--format", choices=("orbax", "safetensors", "pt", "hf"), help="format to write (default: by TARGET's suffix)"
     )
@@ -77,7 +78,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--num_heads", type=int, help="attention heads, for a source without config.json (default: hidden size / 64)"
     )
-    parser.add_argument("--vocab", metavar="vocab.txt", help="tokenizer for --format=hf (default: the source's)")
+    parser.add_argument(
+        "--vocab", type=user_path, metavar="vocab.txt", help="tokenizer for --format=hf (default: the source's)"
+    )
     tolerance = parser.add_mutually_exclusive_group()
     tolerance.add_argument("--strict", action="store_true", help="treat unknown tensors, NaN and infinity as errors")
     tolerance.add_argument("--partial", action="store_true", help="accept a source that lacks tensors")
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         form = choose_format(args.target, args.format)
-        check_target(Path(args.source).expanduser(), args.target, replace=args.overwrite or args.dry_run)
+        check_target(Path(args.source), args.target, replace=args.overwrite or args.dry_run)
         if args.vocab and form != "hf":
             raise ValueError("--vocab is for --format=hf; other formats hold no tokenizer")
         convert = convert_detector if args.task == DETECTOR else convert_model

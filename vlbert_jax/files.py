@@ -1,12 +1,32 @@
-"""Files and folders that are written atomically. Needs no JAX, because `data_prep` uses it too."""
+"""Paths that users give, and files and folders that are written atomically. `data_prep` uses it too: no JAX."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def user_path(text: str) -> str:
+    """Return a path of the user with `~` expanded and without redundant parts, such as a last slash.
+
+    A shell does not expand the `~` of `--name=~/folder`. Commands call this where they read their flags; all other
+    code takes paths as they are. An address with a scheme, such as gs://bucket, and "" stay as they are.
+    """
+    return str(Path(os.path.expanduser(text))) if text and "://" not in text else text
+
+
+def user_file(text: str) -> Path:
+    """Return `user_path` as a Path."""
+    return Path(user_path(text))
+
+
+def user_paths(text: str) -> str:
+    """Apply `user_path` to each part of a comma-separated list."""
+    return ",".join(map(user_path, text.split(",")))
 
 
 @contextlib.contextmanager

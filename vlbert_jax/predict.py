@@ -24,10 +24,10 @@ import json
 import logging
 import os
 import sys
-from pathlib import Path
 
 import vlbert_jax
 from vlbert_jax.detector.options import RULES, Settings
+from vlbert_jax.files import user_file, user_path
 from vlbert_jax.tasks import TASKS
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
@@ -40,25 +40,32 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     several = dict(action="extend", nargs="+", default=[])
-    parser.add_argument("--checkpoint", help="the trained model")
-    parser.add_argument("--image", required=True, metavar="FILE", **several)
+    parser.add_argument("--checkpoint", type=user_path, help="the trained model")
+    parser.add_argument("--image", type=user_path, required=True, metavar="FILE", **several)
     for option in text_options():
         uses = [f"{task.title}: {task.help}" for task in TASKS.values() if task.option == option]
         parser.add_argument(option, metavar="TEXT", help="; ".join(uses), **several)
     parser.add_argument("--choices", metavar="TEXT", **several)
-    parser.add_argument("--boxes", metavar="FILE.json", help="regions, a file for each image", **several)
-    parser.add_argument("--detector", metavar="PATH", help="weights of the detector that finds the regions")
+    parser.add_argument(
+        "--boxes", type=user_path, metavar="FILE.json", help="regions, a file for each image", **several
+    )
+    parser.add_argument(
+        "--detector", type=user_path, metavar="PATH", help="weights of the detector that finds the regions"
+    )
     parser.add_argument(
         "--rules", choices=tuple(RULES), default="caffe", help="of the detector; huggingface: those of its frcnn"
     )
     usual = Settings().proposals_after
     parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="proposals used (%(default)s)")
-    parser.add_argument("--out", metavar="IMAGE.png", type=Path, help="image with boxes and answers; numbered")
-    parser.add_argument("--attention", metavar="PAGE.html", type=Path, help="web page of the attention; numbered")
+    parser.add_argument("--out", metavar="IMAGE.png", type=user_file, help="image with boxes and answers; numbered")
+    parser.add_argument(
+        "--attention", metavar="PAGE.html", type=user_file, help="web page of the attention; numbered"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--vocab", default="", metavar="vocab.txt", help="replaces config.data.vocab of the run")
-    parser.add_argument("--answers", default="", metavar="FILE", help="replaces config.data.answers of the run")
-    parser.add_argument("--data_dir", default="", metavar="DIR", help="replaces config.data.data_dir of the run")
+    path = dict(type=user_path, default="")
+    parser.add_argument("--vocab", metavar="vocab.txt", help="replaces config.data.vocab of the run", **path)
+    parser.add_argument("--answers", metavar="FILE", help="replaces config.data.answers of the run", **path)
+    parser.add_argument("--data_dir", metavar="DIR", help="replaces config.data.data_dir of the run", **path)
     # argparse takes only one value after "=" and rejects the second of --image=a.jpg b.jpg, so "=" is split off.
     lists = tuple(f"{option}=" for option in ("--image", "--choices", "--boxes", *text_options()))
     return parser.parse_args([part for arg in argv for part in (arg.split("=", 1) if arg.startswith(lists) else [arg])])

@@ -43,7 +43,7 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
         FileNotFoundError: The table is not built; the message has the command.
         ValueError: The table has no such split.
     """
-    folder = os.path.join(os.path.expanduser(data_dir), name)
+    folder = os.path.join(data_dir, name)
     if not (versions := _versions(folder)):
         raise FileNotFoundError(f"no records in {folder}; build them: {_build_command(data_dir, name)}")
     builder = tfds.builder_from_directory(os.path.join(folder, versions[-1]))
@@ -67,7 +67,7 @@ def corpus_fingerprint(path: str | os.PathLike) -> str:
     Of files of 1 MB or more, 64 KiB at the start, in the middle and at the end count. Of a folder of builds
     the newest counts, without its manifest, which states where the data came from.
     """
-    root = pathlib.Path(path).expanduser()
+    root = pathlib.Path(path)
     if versions := _versions(root):
         root = root / versions[-1]
     inside = (file for file in root.rglob("*") if file.is_file() and file.name != "manifest.json")
@@ -93,7 +93,7 @@ def extractor_of(data_dir: str | os.PathLike, *names: str) -> str:
     """
     found = {}
     for name in names:
-        folder = os.path.join(os.path.expanduser(data_dir), name)
+        folder = os.path.join(data_dir, name)
         manifests = [os.path.join(folder, version, "manifest.json") for version in _versions(folder)]
         for manifest in [path for path in manifests if os.path.exists(path)][-1:]:
             with open(manifest, encoding="utf-8") as file:

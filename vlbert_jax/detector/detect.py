@@ -25,6 +25,7 @@ from vlbert_jax.detector.options import RULES, SELECTIONS, HuggingFaceSettings, 
 from vlbert_jax.detector.proposals import select_regions
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.detector.weights import detector_sizes, find_lists, read_detector
+from vlbert_jax.files import user_path
 from vlbert_jax.weights import detector_names
 
 CANVASES = 10  # sizes to which a side of the network's input is rounded up; each pair of sizes is compiled once
@@ -226,7 +227,8 @@ def load_detector(
         FileNotFoundError: Nothing is at `path`, or `lists` lacks a file.
         ValueError: The source is not a detector, or its parts do not fit together.
     """
-    tensors, names = read_detector(path), find_lists(path, lists)
+    path = user_path(str(path))
+    tensors, names = read_detector(path), find_lists(path, None if lists is None else user_path(str(lists)))
     try:
         return Detector(tensors, names, settings, selection, batch_size=batch_size, dtype=dtype)
     except ValueError as error:

@@ -75,9 +75,9 @@ def list_files(path: str | Path, folder: str | Path | None = None) -> dict[str, 
     The files are those in `folder`, or without it those next to the weights. Raises
     FileNotFoundError if `folder` is given and lacks one.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     home = path if path.is_dir() else path.parent
-    folders = [home / name for name in LIST_FOLDERS] if folder is None else [Path(folder).expanduser()]
+    folders = [home / name for name in LIST_FOLDERS] if folder is None else [Path(folder)]
     found = {}
     for name in LISTS:
         files = [folder / name for folder in folders if (folder / name).is_file()]

@@ -29,6 +29,7 @@ from vlbert_jax.data.image_files import read_image
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.regions import Regions
+from vlbert_jax.files import user_path
 from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import GRID, find_regions
@@ -84,10 +85,11 @@ def load(
         FileNotFoundError: There are no weights or no vocabulary.
         ValueError: The weights are incomplete.
     """
+    path = user_path(str(path))
     config, graphdef, state = load_trained(path, GRID**2)
     for name, value in dict(vocab=vocab, answers=answers, data_dir=data_dir).items():
-        config.data[name] = str(value) or config.data.get(name, "")
-    return Predictor(str(path), config, graphdef, state, detector)
+        config.data[name] = user_path(str(value)) or config.data.get(name, "")
+    return Predictor(path, config, graphdef, state, detector)
 
 
 def option_of(task: Registered) -> str:

@@ -10,6 +10,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from vlbert_jax.files import user_path
 from vlbert_jax.training.recipes import checkout_importable, with_recipe_paths
 from vlbert_jax.weights.stored_config import flat_config
 
@@ -90,6 +91,14 @@ OTHER_NAMES = {
 }
 
 
+def expand_paths(config: ml_collections.ConfigDict):
+    """Apply `user_path` to the fields that are paths: texts of config.data and config.init with a slash or `~`."""
+    for block in (config.data, config.init):
+        for name, value in block.items():
+            if isinstance(value, str) and ("/" in value or value.startswith("~")):
+                block[name] = user_path(value)
+
+
 class Command(NamedTuple):
     """What the flags of the command say."""
 
@@ -113,7 +122,8 @@ def parse_command(argv: list[str]) -> Command:
     except (flags.Error, OSError, ImportError) as error:  # the last line is the message of the variant or the parser
         raise ValueError(re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())) from error
     recipe = pathlib.Path(config_flags.get_config_filename(values["config"]).replace(".py:", "_"))
-    workdir = values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}"
+    workdir = user_path(values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}")
+    expand_paths(values.config)
     for path in (workdir, values.config.data.data_dir):
         if "://" in path:
             raise ValueError(f"{path} is not a folder; mount the bucket and give that path (launch/README.md, Storage)")

@@ -34,7 +34,7 @@ def find_weights(given: str) -> Path:
 
     Raises FileNotFoundError if it is neither.
     """
-    path = Path(given).expanduser()
+    path = Path(given)
     return path if path.exists() else _download(given)
 
 

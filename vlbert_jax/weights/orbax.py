@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 def newest_step(workdir: str | pathlib.Path) -> int | None:
     """Return the step of the newest complete checkpoint in a workdir, without opening it."""
-    folder = pathlib.Path(workdir).expanduser() / "checkpoints"
+    folder = pathlib.Path(workdir) / "checkpoints"
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit() and (path / "state").exists()]
     return max(steps, default=None)
 
@@ -28,7 +28,7 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
         FileNotFoundError: There is no checkpoint.
         ValueError: The checkpoint is damaged.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = pathlib.Path(path).absolute()
     if (step := newest_step(path)) is not None:
         path = path / "checkpoints" / str(step)
     if not (path / "state").exists():

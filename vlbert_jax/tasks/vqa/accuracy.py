@@ -28,6 +28,8 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 from jaxtyping import Float32
 
+from vlbert_jax.files import user_path
+
 UNKNOWN = "<unk>"
 FEWEST_ANNOTATORS = 4  # with fewer, no answer has three matches among the others, so none can score 1
 
@@ -311,14 +313,23 @@ def evaluate_files(
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m vlbert_jax.vqa_accuracy", description="The official accuracies of VQA v2, in percent, as JSON"
     )
-    parser.add_argument("--questions", required=True, help="v2_OpenEnded_mscoco_SPLIT_questions.json")
-    parser.add_argument("--annotations", required=True, help="v2_mscoco_SPLIT_annotations.json")
-    parser.add_argument("--results", required=True, help='predictions: [{"question_id": int, "answer": str}, ...]')
-    args = parser.parse_args(argv)
+    for name, what in (
+        ("--questions", "v2_OpenEnded_mscoco_SPLIT_questions.json"),
+        ("--annotations", "v2_mscoco_SPLIT_annotations.json"),
+        ("--results", 'predictions: [{"question_id": int, "answer": str}, ...]'),
+    ):
+        parser.add_argument(name, type=user_path, required=True, help=what)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 after an error, which one line explains."""
+    args = parse_arguments(argv)
     try:
         print(json.dumps(evaluate_files(args.questions, args.annotations, args.results), indent=1, ensure_ascii=False))
     except (ValueError, OSError) as error:
