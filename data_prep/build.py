@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.build_options import parse_options
+from data_prep.inputs import marks_of, other_inputs
 from data_prep.manifest import SourceError
 
 if TYPE_CHECKING:
@@ -35,21 +36,45 @@ def only_builder(data_dir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def is_built(builder: OrderedBuilder) -> bool:
+    """Return whether a table exists.
+
+    Raises SourceError if it was built with other options or from other data.
+    """
+    directory = pathlib.Path(builder.data_dir)
+    if not directory.exists():
+        return False
+    found, remedy = json.loads((directory / "manifest.json").read_text()), "remove it, or change --corpus"
+    if found["options"] != builder.manifest.options:
+        raise SourceError(f"{directory} was built with {found['options']}, not {builder.manifest.options}: {remedy}")
+    if "inputs" not in found:  # the manifest of an earlier version
+        if found["source"] != builder.manifest.source:
+            raise SourceError(f"{directory} was built from {found['source']}, not {builder.manifest.source}: {remedy}")
+    elif other := other_inputs(found["inputs"], marks_of(builder.inputs())):
+        raise SourceError(f"{directory} was built from {other}: {remedy}")
+    return True
+
+
+def run_builders(*builders: OrderedBuilder) -> list[pathlib.Path]:
+    """Build tables unless they exist, and return their directories.
+
+    Raises SourceError before anything is built if one exists that is not the requested one.
+    """
+    for builder in builders:
+        is_built(builder)
+    return [run_builder(builder) for builder in builders]
+
+
 def run_builder(builder: OrderedBuilder) -> pathlib.Path:
     """Build a table unless it exists, and return its directory.
 
     Remains of killed builds are removed. Raises SourceError if the table was built with other
-    options."""
+    options or from other data."""
     from data_prep.builder import quiet_tfds
 
     directory = pathlib.Path(builder.data_dir)
-    if directory.exists():
-        found = json.loads((directory / "manifest.json").read_text())["options"]
-        if found != builder.manifest.options:
-            raise SourceError(
-                f"{directory} was built with {found}, not {builder.manifest.options}: remove it, or change --corpus"
-            )
-        print(f"{directory}: already built")
+    if is_built(builder):
+        print(f"{directory}: already built from {builder.manifest.source}")
         return directory
     for remains in directory.parent.glob("incomplete.*"):
         shutil.rmtree(remains)
@@ -145,7 +170,8 @@ def build_scenes(
         draw_once(source, settings, corpus.write_corpus, ("region_captions/scenes", "text_corpus/scenes"))
         captions = RegionCaptions("scenes", data_dir, source, features=bool(feature_width))
         text = TextCorpus("scenes", data_dir, [source / "train.doc"], [source / "val.doc"])
-        return dict(source=source, vocab=source / "vocab.txt", captions=run_builder(captions), text=run_builder(text))
+        captions, text = run_builders(captions, text)
+        return dict(source=source, vocab=source / "vocab.txt", captions=captions, text=text)
 
 
 def build_scene_tasks(
@@ -195,10 +221,8 @@ def build_scene_tasks(
         refcoco = ("scenes", data_dir, ReferDownload(source / "coco"))
         detected = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
         run_vqa(source / "coco", data_dir, "scenes", images=True, features=bool(feature_width))
-        run_builder(VCRImages(*vcr, categories))
-        run_builder(VCRQuestions(*vcr))
-        run_builder(RefCOCOImages(*refcoco, proposals=detected))
-        run_builder(RefCOCOExpressions(*refcoco))
+        run_builders(VCRImages(*vcr, categories), VCRQuestions(*vcr))
+        run_builders(RefCOCOImages(*refcoco, proposals=detected), RefCOCOExpressions(*refcoco))
         return dict(
             source=source, vocab=source / "vocab.txt", answers=source / "answers_vqa.txt",
             categories=source / "categories.txt",
@@ -259,10 +283,13 @@ def run_vqa(
 
     download = VQADownload(source, splits)
     vocabulary = data_dir / "vqa" / f"{corpus}_answers.txt"
+    images = VQAImages(corpus, data_dir, download, **options)
+    questions = VQAQuestions(corpus, data_dir, download, images.data_dir)
+    for table in (images, questions):  # before the vocabulary is written
+        is_built(table)
     if not write_answers(download, vocabulary, answers):
         print(f"{vocabulary}: not written, because neither --answers nor {source}/vqa/answers_vqa.txt exists")
-    images = run_builder(VQAImages(corpus, data_dir, download, **options))
-    questions = run_builder(VQAQuestions(corpus, data_dir, download, images))
+    images, questions = run_builders(images, questions)
     return dict(images=images, questions=questions, answers=vocabulary)
 
 
@@ -310,8 +337,7 @@ def _vcr(args: argparse.Namespace) -> None:
     where, splits = (args.corpus, args.data_dir, args.source), _listed(args.splits)
     categories = read_categories(args.categories) if args.categories else COCO_CATEGORIES
     with only_builder(pathlib.Path(args.data_dir)):
-        run_builder(VCRImages(*where, categories, splits, args.num_threads))
-        run_builder(VCRQuestions(*where, splits))
+        run_builders(VCRImages(*where, categories, splits, args.num_threads), VCRQuestions(*where, splits))
 
 
 def _refcoco(args: argparse.Namespace) -> None:
@@ -322,8 +348,8 @@ def _refcoco(args: argparse.Namespace) -> None:
     download = ReferDownload(args.source, args.dataset, args.split_by, _listed(args.splits))
     where = corpus, args.data_dir, download
     with only_builder(pathlib.Path(args.data_dir)):
-        run_builder(RefCOCOImages(*where, args.annotations, args.proposals, args.num_threads))
-        run_builder(RefCOCOExpressions(*where))
+        images = RefCOCOImages(*where, args.annotations, args.proposals, args.num_threads)
+        run_builders(images, RefCOCOExpressions(*where))
 
 
 def _text(args: argparse.Namespace) -> None:

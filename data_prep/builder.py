@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_prep.inputs import marks_of
 from data_prep.manifest import Manifest, SourceError
 from data_prep.sources import map_ahead
 
@@ -70,7 +71,7 @@ def oriented(split: str, width: int, height: int) -> str:
 
 
 class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder of one table; subclasses define `record_features` and `records`.
+    """A builder of one table; subclasses define `record_features`, `inputs` and `records`.
 
     The records of a split keep the order in which `records` yields them. A build that fails or is
     killed leaves a directory named `incomplete.*`, which no reader accepts."""
@@ -99,6 +100,10 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def record_features(self) -> dict[str, Any]:
         """Return the TFDS feature of each field of a record."""
+        raise NotImplementedError
+
+    def inputs(self) -> Iterable[pathlib.Path]:
+        """Return the files and folders that decide the records, in a fixed order."""
         raise NotImplementedError
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -131,6 +136,7 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         """Write all records; TFDS calls this extension point in a temporary directory."""
+        self.manifest.inputs = marks_of(self.inputs())  # before they are read: a later change is noticed
         info = self._info()  # unlike self.info, this one knows the temporary directory
         # The writer would rewrite dataset_info.json with every call. TFDS writes the file after the
         # last record, so its presence shows that a build is complete.

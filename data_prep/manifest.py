@@ -36,6 +36,7 @@ class Manifest:
     def __init__(self, source: str, options: dict[str, Any]):
         self.source = source
         self.options = options  # options of the builder that change the records
+        self.inputs: dict[str, str] = {}  # path -> mark of what the table is built from
         self.records: dict[str, int] = {}  # number of records per split
         self.problems: list[dict[str, Any]] = []
         # Id of the detector of all regions, "" = unknown; None = no regions so far.
@@ -70,7 +71,7 @@ class Manifest:
     def write(self, path: pathlib.Path) -> None:
         """Write the manifest as JSON."""
         counts = {action: self.count(action) for action in ("skipped", "repaired", "kept")}
-        content = dict(source=self.source, options=self.options, records=self.records, **counts)
+        content = dict(source=self.source, options=self.options, inputs=self.inputs, records=self.records, **counts)
         content |= dict(extractor=self.extractor) if self.extractor is not None else {}
         content |= dict(problems=self.problems)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

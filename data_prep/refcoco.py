@@ -93,6 +93,13 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
         options = download.options | dict(annotations=annotations, proposals=proposals)
         super().__init__(corpus, data_dir, str(download.root), options)
 
+    def inputs(self) -> list[pathlib.Path]:
+        """Return the references, all boxes and the images."""
+        files = [self.download.refs, self.download.instances, self.download.root / self.annotations]
+        files += [self.download.root / self.proposals] if self.proposals else []
+        folder = self.download.root / "train2014"
+        return [*files, folder if folder.is_dir() else self.download.root / "train2014.zip"]
+
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""
         boxes = array_feature(None, 4)
@@ -198,6 +205,10 @@ class RefCOCOExpressions(OrderedBuilder, skip_registration=True):
     def __init__(self, corpus: str, data_dir: str | pathlib.Path, download: ReferDownload):
         self.download = download
         super().__init__(corpus, data_dir, str(download.root), download.options)
+
+    def inputs(self) -> list[pathlib.Path]:
+        """Return the references and their boxes."""
+        return [self.download.refs, self.download.instances]
 
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""

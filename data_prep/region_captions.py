@@ -117,6 +117,12 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             features=region_feature(self.features),
         )
 
+    def inputs(self) -> list[pathlib.Path]:
+        """Return the indices, and the archives or folders of their first lines."""
+        indices = [self.files.root / f"{split}_frcnn.json" for split in self.splits]
+        data = (self.files.place(path) for index in indices for path in self._first_paths(index))
+        return indices + list(dict.fromkeys(data))
+
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the records of all splits. Raises SourceError if an index or archive is missing."""
         for split in self.splits:
@@ -135,14 +141,17 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         """Check that an index and the archives of its first line exist. Raises SourceError."""
         if not index.is_file():
             raise SourceError(f"{index}: the file does not exist; --source must be the folder of the index files")
-        with open(index, "rb") as lines:
-            try:
-                entry = json.loads(lines.readline())
-                paths = [str(entry["frcnn"]), str(entry["image"])][: 1 + self.images]
-            except (KeyError, TypeError, ValueError):
-                return  # the manifest will list this line
-        for path in paths:
+        for path in self._first_paths(index):
             self.files.check(path)
+
+    def _first_paths(self, index: pathlib.Path) -> list[str]:
+        """Return the paths in the first line of an index; none if it cannot be read."""
+        try:
+            with open(index, "rb") as lines:
+                entry = json.loads(lines.readline())
+            return [str(entry["frcnn"]), str(entry["image"])][: 1 + self.images]
+        except (KeyError, TypeError, ValueError, OSError):
+            return []  # the manifest will list this line
 
     def _record(self, item: tuple[str, int, bytes]) -> tuple[dict[str, Any] | None, list[Note]]:
         """Return the record of a line of the index, None if it is skipped, and the notes."""

@@ -113,6 +113,14 @@ class ArchiveFolder:
                 f"{self.root / archive}: neither this archive nor the folder {folders[-1]} exists; download it"
             )
 
+    def place(self, path: str) -> pathlib.Path:
+        """Return the archive, or the folder that replaces it, in which a file is."""
+        archive, _, inner = path.rpartition("@/")
+        if not archive:
+            return (self.root / inner).parent
+        folders = [self.root / archive, *(self.root / folder for folder in archive_folders(archive))]
+        return next((folder for folder in folders if folder.exists()), folders[0])
+
     def close(self) -> None:
         """Close all archives."""
         for archive in filter(None, self._archives.values()):

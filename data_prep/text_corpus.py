@@ -93,6 +93,10 @@ class TextCorpus(OrderedBuilder, skip_registration=True):
         """Return the features; see the docstring of the module."""
         return dict(index=tfds.features.Scalar(np.int64), text=tfds.features.Text())
 
+    def inputs(self) -> list[pathlib.Path]:
+        """Return the text files."""
+        return self.sources + self.val_sources
+
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the lines of train, then those of val. Raises SourceError if a file is missing."""
         for path in self.sources + self.val_sources:

@@ -104,6 +104,11 @@ class VCRImages(OrderedBuilder, skip_registration=True):
         options = dict(splits=list(self.splits), categories=" ".join(categories))
         super().__init__(corpus, data_dir, str(source), options)
 
+    def inputs(self) -> list[pathlib.Path]:
+        """Return the questions and the images."""
+        questions = [self.root / f"{split}.jsonl" for split in self.splits]
+        return [*questions, self.files.place("vcr1images.zip@/")]
+
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""
         return image_features() | dict(
@@ -168,6 +173,10 @@ class VCRQuestions(OrderedBuilder, skip_registration=True):
         self.root, self.splits = pathlib.Path(source), tuple(splits)
         self.images = pathlib.Path(data_dir) / VCRImages.name / corpus / str(VCRImages.VERSION)
         super().__init__(corpus, data_dir, str(source), dict(splits=list(self.splits)))
+
+    def inputs(self) -> list[pathlib.Path]:
+        """Return the questions."""
+        return [self.root / f"{split}.jsonl" for split in self.splits]
 
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""

@@ -77,7 +77,7 @@ from data_prep.builder import Note, OrderedBuilder, array_feature, image_feature
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder
 from data_prep.vqa_files import VQADownload
-from data_prep.vqa_regions import RegionFiles, RegionTable, path_prefix
+from data_prep.vqa_regions import RegionFiles, RegionTable, path_prefix, region_folders
 from vlbert_jax.data.region_files import Unusable, decode_regions
 
 
@@ -115,6 +115,13 @@ class VQAImages(OrderedBuilder, skip_registration=True):
         options = dict(splits=list(download.questions), features=features, images=images)
         options |= dict(features_tsv=[path.name for path in self.tables]) if self.tables else dict(regions=regions)
         super().__init__(corpus, data_dir, str(download.root), options)
+
+    def inputs(self) -> list[pathlib.Path]:
+        """Return the questions, the regions and, if they are stored, the images."""
+        image_sets = sorted(set(self.download.images().values()))
+        regions = self.tables or [self.files.place(f"{folder}.zip@/") for folder in region_folders(self.regions)]
+        images = [self.files.place(f"{image_set}.zip@/") for image_set in image_sets if self.images]
+        return [*self.download.files(), *regions, *images]
 
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""
@@ -213,6 +220,10 @@ class VQAQuestions(OrderedBuilder, skip_registration=True):
     def __init__(self, corpus: str, data_dir: str | pathlib.Path, download: VQADownload, images: str | pathlib.Path):
         self.download, self.sizes = download, pathlib.Path(images) / "sizes.json"
         super().__init__(corpus, data_dir, str(download.root), dict(splits=list(download.questions)))
+
+    def inputs(self) -> list[pathlib.Path]:
+        """Return the questions and annotations."""
+        return self.download.files()
 
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""

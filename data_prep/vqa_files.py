@@ -86,7 +86,7 @@ def read_questions(root: pathlib.Path, split: str) -> list[Question]:
             raise SourceError(f"{path}: question_id {number} has no question; download it again")
     if split not in ANNOTATED:
         return [Question(number, item["image_id"], item["question"]) for number, item in items.items()]
-    notes_path = root / f"vqa/v2_mscoco_{SPLITS[split][0]}_annotations.json"
+    notes_path = annotation_file(root, split)
     if not notes_path.is_file():
         raise SourceError(f"{notes_path}: the file does not exist; download it, or omit {split} from --splits")
     notes = _read_items(notes_path, "annotations")
@@ -97,6 +97,11 @@ def read_questions(root: pathlib.Path, split: str) -> list[Question]:
 def question_file(root: pathlib.Path, split: str) -> pathlib.Path:
     """Return the path of the question file of a split."""
     return root / f"vqa/v2_OpenEnded_mscoco_{SPLITS[split][0]}_questions.json"
+
+
+def annotation_file(root: pathlib.Path, split: str) -> pathlib.Path:
+    """Return the path of the annotations of a split of `ANNOTATED`."""
+    return root / f"vqa/v2_mscoco_{SPLITS[split][0]}_annotations.json"
 
 
 def _check_same_numbers(path: pathlib.Path, items: dict, notes_path: pathlib.Path, notes: dict) -> None:
@@ -155,6 +160,12 @@ class VQADownload:
                 )
         with tqdm(chosen, "questions", unit=" splits") as progress:
             self.questions = {split: read_questions(self.root, split) for split in progress}
+
+    def files(self) -> list[pathlib.Path]:
+        """Return the files of the questions and annotations."""
+        annotated = [split for split in self.questions if split in ANNOTATED]
+        files = [question_file(self.root, split) for split in self.questions]
+        return files + [annotation_file(self.root, split) for split in annotated]
 
     def images(self) -> dict[int, str]:
         """Return the image set of each image of a question, in order of first appearance.

@@ -42,6 +42,22 @@ def path_prefix(files: ArchiveFolder, folder: str) -> str:
     raise SourceError(f"{files.root / folder}: neither this folder nor {folder}.zip exists; download it")
 
 
+def region_folders(regions: str) -> list[str]:
+    """Return the folders of train2014 and val2014 and of test2015, under the download.
+
+    Args:
+      regions: a key of `VARIANTS`, or two folders: TRAINVAL,TEST.
+
+    Raises:
+      SourceError: `regions` is neither.
+    """
+    trainval, _, test = regions.partition(",")
+    names = VARIANTS.get(regions, (trainval, test))
+    if not all(names):
+        raise SourceError(f"--regions={regions} must be one of {', '.join(VARIANTS)} or two folders, TRAINVAL,TEST")
+    return [f"{PRECOMPUTED}/{name}" for name in names]
+
+
 class RegionFiles:
     """A JSON file per image in `vgbua_res101_precomputed`."""
 
@@ -58,13 +74,9 @@ class RegionFiles:
           SourceError: `regions` is neither, or a folder does not exist.
         """
         self.manifest = manifest
-        trainval, _, test = regions.partition(",")
-        names = VARIANTS.get(regions, (trainval, test))
-        if not all(names):
-            raise SourceError(f"--regions={regions} must be one of {', '.join(VARIANTS)} or two folders, TRAINVAL,TEST")
-        self.files = files
+        self.files, folders = files, region_folders(regions)
         self.prefixes = {
-            image_set: path_prefix(files, f"{PRECOMPUTED}/{names[image_set == 'test2015']}") for image_set in image_sets
+            image_set: path_prefix(files, folders[image_set == "test2015"]) for image_set in image_sets
         }
 
     def read(self, image_set: str, image_id: int) -> tuple[str, dict[str, Any]]:

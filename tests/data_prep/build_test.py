@@ -2,13 +2,14 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
-from data_prep import build
+from data_prep import build, inputs
 from data_prep.manifest import SourceError
 from data_prep.region_captions import RegionCaptions
 from data_prep.scenes import corpus
@@ -149,3 +150,86 @@ def test_another_build_under_the_same_name_is_refused(tmp_path, capsys):
     assert build.main(arguments) == 0
     assert build.main([*arguments, "--features"]) == 2
     assert "was built with" in capsys.readouterr().err
+
+
+# Other or changed data under the same name
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("tasks")
+    settings = dict(num_train=6, num_val=3, num_test=2, feature_width=4)
+    return data_dir, settings, build.build_scene_tasks(data_dir, **settings)["source"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "coco/vqa/*train2014_questions.json", "coco/vqa/*val2014_annotations.json", "coco/vgbua*/train*/*.json",
+        "coco/train2014/*.jpg", "vcr/val.jsonl", "vcr/vcr1images/*/*.jpg", "coco/refcoco+/refs(unc).p",
+        "coco/refcoco+/instances.json", "coco/annotations/instances_train*.json", "coco/refcoco+/proposal/*.json",
+    ],
+)  # fmt: skip
+def test_a_changed_file_of_any_kind_is_noticed(tasks, pattern):
+    data_dir, settings, source = tasks
+    file = min(source.glob(pattern))
+    content, before = file.read_bytes(), sorted(data_dir.rglob("*"))
+    file.write_bytes(content + b"\n")
+    with pytest.raises(SourceError, match=r"was built from .*; now it has .* bytes, .*: remove it, or change --corpus"):
+        build.build_scene_tasks(data_dir, **settings)
+    assert sorted(data_dir.rglob("*")) == before
+    file.write_bytes(content)
+    build.build_scene_tasks(data_dir, **settings)  # the content counts, not the time
+
+
+def test_more_captions_and_other_captions_are_noticed(tmp_path, capsys):
+    source = tmp_path / "cc"
+    shutil.copytree(OFFICIAL / "data_full/conceptual-captions", source)
+    arguments = ["conceptual_captions", f"--data_dir={tmp_path}/data", f"--source={source}"]
+    assert build.main(arguments) == 0 and build.main(arguments) == 0
+    assert f"already built from {source}" in capsys.readouterr().out
+    index = source / "val_frcnn.json"
+    lines = index.read_bytes()
+    index.write_bytes(lines + lines.splitlines(keepends=True)[0])
+    assert build.main(arguments) == 2
+    assert f"was built from {index}" in capsys.readouterr().err
+    index.write_bytes(lines)
+    shutil.copytree(source, tmp_path / "other")
+    arguments[-1] = f"--source={tmp_path}/other"
+    assert build.main(arguments) == 2
+    assert f"was built from {source}/train_frcnn.json, not {tmp_path}/other/train_frcnn" in capsys.readouterr().err
+    shutil.rmtree(source)  # the same files have moved
+    assert build.main(arguments) == 0
+    arguments[-1] = f"--source={source}"
+    (tmp_path / "other").rename(source)
+    assert build.main(arguments) == 0
+    shutil.rmtree(source)  # nothing is left to compare with
+    assert build.main(arguments) == 0
+
+
+def test_changed_text_and_manifests_without_inputs(tmp_path):
+    a = tmp_path / "a.doc"
+    a.write_text("a\nb\n")
+    directory = build.run_builder(TextCorpus("t", tmp_path, [a]))
+    a.write_text("a\nc\n")
+    with pytest.raises(SourceError, match=r"was built from .*a.doc \(4 bytes, \w+\); now it has 4 bytes, \w+: remove"):
+        build.run_builder(TextCorpus("t", tmp_path, [a]))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["inputs"]  # of an earlier version
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    build.run_builder(TextCorpus("t", tmp_path, [a]))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/a.doc").write_text("a\nb\n")
+    with pytest.raises(SourceError, match=r"was built from .*/a.doc, not .*/b/a.doc: remove it"):
+        build.run_builder(TextCorpus("t", tmp_path, [tmp_path / "b/a.doc"]))
+
+
+def test_marks_of_large_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "WHOLE", 100)
+    monkeypatch.setattr(inputs, "BLOCK", 2)
+    file = tmp_path / "a"
+    marks = set()
+    for content in (b"a" * 200, b"a" * 201, b"a" * 199 + b"b", b"b" + b"a" * 199):
+        file.write_bytes(content)
+        marks.add(inputs.mark_of(file))
+    assert len(marks) == 4 and inputs.mark_of(tmp_path / "none") == "missing"

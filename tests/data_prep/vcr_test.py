@@ -304,5 +304,7 @@ def test_questions_of_another_download_than_the_images_are_refused(tmp_path):
     build_vcr(write(tmp_path / "s"), tmp_path, splits=["train"])
     shutil.rmtree(tmp_path / "vcr")
     other = write(tmp_path / "o", QUESTION | dict(img_fn="a/other.jpg"))
-    with pytest.raises(SourceError, match="another download"):
+    with pytest.raises(SourceError, match="vcr_images/vcr/1.0.0 was built from .*train.jsonl"):
         build_vcr(other, tmp_path, splits=["train"])
+    with pytest.raises(SourceError, match="another download"):
+        build.run_builder(vcr.VCRQuestions("vcr", tmp_path, other, splits=["train"]))
