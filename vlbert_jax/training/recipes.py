@@ -46,9 +46,9 @@ def list_recipes() -> str:
 def recipe_path(value: str) -> str:
     """Return the file of a recipe, with its variant: "pretrain:demo" -> "FOLDER/pretrain.py:demo".
 
-    A path is expanded. A name, with or without ".py" and a leading "configs/", is a recipe of the package unless it is a file here. Another
-    path is returned as it is, completed by ".py" where only that file exists. Raises ValueError for an unknown name,
-    and for another path of a file that does not exist but has the name of a recipe of the package.
+    A path is expanded. A name, with or without ".py" and a leading "configs/", is a recipe of the package unless it is
+    a file here. Another path is returned as it is, completed by ".py" where only that file exists. Raises ValueError
+    for an unknown name, and for another path of a file that does not exist but has the name of a recipe of the package.
     """
     recipe, colon, variant = value.partition(":")
     recipe = user_path(recipe)
