@@ -138,6 +138,7 @@ def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
     config.blind = False  # train and score without the image
     config.model = ml_collections.ConfigDict(
         dict(
+            architecture="vlbert",  # of vlbert_jax/model/architectures.py
             encoder=encoder("base"),
             region_head=region_head(),
             train_region_head=True,  # False = its convolutions are constants

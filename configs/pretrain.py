@@ -96,6 +96,9 @@ def base_e2e() -> ml_collections.ConfigDict:
     config.init.scratch = False  # True = the run may start without BERT and ResNet
     config.model = ml_collections.ConfigDict(
         dict(
+            # vlbert, or with the same data and losses a sibling: visualbert, uniter, oscar, vinvl, b2t2, unicoder_vl
+            # (vlbert_jax/model/architectures.py).
+            architecture="vlbert",
             encoder=common.encoder("base"),
             region_head=common.region_head(),
             train_region_head=True,  # False = its convolutions are constants, as in ablations (a)-(d) of the paper
@@ -106,7 +109,7 @@ def base_e2e() -> ml_collections.ConfigDict:
     config.losses = ml_collections.ConfigDict(
         dict(
             mlm=True,
-            mrc=True,  # masked RoI classification
+            mrc=True,  # masked RoI classification; architectures that never hide a region require False
             relationship=False,  # whether the caption belongs to the image; requires model.encoder.pooler
             text_only=True,  # mix text-only sequences 1:1
             # Weight of classifying each region from its pooled feature ("CNN loss at the bottom" of the official code).

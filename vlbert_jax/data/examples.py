@@ -18,8 +18,8 @@ from vlbert_jax.data.images import (
     place_image,
     resized,
 )
-from vlbert_jax.data.packing import padded
-from vlbert_jax.geometry import DIM, box_geometry
+from vlbert_jax.data.packing import VLBERT_LAYOUT, RegionLayout, padded
+from vlbert_jax.geometry import region_geometry
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,11 @@ class ImageLayout:
     geometry_dtype: np.dtype | None  # None = the device computes it
     caffe_resize: bool = False
     hide_pixels: bool = False  # zero hidden regions; only used with caffe_resize, else the device does it
+    regions: RegionLayout = VLBERT_LAYOUT
 
     @staticmethod
-    def options(config, orientation: str) -> dict:
-        """Return these fields for the config of a run."""
+    def options(config, orientation: str, regions: RegionLayout = VLBERT_LAYOUT) -> dict:
+        """Return these fields for the config of a run, whose architecture has the layout `regions`."""
         d = config.data
         dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
         return dict(
@@ -51,7 +52,8 @@ class ImageLayout:
             orientation=orientation,
             max_regions=d.max_regions,
             feature_size=config.model.feature_size,
-            geometry_dtype=None if d.geometry_on_device else dtype,
+            geometry_dtype=None if d.geometry_on_device or not regions.geometry_size else dtype,
+            regions=regions,
             caffe_resize=d.get("caffe_resize", False),
             hide_pixels=d.get("hide_pixels", False),
         )
@@ -115,7 +117,8 @@ def image_fields(
     else:
         example["region_features"] = _region_features(record, hidden, layout)
     if layout.geometry_dtype is not None:
-        geometry = box_geometry(placed[:kept], example["image_size"][0])  # rows that are not read stay 0
+        # Rows that are not read stay 0.
+        geometry = region_geometry(placed[:kept], example["image_size"][0], layout.regions.geometry_size)
         example["box_geometry"] = padded(geometry.astype(layout.geometry_dtype), rows)
     return example
 
@@ -135,7 +138,7 @@ def image_shapes(layout: ImageLayout) -> Shapes:
         canvas = canvas_size(layout.image_scale, layout.orientation)
         shapes["pixels"] = (1, *canvas, 3), np.float32 if layout.caffe_resize else np.uint8
     if layout.geometry_dtype is not None:
-        shapes["box_geometry"] = (rows, 8 * DIM), layout.geometry_dtype
+        shapes["box_geometry"] = (rows, layout.regions.geometry_size), layout.geometry_dtype
     return shapes
 
 

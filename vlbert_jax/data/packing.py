@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from vlbert_jax.batch import END, IMG, IMG_MASK, NO_IMAGE, Shapes
+from vlbert_jax.geometry import DIM
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegionLayout:
+    """How the regions of an image enter a sequence. The architecture of a model determines it.
+
+    Row 0 of the regions is the whole image in every architecture; some have no element for it.
+    """
+
+    whole_image: bool = True  # whether row 0 is an element
+    words_carry: str = "all"  # which words carry a region: all (the whole image if none other), named, or none
+    segment: int = 2
+    positions: str = "shared"  # shared (the one after the text), running (from there on) or zero
+    end_token: bool = True  # whether [END] follows the regions
+    geometry_size: int = 8 * DIM  # values of `box_geometry` per region; 0 = none
+
+    @property
+    def first_row(self) -> int:
+        """The first row of the regions that is an element."""
+        return 0 if self.whole_image else 1
+
+
+VLBERT_LAYOUT = RegionLayout()
 
 
 def truncate(num_text: int, num_regions: int, length: int) -> tuple[int, int]:
@@ -34,62 +59,70 @@ def pack(
     length: int,
     vocab_size: int,
     position_offset: int = 0,
+    layout: RegionLayout = VLBERT_LAYOUT,
 ) -> dict[str, np.ndarray]:
-    """Return one sequence: text, regions 0 to num_regions - 1, [END], padding.
+    """Return one sequence: text, regions up to row num_regions - 1, [END], padding.
 
-    All regions share the position after the text and have segment 2; [END] has segment 2 and the next
-    position. Padding is 0, with region NO_IMAGE.
+    In VL-BERT all regions share the position after the text and have segment 2; [END] has segment 2 and
+    the next position. `layout` is that of another architecture. Padding is 0, with region NO_IMAGE.
 
     Args:
         text_ids: Token ids of the text.
         segment_ids: Segments of the text.
         num_regions: Number of regions, with the whole image.
         region_hidden: Whether each region is hidden; further entries are ignored.
-        text_region_ids: Region whose visual feature each text element carries.
+        text_region_ids: Region whose visual feature each text element carries, where words carry one.
         length: Largest number of text elements and regions.
         vocab_size: Size of the vocabulary.
         position_offset: Position of the first element.
+        layout: How regions enter the sequence.
 
     Returns:
         `token_ids`, `region_ids`, `segment_ids`, `position_ids` (int32) and `element_mask` (bool), each of
-        `length` + 1 elements.
+        `length` elements, or one more with [END].
 
     Raises:
         ValueError: The text and the regions do not fit.
     """
-    t, k = len(text_ids), num_regions
+    first = layout.first_row
+    t, k = len(text_ids), max(num_regions - first, 0)
     if t + k > length:
         raise ValueError(f"{t} text elements and {k} regions do not fit a sequence of {length}")
-    s = length + 1
+    s = length + layout.end_token
     token_ids = np.zeros(s, np.int32)
     region_ids = np.full(s, NO_IMAGE, np.int32)
     segments = np.zeros(s, np.int32)
     positions = np.zeros(s, np.int32)
     token_ids[:t] = text_ids
-    region_ids[:t] = text_region_ids
+    if layout.words_carry != "none":
+        region_ids[:t] = text_region_ids
+    if layout.words_carry == "named":
+        region_ids[:t][region_ids[:t] == 0] = NO_IMAGE
     segments[:t] = segment_ids
     positions[:t] = np.arange(t)
-    hidden = np.asarray(region_hidden[:k], bool)
+    hidden = np.asarray(region_hidden[first : first + k], bool)
     token_ids[t : t + k] = vocab_size + np.where(hidden, IMG_MASK, IMG)
-    region_ids[t : t + k] = np.arange(k)
-    token_ids[t + k] = vocab_size + END
-    segments[t : t + k + 1] = 2
-    positions[t : t + k] = t
-    positions[t + k] = t + 1
-    positions[: t + k + 1] += position_offset
+    region_ids[t : t + k] = first + np.arange(k)
+    positions[t : t + k] = {"shared": t, "running": t + np.arange(k), "zero": 0}[layout.positions]
+    end = t + k
+    if layout.end_token:
+        token_ids[end], positions[end] = vocab_size + END, t + 1
+        end += 1
+    segments[t:end] = layout.segment
+    positions[:end] += position_offset
     return {
         "token_ids": token_ids,
         "region_ids": region_ids,
         "segment_ids": segments,
         "position_ids": positions,
-        "element_mask": np.arange(s) < t + k + 1,
+        "element_mask": np.arange(s) < end,
     }
 
 
-def sequence_shapes(n: int, length: int) -> Shapes:
+def sequence_shapes(n: int, length: int, layout: RegionLayout = VLBERT_LAYOUT) -> Shapes:
     """Return shapes and dtypes of `n` sequences that `pack` returns."""
-    integers = ("token_ids", "region_ids", "segment_ids", "position_ids")
-    return dict.fromkeys(integers, ((n, length + 1), np.int32)) | dict(element_mask=((n, length + 1), bool))
+    integers, shape = ("token_ids", "region_ids", "segment_ids", "position_ids"), (n, length + layout.end_token)
+    return dict.fromkeys(integers, (shape, np.int32)) | dict(element_mask=(shape, bool))
 
 
 def padded(values: np.ndarray, rows: int, fill: int = 0) -> np.ndarray:

@@ -49,6 +49,7 @@ class Architecture:
     whole_image: bool = False  # whether the whole image is an element
     hidden: str = "none"  # what replaces the appearance of a hidden region; none: regions are never hidden
     projection_dropout: bool = False  # dropout of appearance and geometry before the projection
+    region_class_norm: bool = False  # layer norm in the head of the classes of hidden regions
     gelu: str = "erf"  # exact, or the approximation by tanh
 
     def __post_init__(self):
@@ -95,6 +96,7 @@ UNITER = Architecture(
     region_segment_id=1,
     region_norm="own",
     hidden="vector",
+    region_class_norm=True,
 )
 OSCAR = Architecture(name="oscar", geometry="joint", geometry_size=6, region_norm="none")
 VINVL = dataclasses.replace(OSCAR, name="vinvl", region_norm="own")

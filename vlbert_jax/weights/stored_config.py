@@ -41,6 +41,7 @@ CHANGES = {
             "model.region_head.mask_padding": False,
         },
     ),
+    3: Change(renamed={}, added={"model.architecture": "vlbert"}),
 }
 SCHEMA = max(CHANGES)
 VOCABULARIES = "vocabularies"  # folder of a workdir with a copy of each file of words that its config names

@@ -18,6 +18,7 @@ from vlbert_jax.data.examples import ImageLayout, check_width, image_fields, ima
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
+from vlbert_jax.tasks.layouts import region_layout
 
 EVAL_MASKED = 0.15  # share of words and of regions that evaluation masks, whatever training does
 # Fields with an axis n, which a caption and its text-only partner share.
@@ -50,7 +51,7 @@ class CaptionLayout(ImageLayout):
         """Return the layout of a config."""
         d, losses = config.data, config.losses
         return cls(
-            **cls.options(config, orientation),
+            **cls.options(config, orientation, region_layout(config)),
             flip_probability=d.flip_probability if train else 0.0,  # evaluation does not mirror
             mask_words=d.mask_words if train else EVAL_MASKED,
             mask_regions=d.mask_regions if train else EVAL_MASKED,
@@ -121,7 +122,7 @@ def caption_example(
         targets = targets[_is_distribution(scores[targets])][:k]
         example.update(
             mrc_regions=padded((targets + 1).astype(np.int32), k),
-            mrc_positions=padded((num_text + targets + 1).astype(np.int32), k),
+            mrc_positions=padded((num_text + targets + 1 - layout.regions.first_row).astype(np.int32), k),
             mrc_targets=padded(scores[targets].astype(np.float32), k),
             mrc_mask=np.arange(k) < len(targets),
         )
@@ -152,13 +153,15 @@ def _with_image(
     ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
     labels = np.concatenate([[-1], labels, [-1]])
     num_rows = min(len(record["boxes"]), layout.max_regions) + 1
-    num_text, kept = truncate(len(ids), num_rows, layout.sequence_length)
+    first = layout.regions.first_row
+    num_text, kept = truncate(len(ids), num_rows - first, layout.sequence_length)
+    kept = min(kept + first, num_rows)
     if num_text < len(ids):  # [SEP], the last one, stays
         ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
     image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
     zeros = np.zeros(num_text, np.int32)
     length, vocab_size = layout.sequence_length, tokenizer.vocab_size
-    packed = pack(ids, zeros, kept, image["region_hidden"], zeros, length, vocab_size)
+    packed = pack(ids, zeros, kept, image["region_hidden"], zeros, length, vocab_size, layout=layout.regions)
     return _sequence_fields(packed, labels, layout) | image, num_text
 
 
@@ -166,7 +169,7 @@ def pair_shapes(config) -> Shapes:
     """Return shapes of a caption's example, with its text-only partner where the recipe has one."""
     layout, n = CaptionLayout.of(config, usual_orientation(config)), 2 if config.losses.text_only else 1
     m, k, rows = layout.max_mlm_targets, layout.max_mrc_targets, layout.max_regions + 1
-    shapes = sequence_shapes(n, layout.sequence_length) | image_shapes(layout)
+    shapes = sequence_shapes(n, layout.sequence_length, layout.regions) | image_shapes(layout)
     shapes |= dict.fromkeys(("mlm_positions", "mlm_labels"), ((n, m), np.int32)) | dict(mlm_mask=((n, m), bool))
     shapes |= dict.fromkeys(("relationship", "group"), ((), np.int32))
     if layout.mrc:
@@ -181,7 +184,8 @@ def text_example(words: list[list[int]], draws: Samples, tokenizer: Tokenizer, l
     """Return a text-only sequence, n = 1: the first tokens of `words`, without [CLS], [SEP] and image."""
     ids, labels = _masked(words, draws, tokenizer, layout)
     none, nowhere = np.zeros(len(ids), np.int32), np.full(len(ids), NO_IMAGE)
-    packed = pack(ids, none, 0, (), nowhere, layout.sequence_length, tokenizer.vocab_size)
+    length, vocab_size = layout.sequence_length, tokenizer.vocab_size
+    packed = pack(ids, none, 0, (), nowhere, length, vocab_size, layout=layout.regions)
     return _sequence_fields(packed, labels, layout)
 
 

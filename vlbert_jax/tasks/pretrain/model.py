@@ -18,6 +18,7 @@ class PretrainingModel(VisualLinguisticModel):
         region_head: RegionHeadConfig,
         num_region_classes: int,
         *,
+        mrc: bool = True,
         relationship: bool = False,
         region_classifier: bool = False,
         rngs: nnx.Rngs,
@@ -26,7 +27,8 @@ class PretrainingModel(VisualLinguisticModel):
             raise ValueError("the relationship loss reads the pooler: set model.encoder.pooler=True with it")
         super().__init__(encoder, region_head, rngs)
         self.mlm_head = MLMHead(encoder, self.vlbert.token_embeddings.shape[0], rngs)
-        self.mrc_head = PredictionHead(encoder, num_region_classes, rngs)
+        norm = encoder.architecture.region_class_norm
+        self.mrc_head = PredictionHead(encoder, num_region_classes, rngs, norm=norm) if mrc else None
         size = encoder.hidden_size
         self.relationship_head = dense(size, 2, ("embed", None), encoder, rngs) if relationship else None
         classifier = (

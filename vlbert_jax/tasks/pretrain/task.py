@@ -12,6 +12,7 @@ from jaxtyping import Array
 from vlbert_jax.batch import Batch, Example
 from vlbert_jax.data.examples import orientation_of
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
+from vlbert_jax.model.architectures import VLBERT
 from vlbert_jax.model.config import model_options
 from vlbert_jax.model.visual_linguistic import without_image, without_words
 from vlbert_jax.tasks.base import Answer, Task, answer_fields, answer_line
@@ -45,10 +46,18 @@ class Pretrain(Task):
         if config.opening.steps and not config.losses.region:
             raise ValueError("config.opening.steps trains the region head alone; set config.losses.region=1.0 as well.")
         encoder, region_head = model_options(config)
+        architecture, hides_pixels = encoder.architecture, config.data.hide_pixels
+        mrc = config.losses.get("mrc", True)  # configs that were read from weights have no such field
+        if mrc and architecture.hidden == "none" and not hides_pixels:
+            raise ValueError(
+                f"config.losses.mrc is True, but {architecture.name} has nothing that replaces the feature of a hidden "
+                "region; set config.losses.mrc=False."
+            )
         return PretrainingModel(
             encoder,
-            dataclasses.replace(region_head, hidden_vector=not config.data.hide_pixels),
+            dataclasses.replace(region_head, hidden_vector=not hides_pixels and architecture.hidden != "none"),
             config.model.num_region_classes,
+            mrc=mrc or architecture is VLBERT,  # VL-BERT's weights have that head in any case
             relationship=config.losses.relationship,
             region_classifier=config.losses.region > 0,
             rngs=rngs,

@@ -11,6 +11,7 @@ from vlbert_jax.data.images import place_boxes, resize_ratios, resized
 from vlbert_jax.data.packing import pack, padded
 from vlbert_jax.data.tokenizer import Tokenizer, mirrored
 from vlbert_jax.geometry import box_iou
+from vlbert_jax.tasks.layouts import require_vlbert
 
 KINDS = ("gt", "detected", "both")  # of regions to choose from
 POSITIVE = 0.5  # of a target, more of it than this is in common with what is meant; of a hit, no less
@@ -76,6 +77,7 @@ class ExpressionLayout(ImageLayout):
             raise ValueError(f"config.data.{field} is {d[field]!r}, not one of {', '.join(KINDS)}")
         if is_precomputed(config):
             raise ValueError("config.data.features must be image: referring expressions have no precomputed features")
+        require_vlbert(config, "the task of referring expressions")
         if d.sequence_length < d.max_regions + 4:
             raise ValueError(
                 f"config.data.sequence_length {d.sequence_length} has no room for {d.max_regions} regions, the whole "

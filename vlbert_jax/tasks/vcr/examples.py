@@ -22,6 +22,7 @@ from vlbert_jax.batch import Example
 from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.data.packing import pack, padded
 from vlbert_jax.data.tokenizer import Tokenizer
+from vlbert_jax.tasks.layouts import require_vlbert
 
 SUBTASKS = ("q2a", "qa2r")
 PERSON = "person"  # the category whose objects get names
@@ -178,6 +179,7 @@ class ChoiceLayout(ImageLayout):
             raise ValueError(f"config.subtask is {config.subtask!r}, not one of {', '.join(SUBTASKS)}")
         if d.features != "image":
             raise ValueError(f"config.data.features is {d.features!r}: VCR's objects come with images only")
+        require_vlbert(config, "VCR")
         needed = d.text_length + NUM_SPECIAL + d.max_regions + 1
         if needed > d.sequence_length:
             raise ValueError(

@@ -10,6 +10,7 @@ from vlbert_jax.batch import Example
 from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.data.packing import pack
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
+from vlbert_jax.tasks.layouts import region_layout
 from vlbert_jax.tasks.vqa import accuracy
 
 _load_answers = functools.cache(accuracy.load_answers)
@@ -52,7 +53,7 @@ class QuestionLayout(ImageLayout):
                 f"config.data.sequence_length {d.sequence_length} has no room for {d.max_regions} regions, the whole "
                 "image, [CLS], a word, [SEP], [MASK] and [SEP]"
             )
-        return cls(**cls.options(config, orientation), sequence_length=d.sequence_length)
+        return cls(**cls.options(config, orientation, region_layout(config)), sequence_length=d.sequence_length)
 
 
 def question_example(
@@ -82,7 +83,7 @@ def question_example(
     segments[-2:] = 1
     packed = pack(
         text, segments, num_regions, np.zeros(num_regions, bool), np.zeros(len(text), np.int32),
-        layout.sequence_length, tokenizer.vocab_size,
+        layout.sequence_length, tokenizer.vocab_size, layout=layout.regions,
     )
     given = list(record["answers"])
     if flip:

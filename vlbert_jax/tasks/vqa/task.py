@@ -104,7 +104,7 @@ class VQA(TextImageTask):
     def example_shapes(self, config) -> Shapes:
         """Return shapes and dtypes of an example of most batches."""
         layout = QuestionLayout.of(config, usual_orientation(config))
-        shapes = sequence_shapes(1, layout.sequence_length) | image_shapes(layout)
+        shapes = sequence_shapes(1, layout.sequence_length, layout.regions) | image_shapes(layout)
         shapes |= dict(answer_positions=((), np.int32), text_cut=((), bool))
         return shapes | dict(answer_targets=((config.model.num_answers,), np.float32))
 

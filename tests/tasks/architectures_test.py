@@ -1,0 +1,122 @@
+"""The shipped recipes with each one-stream architecture: two updates on synthetic data, layouts, refusals."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import refcoco as refcoco_recipes
+from configs import vcr as vcr_recipes
+from configs import vqa as vqa_recipes
+from data_prep.build import build_scene_tasks, build_scenes
+from tests.helpers.pretrain_case import FEATURES
+from tests.helpers.pretrain_case import shrunk as shrunk_pretraining
+from tests.helpers.tiny_recipes import shrink
+from vlbert_jax.batch import END, IMG, NO_IMAGE
+from vlbert_jax.model.architectures import ARCHITECTURES
+from vlbert_jax.tasks import get_task
+from vlbert_jax.tasks.layouts import region_layout
+from vlbert_jax.training import sharding
+from vlbert_jax.training.loop import train
+
+SIBLINGS = [name for name in ARCHITECTURES if name != "vlbert"]
+GEOMETRY = dict(visualbert=None, uniter=7, oscar=6, vinvl=6, b2t2=None, unicoder_vl=5)
+HIDES = ("uniter", "unicoder_vl")  # architectures that can hide a region with a precomputed feature
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build_scenes(folder, num_train=40, num_val=8, num_train_stories=20, num_val_stories=4, feature_width=FEATURES)
+    build_scene_tasks(folder, num_train=24, num_val=8, num_test=4, feature_width=FEATURES)
+    return folder
+
+
+def shrunk_vqa(variant: str, data_dir):
+    config, demo = getattr(vqa_recipes, variant)(), vqa_recipes.demo()
+    names = ("texts", "images", "vocab", "answers", "sequence_length", "max_regions")
+    shrink(config, demo, data_dir, num_layers=1, names=names)
+    config.model.feature_size, config.model.num_answers, config.batch_size = FEATURES, demo.model.num_answers, 8
+    return config
+
+
+def recipe(task: str, data_dir, architecture: str):
+    if task == "pretrain":
+        config = shrunk_pretraining("base_prec", data_dir)
+        config.model.encoder.num_layers = 1
+        config.losses.mrc = architecture in HIDES
+    else:
+        config = shrunk_vqa("base", data_dir)
+    config.model.architecture = architecture
+    config.init.scratch = True
+    config.total_steps, config.warmup_steps, config.report = 2, 1, False
+    config.eval_every_steps = config.checkpoint_every_steps = 0
+    return config
+
+
+@pytest.mark.parametrize("architecture", SIBLINGS)
+@pytest.mark.parametrize("name", ["pretrain", "vqa"])
+def test_two_updates(name, architecture, data_dir, tmp_path):
+    config, task = recipe(name, data_dir, architecture), get_task(name)
+    batch = next(task.train_batches(config, 0, 0, 1))
+    shapes, promised = ({jax.tree_util.keystr(path): (a.shape, a.dtype) for path, a in jax.tree.leaves_with_path(tree)}
+                        for tree in (batch, task.batch_shapes(config)))  # fmt: skip
+    assert shapes == promised
+    geometry = GEOMETRY[architecture]
+    assert batch.box_geometry is None if geometry is None else batch.box_geometry.shape[-1] == geometry
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    _, state = train(config, task, tmp_path, mesh)
+    assert int(state.step) == 2
+    trained = {"/".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(state.params)}
+    assert all(np.isfinite(v).all() for v in trained.values())
+    assert "vlbert/text_only_visual" not in trained
+
+
+@pytest.mark.parametrize("architecture", SIBLINGS)
+def test_layout_of_a_sequence(architecture, data_dir):
+    config = recipe("vqa", data_dir, architecture)
+    switches, vocab_size = ARCHITECTURES[architecture], config.model.encoder.vocab_size
+    batch = next(get_task("vqa").train_batches(config, 0, 0, 1))
+    row = {name: getattr(batch, name)[0, 0] for name in ("token_ids", "region_ids", "segment_ids", "position_ids")}
+    real = batch.element_mask[0, 0]
+    is_region = row["token_ids"] >= vocab_size + IMG
+    t, rows = int((real & ~is_region).sum()), int(batch.region_mask[0].sum())
+    first = 0 if switches.whole_image else 1
+    np.testing.assert_array_equal(row["region_ids"][is_region], np.arange(first, rows))
+    assert (row["region_ids"][:t] == NO_IMAGE).all()  # no sibling's words carry the whole image
+    assert (row["segment_ids"][is_region] == switches.region_segment_id).all()
+    places = dict(own=0, none=0, shared=t, running=t + np.arange(rows - first))[switches.region_position]
+    assert (row["position_ids"][is_region] == places).all()
+    assert (vocab_size + END in row["token_ids"]) == switches.end_token
+
+
+def test_hidden_regions_require_a_replacement(data_dir):
+    config = recipe("pretrain", data_dir, "visualbert")
+    config.losses.mrc = True
+    with pytest.raises(ValueError, match="losses.mrc is True, but visualbert has nothing that replaces"):
+        get_task("pretrain").build_model(config, nnx.Rngs(0))
+
+
+def test_positions_of_hidden_regions(data_dir):
+    config = recipe("pretrain", data_dir, "uniter")
+    config.data.mask_regions = 0.9
+    batch = next(get_task("pretrain").train_batches(config, 0, 0, 1))
+    targets, seen = batch.targets, 0
+    for i, mask in enumerate(targets.mrc_mask):
+        elements = batch.region_ids[i, 0][targets.mrc_positions[i][mask]]
+        np.testing.assert_array_equal(elements, targets.mrc_regions[i][mask])
+        seen += mask.sum()
+    assert seen
+
+
+@pytest.mark.parametrize(("name", "recipes"), [("vcr", vcr_recipes), ("refcoco", refcoco_recipes)])
+def test_tasks_of_vlbert_alone(name, recipes):
+    config = recipes.demo()
+    config.model.architecture = "uniter"
+    with pytest.raises(ValueError, match="config.model.architecture is 'uniter', but .* runs with 'vlbert' only"):
+        get_task(name).batch_shapes(config)
+
+
+def test_the_layout_of_vlbert_is_the_default(data_dir):
+    config = shrunk_vqa("base", data_dir)
+    assert region_layout(config) == type(region_layout(config))()
