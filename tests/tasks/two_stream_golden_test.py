@@ -153,7 +153,7 @@ def lxmert_losses(model, inputs, labels, weight):
         dict(objects=one["obj_confidence"], attributes=one["attr_confidence"]),
         one["feat"],
         one["feat_mask"] > 0,
-        real,
+        inputs["region_mask"],
         weight,
     )
     short = dict(objects="obj", attributes="attr", features="feat")

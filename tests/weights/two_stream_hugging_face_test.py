@@ -1,19 +1,15 @@
 """Hugging Face's own LXMERT: its files are read here, and the files written here are read there."""
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
 
 from tests.helpers.golden_case import close, flat
-from tests.helpers.two_stream_case import load, text_and_regions
-from vlbert_jax.model.two_stream_heads import TwoStreamModel
+from tests.helpers.two_stream_case import text_and_regions
 from vlbert_jax.weights import two_stream_names
 from vlbert_jax.weights.export import write_safetensors
-from vlbert_jax.weights.two_stream_options import config_from_tensors, heads_from_tensors
+from vlbert_jax.weights.two_stream_read import read_two_stream, two_stream_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -37,17 +33,6 @@ def theirs(request):
     return model
 
 
-def read(folder):
-    """Return the model in a folder, as this package reads it."""
-    tensors = two_stream_names.plain_tensors(load_file(folder / "model.safetensors"))
-    shapes = {name: array.shape for name, array in tensors.items()}
-    config = config_from_tensors(shapes, json.loads((folder / "config.json").read_text()))
-    heads = heads_from_tensors(shapes)
-    model, found = load(lambda: TwoStreamModel(config, heads, nnx.Rngs(0)), tensors, config)
-    assert {two_stream_names.reason_not_wanted(name) for name in found.unused} <= {"duplicate"}
-    return model
-
-
 def inputs_of_theirs():
     rng = np.random.default_rng(0)
     return dict(
@@ -62,7 +47,7 @@ def inputs_of_theirs():
 
 def test_their_model_gives_the_same_outputs_here(theirs, tmp_path):
     theirs.save_pretrained(tmp_path)
-    model = read(tmp_path)
+    model = two_stream_model(read_two_stream(tmp_path))
     given = inputs_of_theirs()
     with torch.no_grad():
         expected = theirs(**{name: torch.from_numpy(x) for name, x in given.items()})
@@ -99,7 +84,7 @@ def test_their_loader_reads_what_is_written_here(name, tmp_path):
     torch.manual_seed(0)
     original = kind(transformers.LxmertConfig(**SETTINGS)).eval()
     original.save_pretrained(tmp_path / "original")
-    model = read(tmp_path / "original")
+    model = two_stream_model(read_two_stream(tmp_path / "original"))
     ours = {path: np.asarray(array) for path, array in flat(nnx.state(model)).items()}
     tensors = two_stream_names.official_two_stream(ours, model.two_stream.config)
     (tmp_path / "back").mkdir()

@@ -36,16 +36,15 @@ class Cross(nnx.Module):
         self.text = None if config.shared_cross else direction("text", "visual")
         self.visual = None if config.shared_cross else direction("visual", "text")
 
-    def __call__(self, states: dict[str, Array], biases: dict[str, Array], key, needed: Sequence[str]):
-        """Return the new states of the streams in `needed`, and the attention probabilities of each."""
+    def __call__(self, states: dict[str, Array], biases: dict[str, Array], key):
+        """Return the new states and the attention probabilities of both streams."""
         changed, probabilities = {}, {}
         keys = split_keys(key, 4)
         for stream, other, own_keys in (("text", "visual", keys[:2]), ("visual", "text", keys[2:])):
-            if stream in needed:
-                block = getattr(self, stream) if self.both is None else self.both
-                changed[stream], probabilities[stream] = block.attend(
-                    states[stream], states[other], biases[other], own_keys
-                )
+            block = getattr(self, stream) if self.both is None else self.both
+            changed[stream], probabilities[stream] = block.attend(
+                states[stream], states[other], biases[other], own_keys
+            )
         return changed, probabilities
 
 
@@ -56,9 +55,9 @@ class FeedForwards(nnx.Module):
         self.text = FeedForward(config.encoder_config("text"), rngs)
         self.visual = FeedForward(config.encoder_config("visual"), rngs)
 
-    def __call__(self, states: dict[str, Array], key, needed: Sequence[str]) -> dict[str, Array]:
-        keys = dict(zip(STREAMS, split_keys(key, 2), strict=True))
-        return {stream: getattr(self, stream).transform(states[stream], keys[stream]) for stream in needed}
+    def __call__(self, states: dict[str, Array], key) -> dict[str, Array]:
+        keys = split_keys(key, 2)
+        return {stream: getattr(self, stream).transform(states[stream], keys[i]) for i, stream in enumerate(STREAMS)}
 
 
 class Group(nnx.Module):
@@ -71,17 +70,16 @@ class Group(nnx.Module):
         self.x = Cross(config, rngs) if "x" in kinds else None
         self.f = FeedForwards(config, rngs) if "f" in kinds else None
 
-    def __call__(self, states: dict[str, Array], biases: dict[str, Array], key, wanted: Sequence[str]):
-        """Return the states, of which those of streams in `wanted` are right, and what each kind of block computed."""
+    def __call__(self, states: dict[str, Array], biases: dict[str, Array], key):
+        """Return the new states, and the states and attention probabilities that each kind of block computed."""
         collected = {}
-        for i, (kind, block_key) in enumerate(zip(self.kinds, split_keys(key, len(self.kinds)), strict=True)):
-            needed = STREAMS if "x" in self.kinds[i + 1 :] else wanted
+        for kind, block_key in zip(self.kinds, split_keys(key, len(self.kinds)), strict=True):
             changed, probabilities = {}, {}
             if kind == "x":
-                changed, probabilities = self.x(states, biases, block_key, needed)
+                changed, probabilities = self.x(states, biases, block_key)
             elif kind == "f":
-                changed = self.f(states, block_key, needed)
-            elif CHANGES[kind][0] in needed:
+                changed = self.f(states, block_key)
+            else:
                 (stream,) = CHANGES[kind]
                 changed[stream], probabilities[stream] = getattr(self, kind)(states[stream], biases[stream], block_key)
             states = states | changed
@@ -89,24 +87,23 @@ class Group(nnx.Module):
         return states, collected
 
 
-def planned_runs(
-    layers: Sequence[tuple[str, int]], wanted: Sequence[str]
-) -> list[tuple[int, int, int, tuple[str, ...]]]:
-    """Return which blocks run: (group, first, last + 1, streams whose states are read after them), in order.
+def planned_runs(layers: Sequence[tuple[str, int]], wanted: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Return which blocks run, as (group, first, last + 1) in order.
 
-    A block that changes only states which nothing reads is left out. After the last cross-attention,
-    these are the blocks of streams that are not in `wanted`.
+    Nothing reads the states of a stream that is not in `wanted` after the last cross-attention. Groups of
+    blocks that change only these are left out. The last round of the group with the cross-attention is a
+    run of its own, so that the compiler removes such blocks from it; from a loop it could not.
     """
-    runs, wanted = [], tuple(wanted)
+    runs, read = [], tuple(wanted)
     for group in reversed(range(len(layers))):
         kinds, times = layers[group]
-        if not {stream for kind in kinds for stream in CHANGES[kind]} & set(wanted):
+        if not {stream for kind in kinds for stream in CHANGES[kind]} & set(read):
             continue
-        if "x" in kinds and wanted != STREAMS:  # only what precedes the last cross-attention needs both
-            runs.append((group, times - 1, times, wanted))
-            times, wanted = times - 1, STREAMS
+        if "x" in kinds and read != STREAMS:
+            runs.append((group, times - 1, times))
+            times, read = times - 1, STREAMS
         if times:
-            runs.append((group, 0, times, wanted))
+            runs.append((group, 0, times))
     return runs[::-1]
 
 
@@ -139,13 +136,13 @@ class TwoStreamEncoder(nnx.Module):
                 and layers before the first cross-attention run once for all its copies.
             masks: Stream -> True where an element is real.
             key: For dropout.
-            wanted: Streams whose states are read; other blocks are left out.
+            wanted: Streams whose states are read; blocks that do not change these are left out.
             collect: Whether to return what each block computed.
         """
         config = self.config
         group_keys = split_keys(key, len(config.layers))
         found: dict[str, list] = {}
-        for group, start, stop, needed in planned_runs(config.layers, STREAMS if collect else wanted):
+        for group, start, stop in planned_runs(config.layers, STREAMS if collect else wanted):
             kinds, times = config.layers[group]
             if "x" in kinds or collect:
                 states, masks = _repeat_regions(states), _repeat_regions(masks)
@@ -155,9 +152,9 @@ class TwoStreamEncoder(nnx.Module):
             stacked = jax.tree.map(lambda leaf, part=slice(start, stop): leaf[part], (stacked, keys))
             carried = {name: states[name] for kind in kinds for name in CHANGES[kind]}
 
-            def block(states, parameters_and_key, graphdef=graphdef, biases=biases, needed=needed):
+            def block(states, parameters_and_key, graphdef=graphdef, biases=biases):
                 parameters, key = parameters_and_key
-                states, computed = nnx.merge(graphdef, parameters)(states, biases, key, needed)
+                states, computed = nnx.merge(graphdef, parameters)(states, biases, key)
                 return states, computed if collect else None
 
             scan = config.scan_layers and stop - start > 1

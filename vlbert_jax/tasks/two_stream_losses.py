@@ -27,6 +27,7 @@ def answer_loss(
     logits: Float[Array, "... a"], targets: Float[Array, "... a"], mask: Bool[Array, "..."]
 ) -> SumCount:
     """Return the binary cross-entropy of soft answers: a sum over answers, a mean over examples."""
+    targets = jnp.where(mask[..., None], targets, 0)  # a NaN in padding would reach the gradient as 0 * NaN
     return counted(binary_cross_entropy(logits, targets).sum(-1), mask)
 
 
@@ -43,7 +44,7 @@ def grounding_loss(
 
     Padded regions add nothing: the official code gives them a logit of -10000 and a target of 0.
     """
-    losses = jnp.where(region_mask, binary_cross_entropy(logits, targets), 0)
+    losses = jnp.where(region_mask, binary_cross_entropy(logits, jnp.where(region_mask, targets, 0)), 0)
     return counted(losses.sum(-1), region_mask.any(-1))
 
 
@@ -60,7 +61,7 @@ def region_feature_loss(
     predicted: Float[Array, "... k g"], targets: Float[Array, "... k g"], mask: Bool[Array, "... k"]
 ) -> SumCount:
     """Return ViLBERT's squared error of hidden regions: a mean over columns and these regions."""
-    return counted(jnp.square(predicted - targets).mean(-1), mask)
+    return counted(jnp.square(predicted - jnp.where(mask[..., None], targets, 0)).mean(-1), mask)
 
 
 def smooth_l1(error: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -75,7 +76,7 @@ def lxmert_visual_losses(
     confidences: dict[str, Float[Array, "b n k"]],
     features: Float[Array, "b n k g"],
     hidden: Bool[Array, "b n k"],
-    real: Bool[Array, "b n"],
+    region_mask: Bool[Array, "b n k"],
     weight: Any = LXMERT_VISUAL_WEIGHT,
 ) -> dict[str, SumCount]:
     """Return LXMERT's losses of regions: objects, attributes, features.
@@ -87,18 +88,19 @@ def lxmert_visual_losses(
     Args:
         predictions: What `TwoStreamModel.visual_predictions` returns, for all rows of regions.
         labels: Class of each region, by "objects" and "attributes"; -1 or less = none.
-        confidences: Confidence of each class, 0 in padding.
+        confidences: Confidence of each class.
         features: Appearance of each region before it was hidden.
         hidden: Whether the appearance of a region was hidden.
-        real: Whether a sequence is real.
+        region_mask: Whether a region is real.
         weight: Factor of all three.
     """
-    count = jnp.sum(real).astype(jnp.float32) * hidden.shape[-1]
+    count = jnp.sum(region_mask.any(-1)).astype(jnp.float32) * region_mask.shape[-1]
     losses = {}
     for name, classes in labels.items():
-        confidence = jnp.where(real[..., None] & (classes >= 0), confidences[name], 0)
-        values = cross_entropy(predictions[name], jnp.where(confidence > 0, classes, 0))
-        losses[name] = weight * jnp.sum(confidence * values), count
-    errors = smooth_l1(predictions["features"] - features).mean(-1)
-    losses["features"] = weight * jnp.sum(jnp.where(hidden & real[..., None], errors, 0)), count
+        known = region_mask & (classes >= 0)
+        values = cross_entropy(predictions[name], jnp.where(known, classes, 0))
+        losses[name] = weight * jnp.sum(jnp.where(known, confidences[name], 0) * values), count
+    hidden = hidden & region_mask
+    errors = smooth_l1(predictions["features"] - jnp.where(hidden[..., None], features, 0)).mean(-1)
+    losses["features"] = weight * jnp.sum(jnp.where(hidden, errors, 0)), count
     return losses
