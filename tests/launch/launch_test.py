@@ -1,4 +1,4 @@
-"""The launch scripts: what they say they would run, what they refuse, and how they restart."""
+"""The launch scripts print dry runs, refuse wrong arguments and restart failed runs."""
 
 import os
 import pathlib
@@ -16,21 +16,21 @@ SHELL = [*SCRIPTS, ROOT / "launch" / "shared.bash", ROOT / ".ci" / "run", ROOT /
 GPU_NODE, LOCAL, SLURM, TPU_POD, GKE = (
     ROOT / "launch" / name for name in ("gpu_node.sh", "local.sh", "slurm.sbatch", "tpu_pod.sh", "gke_xpk.sh")
 )
-OURS = ("XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
+SET_BY_SCRIPTS = ("XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
 
-# The shellcheck of the test extra lies beside the interpreter.
+# The test extra installs shellcheck next to the Python interpreter.
 TOOLS = os.environ | {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def launch(*arguments, script=GPU_NODE, cwd=ROOT, **environment):
-    clean = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith("SLURM")}
+    clean = {k: v for k, v in os.environ.items() if k not in SET_BY_SCRIPTS and not k.startswith("SLURM")}
     return subprocess.run(
         [script, *arguments], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=HANG_SECONDS
     )
 
 
-def stand_in(path, name, body):
-    """A program `name` in `path`; it writes the arguments of every start into `path`/starts."""
+def fake_program(path, name, body):
+    """Return a program `path`/`name` that adds its arguments to `path`/starts and runs `body`."""
     program = path / name
     program.write_text(f"#!/bin/sh\necho \"$@\" >> '{path}/starts'\n{body}\n")
     program.chmod(0o755)
@@ -38,8 +38,8 @@ def stand_in(path, name, body):
 
 
 def fake_python(path, body):
-    """A program in place of the interpreter."""
-    return [f"--python={stand_in(path, 'python', body)}", f"--workdir={path}/run", "--restart-delay=0"]
+    """Return flags that replace the Python interpreter by a program with `body`."""
+    return [f"--python={fake_program(path, 'python', body)}", f"--workdir={path}/run", "--restart-delay=0"]
 
 
 def starts(path):
@@ -68,22 +68,22 @@ def test_dry_run_prints_the_command_and_runs_nothing(tmp_path):
     assert not workdir.exists()
     command = next(line for line in result.stdout.splitlines() if "vlbert_jax.main" in line)
     assert f"--config=configs/pretrain.py:base_prec --workdir={workdir} --config.batch_size=64" in command
-    assert r"/a\ b" in command  # can be pasted into a shell
+    assert r"/a\ b" in command  # quoted for a shell
     assert r"CUDA_VISIBLE_DEVICES=0\,1\,2" in command
     assert "JAX_PLATFORMS=cuda" in command and "XLA_FLAGS=--xla_gpu" in command
 
 
-def test_works_from_any_directory_and_names_the_workdir(tmp_path):
+def test_the_default_workdir_does_not_depend_on_the_directory(tmp_path):
     result = launch("--dry-run", "--config=configs/pretrain.py:base_prec", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "--workdir=workdirs/pretrain_base_prec" in result.stdout
-    assert "CUDA_VISIBLE_DEVICES" not in result.stdout  # all of them
+    assert "CUDA_VISIBLE_DEVICES" not in result.stdout  # all GPUs are visible
 
 
-def test_the_environment_wins():
+def test_environment_variables_take_precedence():
     result = launch("--dry-run", XLA_FLAGS="--xla_mine=1", JAX_PLATFORMS="cpu")
     assert "--xla_mine=1 " in result.stdout and "JAX_PLATFORMS=cpu" in result.stdout
-    assert result.stdout.index("--xla_gpu_") < result.stdout.index("--xla_mine")  # of two equal flags the last counts
+    assert result.stdout.index("--xla_gpu_") < result.stdout.index("--xla_mine")  # the last of two equal flags counts
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_the_environment_wins():
     ],
     ids=" ".join,
 )
-def test_mistakes_are_refused(arguments):
+def test_wrong_arguments_are_refused(arguments):
     result = launch("--dry-run", *arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("gpu_node.sh: ") and not result.stdout
 
 
-def test_success_ends_it(tmp_path):
+def test_a_successful_run_is_not_restarted(tmp_path):
     result = launch(*fake_python(tmp_path, "exit 0"), "--", "--config.seed=3")
     assert result.returncode == 0
     assert starts(tmp_path) == [
@@ -124,16 +124,16 @@ def test_failures_are_restarted_a_bounded_number_of_times(tmp_path):
     assert "restart 2 of 2" in result.stderr
 
 
-def test_a_restart_that_works_is_a_success(tmp_path):
+def test_a_successful_restart_returns_zero(tmp_path):
     result = launch(*fake_python(tmp_path, f"test $(wc -l < '{tmp_path}/starts') -eq 2"))
     assert result.returncode == 0
     assert len(starts(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_reach_the_run_and_nothing_restarts(tmp_path, number):
+def test_signals_are_forwarded_and_prevent_restarts(tmp_path, number):
     body = f"trap 'echo saved > {tmp_path}/saved; exit 1' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
-    # Where the tests themselves run in the background SIGINT is ignored, which a shell cannot undo.
+    # Background processes ignore SIGINT, and a shell cannot reset that, so Python resets it here.
     start = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", start, GPU_NODE, *fake_python(tmp_path, body)], cwd=ROOT, start_new_session=True,
@@ -165,7 +165,7 @@ WRONG = [
     (SLURM, ["--nodes=0"]),
     (SLURM, ["--time=60"]),
     (TPU_POD, ["run", "--name=a"]),
-    (TPU_POD, ["run", "--name=a", "--zone=b"]),  # what lies on the worker's own disk goes with it
+    (TPU_POD, ["run", "--name=a", "--zone=b"]),  # the default workdir is on the worker's disk, which is temporary
     (TPU_POD, ["run", "--name=a", "--zone=b", "--workdir=workdirs/a"]),
     (TPU_POD, ["--name=a", "--zone=b"]),
     (TPU_POD, ["run", "--name=A_b", "--zone=b"]),
@@ -180,13 +180,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize("script, arguments", WRONG, ids=[f"{s.name} {' '.join(a)}" for s, a in WRONG])
-def test_mistakes_with_several_machines_are_refused(script, arguments):
+def test_wrong_arguments_for_several_processes_are_refused(script, arguments):
     result = launch("--dry-run", *arguments, script=script)
     assert result.returncode == 2
     assert result.stderr.startswith(f"{script.name}: ") and result.stderr.count("\n") == 1 and not result.stdout
 
 
-def test_local_starts_every_process_and_all_of_them_again(tmp_path):
+def test_local_restarts_all_processes(tmp_path):
     body = f"test $(wc -l < '{tmp_path}/starts') -gt 3 || exit 75"
     result = launch("3", "--port=1234", *fake_python(tmp_path, body), "--", "--config.seed=3", script=LOCAL)
     assert result.returncode == 0, result.stderr
@@ -195,14 +195,14 @@ def test_local_starts_every_process_and_all_of_them_again(tmp_path):
     assert sorted(line[line.index("--coord") :] for line in starts(tmp_path)) == sorted(2 * places)
 
 
-def test_a_mistake_is_not_restarted_though_others_ended_otherwise(tmp_path):
+def test_a_wrong_argument_in_one_process_prevents_restarts(tmp_path):
     result = launch("2", *fake_python(tmp_path, 'case "$@" in *process_id=1*) exit 2;; esac; exit 75'), script=LOCAL)
     assert result.returncode == 2
     assert len(starts(tmp_path)) == 2
 
 
-def test_slurm_hands_itself_to_sbatch(tmp_path):
-    stand_in(tmp_path, "sbatch", "")
+def test_slurm_submits_itself_with_sbatch(tmp_path):
+    fake_program(tmp_path, "sbatch", "")
     arguments = ["--nodes=4", "--sbatch=--time=60", "--sbatch=--partition=a b", f"--workdir={tmp_path}/run"]
     result = launch(*arguments, "--", "--x=1", script=SLURM, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert result.returncode == 0, result.stderr
@@ -214,9 +214,9 @@ def test_slurm_hands_itself_to_sbatch(tmp_path):
 @pytest.mark.parametrize(
     "status, before, requeued", [(0, 0, False), (2, 0, False), (143, 0, True), (75, 1, True), (75, 2, False)]
 )
-def test_slurm_goes_back_into_the_queue_where_that_helps(tmp_path, status, before, requeued):
-    stand_in(tmp_path, "srun", f"exit {status}")
-    stand_in(tmp_path, "scontrol", "")
+def test_slurm_requeues_depending_on_the_exit_status(tmp_path, status, before, requeued):
+    fake_program(tmp_path, "srun", f"exit {status}")
+    fake_program(tmp_path, "scontrol", "")
     result = launch(
         f"--workdir={tmp_path}/run", "--restarts=2", "--python=py", "--", "--x=1", script=SLURM,
         PATH=f"{tmp_path}:{os.environ['PATH']}",
@@ -228,7 +228,8 @@ def test_slurm_goes_back_into_the_queue_where_that_helps(tmp_path, status, befor
     assert after == ["requeue 7"] * requeued
 
 
-# A cloud in small: one resource, whose state is in a file, and a run of which each look tells the next of the statuses.
+# A fake gcloud with one resource, whose state is in a file, and one run. Each query of the run
+# returns the next line of the file `statuses`.
 GCLOUD = r"""
 cd '{folder}'
 case "$*" in
@@ -261,12 +262,12 @@ esac
         (["2"], 1, 1),
         (["75", "0"], 1, 2),
         (["gone", "0"], 2, 2),
-        (["running", "lost", "offline", "offline", "0"], 1, 1),  # by a network that fails
+        (["running", "lost", "offline", "offline", "0"], 1, 1),  # the network fails
     ],
     ids=str,
 )
 def test_tpu_pod_is_created_reused_and_replaced(tmp_path, statuses, created, started):
-    stand_in(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path))
+    fake_program(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path))
     (tmp_path / "statuses").write_text("\n".join(statuses) + "\n")
     result = launch(
         "run", "--name=pod", "--zone=z", "--workdir=/share/a", "--poll=0", "--restart-delay=0", "--setup=mount it",
@@ -284,8 +285,8 @@ def test_tpu_pod_is_created_reused_and_replaced(tmp_path, statuses, created, sta
 
 
 @pytest.mark.parametrize("first", ["lost", "offline"])
-def test_a_run_is_found_again_and_not_started_twice(tmp_path, first):
-    stand_in(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path))
+def test_a_run_in_progress_is_not_started_again(tmp_path, first):
+    fake_program(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path))
     (tmp_path / "statuses").write_text(f"{first}\nrunning\n0\n")
     (tmp_path / "state").write_text("ACTIVE\n")
     (tmp_path / "running").touch()
@@ -297,25 +298,25 @@ def test_a_run_is_found_again_and_not_started_twice(tmp_path, first):
     assert "cannot be reached" in result.stderr
 
 
-def test_a_cloud_that_does_not_answer_is_no_missing_slice(tmp_path):
-    stand_in(tmp_path, "gcloud", "echo 'ERROR: log in first' >&2; exit 1")
+def test_a_failed_query_is_not_a_missing_slice(tmp_path):
+    fake_program(tmp_path, "gcloud", "echo 'ERROR: log in first' >&2; exit 1")
     environment = dict(PATH=f"{tmp_path}:{os.environ['PATH']}")
     result = launch("run", "--name=pod", "--zone=z", "--workdir=/share/a", script=TPU_POD, **environment)
     assert result.returncode == 2 and len(starts(tmp_path)) == 1
     assert "log in first" in result.stderr and "gcloud cannot tell the state of pod" in result.stderr
 
 
-def test_what_the_pod_runs_is_shell_that_runs(tmp_path):
-    """The command of the dry run, in a shell of its own with a stand-in for the interpreter."""
+def test_the_command_for_the_pod_is_valid_shell(tmp_path):
+    """The command that the dry run prints also runs in a separate shell."""
     place = ["--name=pod", "--zone=z", "--workdir=/c"]
     result = launch("run", *place, "--dry-run", "--", "--config.x=a b", script=TPU_POD)
-    assert "tpu\\,convert" in result.stdout  # PyTorch's files are read too
+    assert "tpu\\,convert" in result.stdout  # the extra `convert` reads PyTorch files
     line = next(line for line in result.stdout.splitlines() if "setsid" in line)
     unquote = ["bash", "-c", f"printf %s {line.partition('--command=')[2]}"]
     command = subprocess.run(unquote, capture_output=True, text=True)
     home = tmp_path / "vlbert_jax" / ".venv" / "bin"
     home.mkdir(parents=True)
-    stand_in(home, "python", "echo computed; exit 75")
+    fake_program(home, "python", "echo computed; exit 75")
     environment = os.environ | {"HOME": str(tmp_path)}
     subprocess.run(["bash", "-c", command.stdout], cwd=tmp_path, env=environment, check=True, timeout=HANG_SECONDS)
     status = tmp_path / "vlbert_jax.status"
@@ -327,7 +328,7 @@ def test_what_the_pod_runs_is_shell_that_runs(tmp_path):
     assert starts(home)[0].endswith("--config.x=a b")
 
 
-def test_gke_submits_what_a_cluster_restarts():
+def test_gke_submits_a_workload_that_the_cluster_restarts():
     arguments = ["--name=a", "--cluster=b", "--image=c/d:1", "--type=v5litepod-64", "--slices=2", "--workdir=/share/a"]
     result = launch("run", *arguments, "--dry-run", "--", "--config.seed=3", script=GKE)
     build, push, submit = result.stdout.splitlines()
@@ -337,7 +338,7 @@ def test_gke_submits_what_a_cluster_restarts():
     assert r"--workdir=/share/a\ --config.seed=3" in submit
 
 
-def test_the_image_copies_what_there_is():
+def test_the_docker_image_copies_existing_files():
     lines = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
     copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
     assert {"vlbert_jax", "data_prep", "configs", "setup.cfg"} <= set(copied)

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# A SLURM cluster of one node with two processors, for tests: slurm_cluster.sh start DIR, then stop DIR. Needs root, and
-# Debian's slurm-wlm and munge. All it writes is in DIR; it stops what it started there, and touches nothing else.
-# DIR/environment holds the variables for sbatch and scontrol.
+# Starts and stops a SLURM cluster of one node with two processors, for tests:
+# `slurm_cluster.sh start DIR`, then `slurm_cluster.sh stop DIR`. It requires root, and Debian's
+# slurm-wlm and munge. It writes only to DIR and stops only the daemons that it started there.
+# DIR/environment has the variables for sbatch and scontrol.
 set -euo pipefail
 
 folder=$(mkdir -p "$2" && cd "$2" && pwd)
 
 stop() {
   local name number
-  if [[ -f $folder/slurmctld.pid ]]; then # jobs first: they need the daemons to end
+  if [[ -f $folder/slurmctld.pid ]]; then # jobs end first, because that requires the daemons
     SLURM_CONF=$folder/slurm.conf timeout 10 scancel --user="$(id -un)" || true
     for _ in {1..50}; do
       [[ -n $(SLURM_CONF=$folder/slurm.conf timeout 10 squeue --noheader 2>/dev/null) ]] || break
@@ -33,7 +34,7 @@ wait_for() {
     "$@" >/dev/null 2>&1 && return
     sleep 0.2
   done
-  echo "slurm_cluster.sh: in vain: $*" >&2
+  echo "slurm_cluster.sh: failed for 20 seconds: $*" >&2
   tail -n 5 "$folder"/*.log >&2
   stop
   exit 1
@@ -52,7 +53,7 @@ ClusterName=test
 SlurmctldHost=$(hostname)(127.0.0.1)
 SlurmctldPort=$port
 SlurmUser=root
-FirstJobId=$((1 + RANDOM)) # JAX takes its port from the number: not the same for two clusters of one machine
+FirstJobId=$((1 + RANDOM)) # JAX derives its port from the job number, so two clusters on a machine must differ
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket,cred_expire=5
 CredType=cred/munge

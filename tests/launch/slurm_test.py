@@ -1,6 +1,6 @@
-"""launch/slurm.sbatch on a real SLURM of this machine: two tasks, requeued once, finished.
+"""launch/slurm.sbatch runs two tasks on a real SLURM of this machine, which requeues them once.
 
-Starts daemons, so it runs only when asked: VLBERT_SLURM=1, as root, with Debian's slurm-wlm and munge.
+The test starts daemons, so it requires VLBERT_SLURM=1, root, and Debian's slurm-wlm and munge.
 """
 
 import os
@@ -20,9 +20,9 @@ NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 
 @pytest.fixture
 def cluster(tmp_path):
-    """The environment for sbatch and scontrol."""
+    """Start SLURM and yield the environment variables for sbatch and scontrol."""
     if "VLBERT_SLURM" not in os.environ or os.geteuid() or not all(map(shutil.which, NEEDED)):
-        pytest.skip("needs VLBERT_SLURM=1, root, slurm-wlm and munge")
+        pytest.skip("requires VLBERT_SLURM=1, root, slurm-wlm and munge")
     script, folder = ROOT / "tests/launch/slurm_cluster.sh", tmp_path / "slurm"
     started = subprocess.run([script, "start", folder], capture_output=True, text=True)
     if started.returncode:
@@ -34,18 +34,18 @@ def cluster(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_tasks_are_requeued_and_finish(cluster, tmp_path):
+def test_two_requeued_tasks_finish(cluster, tmp_path):
     environment, run = os.environ | cluster | {"XLA_FLAGS": ""}, tmp_path / "run"
-    program = tmp_path / "python"  # the toy task instead of the package's
+    program = tmp_path / "python"  # runs the toy task in place of vlbert_jax.main
     program.write_text(f"#!/bin/sh\nshift 2\nexec {sys.executable} -m tests.helpers.toy_process \"$@\"\n")
     program.chmod(0o755)
     job = ["launch/slurm.sbatch", "--sbatch=--ntasks-per-node=2", "--sbatch=--time=10", f"--python={program}"]
     job += ["--config=tests/helpers/toy_task.py", f"--workdir={run}"]
     fields = ["--config.total_steps=40", "--config.step_delay=0.1"]
-    told = subprocess.run(
+    submitted = subprocess.run(
         [*job, "--", *fields], check=True, cwd=ROOT, env=environment, capture_output=True, text=True
     ).stdout  # fmt: skip
-    number = told.partition("Submitted batch job ")[2].split()[0]
+    number = submitted.partition("Submitted batch job ")[2].split()[0]
     output = run / f"slurm-{number}.out"
 
     def until(condition):
