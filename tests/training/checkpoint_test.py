@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, who may continue, and what a full disk does."""
+"""Checkpoints are kept by score, refuse other configs and data, and survive a full disk."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from vlbert_jax.weights.stored_config import SCHEMA
 
 
 def make_state(config, devices=8):
-    """(abstract, shardings, state) of the toy task."""
+    """Return (abstract state, shardings, state) of the toy task."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     _, abstract, shardings, create = create_state(config, toy_task.toy, tx, mesh)
@@ -58,13 +58,16 @@ def test_keeps_the_newest_and_the_best(state, tmp_path, metric, best):
     checkpoints = checkpoint.Checkpoints(tmp_path, config)
     for step, value in enumerate([0.5, 0.9, 0.1, 0.6, None, None], 1):
         checkpoints.save(step, state, {}, None if value is None else {metric: value})
-        checkpoints.save(step, state, {}, None if value is None else {metric: value})  # once is enough
+        checkpoints.save(step, state, {}, None if value is None else {metric: value})  # the second save is a no-op
     checkpoints.close()
     assert steps_in(tmp_path) == [best, 5, 6]
 
 
-def test_the_best_outlives_a_restart(state, tmp_path):
-    """Also one that ranks by another metric; what was not scored by that one is not the best."""
+def test_the_best_checkpoint_is_kept_after_a_restart(state, tmp_path):
+    """The best checkpoint is kept even if a later run ranks by another metric.
+
+    A checkpoint without a score in that metric is never the best.
+    """
     scored = dict(loss=0.1, hits=0.2), dict(loss=0.5), {}, dict(hits=0.1), {}
     runs = zip(("loss", "loss", "loss", "hits", "hits"), scored, strict=True)
     for step, (metric, scores) in enumerate(runs, 1):
@@ -72,7 +75,7 @@ def test_the_best_outlives_a_restart(state, tmp_path):
         assert steps_in(tmp_path) == sorted({1, step})
 
 
-def test_scores_without_the_metric_are_no_candidate(state, tmp_path, caplog):
+def test_scores_without_the_metric_are_not_ranked(state, tmp_path, caplog):
     config = toy_task.make_config(keep_checkpoints=1, best_metric="loss")
     checkpoints = checkpoint.Checkpoints(tmp_path, config)
     given = [{"loss": 0.5}, {"accuracy": 1.0}, {"loss": float("nan")}, {"loss": 0.7}]
@@ -89,7 +92,7 @@ def test_another_config_is_refused_in_one_line(state, tmp_path):
     with pytest.raises(ValueError, match="these fields differ: learning_rate, seed. ") as error:
         checkpoint.Checkpoints(tmp_path, config)
     assert "\n" not in str(error.value)
-    checkpoint.Checkpoints(tmp_path, config, read_only=True).close()  # to evaluate
+    checkpoint.Checkpoints(tmp_path, config, read_only=True).close()  # evaluation may use another config
     changes = {f"optimizer.{name}": 0.5 for name in ("b1", "b2", "eps", "momentum", "weight_decay", "clip_norm")}
     config = toy_task.make_config(task="vqa", learning_rate=0.5, seed=1, total_steps=99, **changes)
     with pytest.raises(ValueError, match=r"differ: task, (\S+, ){6}\S+ and 2 more\. Choose another --workdir"):
@@ -97,15 +100,15 @@ def test_another_config_is_refused_in_one_line(state, tmp_path):
 
 
 def edit_meta(workdir, change):
-    """Change the meta of all checkpoints as an earlier version would have written it."""
+    """Apply `change` to the metadata of all checkpoints to imitate an earlier version."""
     for file in (workdir / "checkpoints").glob("*/meta/metadata"):
         meta = json.loads(file.read_text())
         change(meta)
         file.write_text(json.dumps(meta))
 
 
-def test_a_stored_config_without_some_field_continues(state, tmp_path, caplog):
-    """A field of the table means its old default, any other one the value of the run."""
+def test_a_stored_config_may_lack_fields(state, tmp_path, caplog):
+    """A missing field in the table has its old default; any other one has the value of the run."""
     caplog.set_level("INFO", "vlbert_jax")
     config = toy_task.make_config(**{"opening.steps": 0})
     save(tmp_path, config, state)
@@ -125,7 +128,7 @@ def test_a_stored_config_without_some_field_continues(state, tmp_path, caplog):
 
 
 def test_other_data_are_refused_unless_allowed(state, tmp_path, caplog):
-    """Content counts, not the place; other versions only cause a warning."""
+    """Data are compared by content, not by path; other package versions only cause a warning."""
     for folder in ("data", "moved"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "vocab.txt").write_text("a\nb\n")
@@ -139,20 +142,20 @@ def test_other_data_are_refused_unless_allowed(state, tmp_path, caplog):
     (tmp_path / "moved" / "vocab.txt").write_text("a\nc\n")
     with pytest.raises(ValueError, match=r"what config.data.vocab names has changed .* --config.allow_other_data=True"):
         checkpoint.Checkpoints(tmp_path / "run", config("moved"))
-    checkpoint.Checkpoints(tmp_path / "run", config("moved"), read_only=True).close()  # evaluation on other data
+    checkpoint.Checkpoints(tmp_path / "run", config("moved"), read_only=True).close()  # evaluation may use other data
     checkpoint.Checkpoints(tmp_path / "run", config("moved", allow_other_data=True)).close()
     assert caplog.text.count("config.data.vocab names has changed") == 1
 
     edit_meta(tmp_path / "run", lambda meta: meta["provenance"]["versions"].update(grain="0.0.1"))
     checkpoint.Checkpoints(tmp_path / "run", config()).close()
     assert "the run was started with 0.0.1" in caplog.text
-    edit_meta(tmp_path / "run", lambda meta: meta.pop("provenance"))  # of an earlier version
+    edit_meta(tmp_path / "run", lambda meta: meta.pop("provenance"))  # an earlier version stored none
     checkpoint.Checkpoints(tmp_path / "run", config("moved")).close()
 
 
 def test_features_of_another_detector_are_not_evaluated(state, tmp_path):
     save(tmp_path, toy_task.make_config(**{"data.extractor": "one"}), state)
-    for extractor in ("", "one"):  # "" is not known
+    for extractor in ("", "one"):  # "" means unknown
         config = toy_task.make_config(**{"data.extractor": extractor})
         checkpoint.Checkpoints(tmp_path, config, read_only=True).close()
     with pytest.raises(ValueError, match="these fields differ: data.extractor. "):
@@ -166,7 +169,7 @@ def test_features_of_another_detector_are_not_evaluated(state, tmp_path):
         ("data.num_threads", 9, True),
         ("checkpoint_every_steps", 1, True),
         ("grad_accumulation_steps", 2, True),
-        ("total_steps", 99, False),  # the triangle's slope depends on it
+        ("total_steps", 99, False),  # the slope of the triangle schedule depends on it
         ("batch_size", 8, False),
         ("optimizer.b1", 0.5, False),
         ("data.embedded", "scenes", ""),
@@ -175,11 +178,11 @@ def test_features_of_another_detector_are_not_evaluated(state, tmp_path):
 )
 def test_fields_that_may_change(name, value, allowed):
     old, new = toy_task.make_config(), toy_task.make_config(**{name: value})
-    old = json.loads(json.dumps(old.to_dict()))  # as it is read back: no tuples
+    old = json.loads(json.dumps(old.to_dict()))  # JSON has no tuples
     assert config_differences(old, new.to_dict()) == ([] if allowed else [name])
 
 
-def test_constant_schedule_may_go_on_longer():
+def test_total_steps_may_change_with_a_constant_schedule():
     old, new = (toy_task.make_config(total_steps=n, **{"optimizer.schedule": "constant"}) for n in (10, 20))
     assert config_differences(old.to_dict(), new.to_dict()) == []
 
@@ -190,7 +193,7 @@ def test_fields_that_one_config_lacks_differ():
     assert config_differences(old, new) == ["optimizer.nesterov"]
 
 
-def test_tuples_survive_json():
+def test_tuples_equal_lists_read_from_json():
     old = {"a": {"b": [1, 2]}}
     assert config_differences(old, {"a": {"b": (1, 2)}}) == []
     assert config_differences(old, {"a": {"b": (1, 3)}}) == ["a.b"]
@@ -206,8 +209,11 @@ ARRAY_STORE_FULL = ValueError(
     "error", [OSError(errno.ENOSPC, "full"), ARRAY_STORE_FULL], ids=["os", "array_store"]
 )
 @pytest.mark.parametrize("where", ["save", "wait_until_finished"])
-def test_full_disk_is_one_clear_line(state, tmp_path, monkeypatch, error, where):
-    """The two faces it has, at once or from the thread that writes. What was saved before stays."""
+def test_a_full_disk_is_reported_in_one_line(state, tmp_path, monkeypatch, error, where):
+    """Both errors of a full disk are reported, at once or from the writer thread.
+
+    Earlier checkpoints stay intact.
+    """
     config = toy_task.make_config()
     save(tmp_path, config, state)
     checkpoints = checkpoint.Checkpoints(tmp_path, config)
@@ -247,13 +253,13 @@ def test_leftovers_of_a_killed_save_are_removed(state, tmp_path):
     shutil.copytree(tmp_path / "checkpoints" / "1", leftover)
     assert newest_step(tmp_path) == 1
     checkpoint.Checkpoints(tmp_path, toy_task.make_config(), read_only=True).close()
-    assert leftover.exists()  # it may be the save of a run that goes on
+    assert leftover.exists()  # a run in progress may still be writing it
     save(tmp_path, toy_task.make_config(), state, step=2)
     assert steps_in(tmp_path) == [1, 2]
 
 
 def test_read_weights(state, tmp_path, caplog):
-    """As numpy, from a workdir or one of its steps, without the optimizer."""
+    """Weights of a workdir or one of its steps are numpy arrays, without the optimizer state."""
     for step in (1, 9, 10):
         save(tmp_path, toy_task.make_config(), state, step=step)
     assert newest_step(tmp_path) == 10

@@ -1,4 +1,4 @@
-"""Compiling ahead: for this machine's devices, for slices that are not there, and what is counted."""
+"""Training steps compile ahead of time for local devices and absent slices; costs are counted."""
 
 import collections
 import dataclasses
@@ -22,21 +22,25 @@ FIELDS = {"batch_size": 32, "data.max_mlm_targets": 4}
 
 
 def test_local_devices():
-    """Without data: memory, FLOP by hand, only all-reduces; a CPU's peak is not known."""
+    """Memory, FLOP and collectives equal values computed by hand; no data are required.
+
+    The peak performance of a CPU is unknown, so no time is predicted.
+    """
     config = shrunk("base_prec", "nowhere", **FIELDS)
     found = compile_ahead.compile_step(config, PRETRAIN, jax.devices())
     assert found.mesh == dict(data=8, fsdp=1, tensor=1) and found.fits
     trained = 4 * parameters(config)
     assert 3 * trained < found.memory["state"] < 3.1 * trained  # parameters and two moments
     assert found.memory["temporary"] > 0 and found.needed == sum(found.memory.values())
-    table = 4 * 384 * 16  # of words: what it gets from both its uses is reduced apart
+    table = 4 * 384 * 16  # bytes of token embeddings; gradients of their two uses are reduced separately
     assert set(found.collectives) == {"all-reduce"} and trained <= found.reduced < trained + 1.1 * table
     b, s, width, mlp, layers = 16, 25, 16, 32, 2
     encoder = layers * 2 * b * 2 * s * (4 * width**2 + 2 * width * mlp + 2 * s * width)
     regions = 2 * b * 7 * (2048 + 12) * width
     words = 2 * b * 2 * 4 * (width * 384 + width**2)
     classes = 2 * b * 4 * (width * 81 + width**2)
-    assert found.flops == found.executed_flops == 3 * (encoder + regions + words + classes)  # once, and two gradients
+    # Each forward product has two products in the backward pass.
+    assert found.flops == found.executed_flops == 3 * (encoder + regions + words + classes)
     lines = "\n".join(compile_ahead.described(found, config))
     assert "8 x cpu, data 8 x fsdp 1 x tensor 1" in lines and "time         no prediction" in lines
 
@@ -60,15 +64,15 @@ def test_unknown_topologies(topology):
         compile_ahead.devices_of(topology, 1)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
-def test_without_the_compiler():
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_a_missing_compiler_is_reported():
     with pytest.raises(ValueError, match="for v5e:2x4 requires libtpu, which is not installed: pip install"):
         compile_ahead.devices_of("v5e:2x4", 1)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
-def test_slices_that_are_not_there():
-    """Two slices: each in a row along `data`; memory against the chip's, and a prediction."""
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="requires the extra `tpu`")
+def test_absent_slices():
+    """Two slices are consecutive along `data`; the step fits the chip and its time is predicted."""
     with pytest.raises(ValueError, match="3x5.* is not divisible"):
         compile_ahead.devices_of("v5e:3x5", 1)
     devices = compile_ahead.devices_of("v5e:2x2", 2)
@@ -84,8 +88,8 @@ def test_slices_that_are_not_there():
     assert found.step_seconds == pytest.approx(found.flops / (8 * 197e12 * 0.4))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
-def test_eight_chips_of_one_machine():
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="requires the extra `tpu`")
+def test_hosts_with_eight_chips():
     for topology, slices in (("v5e:2x4", 1), ("v6e:2x4", 2)):
         devices = compile_ahead.devices_of(topology, slices)
         assert len(devices) == 8 * slices and len({device.process_index for device in devices}) == slices
@@ -93,13 +97,16 @@ def test_eight_chips_of_one_machine():
         assert mesh.shape["data"] == slices
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="requires the extra `tpu`")
 @pytest.mark.parametrize(
     "topology, slices",
     [("v5e:4x4", 1), ("v5e:16x16", 1), ("v6e:4x4", 1), ("v4:4x4x4", 1), ("v5p:4x4x4", 1), ("v5e:4x4", 2)],
 )
-def test_rows_of_a_batch_lie_host_after_host(topology, slices):
-    """As hosts read them, whatever the shape of the slice; `tensor` stays within a host, `fsdp` within a slice."""
+def test_rows_of_a_batch_are_ordered_by_host(topology, slices):
+    """Rows are in the order in which hosts read them, for every shape of a slice.
+
+    `tensor` stays within a host, and `fsdp` within a slice.
+    """
     devices = compile_ahead.devices_of(topology, slices)
     assert len({device.process_index for device in devices}) == len(devices) // 4
     for fsdp, tensor in ((1, 1), (1, 4), (2, 2), (8, 1), (4, 2)):
@@ -114,7 +121,7 @@ def test_rows_of_a_batch_lie_host_after_host(topology, slices):
         sharding.make_mesh(ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=8)), devices)
 
 
-def test_what_does_not_fit_says_what_to_change():
+def test_remedies_when_memory_does_not_fit():
     config = recipes.large_e2e()
     found = compile_ahead.Compiled(
         devices=8,
@@ -134,21 +141,21 @@ def test_what_does_not_fit_says_what_to_change():
     assert "24.00 of 16 GiB per device" in lines and "all-reduce 2 per update" in lines
     seconds = 1e15 / (8 * 197e12 * 0.4)
     assert f"predicted {seconds:.3g} s" in lines and f"{seconds * 250_000 / 3600:.3g} hours of these devices" in lines
-    told = " ".join(compile_ahead.remedies(found, config, 128))
+    proposed = " ".join(compile_ahead.remedies(found, config, 128))
     for field in ("grad_accumulation_steps=4", "mesh.fsdp=8 (", "region_head.remat=True", "encoder.remat=full"):
-        assert field in told
-    config.mesh.data, config.num_slices = 8, 2  # each slice keeps all parameters
+        assert field in proposed
+    config.mesh.data, config.num_slices = 8, 2  # each slice holds all parameters
     assert "mesh.fsdp=4 --config.mesh.data=2 (" in "".join(compile_ahead.remedies(found, config, 128))
     config.model.encoder.remat, config.model.region_head.remat, config.grad_accumulation_steps = "full", True, 8
     divided = dataclasses.replace(found, mesh=dict(data=1, fsdp=8, tensor=1))
     left = "".join(compile_ahead.remedies(divided, config, 128))
     assert left.startswith("--config.grad_accumulation_steps=16a smaller --config.batch_size")
-    config.grad_accumulation_steps = 16  # an image per device and part: no more parts
+    config.grad_accumulation_steps = 16  # one image per device and micro-batch, so no further division
     assert "".join(compile_ahead.remedies(divided, config, 128)).startswith("a smaller --config.batch_size")
 
 
 def test_flops_of_loops_branches_and_devices():
-    """A product of [4, 8] and [8, 16] is 1024 FLOP, wherever it stands."""
+    """A product of [4, 8] and [8, 16] has 1024 FLOP, also in loops, branches and shard_map."""
     x, w = jnp.ones((4, 8)), jnp.ones((8, 16))
 
     def count(function, *args):
@@ -186,7 +193,7 @@ ENTRY %main.2_spmd (p: f32[8]) -> f32[8] {
 """
 
 
-def test_collectives_in_loops_count_each_turn():
+def test_collectives_in_loops_count_each_iteration():
     counts, reduced = compile_ahead.count_collectives(PROGRAM)
     assert counts == {"all-reduce": 15, "all-gather": 14}
     assert reduced == 14 * (8 * 4 * 2 + 4) + 400

@@ -1,4 +1,4 @@
-"""Several real processes: what they compute together, how they end together, and what they refuse to start with."""
+"""Several real processes compute one run, stop together and refuse settings that differ."""
 
 import json
 import multiprocessing
@@ -22,7 +22,8 @@ from vlbert_jax.training import hosts, metrics
 from vlbert_jax.weights.orbax import newest_step
 
 RECIPE = "--config=tests/helpers/toy_task.py"
-# Dropout that does not depend on the mesh, and batches slow enough to interrupt a run between two checkpoints.
+# Dropout must not depend on the mesh. Batches must be slow enough to interrupt a run between two
+# checkpoints.
 FIELDS = ["--config.prng_impl=threefry2x32", "--config.total_steps=40", "--config.step_delay=0.05"]
 DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 
@@ -33,7 +34,7 @@ def toy(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-# Processes fork off one that has imported everything, which takes longer than what they do.
+# Imports take longer than the runs, so processes are forked from one that has imported everything.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.helpers.toy_process", "pytest"])
 
@@ -45,7 +46,10 @@ def free_address():
 
 
 def start(folder, count, *flags, own=((), ()), **environment):
-    """Processes of one run, and their logs in `folder`; `own` are further flags of each."""
+    """Start `count` processes of one run with logs in `folder`.
+
+    Process i has `flags` and the flags `own[i % 2]`.
+    """
     processes, address = [], free_address()
     for number in range(count):
         place = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={number}"]
@@ -63,18 +67,18 @@ def start(folder, count, *flags, own=((), ()), **environment):
 
 
 def end(processes):
-    """Exit statuses, and the lines about errors of each."""
+    """Wait for the processes; return the exit status and the error lines of each."""
     for process in processes:
         process.join(HANG_SECONDS)
     lines = [[x for x in process.log.read_text().splitlines() if x.startswith("error")] for process in processes]
     statuses = [process.exitcode for process in processes]
     for process in processes:
-        process.kill()  # those that hang
+        process.kill()  # the process may hang
         process.close()
     return statuses, lines
 
 
-def after_a_checkpoint(processes, workdir):
+def wait_for_a_checkpoint(processes, workdir):
     newest = newest_step(workdir)
     while newest_step(workdir) == newest and all(process.is_alive() for process in processes):
         time.sleep(0.02)
@@ -86,9 +90,9 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run of one process with eight devices that nothing interrupted, and its predictions."""
-    workdir, patch = tmp_path_factory.mktemp("whole"), pytest.MonkeyPatch()
+def uninterrupted(tmp_path_factory):
+    """Return the workdir of an uninterrupted, evaluated run of one process with eight devices."""
+    workdir, patch = tmp_path_factory.mktemp("uninterrupted"), pytest.MonkeyPatch()
     with patch.context() as patch:
         patch.setitem(TASKS, "toy", toy_hosts.REGISTERED)
         for mode in ("train", "evaluate"):
@@ -96,10 +100,11 @@ def whole(tmp_path_factory):
     return workdir
 
 
-def test_stopped_killed_and_continued(whole, tmp_path):
-    """SIGTERM to one of two, SIGKILL to a worker and to the coordinator: the other ends, the run goes on each time.
+def test_a_run_continues_after_sigterm_and_sigkill(uninterrupted, tmp_path):
+    """A run of two processes continues after one of them received SIGTERM or SIGKILL.
 
-    SIGTERM in an evaluation does not wait for its end, and the evaluation is done again.
+    The other process stops, too, after SIGKILL to the worker as well as to the coordinator. SIGTERM
+    interrupts an evaluation, and the next start repeats it.
     """
     run = tmp_path / "run"
     flags = [*FIELDS, f"--workdir={run}"]
@@ -110,14 +115,14 @@ def test_stopped_killed_and_continued(whole, tmp_path):
     assert {row["split"] for row in metrics.read_rows(run / "metrics.jsonl")} == {"train"}
 
     processes = start(tmp_path, 2, *flags)
-    after_a_checkpoint(processes, run)
+    wait_for_a_checkpoint(processes, run)
     processes[1].terminate()
     assert end(processes) == ([143, 143], [[], []])
     assert 10 < newest_step(run) < 40
 
     for killed in (1, 0):
         processes = start(tmp_path, 2, *flags)
-        after_a_checkpoint(processes, run)
+        wait_for_a_checkpoint(processes, run)
         processes[killed].kill()
         statuses, lines = end(processes)
         assert (statuses[killed], statuses[1 - killed]) == (-signal.SIGKILL, hosts.LOST), lines
@@ -126,12 +131,12 @@ def test_stopped_killed_and_continued(whole, tmp_path):
 
     processes = start(tmp_path, 2, *flags)
     assert end(processes) == ([0, 0], [[], []])
-    assert losses(run)[0] == losses(whole)[0]
-    np.testing.assert_allclose(losses(run)[1], losses(whole)[1], rtol=1e-5)
+    assert losses(run)[0] == losses(uninterrupted)[0]
+    np.testing.assert_allclose(losses(run)[1], losses(uninterrupted)[1], rtol=1e-5)
 
 
-def test_stopped_before_it_began(tmp_path):
-    """SIGTERM while one host loads: all stop at one of the first updates."""
+def test_sigterm_during_startup(tmp_path):
+    """After SIGTERM to a process that loads, all processes stop at one of the first updates."""
     processes = start(tmp_path, 2, *FIELDS, f"--workdir={tmp_path}/run")
     while "this is process 0" not in processes[0].log.read_text() and processes[0].is_alive():
         time.sleep(0.02)
@@ -140,23 +145,26 @@ def test_stopped_before_it_began(tmp_path):
     assert 1 <= newest_step(tmp_path / "run") < 5
 
 
-def test_is_the_run_of_one_process(whole, tmp_path):
-    """Losses, and predictions in one file; every host reads its part, and all parts are what one reads."""
+def test_four_processes_equal_one_process(uninterrupted, tmp_path):
+    """Losses and the prediction file of four processes equal those of one process.
+
+    Together the processes read every record once.
+    """
     flags = [*FIELDS, "--config.step_delay=0", f"--workdir={tmp_path}/run"]
     for mode in ("train", "evaluate"):
         assert end(start(tmp_path, 4, *flags, f"--mode={mode}")) == ([0] * 4, [[]] * 4)
-    assert losses(tmp_path / "run")[0] == losses(whole)[0]
-    np.testing.assert_allclose(losses(tmp_path / "run")[1], losses(whole)[1], rtol=1e-5)
+    assert losses(tmp_path / "run")[0] == losses(uninterrupted)[0]
+    np.testing.assert_allclose(losses(tmp_path / "run")[1], losses(uninterrupted)[1], rtol=1e-5)
     seen = [list(map(int, (tmp_path / f"seen_{i}").read_text().split())) for i in range(4)]
     assert len({number for part in seen for number in part}) == sum(map(len, seen)) == 40 * 16  # one epoch
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
-    mine, expected = (json.loads((w / "predictions/val.json").read_text()) for w in (tmp_path / "run", whole))
-    assert [index for index, _ in mine] == list(range(toy_hosts.VALIDATION))
-    np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+    found, expected = (json.loads((w / "predictions/val.json").read_text()) for w in (tmp_path / "run", uninterrupted))
+    assert [index for index, _ in found] == list(range(toy_hosts.VALIDATION))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def command(*flags, cwd=ROOT, **environment):
-    """The command line itself."""
+    """Start the command line in a new interpreter."""
     environment = os.environ | {"XLA_FLAGS": DEVICES, "PYTHONPATH": str(cwd)} | environment
     return subprocess.Popen(
         [sys.executable, "-m", "tests.helpers.toy_process", RECIPE, *flags], cwd=cwd, env=environment, text=True,
@@ -168,8 +176,8 @@ def error_lines(process):
     return [line for line in process.communicate(timeout=HANG_SECONDS)[1].splitlines() if line.startswith("error")]
 
 
-def test_hosts_that_disagree_are_named(tmp_path):
-    """Another line of code, another rate, another vocabulary file."""
+def test_processes_that_differ_are_reported(tmp_path):
+    """Different code, learning rates and vocabulary files are reported."""
     shutil.copytree(ROOT / "vlbert_jax", tmp_path / "vlbert_jax", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "vlbert_jax/geometry.py").open("a") as file:
         file.write("# changed\n")
@@ -193,8 +201,8 @@ def test_hosts_that_disagree_are_named(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_facts_are_of_what_the_config_names(tmp_path):
-    """Not of another corpus beside it, nor of a folder that is called like a split."""
+def test_facts_cover_only_configured_files(tmp_path):
+    """Another corpus and a folder with the name of a split do not change the facts."""
     config = toy_hosts.toy_task.make_config()
     config.data.update(data_dir=str(tmp_path), extractor="", captions="captions", eval_split="val")
     (tmp_path / "captions").mkdir()
@@ -208,7 +216,7 @@ def test_facts_are_of_what_the_config_names(tmp_path):
     assert hosts.facts(config) != facts
 
 
-def test_every_host_needs_the_same_folder(tmp_path):
+def test_processes_require_the_same_workdir(tmp_path):
     statuses, lines = end(start(tmp_path, 2, own=[[f"--workdir={tmp_path}/{name}"] for name in "ab"]))
     assert statuses == [2, 2]
     (line,) = lines[0] + lines[1]
@@ -216,25 +224,25 @@ def test_every_host_needs_the_same_folder(tmp_path):
     assert not list((tmp_path / "a").iterdir())
 
 
-def test_what_all_refuse_is_said_once(tmp_path):
+def test_an_error_in_all_processes_is_reported_once(tmp_path):
     statuses, lines = end(start(tmp_path, 2, f"--workdir={tmp_path}/run", "--config.batch_size=6"))
     assert statuses == [2, 2]
     (line,) = lines[0] + lines[1]
     assert "error: 3 examples per host do not divide among 2 devices" in line
 
 
-def test_tensor_lies_within_a_host(whole, tmp_path):
-    """Two hosts of two devices: divided by two it is the run of one process; by four it would span both."""
+def test_tensor_stays_within_a_host(uninterrupted, tmp_path):
+    """With two devices per host, mesh.tensor=2 equals one process and mesh.tensor=4 is an error."""
     flags = [*FIELDS, "--config.step_delay=0", f"--workdir={tmp_path}/run"]
     statuses, lines = end(start(tmp_path, 2, *flags, "--config.mesh.tensor=4"))
     (line,) = lines[0] + lines[1]
     assert statuses == [2, 2] and "error: mesh.tensor=4 does not divide the 2 devices of each host" in line
     assert end(start(tmp_path, 2, *flags, "--config.mesh.tensor=2")) == ([0, 0], [[], []])
-    assert losses(tmp_path / "run")[0] == losses(whole)[0]
-    np.testing.assert_allclose(losses(tmp_path / "run")[1], losses(whole)[1], rtol=1e-5)
+    assert losses(tmp_path / "run")[0] == losses(uninterrupted)[0]
+    np.testing.assert_allclose(losses(tmp_path / "run")[1], losses(uninterrupted)[1], rtol=1e-5)
 
 
-def test_nobody_answers(tmp_path):
+def test_a_missing_coordinator_is_reported(tmp_path):
     processes = start(tmp_path, 2, JOIN_SECONDS="1")
     processes[0].kill()  # the coordinator, before it listens
     statuses, lines = end(processes)
@@ -243,8 +251,8 @@ def test_nobody_answers(tmp_path):
     assert re.search(r"process 1 .* not all of 2 processes came to the coordinator localhost:\d+; is it", line), line
 
 
-def test_a_library_that_aborts_is_no_dead_host(tmp_path):
-    """On the host where it does; to the other it is one."""
+def test_an_abort_is_not_reported_as_a_lost_process(tmp_path):
+    """The process that aborts reports a library; the other process reports a lost process."""
     flags = [f"--coordinator={free_address()}", "--num_processes=2", f"--workdir={tmp_path}/run"]
     environment = dict(ABORT="1", HEARTBEAT_SECONDS="6")
     processes = [command(*flags, f"--process_id={number}", **environment) for number in range(2)]
@@ -263,7 +271,7 @@ def test_a_library_that_aborts_is_no_dead_host(tmp_path):
         (["--num_processes=0"], "num_processes"),
     ],
 )  # fmt: skip
-def test_places_that_cannot_be(flags, line, capsys):
+def test_impossible_process_flags_are_reported(flags, line, capsys):
     assert main.main(["main", RECIPE, *flags]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert line in error
@@ -272,17 +280,17 @@ def test_places_that_cannot_be(flags, line, capsys):
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
 ENVIRONMENTS = [
     ({}, None),
-    ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, None),  # an allocation is not yet a step of four processes
+    ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, None),  # an allocation is not a job step
     ({"SLURM_STEP_NUM_TASKS": "4"}, (None, None, None)),
     (OPEN_MPI, (None, 4, 3)),
-    # Open MPI 5: the machine and the number of mpirun.
+    # Open MPI 5 stores the host and the process number of mpirun in PMIX_NAMESPACE.
     (OPEN_MPI | {"PMIX_NAMESPACE": "prterun-node-01-8346@1"}, ("node-01:61594", 4, 3)),
     (OPEN_MPI | {"PMIX_NAMESPACE": "prterun-a-1@1", "JAX_COORDINATOR_ADDRESS": "b:2"}, ("b:2", 4, 3)),
     (OPEN_MPI | {"PMIX_NAMESPACE": "1531576320"}, (None, 4, 3)),
     ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
     ({"TPU_WORKER_HOSTNAMES": "a,b"}, (None, None, None)),
     ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, (None, None, None)),
-    ({"TPU_ML_PLATFORM": "JAX"}, None),  # JAX_PLATFORMS is cpu here
+    ({"TPU_ML_PLATFORM": "JAX"}, None),  # JAX_PLATFORMS is cpu in the tests
     ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "a:1"}, ("a:1", 2, 1)),
     ({"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a:1"}, None),
 ]
@@ -296,7 +304,7 @@ def no_cluster(monkeypatch):
 
 
 @pytest.mark.parametrize("environment, expected", ENVIRONMENTS, ids=str)
-def test_joins_other_hosts_only_where_there_are_any(environment, expected, no_cluster, monkeypatch):
+def test_cluster_environments_are_detected(environment, expected, no_cluster, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert hosts.found() == expected
@@ -314,7 +322,7 @@ def test_joins_other_hosts_only_where_there_are_any(environment, expected, no_cl
         ("SLURM_NTASKS", "1", False),
     ],
 )
-def test_the_only_process_of_a_machine_takes_all_its_gpus(name, value, alone, no_cluster, monkeypatch):
+def test_the_only_process_of_a_machine_is_detected(name, value, alone, no_cluster, monkeypatch):
     monkeypatch.setenv(name, value)
     assert hosts.alone_on_machine() is alone
 
@@ -328,9 +336,9 @@ hosts.arm_dead_mans_switch()
 libc = ctypes.CDLL(None)
 libc.signal(signal.SIGALRM, ctypes.cast(libc.abort, ctypes.c_void_p))
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # so the other thread aborts, as JAX does
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # so the other thread aborts, as in JAX
 libc.alarm(1)
-ctypes.PyDLL(None).sleep(600)  # C code that keeps the interpreter lock
+ctypes.PyDLL(None).sleep(600)  # C code that holds the interpreter lock
 """
 
 

@@ -1,4 +1,7 @@
-"""The loop, on a task that trains in a second: rows, checkpoints, resumed runs, signals, evaluation."""
+"""The training loop writes rows and checkpoints, resumes runs, handles signals and evaluates.
+
+The tests train the toy task, which takes a second.
+"""
 
 import dataclasses
 import json
@@ -37,7 +40,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_the_model_is_built(chang
 
 
 def crashing_before(step):
-    """`train_batches` of a machine that dies when batch `step` is asked for."""
+    """Return a `train_batches` that raises Crash when batch `step` is requested."""
 
     def train_batches(config, start_step, *hosts):
         for k, batch in enumerate(toy_task.toy.train_batches(config, start_step, *hosts), start_step):
@@ -49,21 +52,21 @@ def crashing_before(step):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing interrupted: its config, workdir and last state."""
-    config, workdir = toy_task.make_config(second_loss_from=6), tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory):
+    """Return the config, workdir and last state of an uninterrupted run."""
+    config, workdir = toy_task.make_config(second_loss_from=6), tmp_path_factory.mktemp("uninterrupted")
     _, state = train(config, toy_task.toy, workdir, two_devices())
     return config, workdir, state
 
 
-def test_rows(whole):
-    config, workdir, _ = whole
+def test_rows(uninterrupted):
+    config, workdir, _ = uninterrupted
     rows = rows_of(workdir)
     assert [(row["step"], row["split"]) for row in rows] == [
         (4, "train"), (8, "train"), (10, "val"), (12, "train"), (16, "train"), (20, "train"), (20, "val"),
     ]  # fmt: skip
     assert set(rows[0]) == {"step", "split", "loss", "fit_loss", "fit_accuracy", "grad_norm", "learning_rate"}
-    assert set(rows[1]) - set(rows[0]) == {"size_loss"}  # its opening phase was over
+    assert set(rows[1]) - set(rows[0]) == {"size_loss"}  # the loss `size` is active from step 6
     assert set(rows[2]) == {"step", "split", "accuracy", "loss", "other/accuracy", "other/loss"}
     assert rows[5]["learning_rate"] == 0
     timed = metrics.read_rows(workdir / "metrics.jsonl")[1]
@@ -73,16 +76,16 @@ def test_rows(whole):
     assert {"packages", "devices", "revision"} <= set(json.loads((workdir / "versions.json").read_text()))
 
 
-def test_train_row_is_the_mean_since_the_last(whole):
-    _, workdir, _ = whole
-    _, reports = updates(whole[0], two_devices(), count=4)
+def test_a_train_row_has_means_since_the_previous_row(uninterrupted):
+    _, workdir, _ = uninterrupted
+    _, reports = updates(uninterrupted[0], two_devices(), count=4)
     expected = np.mean([report["loss"] for report in reports])
     np.testing.assert_allclose(rows_of(workdir)[0]["loss"], expected, rtol=1e-5)
 
 
-def test_val_row_counts_every_record_once(whole):
-    """By hand, over the records without padding."""
-    config, workdir, state = whole
+def test_a_val_row_counts_every_record_once(uninterrupted):
+    """The loss is the mean over all records, without padding."""
+    config, workdir, state = uninterrupted
     batch = jax.tree.map(
         lambda *parts: np.concatenate(parts)[: toy_task.VALIDATION],
         *toy_task.toy.eval_batches(config, 0, 1)["val"],
@@ -95,21 +98,24 @@ def test_val_row_counts_every_record_once(whole):
 
 
 @pytest.mark.parametrize("crashes", [(3, 6), (5, 13)], ids=str)
-def test_resumed_run_is_the_whole_run(whole, tmp_path, crashes):
-    """Bit for bit, wherever it stopped: before the first checkpoint, on one, between one and the next row."""
-    config, workdir, state = whole
+def test_a_resumed_run_equals_an_uninterrupted_run(uninterrupted, tmp_path, crashes):
+    """A resumed run is bit-identical to an uninterrupted one.
+
+    It crashes before the first checkpoint, at a checkpoint, and between a checkpoint and a row.
+    """
+    config, workdir, state = uninterrupted
     for step in crashes:
         with pytest.raises(Crash):
             train(config, task_with(train_batches=crashing_before(step)), tmp_path, two_devices())
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1, "sp')  # killed while writing
+        file.write('{"step": 1, "sp')  # a process was killed while it wrote
     _, resumed = train(config, toy_task.toy, tmp_path, two_devices())
     assert rows_of(tmp_path) == rows_of(workdir)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
 
 
-def test_a_run_goes_on_in_another_shape(tmp_path):
-    """Another mesh with dropout on, another cut of the batch: the rows are those of the run that stayed."""
+def test_a_run_continues_on_another_mesh(tmp_path):
+    """Another mesh (with dropout) or other micro-batches do not change the rows."""
     for number, (fields, changed) in enumerate(
         [
             (dict(prng_impl="threefry2x32"), {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}),
@@ -131,16 +137,16 @@ def test_a_run_goes_on_in_another_shape(tmp_path):
             )
 
 
-def test_finished_run_is_left_alone(whole):
-    config, workdir, state = whole
+def test_a_finished_run_does_not_change(uninterrupted):
+    config, workdir, state = uninterrupted
     before = (workdir / "metrics.jsonl").read_text()
     _, again = train(config, task_with(train_batches=crashing_before(20)), workdir, two_devices())
     assert (workdir / "metrics.jsonl").read_text() == before
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
-def test_sigterm_saves_and_stops(whole, tmp_path):
-    config, workdir, _ = whole
+def test_sigterm_saves_and_stops(uninterrupted, tmp_path):
+    config, workdir, _ = uninterrupted
 
     def train_batches(config, start_step, *hosts):
         for k, batch in enumerate(toy_task.toy.train_batches(config, start_step, *hosts), start_step):
@@ -157,9 +163,12 @@ def test_sigterm_saves_and_stops(whole, tmp_path):
     assert rows_of(tmp_path) == rows_of(workdir)
 
 
-def test_sigterm_does_not_wait_for_an_evaluation(whole, tmp_path):
-    """It is done again: stopped in one, in the one that does it again, and where one is due; rows and scores stay."""
-    config, workdir, _ = whole
+def test_sigterm_interrupts_an_evaluation(uninterrupted, tmp_path):
+    """SIGTERM interrupts an evaluation; the next start repeats it with the same rows and scores.
+
+    SIGTERM arrives in an evaluation, in its repetition, and in an update before an evaluation.
+    """
+    config, workdir, _ = uninterrupted
 
     def terminated(batches, number):
         for k, batch in enumerate(batches):
@@ -191,28 +200,28 @@ def test_sigterm_does_not_wait_for_an_evaluation(whole, tmp_path):
     assert scores[0] == scores[1] and scores[0].keys() == {"10", "20"}
 
 
-def test_not_finite_names_the_step_and_saves_the_state_before(whole, tmp_path):
+def test_a_non_finite_loss_saves_the_last_finite_state(uninterrupted, tmp_path):
     config = toy_task.make_config(second_loss_from=6, poison_step=13)
-    for _ in range(2):  # the second start finds the same
+    for _ in range(2):  # the second start fails at the same step
         with pytest.raises(FloatingPointError, match="not finite at step 14; .* saved as step 13"):
             train(config, toy_task.toy, tmp_path, two_devices())
-    assert rows_of(tmp_path) == [row for row in rows_of(whole[1]) if row["step"] <= 12]
+    assert rows_of(tmp_path) == [row for row in rows_of(uninterrupted[1]) if row["step"] <= 12]
     assert newest_step(tmp_path) == 13
     checkpoints = checkpoint.Checkpoints(tmp_path, config)
-    loss, count = checkpoints.meta()["window"]["loss"]  # of the one good update since the row of step 12
+    loss, count = checkpoints.meta()["window"]["loss"]  # of the one finite update since the row of step 12
     assert np.isfinite(loss) and count == 1
     checkpoints.close()
 
 
 def test_implicit_transfers_are_errors(tmp_path, monkeypatch):
-    """Here: a batch that was not put on the devices."""
+    """A batch that was not put on the devices is an error."""
     monkeypatch.setattr(sharding, "global_batch", lambda batch, mesh: batch)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(toy_task.make_config(), toy_task.toy, tmp_path, two_devices())
 
 
-def test_evaluate_run_scores_the_newest_checkpoint(whole, tmp_path):
-    config, workdir, _ = whole
+def test_evaluate_run_scores_the_newest_checkpoint(uninterrupted, tmp_path):
+    config, workdir, _ = uninterrupted
     scores = evaluate_run(config, toy_task.toy, workdir, two_devices())
     row = rows_of(workdir)[-1]
     assert scores == {name: value for name, value in row.items() if name != "split"}
@@ -226,7 +235,7 @@ def test_evaluate_run_scores_the_newest_checkpoint(whole, tmp_path):
 
 
 def test_order_of_restoring(tmp_path, monkeypatch):
-    """The own run first, then what `init` names, then scratch."""
+    """A checkpoint of the run precedes the weights that `init` names, and these precede scratch."""
     calls = []
 
     def load_into(params, constants, encoder, task, init, complete, extractor):
@@ -263,9 +272,9 @@ train(config, toy_task.toy, pathlib.Path(sys.argv[1]), sharding.make_mesh(config
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(whole, tmp_path):
-    """SIGKILL while it starts, computes, writes a row or a checkpoint: the finished run is the same."""
-    draw = random.Random()
+def test_killed_at_any_moment(uninterrupted, tmp_path):
+    """A run that SIGKILL interrupts at random times has the rows of an uninterrupted run."""
+    rng = random.Random()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     kills, stderr = 0, ""
     for attempt in range(9):
@@ -275,8 +284,8 @@ def test_killed_at_any_moment(whole, tmp_path):
         if attempt < 3:
             newest = newest_step(tmp_path)
             while newest_step(tmp_path) == newest and process.poll() is None:
-                time.sleep(0.01)  # at least one checkpoint further, then any time
-            time.sleep(draw.uniform(0, 0.4))
+                time.sleep(0.01)  # until the next checkpoint; a random delay follows
+            time.sleep(rng.uniform(0, 0.4))
             process.kill()
             kills += process.wait() == -signal.SIGKILL
             process.stderr.close()
@@ -285,4 +294,4 @@ def test_killed_at_any_moment(whole, tmp_path):
             break
     assert process.returncode == 0, stderr
     assert kills >= 2
-    assert rows_of(tmp_path) == rows_of(whole[1])
+    assert rows_of(tmp_path) == rows_of(uninterrupted[1])

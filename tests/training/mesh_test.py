@@ -1,7 +1,7 @@
-"""Meshes: the same loss and gradients on any, the state divided over fsdp, what the compiled programs send about.
+"""Loss and gradients do not depend on the mesh, fsdp divides the state, and collectives are few.
 
-Compiling takes seconds per program: every mesh and every recipe is here once or twice. VLBERT_ALL_MESHES=1 takes all
-pairs of them.
+Compilation takes seconds per program, so every mesh and every recipe occurs only once or twice.
+VLBERT_ALL_MESHES=1 selects all pairs of them.
 """
 
 import functools
@@ -34,7 +34,7 @@ SMALL = {
     "optimizer.clip_norm": 0.0,
     "model.encoder.text_visual_gain_init": 0.5,
     "model.encoder.region_visual_gain_init": 0.5,
-    "model.region_head.widths": (8, 8, 8, 8),  # divide by eight, so that they are divided
+    "model.region_head.widths": (8, 8, 8, 8),  # divisible by eight, so fsdp=8 divides them
     "model.region_head.stem_width": 8,
 }
 
@@ -46,7 +46,7 @@ def make_mesh(*sizes):
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
-    """Recipe -> its config, shrunk: two layers, a batch of eight images."""
+    """Return the config of each recipe, shrunk to two layers and a batch of eight images."""
     folder = tmp_path_factory.mktemp("data")
     build_scenes(
         folder, num_train=40, num_val=20, num_train_stories=20, num_val_stories=8, feature_width=pretrain_case.FEATURES
@@ -60,7 +60,12 @@ def configs(tmp_path_factory):
 
 
 def update(config, mesh, start=None):
-    """One update, dropout on: (state before, metrics, gradients, the program's text, what creating the state took)."""
+    """Run one update with dropout.
+
+    Returns:
+        The state before the update, the metrics, the gradients, the text of the compiled program,
+        and the memory analysis of the state's creation (None if `start` is given).
+    """
     task, memory = get_task(config.task), None
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
@@ -82,36 +87,40 @@ def update(config, mesh, start=None):
 
 @pytest.fixture(scope="module")
 def alone(configs):
-    """Recipe -> its update on one device."""
+    """Return a function from the name of a recipe to its update on one device."""
     return functools.cache(lambda name: update(configs[name], make_mesh(1, 1, 1)))
 
 
 @pytest.mark.parametrize("name, sizes", PAIRS, ids=str)
 def test_the_mesh_changes_neither_loss_nor_gradients(name, sizes, configs, alone):
-    """To 1e-5 of each metric, and of the largest entry of each gradient: float32 sums in another order."""
+    """Metrics and gradients on a mesh equal those on one device.
+
+    The tolerance is 1e-5 of each metric and of the largest entry of each gradient, because float32
+    sums have another order.
+    """
     start, expected, gradients, _, _ = alone(name)
     divided = sizes == (1, 8, 1)
-    ours, report, mine, program, memory = update(configs[name], make_mesh(*sizes), None if divided else start)
+    before, report, found, program, memory = update(configs[name], make_mesh(*sizes), None if divided else start)
     assert report.keys() == expected.keys()
     np.testing.assert_allclose(*zip(*((report[x], expected[x]) for x in report), strict=True), rtol=1e-5)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(gradients))
     assert largest > 1e-3
     for other, (path, gradient) in zip(
-        jax.tree.leaves(mine), jax.tree_util.tree_leaves_with_path(gradients), strict=True
+        jax.tree.leaves(found), jax.tree_util.tree_leaves_with_path(gradients), strict=True
     ):
-        # That of the keys' bias is zero but for rounding: softmax does not feel it.
+        # Softmax is invariant to the bias of the keys, so the gradient of that is rounding error.
         scale = max(np.abs(gradient).max(), 1e-3 * largest)
         np.testing.assert_allclose(other, gradient, rtol=0, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
     kinds, _ = compile_ahead.count_collectives(program)
     if sizes == (8, 1, 1):
         assert set(kinds) == {"all-reduce"}
     if divided:
-        jax.tree.map(np.testing.assert_array_equal, ours, start)  # drawn alike on any mesh
+        jax.tree.map(np.testing.assert_array_equal, before, start)  # initial values do not depend on the mesh
         whole = sum(x.nbytes for x in jax.tree.leaves(start))
         assert memory.output_size_in_bytes + memory.temp_size_in_bytes < whole / 3
         assert set(kinds) <= {"all-reduce", "all-gather", "reduce-scatter"}
         gathered = re.findall(r" = \w+\[([\d,]*)\]\S* all-gather", program)
-        # Parameters are collected, one layer at a time; activations stay where their examples are.
+        # Parameters are gathered one layer at a time; activations are not gathered.
         arrays = jax.tree.leaves((start.params, start.constants))
         parameters = {_sides(x.shape[layers:]) for x in arrays for layers in (0, 1)}
         assert len(gathered) > 10
@@ -119,20 +128,20 @@ def test_the_mesh_changes_neither_loss_nor_gradients(name, sizes, configs, alone
 
 
 def _sides(shape):
-    """A shape in any order of its axes."""
+    """Return the sorted sizes of a shape's axes, without those of size 1."""
     return tuple(sorted(side for side in shape if side > 1))
 
 
 @pytest.fixture(scope="module")
 def base():
-    """The abstract state of base_e2e in its real sizes."""
+    """Return the abstract state of base_e2e in its real sizes."""
     config = recipes.base_e2e()
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     return create_state(config, get_task("pretrain"), tx, make_mesh(1, 1, 1))[1]
 
 
 def test_bytes_per_device_fall_with_fsdp(base):
-    """Parameters, moments and constants of base_e2e; what stays whole is small."""
+    """fsdp divides parameters, moments and constants of base_e2e, except small arrays."""
     whole = sharding.bytes_per_device(base, sharding.tree_shardings(base, make_mesh(1, 1, 1)))
     assert whole == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base))
     for fsdp in (2, 4, 8):
@@ -142,16 +151,19 @@ def test_bytes_per_device_fall_with_fsdp(base):
             assert array.size < 40_000 or math.prod(place.shard_shape(array.shape)) * fsdp == array.size, array
 
 
-def test_regions_are_dealt_evenly_among_devices():
-    """Real regions per device: at random the fullest has a sixth more than the mean, dealt out a fiftieth."""
+def test_regions_are_balanced_among_devices():
+    """The largest number of real regions on a device is close to the mean.
+
+    It exceeds the mean by less than 2 %; in random order it exceeds it by more than 10 %.
+    """
     rng = np.random.default_rng(0)
     worst = {True: [], False: []}
     for _ in range(20):
         counts = rng.integers(10, 102, 128)
-        dealt = even_order(counts)
-        assert sorted(dealt) == list(range(128))
-        for order, even in ((np.arange(128), False), (dealt, True)):
-            per_device = counts[order].reshape(8, 4, 4)  # a device's rows, as `sharding.cut` takes them: (rows, parts)
+        balanced = even_order(counts)
+        assert sorted(balanced) == list(range(128))
+        for order, even in ((np.arange(128), False), (balanced, True)):
+            per_device = counts[order].reshape(8, 4, 4)  # (device, row, micro-batch), as in `sharding.cut`
             worst[even].append([per_device.sum((1, 2)).max() / per_device.sum((1, 2)).mean()])
             worst[even][-1] += list(per_device.sum(1).max(0) / per_device.sum(1).mean(0))
     assert np.mean(worst[False], axis=0)[0] > 1.1 and np.mean(worst[True], axis=0)[0] < 1.02
@@ -159,28 +171,33 @@ def test_regions_are_dealt_evenly_among_devices():
     assert list(even_order([5])) == [0] and sorted(even_order([1, 1, 1])) == [0, 1, 2]
 
 
-def test_dealt_by_hand():
-    """The heaviest and the fourth, the fifth and the eighth to one half; then within each half. Without pixels, not."""
+def test_balanced_order_by_hand():
+    """Halves and quarters of a batch with pixels have equal numbers of regions.
+
+    A batch without pixels keeps its order.
+    """
     counts = [3, 8, 1, 6, 2, 7, 5, 4]
     examples = [dict(region_mask=np.arange(9) < count, index=np.int32(count)) for count in counts]
     assert stacked_evenly(examples)["index"].tolist() == counts
     pixels = [dict(example, pixels=np.uint8(example["index"])) for example in examples]
-    dealt = stacked_evenly(pixels)
-    assert dealt["index"].tolist() == [8, 1, 5, 4, 7, 2, 6, 3]  # quarters, and every other row of a half, hold 9
-    np.testing.assert_array_equal(dealt["pixels"], dealt["index"])
-    np.testing.assert_array_equal(dealt["region_mask"].sum(1), dealt["index"])
+    balanced = stacked_evenly(pixels)
+    # Each quarter has 9 regions. Alternate rows have equal sums in both halves.
+    assert balanced["index"].tolist() == [8, 1, 5, 4, 7, 2, 6, 3]
+    np.testing.assert_array_equal(balanced["pixels"], balanced["index"])
+    np.testing.assert_array_equal(balanced["region_mask"].sum(1), balanced["index"])
 
 
-def test_batches_with_pixels_are_dealt_out(configs):
-    """What a row holds of its image moves as one."""
+def test_batches_with_pixels_are_balanced(configs):
+    """All fields of an image move to the same row."""
     plain = configs["e2e"].copy_and_resolve_references()
     plain.data.even_regions = False
-    drawn, dealt = (next(get_task("pretrain").train_batches(config, 0, 0, 1)) for config in (plain, configs["e2e"]))
-    order = even_order(drawn.region_mask.sum(1))
+    pair = (plain, configs["e2e"])
+    original, balanced = (next(get_task("pretrain").train_batches(config, 0, 0, 1)) for config in pair)
+    order = even_order(original.region_mask.sum(1))
     assert list(order) != sorted(order)
     for name in ("pixels", "boxes", "region_mask"):
-        np.testing.assert_array_equal(getattr(dealt, name), getattr(drawn, name)[order])
-    np.testing.assert_array_equal(dealt.token_ids[:, 0], drawn.token_ids[order, 0])
+        np.testing.assert_array_equal(getattr(balanced, name), getattr(original, name)[order])
+    np.testing.assert_array_equal(balanced.token_ids[:, 0], original.token_ids[order, 0])
 
 
 @pytest.mark.parametrize("name", ["e2e", "precomputed", "vcr"])

@@ -1,4 +1,4 @@
-"""The optimizer against recordings of the official one, and its schedules by hand."""
+"""Updates equal recordings of the official optimizer; schedules equal values computed by hand."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_official_updates(path):
 
 
 def test_recordings_clip_and_do_not_clip():
-    """Otherwise the comparison above would say nothing about clipping."""
+    """Norms in the recordings are above and below the limit, so the comparison covers clipping."""
     case = np.load(RECORDINGS[0].with_suffix(".npz"))
     limit = json.loads(RECORDINGS[0].read_text())["clip_grad_norm"]
     assert (case["out/total_norm"] > limit).any() and (case["out/total_norm"] < limit).any()
@@ -35,13 +35,13 @@ def test_recordings_clip_and_do_not_clip():
 )
 def test_schedules(name, expected):
     schedule = optimizer.learning_rate_schedule(make_config(**{"optimizer.schedule": name}))
-    rates = [schedule(k) for k in range(1, 14)]  # one beyond the end
+    rates = [schedule(k) for k in range(1, 14)]  # one step after the end
     np.testing.assert_allclose(rates, 1e-3 * np.array(expected), rtol=1e-6, atol=1e-10)
-    assert name == "constant" or rates[11] == 0  # exactly
+    assert name == "constant" or rates[11] == 0  # without a tolerance
 
 
-def test_the_opening_has_a_schedule_of_its_own():
-    """Up and down to its own peak; behind it the main schedule starts from 0, as if nothing had been before."""
+def test_the_opening_has_a_separate_schedule():
+    """The opening has its own peak; the main schedule after it equals one without an opening."""
     plain = optimizer.learning_rate_schedule(make_config())
     config = make_config(total_steps=18, **{"opening.steps": 6, "opening.learning_rate": 5e-3})
     schedule = optimizer.learning_rate_schedule(config)
@@ -50,7 +50,7 @@ def test_the_opening_has_a_schedule_of_its_own():
     np.testing.assert_allclose([schedule(6 + k) for k in range(13)], [plain(k) for k in range(13)], rtol=1e-6)
 
 
-def test_no_warmup_starts_at_the_top():
+def test_without_warmup_the_schedule_starts_at_the_peak():
     schedule = optimizer.learning_rate_schedule(
         make_config(warmup_steps=0, **{"optimizer.schedule": "constant"})
     )
@@ -58,7 +58,7 @@ def test_no_warmup_starts_at_the_top():
 
 
 def test_norms_and_biases_decay_too():
-    """With no gradient, what remains is the decay at the scheduled rate."""
+    """Without a gradient, the update is only the decay at the scheduled rate."""
     config = make_config()
     tx = optimizer.make_optimizer(config.optimizer, lambda k: 0.5)
     params = {"bias": jnp.ones(3)}
@@ -66,12 +66,12 @@ def test_norms_and_biases_decay_too():
     np.testing.assert_allclose(params["bias"] + updates["bias"], 1 - 0.5 * 1e-4, rtol=1e-6)
 
 
-def test_decay_shrinks_the_stepped_parameter():
-    """p <- (p + u) (1 - rate * decay), with numbers large enough to see the order."""
+def test_decay_applies_to_the_updated_parameter():
+    """The update is p <- (p + u) (1 - rate * decay); large values show this order."""
     tx = optimizer.adamw(lambda k: 0.5, b1=0.9, b2=0.999, eps=0.0, weight_decay=0.1)
     params = {"x": jnp.array([1.0, -2.0])}
     updates, _ = tx.update({"x": jnp.array([3.0, 4.0])}, tx.init(params), params)
-    # The first step of Adam is the sign of the gradient: exact, if 1 - b2 does not lose its digits.
+    # The first step of Adam is the sign of the gradient. It is exact if 1 - b2 is.
     np.testing.assert_allclose(updates["x"], np.array([0.5, -2.5]) * 0.95 - params["x"], rtol=1e-6)
 
 

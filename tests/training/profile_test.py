@@ -1,4 +1,4 @@
-"""Traces of updates, durations without compilation, evaluation that holds few outputs, runs outside the main thread."""
+"""Traces cover given updates, durations exclude compilation, and evaluations hold few outputs."""
 
 import gzip
 import re
@@ -32,8 +32,8 @@ def test_no_trace_by_default(tmp_path):
     assert not (tmp_path / "profile").exists()
 
 
-def test_step_time_leaves_compilation_out(tmp_path):
-    """The first row does not count a trace that takes two seconds as time of its four updates."""
+def test_step_time_excludes_compilation(tmp_path):
+    """The duration in the first row excludes two seconds of tracing."""
 
     def loss_sums(*args):
         time.sleep(2)
@@ -47,7 +47,7 @@ def test_step_time_leaves_compilation_out(tmp_path):
 
 
 def test_an_evaluation_holds_few_outputs(monkeypatch):
-    """Outputs leave the devices on the way, and the sums are those of all batches."""
+    """Outputs are fetched during the evaluation, and the scores are those of all batches."""
     alive, most = [], []
 
     class Output:
@@ -87,7 +87,7 @@ def test_a_run_outside_the_main_thread(tmp_path, caplog):
 
 
 def test_parts_of_the_model_have_names(tmp_path):
-    """The operations of each part carry its name, which a trace shows."""
+    """The operations of each part have its name, which is visible in traces."""
     config, task = shrunk("demo", tmp_path), get_task("pretrain")
     graphdef, state = nnx.split(nnx.eval_shape(lambda: task.build_model(config, nnx.Rngs(0))))
 

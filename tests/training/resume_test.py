@@ -1,6 +1,7 @@
-"""The end-to-end recipe, shrunk, stopped and continued in another shape: the run is the one that never stopped.
+"""A shrunk end-to-end run that continues on other devices equals an uninterrupted run.
 
-Some minutes on two cores, so only with VLBERT_ALL_MESHES=1; loop_test.py and hosts_test.py have the same on a toy.
+The tests take minutes on two cores, so they require VLBERT_ALL_MESHES=1. loop_test.py and
+hosts_test.py test the same with the toy task.
 """
 
 import os
@@ -31,12 +32,12 @@ FIELDS = {
     "checkpoint_every_steps": 0,
     "warmup_steps": 2,
     "learning_rate": 1e-2,
-    "optimizer.name": "sgd",  # Adam makes of a gradient that is nothing but rounding a whole step
+    "optimizer.name": "sgd",  # Adam turns a gradient of rounding errors into a full step
     "init.scratch": True,
     "report": False,
 }
 WITHOUT_DROPOUT = {"model.encoder.dropout_rate": 0.0, "model.region_head.dropout_rate": 0.0}
-BY_ROWS = {"data.even_regions": False}  # dropout is drawn by row: every host deals out its own
+BY_ROWS = {"data.even_regions": False}  # dropout depends on the row, and each host would order its own rows
 
 
 def run(config, workdir, devices=2):
@@ -45,7 +46,11 @@ def run(config, workdir, devices=2):
 
 @pytest.fixture(scope="module", params=[BY_ROWS, WITHOUT_DROPOUT], ids=["with_dropout", "without"])
 def runs(request, tmp_path_factory):
-    """Fields, a run that nothing stopped, and one that was asked to after four of its six updates."""
+    """Run six updates without interruption, and again with a stop after four.
+
+    Returns:
+        The fields of the config, and the folder of both runs.
+    """
     folder = tmp_path_factory.mktemp("runs")
     build_scenes(
         folder / "data", num_train=60, num_val=10, num_train_stories=30, num_val_stories=8,
@@ -57,7 +62,8 @@ def runs(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         calls = iter(range(99))
         evaluations = eval_batches(config, 0, 1)
-        stop = 4 + sum(1 for batches in evaluations.values() for _ in batches)  # one was in between
+        # `reached` is called for each update, and for each batch of the evaluation at step 3.
+        stop = 4 + sum(1 for batches in evaluations.values() for _ in batches)
         patch.setattr(Preemption, "reached", lambda self: next(calls) == stop - 1)
         with pytest.raises(Stopped, match="step 4 is saved"):
             run(config, folder / "stopped")
@@ -65,7 +71,11 @@ def runs(request, tmp_path_factory):
 
 
 def continued(runs, name, start):
-    """Goes on from the stopped run by `start(config fields, data, workdir)`; both runs' rows without durations."""
+    """Continue the stopped run by `start(config fields, data, workdir)`.
+
+    Returns:
+        The rows of the continued and of the uninterrupted run, without durations.
+    """
     fields, folder = runs
     shutil.copytree(folder / "stopped", folder / name)
     start(fields, folder / "data", folder / name)
@@ -77,12 +87,12 @@ def continued(runs, name, start):
 
 
 def check(rows, expected):
-    """To 1e-5 of each number. Accuracies are counts: they hold, too."""
+    """Compare all values to a relative 1e-5. Accuracies are ratios of counts and meet that, too."""
     assert [(row.pop("step"), row.pop("split")) for row in rows] == [(r.pop("step"), r.pop("split")) for r in expected]
     assert len(rows) == 8
     for row, one in zip(rows, expected, strict=True):
         assert row == pytest.approx(one, rel=1e-5, abs=1e-7)
-    assert len({row["loss"] for row in expected if "loss" in row}) == 6  # no batch came twice
+    assert len({row["loss"] for row in expected if "loss" in row}) == 6  # no batch occurs twice
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 1)], ids=str)
@@ -95,9 +105,9 @@ def test_on_another_mesh(sizes, runs):
     check(*continued(runs, str(sizes), start))
 
 
-def test_cut_into_parts(runs):
+def test_with_micro_batches(runs):
     if runs[0].keys() & BY_ROWS.keys():
-        pytest.skip("every part draws its own dropout")
+        pytest.skip("every micro-batch samples its own dropout")
 
     def start(fields, data, workdir):
         run(shrunk("base_e2e", data, **fields, grad_accumulation_steps=4), workdir)
@@ -106,7 +116,7 @@ def test_cut_into_parts(runs):
 
 
 def test_on_two_hosts(runs):
-    """Two processes of one device each, by the command line."""
+    """Two processes with one device each continue the run by the command line."""
 
     def start(fields, data, workdir):
         recipe = workdir.with_suffix(".py")
@@ -123,7 +133,7 @@ def test_on_two_hosts(runs):
             subprocess.Popen([*command, f"--process_id={i}"], env=environment, text=True, stderr=subprocess.PIPE)
             for i in range(2)
         ]
-        told = [process.communicate(timeout=HANG_SECONDS)[1] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], told
+        errors = [process.communicate(timeout=HANG_SECONDS)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], errors
 
     check(*continued(runs, "hosts", start))

@@ -36,7 +36,7 @@ def test_impossible_mesh(sizes):
         (("embed", "mlp"), (8, 16), P("fsdp", "tensor")),
         (("embed", "mlp"), (3, 8, 16), P(None, "fsdp", "tensor")),  # stacked layers
         (("vocab", "embed"), (128, 6), P("tensor", "fsdp")),
-        (("vocab", "embed"), (127, 5), P(None, None)),  # does not divide
+        (("vocab", "embed"), (127, 5), P(None, None)),  # not divisible
         (("embed", "embed"), (8, 8), P("fsdp", None)),  # a mesh axis is used once
         ((None, None, "conv_in", "conv_out"), (3, 3, 8, 8), P(None, None, None, "fsdp")),
         ((), (), P()),
@@ -51,7 +51,7 @@ def test_unknown_axis():
         sharding.partition_spec(("emded",), (8,), make_mesh())
 
 
-def test_moments_live_where_their_parameters_do():
+def test_moments_have_the_shardings_of_their_parameters():
     mesh = make_mesh(1, 4, 2)
     params = nnx.State(
         {"w": nnx.Param(jnp.zeros((8, 16)), axes=("embed", "mlp")), "b": nnx.Param(jnp.zeros(3))}
@@ -63,7 +63,7 @@ def test_moments_live_where_their_parameters_do():
     assert count == P() and rest == 3 * [P(None), P("fsdp", "tensor")]
 
 
-def test_global_batch_lays_rows_out_in_order():
+def test_global_batch_keeps_the_order_of_rows():
     mesh = make_mesh(2, 2, 2)
     rows = np.arange(8 * 3).reshape(8, 3)
     placed = sharding.global_batch({"x": rows, "absent": None}, mesh)
@@ -84,7 +84,7 @@ def test_cut_that_does_not_divide():
 
 
 def test_cut_keeps_rows_on_their_device():
-    """Each row in one micro-batch, and no communication to get there."""
+    """Each row is in one micro-batch, and the cut requires no communication."""
     mesh = make_mesh(4, 2, 1)
     batch = sharding.global_batch({"x": np.arange(32.0).reshape(16, 2)}, mesh)
     cut = jax.jit(lambda b: sharding.cut(b, 2, mesh))
@@ -96,7 +96,7 @@ def test_cut_keeps_rows_on_their_device():
 
 
 def test_parameters_that_an_axis_does_not_divide_are_listed():
-    """Of the toy task with fsdp=3 the 16 columns of `first` stay whole, with fsdp=4 they are divided."""
+    """fsdp=4 divides the 8 rows of the toy task's parameter `first`; fsdp=3 does not."""
     config = toy_task.make_config()
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     for fsdp, expected in ((3, ["first"]), (4, [])):

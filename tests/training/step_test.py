@@ -1,4 +1,4 @@
-"""One update of the toy task: meshes, accumulation, dropout, frozen parameters, values that are not finite."""
+"""Updates of the toy task do not depend on the mesh or on accumulation, and stop if not finite."""
 
 import dataclasses
 import functools
@@ -14,26 +14,26 @@ from vlbert_jax.training import sharding
 
 @functools.cache
 def expected(**fields):
-    """On one data-parallel axis, uncut."""
+    """Return the state and the metrics on one data-parallel axis without accumulation."""
     return updates(toy_task.make_config(**fields), make_mesh())
 
 
 def assert_close(a, b):
-    """Within 1e-5 of the largest number: float32 sums in another order."""
+    """Compare to 1e-5 of the largest value, because float32 sums have another order."""
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * float(np.max(np.abs(y))))
 
 
 @pytest.mark.parametrize("sizes", [(4, 1, 2), (2, 4, 1), (1, 4, 2)])
 def test_mesh_does_not_matter(sizes):
-    """Parameters, metrics and dropout (threefry) are those of one data-parallel axis."""
+    """Parameters, metrics and dropout (threefry) equal those on one data-parallel axis."""
     fields = dict(prng_impl="threefry2x32")
     state, reports = updates(toy_task.make_config(**fields), make_mesh(*sizes))
     assert_close((state.params, reports), (expected(**fields)[0].params, expected(**fields)[1]))
 
 
-def test_state_is_cut_where_it_is_made():
-    """`embed` over fsdp, `mlp` over tensor; the moments beside their parameters."""
+def test_the_state_is_created_divided():
+    """`embed` is divided over fsdp and `mlp` over tensor, in parameters and moments."""
     state, _ = updates(toy_task.make_config(), make_mesh(1, 4, 2), count=0)
     moments = state.opt_state[1]
     for tree in (state.params, moments.mu, moments.nu):
@@ -43,15 +43,15 @@ def test_state_is_cut_where_it_is_made():
 
 @pytest.mark.parametrize("parts, devices", [(2, 1), (4, 1), (2, 4)])
 def test_accumulation_does_not_matter(parts, devices):
-    """Although the micro-batches hold different numbers of targets."""
+    """The result is the same even if micro-batches have different numbers of targets."""
     mesh = sharding.make_mesh(toy_task.make_config().mesh, jax.devices()[:devices])
     fields = dict(dropout_rate=0.0)
     state, reports = updates(toy_task.make_config(**fields, grad_accumulation_steps=parts), mesh)
     assert_close((state.params, reports), (expected(**fields)[0].params, expected(**fields)[1]))
 
 
-def test_accumulation_draws_new_dropout_for_every_part():
-    """Parts with equal examples lose different units: the sum is not `parts` times the first."""
+def test_accumulation_samples_new_dropout_for_every_micro_batch():
+    """Micro-batches with equal examples have different dropout."""
     config = toy_task.make_config(dropout_rate=0.5, grad_accumulation_steps=2, batch_size=2)
     batch = jax.tree.map(lambda x: np.repeat(x[:1], 2, 0), next(toy_task.toy.train_batches(config, 0, 0, 1)))
     seen = []
@@ -66,14 +66,14 @@ def test_accumulation_draws_new_dropout_for_every_part():
     assert len(seen) == 2 and not np.array_equal(*seen)
 
 
-def test_every_update_draws_new_dropout():
+def test_every_update_samples_new_dropout():
     config = toy_task.make_config(learning_rate=0.0, dropout_rate=0.5)
     config.optimizer.weight_decay = 0.0
     _, reports = updates(config, two_devices(), same_batch=True)
     assert len({report["loss"] for report in reports}) == 3
 
 
-def test_frozen_parameters_stay_and_have_no_moments():
+def test_frozen_parameters_do_not_change_and_have_no_moments():
     config = toy_task.make_config()
     state, _ = updates(config, two_devices())
     before, _ = updates(config, two_devices(), count=0)
@@ -82,8 +82,8 @@ def test_frozen_parameters_stay_and_have_no_moments():
     assert set(state.opt_state[1].mu) == {"first", "last"} == set(state.params)
 
 
-def test_not_finite_stops_everything():
-    """The state stays the last good one even when later batches are fine."""
+def test_a_non_finite_loss_stops_all_updates():
+    """The state stays the last finite one even if later batches are finite."""
     config = toy_task.make_config(poison_step=2)
     state, reports = updates(config, two_devices(), count=5)
     good, _ = updates(config, two_devices(), count=2)

@@ -1,4 +1,4 @@
-"""A workdir of an earlier version continues, is evaluated and answers."""
+"""A workdir of an earlier version can be continued, evaluated and used for predictions."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ LACKING = ("matmul_precision", "keep_checkpoints", "allow_other_data")
 
 
 def make_old(config):
-    """Change a stored config in place to one of schema 1, without some fields."""
+    """Change a stored config in place to one of schema 1 that lacks some fields."""
     config["losses"]["normalise"] = config["losses"].pop("normalize")
     for name in LACKING:
         del config[name]
@@ -32,7 +32,7 @@ def make_old(config):
         del config["model"]["region_head"][name]
 
 
-def test_an_old_workdir_continues_is_evaluated_and_predicts(tmp_path, caplog):
+def test_a_workdir_of_an_earlier_version_is_usable(tmp_path, caplog):
     caplog.set_level(logging.INFO, "vlbert_jax")
     build_scenes(tmp_path / "data", num_train=40, num_val=10, num_train_stories=20, num_val_stories=8)
     pretrain = get_task("pretrain")
