@@ -1,4 +1,4 @@
-"""The interface of tasks: what a subclass may define, and the registry."""
+"""Subclasses of Task are checked when they are defined, and registered tasks are complete."""
 
 import dataclasses
 
@@ -10,14 +10,14 @@ from vlbert_jax.batch import Batch, NoTargets, empty_example, make_batch, paddin
 from vlbert_jax.tasks.base import Task, TextImageTask
 
 
-def test_a_misspelt_override_is_an_error_that_names_the_method():
+def test_a_misspelled_override_is_an_error_that_names_the_method():
     with pytest.raises(TypeError, match=r"Wrong.loss_sum overrides nothing; is loss_sums meant\?"):
         type("Wrong", (Task,), dict(loss_sum=lambda self: None))
     with pytest.raises(TypeError, match="Wrong.titel overrides nothing"):
         type("Wrong", (TextImageTask,), dict(titel="x"))
 
 
-def test_an_override_takes_the_same_arguments():
+def test_an_override_with_other_arguments_is_an_error():
     with pytest.raises(TypeError, match="Wrong.score takes self, model, batch; it must take .*, config"):
         type("Wrong", (Task,), dict(score=lambda self, model, batch: {}))
 
@@ -45,11 +45,11 @@ def test_every_registered_task_is_complete(name):
         assert task.overrides(method), method
     assert task.method and task.official_names
     assert task.takes_choices == tasks.TASKS[name].takes_choices
-    # Every field of the targets states its padding.
+    # Every field of the targets defines its padding.
     assert set(task.targets.paddings()) == set(task.targets.names())
 
 
-def test_unknown_tasks_are_refused_by_name():
+def test_unknown_tasks_are_refused():
     with pytest.raises(ValueError, match="There is no task 'vqa2'; the tasks are pretrain, vqa, vcr, refcoco"):
         tasks.get_task("vqa2")
 
@@ -61,7 +61,7 @@ def test_official_names_of_heads_belong_to_one_task():
     assert tasks.task_of_names(["vlbert.word_embeddings.weight"]) == "pretrain"
 
 
-def test_padding_needs_no_list_of_fields():
+def test_empty_examples_have_the_padding_of_their_fields():
     @dataclasses.dataclass(frozen=True, eq=False)
     class Targets(NoTargets):
         label: object = padding(-7)
@@ -81,5 +81,5 @@ def test_padding_needs_no_list_of_fields():
         make_batch(dict.fromkeys(names, np.zeros((1, 1, 2), np.int32)))
 
 
-def test_every_field_of_a_batch_states_its_padding():
+def test_every_field_of_a_batch_defines_its_padding():
     assert set(Batch.paddings()) == set(Batch.names()) - {"targets"}

@@ -1,7 +1,9 @@
-"""Logits, losses and gradients of the official modules of the downstream tasks, built by the shipped recipes.
+"""Logits, losses and gradients of the downstream tasks equal those of the official modules.
 
-Fixtures (vii_*) are found as in tests/model/golden_test.py. Tolerances: forward 1e-4 absolute; gradients 1e-4 of the
-largest entry, 5e-3 through a ResNet (ReLU kinks). The copies in this repository hold no gradients but their norms.
+The shipped recipes build the models. Fixtures (vii_*) are found as in tests/model/golden_test.py.
+The fixtures in this repository contain only the norms of gradients. The tolerance of forward values
+is 1e-4 absolute. The tolerance of gradients is 1e-4 of the largest entry, or 5e-3 through a ResNet
+because ReLU has kinks.
 """
 
 
@@ -33,7 +35,7 @@ FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder
 
 
 def vqa_case(case):
-    """(task, config, targets, check of the logits)"""
+    """Return (task, config, targets, check of the logits) of a fixture."""
     config = vqa_recipes.base()
     config.model.num_answers = case.inputs["label"].shape[1]
     targets = dict(answer_positions=case.out["ans_pos"].astype(np.int32), answer_targets=case.inputs["label"])

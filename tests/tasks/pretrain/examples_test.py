@@ -1,4 +1,7 @@
-"""Layout and streams of pre-training on a small drawn corpus; tests/data/golden_test.py has the official items."""
+"""Examples and batches of pre-training on a small synthetic corpus.
+
+tests/data/golden_test.py compares examples with the official code.
+"""
 
 import dataclasses
 import itertools
@@ -17,7 +20,7 @@ from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.tasks.pretrain.batches import _captions, eval_batches, train_batches
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example, text_example, text_words, word_ids
 
-WIDTH = 2048  # of precomputed features
+WIDTH = 2048  # values per precomputed feature
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def config(corpus):
 
 
 def rows(batches) -> list[tuple]:
-    """Every example of some batches as bytes, in an order that does not depend on hosts."""
+    """Return every example of `batches` as bytes, in an order that does not depend on hosts."""
     found = []
     for batch in batches:
         fields = fields_of(batch)
@@ -79,18 +82,19 @@ def test_a_training_batch(config):
     for batch in batches:
         wide = batch.image_size[:, 0, 0] >= batch.image_size[:, 0, 1]
         assert wide.all() or not wide.any()
-        assert batch.token_ids.shape == (4, 2, 33)  # sequence 0: a caption; sequence 1: text alone
+        assert batch.token_ids.shape == (4, 2, 33)  # sequence 0 is a caption, sequence 1 is text alone
         assert (batch.region_ids[:, 1] == NO_IMAGE).all() and (batch.region_ids[:, 0, 0] == 0).all()
         assert batch.box_geometry.shape == (4, 7, 2048) and np.isfinite(batch.box_geometry).all()
         labels = np.take_along_axis(batch.token_ids, batch.targets.mlm_positions, axis=2)
         assert (batch.targets.mlm_labels[~batch.targets.mlm_mask] == 0).all() and labels[batch.targets.mlm_mask].size
         is_region = batch.token_ids[:, 0] >= config.model.encoder.vocab_size
         ids = np.where(is_region, batch.region_ids[:, 0], 0)
-        asked = np.take_along_axis(ids, batch.targets.mrc_positions, axis=1)
-        np.testing.assert_array_equal(asked[batch.targets.mrc_mask], batch.targets.mrc_regions[batch.targets.mrc_mask])
+        target_ids = np.take_along_axis(ids, batch.targets.mrc_positions, axis=1)
+        mask = batch.targets.mrc_mask
+        np.testing.assert_array_equal(target_ids[mask], batch.targets.mrc_regions[mask])
 
 
-def test_no_text_no_pairs(config):
+def test_batches_without_text_alone(config):
     config.losses.text_only = False
     batch = next(train_batches(config, 0, 0, 1))
     assert batch.token_ids.shape == (8, 1, 33)
@@ -133,13 +137,13 @@ def test_errors_of_configs(config):
         train_batches(config, 0, 0, 1)
 
 
-def test_a_split_that_is_not_there_is_an_error(config):
+def test_a_missing_split_is_an_error(config):
     config.data.eval_split = "test"
     with pytest.raises(ValueError, match="neither test_landscape nor test_portrait"):
         eval_batches(config, 0, 1)
 
 
-def test_evaluation_sees_every_record_once_on_any_number_of_hosts(config):
+def test_evaluation_reads_every_record_once_on_any_number_of_hosts(config):
     expected = {name: list(batches) for name, batches in eval_batches(config, 0, 1).items()}
     real = {name: sum(int(b.element_mask.any((1, 2)).sum()) for b in bs) for name, bs in expected.items()}
     lines = len(open_split(config.data.data_dir, config.data.text, "val"))
@@ -154,14 +158,14 @@ def test_evaluation_sees_every_record_once_on_any_number_of_hosts(config):
             assert rows(itertools.chain(*parts)) == rows(whole)
 
 
-def test_evaluation_is_the_same_whatever_the_seed_and_never_flips(config):
+def test_evaluation_does_not_depend_on_the_seed_and_never_flips(config):
     expected = rows(eval_batches(config, 0, 1)["captions"])
     config.seed += 1
     config.data.flip_probability = 1.0
     assert rows(eval_batches(config, 0, 1)["captions"]) == expected
 
 
-def test_examples_that_fill_up_are_empty(config):
+def test_padding_examples_are_empty(config):
     batches = list(eval_batches(config, 0, 1)["captions"])
     empty = ~np.concatenate([b.element_mask.any((1, 2)) for b in batches])
     assert empty.any()
@@ -197,7 +201,7 @@ def record(num_boxes=6, **fields):
     return made | dict(boxes=boxes, class_scores=scores.astype(np.float16), features=features) | fields
 
 
-def draws(num_boxes=6, words=0.9, regions=0.9, **fields):
+def samples(num_boxes=6, words=0.9, regions=0.9, **fields):
     made = dict(
         flip=0.9, relationship=0.9, other=0.0, words=np.resize(words, 32), replacements=np.full(32, 7)
     )
@@ -207,11 +211,11 @@ def draws(num_boxes=6, words=0.9, regions=0.9, **fields):
 
 def test_a_caption_by_hand(tokenizer, layout):
     layout = dataclasses.replace(layout, mask_words=0.2, mask_regions=0.2, group_words=frozenset({"ball", "cup"}))
-    chance = draws(3, words=np.array([0.9, 0.1, 0.9, 0.9]), regions=np.array([0.5, 0.1, 0.19]))
-    example = caption_example(record(3), chance, tokenizer, layout)
+    sampled = samples(3, words=np.array([0.9, 0.1, 0.9, 0.9]), regions=np.array([0.5, 0.1, 0.19]))
+    example = caption_example(record(3), sampled, tokenizer, layout)
     (the,), (red,), (ball,), (stop,) = tokenizer.words("the red ball .")
     v = tokenizer.vocab_size
-    regions = [v + IMG, v + IMG, v + IMG_MASK, v + IMG]  # the last is asked for, not hidden
+    regions = [v + IMG, v + IMG, v + IMG_MASK, v + IMG]  # the last one is a target but not hidden
     text = [tokenizer.cls_id, the, tokenizer.mask_id, ball, stop, tokenizer.sep_id]
     assert example["token_ids"][0, :11].tolist() == [*text, *regions, v + END]
     assert example["mlm_positions"][0, 0] == 2 and example["mlm_labels"][0, 0] == red
@@ -219,17 +223,17 @@ def test_a_caption_by_hand(tokenizer, layout):
     assert example["mrc_regions"][:2].tolist() == [2, 3] and example["mrc_positions"][:2].tolist() == [8, 9]
     assert example["mrc_mask"].sum() == 2
     np.testing.assert_allclose(example["mrc_targets"][:2].argmax(1), [1, 2])
-    assert example["region_classes"].tolist() == [-1, 0, 1, 2, -1, -1, -1]  # background is a class
+    assert example["region_classes"].tolist() == [-1, 0, 1, 2, -1, -1, -1]  # class 0 is the background
     assert example["region_mask"].tolist() == [True] * 4 + [False] * 3
     assert example["group"] == 1 and example["relationship"] == 1
 
 
 def test_hidden_regions_beyond_the_sequence_keep_their_boxes(tokenizer, layout):
-    """Their pixels are blanked all the same, as in the official code."""
+    """The boxes are kept because their pixels are blanked, as in the official code."""
     layout = dataclasses.replace(layout, sequence_length=10)
-    example = caption_example(record(), draws(regions=0.1), tokenizer, layout)
+    example = caption_example(record(), samples(regions=0.1), tokenizer, layout)
     kept = example["region_mask"].sum()
-    assert kept == 5  # and 5 of the 6 text elements
+    assert kept == 5  # the sequence also has 5 of the 6 text elements
     assert example["token_ids"][0, 4] == tokenizer.sep_id
     assert example["region_hidden"].tolist() == [False] + [True] * 6
     assert example["boxes"][kept:].any(axis=1).all()
@@ -238,29 +242,30 @@ def test_hidden_regions_beyond_the_sequence_keep_their_boxes(tokenizer, layout):
 
 
 def test_more_boxes_than_rows(tokenizer, layout):
-    """The last ones, of the lowest scores, are dropped; in the mean feature of the image they count."""
+    """The last boxes (lowest scores) are dropped; the mean feature of the image includes them."""
     layout = dataclasses.replace(layout, max_regions=2, precomputed=True, mrc=False)
-    example = caption_example(record(6), draws(6), tokenizer, layout)
+    example = caption_example(record(6), samples(6), tokenizer, layout)
     assert example["boxes"].shape == (3, 4) and example["region_mask"].all()
     np.testing.assert_allclose(example["region_features"][0], record(6)["features"].mean(0))
     np.testing.assert_array_equal(example["region_features"][1:], record(6)["features"][:2])
 
 
-def test_the_image_feature_leaves_hidden_regions_out(tokenizer, layout):
+def test_the_image_feature_excludes_hidden_regions(tokenizer, layout):
     layout = dataclasses.replace(layout, precomputed=True)
-    chance = draws(6, regions=np.array([0.01, 0.9, 0.9, 0.149, 0.9, 0.9]))  # 0: hidden, 3: asked for only
-    example = caption_example(record(6), chance, tokenizer, layout)
+    # Region 0 is hidden, region 3 is only a target.
+    sampled = samples(6, regions=np.array([0.01, 0.9, 0.9, 0.149, 0.9, 0.9]))
+    example = caption_example(record(6), sampled, tokenizer, layout)
     features = record(6)["features"]
     np.testing.assert_allclose(example["region_features"][0], features[1:].sum(0) / (5 + 1e-5), rtol=1e-6)
-    np.testing.assert_array_equal(example["region_features"][1:], features)  # the device replaces hidden ones
-    everything = caption_example(record(6), draws(regions=0.01), tokenizer, layout)
+    np.testing.assert_array_equal(example["region_features"][1:], features)  # the device replaces hidden features
+    everything = caption_example(record(6), samples(regions=0.01), tokenizer, layout)
     assert not everything["region_features"][0].any()
 
 
-def test_scores_that_are_no_distribution_are_no_target(tokenizer, layout):
+def test_scores_that_do_not_sum_to_one_are_not_targets(tokenizer, layout):
     broken = record(3)
     broken["class_scores"][1] *= 0.5
-    example = caption_example(broken, draws(3, regions=0.1), tokenizer, layout)
+    example = caption_example(broken, samples(3, regions=0.1), tokenizer, layout)
     assert example["mrc_regions"][example["mrc_mask"]].tolist() == [1, 3]
     assert example["region_classes"][:4].tolist() == [-1, 0, -1, 2]
     assert example["region_hidden"][:4].tolist() == [False, True, True, True]
@@ -268,18 +273,18 @@ def test_scores_that_are_no_distribution_are_no_target(tokenizer, layout):
 
 def test_targets_beyond_the_limits_are_masked_but_not_scored(tokenizer, layout):
     layout = dataclasses.replace(layout, max_mlm_targets=2, max_mrc_targets=1)
-    example = caption_example(record(3), draws(3, words=0.1, regions=0.1), tokenizer, layout)
+    example = caption_example(record(3), samples(3, words=0.1, regions=0.1), tokenizer, layout)
     assert (example["token_ids"][0, 1:5] == tokenizer.mask_id).all()
     assert example["mlm_positions"].tolist() == [[1, 2]] and example["mrc_regions"].tolist() == [1]
 
 
 def test_relationship(tokenizer, layout):
     other = "a cup .".split()
-    plain = caption_example(record(), draws(relationship=0.9), tokenizer, layout, other)
-    assert plain["relationship"] == 1  # the task is off
+    plain = caption_example(record(), samples(relationship=0.9), tokenizer, layout, other)
+    assert plain["relationship"] == 1  # the loss is disabled
     layout = dataclasses.replace(layout, relationship=True)
-    own = caption_example(record(), draws(relationship=0.49), tokenizer, layout, other)
-    foreign = caption_example(record(), draws(relationship=0.5), tokenizer, layout, other)
+    own = caption_example(record(), samples(relationship=0.49), tokenizer, layout, other)
+    foreign = caption_example(record(), samples(relationship=0.5), tokenizer, layout, other)
     assert (own["relationship"], foreign["relationship"]) == (1, 0)
     assert foreign["element_mask"].sum() == own["element_mask"].sum() - 1
     np.testing.assert_array_equal(own["token_ids"], plain["token_ids"])
@@ -302,29 +307,29 @@ def test_other_captions_are_of_other_records(config):
         assert read[0] == number and len(set(read)) == len(read) == 2 - example["relationship"]
 
 
-def test_tasks_that_are_off_mask_nothing(tokenizer, layout):
+def test_disabled_losses_mask_nothing(tokenizer, layout):
     layout = dataclasses.replace(layout, mlm=False, mrc=False)
-    example = caption_example(record(), draws(words=0.1, regions=0.1), tokenizer, layout)
+    example = caption_example(record(), samples(words=0.1, regions=0.1), tokenizer, layout)
     assert not example["mlm_mask"].any() and not example["region_hidden"].any()
     assert tokenizer.mask_id not in example["token_ids"] and "mrc_mask" not in example
 
 
 def test_an_unreadable_image_is_the_mean_color(tokenizer, layout, caplog):
     for image in (b"", b"no jpg"):
-        example = caption_example(record(image=image), draws(), tokenizer, layout)
+        example = caption_example(record(image=image), samples(), tokenizer, layout)
         assert (example["pixels"] == (123, 116, 103)).all()
     assert "taken as an empty image" in caplog.text
 
 
 def test_text_alone_has_no_special_tokens(tokenizer, layout):
     words = tokenizer.words("the red ball . " * 20)
-    example = text_example(words, draws(0), tokenizer, layout)
+    example = text_example(words, samples(0), tokenizer, layout)
     assert example["token_ids"][0].tolist() == sum(words, [])[:32] + [tokenizer.vocab_size + END]
-    short = text_example(words[:3], draws(0), tokenizer, layout)
+    short = text_example(words[:3], samples(0), tokenizer, layout)
     assert short["element_mask"].sum() == 4 and short["position_ids"][0, :4].tolist() == [0, 1, 2, 4]
 
 
-def test_lines_are_joined_around_the_end(tokenizer, layout):
+def test_short_lines_are_joined_cyclically(tokenizer, layout):
     layout = dataclasses.replace(layout, text_min_words=5, sequence_length=6)
     lines = [{"text": text} for text in ("the red ball", "a cup .", "the the the the the the the the the")]
     words = text_words

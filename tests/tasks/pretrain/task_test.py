@@ -1,4 +1,4 @@
-"""The pre-training task on the synthetic corpus: small recipes, losses, baselines, phases, devices."""
+"""The pre-training task has the expected losses, phases, baselines and scores on synthetic data."""
 
 import functools
 import json
@@ -51,7 +51,7 @@ def build(config):
 
 
 def losses_and_gradients(config, batch, model, names=None, key=None):
-    """Per loss: its value, and the names of the trained parameters it reaches."""
+    """Return each loss, and the names of the trained parameters with a nonzero gradient of it."""
     names = names or PRETRAIN.active_losses(config, 0)
     graphdef, trained, rest = nnx.split(
         model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(path, config)), ...
@@ -85,7 +85,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shipped_recipes_train(variant, data_dir):
-    """Each recipe's losses start near those of a uniform guess, and reach the parameters they should."""
+    """Losses start near those of a uniform guess; the expected parameters have gradients."""
     gains = {f"model.encoder.{kind}_visual_gain_init": 0.1 for kind in ("text", "region")}
     config = shrunk(variant, data_dir, **{"opening.steps": 0, "losses.region_fixed_until": 0}, **gains)
     batch = first_batch(config)
@@ -102,7 +102,7 @@ def test_shipped_recipes_train(variant, data_dir):
         assert "vlbert/text_only_visual" in reached["mlm_text"] - reached["mlm_caption"]
 
 
-ABLATION = {  # at the top of configs/pretrain.py
+ABLATION = {  # the docstring of configs/pretrain.py describes these settings
     "a": ("base_prec_no_text", {"losses.mrc": False}, {"mlm_caption"}),
     "b": ("base_prec_no_text", {}, {"mlm_caption", "mrc"}),
     "c": (
@@ -125,7 +125,7 @@ def test_ablations_train(setting, data_dir):
 
 @pytest.mark.parametrize("variant", ["demo", "base_e2e", "base_prec"])
 def test_one_program_serves_all_updates(variant, data_dir):
-    """The state that an update returns has the types of the one it took: else the second would compile again."""
+    """An update does not change the types of the state, so it compiles only once."""
     config = shrunk(variant, data_dir)
     mesh = sharding.make_mesh(config.mesh)
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
@@ -138,26 +138,26 @@ def test_one_program_serves_all_updates(variant, data_dir):
     assert types[0] == types[1] and not any(weak for _, _, weak in types[0])
 
 
-def test_the_relationship_loss_wants_the_pooler(data_dir):
+def test_the_relationship_loss_requires_the_pooler(data_dir):
     config = shrunk("base_prec", data_dir, **{"losses.relationship": True})
     with pytest.raises(ValueError, match="model.encoder.pooler=True"):
         PRETRAIN.build_model(config, nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("field, values", [("mrc_targets", "soft, hard"), ("normalize", "targets, examples")])
-def test_losses_that_do_not_exist_are_named(field, values, data_dir):
+def test_unknown_options_of_losses_are_reported(field, values, data_dir):
     config = shrunk("base_prec", data_dir, **{f"losses.{field}": "mean"})
     with pytest.raises(ValueError, match=f"config.losses.{field} is 'mean', not one of {values}"):
         losses_and_gradients(config, first_batch(config), build(config))
 
 
-def test_the_opening_wants_its_loss(data_dir):
+def test_the_opening_requires_its_loss(data_dir):
     with pytest.raises(ValueError, match="losses.region=1.0"):
         PRETRAIN.build_model(shrunk("demo", data_dir, **{"losses.region": 0.0}), nnx.Rngs(0))
 
 
-def test_the_phases_train_what_they_should(data_dir):
-    """The region head alone, then all but it, then everything; what has no gradient is left alone."""
+def test_each_phase_trains_its_parameters(data_dir):
+    """The phases train the region head, then the other parameters, then all; others are idle."""
     config = shrunk("demo", data_dir, **{"opening.steps": 2, "losses.region_fixed_until": 4})
     opening, middle, last = (PRETRAIN.active_losses(config, step) for step in (1, 3, 4))
     assert opening == ("region",) and set(middle) == VARIANTS["demo"] - {"region"} and set(last) == VARIANTS["demo"]
@@ -173,7 +173,7 @@ def test_the_phases_train_what_they_should(data_dir):
 
 
 def test_examples_first_normalization(data_dir):
-    """The mean over sequences of their means, by hand."""
+    """The loss is the mean over sequences of their mean losses."""
     config = shrunk("base_prec", data_dir, **{"losses.normalize": "examples"})
     batch, model = first_batch(config), build(config)
     losses, _ = losses_and_gradients(config, batch, model, ("mlm_caption",))
@@ -187,7 +187,7 @@ def test_examples_first_normalization(data_dir):
     np.testing.assert_allclose(losses["mlm_caption"], np.mean(means), rtol=1e-3)
 
 
-def test_no_target_is_no_loss(data_dir):
+def test_without_targets_losses_are_zero(data_dir):
     config = shrunk("base_prec", data_dir)
     batch = first_batch(config)
     masks = {name: jnp.zeros_like(getattr(batch.targets, name)) for name in ("mlm_mask", "mrc_mask")}
@@ -197,8 +197,11 @@ def test_no_target_is_no_loss(data_dir):
     assert not any(reached.values())
 
 
-def test_blind_baselines_see_nothing(data_dir):
-    """A caption without its image does not change with the image; regions without words do not change with them."""
+def test_baselines_do_not_depend_on_removed_inputs(data_dir):
+    """States of a caption without its image do not depend on the image.
+
+    Without words, no token id of a word remains.
+    """
     config = shrunk("base_e2e", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
     batch, model = first_batch(config), build(config)
     other = batch.replace(pixels=255 - batch.pixels, boxes=batch.boxes + 1)
@@ -227,7 +230,7 @@ def test_blind_baselines_see_nothing(data_dir):
     np.testing.assert_array_equal(np.asarray(wordless.token_ids)[kept], np.asarray(batch.token_ids)[kept])
 
 
-def test_evaluation_masks_as_much_whatever_training_does(data_dir):
+def test_evaluation_masks_do_not_depend_on_training(data_dir):
     def evaluated(mask_words):
         config = shrunk("base_prec", data_dir, **{"data.mask_words": mask_words})
         return {name: next(batches) for name, batches in eval_batches(config, 0, 1).items()}
@@ -238,14 +241,14 @@ def test_evaluation_masks_as_much_whatever_training_does(data_dir):
         np.testing.assert_array_equal(few[name].targets.mlm_mask, many[name].targets.mlm_mask)
 
 
-def test_the_page_of_a_run_without_hidden_regions(data_dir):
+def test_the_report_of_a_run_without_hidden_regions(data_dir):
     config = shrunk("demo", data_dir, **{"losses.mrc": False})
     cards = predicted_cards(build(config), config)
     assert cards and all(card.masked and not card.hidden_regions for card in cards)
 
 
 def test_scores_count_each_target_once(data_dir):
-    """Sums over all evaluation batches, padding included, against the targets of the split."""
+    """Counts over all evaluation batches, with padding, equal the targets of the split."""
     config = shrunk("demo", data_dir)
     graphdef, state = nnx.split(build(config))
     score = jax.jit(lambda state, batch: PRETRAIN.score(nnx.merge(graphdef, state), batch, config))
@@ -265,7 +268,7 @@ def test_scores_count_each_target_once(data_dir):
 
 
 def test_the_command_from_data_to_report(data_dir, tmp_path):
-    """The demo, shrunk: train, evaluate, save, report; then evaluate again, with the same scores."""
+    """The shrunk demo trains, evaluates and reports; another evaluation has the same scores."""
     fields = dict(
         total_steps=2,
         batch_size=8,
@@ -284,7 +287,7 @@ def test_the_command_from_data_to_report(data_dir, tmp_path):
         flags += [f"--config.{section}.{name}={values[name]}" for name in names]
     flags += ["--config.opening.steps=1", "--config.losses.region_fixed_until=0"]
     command = [sys.executable, "-m", "vlbert_jax.main", "--config=configs/pretrain.py", f"--workdir={tmp_path}", *flags]
-    one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")  # the batch is small
+    one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")  # the batch is too small for eight
     environment = os.environ | {"XLA_FLAGS": one_device}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -299,7 +302,7 @@ def test_the_command_from_data_to_report(data_dir, tmp_path):
 
 
 def test_a_run_starts_from_a_converted_bert(data_dir, tmp_path, caplog):
-    """A Hugging Face BERT of the demo's (shrunk) sizes, converted, then a run from it: the log, the start, updates."""
+    """A run starts from a Hugging Face BERT, converted or not, and updates its weights."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     fields = {"total_steps": 1, "opening.steps": 0, "losses.region_fixed_until": 0, "warmup_steps": 0, "report": False}
@@ -330,9 +333,9 @@ def test_a_run_starts_from_a_converted_bert(data_dir, tmp_path, caplog):
         assert f"parameters of vlbert/encoder: 32 from init.{field}" in caplog.text
     assert "parameters of fast_rcnn/projection: 2 from scratch" in caplog.text
     assert int(state.step) == 1 and bool(state.finite)
-    assert main([str(tmp_path / "run"), str(tmp_path / "mine.safetensors"), "--strict"]) == 0
-    mine = load_file(tmp_path / "mine.safetensors")
+    assert main([str(tmp_path / "run"), str(tmp_path / "exported.safetensors"), "--strict"]) == 0
+    exported = load_file(tmp_path / "exported.safetensors")
     kernel = state.params["mrc_head"]["classes"]["kernel"][...]
-    np.testing.assert_array_equal(mine["module.vlbert.mvrc_head.region_cls_pred.weight"].T, kernel)
+    np.testing.assert_array_equal(exported["module.vlbert.mvrc_head.region_cls_pred.weight"].T, kernel)
     moved = np.abs(np.asarray(state.params["vlbert"]["token_embeddings"][...])[: len(words)] - words)
-    assert 0 < moved.max() <= 1.1 * config.learning_rate  # one update of Adam from where BERT was
+    assert 0 < moved.max() <= 1.1 * config.learning_rate  # one update of Adam from the weights of BERT
