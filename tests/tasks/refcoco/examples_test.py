@@ -1,4 +1,4 @@
-"""Examples of RefCOCO+, built by hand and compared element by element."""
+"""Examples of RefCOCO+ equal examples that were built by hand."""
 
 import io
 
@@ -21,13 +21,13 @@ from vlbert_jax.tasks.refcoco.examples import (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One that knows left and right."""
+    """Return a tokenizer whose vocabulary contains left and right."""
     vocab = GOLDEN / "data/common/vocab.txt"
     return load_tokenizer(str(vocab), len(vocab.read_text("utf-8").splitlines()))
 
 
 def record_by_hand(expression="the man left in the hat"):
-    """A picture of 40x20 pixels, left half black, with two annotations and one detection."""
+    """Return an image of 40x20 pixels (left half black), with two annotations and one detection."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, 20:] = 255
     file = io.BytesIO()
@@ -65,7 +65,7 @@ def test_an_example_by_hand(tokenizer):
             region_positions=[[8, 9, 10, 11, 0]],
             region_mask=[True, True, True, True, False],
             region_hidden=[False] * 5,
-            # Twice as large: the whole image, the detection (cut at the border), both annotations.
+            # Boxes are scaled by 2: the whole image, the detection (clipped), both annotations.
             boxes=[[0, 0, 78, 38], [44, 20, 79, 38], [0, 0, 18, 18], [40, 20, 78, 38], [0] * 4]
             if not flip
             else [[1, 0, 79, 38], [0, 20, 35, 38], [61, 0, 79, 18], [1, 20, 39, 38], [0] * 4],
@@ -81,7 +81,7 @@ def test_an_example_by_hand(tokenizer):
         assert (example["pixels"][0, :40, :38].mean() > 200) == flip and not example["pixels"][0, 40:].any()
 
 
-def test_kinds_of_regions_and_the_row_that_is_meant():
+def test_kinds_of_regions_and_the_target_row():
     record = record_by_hand()
     rows = {kind: candidates(record, kind).tolist() for kind in KINDS}
     assert rows["gt"] == record["boxes"].tolist() and rows["detected"] == record["proposals"].tolist()
@@ -91,7 +91,7 @@ def test_kinds_of_regions_and_the_row_that_is_meant():
         meant_row(record | dict(ann_id=72), "detected")
 
 
-def test_a_long_expression_loses_its_end_and_regions_beyond_the_limit_are_no_choice(tokenizer):
+def test_long_expressions_are_truncated_and_regions_beyond_the_limit_are_dropped(tokenizer):
     layout = layout_by_hand(max_regions=2, sequence_length=8)
     example = expression_example(record_by_hand(), False, tokenizer, layout)
     assert example["text_cut"] and example["element_mask"].all()
@@ -101,8 +101,8 @@ def test_a_long_expression_loses_its_end_and_regions_beyond_the_limit_are_no_cho
     assert example["region_targets"].tolist() == example["region_hits"].tolist() == [False, True, False]
 
 
-def test_half_in_common_is_a_hit_and_no_target(tokenizer):
-    """Official thresholds: more than a half for training, a half for testing."""
+def test_an_iou_of_one_half_is_a_hit_but_not_a_target(tokenizer):
+    """The official IoU threshold is > 0.5 for training and >= 0.5 for testing."""
     record = record_by_hand() | dict(
         boxes=np.array([[0, 0, 9, 9], [0, 0, 9, 4]], np.float32), ann_id=70, box=np.array([0, 0, 9, 9], np.float64)
     )
@@ -112,8 +112,8 @@ def test_half_in_common_is_a_hit_and_no_target(tokenizer):
     assert example["region_hits"][:3].tolist() == [False, True, True]
 
 
-def test_targets_are_compared_at_the_size_that_the_model_reads(tokenizer, monkeypatch):
-    """With the detector's resize, too, the box that is meant is that of its region, to the last digit."""
+def test_targets_are_compared_at_the_input_size(tokenizer, monkeypatch):
+    """The target box is bit-identical to the box of its region, also with the detector's resize."""
     record = record_by_hand() | dict(
         image=b"", image_size=np.array([501, 333], np.int32), boxes=np.array([[470, 11, 499, 40]], np.float32),
         proposals=np.zeros((0, 4), np.float32), ann_ids=np.array([71]), box=np.array([470, 11, 499, 40], np.float64),
@@ -124,7 +124,7 @@ def test_targets_are_compared_at_the_size_that_the_model_reads(tokenizer, monkey
         layout = layout_by_hand(kind="gt", image_scale=(600, 1000), caffe_resize=caffe_resize)
         compared.clear()
         example = expression_example(record, False, tokenizer, layout)
-        resized, meant = min(compared, key=lambda pair: pair[0].dtype.itemsize)  # training compares in float32
+        resized, meant = min(compared, key=lambda pair: pair[0].dtype.itemsize)  # targets of training use float32
         np.testing.assert_array_equal(resized[1], example["boxes"][1])
         np.testing.assert_array_equal(meant, example["boxes"][1])
         (original, box) = max(compared, key=lambda pair: pair[0].dtype.itemsize)

@@ -1,7 +1,8 @@
-"""RefCOCO+ item by item: the official dataset, what reaches the transformer, its scoring and its metrics.
+"""RefCOCO+ items, inputs of the transformer, scores and metrics equal those of the official code.
 
-Every `refcoco_*` folder in tests/golden/data and in $VLBERT_GOLDEN/data is built by our builders and compared with what
-the original code made of it (dataset.json, iou.json there).
+The builders of data_prep read every `refcoco_*` folder in tests/golden/data and
+$VLBERT_GOLDEN/data. The results of the official code are in dataset.json and iou.json of each
+folder.
 """
 
 import json
@@ -24,7 +25,7 @@ from vlbert_jax.tasks.refcoco.examples import POSITIVE, ExpressionLayout, expres
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("refcoco_"))
 KINDS = {"gt": "gt", "proposal": "detected", "proposal+gt": "both"}
-GRAY_LEVELS = 2.0  # decoders and resizers differ by one or two
+GRAY_LEVELS = 2.0  # decoders and resizers differ by up to two levels
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def tokenizer():
 
 
 class Variant:
-    """A folder of fixtures with its records, built once."""
+    """A folder of fixtures and its records, which are built once."""
 
     def __init__(self, folder: pathlib.Path, out: pathlib.Path):
         self.folder, self.golden = folder, json.loads((folder / "dataset.json").read_text())
@@ -46,7 +47,7 @@ class Variant:
         self.images = open_split(out, "refcoco_images/c", "images")
 
     def records(self, split: str) -> list[dict]:
-        """Official order."""
+        """Return the records of a split in the official order."""
         parts = [open_split(self.out, "refcoco/c", f"{split}_{o}", True) for o in ("landscape", "portrait")]
         texts = sorted((part[i] for part in parts for i in range(len(part))), key=lambda record: record["index"])
         return [self.images[int(text["image_number"])] | text for text in texts]
@@ -134,7 +135,7 @@ def check_image(variant, run, number, probes, example, where):
             np.testing.assert_allclose(pixels, file["image"], atol=GRAY_LEVELS, err_msg=where)
 
 
-def test_what_reaches_the_transformer(variant, tokenizer):
+def test_inputs_of_the_transformer(variant, tokenizer):
     for run in variant.runs:
         official = run["batch"]["to_transformer"]
         examples = examples_of(variant, run, tokenizer)
@@ -151,7 +152,7 @@ def test_what_reaches_the_transformer(variant, tokenizer):
             assert example["element_mask"][0].tolist() == [i <= t + k for i in range(len(ids))]
 
 
-def test_one_orientation_in_a_batch(variant):
+def test_orientations_equal_the_official_groups(variant):
     groups = variant.golden["aspect_grouping"]["group_ids"]
     found = [int(record["image_size"][0] < record["image_size"][1]) for record in variant.records("train")]
     assert found == groups
@@ -160,12 +161,12 @@ def test_one_orientation_in_a_batch(variant):
 # --- Scores ---------------------------------------------------------------------------------------
 
 
-def test_overlaps_and_their_decisions():
+def test_iou_and_thresholds():
     for name in VARIANTS:
         golden = json.loads((FOLDERS[name] / "iou.json").read_text())
         for first, second, single, double, target, hit, _ in golden["rows"]:
             for dtype, expected, tolerance in ((np.float32, single, 1e-7), (np.float64, double, 1e-15)):
-                boxes, box = np.array([first], np.float32), np.array(second, np.float32)  # as they were recorded
+                boxes, box = np.array([first], np.float32), np.array(second, np.float32)  # the recorded dtype
                 found = box_iou(boxes.astype(dtype), box.astype(dtype))
                 assert found.dtype == dtype
                 np.testing.assert_allclose(found[0], expected, rtol=0, atol=tolerance)
@@ -176,14 +177,14 @@ def test_overlaps_and_their_decisions():
 
 
 def test_scoring(variant, tokenizer):
-    """The choice, its original box and its score are the official ones; padding always loses."""
+    """Choices, original boxes and scores equal the official ones; padding is never chosen."""
     for run in (run for run in variant.runs if "scoring" in run):
         scoring, records = run["scoring"], variant.records(run["image_set"])
         examples = examples_of(variant, run, tokenizer)
         right = []
         rows = zip(scoring["logits"], scoring["pred_index"], scoring["pred_boxes"], scoring["correct"], strict=True)
         for record, example, (logits, chosen, box, correct) in zip(records, examples, rows, strict=True):
-            if not example["region_mask"][chosen]:  # in the official code padding can win
+            if not example["region_mask"][chosen]:  # the official code can choose padding
                 chosen = int(np.argmax(np.where(example["region_mask"][: len(logits)], logits, -np.inf)))
                 right.append(bool(example["region_hits"][chosen]))
                 continue
@@ -192,7 +193,7 @@ def test_scoring(variant, tokenizer):
             assert example["region_hits"][chosen] == correct
             right.append(correct)
         batch = batch_of(examples)
-        logits = np.full(batch.region_mask.shape, 99.0, np.float32)  # the largest where there is no region
+        logits = np.full(batch.region_mask.shape, 99.0, np.float32)  # padding has the largest logits
         logits[:, : len(scoring["logits"][0])] = scoring["logits"]
         logits = jnp.where(batch.region_mask, logits, -jnp.inf)
         hits, count = refcoco.choice_accuracy(logits, batch)

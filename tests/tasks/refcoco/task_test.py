@@ -1,4 +1,4 @@
-"""RefCOCO+ as a task: an example by hand, loss and scores on known logits, the shipped recipes shrunk, predictions."""
+"""The RefCOCO+ task has the expected losses, scores and predictions, and trains shrunk recipes."""
 
 import functools
 import json
@@ -34,7 +34,7 @@ from vlbert_jax.training.loop import train
 
 REFCOCO = refcoco.RefCOCO()
 
-NUM_VAL = 12  # scenes
+NUM_VAL = 12  # number of scenes
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def data_dir(tmp_path_factory):
 
 
 def shrunk(variant: str, data_dir, **fields):
-    """The shipped recipe on the drawn corpus with tiny widths; what is not a size stays."""
+    """Return a shipped recipe with small sizes for the synthetic corpus; other fields are kept."""
     config, demo = recipes.get_config(variant), recipes.demo()
     names = ("embedded", "texts", "images", "vocab", "max_regions", "sequence_length")
     shrink(config, demo, data_dir, num_layers=1, names=names)
@@ -80,7 +80,7 @@ def build(config):
         ({"data.texts": "refcoco/other"}, "no records in .*refcoco/other; build them"),
     ],
 )
-def test_mistakes_are_named(data_dir, fields, message):
+def test_wrong_fields_are_reported(data_dir, fields, message):
     config = shrunk("demo", data_dir, **fields)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         next(REFCOCO.eval_batches(config, 0, 1)["expressions"])
@@ -90,7 +90,7 @@ def test_mistakes_are_named(data_dir, fields, message):
 
 
 def known_batch():
-    """Two expressions and one that fills up the batch; in the second the last row is padding."""
+    """Return two expressions and a padding example; the last row of the second is padding."""
     none = jnp.zeros((3, 1, 1), jnp.int32)
     flags = functools.partial(jnp.asarray, dtype=bool)
     return Batch(
@@ -104,7 +104,7 @@ def known_batch():
 def test_loss_and_accuracies_on_known_logits(data_dir):
     config, batch = shrunk("demo", data_dir), known_batch()
     logits = jnp.asarray([[0.5, -1.0, 2.0], [3.0, 1.0, -np.inf], [-np.inf] * 3])
-    # By hand: -log sigmoid(z) of what is meant, -log sigmoid(-z) of the rest; five regions.
+    # The loss is -log sigmoid(z) of targets and -log sigmoid(-z) of the other regions, five in all.
     each = [np.log1p(np.exp(z)) for z in (0.5, 1.0, 2.0, 3.0, -1.0)]
     losses = np.where(batch.region_mask, refcoco.region_losses(logits, batch), 0)
     np.testing.assert_allclose(losses.sum(), sum(each), rtol=1e-6)
@@ -112,8 +112,8 @@ def test_loss_and_accuracies_on_known_logits(data_dir):
     assert REFCOCO.loss_weights(config) == {"region": 1.0} and REFCOCO.active_losses(config, 0) == ("region",)
     metrics = refcoco.accuracies(logits, batch)
     assert {name: tuple(map(float, value)) for name, value in metrics.items()} == dict(
-        refcoco_accuracy=(1, 2),  # row 2 of the first is a hit, row 0 of the second none
-        region_accuracy=(1, 5),  # row 1 of the second
+        refcoco_accuracy=(1, 2),  # row 2 of the first is a hit, row 0 of the second is not
+        region_accuracy=(1, 5),  # only row 1 of the second is right
         positive_region_accuracy=(1, 2),
         positive_region_fraction=(2, 5),
     )
@@ -135,12 +135,12 @@ def test_padding_is_never_chosen_and_has_no_gradient(data_dir):
     assert (np.isinf(logits) == ~batch.region_mask).all() and not batch.region_mask.all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     gradient, _ = gradient_and_logits(model, on_device(empty))
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))  # NaN would be something, too
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))  # np.any is also true for NaN
     assert REFCOCO.loss_counts(on_device(empty), config, ("region",))["region"] == 1
 
 
-def test_baselines_know_what_they_should(data_dir):
-    """Blind: not what the regions look like; wordless: not the words. Both know where the regions are."""
+def test_baselines_ignore_their_removed_inputs(data_dir):
+    """The blind baseline ignores pixels, the wordless one ignores words; both depend on boxes."""
     config = shrunk("demo", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
     batch, model = on_device(next(REFCOCO.train_batches(config, 0, 0, 1))), build(config)
     tokenizer = tokenizer_of(config)
@@ -157,7 +157,7 @@ def test_baselines_know_what_they_should(data_dir):
         return refcoco.baseline_logits(model, batch, config) | dict(trained_blind=trained_blind)
 
     own = logits(model, batch)
-    np.testing.assert_array_equal(own.pop("trained_blind"), own["_blind"])  # config.blind
+    np.testing.assert_array_equal(own.pop("trained_blind"), own["_blind"])  # as with config.blind
     for what, other in others.items():
         found = logits(model, other)
         changed = {name for name in own if not np.allclose(own[name], found[name], rtol=0, atol=1e-6)}
@@ -168,12 +168,13 @@ def test_baselines_know_what_they_should(data_dir):
 
 
 def test_recipes():
-    """Those of the official yaml files (spec: rates are per example there, times a batch of 32)."""
+    """Recipes equal the official YAML files; a rate there is per example of a batch of 32."""
     for variant in ("base_detected", "base_gt", "large_detected", "large_gt"):
         config = recipes.get_config(variant)
         assert config.learning_rate == pytest.approx(32 * 8e-7) and config.batch_size == 32
         assert (config.warmup_steps, config.optimizer.schedule, config.optimizer.clip_norm) == (3750, "triangle", 1.0)
-        assert config.total_steps == 20 * -(-120_191 // 16) // 2  # official loaders give 16 at a time, two to an update
+        # Batches of the official loaders have 16 examples, and an update takes two of them.
+        assert config.total_steps == 20 * -(-120_191 // 16) // 2
         kinds = ("gt", "gt") if variant.endswith("gt") else ("both", "detected")
         assert (config.data.train_boxes, config.data.eval_boxes) == kinds
         assert (config.model.encoder.num_layers == 24) == variant.startswith("large") and not config.init.scratch
@@ -184,9 +185,9 @@ def test_recipes():
 
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
-    """The demo, shrunk: three updates, saved after two and three. Its config, folder and last state."""
+    """Return config, workdir and last state of the shrunk demo: three updates, two checkpoints."""
     fields = dict(total_steps=3, warmup_steps=0, eval_every_steps=0, checkpoint_every_steps=2, log_every_steps=1)
-    square = {"data.one_orientation": False}  # one shape, hence one program
+    square = {"data.one_orientation": False}  # one shape, so one program
     config, workdir = shrunk("demo", data_dir, **fields, **square), tmp_path_factory.mktemp("run")
     return config, workdir, train(config, REFCOCO, workdir, mesh_of(config))[1]
 
@@ -194,12 +195,12 @@ def run(data_dir, tmp_path_factory):
 def test_the_shipped_recipe_trains(run):
     _, workdir, state = run
     first, *_, validation = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
-    assert first["region_loss"] == pytest.approx(np.log(2), abs=0.5)  # that of a coin
+    assert first["region_loss"] == pytest.approx(np.log(2), abs=0.5)  # the loss of a random guess
     assert validation["refcoco_accuracy_possible"] >= validation["refcoco_accuracy"]
     assert int(state.step) == 3 and bool(state.finite)
 
 
-def test_and_resumes(run, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_run(run, tmp_path):
     config, workdir, whole = run
     shutil.copytree(workdir / "checkpoints/2", tmp_path / "checkpoints/2")
     _, resumed = train(config, REFCOCO, tmp_path, mesh_of(config))
@@ -229,7 +230,7 @@ def test_every_expression_is_evaluated_once(hosts, data_dir):
 
 
 def overlaps_of(path, data_dir):
-    """What the boxes of a prediction file have in common with what is meant, after a look at its form."""
+    """Check the form of a prediction file; return the IoU of each box with its target."""
     rows, records = json.loads(path.read_text()), expressions_of(data_dir, "val")
     ids = [(row["ref_id"], row["sent_id"]) for row in rows]
     assert ids == [(record["ref_id"], record["sent_id"]) for record in records]  # official order
@@ -248,8 +249,8 @@ def test_predictions(run, data_dir):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_conclusions_of_given_choices(kind, data_dir, tmp_path):
-    """The last hit of each expression is chosen, or else the last region."""
+def test_scores_of_given_choices(kind, data_dir, tmp_path):
+    """The choices are the last hit of each expression, or else the last region."""
     config = shrunk("demo", data_dir, **{"data.eval_boxes": kind})
     split = Split(config, "val")
     regions, possible, exact = [], [], []
@@ -264,10 +265,10 @@ def test_conclusions_of_given_choices(kind, data_dir, tmp_path):
     scores = REFCOCO.conclude(tmp_path, {"": rows}, config)
     assert np.sum(overlaps_of(tmp_path / "val.json", data_dir) >= 0.5) == np.sum(possible) > 0.7 * len(split)
     assert scores == ({} if kind == "detected" else dict(refcoco_identity_accuracy=np.mean(exact)))
-    assert kind == "detected" or np.mean(exact) > 0.8  # drawn things seldom lie on each other
+    assert kind == "detected" or np.mean(exact) > 0.8  # synthetic objects seldom overlap
 
 
-def test_the_page_shows_what_was_chosen(run, tmp_path):
+def test_the_report_shows_the_chosen_regions(run, tmp_path):
     config, workdir, _ = run
     history = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     REFCOCO.write_report(tmp_path, build(config), config, history)
@@ -276,7 +277,7 @@ def test_the_page_shows_what_was_chosen(run, tmp_path):
     assert page.count('<b class="right">✓') + page.count('<b class="wrong">✗') == 12
 
 
-def test_chance_and_the_best_possible(data_dir):
+def test_chance_and_the_highest_possible_accuracy(data_dir):
     config = shrunk("demo", data_dir, **{"data.eval_boxes": "gt", "data.one_orientation": False})
     model, sums = build(config), {}
     score = nnx.jit(lambda model, batch: REFCOCO.score(model, batch, config))
@@ -292,7 +293,7 @@ def test_chance_and_the_best_possible(data_dir):
         rows = np.concatenate([whole, image["boxes"]]).astype(np.float64)
         chance.append(np.mean(box_iou(rows, record["box"]) >= 0.5))
     np.testing.assert_allclose(sums["refcoco_accuracy_chance"], [sum(chance), len(records)], rtol=1e-5)
-    np.testing.assert_array_equal(sums["refcoco_accuracy_possible"], len(records))  # the annotation is among them
+    np.testing.assert_array_equal(sums["refcoco_accuracy_possible"], len(records))  # one candidate is the annotation
     baselines = [f"refcoco_accuracy{kind}" for kind in ("", "_blind", "_wordless")]
     assert all(sums[name][1] == len(records) for name in (*baselines, "text_cut"))
 

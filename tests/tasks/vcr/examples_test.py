@@ -1,4 +1,4 @@
-"""Examples of VCR: element by element, mirrored, cut, with too many objects and with none."""
+"""Examples of VCR are as expected: plain, mirrored, truncated, and with too many or no objects."""
 
 import json
 
@@ -37,7 +37,7 @@ def layout(**changes):
 
 
 def record(**changes):
-    """Two persons and a dog in an image of 60 x 40 pixels, half the scale's short side up to 80 x 40 is not needed."""
+    """Return two persons and a dog in an image of 60 x 40 pixels, which is not resized."""
     pixels = np.zeros((40, 60, 3), np.uint8)
     shapes = np.zeros((3, 14, 14), np.uint8)
     shapes[0, 2, 3], shapes[1, :7], shapes[2] = 1, 1, 1
@@ -59,7 +59,7 @@ def record(**changes):
 
 
 def ids_of(tokenizer, *words):
-    return [piece for word in words for piece in sum(tokenizer.words(word), [])]
+    return [token for word in words for token in sum(tokenizer.words(word), [])]
 
 
 def test_an_example_element_by_element(tokenizer):
@@ -101,14 +101,14 @@ def test_a_mirrored_example(tokenizer):
     np.testing.assert_array_equal(example["token_ids"], plain["token_ids"])
 
 
-def test_boxes_are_computed_in_doubles(tokenizer):
+def test_boxes_are_computed_in_float64(tokenizer):
     boxes = np.random.default_rng(0).uniform(0, 38, (3, 4))
     example = choice_example(record(boxes=boxes), False, tokenizer, layout(image_scale=(33, 66)))
     assert example["image_size"].tolist() == [[49, 33]]
     np.testing.assert_array_equal(example["boxes"][1:], (boxes * ([49 / 60, 33 / 40] * 2)).clip(0, 48).astype("f4"))
 
 
-def test_rationales_stand_behind_the_right_answer(tokenizer):
+def test_rationales_follow_the_right_answer(tokenizer):
     example = choice_example(record(), False, tokenizer, layout(subtask="qa2r"), start=11)
     context = ids_of(tokenizer, "why", "is", "pat", "and", "quinn", "?", "no", ".")
     for n, word in enumerate(("one", "two", "three", "four")):
@@ -117,7 +117,7 @@ def test_rationales_stand_behind_the_right_answer(tokenizer):
     assert example["choice"] == 1
 
 
-def test_without_labels_every_answer_is_tried(tokenizer):
+def test_without_labels_rationales_follow_every_answer(tokenizer):
     unknown = record(answer_label=np.int64(-1), rationale_label=np.int64(-1))
     example = choice_example(unknown, False, tokenizer, layout(subtask="qa2r"), start=0)
     assert example["token_ids"].shape[0] == example["region_positions"].shape[0] == 16 and example["choice"] == -1
@@ -128,11 +128,11 @@ def test_without_labels_every_answer_is_tried(tokenizer):
     assert choice_example(unknown, False, tokenizer, layout(), start=0)["choice"] == -1
 
 
-def test_objects_beyond_the_room_are_left_out(tokenizer):
-    """Words that name them look at the whole image."""
+def test_objects_beyond_the_limit_are_dropped(tokenizer):
+    """Words that name dropped objects refer to the whole image."""
     example = choice_example(record(), False, tokenizer, layout(max_regions=2), start=11)
     full = choice_example(record(), False, tokenizer, layout(), start=11)
-    count = int(np.sum(full["region_ids"][0] == 3)) - 1  # without the region itself
+    count = int(np.sum(full["region_ids"][0] == 3)) - 1  # not counting the element of the region
     assert count > 0 and example["region_classes"].tolist() == [0, 1, 17]
     assert set(example["region_ids"][0]) == {0, 1, 2, NO_IMAGE}
     np.testing.assert_array_equal(example["region_ids"][0] == 1, full["region_ids"][0] == 1)
@@ -156,8 +156,8 @@ def test_names_of_persons():
     assert min(np.bincount(starts, minlength=13)) > 60  # about 100 each
 
 
-def test_cuts_by_hand():
-    # The answer goes while it is longer; at a tie the question does, for the answers after it too.
+def test_truncation_by_hand():
+    # The longer text is truncated first; at a tie it is the question, also for later answers.
     assert cut_answers(5, [3, 9, 5], limit=10) == (5, [3, 5, 5])
     assert cut_answers(6, [6, 2], limit=7) == (3, [4, 2])
     assert cut_answers(8, [2, 6], limit=8) == (4, [2, 4])
@@ -166,7 +166,7 @@ def test_cuts_by_hand():
     assert cut_rationales(2, 2, [3], limit=8) == (2, 2, [3])
 
 
-def test_shapes_on_another_grid_are_shares():
+def test_shapes_on_another_grid_are_averages():
     shapes = np.zeros((1, 14, 14), np.uint8)
     shapes[0, :2, :1], shapes[0, 13, 13] = 1, 1
     expected = np.zeros((7, 7))

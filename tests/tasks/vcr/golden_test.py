@@ -1,7 +1,8 @@
-"""VCR as the official code has it: every item of its datasets, what reaches the transformer, accuracies, files.
+"""VCR items, inputs of the transformer, accuracies and files equal those of the official code.
 
-Every `vcr_*` folder in tests/golden/data and in $VLBERT_GOLDEN/data is built by our builders and compared with what the
-original code made of it. Logits, losses and gradients: tests/tasks/golden_test.py.
+The builders of data_prep read every `vcr_*` folder in tests/golden/data and
+$VLBERT_GOLDEN/data. The results of the official code are in dataset.json of each folder.
+tests/tasks/golden_test.py compares logits, losses and gradients.
 """
 
 import csv
@@ -24,7 +25,7 @@ from vlbert_jax.tasks.vcr.examples import PERSON_NAMES, ChoiceLayout, choice_exa
 VCR = vcr.VCR()
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("vcr_"))
-WHOLE = 1000  # tokens: room for any text
+WHOLE = 1000  # tokens, more than any text has
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def tokenizer():
 
 
 class Variant:
-    """A folder of fixtures with its records, built once."""
+    """A folder of fixtures and its records, which are built once."""
 
     def __init__(self, folder: pathlib.Path, out: pathlib.Path):
         self.folder = folder
@@ -72,14 +73,14 @@ def layout_of(run, record, text_length=64) -> ChoiceLayout:
     )
 
 
-def our_example(variant, run, item, tokenizer, text_length=64):
+def example_of(variant, run, item, tokenizer, text_length=64):
     record = variant.records[item["annot_id"]]
     layout = layout_of(run, record, text_length)
     return choice_example(record, run["flip_prob"] == 1, tokenizer, layout, item["person_name_id_before"])
 
 
 def expected_texts(item) -> list[tuple[dict, dict]]:
-    """(first, second) of each sequence, as the dataset hands them out."""
+    """Return the (first, second) text of each sequence of an official item."""
     responses = item.get("rationale_choices") or item["answer_choices"]
     return [(q, r) for q in item.get("question_per_answer", [item.get("question")]) for r in responses]
 
@@ -91,9 +92,9 @@ def test_items(variant, tokenizer):
     assert list(PERSON_NAMES) == variant.names
     for run in variant.runs:
         for item in run["items"]:
-            # The official code does not cut test sequences, so the limit here is beyond all lengths.
+            # The official code does not truncate test sequences, so the limit exceeds all lengths.
             room = 64 if "question_per_answer" not in item else WHOLE
-            example = our_example(variant, run, item, tokenizer, room)
+            example = example_of(variant, run, item, tokenizer, room)
             where = f"{run['split']} {run['task']} {item['annot_id']}"
             check_sequences(expected_texts(item), example, tokenizer, where)
             check_regions(item, example, where)
@@ -131,7 +132,7 @@ def check_regions(item, example, where):
 
 
 def check_image(variant, run, item, example, where):
-    """The official image is padded with zeros to the scale, ours to that rounded up."""
+    """Compare pixels; the padding with zeros may have up to 31 more rows and columns."""
     if "image" not in item:
         return
     probes = item["image"]
@@ -153,13 +154,16 @@ def check_image(variant, run, item, example, where):
             np.testing.assert_array_equal((pixels == 0).all(0), (file["image"] == 0).all(0), err_msg=where)
 
 
-def test_test_rationales_are_cut_like_those_of_training(variant, tokenizer):
-    """The official code leaves them whole; cut to 64 pieces, a context and rationale lose only ends."""
+def test_test_rationales_are_truncated_as_in_training(variant, tokenizer):
+    """Context and rationale of test items lose only their ends in the limit of 64 tokens.
+
+    The official code does not truncate test items.
+    """
     for run in variant.runs:
         for item in run["items"]:
             if "question_per_answer" not in item:
                 continue
-            example, texts = our_example(variant, run, item, tokenizer), expected_texts(item)
+            example, texts = example_of(variant, run, item, tokenizer), expected_texts(item)
             whole = [len(first["ids"]) + len(second["ids"]) for first, second in texts]
             kept = example["element_mask"].sum(1) - int(example["region_mask"].sum()) - 4  # [CLS], two [SEP], [END]
             assert len(kept) == 16 and (kept <= 64).all() and (kept <= whole).all()
@@ -175,8 +179,8 @@ def test_test_rationales_are_cut_like_those_of_training(variant, tokenizer):
                 assert len(context) + len(response) == kept[n]
 
 
-def test_tokens_are_cut_word_by_word(variant, tokenizer):
-    """All texts of an item by themselves, before anything is cut."""
+def test_texts_are_tokenized_word_by_word(variant, tokenizer):
+    """Tokens and tags of each text start with those of the official item."""
     for run in variant.runs:
         for item in run["items"]:
             record = variant.records[item["annot_id"]]
@@ -186,9 +190,9 @@ def test_tokens_are_cut_word_by_word(variant, tokenizer):
                 official = official[0] if isinstance(official, list) else official
                 if official is None or (field == "question" and run["task"] == "QA2R"):
                     continue
-                pieces = tagged_tokens(text, called, tokenizer)[: len(official["ids"])]
-                assert [piece for piece, _ in pieces] == official["ids"]
-                assert [region for _, region in pieces] == official["tags"]
+                tokens = tagged_tokens(text, called, tokenizer)[: len(official["ids"])]
+                assert [token for token, _ in tokens] == official["ids"]
+                assert [region for _, region in tokens] == official["tags"]
 
 
 # --- Batches --------------------------------------------------------------------------------------
@@ -197,13 +201,13 @@ def test_tokens_are_cut_word_by_word(variant, tokenizer):
 TRANSFORMER = ("text_input_ids", "text_token_type_ids", "text_mask", "text_visual_box_index", "box_mask")
 
 
-def test_what_reaches_the_transformer(variant, tokenizer):
+def test_inputs_of_the_transformer(variant, tokenizer):
     for run in (run for run in variant.runs if "batch" in run):
-        # In the official code, QA2R on test is one pass per answer and is not cut.
+        # In the official code, QA2R on test is one pass per answer without truncation.
         per_answer = run["batch"].get("to_transformer_per_answer")
         passes, room = (per_answer, WHOLE) if per_answer else ([run["batch"]["to_transformer"]], 64)
         for row, item in enumerate(run["items"]):
-            example = our_example(variant, run, item, tokenizer, room)
+            example = example_of(variant, run, item, tokenizer, room)
             expected = [{name: fields[name][row][n] for name in TRANSFORMER} for fields in passes for n in range(4)]
             assert len(example["token_ids"]) == len(expected)
             for n, fields in enumerate(expected):

@@ -1,4 +1,4 @@
-"""The VCR task: losses, the shipped recipes shrunk, runs, both subtasks joined, files, the report."""
+"""The VCR task has the expected losses and scores, trains shrunk recipes and writes its files."""
 
 import csv
 import html
@@ -50,7 +50,7 @@ def one_device(config):
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         ({"subtask": "q2ar"}, "config.subtask is 'q2ar', not one of q2a, qa2r"),
         ({"data.features": "precomputed"}, "come with images only"),
@@ -60,9 +60,9 @@ def one_device(config):
     ],
     ids=str,
 )
-def test_contradictions_are_named(fields, told, data_dir):
+def test_inconsistent_configs_are_reported(fields, message, data_dir):
     config = shrunk("demo_q2a", data_dir, **fields)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         next(VCR.train_batches(config, 0, 0, 1))
 
 
@@ -94,8 +94,8 @@ VARIANTS = [variant.__name__ for variant in recipes.VARIANTS if variant is not r
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_shipped_recipes_fit_together(variant, data_dir):
-    """Shapes only: nothing is computed."""
+def test_shipped_recipes_have_valid_shapes(variant, data_dir):
+    """The losses and metrics of each recipe have valid shapes; no values are computed."""
     config = shrunk(variant, data_dir)
     batch, names = on_device(next(VCR.train_batches(config, 0, 0, 1))), VCR.active_losses(config, 0)
     sums, metrics = nnx.eval_shape(
@@ -106,7 +106,7 @@ def test_shipped_recipes_fit_together(variant, data_dir):
     assert VCR.loss_counts(batch, config, names) == dict(choice=4, object=4 * batch.region_mask.sum())
 
 
-def test_losses_start_at_chance_and_reach_what_they_should(data_dir):
+def test_losses_start_at_chance_and_have_the_expected_gradients(data_dir):
     config = shrunk("q2a_base", data_dir)
     config.model.encoder.region_visual_gain_init = config.model.encoder.text_visual_gain_init = 0.1
     names, model = VCR.active_losses(config, 0), build(config)
@@ -150,7 +150,7 @@ def test_recipes_are_those_of_the_official_files():
     assert recipes.get_config() == recipes.demo_q2a() == recipes.get_config("demo")
 
 
-def test_the_choice_layer_starts_as_xavier_unless_it_was_loaded(data_dir):
+def test_the_choice_layer_has_xavier_initialization_unless_it_was_loaded(data_dir):
     config = shrunk("demo_q2a", data_dir)
     model = build(config)
     before = np.array(model.choice_head.kernel[...])
@@ -162,7 +162,7 @@ def test_the_choice_layer_starts_as_xavier_unless_it_was_loaded(data_dir):
 
 
 def test_scores_count_each_question_once(data_dir):
-    """Also over two hosts, and where a batch is filled up."""
+    """The counts are exact on two hosts and with padding examples."""
     config = shrunk("demo_qa2r", data_dir)
     graphdef, state = nnx.split(build(config))
     score = jax.jit(lambda state, batch: VCR.score(nnx.merge(graphdef, state), batch, config))
@@ -181,8 +181,8 @@ def test_scores_count_each_question_once(data_dir):
     assert counts["object_accuracy"] == counts["object_loss"] == objects > 8 * number
 
 
-def test_blind_is_blind(data_dir):
-    """Without the image its pixels, boxes and grounding change nothing; with it they do."""
+def test_a_blind_model_ignores_the_image(data_dir):
+    """Pixels and boxes change the predictions of a model, but not those of a blind one."""
     fields = {"model.encoder.region_visual_gain_init": 1.0, "model.encoder.text_visual_gain_init": 1.0}
     config = shrunk("demo_q2a", data_dir, **fields)
     batch = on_device(next(VCR.eval_batches(config, 0, 1)["questions"]))
@@ -203,19 +203,19 @@ def test_blind_is_blind(data_dir):
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
-    """A finished run: (config, workdir, last state)."""
+    """Return the config, workdir and last state of a finished run."""
     fields = {"total_steps": 3, "warmup_steps": 1, "checkpoint_every_steps": 2, "model.encoder.init_deviation": 0.3}
     config, workdir = shrunk("q2a_base", data_dir, **fields), tmp_path_factory.mktemp("q2a")
     return config, workdir, train(config, VCR, workdir, one_device(config))[1]
 
 
-def test_a_run_goes_on_where_it_stopped(finished, tmp_path):
+def test_a_run_continues_from_its_checkpoint(finished, tmp_path):
     config, workdir, state = finished
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["split"]) for row in rows] == [(1, "train"), (2, "train"), (3, "train"), (3, "val")]
     assert {"vcr_accuracy", "vcr_accuracy_blind", "choice_loss", "object_loss"} <= set(rows[-1])
     shutil.copytree(workdir, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/3")  # as if it had been killed after step 2
+    shutil.rmtree(tmp_path / "run/checkpoints/3")  # imitates a run that was killed after step 2
     _, resumed = train(config, VCR, tmp_path / "run", one_device(config))
     assert int(resumed.step) == 3
     for ours, expected in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(state.params), strict=True):
@@ -234,7 +234,7 @@ def official_order(config, split):
 
 
 def test_the_leaderboard_file_of_test(finished, tmp_path):
-    """Evaluation with both subtasks; the companion has the same weights, as the two models are alike."""
+    """An evaluation with both subtasks writes one file; both models have the same weights here."""
     config = finished[0].copy_and_resolve_references()
     config.init.checkpoint = config.companion = str(finished[1])
     config.data.eval_split = "test"
@@ -251,16 +251,16 @@ def test_the_leaderboard_file_of_test(finished, tmp_path):
     assert [row[0] for row in rows] == [text["annot_id"] for text in official_order(config, "test")]
     values = np.array([row[1:] for row in rows], float).reshape(len(rows), 5, 4)
     np.testing.assert_allclose(values.sum(-1), 1, atol=1e-6)
-    assert not np.allclose(values[:, 1], values[:, 2], atol=1e-5)  # with another answer another choice
+    assert not np.allclose(values[:, 1], values[:, 2], atol=1e-5)  # the choice depends on the answer
 
 
 @pytest.mark.parametrize("subtask, other", [("q2a", "qa2r"), ("qa2r", "q2a")])
 def test_both_subtasks_joined_on_val(data_dir, tmp_path, subtask, other):
     config, label = shrunk(f"{subtask}_base", data_dir), dict(q2a="answer_label", qa2r="rationale_label")
     texts = Split(config, "val").texts
-    texts = [texts[i] for i in range(len(texts))]  # by index: landscape first
+    texts = [texts[i] for i in range(len(texts))]  # in the order of the index, landscape first
     index, sharp = np.arange(len(texts)), 5 * np.eye(4, dtype=np.float32)
-    own = dict(index=index, logits=sharp[[text[label[subtask]] for text in texts]])  # always right
+    own = dict(index=index, logits=sharp[[text[label[subtask]] for text in texts]])  # all choices are right
     theirs = dict(index=index, logits=sharp[[(text[label[other]] + (i == 0)) % 4 for i, text in enumerate(texts)]])
     assert VCR.conclude(tmp_path, {"": own}, config) == {}
     columns = dict(q2a=[f"answer_{i}" for i in range(4)], qa2r=[f"rationale_{i}" for i in range(4)])
@@ -281,18 +281,19 @@ def test_both_subtasks_joined_on_val(data_dir, tmp_path, subtask, other):
         VCR.conclude(tmp_path, {"": own, other: theirs | dict(index=index[::-1])}, config)
 
 
-def test_the_page_shows_questions_with_their_choices(finished, tmp_path):
+def test_the_report_shows_questions_with_their_choices(finished, tmp_path):
     config = shrunk("qa2r_base", finished[0].data.data_dir)
     VCR.write_report(tmp_path, build(config), config, [dict(split="val", step=3, vcr_accuracy=0.5)])
     page = html.unescape((tmp_path / "index.html").read_text())
     record = Split(config, "val")[0]
-    names = [f"{name} {region}" for region, name in enumerate(record["objects"], 1)]  # no persons in this world
+    # Persons would have first names, but the synthetic scenes have none.
+    names = [f"{name} {region}" for region, name in enumerate(record["objects"], 1)]
     asked = (record["question"], record["answers"][record["answer_label"]])
     assert " ".join(readable(text, names) for text in asked) in page and "data:image/" in page
     assert all(readable(text, names) in page for text in record["rationales"])
 
 
-def test_a_companion_is_the_other_subtask_with_weights_of_its_own(data_dir):
+def test_a_companion_is_the_other_subtask_with_separate_weights(data_dir):
     config = shrunk("q2a_base", data_dir, companion="elsewhere", **{"init.bert": "bert"})
     ((name, other),) = VCR.companions(config).items()
     assert (name, other.subtask, other.companion) == ("qa2r", "qa2r", "")

@@ -1,4 +1,4 @@
-"""Normal forms, accuracies, vocabulary and targets are those of the official programs, to the last digit."""
+"""Normal forms, accuracies, vocabulary and targets equal those of the official programs exactly."""
 
 import json
 import os
@@ -32,11 +32,11 @@ VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in
 
 @pytest.fixture(params=VARIANTS)
 def golden(request):
-    """Reads a file of a variant."""
+    """Return a function that reads a file of a variant."""
     return lambda name: json.loads((VARIANTS[request.param] / name).read_text("utf-8"))
 
 
-# Against recordings of the official programs
+# --- Comparisons with recordings of the official programs -----------------------------------------
 
 
 def test_normal_forms(golden):
@@ -48,7 +48,7 @@ def test_normal_forms(golden):
 def test_accuracies_of_questions(golden):
     for case in golden("accuracy.json")["cases"]:
         accuracy = answer_accuracy(case["prediction"], case["answers"])
-        # The official sum has errors in the last digits (see below); the recording is free of them.
+        # The official sum has rounding errors (see below); the recording has none.
         assert accuracy == pytest.approx(case["accuracy"], rel=0, abs=1e-12), case
         assert percent([accuracy]) == case["evalQA_n2"], case
 
@@ -84,10 +84,10 @@ def test_score_of_the_chosen_answer(golden, request):
     np.testing.assert_allclose(np.mean(scores), recorded["SoftAcc"], rtol=1e-6)
 
 
-# Rules that recordings may not reach
+# --- Rules that the recordings may not cover ------------------------------------------------------
 
 
-def test_only_the_first_full_stops_go():
+def test_only_the_first_periods_are_removed():
     assert normalize_punctuation("." * 40) == "." * 8
 
 
@@ -101,9 +101,9 @@ def test_lower_case_is_that_of_python_2():
     assert normalize_words("\u0130 \u039f\u03a3") == "i \u03bf\u03c3"
 
 
-@pytest.mark.parametrize(("share", "told"), [(1 / 32, 3.13), (3 / 32, 9.38), (1 / 3, 33.33), (1.0, 100.0), (0.0, 0.0)])
-def test_halves_are_rounded_away_from_zero(share, told):
-    assert percent([share]) == told  # Python 3's round makes 3.12 of 3.125
+@pytest.mark.parametrize("share, result", [(1 / 32, 3.13), (3 / 32, 9.38), (1 / 3, 33.33), (1.0, 100.0), (0.0, 0.0)])
+def test_halves_are_rounded_away_from_zero(share, result):
+    assert percent([share]) == result  # Python 3 rounds 3.125 to 3.12
 
 
 @pytest.mark.parametrize(
@@ -111,18 +111,18 @@ def test_halves_are_rounded_away_from_zero(share, told):
     [((4, 6), 0.6000000000000001), ((7, 8), 0.5999999999999999), ((2, 5, 9), 0.8999999999999998), ((0, 1), 0.6)],
 )
 def test_last_digits_depend_on_the_annotators_order(places, accuracy):
-    """As the official program says under Python 2.7 of answers that match at these places."""
+    """Accuracies equal those of the official program in Python 2.7 for matches at these places."""
     answers = ["yes" if place in places else f"no {place}" for place in range(10)]
     assert answer_accuracy("yes", answers) == accuracy
 
 
 def test_sums_are_plain():
-    assert plain_sum([1.0, 1e100, 1.0, -1e100]) == 0.0  # a compensated sum is 2
+    assert plain_sum([1.0, 1e100, 1.0, -1e100]) == 0.0  # a compensated sum would be 2
 
 
 def test_summary_by_type():
-    told = summary([1.0, 0.3, 0.0, 0.6], ["yes/no", "other", "yes/no", "number"], ["a", "b", "b", "a"])
-    assert told == {
+    found = summary([1.0, 0.3, 0.0, 0.6], ["yes/no", "other", "yes/no", "number"], ["a", "b", "b", "a"])
+    assert found == {
         "overall": 47.5,
         "perAnswerType": {"yes/no": 50.0, "other": 30.0, "number": 60.0},
         "perQuestionType": {"a": 80.0, "b": 15.0},
@@ -182,7 +182,7 @@ def test_first_of_equal_entries_counts():
     np.testing.assert_array_equal(soft_targets([], vocabulary), [0, 0, 0, 0])
 
 
-# Bad input
+# --- Wrong input ----------------------------------------------------------------------------------
 
 
 def write(path, content):
@@ -225,8 +225,8 @@ BAD = dict(
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_one_clear_line(tmp_path, capsys, name):
-    changes, told = BAD[name]
+def test_bad_files_are_reported_in_one_line(tmp_path, capsys, name):
+    changes, message = BAD[name]
     contents = dict(
         questions=dict(questions=[dict(question_id=1), dict(question_id=2)]),
         annotations=dict(annotations=[annotation(1), annotation(2)]),
@@ -236,7 +236,7 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys, name):
         files = [f"--{key}=" + write(tmp_path / f"{key}.json", value) for key, value in (contents | changed).items()]
         assert main(files) == (2 if changed else 0)
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and told in error and len(error.splitlines()) == 1
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
 
 
 def test_bad_vocabularies(tmp_path):
@@ -251,7 +251,7 @@ def test_bad_vocabularies(tmp_path):
         percent([])
 
 
-def test_command_needs_no_jax(tmp_path):
+def test_the_command_does_not_import_jax(tmp_path):
     write(tmp_path / "q.json", dict(questions=[dict(question_id=1)]))
     write(tmp_path / "a.json", dict(annotations=[annotation(1)]))
     write(tmp_path / "r.json", [dict(question_id=1, answer="yes")])

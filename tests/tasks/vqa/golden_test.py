@@ -1,7 +1,8 @@
-"""VQA, item by item: what the official dataset, collator and score make of the files of the download.
+"""VQA examples, batches and scores equal those of the official dataset, collator and metric.
 
-Every `vqa_*` folder in tests/golden/data and in $VLBERT_GOLDEN/data is built by our builders and compared with its
-dataset.json. The official evaluation is in accuracy_test.py.
+The builders of data_prep read every `vqa_*` folder in tests/golden/data and
+$VLBERT_GOLDEN/data. The results of the official code are in dataset.json of each folder.
+accuracy_test.py compares the official evaluation.
 """
 
 import json
@@ -26,7 +27,7 @@ LENGTH = 140
 
 
 class Variant:
-    """A folder of fixtures and its two tables, joined, by question id."""
+    """A folder of fixtures and its two tables, which are joined by question id."""
 
     def __init__(self, folder, out):
         self.folder, self.recorded = folder, json.loads((folder / "dataset.json").read_text())
@@ -67,7 +68,7 @@ def tokenizer():
 
 
 def text_of(example):
-    """ids, segments, regions and number of the text of an example: all before the regions."""
+    """Return ids, segments, regions and length of the text (all elements before the regions)."""
     t = int(example["answer_positions"]) + 2
     return *(example[name][0, :t].tolist() for name in ("token_ids", "segment_ids", "region_ids")), t
 
@@ -104,7 +105,7 @@ def test_examples(variant, tokenizer):
 
 
 def test_batches(variant, tokenizer):
-    """What reaches the transformer."""
+    """The inputs of the transformer equal the official ones."""
     found = 0
     for run in variant.recorded["examples"]:
         if "batch3" not in run:

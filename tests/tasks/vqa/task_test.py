@@ -1,4 +1,4 @@
-"""VQA: an example by hand, loss and score on known logits, the shipped recipes shrunk, submission, exact counts."""
+"""The VQA task has the expected examples, losses and scores, and trains shrunk recipes."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def data_dir(tmp_path_factory):
 
 
 def shrunk(variant: str, data_dir, **fields):
-    """The shipped recipe on drawn scenes with tiny widths; what is not a size stays."""
+    """Return a shipped recipe with small sizes for the synthetic corpus; other fields are kept."""
     config, demo = getattr(recipes, variant)(), recipes.demo()
     names = ("texts", "images", "vocab", "answers", "sequence_length", "max_regions")
     shrink(config, demo, data_dir, num_layers=2, names=names)
@@ -86,12 +86,12 @@ def test_example_by_hand(data_dir):
     assert example["position_ids"][0, :12].tolist() == [*range(8), 8, 8, 8, 9]
     assert example["answer_positions"] == 6 and example["element_mask"].sum() == 12
     np.testing.assert_allclose(example["answer_targets"], [0.6, 0, 1, 0], rtol=1e-6)
-    np.testing.assert_array_equal(example["region_features"][0], np.arange(12) + 6)  # the mean
+    np.testing.assert_array_equal(example["region_features"][0], np.arange(12) + 6)  # the mean over boxes
     with_own, _ = example_of(data_dir, image_feature=np.full(12, 7, np.float32))
     assert (with_own["region_features"][0] == 7).all()
 
 
-def test_in_a_mirrored_image_left_is_right(data_dir):
+def test_a_mirrored_image_swaps_left_and_right(data_dir):
     plain, tokenizer = example_of(data_dir)
     example, _ = example_of(data_dir, flip=True)
     assert example["token_ids"][0, 3] == tokenizer.backend.token_to_id("right")
@@ -100,12 +100,12 @@ def test_in_a_mirrored_image_left_is_right(data_dir):
     np.testing.assert_allclose(example["boxes"][1, [0, 2]], width - 1 - plain["boxes"][1, [2, 0]], rtol=1e-6)
 
 
-def test_a_question_that_does_not_fit_loses_its_end_and_is_counted(data_dir):
+def test_a_long_question_is_truncated_and_counted(data_dir):
     example, tokenizer = example_of(data_dir, room=9)
     assert example["text_cut"] and not example_of(data_dir)[0]["text_cut"]
     text = example["token_ids"][0, :6].tolist()
     assert text[3:] == [tokenizer.sep_id, tokenizer.mask_id, tokenizer.sep_id]
-    assert example["region_mask"].sum() == 3  # the regions stay
+    assert example["region_mask"].sum() == 3  # all regions are kept
 
 
 # --- Loss, score, head ----------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_losses_and_score_on_known_logits(data_dir, monkeypatch):
     np.testing.assert_allclose(metrics["vqa_accuracy"], (0.9, 2), rtol=1e-6)
     config.losses.answer = "softmax"
     scores = batch.targets.answer_targets * jnp.array([[1], [0], [1]])
-    none = batch.replace(targets=batch.targets.replace(answer_targets=scores))  # one of no known answer
+    none = batch.replace(targets=batch.targets.replace(answer_targets=scores))  # the second has no known answer
     assert VQA.loss_counts(none, config, ("answer",))["answer"] == 1
     sums, _ = VQA.loss_sums(model, batch, None, config, ("answer",))
     np.testing.assert_allclose(sums["answer"], -jax.nn.log_softmax(logits)[[0, 1], [0, 0]].sum(), rtol=1e-5)
@@ -140,18 +140,18 @@ def test_losses_and_score_on_known_logits(data_dir, monkeypatch):
         VQA.loss_sums(model, batch, None, config, ("answer",))
 
 
-def test_the_last_layer_starts_from_the_words_of_the_answers(data_dir):
+def test_the_last_layer_is_initialized_with_the_words_of_the_answers(data_dir):
     config = shrunk("base", data_dir)
     model = VQA.build_model(config, nnx.Rngs(0))
     before = np.asarray(model.answer_head.classes.kernel[...])
-    VQA.initialize_heads(model, config, {("answer_head", "classes", "kernel")})  # it was loaded
+    VQA.initialize_heads(model, config, {("answer_head", "classes", "kernel")})  # the kernel was loaded
     np.testing.assert_array_equal(model.answer_head.classes.kernel[...], before)
     VQA.initialize_heads(model, config, set())
     tokenizer, entries = tokenizer_of(config), answers_of(config).entries
     words = np.asarray(model.vlbert.token_embeddings[...])
     for column, answer in enumerate(entries):
-        pieces = sum(tokenizer.words(answer), [])
-        expected = words[pieces].mean(0)
+        tokens = sum(tokenizer.words(answer), [])
+        expected = words[tokens].mean(0)
         np.testing.assert_allclose(model.answer_head.classes.kernel[:, column], expected, rtol=1e-5, atol=1e-6)
     assert any(len(sum(tokenizer.words(answer), [])) > 1 for answer in entries)
 
@@ -173,14 +173,14 @@ def test_shipped_recipes_train(variant, data_dir):
         return sums["answer"] / VQA.loss_counts(batch, config, ("answer",))["answer"]
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(trained)
-    assert abs(value - config.model.num_answers * np.log(2)) < 3  # of logits near 0
+    assert abs(value - config.model.num_answers * np.log(2)) < 3  # the loss of logits near 0
     reached = {"/".join(map(str, path)) for path, v in nnx.to_flat_state(gradient) if np.any(v[...])}
     assert "answer_head/classes/kernel" in reached and "fast_rcnn/projection/kernel" in reached
     assert any("backbone" in name for name in reached) == config.model.train_region_head
 
 
 def run(config, workdir: Path, mode: str = "train"):
-    """As main.run does it, on one device."""
+    """Train or evaluate on one device, as `main.run` does."""
     workdir.mkdir(exist_ok=True)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     if mode == "evaluate":
@@ -190,7 +190,11 @@ def run(config, workdir: Path, mode: str = "train"):
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-    """A run of four updates from scratch, and the same run stopped after two and continued."""
+    """Run four updates from scratch, and again with a stop after two.
+
+    Returns:
+        The config, the workdir of the uninterrupted run, and that of the resumed run.
+    """
     workdirs = [tmp_path_factory.mktemp(name) for name in ("whole", "parts")]
     fields = {"total_steps": 4, "log_every_steps": 1, "checkpoint_every_steps": 2, "eval_every_steps": 0}
     config = shrunk("demo", data_dir, **fields, **{"init.scratch": True, "data.embedded": ""})
@@ -206,7 +210,7 @@ def trained(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small_run(data_dir, tmp_path_factory):
-    """One update on precomputed features."""
+    """Return the config and workdir of a run of one update on precomputed features."""
     config = shrunk("base", data_dir, **{"total_steps": 1, "init.scratch": True})
     workdir = tmp_path_factory.mktemp("small")
     run(config, workdir)
@@ -218,7 +222,7 @@ def rows(workdir: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if "time" not in k and "per_sec" not in k} for row in read]
 
 
-def test_resumed_run_is_the_whole_run(trained):
+def test_a_resumed_run_equals_an_uninterrupted_run(trained):
     _, whole, parts = trained
     assert rows(whole) == rows(parts) and len(rows(whole)) == 5
     assert 0 <= rows(whole)[-1]["vqa_accuracy"] <= 1
@@ -226,7 +230,7 @@ def test_resumed_run_is_the_whole_run(trained):
     assert "Visual question answering" in page and page.count('class="card prediction"') == 12
 
 
-def test_evaluation_writes_what_evalai_takes(small_run):
+def test_evaluation_writes_a_submission_for_evalai(small_run):
     config, workdir = small_run
     scores = run(config, workdir, "evaluate")
     split = Split(config, "val")
@@ -258,10 +262,10 @@ def test_every_question_counts_once(devices, small_run):
     np.testing.assert_allclose(scores["answer_loss"], recorded["answer_loss"], rtol=1e-5)
 
 
-# --- What can be wrong ----------------------------------------------------------------------------
+# --- Errors ---------------------------------------------------------------------------------------
 
 
-def test_says_where_weights_come_from(small_run, tmp_path):
+def test_missing_weights_are_reported(small_run, tmp_path):
     config, workdir = small_run
     config = config.copy_and_resolve_references()
     config.init.scratch = False
@@ -269,12 +273,12 @@ def test_says_where_weights_come_from(small_run, tmp_path):
         run(config, tmp_path / "new", "train")
     with pytest.raises(FileNotFoundError, match="nothing to evaluate"):
         run(config, tmp_path / "new", "evaluate")
-    config.init.checkpoint = str(workdir)  # a fine-tuned one is as good
+    config.init.checkpoint = str(workdir)  # a fine-tuned checkpoint is accepted
     assert run(config, tmp_path / "again", "evaluate")["step"] == 0
 
 
 def test_weights_of_pretraining_start_a_run_but_are_not_evaluated(data_dir, tmp_path, caplog):
-    """From a `.safetensors` with official names, as the released models are converted."""
+    """The weights are a `.safetensors` file with official names, as converted releases are."""
     config = shrunk("base", data_dir, **{"total_steps": 1, "learning_rate": 0.0})
     own = config.copy_and_resolve_references()
     own.data.hide_pixels, own.losses = False, pretrain_recipes.base_prec().losses
@@ -334,7 +338,7 @@ def test_a_vocabulary_without_any_answer_of_the_corpus_is_refused(data_dir, tmp_
     assert VQA.eval_batches(config, 0, 1)
 
 
-def test_tables_without_what_is_to_be_learned_from(data_dir, tmp_path):
+def test_tables_without_answers_or_images_are_reported(data_dir, tmp_path):
     config = shrunk("base", data_dir, **{"data.train_split": "test"})
     refusal = "of test has no answers to learn from: choose another config.data.train_split"
     with pytest.raises(ValueError, match=refusal):
@@ -345,13 +349,13 @@ def test_tables_without_what_is_to_be_learned_from(data_dir, tmp_path):
         next(VQA.train_batches(config, 0, 0, 1))
 
 
-def test_a_sequence_has_room_for_a_question(data_dir):
+def test_a_sequence_without_room_for_a_question_is_reported(data_dir):
     config = shrunk("base", data_dir, **{"data.max_regions": 26})
     with pytest.raises(ValueError, match="sequence_length 31 has no room for 26 regions"):
         next(VQA.eval_batches(config, 0, 1)["questions"])
 
 
-def test_splits_that_are_not_there(data_dir, tmp_path):
+def test_missing_splits_and_tables_are_reported(data_dir, tmp_path):
     config = shrunk("base", data_dir, **{"data.eval_split": "nothing", "init.scratch": True, "total_steps": 1})
     with pytest.raises(ValueError, match="vqa/scenes has no split 'nothing_landscape'; there are: .*val_"):
         next(VQA.eval_batches(config, 0, 1)["questions"])
@@ -361,7 +365,7 @@ def test_splits_that_are_not_there(data_dir, tmp_path):
 
 
 def test_vocabulary_of_the_questions(data_dir):
-    """Words keep their rows: the pieces of pre-training are the same."""
+    """The vocabulary contains all tokens of the questions."""
     tokenizer = load_tokenizer_(str(data_dir / "scenes_downstream/vocab.txt"), 256)
     unknown = tokenizer.backend.token_to_id("[UNK]")
     split = Split(shrunk("demo", data_dir), "val")
