@@ -147,12 +147,12 @@ def test_every_path_of_a_config_is_expanded(tmp_path, monkeypatch):
     recipe.write_text("from configs.vqa import demo as get_config\n")
     fields = ("data.data_dir", "data.vocab", "data.answers", "data.texts", "init.bert", "init.checkpoint")
     argv = ["main", "--config=~/mine.py", "--workdir=~/run/", *(f"--config.{field}=~/{field}" for field in fields)]
-    config, workdir, _, _ = parse_command(argv)
+    config, workdir, *_ = parse_command(argv)
     assert workdir == tmp_path / "run"
     for field in fields:
         block, name = field.split(".")
         assert config[block][name] == f"{tmp_path}/{field}"
-    config, _, _, _ = parse_command(["main", "--config=vqa:demo", "--config.init.checkpoint=gs://bucket//run/"])
+    config = parse_command(["main", "--config=vqa:demo", "--config.init.checkpoint=gs://bucket//run/"]).config
     assert config.init.checkpoint == "gs://bucket//run/" and config.data.data_dir == "data"
 
 
