@@ -94,7 +94,7 @@ def test_a_training_batch(config):
         np.testing.assert_array_equal(target_ids[mask], batch.targets.mrc_regions[mask])
 
 
-def test_batches_without_text_alone(config):
+def test_without_the_text_corpus(config):
     config.losses.text_only = False
     batch = next(train_batches(config, 0, 0, 1))
     assert batch.token_ids.shape == (8, 1, 33)
