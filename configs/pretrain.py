@@ -116,7 +116,11 @@ def base_e2e() -> ml_collections.ConfigDict:
             region=0.0,
             # The opening trains the region head on that loss alone; from its end to this step the head is not trained.
             region_fixed_until=0,
-            mrc_targets="soft",  # the detector's distribution (official code) | hard: its best class (paper)
+            # soft: the detector's distribution (official code) | hard: its best class (paper) | object: its best class
+            # without the background (UNITER) | kl: divergence, mean over the classes (UNITER)
+            mrc_targets="soft",
+            regression=False,  # regression of the features of hidden regions (UNITER); requires hide_pixels=False
+            transport=0.0,  # weight of optimal transport of words to regions (UNITER: 0.1); requires relationship
             normalize="targets",  # mean over all targets of a batch | examples: over those of each example first
         )
     )

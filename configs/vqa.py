@@ -70,9 +70,14 @@ def base() -> ml_collections.ConfigDict:
     config.best_metric = "vqa_accuracy"
     config.optimizer.clip_norm = 1.0
     config.losses.answer = (
-        "sigmoid"  # sigmoid: of each answer against its score (official code) | softmax: the best (paper)
+        # sigmoid: of each answer against its score (official code) | softmax: the best (paper) | kl: of all scores
+        # (VisualBERT)
+        "sigmoid"
     )
     config.model.num_answers = 3129
+    # What the head reads: mask (VL-BERT) | mask_linear (VisualBERT) | pooler (UNITER) | pooler_linear (Oscar, VinVL).
+    # Those of the pooler require model.encoder.pooler.
+    config.model.answer_head = "mask"
     config.model.train_region_head = False
     config.data.update(
         dict(

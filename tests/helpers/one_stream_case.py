@@ -22,6 +22,11 @@ TF_SIZES = dict(  # names of sizes in the recordings of B2T2 -> those of the oth
     mlp="intermediate_size", pos="max_position_embeddings",
 )  # fmt: skip
 
+HUGGING_FACE = dict(  # arguments of the original VisualBERT -> those of Hugging Face
+    input_mask="attention_mask", visual_embeddings="visual_embeds", image_mask="visual_attention_mask",
+    masked_lm_labels="labels", is_random_next="sentence_image_labels",
+)  # fmt: skip
+
 
 def architecture_of(case: Case) -> Architecture:
     name = case.path.stem.split("_")[0]
@@ -136,8 +141,8 @@ def pack_uniter(case: Case) -> Packed:
 
 
 def pack_visualbert(case: Case, default_segment: int = 1) -> Packed:
-    """Pack the inputs of Hugging Face, where the segment of regions is 1 if none is given."""
-    inputs = case.inputs
+    """Pack the inputs of Hugging Face, where the segment of regions is 1 if none is given, or of the original code."""
+    inputs = {HUGGING_FACE.get(name, name): value for name, value in case.inputs.items()}
     text_mask, mask = inputs["attention_mask"] == 1, inputs["visual_attention_mask"] == 1
     segments = inputs.get("visual_token_type_ids", np.full_like(inputs["visual_attention_mask"], default_segment))
     packed = pack_all(

@@ -1,6 +1,9 @@
 """The shipped recipes with each one-stream architecture: two updates on synthetic data, layouts, refusals."""
 
+import json
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -120,3 +123,59 @@ def test_tasks_of_vlbert_alone(name, recipes):
 def test_the_layout_of_vlbert_is_the_default(data_dir):
     config = shrunk_vqa("base", data_dir)
     assert region_layout(config) == type(region_layout(config))()
+
+
+# --- Heads and losses of the siblings -----------------------------------------------------------------------
+
+
+def test_the_losses_of_uniter(data_dir, tmp_path):
+    config = recipe("pretrain", data_dir, "uniter")
+    config.losses.update(dict(mrc=True, mrc_targets="kl", regression=True, relationship=True, transport=0.1))
+    config.model.encoder.pooler = True
+    task = get_task("pretrain")
+    names = task.active_losses(config, 0)
+    assert set(names) == {"mlm_caption", "mlm_text", "mrc", "relationship", "regression", "transport"}
+    assert {name: task.loss_weights(config)[name] for name in ("mrc", "transport")} == dict(mrc=1.0, transport=0.1)
+    _, state = train(config, task, tmp_path, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+    assert int(state.step) == 2 and bool(state.finite)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert any({f"{name}_loss" for name in names} <= {key.rpartition("/")[2] for key in row} for row in rows), rows
+
+
+@pytest.mark.parametrize(("kind", "reads_pooler", "hidden"), [
+    ("mask", False, 16), ("mask_linear", False, 0), ("pooler", True, 32), ("pooler_linear", True, 0),
+])  # fmt: skip
+def test_answer_heads(kind, reads_pooler, hidden, data_dir):
+    config = recipe("vqa", data_dir, "uniter")
+    config.model.answer_head, config.model.encoder.pooler = kind, reads_pooler
+    task = get_task("vqa")
+    model = task.build_model(config, nnx.Rngs(0))
+    head = model.answer_head
+    assert hidden == (head.transform.kernel.shape[1] if hasattr(head, "transform") else 0)
+    batch = jax.tree.map(jnp.asarray, next(task.train_batches(config, 0, 0, 1)))
+    other = batch.replace(token_ids=batch.token_ids.at[:, :, 1].set(7))  # another word changes every head's input
+    moved = batch.targets.replace(answer_positions=batch.targets.answer_positions - 1)
+    states = nnx.jit(lambda m, b: m.states(b))(model, batch)
+    logits = model.answer_logits(states, batch.targets.answer_positions)
+    assert logits.shape == (8, config.model.num_answers) and logits.dtype == jnp.float32
+    assert np.array_equal(logits, model.answer_logits(states, moved.answer_positions)) == reads_pooler
+    assert not np.array_equal(logits, model.answer_logits(model.states(other), batch.targets.answer_positions))
+    before = np.asarray(head.classes.kernel[...])
+    task.initialize_heads(model, config, set())
+    assert np.array_equal(before, head.classes.kernel[...]) == reads_pooler
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("vqa", {"model.answer_head": "cls"}, "answer_head is 'cls'; it must be one of mask, mask_linear"),
+        ("vqa", {"model.answer_head": "pooler"}, "'pooler' requires config.model.encoder.pooler=True"),
+        ("pretrain", {"losses.regression": True, "data.hide_pixels": True}, "these must be replaced, not their pixels"),
+        ("pretrain", {"losses.transport": 0.1}, "set config.losses.relationship=True as well"),
+    ],
+)
+def test_contradictions_are_refused(name, fields, message, data_dir):
+    config = recipe(name, data_dir, "uniter")
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=message):
+        get_task(name).build_model(config, nnx.Rngs(0))

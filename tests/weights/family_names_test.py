@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import pretrain as pretrain_recipes
+from configs import vqa as vqa_recipes
 from tests.helpers import GOLDEN
 from vlbert_jax.model.architectures import UNICODER_VL, get_architecture
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
+from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import vlbert_names
 from vlbert_jax.weights.entry import Entry
 from vlbert_jax.weights.family_names import family_of, family_table, reason_not_used, to_bert_names
@@ -81,6 +84,47 @@ def test_every_tensor_has_a_place_or_a_reason(path):
         reason = reason_not_used(name, architecture)
         assert reason, f"{name} has neither a place nor a reason"
         assert reason == "duplicate" or not name.startswith("bert.")  # the whole trunk is used
+
+
+# Lists whose heads are here -> the task, and options of its config.
+PRETRAINED = dict(mrc=False, relationship=True)
+WITH_HEADS = {
+    "uniter_base": ("pretrain", dict(mrc=True, regression=True, relationship=True)),
+    "uniter_large": ("pretrain", dict(mrc=True, regression=True, relationship=True)),
+    "uniter_base_vqa": ("vqa", "pooler"),
+    "uniter_base_ve": ("vqa", "pooler"),
+    "visualbert_vqa_pre": ("pretrain", PRETRAINED),
+    "visualbert_original_nlvr2_pre": ("pretrain", PRETRAINED),
+    "visualbert_vqa": ("vqa", "mask_linear"),
+    "visualbert_original_vqa": ("vqa", "mask_linear"),
+    "oscar_base": ("pretrain", PRETRAINED),
+    "oscar_large_vqa": ("vqa", "pooler_linear"),
+    "vinvl_base_vqa": ("vqa", "pooler_linear"),
+}
+
+
+@pytest.mark.parametrize("name", WITH_HEADS)
+def test_the_heads_of_pretraining_and_answers_have_places(name):
+    tensors, architecture = tensors_of(GOLDEN / "names" / f"names_{name}.tsv")
+    encoder, head = configs_of(tensors, architecture)
+    task, options = WITH_HEADS[name]
+    config = (pretrain_recipes.base_prec_no_text if task == "pretrain" else vqa_recipes.base)()
+    config.model.architecture, config.model.feature_size = architecture.name, head.feature_size
+    config.model.encoder = {field: getattr(encoder, field) for field in config.model.encoder}
+    if task == "pretrain":
+        config.losses.update(options)
+    else:
+        config.model.answer_head = options
+        answers = next(len(v) for n, v in tensors.items() if re.fullmatch(r"(vqa_output\.3|cls|classifier)\.bias", n))
+        config.model.num_answers = answers
+    found, empty = match(
+        lambda: get_task(task).build_model(config, nnx.Rngs(0)), tensors, encoder.vocab_size, architecture
+    )
+    assert found.missing == []
+    # Only pre-training hides regions, and rows behind the vocabulary are not words.
+    assert set(empty) <= {("vlbert", "token_embeddings"), ("mlm_head", "bias")}
+    reasons = {n: reason_not_used(n, architecture) for n in found.unused}
+    assert set(reasons.values()) <= {"duplicate", "vector of hidden regions"}, reasons
 
 
 def test_lists_of_all_families_are_found():

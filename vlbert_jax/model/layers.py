@@ -124,6 +124,19 @@ class MLMHead(nnx.Module):
         return logits + jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
 
 
+class LinearHead(nnx.Module):
+    """Dropout and the classes, without a hidden layer."""
+
+    def __init__(self, config: EncoderConfig, num_classes: int, rngs: nnx.Rngs):
+        self.dropout_rate, wide = config.dropout_rate, dataclasses.replace(config, dtype=jnp.float32)
+        self.classes = dense(config.hidden_size, num_classes, ("embed", None), wide, rngs)
+
+    @jax.named_scope("head")
+    def __call__(self, states: Float[Array, "... d"], key=None) -> Float[Array, "... c"]:
+        """Return float32 logits; `key` is for dropout."""
+        return self.classes(dropout(states, self.dropout_rate, key))
+
+
 def xavier_init(kernel: nnx.Param, seed: int) -> None:
     """Initialize a kernel with the uniform Xavier distribution.
 

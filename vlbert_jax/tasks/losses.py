@@ -20,6 +20,12 @@ def soft_cross_entropy(logits: Float[Array, "... c"], targets: Float[Array, "...
     return -jnp.sum(targets.astype(jnp.float32) * jax.nn.log_softmax(logits, axis=-1), axis=-1)
 
 
+def divergence(cross_entropies: Float[Array, "..."], targets: Float[Array, "... c"]) -> Float[Array, "..."]:
+    """Return the Kullback-Leibler divergence from cross-entropies with soft targets that need not sum to 1."""
+    targets = targets.astype(jnp.float32)
+    return cross_entropies + jnp.sum(jax.scipy.special.xlogy(targets, targets), axis=-1)
+
+
 def binary_cross_entropy(logits: Float[Array, "..."], targets: Shaped[Array, "..."]) -> Float[Array, "..."]:
     """Return -t log sigmoid(z) - (1 - t) log sigmoid(-z), for targets t in [0, 1]."""
     return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))

@@ -150,7 +150,8 @@ def family_table(
 
 def reason_not_used(name: str, architecture: Architecture) -> str:
     """Return why a model has no place for a tensor (named as in `to_bert_names`); "" for an unknown tensor."""
-    for reason, pattern in (REASONS | dict(family_of(architecture).reasons)).items():
-        if re.match(pattern, name):
-            return reason
+    for reasons in (REASONS, family_of(architecture).reasons):
+        for reason, pattern in reasons.items():
+            if re.match(pattern, name):
+                return reason
     return "" if name.startswith("bert.") else "head of another task"

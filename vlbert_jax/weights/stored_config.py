@@ -41,7 +41,15 @@ CHANGES = {
             "model.region_head.mask_padding": False,
         },
     ),
-    3: Change(renamed={}, added={"model.architecture": "vlbert"}),
+    3: Change(
+        renamed={},
+        added={
+            "model.architecture": "vlbert",
+            "model.answer_head": "mask",
+            "losses.regression": False,
+            "losses.transport": 0.0,
+        },
+    ),
 }
 SCHEMA = max(CHANGES)
 VOCABULARIES = "vocabularies"  # folder of a workdir with a copy of each file of words that its config names

@@ -136,7 +136,7 @@ def test_losses_and_score_on_known_logits(data_dir, monkeypatch):
     sums, _ = VQA.loss_sums(model, batch, None, config, ("answer",))
     np.testing.assert_allclose(sums["answer"], -jax.nn.log_softmax(logits)[[0, 1], [0, 0]].sum(), rtol=1e-5)
     config.losses.answer = "other"
-    with pytest.raises(ValueError, match="losses.answer is 'other'; it must be sigmoid or softmax"):
+    with pytest.raises(ValueError, match="losses.answer is 'other'; it must be sigmoid, softmax or kl"):
         VQA.loss_sums(model, batch, None, config, ("answer",))
 
 

@@ -58,7 +58,8 @@ class CaptionLayout(ImageLayout):
             num_classes=config.model.num_region_classes,
             region_classes=losses.region > 0,
             group_words=frozenset(d.group_words),
-            **{name: losses[name] for name in ("mlm", "mrc", "relationship")},
+            mrc=losses.mrc or losses.get("regression", False),
+            **{name: losses[name] for name in ("mlm", "relationship")},
             **{name: d[name] for name in ("sequence_length", "text_min_words", "max_mlm_targets", "max_mrc_targets")},
         )
 

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vlbert_jax.batch import Batch
+from vlbert_jax.batch import END, IMG, Batch
 from vlbert_jax.model.layers import split_keys
-from vlbert_jax.tasks.losses import cross_entropy, soft_cross_entropy
+from vlbert_jax.tasks.losses import cross_entropy, divergence, soft_cross_entropy
 from vlbert_jax.tasks.pretrain.model import PretrainingModel
+from vlbert_jax.tasks.pretrain.transport import transport_distances
 
 
 def _chosen(config, field: str, *values: str) -> str:
@@ -35,9 +36,9 @@ def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]
         masks["mlm_caption"] = batch.targets.mlm_mask[:, :captions]
         masks["mlm_text"] = batch.targets.mlm_mask[:, captions:]
     if batch.targets.mrc_mask is not None:
-        masks["mrc"] = batch.targets.mrc_mask
+        masks["mrc"] = masks["regression"] = batch.targets.mrc_mask
     if batch.targets.relationship is not None:
-        masks["relationship"] = batch.region_mask.any(axis=1)
+        masks["relationship"] = masks["transport"] = batch.region_mask.any(axis=1)
     if batch.targets.region_classes is not None:
         masks["region"] = batch.region_mask & ~batch.region_hidden & (batch.targets.region_classes >= 0)
     examples_first = _chosen(config, "normalize", "targets", "examples") == "examples"
@@ -50,6 +51,21 @@ def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]
         else:
             weights[name] = mask, jnp.maximum(mask.sum(), 1.0)  # no target at all: a loss of 0
     return weights
+
+
+def _region_class_losses(logits: Float[Array, "b h c"], targets: Float[Array, "b h c"], config):
+    """Return the loss of each hidden region and the class that counts as right.
+
+    `config.losses.mrc_targets`: "soft" is the cross-entropy with the detector's distribution, "hard" with
+    its best class, "object" with its best class that is not the background (class 0), and "kl" the
+    Kullback-Leibler divergence, averaged over the classes (UNITER).
+    """
+    kind = _chosen(config, "mrc_targets", "soft", "hard", "object", "kl")
+    best = targets[..., 1:].argmax(-1) + 1 if kind == "object" else targets.argmax(-1)
+    if kind in ("hard", "object"):
+        return cross_entropy(logits, best), best
+    losses = soft_cross_entropy(logits, targets)
+    return losses if kind == "soft" else divergence(losses, targets) / logits.shape[-1], best
 
 
 def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
@@ -90,12 +106,23 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
         logits = model.mrc_logits(states, batch.targets.mrc_positions)
         # A NaN in padding would reach the gradient as 0 * NaN.
         targets = jnp.where(batch.targets.mrc_mask[..., None], batch.targets.mrc_targets, 0)
-        best = targets.argmax(-1)
-        soft = _chosen(config, "mrc_targets", "soft", "hard") == "soft"
-        losses = soft_cross_entropy(logits, targets) if soft else cross_entropy(logits, best)
+        losses, best = _region_class_losses(logits, targets, config)
         add("mrc", losses, logits.argmax(-1) == best, weights["mrc"])
+    if "regression" in names:
+        given = jnp.take_along_axis(appearance, batch.targets.mrc_regions[..., None], axis=1, mode="clip")
+        errors = model.regressed_features(states, batch.targets.mrc_positions) - jax.lax.stop_gradient(given)
+        real = batch.targets.mrc_mask
+        squares = jnp.mean(jnp.where(real[..., None], errors, 0) ** 2, axis=-1)
+        sums["regression"] = jnp.sum(squares * weights["regression"])
     if "relationship" in names:
         logits = model.relationship_logits(states)
         hits = logits.argmax(-1) == batch.targets.relationship
         add("relationship", cross_entropy(logits, batch.targets.relationship), hits, weights["relationship"])
+    if "transport" in names:
+        ids, real, vocab_size = batch.token_ids[:, 0], batch.element_mask[:, 0], model.vlbert.vocab_size
+        is_region = (ids >= vocab_size + IMG) & (ids != vocab_size + END)
+        distances = transport_distances(states[:, 0], real & (ids < vocab_size), real & is_region)
+        # Pairs that belong together come closer, and the others move apart.
+        signed = jnp.where(batch.targets.relationship == 1, distances, -distances)
+        sums["transport"] = jnp.sum(jnp.where(weights["transport"] > 0, signed, 0) * weights["transport"])
     return sums, metrics

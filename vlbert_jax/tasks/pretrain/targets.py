@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlbert_jax.batch import Arrays, padding
 
-LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region")
+LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region", "regression", "transport")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -53,6 +53,15 @@ class Pretrain(Task):
                 f"config.losses.mrc is True, but {architecture.name} has nothing that replaces the feature of a hidden "
                 "region; set config.losses.mrc=False."
             )
+        regression = config.losses.get("regression", False)
+        if regression and (hides_pixels or architecture.hidden == "none"):
+            raise ValueError(
+                "config.losses.regression predicts the features of hidden regions, so these must be replaced, not "
+                "their pixels: set config.data.hide_pixels=False and an architecture that hides features (vlbert, "
+                "uniter)."
+            )
+        if config.losses.get("transport", 0.0) and not config.losses.relationship:
+            raise ValueError("config.losses.transport compares pairs: set config.losses.relationship=True as well.")
         return PretrainingModel(
             encoder,
             dataclasses.replace(region_head, hidden_vector=not hides_pixels and architecture.hidden != "none"),
@@ -60,6 +69,7 @@ class Pretrain(Task):
             mrc=mrc or architecture is VLBERT,  # VL-BERT's weights have that head in any case
             relationship=config.losses.relationship,
             region_classifier=config.losses.region > 0,
+            regression=regression,
             rngs=rngs,
         )
 
@@ -97,12 +107,15 @@ class Pretrain(Task):
             mrc=chosen.mrc,
             relationship=chosen.relationship,
             region=chosen.region > 0 and step >= chosen.region_fixed_until,
+            regression=chosen.get("regression", False),
+            transport=chosen.get("transport", 0.0) > 0,
         )
         return tuple(name for name in LOSSES if on[name])
 
     def loss_weights(self, config) -> dict[str, float]:
-        """Return the weights: 1 as in the official code, except for the auxiliary region classification."""
-        return {name: config.losses.region if name == "region" else 1.0 for name in LOSSES}
+        """Return the weights: 1 as in the official code, except for region classification and optimal transport."""
+        given = dict(region=config.losses.region, transport=config.losses.get("transport", 0.0))
+        return {name: given.get(name, 1.0) for name in LOSSES}
 
     def loss_counts(self, batch: Batch, config, names):
         """Return what the sum of each loss is divided by."""
@@ -185,6 +198,9 @@ class Pretrain(Task):
             "mrc_head/transform": "region_classifier.net.0",
             "mrc_head/norm": "region_classifier.net.2",
             "mrc_head/classes": "region_classifier.net.3",
+            "regression_head/transform": "feat_regress.net.0",
+            "regression_head/norm": "feat_regress.net.2",
+            "regression_head": "feat_regress",
         },
     }
     defaults = {

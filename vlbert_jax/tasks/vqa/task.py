@@ -19,15 +19,16 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import atomic_write
 from vlbert_jax.model.config import RegionHeadConfig, model_options
-from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys
+from vlbert_jax.model.layers import LinearHead, PredictionHead, gather_positions, split_keys
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
-from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
+from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy, divergence, soft_cross_entropy
 from vlbert_jax.tasks.vqa.accuracy import answer_accuracy, soft_targets, summary
 from vlbert_jax.tasks.vqa.examples import QuestionLayout, answers_of, question_example
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 TOP = 5  # answers of a prediction
+ANSWER_HEADS = ("mask", "mask_linear", "pooler", "pooler_linear")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,19 +41,33 @@ class VQATargets(Arrays):
 
 
 class VQAModel(VisualLinguisticModel):
-    """VL-BERT and the head over the answer vocabulary.
+    """VL-BERT or a sibling, and the head over the answer vocabulary.
 
-    The hidden layer of the head starts from that of the head for masked words.
+    The head reads the state of [MASK] or the pooler, with a hidden layer or without one: "mask" (VL-BERT),
+    "mask_linear" (VisualBERT), "pooler" (UNITER; twice as wide), "pooler_linear" (Oscar, VinVL). The hidden
+    layer of "mask" starts from that of the head for masked words.
     """
 
-    def __init__(self, encoder, region_head: RegionHeadConfig, num_answers: int, rngs: nnx.Rngs):
+    def __init__(self, encoder, region_head: RegionHeadConfig, num_answers: int, rngs: nnx.Rngs, kind: str = "mask"):
+        if kind not in ANSWER_HEADS:
+            raise ValueError(f"config.model.answer_head is {kind!r}; it must be one of {', '.join(ANSWER_HEADS)}.")
+        self.reads_pooler = kind.startswith("pooler")
+        if self.reads_pooler and not encoder.pooler:
+            raise ValueError(f"config.model.answer_head={kind!r} requires config.model.encoder.pooler=True.")
         super().__init__(encoder, region_head, rngs)
-        self.answer_head = PredictionHead(encoder, num_answers, rngs, norm=True, dropout_rate=encoder.dropout_rate)
+        if kind.endswith("linear"):
+            self.answer_head = LinearHead(encoder, num_answers, rngs)
+        else:
+            options = dict(hidden=2 * encoder.hidden_size, dropout_rate=0.0) if self.reads_pooler else {}
+            options = dict(dropout_rate=encoder.dropout_rate) | options
+            self.answer_head = PredictionHead(encoder, num_answers, rngs, norm=True, **options)
 
     def answer_logits(
         self, states: Float[Array, "b 1 s d"], positions: Int[Array, " b"], key=None
     ) -> Float[Array, "b answers"]:
         """Return a logit per answer; `positions` are those of [MASK]."""
+        if self.reads_pooler:
+            return self.answer_head(self.vlbert.pool(states[:, 0]), key)
         return self.answer_head(gather_positions(states[:, 0], positions[:, None])[:, 0], key)
 
 
@@ -67,11 +82,12 @@ class VQA(TextImageTask):
 
     def build_model(self, config, rngs: nnx.Rngs) -> VQAModel:
         """Return the model of a config; config.model.num_answers is the size of the answer vocabulary."""
-        return VQAModel(*model_options(config), config.model.num_answers, rngs)
+        kind = config.model.get("answer_head", "mask")
+        return VQAModel(*model_options(config), config.model.num_answers, rngs, kind)
 
     def initialize_heads(self, model: VQAModel, config, loaded: set[tuple]) -> None:
-        """Start the last layer from the mean token embedding of each answer (official code)."""
-        if ("answer_head", "classes", "kernel") in loaded:
+        """Start the last layer from the mean token embedding of each answer (official code), where it reads [MASK]."""
+        if ("answer_head", "classes", "kernel") in loaded or model.reads_pooler:
             return
         tokenizer = tokenizer_of(config)
         tokens = [sum(tokenizer.words(answer), []) for answer in answers_of(config).entries]
@@ -183,6 +199,16 @@ class VQA(TextImageTask):
         "answer_head/norm": "final_mlp.0.LayerNorm",
         "answer_head/classes": "final_mlp.2",
     }
+    family_names = {
+        "uniter": {
+            "answer_head/transform": "vqa_output.0",
+            "answer_head/norm": "vqa_output.2",
+            "answer_head/classes": "vqa_output.3",
+        },
+        "visualbert": {"answer_head/classes": "cls"},
+        "oscar": {"answer_head/classes": "classifier"},
+        "vinvl": {"answer_head/classes": "classifier"},
+    }
     official_heads = ("final_mlp.",)
     starts_from = {"vlbert.mlm_head.predictions.transform.": "final_mlp.0."}
     defaults = {
@@ -246,14 +272,21 @@ def _counted_questions(batch: Batch, config) -> Bool[Array, " b"]:
 
 
 def _losses(logits: Float[Array, "b answers"], batch: Batch, config) -> Float[Array, " b"]:
-    """Return the loss summed over the vocabulary (official code), or the cross-entropy of the best answer (paper)."""
+    """Return the loss of each example.
+
+    It is summed over the vocabulary (sigmoid; official code), the cross-entropy of the best answer (softmax;
+    paper), or the Kullback-Leibler divergence of scores that need not sum to 1 (kl; VisualBERT).
+    """
     scores = batch.targets.answer_targets
     if config.losses.answer == "sigmoid":
         # A NaN in padding would reach the gradient as 0 * NaN.
         return binary_cross_entropy(logits, jnp.where(_known(batch)[:, None], scores, 0)).sum(-1)
     if config.losses.answer == "softmax":
         return cross_entropy(logits, scores.argmax(-1))
-    raise ValueError(f"config.losses.answer is {config.losses.answer!r}; it must be sigmoid or softmax.")
+    if config.losses.answer == "kl":
+        scores = jnp.where(_known(batch)[:, None], scores, 0)
+        return divergence(soft_cross_entropy(logits, scores), scores)
+    raise ValueError(f"config.losses.answer is {config.losses.answer!r}; it must be sigmoid, softmax or kl.")
 
 
 def accuracy(logits: Float[Array, "b answers"], batch: Batch) -> Float[Array, " b"]:
