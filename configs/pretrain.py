@@ -96,8 +96,8 @@ def base_e2e() -> ml_collections.ConfigDict:
     config.init.scratch = False  # True = the run may start without BERT and ResNet
     config.model = ml_collections.ConfigDict(
         dict(
-            # vlbert, or with the same data and losses a sibling: visualbert, uniter, oscar, vinvl, b2t2, unicoder_vl
-            # (vlbert_jax/model/architectures.py).
+            # vlbert, or with the same data and losses a sibling: visualbert, uniter, oscar, vinvl, b2t2,
+            # b2t2_positions, unicoder_vl (vlbert_jax/model/architectures.py).
             architecture="vlbert",
             encoder=common.encoder("base"),
             region_head=common.region_head(),

@@ -32,6 +32,8 @@ def architecture_of(case: Case) -> Architecture:
     name = case.path.stem.split("_")[0]
     if name == "oscar" and case.meta["config"]["use_img_layernorm"]:
         name = "vinvl"
+    if case.meta["config"].get("use_bbox_position"):
+        name = "b2t2_positions"
     return get_architecture(name)
 
 
@@ -198,10 +200,17 @@ def pack_b2t2(case: Case) -> Packed:
     )
     rows = [(list(range(n)), list(range(n))) for n in inputs["input_mask"].sum(1)]
     features = np.concatenate([inputs["image_vector"][:, None], inputs["boxes_vectors"]], 1)
-    return with_image(Packed({name: value[:, None] for name, value in fields.items()}, rows), features)
+    geometry = None
+    if "bbox_pos" in inputs:  # y, x, height, width of boxes in an image of 224 pixels; the whole image has no position
+        y, x, height, width = np.moveaxis(inputs["bbox_pos"], -1, 0)
+        # Parts of a pixel, so that corners and sizes are rounded down safely.
+        boxes = np.stack([x + 0.25, y + 0.25, x + width + 0.5, y + height + 0.5], -1) / 224
+        geometry = np.concatenate([np.ones_like(boxes[:, :1]), boxes], 1)
+    return with_image(Packed({name: value[:, None] for name, value in fields.items()}, rows), features, geometry)
 
 
-PACK = dict(uniter=pack_uniter, visualbert=pack_visualbert, oscar=pack_oscar, vinvl=pack_oscar, b2t2=pack_b2t2)
+PACK = dict(uniter=pack_uniter, visualbert=pack_visualbert, oscar=pack_oscar, vinvl=pack_oscar, b2t2=pack_b2t2,
+            b2t2_positions=pack_b2t2)  # fmt: skip
 
 
 def pack_case(case: Case, **options) -> Packed:

@@ -27,7 +27,6 @@ from vlbert_jax.tasks.losses import cross_entropy
 
 GRADIENT = 1e-4
 PREFIXES = ("uniter_model_", "visualbert_model_", "oscar_model_", "b2t2_")
-NOT_SUPPORTED = ("b2t2_positions_",)  # learned tables of box positions, added to the appearance
 FIXTURES = [
     path
     for folder in golden_folders("one_stream")
@@ -69,8 +68,6 @@ def compare_elements(ours, original, rows):
 
 @pytest.mark.parametrize("path", FIXTURES, ids=identify)
 def test_states_and_gradients(path, execution):
-    if path.name.startswith(NOT_SUPPORTED):
-        pytest.skip("not supported")
     case = Case(path)
     packed = pack_case(case)
     batch = jax.tree.map(jnp.asarray, make_batch(packed.fields))
@@ -140,4 +137,4 @@ def test_the_default_segment_of_regions(path):
 def test_fixtures_are_found():
     found = {(architecture_of(Case(path)).name, "alignment" in path.name) for path in FIXTURES}
     assert found >= {("uniter", False), ("visualbert", False), ("visualbert", True), ("oscar", False),
-                     ("vinvl", False), ("b2t2", False)}  # fmt: skip
+                     ("vinvl", False), ("b2t2", False), ("b2t2_positions", False)}  # fmt: skip

@@ -23,7 +23,7 @@ from vlbert_jax.training import sharding
 from vlbert_jax.training.loop import train
 
 SIBLINGS = [name for name in ARCHITECTURES if name != "vlbert"]
-GEOMETRY = dict(visualbert=None, uniter=7, oscar=6, vinvl=6, b2t2=None, unicoder_vl=5)
+GEOMETRY = dict(visualbert=None, uniter=7, oscar=6, vinvl=6, b2t2=None, b2t2_positions=4, unicoder_vl=5)
 HIDES = ("uniter", "unicoder_vl")  # architectures that can hide a region with a precomputed feature
 
 

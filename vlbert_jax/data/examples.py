@@ -46,6 +46,8 @@ class ImageLayout:
         """Return these fields for the config of a run, whose architecture has the layout `regions`."""
         d = config.data
         dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
+        if regions.geometry_size != VLBERT_LAYOUT.geometry_size:
+            dtype = np.dtype(np.float32)  # a few numbers; bfloat16 would move a box by some pixels
         return dict(
             precomputed=is_precomputed(config),
             image_scale=tuple(d.image_scale),

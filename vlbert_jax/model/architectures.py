@@ -11,7 +11,7 @@ import difflib
 
 ALLOWED = {
     "word_visual": ("before_norm", "after_norm", "none"),
-    "geometry": ("joint", "separate", "none"),
+    "geometry": ("joint", "separate", "tables", "none"),
     "activation": ("relu", "tanh", "none"),
     "visual_norm": ("after", "each", "none"),
     "region_position": ("shared", "running", "own", "none"),
@@ -33,7 +33,8 @@ class Architecture:
     name: str
     # Whether words carry the visual feature of a region: added before their norm, behind it, or not at all.
     word_visual: str = "none"
-    # Box geometry: joined to the appearance before one projection, with a separate projection, or not used.
+    # Box geometry: joined to the appearance before one projection, with a separate projection, rows of two learned
+    # tables that are added to the appearance, or not used.
     geometry: str = "none"
     geometry_size: int = 0  # values per box; 2048 is the sine embedding, 4 to 7 are numbers (geometry.py)
     activation: str = "none"  # of the projected region
@@ -113,6 +114,7 @@ B2T2 = Architecture(
     whole_image=True,
     gelu="tanh",
 )
+B2T2_POSITIONS = dataclasses.replace(B2T2, name="b2t2_positions", geometry="tables", geometry_size=4)
 # After the paper (Li et al., 2020): no code is published. Where it is silent, the values are VL-BERT's.
 UNICODER_VL = Architecture(
     name="unicoder_vl",
@@ -125,7 +127,7 @@ UNICODER_VL = Architecture(
     region_segment_id=2,
     hidden="zeros",
 )
-ARCHITECTURES = {a.name: a for a in (VLBERT, VISUALBERT, UNITER, OSCAR, VINVL, B2T2, UNICODER_VL)}
+ARCHITECTURES = {a.name: a for a in (VLBERT, VISUALBERT, UNITER, OSCAR, VINVL, B2T2, B2T2_POSITIONS, UNICODER_VL)}
 
 
 def get_architecture(name: str) -> Architecture:

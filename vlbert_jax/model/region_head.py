@@ -12,10 +12,11 @@ from vlbert_jax.batch import PIXEL_MEANS
 from vlbert_jax.geometry import region_geometry
 from vlbert_jax.model.config import RegionHeadConfig
 from vlbert_jax.model.layers import apply_if, dropout, layer_norm
-from vlbert_jax.model.partitioning import keep_split, split_axes
+from vlbert_jax.model.partitioning import keep_split, replicate, split_axes
 from vlbert_jax.model.resnet import EXPANSION, Backbone, Stage
 from vlbert_jax.model.roi import pool_regions
 
+NUM_BINS = 56  # rows of the tables of box positions, over the width and the height of the image
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "none": lambda x: x}
 
 
@@ -84,6 +85,12 @@ class RegionHead(nnx.Module):
                 rngs=rngs,
             )
 
+        tables = switches.geometry == "tables"
+        if tables and feature_size % 4:
+            raise ValueError(f"{switches.name} requires a feature size that is a multiple of 4, not {feature_size}.")
+        shape = NUM_BINS, feature_size // 4
+        self.x_positions = nnx.Param(jnp.zeros(shape), axes=(None, "feature")) if tables else None
+        self.y_positions = nnx.Param(jnp.zeros(shape), axes=(None, "feature")) if tables else None
         joined = switches.geometry_size if switches.geometry == "joint" else 0
         self.projection = projection(joined + feature_size, joined, "feature")
         separate, each = switches.geometry == "separate", switches.visual_norm == "each"
@@ -136,18 +143,38 @@ class RegionHead(nnx.Module):
             geometry = region_geometry(boxes, image_size, size)  # pyright: ignore[reportAssignmentType]
         if geometry is not None:
             # A NaN in padding would reach the gradient of the projection as 0 * NaN.
-            geometry = jnp.where(region_mask[..., None], geometry, 0).astype(self.dtype)
+            geometry = jnp.where(region_mask[..., None], geometry, 0)
         states = keep_split(self._projected(appearance.astype(self.dtype), geometry, key))
         return jnp.where(region_mask[..., None], states, 0)
 
     def _projected(self, appearance: Float[Array, "b r g"], geometry, key) -> Float[Array, "b r d"]:
         if self.architecture.geometry == "joint":
-            appearance = jnp.concatenate([geometry, appearance], axis=-1)
+            appearance = jnp.concatenate([geometry.astype(self.dtype), appearance], axis=-1)
+        if self.architecture.geometry == "tables":
+            appearance += self._position_features(geometry).astype(self.dtype)
         states = self.projection(dropout(appearance, self.dropout_rate, key))
         states = apply_if(self.appearance_norm, ACTIVATIONS[self.architecture.activation](states))
         if self.architecture.geometry == "separate":
-            states += apply_if(self.geometry_norm, self.geometry_projection(geometry))
+            states += apply_if(self.geometry_norm, self.geometry_projection(geometry.astype(self.dtype)))
         return states
+
+    def _position_features(self, geometry: Float[Array, "b r 4"]) -> Float[Array, "b r g"]:
+        """Return the rows of the tables for both sides of the boxes; zeros for the far border and beyond it.
+
+        As in the original code, the far side is the bin of the near side and the number of bins of the size.
+        """
+        low, high = geometry[..., :2].astype(jnp.float32), geometry[..., 2:].astype(jnp.float32)
+        near, size = (jnp.floor(x * NUM_BINS).astype(jnp.int32) for x in (low, high - low))
+        bins = jnp.stack([near, near + size], axis=-1)  # b r 2 2: x and y, near and far
+        bins = jnp.where(bins < 0, NUM_BINS, bins)
+
+        def read(table, bins):
+            rows = replicate(table[...]).at[bins].get(mode="fill", fill_value=0)
+            return rows.reshape(*rows.shape[:2], -1)
+
+        return jnp.concatenate(
+            [read(self.x_positions, bins[..., 0, :]), read(self.y_positions, bins[..., 1, :])], axis=-1
+        )
 
     def empty_region(self) -> Float[Array, " d"]:
         """Return the projection of a feature of zeros."""

@@ -81,6 +81,11 @@ VISUALBERT = Family(
 OSCAR = Family(modules={"fast_rcnn/projection": "bert.img_embedding", "vlbert/region_norm": "bert.LayerNorm"})
 B2T2 = Family(
     modules={"fast_rcnn/projection": "bert.embeddings.dense"},
+    tables={
+        "fast_rcnn/x_positions": "position_x_embeddings.weight",
+        "fast_rcnn/y_positions": "position_y_embeddings.weight",
+    },
+    reasons={"positions of boxes": r"position_[xy]_embeddings\."},  # where the architecture has none
     renames=(
         ("/", "."),  # TensorFlow
         (r"\.layer_(\d+)\.", r".layer.\1."),
@@ -91,7 +96,14 @@ B2T2 = Family(
         (r"^bert\.output_bias$", "choice.bias"),
     ),
 )
-FAMILIES = {"uniter": UNITER, "visualbert": VISUALBERT, "oscar": OSCAR, "vinvl": OSCAR, "b2t2": B2T2}
+FAMILIES = {
+    "uniter": UNITER,
+    "visualbert": VISUALBERT,
+    "oscar": OSCAR,
+    "vinvl": OSCAR,
+    "b2t2": B2T2,
+    "b2t2_positions": B2T2,
+}
 # Reason why a tensor is not used -> pattern of its name; the first match counts.
 REASONS = {
     "duplicate": r"cls\.predictions\.decoder\.",  # the words, and the bias of the head

@@ -192,6 +192,7 @@ class Pretrain(Task):
         "oscar": _of_bert,
         "vinvl": _of_bert,
         "b2t2": _of_bert,
+        "b2t2_positions": _of_bert,
         "uniter": _of_bert
         | {
             "relationship_head": "itm_output",
