@@ -21,10 +21,9 @@ from PIL import Image
 from data_prep.manifest import SourceError
 from data_prep.region_store import open_records
 from vlbert_jax.data import image_files
-from vlbert_jax.data.image_files import ORIENTATION, is_plain
+from vlbert_jax.data.image_files import IMAGE_SUFFIXES, ORIENTATION, is_plain
 from vlbert_jax.data.region_files import Unusable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 COCO = re.compile(r"COCO_\w+_0*(\d+)")
 
 
@@ -177,14 +176,14 @@ def open_source(path: str | pathlib.Path, images: str = "") -> Source:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        paths = [str(file.relative_to(path)) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES]
+        paths = [str(file.relative_to(path)) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
         return _source(path, path, sorted(paths))
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file or folder")
     root = path.parent
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            inside = sorted(name for name in archive.namelist() if name.lower().endswith(SUFFIXES))
+            inside = sorted(name for name in archive.namelist() if name.lower().endswith(IMAGE_SUFFIXES))
         return _source(path, root, [f"{path.name}@/{name}" for name in inside])
     if path.suffix not in (".txt", ".tsv"):
         raise SourceError(
@@ -213,7 +212,7 @@ def _caption_table(path: pathlib.Path, lines: list[str], images: str) -> Source:
 def _source(path: pathlib.Path, root: pathlib.Path, paths: list[str]) -> Source:
     source = Source(ArchiveFolder(root), tuple(paths))
     if not paths:
-        raise SourceError(f"{path}: there is no image; supported suffixes are {', '.join(SUFFIXES)}")
+        raise SourceError(f"{path}: there is no image; supported suffixes are {', '.join(IMAGE_SUFFIXES)}")
     first: dict[str, str] = {}
     for name, image in zip(source.names, paths, strict=True):
         if first.setdefault(name, image) != image:

@@ -5,6 +5,8 @@
 PATH is a workdir, one checkpoint in it, or any weights that `python -m vlbert_jax.convert` reads. TEXTS
 are questions, expressions or captions, as the task of the model requires; see the options. Without a
 text the command prints the regions, and needs no checkpoint. Each text is asked of every image.
+--image takes files, folders and patterns ("*.jpg", quoted or expanded by the shell). @FILE in place of
+a text stands for the lines of a UTF-8 file, as in --question @questions.txt; @@ begins a text with @.
 --attention=PAGE.html shows the attention of every layer and head in a web page.
 
 Regions come from --detector=PATH, or from a file --boxes=FILE.json for each image: rows x1 y1 x2 y2 in
@@ -16,6 +18,7 @@ command.
 
 Examples:
   python -m vlbert_jax.predict --checkpoint=workdirs/demo --image=photo.jpg --caption="a [MASK] ball" --out=ball.png
+  python -m vlbert_jax.predict --checkpoint=workdirs/run --image=photos/ --question @questions.txt --json
   python -m vlbert_jax.predict --image=photo.jpg --detector=detector/ --out=regions.png
 """
 
@@ -81,6 +84,36 @@ def texts_of(args: argparse.Namespace) -> list[str]:
     return [text for option in text_options() for text in getattr(args, option.removeprefix("--"))]
 
 
+def complete_arguments(args: argparse.Namespace) -> None:
+    """Replace folders and patterns by the images in them, and @FILE by the lines of the file, in place.
+
+    Raises:
+        ValueError: there is no such image or file, or the file has no lines.
+    """
+    from vlbert_jax.data.image_files import find_images
+
+    args.image = find_images(args.image)
+    for option in (*text_options(), "--choices"):
+        name = option.removeprefix("--")
+        setattr(args, name, [line for text in getattr(args, name) for line in lines_of(text, option)])
+
+
+def lines_of(text: str, option: str) -> list[str]:
+    """Return the texts that one value of an option stands for: itself, or with @FILE the lines that are not empty."""
+    if not text.startswith("@") or text.startswith("@@"):
+        return [text.removeprefix("@")]
+    try:
+        lines = Path(text[1:]).read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{option} {text}: the file {text[1:]} cannot be read as UTF-8 text ({error}); "
+            "@@ begins a text that starts with @"
+        ) from None
+    if texts := [line.strip() for line in lines if line.strip()]:
+        return texts
+    raise ValueError(f"{option} {text}: the file {text[1:]} has no text; give one text per line")
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError for mistakes that are visible before anything is loaded."""
     from vlbert_jax.visualization.drawing import SUFFIXES
@@ -114,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from vlbert_jax.prediction.output import predict_images, say
 
+        complete_arguments(args)
         check_arguments(args)
         results = predict_images(args)
         if args.json:

@@ -58,6 +58,30 @@ def test_several_images_and_questions(folder, capsys, tmp_path):
             assert drawn.width == 640 and drawn.height > 640 * 2 / 3 - 2 + 50  # the answers are below the image
 
 
+def test_folders_patterns_and_files_of_questions(folder, capsys, tmp_path, monkeypatch):
+    """A pattern may be quoted or expanded by the shell; every image comes once."""
+    (tmp_path / "photos/more").mkdir(parents=True)
+    for name in ("photos/b.png", "photos/a.PNG", "photos/more/c.png"):
+        (tmp_path / name).symlink_to(CAT)
+    (tmp_path / "photos/notes.txt").write_text("not an image")
+    questions = ["what color is the ball?", "@ what is red ?"]
+    (tmp_path / "questions.txt").write_text(f"\ufeff{questions[0]}\r\n\n  {questions[1]}\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    argv = [f"--checkpoint={folder / 'model_vqa'}", "--json", "--question", "@questions.txt", "@@ where ?"]
+    for images, names in (
+        (["--image=photos"], ["photos/a.PNG", "photos/b.png"]),
+        (["--image", "photos/*.png", "--image=photos/more"], ["photos/b.png", "photos/more/c.png"]),
+        (["--image=photos/more/c.png", "photos/**/*.png"], ["photos/more/c.png", "photos/b.png"]),
+        (["--image", "photos/b.png", "photos/b.png"], ["photos/b.png", "photos/b.png"]),
+    ):
+        status, out, err = run(capsys, *argv, *images)
+        assert status == 0, err
+        results = json.loads(out)
+        assert [about["image"] for about in results] == names
+        for about in results:
+            assert [asked["question"] for asked in about["asked"]] == [*questions, "@ where ?"]
+
+
 def test_expressions_are_drawn(folder, capsys, tmp_path):
     out = tmp_path / "out.jpg"
     argv = [f"--checkpoint={folder / 'model_refcoco'}", "--image", CAT, "--expression", "the red thing", f"--out={out}"]
@@ -199,6 +223,10 @@ def test_a_grid_covers_the_image():
     (["--image", CAT, "--question", "x"], "A text needs --checkpoint"),
     (["--image", CAT, COFFEE, "--boxes", "a.json"], "2 images but 1 files in --boxes"),
     (["--image", "nowhere.jpg"], "nowhere.jpg: there is no such file"),
+    (["--image", "*.jpg"], "*.jpg: no image is there; the suffix of an image is .jpg"),
+    (["--image", "."], ".: no image is there"),
+    (["--image", CAT, "--checkpoint", "x", "--question", "@q.txt"], "--question @q.txt: the file q.txt cannot be read"),
+    (["--image", CAT, "--checkpoint", "x", "--question", "@/dev/null"], "the file /dev/null has no text"),
     (["--image", __file__], "predict_test.py: the file is not an image"),
     (["--image", CAT, "--out", "x.docx"], "its suffix must be one of .png"),
     (["--image", CAT, "--out", "nowhere/x.png"], "there is no folder nowhere"),

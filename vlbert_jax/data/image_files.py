@@ -5,7 +5,10 @@ This module imports neither JAX nor the detector, so that `data_prep` can use it
 
 from __future__ import annotations
 
+import glob
 import io
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,36 @@ from PIL import Image, ImageOps
 # Most pixels of an image: 268 MB once decoded. A small file can claim any size. The value is the
 # default limit of Pillow, repeated here because a program may have changed Pillow's.
 MOST_PIXELS = 89_478_485
+# Suffixes by which images in a folder are found, in lower case.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ORIENTATION = 0x0112  # EXIF tag; 1 = upright as stored
+
+
+def find_images(places: Iterable[str]) -> list[str]:
+    """Return the paths of all images at some places, in the order of the places.
+
+    Args:
+      places: files, folders (their images by name, without those of folders in them) and patterns such as `*.jpg`, in
+        which `**` stands for folders of any depth. A file is taken whatever its suffix is; of folders and patterns
+        only images that are not yet in the list.
+
+    Raises:
+      ValueError: a folder has no image, or a pattern matches none.
+    """
+    found: list[str] = []
+    for place in places:
+        if os.path.isdir(place):
+            inside = [os.path.join(place, name) for name in sorted(os.listdir(place))]
+        elif os.path.exists(place) or not glob.has_magic(place):
+            found.append(place)  # whether it can be read is found out where it is opened
+            continue
+        else:
+            inside = sorted(glob.glob(place, recursive=True))
+        images = [path for path in inside if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
+        if not images:
+            raise ValueError(f"{place}: no image is there; the suffix of an image is {', '.join(IMAGE_SUFFIXES)}")
+        found += [path for path in images if path not in found]
+    return found
 
 
 def open_image(source: str | Path | bytes, name: str = "") -> UInt8[np.ndarray, "y x 3"]:
