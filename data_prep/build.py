@@ -181,6 +181,7 @@ def build_scene_tasks(
     num_val: int = 500,
     num_test: int = 300,
     feature_width: int = 0,
+    tasks: Sequence[str] = ("vqa", "vcr", "refcoco"),
 ) -> dict[str, pathlib.Path]:
     """Generate the synthetic corpora of the downstream tasks and build their records.
 
@@ -194,6 +195,7 @@ def build_scene_tasks(
       num_val: scenes of val, and again of RefCOCO+'s val.
       num_test: scenes of test, and again of RefCOCO+'s testA and testB.
       feature_width: width of synthetic region features for VQA; 0 = no features.
+      tasks: tasks whose records are built.
 
     Returns:
       The paths `source` (folder), `vocab`, `answers` and `categories` (files).
@@ -220,9 +222,12 @@ def build_scene_tasks(
         vcr = ("scenes", data_dir, source / "vcr")
         refcoco = ("scenes", data_dir, ReferDownload(source / "coco"))
         detected = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
-        run_vqa(source / "coco", data_dir, "scenes", images=True, features=bool(feature_width))
-        run_builders(VCRImages(*vcr, categories), VCRQuestions(*vcr))
-        run_builders(RefCOCOImages(*refcoco, proposals=detected), RefCOCOExpressions(*refcoco))
+        if "vqa" in tasks:
+            run_vqa(source / "coco", data_dir, "scenes", images=True, features=bool(feature_width))
+        if "vcr" in tasks:
+            run_builders(VCRImages(*vcr, categories), VCRQuestions(*vcr))
+        if "refcoco" in tasks:
+            run_builders(RefCOCOImages(*refcoco, proposals=detected), RefCOCOExpressions(*refcoco))
         return dict(
             source=source, vocab=source / "vocab.txt", answers=source / "answers_vqa.txt",
             categories=source / "categories.txt",
@@ -248,7 +253,10 @@ def draw_missing(corpus: str, fields: Mapping[str, str]) -> None:
     tables = [data_dir / fields[name] for name in ("captions", "text", "texts", "images") if name in fields]
     is_complete = all(any(table.glob("*.*.*/manifest.json")) for table in tables)
     if not is_complete or not (data_dir / fields["vocab"]).is_file():
-        corpora[corpus](data_dir)
+        print(f"{data_dir}: building the synthetic corpus {corpus}, about a minute", flush=True)
+        # The records of the other tasks are built when they are needed.
+        own = {} if corpus == "scenes" else dict(tasks=[fields["texts"].partition("/")[0]])
+        corpora[corpus](data_dir, **own)
 
 
 # --- Public downloads -------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     from vlbert_jax.tasks import get_task
     from vlbert_jax.training import hosts, sharding
     from vlbert_jax.training.evaluate import evaluate_run, write_run_report
+    from vlbert_jax.training.logs import log_to_file
     from vlbert_jax.training.loop import train
     from vlbert_jax.weights.initialize import check_sources
 
@@ -68,23 +69,23 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     check_sources(config, workdir, mode)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
-
-    if config.data.embedded and is_first:  # the synthetic corpus is generated on first use
-        with disk_full(pathlib.Path(config.data.data_dir)):
-            _draw_missing(config.data)
-    hosts.wait("corpus")
-    if config.data.features == "precomputed":  # the extractor of the features becomes part of the config of the run
-        tables = [config.data[name] for name in ("captions", "images") if name in config.data]
-        config.data.extractor = extractor_of(config.data.data_dir, *tables)
-    hosts.agree(config, workdir)
-    if mode == "evaluate":
-        scores = evaluate_run(config, task, workdir, mesh)
-        if is_first:
-            print(json.dumps(scores, indent=2))
-        return
-    graphdef, state = train(config, task, workdir, mesh)
-    if config.report:
-        write_run_report(config, task, workdir, graphdef, state)
+    with log_to_file(workdir) if is_first else contextlib.nullcontext():
+        if config.data.embedded and is_first:  # the synthetic corpus is generated on first use
+            with disk_full(pathlib.Path(config.data.data_dir)):
+                _draw_missing(config.data)
+        hosts.wait("corpus")
+        if config.data.features == "precomputed":  # the extractor of the features becomes part of the config of the run
+            tables = [config.data[name] for name in ("captions", "images") if name in config.data]
+            config.data.extractor = extractor_of(config.data.data_dir, *tables)
+        hosts.agree(config, workdir)
+        if mode == "evaluate":
+            scores = evaluate_run(config, task, workdir, mesh)
+            if is_first:
+                print(json.dumps(scores, indent=2))
+            return
+        graphdef, state = train(config, task, workdir, mesh)
+        if config.report:
+            write_run_report(config, task, workdir, graphdef, state)
 
 
 def _draw_missing(data: ml_collections.ConfigDict) -> None:
@@ -142,10 +143,8 @@ def _answer(argv: list[str]) -> str:
 
 def _run_command(argv: list[str]) -> int:
     """Run the command of `main`, whose arguments ask for more than a text."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("vlbert_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step; it raises what matters
     from vlbert_jax.training.config import parse_command
+    from vlbert_jax.training.logs import log_to_terminal
     from vlbert_jax.weights.stored_config import flat_config
 
     try:
@@ -160,6 +159,7 @@ def _run_command(argv: list[str]) -> int:
             for name, value in flat_config(config.to_dict()).items():
                 print(f"config.{name} = {value!r}", flush=True)
         return 0
+    log_to_terminal()
     import jax
 
     from vlbert_jax.files import disk_full

@@ -103,7 +103,8 @@ def lines_of(text: str, option: str) -> list[str]:
     if not text.startswith("@") or text.startswith("@@"):
         return [text.removeprefix("@")]
     try:
-        lines = Path(text[1:]).read_text("utf-8-sig").splitlines()
+        with open(user_path(text[1:]), encoding="utf-8-sig") as file:
+            lines = list(file)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{option} {text}: the file {text[1:]} cannot be read as UTF-8 text ({error}); "
@@ -145,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        if sys.stderr.isatty() and (args.checkpoint or args.detector):
+            print("loading the model; the first image then takes some seconds to compile", file=sys.stderr)
         from vlbert_jax.prediction.output import predict_images, say
 
         complete_arguments(args)

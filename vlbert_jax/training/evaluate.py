@@ -83,6 +83,7 @@ def evaluate(
       Stopped: `asked_to_stop` returned True; the devices have finished.
     """
     values, seen, tables = {}, set(), []
+    log.info("evaluating; the first time a program is compiled before, which takes about as long as that of an update")
     for subset, batches in task.eval_batches(config, jax.process_index(), jax.process_count()).items():
         sums = metrics.Sums()
         for scores, rows in _outputs(score, params, constants, batches, mesh, asked_to_stop):
@@ -177,6 +178,7 @@ def write_run_report(
     state: TrainState,
 ):
     """Write the task's page into WORKDIR/report, on process 0, which gets all weights for it."""
+    log.info("writing the report, which takes less than a minute")
     weights = multihost_utils.process_allgather((state.params, state.constants), tiled=True)
     if jax.process_index() == 0:
         rows = metrics.read_rows(workdir / "metrics.jsonl")

@@ -145,12 +145,17 @@ class Loop:
         """Return the update with these losses, compiled for batches of this shape."""
         key = names, tuple(x.shape for x in jax.tree.leaves(batch)), jax.tree.structure(batch)
         if key not in self.programs:
-            log.info("compiling an update with these losses: %s", ", ".join(names))
+            log.info(
+                "compiling an update with these losses: %s; this takes seconds for a demo, minutes for a large model",
+                ", ".join(names),
+            )  # fmt: skip
+            began = time.perf_counter()
             jitted = jitted_step(
                 names, graphdef=self.graphdef, task=self.task, config=self.config, tx=self.tx, mesh=self.mesh,
                 shardings=self.shardings,
             )  # fmt: skip
             self.programs[key] = jitted.lower(self.state, batch).compile()
+            log.info("compiled in %.0f s", time.perf_counter() - began)
         return self.programs[key]
 
     # --- Between updates

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import importlib.metadata
 import json
+import logging
 import math
 import pathlib
 import platform
@@ -25,6 +26,8 @@ import tqdm
 
 from vlbert_jax.files import atomic_write
 from vlbert_jax.weights.stored_config import SCHEMA
+
+log = logging.getLogger(__name__)
 
 PACKAGES = (
     "jax",
@@ -123,10 +126,10 @@ class Writer:
         for name, value in values.items():
             self.board.add_scalar(f"{split}/{name}", value, step)
         short = {name: f"{value:.4g}" for name, value in values.items()}
+        line = f"step {step}/{self.bar.total} {split}: " + ", ".join(f"{k} {v}" for k, v in short.items())
+        log.debug("%s", line)  # for log.txt
         if self.bar.disable or split != "train":
-            self.bar.write(
-                f"step {step}/{self.bar.total} {split}: " + ", ".join(f"{k} {v}" for k, v in short.items())
-            )
+            self.bar.write(line)
         else:
             self.bar.set_postfix({name: short[name] for name in ("loss", "samples_per_sec") if name in short})
 

@@ -72,9 +72,11 @@ def open_run(
     _log_sizes(abstract, shardings, mesh)
     checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={})
     if (step := checkpoints.latest_step()) is not None:
+        log.info("loading the newest checkpoint of %s", workdir)
         state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
         log.info("all parameters: step %d of %s", step, workdir)
     else:
+        log.info("initializing the parameters; this compiles a program, which takes up to a minute")
         state = initial_weights(config, task, graphdef, create(), shardings, complete=read_only)
     return Run(graphdef, tx, shardings, state, meta, checkpoints)
 

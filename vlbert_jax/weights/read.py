@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vlbert_jax.weights.orbax import newest_step, read_checkpoint
 from vlbert_jax.weights.resnet_names import resnet_to_official
 from vlbert_jax.weights.stored_config import upgraded
 
+log = logging.getLogger(__name__)
 OTHER_FLOATS = (np.float16, np.float64, ml_dtypes.bfloat16)  # types that become float32
 TIED = (f"{vlbert_names.C5_AGAIN}.", "vlbert.mlm_head.predictions.decoder.")
 
@@ -75,6 +77,7 @@ def _read(given: str) -> Weights:
         return _to_weights(given, tensors, "orbax")
     if path.is_dir() and ((path / "state").exists() or newest_step(path) is not None):
         return _read_checkpoint_folder(given, path)
+    log.info("reading weights from %s", path)
     raw, container = read_files(path)
     weights = _to_weights(given, raw, container)
     if container == "safetensors" and weights.kind == "vlbert" and (stored := stored_in_file(path)):

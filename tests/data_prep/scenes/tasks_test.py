@@ -1,6 +1,7 @@
 """Test the synthetic downstream corpora: public formats, reproducible bytes, distinct scenes."""
 
 import collections
+import functools
 import hashlib
 import json
 import math
@@ -209,3 +210,15 @@ def test_scenes_are_built_once(tmp_path):
     assert build.build_scene_tasks(tmp_path, **settings) == paths and paths["vocab"].stat().st_mtime_ns == made
     with pytest.raises(SourceError, match="remove it"):
         build.build_scene_tasks(tmp_path, **settings | dict(seed=7))
+
+
+def test_a_recipe_builds_only_its_tables(tmp_path, monkeypatch):
+    """The corpora of the other tasks follow when their recipes need them."""
+    small = functools.partial(build.build_scene_tasks, num_train=3, num_val=2, num_test=2)
+    monkeypatch.setattr(build, "build_scene_tasks", small)
+    built = set()
+    for task in ("vqa", "refcoco", "vcr"):
+        fields = dict(data_dir=str(tmp_path), texts=f"{task}/scenes", images=f"{task}_images/scenes")
+        build.draw_missing("scene_tasks", fields | dict(vocab="scenes_downstream/vocab.txt"))
+        built |= {task, f"{task}_images"}
+        assert {path.name for path in tmp_path.iterdir()} - {".build_lock", "scenes_downstream"} == built
