@@ -69,15 +69,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     check_sources(config, workdir, mode)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
-    with log_to_file(workdir) if is_first else contextlib.nullcontext():
-        if config.data.embedded and is_first:  # the synthetic corpus is generated on first use
-            with disk_full(pathlib.Path(config.data.data_dir)):
-                _draw_missing(config.data)
-        hosts.wait("corpus")
-        if config.data.features == "precomputed":  # the extractor of the features becomes part of the config of the run
-            tables = [config.data[name] for name in ("captions", "images") if name in config.data]
-            config.data.extractor = extractor_of(config.data.data_dir, *tables)
-        hosts.agree(config, workdir)
+
+    if config.data.embedded and is_first:  # the synthetic corpus is generated on first use
+        with disk_full(pathlib.Path(config.data.data_dir)):
+            _draw_missing(config.data)
+    hosts.wait("corpus")
+    if config.data.features == "precomputed":  # the extractor of the features becomes part of the config of the run
+        tables = [config.data[name] for name in ("captions", "images") if name in config.data]
+        config.data.extractor = extractor_of(config.data.data_dir, *tables)
+    hosts.agree(config, workdir)
+    with log_to_file(workdir) if is_first else contextlib.nullcontext():  # a refused start leaves no file
         if mode == "evaluate":
             scores = evaluate_run(config, task, workdir, mesh)
             if is_first:
