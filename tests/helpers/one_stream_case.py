@@ -24,7 +24,7 @@ TF_SIZES = dict(  # names of sizes in the recordings of B2T2 -> those of the oth
 
 HUGGING_FACE = dict(  # arguments of the original VisualBERT -> those of Hugging Face
     input_mask="attention_mask", visual_embeddings="visual_embeds", image_mask="visual_attention_mask",
-    masked_lm_labels="labels", is_random_next="sentence_image_labels",
+    visual_embeddings_type="visual_token_type_ids", masked_lm_labels="labels", is_random_next="sentence_image_labels",
 )  # fmt: skip
 
 

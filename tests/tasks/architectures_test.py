@@ -75,6 +75,21 @@ def test_two_updates(name, architecture, data_dir, tmp_path):
     assert "vlbert/text_only_visual" not in trained
 
 
+@pytest.mark.parametrize("architecture", ["uniter", "oscar", "b2t2_positions"])
+def test_two_updates_from_pixels(architecture, data_dir, tmp_path):
+    """The region head is trained along; hidden regions have no pixels, so no architecture needs a replacement."""
+    config, task = shrunk_pretraining("base_e2e", data_dir), get_task("pretrain")
+    config.model.architecture, config.model.encoder.num_layers = architecture, 1
+    config.total_steps, config.warmup_steps, config.report = 2, 0, False
+    config.eval_every_steps = config.checkpoint_every_steps = 0
+    config.learning_rate = 1e-3
+    assert config.losses.mrc and config.data.hide_pixels
+    _, state = train(config, task, tmp_path, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+    assert int(state.step) == 2 and bool(state.finite)
+    trained = {"/".join(map(str, path[:2])) for path, _ in nnx.to_flat_state(state.params)}
+    assert {"fast_rcnn/c5", "fast_rcnn/projection", "mrc_head/classes"} <= trained
+
+
 @pytest.mark.parametrize("architecture", SIBLINGS)
 def test_layout_of_a_sequence(architecture, data_dir):
     config = recipe("vqa", data_dir, architecture)
