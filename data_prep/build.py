@@ -83,6 +83,8 @@ def run_builder(builder: OrderedBuilder) -> pathlib.Path:
         builder.download_and_prepare(download_dir=downloads)
     manifest = builder.manifest
     print(f"{directory}: " + ", ".join(f"{split} {number:,}" for split, number in manifest.records.items()))
+    if summary := manifest.summary():
+        print(f"{directory}: {summary}")
     if manifest.problems:
         counts = ", ".join(f"{manifest.count(action):,} {action}" for action in ("skipped", "repaired", "kept"))
         print(f"{directory / 'manifest.json'} lists the defects of the source: {counts}")

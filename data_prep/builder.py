@@ -151,6 +151,7 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
         for number, (split, record) in enumerate(self.records(), 1):
             self.manifest.records[split] = self.manifest.records.get(split, 0) + 1
+            self.manifest.tally(record)
             waiting.setdefault(split, []).append(record)
             if number % _WRITE_EVERY == 0:
                 flush()

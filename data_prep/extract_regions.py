@@ -229,6 +229,8 @@ def _run(args: argparse.Namespace) -> None:
     detector = load_detector(args.detector, settings, selection, **options)
     store = extract(source, detector, args.out, form=args.format, shard=args.shard, num_threads=args.num_threads)
     broken = sum(1 for _ in broken_images(store.folder))
+    if broken == len(source.paths):
+        raise SourceError(f"{args.images}: no image could be read; {args.out}/broken.txt lists the reasons")
     print(f"{args.out}: {len(source.paths):,} images, extractor {store.extractor}, {broken:,} broken")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
 from typing import Any
@@ -41,6 +42,7 @@ class Manifest:
         self.problems: list[dict[str, Any]] = []
         # Id of the detector of all regions, "" = unknown; None = no regions so far.
         self.extractor: str | None = None
+        self._summary: collections.Counter[str] = collections.Counter()
         self._first_file = ""  # the file that named the extractor
 
     def extracted(self, extractor: str, file: str) -> None:
@@ -67,6 +69,24 @@ class Manifest:
     def count(self, action: str) -> int:
         """Return the number of listed problems with this action."""
         return sum(problem["action"] == action for problem in self.problems)
+
+    def tally(self, record: dict[str, Any]) -> None:
+        """Count what the summary states about a record."""
+        count = self._summary
+        if "image" in record:
+            count["images"] += 1
+            count["without an image"] += not record["image"]
+        if "boxes" in record:
+            count["regions"] += len(record["boxes"])
+
+    def summary(self) -> str:
+        """Return the numbers of images and regions of the table in words, "" if it has none."""
+        count = self._summary
+        if not count["images"]:
+            return ""
+        share = count["without an image"] / count["images"]
+        regions = count["regions"] / count["images"]
+        return f"{share:.1%} of {count['images']:,} records without an image, {regions:.1f} regions per record"
 
     def write(self, path: pathlib.Path) -> None:
         """Write the manifest as JSON."""

@@ -133,9 +133,34 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
                 index.seek(0)
                 progress = tqdm(index, split, total, unit=" images", mininterval=1)
                 items = ((split, number, line) for number, line in enumerate(progress))
+                readable, number, start = 0, 0, len(self.manifest.problems)
                 for record in self.in_threads(self._record, items, self.num_threads):
+                    readable, number = readable + bool(record["image"]), number + 1
                     yield oriented(split, *record["image_size"]), record
+            if total:
+                self._check_share(split, total, number, readable, start)
         self.files.close()
+
+    def _check_share(self, split: str, total: int, number: int, readable: int, start: int) -> None:
+        """Check that a split has a record, and an image if images are stored.
+
+        Args:
+          split: the split.
+          total: number of lines of its index.
+          number: number of records.
+          readable: number of records with an image.
+          start: number of problems before the split.
+
+        Raises:
+          SourceError: a fault of everything is one of the download, not of its items.
+        """
+        if number and (readable or not self.images):
+            return
+        action = "kept" if number else "skipped"
+        first = next((problem for problem in self.manifest.problems[start:] if problem["action"] == action), None)
+        reason = f", such as {first['file']}: {first['reason']}" if first else ""
+        what = f"none of the images of {number:,} records" if number else f"none of {total:,} lines"
+        raise SourceError(f"{self.files.root / split}_frcnn.json: {what} can be used{reason}")
 
     def _check(self, index: pathlib.Path) -> None:
         """Check that an index and the archives of its first line exist. Raises SourceError."""

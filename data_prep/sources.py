@@ -7,8 +7,10 @@ import dataclasses
 import functools
 import io
 import itertools
+import lzma
 import pathlib
 import re
+import struct
 import zipfile
 import zlib
 from collections import deque
@@ -24,6 +26,8 @@ from vlbert_jax.data import image_files
 from vlbert_jax.data.image_files import IMAGE_SUFFIXES, ORIENTATION, is_plain
 from vlbert_jax.data.region_files import Unusable
 
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+ENCRYPTED = 0x1  # flag of an entry of a zip archive
 COCO = re.compile(r"COCO_\w+_0*(\d+)")
 
 
@@ -37,6 +41,27 @@ def archive_folders(archive: str) -> tuple[str, str]:
     """
     folder = archive.removesuffix(".zip")
     return folder, folder.rsplit(".", 1)[0].removesuffix(".zip")
+
+
+def unreadable_archive(path: pathlib.Path, reason: str) -> SourceError:
+    """Return the error for an archive of which nothing can be read."""
+    return SourceError(f"{path}: the zip archive cannot be read ({reason}); unpack it, or pack it again with `zip -0`")
+
+
+def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
+    """Open a zip archive. Raises SourceError if it is damaged, or packed in a way that cannot be read."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise SourceError(f"{path}: the zip archive is not complete ({error}); download it again") from None
+    for entry in archive.infolist():
+        if entry.flag_bits & ENCRYPTED:
+            raise unreadable_archive(path, f"{entry.filename} needs a password")
+        if entry.compress_type not in METHODS:
+            method = zipfile.compressor_names.get(entry.compress_type, "unknown")
+            reason = f"{entry.filename} is compressed by method {entry.compress_type}, {method}, which is not supported"
+            raise unreadable_archive(path, reason)
+    return archive
 
 
 class ArchiveFolder:
@@ -53,10 +78,7 @@ class ArchiveFolder:
     def _archive(self, name: str) -> zipfile.ZipFile | None:
         if name not in self._archives:
             path = self.root / name
-            try:
-                self._archives[name] = zipfile.ZipFile(path) if path.is_file() else None
-            except zipfile.BadZipFile as error:
-                raise SourceError(f"{path}: the zip archive is not complete ({error}); download it again") from None
+            self._archives[name] = open_archive(path) if path.is_file() else None
         return self._archives[name]
 
     def read(self, path: str) -> bytes:
@@ -70,7 +92,9 @@ class ArchiveFolder:
                 return opened.read(inner)
             except KeyError:
                 raise FileNotFoundError(f"there is no {inner} in {archive}") from None
-            except (zipfile.BadZipFile, zlib.error) as error:
+            except (NotImplementedError, RuntimeError) as error:  # true of all that was packed in this way
+                raise unreadable_archive(self.root / archive, str(error)) from None
+            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error) as error:
                 raise OSError(f"{inner} in {archive}: {error}") from None
         if not archive:
             archive, _, inner = inner.rpartition("/")
@@ -182,7 +206,7 @@ def open_source(path: str | pathlib.Path, images: str = "") -> Source:
         raise SourceError(f"{path}: there is no such file or folder")
     root = path.parent
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             inside = sorted(name for name in archive.namelist() if name.lower().endswith(IMAGE_SUFFIXES))
         return _source(path, root, [f"{path.name}@/{name}" for name in inside])
     if path.suffix not in (".txt", ".tsv"):
@@ -190,7 +214,8 @@ def open_source(path: str | pathlib.Path, images: str = "") -> Source:
             f"{path}: the source must be a folder, a zip archive, a list (.txt) or a table of captions (.tsv)"
         )
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Only line ends separate lines: captions of the web contain U+2028 and other separators of `splitlines`.
+        lines = re.split(r"\r\n|\n|\r", path.read_bytes().decode("utf-8-sig").removesuffix("\n").removesuffix("\r"))
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: the text is not UTF-8 ({error})") from None
     if path.suffix == ".txt":

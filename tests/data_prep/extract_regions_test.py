@@ -352,3 +352,27 @@ def test_rules_of_hugging_face(images, tmp_path):
     caffe, other = caffe["fingerprint"], other["fingerprint"]
     assert caffe["weights"] == other["weights"]
     assert other["settings"]["rules"] == "huggingface" and "rules" not in caffe["settings"]
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+def test_only_line_ends_end_a_line(character, images, tmp_path):
+    table = tmp_path / "Train_GCC.tsv"
+    for end in ("\n", "\r\n"):
+        table.write_bytes(f"two dogs{character}playing\thttp://x/1{end}a cat\thttp://x/2{end}".encode())
+        assert open_source(table).captions == (f"two dogs{character}playing", "a cat")
+    (tmp_path / f"a{character}b.jpg").write_bytes(contents()["00000001.jpg"])
+    (tmp_path / "list.txt").write_text(f"a{character}b.jpg\ntrain_image/00000001.jpg\n", "utf-8")
+    assert open_source(tmp_path / "list.txt").paths == (f"a{character}b.jpg", "train_image/00000001.jpg")
+
+
+def test_an_archive_that_cannot_be_read_is_no_list_of_broken_images(detector, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", contents()["00000001.jpg"])
+    content = (tmp_path / "a.zip").read_bytes()
+    at = content.index(b"PK\x01\x02") + 10  # compression method: 9, of Windows Explorer
+    (tmp_path / "a.zip").write_bytes(content[:at] + b"\x09\x00" + content[at + 2 :])
+    with pytest.raises(SourceError, match="a.zip: the zip archive cannot be read .1.jpg is compressed by method 9"):
+        open_source(tmp_path / "a.zip")
+    (tmp_path / "list.txt").write_text("a.zip@/1.jpg\n")
+    with pytest.raises(SourceError, match="a.zip: the zip archive cannot be read"):
+        extract_regions.extract(open_source(tmp_path / "list.txt"), detector, tmp_path / "out")

@@ -177,6 +177,11 @@ def test_counts_and_index_lines_are_in_the_manifest(bad_build):
     assert manifest["skipped"] == sum(p["action"] == "skipped" for p in manifest["problems"]) == 13
 
 
+def test_the_summary_states_images_and_regions(bad_source, tmp_path, capsys):
+    build.run_builder(RegionCaptions("bad", tmp_path, bad_source, splits=("train",)))
+    assert "21.4% of 14 records without an image, 1.7 regions per record" in capsys.readouterr().out
+
+
 def test_images_are_rgb_jpegs_or_empty(bad_build):
     _, records = bad_build
     for name, record in records.items():
@@ -229,5 +234,61 @@ def test_regions_are_sorted_by_their_best_class_background_included(tmp_path):
     line = dict(image="i.zip@/0.jpg", caption=["a"], frcnn="train_frcnn.zip@/0.json")
     (tmp_path / "train_frcnn.json").write_text(json.dumps(line))
     (tmp_path / "i").mkdir()
+    (tmp_path / "i/0.jpg").write_bytes(jpeg())
     directory = build.run_builder(RegionCaptions("c", tmp_path, tmp_path, splits=("train",)))
     assert read_all(directory, "train_landscape")[0]["boxes"][:, 0].tolist() == [1, 2, 3, 0]
+
+
+# Faults of a whole archive
+
+
+def source_of(folder, number=3):
+    folder.mkdir()
+    for split in ("train", "val"):
+        lines = []
+        with zipfile.ZipFile(folder / f"{split}_image.zip", "w") as images:
+            with zipfile.ZipFile(folder / f"{split}_frcnn.zip", "w") as regions:
+                for i in range(number):
+                    images.writestr(f"{i}.jpg", jpeg())
+                    regions.writestr(f"{i}.json", detections())
+                    paths = dict(image=f"{split}_image.zip@/{i}.jpg", frcnn=f"{split}_frcnn.zip@/{i}.json")
+                    lines.append(json.dumps(dict(caption=["a", "ball"], **paths)))
+        (folder / f"{split}_frcnn.json").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def patch_headers(path, offset, value):
+    """Change two bytes of the local and central headers of all entries of a zip archive."""
+    content = bytearray(path.read_bytes())
+    for mark, start in ((b"PK\x03\x04", offset), (b"PK\x01\x02", offset + 2)):
+        at = content.find(mark)
+        while at >= 0:
+            content[at + start : at + start + 2] = value.to_bytes(2, "little")
+            at = content.find(mark, at + 4)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("archive", ["train_image.zip", "train_frcnn.zip", "val_image.zip", "val_frcnn.zip"])
+@pytest.mark.parametrize(
+    "offset, value, told",
+    [(8, 9, "compressed by method 9, deflate64"), (6, 1, "needs a password"), (8, 93, "compressed by method 93")],
+)
+def test_an_archive_that_cannot_be_read_ends_the_build(archive, offset, value, told, tmp_path, capsys):
+    source = source_of(tmp_path / "source")
+    patch_headers(source / archive, offset, value)
+    assert build.main(["conceptual_captions", f"--source={source}", f"--data_dir={tmp_path}/data"]) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith(f"error: {source / archive}: the zip archive cannot be read (0.j") and told in error
+    assert not list(tmp_path.glob("data/*/*/1.0.0"))
+
+
+@pytest.mark.parametrize("options", [[], ["--drop_unreadable"]])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_any_image_is_no_success(split, options, tmp_path, capsys):
+    source = source_of(tmp_path / "source")
+    with zipfile.ZipFile(source / f"{split}_image.zip", "w") as images:
+        for i in range(3):
+            images.writestr(f"{i}.jpg", b"not an image")
+    assert build.main(["conceptual_captions", f"--source={source}", f"--data_dir={tmp_path}/data", *options]) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert f"{split}_frcnn.json: none of" in error and "cannot identify image file" in error
