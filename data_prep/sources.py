@@ -58,8 +58,7 @@ def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
         if entry.flag_bits & ENCRYPTED:
             raise unreadable_archive(path, f"{entry.filename} needs a password")
         if entry.compress_type not in METHODS:
-            method = zipfile.compressor_names.get(entry.compress_type, "unknown")
-            reason = f"{entry.filename} is compressed by method {entry.compress_type}, {method}, which is not supported"
+            reason = f"{entry.filename} is compressed by method {entry.compress_type}, which is not supported"
             raise unreadable_archive(path, reason)
     return archive
 
