@@ -75,9 +75,11 @@ def extract(
       The store.
 
     Raises:
-      SourceError: the folder has another extraction.
+      SourceError: the folder has another extraction, or two images would have one number in a table.
       OSError: the regions cannot be written.
     """
+    if form == "tsv":
+        _check_numbers(source)
     store = RegionStore(out, detector.fingerprint, source.names, form, shard[1])
     parts = store.shard(shard[0])
     total = len(range(shard[0], len(source.paths), shard[1]))
@@ -94,6 +96,21 @@ def extract(
         if store.is_complete():
             _conclude(source, store)
     return store
+
+
+def _check_numbers(source: Source) -> None:
+    """Check that the number of an image, its only key in a table, is not that of another.
+
+    Raises SourceError.
+    """
+    first: dict[int, str] = {}
+    for position, (name, path) in enumerate(zip(source.names, source.paths, strict=True)):
+        number = image_number(name, position)
+        if first.setdefault(number, path) != path:
+            raise SourceError(
+                f"{first[number]} and {path} would both be image {number} of a table, which has no other name; choose "
+                "another --format, or rename one of them"
+            )
 
 
 def _extract_part(source: Source, detector: Detector, part: Part, progress: tqdm, num_threads: int) -> None:

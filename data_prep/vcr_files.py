@@ -241,11 +241,14 @@ def unusual(
 def read_categories(path: str | pathlib.Path) -> list[str]:
     """Return the names of the classes 1, 2, ... in a file, one per line. Raises SourceError."""
     try:
-        names = pathlib.Path(path).read_text("utf-8").split()
+        lines = pathlib.Path(path).read_text("utf-8-sig").split("\n")  # universal newlines; a name may have spaces
+        names = [line.strip() for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
             f"{path}: the list of categories cannot be read ({error}); give a text file with one category per line"
         ) from None
     if not names or len(set(names)) < len(names):
-        raise SourceError(f"{path}: the list must have one category per line, each once")
+        twice = next((name for name in names if names.count(name) > 1), "")
+        found = f"{twice!r} is listed twice" if twice else "the file is empty"
+        raise SourceError(f"{path}: {found}; the list must have one category per line, each once")
     return names

@@ -376,3 +376,14 @@ def test_an_archive_that_cannot_be_read_is_no_list_of_broken_images(detector, tm
     (tmp_path / "list.txt").write_text("a.zip@/1.jpg\n")
     with pytest.raises(SourceError, match="a.zip: the zip archive cannot be read"):
         extract_regions.extract(open_source(tmp_path / "list.txt"), detector, tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", [("DSC_0001", "IMG_0001"), ("a/1", "b/01"), ("beach1", "car")])
+def test_two_images_of_one_number_are_refused_in_tables(names, detector, tmp_path):
+    for name in names:
+        (tmp_path / "photos" / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / f"{name}.png").write_bytes(contents()["00000001.jpg"])
+    source = open_source(tmp_path / "photos")
+    with pytest.raises(SourceError, match=f"{names[0]}.png and {names[1]}.png would both be image 1 of a table"):
+        extract_regions.extract(source, detector, tmp_path / "out", form="tsv")
+    assert not (tmp_path / "out").exists()

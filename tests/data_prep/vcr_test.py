@@ -292,6 +292,11 @@ def test_bad_input_is_reported_and_nothing_is_left(name, tmp_path, capsys):
     assert not list((tmp_path / "data").rglob("1.0.0"))
 
 
+def test_a_category_may_have_several_words(tmp_path):
+    (tmp_path / "c.txt").write_bytes(b"fire truck\r\ntraffic light\n\nperson \ndog")
+    assert vcr_files.read_categories(tmp_path / "c.txt") == ["fire truck", "traffic light", "person", "dog"]
+
+
 def test_a_bad_list_of_categories_is_reported(tmp_path, capsys):
     source = write(tmp_path / "s")
     (tmp_path / "twice.txt").write_text("dog\ndog\n")

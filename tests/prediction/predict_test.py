@@ -203,6 +203,7 @@ def test_boxes_of_an_official_file(tmp_path):
     ('[["a", 1, 2, 3]]', "must be rows of numbers"), ("[[1, 2, NaN, 4]]", "finite"), ("{}", "'boxes' must be rows"),
     ("[[1, 2, 3, 4], [5, 5, 4, 9]]", "box 1 is .5, 5, 4, 9."), ("[[500, 2, 600, 4]]", "box 0 is .*outside the image"),
     ('{"boxes": [[1, 2, 3, 4]], "labels": ["a", "b"]}', "1 boxes but 2 labels"),
+    ("[[0.1, 0.1, 0.5, 0.9], [0, 0, 1, 1]]", "within 0 and 1, but boxes are in pixels of the image of 451 x 300"),
     ('{"boxes": [[1, 2, 3, 4]], "labels": 5}', "must be lists"),
     ('{"boxes": [[1, 2, 3, 4]], "scores": ["x"]}', "scores must be numbers"),
 ])  # fmt: skip
