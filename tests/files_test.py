@@ -9,7 +9,7 @@ from data_prep import build, extract_regions
 from data_prep.build_options import parse_options
 from vlbert_jax import convert, predict
 from vlbert_jax.data.records import open_split
-from vlbert_jax.files import atomic_write, disk_full, user_file, user_path, user_paths
+from vlbert_jax.files import atomic_write, disk_full, read_lines, user_file, user_path, user_paths
 from vlbert_jax.tasks.vqa import accuracy
 from vlbert_jax.training.config import parse_command
 
@@ -164,3 +164,10 @@ def test_a_corpus_is_built_where_it_is_read(tmp_path, monkeypatch):
     assert build.main(["text", "--source=~/a.txt", "--corpus=t", "--data_dir=~/data"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert len(open_split(tmp_path / "home/data", "text_corpus/t", "train")) == 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_only_line_ends_separate_lines(end, tmp_path):
+    text = "fire\u2028truck\x0b\x0c\x1c\x1d\x1e\x85\u2029"
+    (tmp_path / "list.txt").write_bytes(f"\ufeff{text}{end}{end}dog{end}".encode())
+    assert read_lines(tmp_path / "list.txt") == [text, "", "dog"]

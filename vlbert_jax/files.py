@@ -84,3 +84,12 @@ def disk_full(directory: Path):
                 "Free some space and run the same command again."
             ) from error
         raise
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Return the lines of a UTF-8 text file without their ends; a byte order mark is removed.
+
+    Only line ends separate lines; `str.splitlines` would also split at U+2028, form feeds and other separators.
+    """
+    with open(path, encoding="utf-8-sig") as file:
+        return [line.rstrip("\n") for line in file]

@@ -30,7 +30,7 @@ import sys
 
 import vlbert_jax
 from vlbert_jax.detector.options import RULES, Settings
-from vlbert_jax.files import user_file, user_path
+from vlbert_jax.files import read_lines, user_file, user_path
 from vlbert_jax.tasks import TASKS
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
@@ -103,8 +103,7 @@ def lines_of(text: str, option: str) -> list[str]:
     if not text.startswith("@") or text.startswith("@@"):
         return [text.removeprefix("@")]
     try:
-        with open(user_path(text[1:]), encoding="utf-8-sig") as file:
-            lines = list(file)
+        lines = read_lines(user_path(text[1:]))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{option} {text}: the file {text[1:]} cannot be read as UTF-8 text ({error}); "

@@ -16,7 +16,7 @@ from flax import nnx
 from vlbert_jax.detector.network import FasterRCNN, Sizes
 from vlbert_jax.detector.options import Settings
 from vlbert_jax.detector.proposals import base_anchors
-from vlbert_jax.files import atomic_write
+from vlbert_jax.files import atomic_write, read_lines
 from vlbert_jax.weights import detector_names, export
 from vlbert_jax.weights.containers import find_weights, read_files
 from vlbert_jax.weights.orbax import read_checkpoint
@@ -64,7 +64,7 @@ def find_lists(
     files = list_files(path, folder)
     names = []
     for name in LISTS:
-        lines = files[name].read_text(encoding="utf-8").splitlines() if name in files else ()
+        lines = read_lines(files[name]) if name in files else ()
         names.append(tuple(line.partition(",")[0].strip() for line in lines) or None)
     return names[0], names[1]
 

@@ -10,6 +10,7 @@ from flax import nnx
 from vlbert_jax.batch import Batch
 from vlbert_jax.data.images import as_rgb
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
+from vlbert_jax.files import read_lines
 from vlbert_jax.model.visual_linguistic import without_words
 from vlbert_jax.tasks.pretrain import predict
 from vlbert_jax.tasks.pretrain.batches import eval_parts
@@ -121,7 +122,7 @@ def _cards(batch: Batch, guesses: dict, config) -> list[Card]:
 def class_names(config):
     """Return the function number -> name, from the detector's list (synonyms after commas, background not listed)."""
     listed = Path(config.data.data_dir, config.data.class_names)
-    lines = listed.read_text().splitlines() if config.data.class_names and listed.exists() else []
+    lines = read_lines(listed) if config.data.class_names and listed.exists() else []
 
     def name(number: int) -> str:
         if number <= 0:
