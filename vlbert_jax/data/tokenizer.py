@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """The uncased WordPiece tokenizer of BERT, with the grouping into words that whole-word masking needs."""
+    """The WordPiece tokenizer of BERT, with the grouping into words that whole-word masking needs."""
 
     backend: tokenizers.Tokenizer
     vocab_size: int
@@ -28,8 +29,9 @@ class Tokenizer:
     ordinary_ids: Int[np.ndarray, "v"]  # tokens that may replace a word: neither special nor unused
 
     def words(self, text: str, limit: int | None = None) -> list[list[int]]:
-        """Return the token ids of each word (`BasicTokenizer`: lower case, no accents, split at punctuation).
+        """Return the token ids of each word (`BasicTokenizer`).
 
+        Words end at spaces and punctuation. Those of an uncased vocabulary are in lower case without accents.
         With `limit`, only the start of a long text is read: at least `limit` words, if there are that many.
         """
         head = text if limit is None else " ".join(text.split(maxsplit=limit)[:limit])
@@ -50,21 +52,19 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
 
     Args:
         vocab: A `vocab.txt`, a folder that has one, or a name at Hugging Face (downloaded once). Text becomes lower
-            case unless tokenizer_config.json in the folder says `do_lower_case: false`.
+            case unless tokenizer_config.json beside vocab.txt says `do_lower_case: false`.
         vocab_size: Number of tokens that the model has.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The vocabulary has another number of tokens.
+        ValueError: The vocabulary has another number of tokens, or tokens in upper case that no text reaches.
     """
-    lower = True
-    if os.path.isfile(os.path.join(vocab, "vocab.txt")):
-        about = Path(vocab, TOKENIZER_CONFIG)
-        lower = json.loads(about.read_text()).get("do_lower_case", True) if about.is_file() else True
-        vocab = os.path.join(vocab, "vocab.txt")
-    if os.path.isfile(vocab):
+    file = os.path.join(vocab, "vocab.txt") if os.path.isdir(vocab) else vocab
+    if os.path.isfile(file):
+        lower = _lower_case(Path(file).with_name(TOKENIZER_CONFIG))
         # transformers 5 ignores the former `vocab_file=` and then has no words, so the size is checked below.
-        fast = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=lower)  # pyright: ignore[reportAttributeAccessIssue]
+        make = transformers.BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
+        fast = make(vocab=file, do_lower_case=lower)
     elif vocab.endswith(".txt"):
         raise FileNotFoundError(f"no vocabulary at {vocab!r} (config.data.vocab)")
     else:
@@ -73,6 +73,13 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
     if len(pieces) != vocab_size:
         found = f"the vocabulary {vocab!r} has {len(pieces)} tokens"
         raise ValueError(f"{found}, but config.model.encoder.vocab_size is {vocab_size}")
+    cased = sorted(piece for piece in pieces if re.search("[A-Z]", piece) and not piece.startswith("["))
+    if cased and getattr(fast.backend_tokenizer.normalizer, "lowercase", False):
+        raise ValueError(
+            f"the vocabulary {vocab!r} has tokens in upper case ({', '.join(cased[:3])}), but its text becomes lower "
+            f"case: put the model's {TOKENIZER_CONFIG} with do_lower_case: false beside vocab.txt, or choose an "
+            "uncased vocabulary"
+        )
     special = set(fast.all_special_ids)
     ordinary = [i for piece, i in pieces.items() if i not in special and not piece.startswith("[unused")]
     return Tokenizer(
@@ -83,6 +90,19 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
         mask_id=fast.mask_token_id,
         ordinary_ids=np.array(sorted(ordinary), np.int32),
     )
+
+
+def _lower_case(about: Path) -> bool:
+    """Return `do_lower_case` of a tokenizer_config.json, True without the file or the field."""
+    if not about.is_file():
+        return True
+    try:
+        lower = json.loads(about.read_text("utf-8")).get("do_lower_case", True)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{about} is no JSON object ({error}); download it again") from None
+    if not isinstance(lower, bool):
+        raise ValueError(f"{about}: do_lower_case is {lower!r}; it must be true or false")
+    return lower
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

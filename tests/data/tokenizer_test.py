@@ -1,0 +1,59 @@
+"""The tokenizer follows the case of its vocabulary, however the vocabulary is named."""
+
+import json
+
+import pytest
+
+from vlbert_jax.data.tokenizer import TOKENIZER_CONFIG, load_tokenizer, write_tokenizer
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CASED = [*SPECIAL, "Paris", "London", "the", "dog", "Is", "is", "é", "##é", "caf", "p", "##aris"]
+
+
+def write(folder, tokens, **about):
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), "utf-8")
+    if about:
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(about))
+    return folder
+
+
+def tokens_of(tokenizer, text):
+    return [tokenizer.backend.id_to_token(i) for word in tokenizer.words(text) for i in word]
+
+
+@pytest.mark.parametrize("name", ["", "vocab.txt"])
+def test_a_cased_vocabulary_keeps_case_and_accents(name, tmp_path):
+    folder = write(tmp_path / "cased", CASED, do_lower_case=False)
+    tokenizer = load_tokenizer(str(folder / name), len(CASED))
+    assert tokens_of(tokenizer, "Is the dog is Paris London café") == [
+        "Is", "the", "dog", "is", "Paris", "London", "caf", "##é",
+    ]  # fmt: skip
+    write_tokenizer(tokenizer, tmp_path / "copy")
+    copy = load_tokenizer(str(tmp_path / "copy" / name), len(CASED))
+    assert tokens_of(copy, "Is Paris café") == ["Is", "Paris", "caf", "##é"]
+
+
+@pytest.mark.parametrize("about", [{}, {"do_lower_case": True}], ids=str)
+@pytest.mark.parametrize("name", ["", "vocab.txt"])
+def test_tokens_that_no_text_reaches_are_refused(name, about, tmp_path):
+    folder = write(tmp_path / "cased", CASED, **about)
+    with pytest.raises(ValueError, match=r"cased.* tokens in upper case \(Is, London, Paris\).*do_lower_case: false"):
+        load_tokenizer(str(folder / name), len(CASED))
+
+
+def test_an_uncased_vocabulary_needs_no_config(tmp_path):
+    folder = write(tmp_path / "uncased", [*SPECIAL, "[unused0]", "the", "dog", "cafe"])
+    tokenizer = load_tokenizer(str(folder), 9)
+    assert tokens_of(tokenizer, "The DOG Café") == ["the", "dog", "cafe"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "is no JSON object"), ("[]", "is no JSON object"), ('{"do_lower_case": "no"}', "is 'no'")],
+)
+def test_a_bad_config_is_reported(text, reason, tmp_path):
+    folder = write(tmp_path / "bad", CASED)
+    (folder / TOKENIZER_CONFIG).write_text(text)
+    with pytest.raises(ValueError, match=f"bad/{TOKENIZER_CONFIG}.*{reason}"):
+        load_tokenizer(str(folder), len(CASED))
