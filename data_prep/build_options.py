@@ -116,8 +116,9 @@ def _refcoco(commands) -> None:
 def _text(commands) -> None:
     parser = _command(commands, "text", "documents as lines of text files")
     parser.add_argument(
-        "--source", type=user_paths, required=True, help="text files in order, comma-separated; .gz is accepted"
-    )
+        "--source", type=user_paths, required=True,
+        help="text files in order, comma-separated; gzip, bzip2 and xz are decompressed",
+    )  # fmt: skip
     parser.add_argument("--corpus", default="books_wikipedia", help="name of the corpus (default: %(default)s)")
     parser.add_argument(
         "--val_source", type=user_paths, default="", help="text files of the val split, comma-separated"

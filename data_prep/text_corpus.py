@@ -1,8 +1,8 @@
 """TFDS builder `text_corpus`: lines of text files, one record per line, in their order.
 
 Source: BooksCorpus and English Wikipedia as `bc1g.doc` and `wiki.doc` (links in the official
-VL-BERT repository), or any UTF-8 text files; `.gz` is decompressed. Lines are stripped and blank
-lines are dropped. License: Wikipedia is CC BY-SA; BooksCorpus must not be redistributed.
+VL-BERT repository), or any UTF-8 text files; gzip, bzip2 and xz are decompressed. Lines are stripped
+and blank lines are dropped. License: Wikipedia is CC BY-SA; BooksCorpus must not be redistributed.
 
     python -m data_prep.build text --source=bc1g.doc,wiki.doc --corpus=books_wikipedia
     --data_dir=data
@@ -16,11 +16,15 @@ file. Record:
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
 import pathlib
+import re
+import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -29,23 +33,62 @@ from tqdm import tqdm
 from data_prep.builder import OrderedBuilder
 from data_prep.manifest import Manifest, SourceError
 
+# Pattern of the first bytes of a compressed file -> the module that opens it.
+OPENERS = {rb"\x1f\x8b": gzip, rb"BZh[1-9]1A": bz2, rb"\xfd7zXZ\x00": lzma}
+ZIP = b"PK\x03\x04"
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)  # bz2 raises an OSError
+SAMPLE = 1000  # lines after which a file that is mostly not UTF-8 is refused
+
+
+def open_text(path: pathlib.Path) -> BinaryIO:
+    """Open a text file, which gzip, bzip2 or xz may have compressed; the first bytes decide.
+
+    Raises:
+      SourceError: the file is a zip archive.
+    """
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if start.startswith(ZIP):
+        raise SourceError(f"{path} is a zip archive; unpack it and give the text files")
+    module = next((module for magic, module in OPENERS.items() if re.match(magic, start)), None)
+    return cast(BinaryIO, open(path, "rb") if module is None else module.open(path, "rb"))
+
 
 def read_lines(path: pathlib.Path, manifest: Manifest | None = None) -> Iterator[str]:
     """Yield the stripped lines of a text file, compressed or not, that are not blank.
 
     Bytes that are not UTF-8 become U+FFFD; the manifest, if there is one, lists the line.
+
+    Raises:
+      SourceError: the compressed data are damaged, or most lines are not UTF-8.
     """
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-    with opened as file:
-        for number, line in enumerate(file):
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                text = line.decode("utf-8", errors="replace")
-                if manifest:
-                    manifest.note("repaired", str(path), number, f"the line is not UTF-8: {error.reason}")
-            if text := text.strip():
-                yield text
+    number, wrong = -1, 0
+    try:
+        with open_text(path) as file:
+            for number, line in enumerate(file):
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    text, wrong = line.decode("utf-8", errors="replace"), wrong + 1
+                    if manifest:
+                        manifest.note("repaired", str(path), number, f"the line is not UTF-8: {error.reason}")
+                wrong += "\0" in text  # UTF-16 of ASCII is valid UTF-8
+                if number + 1 == SAMPLE:
+                    _check_encoding(path, SAMPLE, wrong)
+                if text := text.strip():
+                    yield text
+    except DAMAGED as error:
+        line = f"{path}: the file cannot be read after {number + 1:,} lines ({error}); download it again"
+        raise SourceError(line) from None
+    _check_encoding(path, number + 1, wrong)
+
+
+def _check_encoding(path: pathlib.Path, lines: int, wrong: int):
+    if 2 * wrong > lines:
+        raise SourceError(
+            f"{path}: {wrong:,} of {lines:,} lines are not UTF-8 text: it has another encoding, or is no text; "
+            "convert it with `iconv -t UTF-8`"
+        )
 
 
 class TextCorpus(OrderedBuilder, skip_registration=True):
