@@ -1,4 +1,5 @@
 # make demo          trains the small model of configs/pretrain.py on synthetic scenes: workdirs/demo/report/index.html
+# make assets        trains the demo, fine-tunes it, and writes the models that ship with the package
 # make test          runs ruff, basedpyright and pytest, as .ci/run does
 # make test-exact    runs the comparisons with the official code once more, with the default flags of XLA
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
@@ -15,7 +16,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo test test-exact test-lowest docs clean help
+.PHONY: demo assets test test-exact test-lowest docs clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +27,11 @@ demo: export MALLOC_MMAP_THRESHOLD_ = 8589934592
 demo: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 demo: $(VENV)/.installed
 	$(RUN) -m vlbert_jax.main --config=configs/pretrain.py --workdir=workdirs/demo
+
+assets: demo
+	$(RUN) -m vlbert_jax.main --config=configs/vqa.py --config.init.checkpoint=workdirs/demo
+	$(RUN) -m vlbert_jax.main --config=configs/refcoco.py --config.init.checkpoint=workdirs/demo
+	$(RUN) benchmarks/assets.py
 
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

@@ -11,6 +11,7 @@ import pytest
 
 import vlbert_jax
 from tests.helpers import HANG_SECONDS, ROOT
+from vlbert_jax.weights.shipped import ASSETS
 
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "vlbert_jax", "configs", "data_prep")
 COMMANDS = {
@@ -62,9 +63,11 @@ def test_every_file_is_in_the_wheel(wheel):
     expected = set()
     for folder, place in (("vlbert_jax", "vlbert_jax"), ("configs", "vlbert_jax/configs"), ("data_prep", "data_prep")):
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and path.suffix not in (".md", ".pyc"):
+            no_data = path.suffix == ".pyc" or (path.suffix == ".md" and not path.is_relative_to(ASSETS))
+            if path.is_file() and not no_data:
                 expected.add(f"{place}/{path.relative_to(ROOT / folder).as_posix()}")
-    assert "vlbert_jax/visualization/report.css" in expected and "vlbert_jax/py.typed" in expected
+    assert {"vlbert_jax/visualization/report.css", "vlbert_jax/py.typed"} <= expected
+    assert "vlbert_jax/assets/demo-vqa/model.safetensors" in expected
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if ".dist-info/" not in name} == expected
 
@@ -79,6 +82,13 @@ def test_the_installed_package_is_the_wheel(call, installed):
 def test_console_scripts(script, module, call):
     assert call(script, "--version") == f"vlbert_jax {vlbert_jax.__version__}\n"
     assert call(script, "--help") == call(sys.executable, "-m", module, "--help")
+
+
+def test_a_shipped_model_answers_outside_a_checkout(call, tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    files = ("--image=examples/scene.jpg", "--boxes=examples/scene.json")
+    answer = call("vlbert-predict", "--checkpoint=demo-vqa", *files, "--question", "what color is the large fish?")
+    assert "small demonstration model" in answer and "orange" in answer.splitlines()[3]
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
     python -m vlbert_jax.predict --checkpoint=PATH --image=photo.jpg [--image=...] TEXTS [options]
 
-PATH is a workdir, one checkpoint in it, or any weights that `python -m vlbert_jax.convert` reads. TEXTS
+PATH is a workdir, one checkpoint in it, any weights that `python -m vlbert_jax.convert` reads, or the name
+of a small demonstration model that ships with the package; --checkpoint below lists them. TEXTS
 are questions, expressions or captions, as the task of the model requires; see the options. Without a
 text the command prints the regions, and needs no checkpoint. Each text is asked of every image.
 --image takes files, folders and patterns ("*.jpg", quoted or expanded by the shell). @FILE in place of
@@ -17,6 +18,8 @@ time and finds fewer regions. Set JAX_COMPILATION_CACHE_DIR=FOLDER to keep compi
 command.
 
 Examples:
+  python -m vlbert_jax.predict --checkpoint=demo-pretrain --image=examples/scene.jpg --boxes=examples/scene.json \\
+      --caption "the purple [MASK]"
   python -m vlbert_jax.predict --checkpoint=workdirs/demo --image=photo.jpg --caption="a [MASK] ball" --out=ball.png
   python -m vlbert_jax.predict --checkpoint=workdirs/run --image=photos/ --question @questions.txt --json
   python -m vlbert_jax.predict --image=photo.jpg --detector=detector/ --out=regions.png
@@ -32,6 +35,7 @@ import vlbert_jax
 from vlbert_jax.detector.options import RULES, Settings
 from vlbert_jax.files import read_lines, user_file, user_path
 from vlbert_jax.tasks import TASKS
+from vlbert_jax.weights.shipped import shipped_names
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
 
@@ -43,7 +47,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     several = dict(action="extend", nargs="+", default=[])
-    parser.add_argument("--checkpoint", type=user_path, help="the trained model")
+    parser.add_argument("--checkpoint", type=user_path, help=f"the model; shipped: {', '.join(shipped_names())}")
     parser.add_argument("--image", type=user_path, required=True, metavar="FILE", **several)
     for option in text_options():
         uses = [f"{task.title}: {task.help}" for task in TASKS.values() if task.option == option]

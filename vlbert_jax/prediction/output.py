@@ -19,6 +19,7 @@ from vlbert_jax.prediction.regions import find_regions, given_regions
 from vlbert_jax.tasks import TASKS, all_tasks
 from vlbert_jax.visualization.attention import write_attention
 from vlbert_jax.visualization.drawing import draw_regions, save_drawing
+from vlbert_jax.weights.shipped import notice_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,9 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
     """
     check_images(args)
     model, finder = load_models(args)
+    notice = notice_of(args.checkpoint) if args.checkpoint else ""
+    if notice and not args.json:
+        say(notice)
     results = []
     for number, image in enumerate(args.image):
         boxes = args.boxes[number] if args.boxes else None
@@ -50,6 +54,7 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
             _, pixels = read_image(image)
             found = find_regions(pixels, boxes, finder)
         about = dict(image=image, width=pixels.shape[1], height=pixels.shape[0], **described(found))
+        about |= dict(notice=notice) if notice else {}
         about["asked"] = [one.fields for one in asked]
         if not args.json:
             show(about, asked)

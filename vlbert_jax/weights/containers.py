@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from vlbert_jax.weights.caffe import read_caffe
 from vlbert_jax.weights.safe_pickle import RECONSTRUCT_SCALAR, load_pickle, pickle_arrays
+from vlbert_jax.weights.shipped import locate_weights, nearest_shipped, shipped_names
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
 TRAINER = "trainer:"  # prefix for names of tensors that a trainer stored next to the weights
@@ -30,11 +31,11 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def find_weights(given: str) -> Path:
-    """Return the file or folder at `given`, downloaded if it is a name of the Hugging Face hub.
+    """Return the file or folder at `given`: a path, a shipped model, or a name of the Hugging Face hub, downloaded.
 
-    Raises FileNotFoundError if it is neither.
+    Raises FileNotFoundError if it is none of them.
     """
-    path = Path(given)
+    path = locate_weights(given)
     return path if path.exists() else _download(given)
 
 
@@ -58,10 +59,14 @@ def read_files(path: Path) -> tuple[dict[str, np.ndarray], str]:
 def stored_in_file(path: Path) -> dict[str, Any] | None:
     """Return the config in the metadata of a safetensors file that `convert` wrote, else None.
 
+    Args:
+        path: the file, or a folder with model.safetensors.
+
     Raises:
         ValueError: The metadata is not a config.
     """
-    if path.is_dir():
+    path = path / WEIGHT_FILES[0] if path.is_dir() else path
+    if not path.exists():
         return None
     with safe_open(path, "np") as file:
         text = (file.metadata() or {}).get(CONFIG_METADATA)
@@ -75,8 +80,11 @@ def stored_in_file(path: Path) -> dict[str, Any] | None:
 
 def _download(name: str) -> Path:
     """Return the folder to which a model of the Hugging Face hub is downloaded."""
+    shipped = f"the models that ship with vlbert_jax are {', '.join(shipped_names())}"
+    if nearest := nearest_shipped(name):
+        raise FileNotFoundError(f"there are no weights at {name}; did you mean {nearest}? {shipped}")
     if not HUB_NAME.fullmatch(name) or Path(name).suffix in FILE_SUFFIXES:
-        raise FileNotFoundError(f"there are no weights at {name}; check the path")
+        raise FileNotFoundError(f"there are no weights at {name}; check the path, or name a model: {shipped}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -89,7 +97,7 @@ def _download(name: str) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FileNotFoundError(
             f"there are no weights at {name}, and as a Hugging Face name it could not be downloaded "
-            f"({type(error).__name__}); give a file or folder"
+            f"({type(error).__name__}); give a file or folder, or name a model: {shipped}"
         ) from error
 
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlbert_jax.weights.shipped import locate_weights
+
 log = logging.getLogger(__name__)
 
 
@@ -143,9 +145,10 @@ def own_vocabularies(path: str | Path) -> dict[str, str]:
     """Return field of `config.data` -> absolute path of the copy of its file that is stored with the weights.
 
     Args:
-      path: a workdir, one checkpoint in it, a folder that `convert` wrote, or other weights, which have none.
+      path: a workdir, one checkpoint in it, a folder that `convert` wrote, a shipped model, or other weights,
+        which have none.
     """
-    place = Path(path).expanduser().absolute()
+    place = locate_weights(path).expanduser().absolute()
     for folder in (place / VOCABULARIES, place.parent.parent / VOCABULARIES):
         if place.is_dir() and folder.is_dir():
             return {file.stem: str(file) for file in sorted(folder.iterdir())}

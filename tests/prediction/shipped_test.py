@@ -1,0 +1,98 @@
+"""The models in the package answer, reach the scores on their cards, and are small."""
+
+import json
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+
+import vlbert_jax
+from configs import pretrain, refcoco, vqa
+from data_prep.build import build_scene_tasks, build_scenes
+from tests.helpers import ROOT
+from vlbert_jax import main, predict
+from vlbert_jax.weights.read import read_weights
+from vlbert_jax.weights.shipped import ASSETS, locate_weights, shipped_names
+
+RECIPES = dict(pretrain=pretrain, vqa=vqa, refcoco=refcoco)
+SAMPLE = dict(seed=1, num_train=1, num_val=100)  # the corpus of the cards, see benchmarks/assets.py
+TOLERANCE = 0.02  # of a score on a card: another machine rounds differently, and 100 scenes have few questions
+MEGABYTES = 4
+IMAGE, BOXES = ROOT / "examples/scene.jpg", ROOT / "examples/scene.json"
+
+
+def card_scores(name):
+    results = ModelCard.load(ASSETS / name / "README.md").data.eval_results
+    return {r.metric_type: r.metric_value for r in results if r.dataset_config == "seed-1"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("held_out")
+    build_scenes(folder, **SAMPLE, num_train_stories=1, num_val_stories=50)
+    build_scene_tasks(folder, **SAMPLE, num_test=1)
+    return folder
+
+
+def test_the_package_has_a_model_for_each_demo():
+    assert shipped_names() == ["demo-pretrain", "demo-refcoco", "demo-vqa"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", RECIPES)
+def test_the_scores_of_the_card_hold(task, corpus, tmp_path):
+    config = RECIPES[task].get_config()
+    config.data.update(dict(data_dir=str(corpus), embedded=""))
+    config.init.checkpoint = f"demo-{task}"
+    main.run(config, tmp_path / "run", "evaluate")
+    reached, stated = json.loads((tmp_path / "run/scores.json").read_text()), card_scores(f"demo-{task}")
+    assert stated
+    for metric, value in stated.items():
+        assert reached[metric] == pytest.approx(value, abs=TOLERANCE), metric
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_model_is_small_and_has_a_card(name):
+    files = [path for path in (ASSETS / name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < MEGABYTES * 1e6
+    card = ModelCard.load(ASSETS / name / "README.md")
+    assert card.data.license == "mit" and card.data.library_name == "vlbert_jax" and card.data.pipeline_tag
+    for part in (f"--checkpoint={name}", "at commit `", "## Training", "## Scores", "## Limits", "synthetic scenes"):
+        assert part in card.text, part
+    weights = read_weights(name)
+    assert weights.config and f"demo-{weights.task}" == name
+    assert f"{sum(array.size for array in weights.tensors.values()):,} parameters" in card.text
+
+
+def test_answers_about_the_example_are_right():
+    predictor = vlbert_jax.load("demo-vqa")
+    picture = predictor.look(IMAGE, BOXES)
+    right = {
+        "what color is the large fish?": "orange", "what is the purple thing?": "fish",
+        "what color is the car?": "orange", "where are the things?": "road", "how many things are there?": "3",
+    }  # fmt: skip
+    assert {question: predictor.answer(picture, question)[0].text for question in right} == right
+    place = vlbert_jax.load("demo-refcoco").ground(IMAGE, "the large fish", BOXES)[0]
+    assert place.region == 2
+    (filled,) = vlbert_jax.load("demo-pretrain").fill(IMAGE, "the purple [MASK]", BOXES)
+    assert filled.words[0].text == "fish"
+
+
+def test_the_command_names_the_demonstration(capsys):
+    argv = [f"--image={IMAGE}", f"--boxes={BOXES}", "--question", "what color is the large fish?"]
+    assert predict.main(["--checkpoint=demo-vqa", *argv]) == 0
+    first, _, third, answer, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("demo-vqa is a small demonstration model") and "large fish" in third
+    assert "orange" in answer
+    assert predict.main(["--checkpoint=demo-vqa", *argv, "--json"]) == 0
+    assert "small demonstration model" in json.loads(capsys.readouterr().out)[0]["notice"]
+    assert predict.main(["--checkpoint=demo-vqqa", *argv]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean demo-vqa?" in error and "demo-pretrain, demo-refcoco, demo-vqa" in error
+
+
+def test_what_lies_at_a_path_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert locate_weights("demo-vqa") == ASSETS / "demo-vqa"
+    shutil.copytree(ASSETS / "demo-refcoco", tmp_path / "demo-vqa")
+    assert vlbert_jax.load("demo-vqa").task.name == "refcoco"
