@@ -10,7 +10,7 @@ import vlbert_jax
 from configs import pretrain, refcoco, vqa
 from data_prep.build import build_scene_tasks, build_scenes
 from tests.helpers import ROOT
-from vlbert_jax import main, predict
+from vlbert_jax import convert, main, predict
 from vlbert_jax.weights.read import read_weights
 from vlbert_jax.weights.shipped import ASSETS, locate_weights, shipped_names
 
@@ -89,6 +89,14 @@ def test_the_command_names_the_demonstration(capsys):
     assert predict.main(["--checkpoint=demo-vqqa", *argv]) == 2
     error = capsys.readouterr().err
     assert "did you mean demo-vqa?" in error and "demo-pretrain, demo-refcoco, demo-vqa" in error
+
+
+def test_a_converted_copy_answers_alike(tmp_path):
+    """The counters of batch norm that a file holds, whose names have dots, are not fields of the config."""
+    assert convert.main(["demo-vqa", str(tmp_path / "copy")]) == 0
+    question = "what color is the large fish?"
+    expected = vlbert_jax.load("demo-vqa").answer(IMAGE, question, BOXES)
+    assert vlbert_jax.load(tmp_path / "copy").answer(IMAGE, question, BOXES) == expected
 
 
 def test_what_lies_at_a_path_comes_first(tmp_path, monkeypatch):

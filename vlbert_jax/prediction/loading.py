@@ -47,7 +47,9 @@ def load_trained(path: str | Path, least_regions: int) -> tuple[ml_collections.C
             f"{path}: {source.description}; {len(lacking)} tensors of a trained model for {task} are missing, such as "
             f"{lacking[0]}."
         )
-    config = _completed(conversion.config.to_dict(), source.config or {}, task, least_regions)
+    # The names of batch counters have dots, which a config rejects.
+    run = {name: value for name, value in (source.config or {}).items() if name != "batch_counters"}
+    config = _completed(conversion.config.to_dict(), run, task, least_regions)
     config.data.update(own_vocabularies(path))
     if config.blind:
         raise ValueError(f"{path} is a model that was trained without the image (config.blind).")
