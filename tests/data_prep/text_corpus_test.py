@@ -46,8 +46,11 @@ def test_the_validation_split_is_the_end_of_the_text(tmp_path):
 TEXT = "".join(f"line {i} of caf\u00e9\n" for i in range(3000))
 
 
+NAMES = ["gzip", "bzip2", "xz", "plain"]
+
+
 @pytest.mark.parametrize("name", ["wiki.txt", "wiki.gz", "wiki.bz2", "wiki.doc"])
-@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, bytes], ids=str)
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, bytes], ids=NAMES)
 def test_the_content_decides_about_the_compression(name, compress, tmp_path):
     (tmp_path / name).write_bytes(compress(TEXT.encode()))
     assert list(read_lines(tmp_path / name)) == TEXT.splitlines()
