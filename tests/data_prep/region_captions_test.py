@@ -270,15 +270,15 @@ def patch_headers(path, offset, value):
 
 @pytest.mark.parametrize("archive", ["train_image.zip", "train_frcnn.zip", "val_image.zip", "val_frcnn.zip"])
 @pytest.mark.parametrize(
-    "offset, value, told",
+    "offset, value, expected",
     [(8, 9, "compressed by method 9, which"), (6, 1, "needs a password"), (8, 93, "compressed by method 93")],
 )
-def test_an_archive_that_cannot_be_read_ends_the_build(archive, offset, value, told, tmp_path, capsys):
+def test_an_archive_that_cannot_be_read_ends_the_build(archive, offset, value, expected, tmp_path, capsys):
     source = source_of(tmp_path / "source")
     patch_headers(source / archive, offset, value)
     assert build.main(["conceptual_captions", f"--source={source}", f"--data_dir={tmp_path}/data"]) == 2
     error = capsys.readouterr().err.strip().split("\n")[-1]
-    assert error.startswith(f"error: {source / archive}: the zip archive cannot be read (0.j") and told in error
+    assert error.startswith(f"error: {source / archive}: the zip archive cannot be read (0.j") and expected in error
     assert not list(tmp_path.glob("data/*/*/1.0.0"))
 
 
