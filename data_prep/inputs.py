@@ -5,6 +5,7 @@ other or changed data are not taken for the requested ones."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -20,25 +21,32 @@ def mark_of(path: pathlib.Path) -> str:
     The content of a file counts; of a file above 4 GiB, 64 blocks of 1 MiB. Of a folder, the names
     and sizes of all files in it count.
     """
-    mark, size = hashlib.sha256(), 0
-    if path.is_dir():
-        for folder, folders, files in os.walk(path):
-            folders.sort()
-            for name in sorted(files):
-                length = os.stat(os.path.join(folder, name)).st_size
-                mark.update(f"{os.path.relpath(folder, path)}/{name}:{length}\n".encode(errors="surrogateescape"))
-                size += length
-    elif path.is_file():
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            if size <= WHOLE:
-                mark = hashlib.file_digest(file, "sha256")
-            else:
-                for number in range(BLOCKS):
-                    file.seek(number * (size - BLOCK) // (BLOCKS - 1))
-                    mark.update(file.read(BLOCK))
-    else:
+    if path.is_file():
+        now = path.stat()
+        return _mark_of_file(path, now.st_size, now.st_mtime_ns)
+    if not path.is_dir():
         return "missing"
+    mark, size = hashlib.sha256(), 0
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        for name in sorted(files):
+            length = os.stat(os.path.join(folder, name)).st_size
+            mark.update(f"{os.path.relpath(folder, path)}/{name}:{length}\n".encode(errors="surrogateescape"))
+            size += length
+    return f"{size} bytes, {mark.hexdigest()[:16]}"
+
+
+@functools.cache  # several checks of one command compare the same file
+def _mark_of_file(path: pathlib.Path, size: int, changed: int) -> str:
+    """Return the mark of a file of `size` bytes that was last changed at the time `changed`."""
+    with open(path, "rb") as file:
+        if size <= WHOLE:
+            mark = hashlib.file_digest(file, "sha256")
+        else:
+            mark = hashlib.sha256()
+            for number in range(BLOCKS):
+                file.seek(number * (size - BLOCK) // (BLOCKS - 1))
+                mark.update(file.read(BLOCK))
     return f"{size} bytes, {mark.hexdigest()[:16]}"
 
 
