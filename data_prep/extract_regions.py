@@ -40,6 +40,7 @@ import vlbert_jax
 from data_prep.manifest import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
 from data_prep.sources import Source, image_number, map_ahead, open_source
+from vlbert_jax.compiled import keep_programs
 from vlbert_jax.data.image_files import open_image
 from vlbert_jax.data.region_files import encode_regions
 from vlbert_jax.detector.options import RULES, SELECTIONS, Settings
@@ -224,6 +225,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _run(args: argparse.Namespace) -> None:
     """Extract regions with these options and print a summary."""
+    keep_programs()
     from vlbert_jax.detector.detect import load_detector
 
     given = {name: getattr(args, name) for name in ("threshold", "fewest", "most")}

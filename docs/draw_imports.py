@@ -19,6 +19,7 @@ LEVELS: tuple[dict[str, str], ...] = (
         "batch": "contract of host and device",
         "geometry": "box embedding, IoU",
         "files": "atomic writes",
+        "compiled": "programs kept on disk",
         "configs": "recipes by name",
     },
     {

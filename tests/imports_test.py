@@ -13,12 +13,13 @@ from tests.helpers import GOLDEN, ROOT
 FOLDERS = ("vlbert_jax", "configs", "data_prep")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
-GROUND = {"batch", "geometry", "files"}
+GROUND = {"batch", "geometry", "files", "compiled"}
 # The packages and modules of vlbert_jax that each package or module may import, besides itself.
 MAY_IMPORT = {
     "batch": set(),
     "geometry": set(),
     "files": set(),
+    "compiled": set(),
     "data": GROUND,
     "visualization": GROUND,
     "model": GROUND,
@@ -34,12 +35,14 @@ MAY_IMPORT = {
     "__main__": {""},
     "": {"prediction"},
 }
-DATA_PREP = {"", "files", "data.image_files", "data.region_files", "weights.safe_pickle", "detector.fingerprint"}
+DATA_PREP = {"", "files", "compiled", "data.image_files", "data.region_files", "detector.fingerprint"}
+DATA_PREP |= {"weights.safe_pickle"}
 # Third-party packages that each package must not import.
 NEVER = {
     "batch": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
     "geometry": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
     "files": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
+    "compiled": {"jax", "flax"},
     "data": {"flax", "optax", "orbax"},
     "visualization": {"jax", "flax"},
     "model": {"grain", "tensorflow_datasets", "transformers", "tokenizers", "ml_collections"},

@@ -84,11 +84,15 @@ def test_console_scripts(script, module, call):
     assert call(script, "--help") == call(sys.executable, "-m", module, "--help")
 
 
-def test_a_shipped_model_answers_outside_a_checkout(call, tmp_path):
+def test_a_shipped_model_answers_outside_a_checkout(call, tmp_path, monkeypatch):
+    """The command keeps its compiled programs among the user's caches."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     files = ("--image=examples/scene.jpg", "--boxes=examples/scene.json")
     answer = call("vlbert-predict", "--checkpoint=demo-vqa", *files, "--question", "what color is the large fish?")
     assert "small demonstration model" in answer and "orange" in answer.splitlines()[3]
+    assert list((tmp_path / "caches/vlbert_jax").glob("programs-*/*-cache"))
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ import types
 import ml_collections
 
 import vlbert_jax
+from vlbert_jax.compiled import keep_programs
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
 
@@ -161,6 +162,8 @@ def _run_command(argv: list[str]) -> int:
                 print(f"config.{name} = {value!r}", flush=True)
         return 0
     log_to_terminal()
+    if mode != "compile":  # programs for a machine that is not there do not run
+        keep_programs()
     import jax
 
     from vlbert_jax.files import disk_full

@@ -14,8 +14,8 @@ Regions come from --detector=PATH, or from a file --boxes=FILE.json for each ima
 its pixels, an object with "boxes" and optionally "labels" and "features", or the file of the official
 code for an image. Without either they are the whole image and a 3 x 3 grid. A detector of the published
 size describes 300 proposals, which is most of the time of an answer on a CPU; --proposals=75 halves that
-time and finds fewer regions. Set JAX_COMPILATION_CACHE_DIR=FOLDER to keep compiled programs for the next
-command.
+time and finds fewer regions. Compiled programs are kept in ~/.cache/vlbert_jax for the next command;
+JAX_COMPILATION_CACHE_DIR=FOLDER names another place.
 
 Examples:
   python -m vlbert_jax.predict --checkpoint=demo-pretrain --image=examples/scene.jpg --boxes=examples/scene.json \\
@@ -32,6 +32,7 @@ import os
 import sys
 
 import vlbert_jax
+from vlbert_jax.compiled import keep_programs
 from vlbert_jax.detector.options import RULES, Settings
 from vlbert_jax.files import read_lines, user_file, user_path
 from vlbert_jax.tasks import TASKS
@@ -151,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if sys.stderr.isatty() and (args.checkpoint or args.detector):
             print("loading the model; the first image then takes some seconds to compile", file=sys.stderr)
+        keep_programs()
         from vlbert_jax.prediction.output import predict_images, say
 
         complete_arguments(args)
