@@ -6,6 +6,12 @@ if TYPE_CHECKING:
     from vlbert_jax.prediction.predictor import load as load
 
 __version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def __dir__() -> list[str]:
+    """Return the names of the module with `load`, for completion and `help`."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str):

@@ -29,6 +29,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 
 import vlbert_jax
@@ -144,6 +145,11 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"{path} cannot be written: there is no folder {path.parent}.")
 
 
+def with_flags(message: str) -> str:
+    """Return a message of the Python interface with the options of the command in place of its arguments."""
+    return re.sub(r"(?<![\w./-])(vocab|answers|data_dir|detector|boxes)=", r"--\1=", message)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 2 after an error, which one line explains, or 130 after Ctrl-C."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -163,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("VLBERT_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {with_flags(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

@@ -240,6 +240,7 @@ def test_a_grid_covers_the_image():
     (["--image", CAT, "--checkpoint", "{}/model_refcoco", "--caption", "x"], "it takes --expression"),
     (["--image", CAT, "--checkpoint", "{}/model_pretrain", "--question", "x"], "it takes --caption"),
     (["--image", CAT, "--checkpoint", "{}/model_pretrain", "--caption", "no mask"], "has no [MASK] to fill"),
+    (["--image", CAT, "--checkpoint", "{}/model_vqa", "--vocab", "no.txt", "--question", "x"], "it as --vocab=FILE"),
     (["--image", CAT, "--checkpoint", "{}/model_vqa", "--question", " "], "the text is empty"),
 ])  # fmt: skip
 def test_errors_are_one_line(argv, message, folder, capsys, tmp_path, monkeypatch):

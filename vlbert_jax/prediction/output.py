@@ -1,35 +1,22 @@
 """What the prediction command prints, draws and writes."""
 
 import argparse
-import dataclasses
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.detector.detect import load_detector
 from vlbert_jax.detector.options import RULES
 from vlbert_jax.detector.regions import Regions
+from vlbert_jax.prediction.asked import Asked, describe_answers, draw_asked
 from vlbert_jax.prediction.predictor import Picture, Predictor, load
 from vlbert_jax.prediction.regions import find_regions, given_regions
-from vlbert_jax.tasks import TASKS, all_tasks
+from vlbert_jax.tasks import TASKS, Registered
 from vlbert_jax.visualization.attention import write_attention
-from vlbert_jax.visualization.drawing import draw_regions, save_drawing
+from vlbert_jax.visualization.drawing import save_drawing
 from vlbert_jax.weights.shipped import notice_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """A text about an image, and how its answers are shown."""
-
-    text: str
-    fields: dict[str, Any]  # text and answers as plain values for JSON
-    lines: list[str]  # the answers, to print
-    marks: dict[int, str]  # number of a box to draw strongly -> label
 
 
 def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -59,7 +46,8 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
         if not args.json:
             show(about, asked)
         if args.out:
-            about["picture"] = draw_answers(numbered(args.out, number, len(args.image)), pixels, found, asked)
+            about["picture"] = str(numbered(args.out, number, len(args.image)))
+            save_drawing(draw_asked(pixels, found, asked), Path(about["picture"]))
         if model and picture and args.attention:
             write_attentions(model, picture, asked, args, number)
         results.append(about)
@@ -88,20 +76,25 @@ def load_models(args: argparse.Namespace):
 
 def check_texts(model: Predictor, args: argparse.Namespace) -> None:
     """Raise ValueError where a text of the command requires a model of another task."""
-    for task in all_tasks():
-        registered = TASKS[task.name]
-        given = getattr(args, registered.option.removeprefix("--"))
-        if given and registered.takes_choices == bool(args.choices):
-            model.require(task.method)
+    own = TASKS[model.task.name]
+    for wanted in TASKS.values():
+        given = getattr(args, wanted.option.removeprefix("--"))
+        if given and wanted.takes_choices == bool(args.choices) and options_of(wanted) != options_of(own):
+            raise ValueError(
+                f"{model.path} is a model for {own.title}: it takes {options_of(own)}. {options_of(wanted)} needs a "
+                f"model for {wanted.title}."
+            )
+
+
+def options_of(task: Registered) -> str:
+    """Return the options of the command that a task takes."""
+    return task.option + (" with --choices" if task.takes_choices else "")
 
 
 def ask_all(model: Predictor, picture: Picture, args: argparse.Namespace) -> list[Asked]:
     """Return the answers to every text of the command about one image."""
-    option, asked = TASKS[model.task.name].option.removeprefix("--"), []
-    for text in getattr(args, option):
-        answers = model.task.describe(model.ask(picture, text, args.choices))
-        asked.append(Asked(text, {option: text} | answers, model.task.lines(answers), model.task.marks(text, answers)))
-    return asked
+    texts = getattr(args, TASKS[model.task.name].option.removeprefix("--"))
+    return [describe_answers(model.task, text, model.ask(picture, text, args.choices)) for text in texts]
 
 
 def described(found: Regions) -> dict[str, Any]:
@@ -121,19 +114,6 @@ def numbered(path: Path, number: int, count: int) -> Path:
     return path if count == 1 else path.with_name(f"{path.stem}-{number + 1}{path.suffix}")
 
 
-def draw_answers(path: Path, pixels: UInt8[np.ndarray, "y x 3"], found: Regions, asked: list[Asked]) -> str:
-    """Write the image with its regions and the answers, and return the path."""
-    names = [f"{i} {found.name(i)}" if label else str(i) for i, label in enumerate(found.labels, 1)]
-    marks: dict[int, list[str]] = {}
-    for one in asked:
-        for box, label in one.marks.items():
-            marks.setdefault(box, []).append(label)
-    strong = {box: ", ".join(labels) for box, labels in marks.items()}
-    below = [line for one in asked for line in (one.text, *(f"   {line}" for line in one.lines))]
-    save_drawing(draw_regions(pixels, found.boxes, names, strong, below), path)
-    return str(path)
-
-
 def write_attentions(
     model: Predictor, picture: Picture, asked: list[Asked], args: argparse.Namespace, number: int
 ) -> None:
@@ -143,7 +123,8 @@ def write_attentions(
         choice = one.fields["answers"][0]["text"] if args.choices else ""
         seen = model.attention(picture, one.text, choice=choice)
         title = f"{one.text} ({Path(args.image[number]).name})"
-        write_attention(path, picture.pixels, picture.regions.boxes, *seen, title, "\n".join(one.lines))
+        elements = (seen.tokens, seen.regions, seen.probabilities)
+        write_attention(path, picture.pixels, picture.regions.boxes, *elements, title, "\n".join(one.lines))
         one.fields["attention"] = str(path)
 
 

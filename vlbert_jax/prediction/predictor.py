@@ -5,25 +5,30 @@
 
 Model, sequences and image transforms are those of training (tasks/); values are float32, whatever the
 run computed in. `look` reads an image, finds its regions and runs the CNN once; each text about it then
-takes one pass of the encoder. At most two shapes are compiled, for landscape and portrait images.
+takes one pass of the encoder. Lists of images or texts are answered in batches. Few shapes are compiled:
+of the CNN for landscape and portrait images, and each program for batches of 1, 2, 4 and 8.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import PIL.Image
 from flax import nnx
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from vlbert_jax.batch import IMG, Batch, make_batch
+from vlbert_jax.batch import IMG, Batch, Example
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.data.tokenizer import tokenizer_of
@@ -31,10 +36,11 @@ from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.files import user_path
 from vlbert_jax.model.config import matmul_precision
+from vlbert_jax.prediction.asked import describe_answers, draw_asked
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import GRID, find_regions
-from vlbert_jax.tasks import TASKS, Registered, all_tasks, get_task
-from vlbert_jax.tasks.base import Answer
+from vlbert_jax.prediction.requests import MOST, Request, in_batches, requests_of
+from vlbert_jax.tasks import TASKS, all_tasks, get_task
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +68,16 @@ class Picture:
     pixels: UInt8[np.ndarray, "y x 3"]
     regions: Regions
     appearance: Shaped[Array, "1 r g"]  # of the regions; row 0 is the whole image
+
+    def __repr__(self) -> str:
+        height, width = self.pixels.shape[:2]
+        return f"Picture({self.name!r}, {width} x {height}, {len(self.regions)} regions from {self.regions.source})"
+
+    def _repr_png_(self) -> bytes:
+        """Return the drawing of the regions that a notebook shows."""
+        file = io.BytesIO()
+        draw_asked(self.pixels, self.regions, ()).save(file, format="PNG")
+        return file.getvalue()
 
 
 def load(
@@ -92,18 +108,15 @@ def load(
     return Predictor(path, config, graphdef, state, detector)
 
 
-def option_of(task: Registered) -> str:
-    """Return the options of the prediction command that a task takes."""
-    return task.option + (" with --choices" if task.takes_choices else "")
-
-
 class Predictor:
     """A model and what it needs to read an image and a text; `load` makes it.
 
     `image` is a path, uint8 pixels [y, x, 3], a PIL image, or what `look` returned. `boxes` are as in
     `regions.given_regions`; without them the detector finds the regions, and without a detector they are a
-    grid. Every method raises ValueError for an image or boxes that cannot be read and for a model of
-    another task.
+    grid. An image or a text may also be a list: of n texts about one image, of n images with one text, or of
+    n images with n texts. The result is then a list of n results, computed in batches; `boxes` of n images are a
+    list of n entries. Every method raises ValueError for an image or boxes that cannot be read and for a model
+    of another task.
     """
 
     def __init__(self, path: str, config: ml_collections.ConfigDict, graphdef, state: nnx.State, finder=None):
@@ -115,13 +128,16 @@ class Predictor:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"{path}: the vocabulary of the run cannot be read: {reason}. Give it with --vocab (vocab=), or the "
-                "folder that holds it as --data_dir (data_dir=)."
+                f"{path}: the vocabulary of the run cannot be read: {reason}. Give it as vocab=FILE, or the folder "
+                "that holds it as data_dir=FOLDER."
             ) from None
         try:
             self.task.load_vocabularies(config)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; or give it with --answers (answers=), or --data_dir") from None
+        except FileNotFoundError as error:  # its second sentence is about data for training
+            missing = str(error).partition(". ")[0]
+            raise FileNotFoundError(
+                f"{path}: {missing}; give it as answers=FILE, or the folder that holds it as data_dir=FOLDER"
+            ) from None
 
         def compiled(function):
             def precise(state, batch):
@@ -132,13 +148,46 @@ class Predictor:
 
         self._appearance = compiled(lambda model, batch: model.appearance(batch))
         self._states = compiled(lambda model, batch: model.states(batch))
-        self._attention = compiled(lambda model, batch: model.attention(batch)[1])
+        self._attention = compiled(lambda model, batch: jnp.moveaxis(model.attention(batch)[1], 0, 1))
         self._predict = compiled(lambda model, batch: self.task.predict_text(model, batch, config))
+
+    def __repr__(self) -> str:
+        encoder, model = self.config.model.encoder, self.config.model
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.filter_state(self._state, nnx.Param)))
+        parts = [f"{TASKS[self.task.name].title} with {model.get('architecture', 'vlbert')}"]
+        parts += [f"{encoder.num_layers} layers x {encoder.hidden_size}, {parameters:,} parameters"]
+        parts += [f"{model.num_answers:,} answers"] if "num_answers" in model else []
+        parts += [f"regions from {'a detector' if self.detector else 'boxes or a grid'}"]
+        return f"<Predictor of {self.path}: {'; '.join(parts)}; {_usage(self.task.method)}>"
 
     # --- From images and texts to batches
 
-    def look(self, image: Any, boxes: Any = None) -> Picture:
+    @overload
+    def look(self, image: list | tuple, boxes: Any = None) -> list[Picture]: ...
+
+    @overload
+    def look(self, image: Any, boxes: Any = None) -> Picture: ...
+
+    def look(self, image: Any, boxes: Any = None) -> Any:
         """Read an image, find its regions and run the CNN; all other methods take what this returns."""
+        requests, several = requests_of(image, "a", ("a",), boxes)
+        pictures = self._look(requests)
+        return pictures if several else pictures[0]
+
+    def _look(self, requests: Sequence[Request]) -> list[Picture]:
+        """Return the images of the requests; those that are not yet read go through the CNN in batches."""
+        pictures: list[Any] = [self._read(request.image, request.boxes) for request in requests]
+        new = [number for number, picture in enumerate(pictures) if not isinstance(picture, Picture)]
+        examples = [self._example(pictures[number][1], pictures[number][2], "a", ("a",)) for number in new]
+        for numbers, batch in in_batches(examples, self.task.targets):
+            appearance = jax.block_until_ready(self._appearance(batch))
+            for place, number in enumerate(numbers):
+                name, pixels, found = pictures[new[number]]
+                pictures[new[number]] = Picture(name, pixels, found, appearance[place : place + 1])
+        return pictures
+
+    def _read(self, image: Any, boxes: Any) -> Picture | tuple[str, np.ndarray, Regions]:
+        """Return a picture as it is; of another image the name, the pixels and the regions."""
         if isinstance(image, Picture):
             if boxes is not None:
                 raise ValueError("This image has its regions already; pass boxes to `look`.")
@@ -151,8 +200,8 @@ class Predictor:
             found = found.first(most)
         if is_precomputed(self.config) and found.features is None:
             raise ValueError(
-                f"{self.path} was trained on features of a detector. Give the detector (--detector), or a file of "
-                "boxes with their features (--boxes)."
+                f"{self.path} was trained on features of a detector. Give the detector (detector=PATH), or a file of "
+                "boxes with their features (boxes=FILE.json)."
             )
         trained_on = self.config.data.get("extractor", "") if is_precomputed(self.config) else ""
         if trained_on and found.extractor not in ("", trained_on):
@@ -160,31 +209,42 @@ class Predictor:
                 f"{self.path} was trained on features of extractor {trained_on}, but these are of "
                 f"{found.extractor}: another detector, or other settings."
             )
-        batch = self._batch(pixels, found, "a", ("a",))
-        appearance = jax.block_until_ready(self._appearance(batch))
-        return Picture(name, pixels, found, appearance)
+        return name, pixels, found
 
-    def _batch(self, pixels: np.ndarray, found: Regions, text: str, choices: Sequence[str] = ()) -> Batch:
-        """Return the batch of one text about an image, as the task lays it out."""
+    def _example(self, pixels: np.ndarray, found: Regions, text: str, choices: Sequence[str] = ()) -> Example:
+        """Return the example of one text about an image, as the task lays it out."""
         height, width = pixels.shape[:2]
         record = dict(image=pixels, image_size=np.array([width, height], np.int32), boxes=found.boxes)
         if found.features is not None:
             record |= dict(features=found.features)
         record |= dict(image_feature=() if found.image_feature is None else found.image_feature)
         record |= dict(labels=found.labels)
-        example = self.task.example_from_text(record, text, choices, self.config)
-        if example.get("text_cut"):
-            log.warning("%r is longer than the sequence of the model; its end is not read", text)
-        return make_batch({name: value[None] for name, value in example.items()}, self.task.targets)
+        return self.task.example_from_text(record, text, choices, self.config)
 
-    def _ask(self, image: Any, text: str, boxes: Any, choices: Sequence[str] = ()) -> tuple[Picture, Batch]:
-        if not text.strip():
-            raise ValueError("the text is empty")
-        picture = self.look(image, boxes)
-        for unknown in self._unknown(self.task.plain_text(" ".join([text, *choices]))):
+    def _example_of(self, picture: Picture, request: Request) -> Example:
+        """Return the example of a request; log a warning where a part of its text is not read."""
+        for unknown in self._unknown(self.task.plain_text(" ".join([request.text, *request.choices]))):
             log.warning("%r is not in the model's vocabulary", unknown)
-        batch = self._batch(picture.pixels, picture.regions, text, choices)
-        return picture, batch.replace(pixels=None, region_features=picture.appearance)
+        example = self._example(picture.pixels, picture.regions, request.text, request.choices)
+        if example.get("text_cut"):
+            log.warning("%r is longer than the sequence of the model; its end is not read", request.text)
+        return {name: value for name, value in example.items() if name not in ("pixels", "region_features")}
+
+    def _results(self, program: Callable, requests: Sequence[Request]) -> Iterator[tuple[Picture, Batch, Any]]:
+        """Yield, for each request, the image, the batch of it alone and the rows that `program` returns for it."""
+        for start in range(0, len(requests), MOST):
+            part = requests[start : start + MOST]
+            pictures, found = self._look(part), {}
+            examples = [self._example_of(picture, one) for picture, one in zip(pictures, part, strict=True)]
+            for numbers, batch in in_batches(examples, self.task.targets):
+                filled = numbers + numbers[-1:] * (len(batch.token_ids) - len(numbers))
+                seen = [pictures[number].appearance for number in filled]
+                seen = seen[0] if len(seen) == 1 else jnp.concatenate(seen)
+                rows = jax.device_get(program(batch.replace(region_features=seen)))
+                for place, number in enumerate(numbers):
+                    one, row = jax.tree.map(lambda array, place=place: array[place : place + 1], (batch, rows))
+                    found[number] = pictures[number], one, row
+            yield from (found[number] for number in range(len(part)))
 
     def _unknown(self, text: str) -> list[str]:
         backend = self.tokenizer.backend
@@ -198,74 +258,108 @@ class Predictor:
             return
         own, wanted = TASKS[self.task.name], next(TASKS[t.name] for t in all_tasks() if t.method == method)
         raise ValueError(
-            f"{self.path} is a model for {own.title}: it takes {option_of(own)} ({self.task.method}). "
-            f"{option_of(wanted)} ({method}) needs a model for {wanted.title}."
+            f"{self.path} is a model for {own.title}: call {_usage(self.task.method)} or ask. {method} needs a model "
+            f"for {wanted.title}."
         )
 
     # --- What can be asked
 
-    def ask(self, image: Any, text: str, choices: Sequence[str] = (), boxes: Any = None) -> list[Any]:
+    def ask(self, image: Any, text: Any, choices: Sequence[Any] = (), boxes: Any = None) -> list[Any]:
         """Return the answers of the model's task to a text about an image.
 
         Args:
-            image: Path, uint8 pixels [y, x, 3], PIL image, or what `look` returned.
-            text: Question, expression or caption.
-            choices: Texts to choose from, for a task that takes choices.
+            image: Path, uint8 pixels [y, x, 3], PIL image, what `look` returned, or a list of these.
+            text: Question, expression or caption, or a list of these.
+            choices: Texts to choose from, for a task that takes choices; a list of texts for all or for each.
             boxes: Regions; without them the detector finds them, or a grid is used.
 
         Returns:
-            Named tuples of the task: `Answer`, `Place`, or `Filled` for each [MASK].
+            Named tuples of the task: `Answer`, `Place`, or `Filled` for each [MASK]. For lists, a list of these
+            lists.
 
         Raises:
             ValueError: The image, the boxes or the text cannot be used.
         """
-        self.task.check_text(text, self.config)
-        picture, batch = self._ask(image, text, boxes, choices)
-        rows = jax.device_get(self._predict(batch))
-        height, width = picture.pixels.shape[:2]
-        rows_of_model = np.concatenate([[[0, 0, width - 1, height - 1]], picture.regions.boxes])
-        return self.task.decode(rows, rows_of_model, choices, jax.device_get(batch), self.config)
+        requests, several = requests_of(image, text, choices, boxes)
+        for request in requests:
+            self.task.check_text(request.text, self.config)
+            if bool(request.choices) != TASKS[self.task.name].takes_choices:
+                needs = "takes no choices" if request.choices else "needs texts to choose from"
+                raise ValueError(f"{self.path} {needs}: call {_usage(self.task.method)}")
+        answers = []
+        for request, (picture, batch, rows) in zip(requests, self._results(self._predict, requests), strict=True):
+            height, width = picture.pixels.shape[:2]
+            rows_of_model = np.concatenate([[[0, 0, width - 1, height - 1]], picture.regions.boxes])
+            answers.append(self.task.decode(rows, rows_of_model, request.choices, batch, self.config))
+        return answers if several else answers[0]
 
-    def answer(self, image: Any, question: str, boxes: Any = None) -> list[Answer]:
+    def answer(self, image: Any, question: Any, boxes: Any = None) -> list[Any]:
         """Return the five best answers to a question, each with an independent probability."""
         self.require("answer")
         return self.ask(image, question, (), boxes)
 
-    def ground(self, image: Any, expression: str, boxes: Any = None) -> list[Any]:
+    def ground(self, image: Any, expression: Any, boxes: Any = None) -> list[Any]:
         """Return the five regions that an expression most probably means."""
         self.require("ground")
         return self.ask(image, expression, (), boxes)
 
-    def fill(self, image: Any, text: str, boxes: Any = None) -> list[Any]:
+    def fill(self, image: Any, text: Any, boxes: Any = None) -> list[Any]:
         """Return the five best words for each [MASK] of a caption, with and without the image."""
         self.require("fill")
         return self.ask(image, text, (), boxes)
 
-    def choose(self, image: Any, question: str, choices: Sequence[str], boxes: Any = None) -> list[float]:
+    def choose(self, image: Any, question: Any, choices: Sequence[Any], boxes: Any = None) -> list[Any]:
         """Return the probability of each choice; they sum to 1.
 
         [1] in a text names the first region, [1,2] two of them. A model for rationales takes the
         question followed by its answer.
         """
         self.require("choose")
-        return [answer.probability for answer in self.ask(image, question, choices, boxes)]
+        found = self.ask(image, question, choices, boxes)
+        several = bool(found) and isinstance(found[0], list)
+        rows = [[answer.probability for answer in answers] for answers in (found if several else [found])]
+        return rows if several else rows[0]
 
-    def encode(self, image: Any, text: str, boxes: Any = None, choice: str = "") -> Encoded:
-        """Return the last states of the sequence of a text; `choice` is the choice of a task that takes choices."""
-        picture, batch = self._ask(image, text, boxes, (choice,))
-        states = np.asarray(self._states(batch))[0, 0]
-        tokens, (first, end) = self._elements(batch)
-        return Encoded(tokens, states[:first], states[first:end])
+    def show(self, image: Any, text: Any, choices: Sequence[Any] = (), boxes: Any = None) -> PIL.Image.Image:
+        """Return one image with its regions, a text or a list of texts, and the answers; a notebook shows it."""
+        picture = self.look(image, boxes)
+        texts = [text] if isinstance(text, str) else text
+        answers = zip(texts, self.ask(picture, texts, choices), strict=True)
+        return draw_asked(picture.pixels, picture.regions, [describe_answers(self.task, *pair) for pair in answers])
 
-    def attention(self, image: Any, text: str, boxes: Any = None, choice: str = "") -> Attention:
-        """Return the attention of every element of the sequence of a text to every other."""
-        picture, batch = self._ask(image, text, boxes, (choice,))
-        tokens, (first, end) = self._elements(batch)
-        attention = np.asarray(self._attention(batch))[:, 0, 0, :, : end + 1, : end + 1]
-        return Attention(tokens, tuple(map(picture.regions.name, range(end - first))), attention)
+    def encode(self, image: Any, text: Any, boxes: Any = None, choice: str = "") -> Any:
+        """Return the last states of the sequence of a text as `Encoded`.
+
+        `choice` is the choice of a task that takes choices. For lists the result is a list.
+        """
+        requests, several = requests_of(image, text, (choice,), boxes)
+        found = []
+        for _, batch, states in self._results(self._states, requests):
+            tokens, (first, end) = self._elements(batch)
+            found.append(Encoded(tokens, states[0, 0, :first], states[0, 0, first:end]))
+        return found if several else found[0]
+
+    def attention(self, image: Any, text: Any, boxes: Any = None, choice: str = "") -> Any:
+        """Return the attention of every element of the sequence of a text to every other as `Attention`.
+
+        For lists the result is a list.
+        """
+        requests, several = requests_of(image, text, (choice,), boxes)
+        found = []
+        for picture, batch, attention in self._results(self._attention, requests):
+            tokens, (first, end) = self._elements(batch)
+            names = tuple(map(picture.regions.name, range(end - first)))
+            found.append(Attention(tokens, names, attention[0, :, 0, :, : end + 1, : end + 1]))
+        return found if several else found[0]
 
     def _elements(self, batch: Batch) -> tuple[tuple[str, ...], tuple[int, int]]:
         """Return the tokens of the text, and where regions begin and end in the (first) sequence."""
         ids, real = batch.token_ids[0, 0], int(batch.element_mask[0, 0].sum())
         first = int(np.argmax(ids == self.tokenizer.vocab_size + IMG))
         return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:first]), (first, real - 1)
+
+
+def _usage(method: str) -> str:
+    """Return how a method of `Predictor` is called, such as "answer(image, question)"."""
+    names = list(inspect.signature(getattr(Predictor, method)).parameters)
+    return f"{method}({', '.join(name for name in names if name not in ('self', 'boxes'))})"
