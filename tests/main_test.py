@@ -16,6 +16,7 @@ from vlbert_jax import main
 from vlbert_jax.tasks import TASKS
 from vlbert_jax.training import metrics, preemption
 from vlbert_jax.training.config import CHOICES, COMMON_FIELDS, LIMITS, OTHER_NAMES, parse_command
+from vlbert_jax.weights.model_card import stored_facts
 from vlbert_jax.weights.stored_config import flat_config
 
 TOY = "--config=tests/helpers/toy_task.py"
@@ -178,6 +179,10 @@ def test_the_resolved_config_is_printed(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def scores_of(results):
+    return {result.metric_type: result.metric_value for result in results}
+
+
 def test_trains_reports_and_evaluates(tmp_path, capsys):
     fields = ["--config.total_steps=6", "--config.report", "--config.data.num_threads=2"]
     assert call(tmp_path, TOY, *fields) == 0
@@ -186,8 +191,12 @@ def test_trains_reports_and_evaluates(tmp_path, capsys):
     assert (tmp_path / "report" / "index.html").read_text() == "3 rows, (8, 16)"
     assert list((tmp_path / "tensorboard").iterdir())
     assert f"report: {tmp_path}/report/index.html" in capsys.readouterr().err
+    training, results = stored_facts(tmp_path)  # of the model card
+    assert training["updates"] == 6 and dict(loss=round(rows[-1]["loss"], 4)).items() <= scores_of(results).items()
+    (tmp_path / "README.md").unlink()
     assert call(tmp_path, TOY, *fields, "--mode=evaluate") == 0
     assert f'"loss": {rows[-1]["loss"]}' in capsys.readouterr().out
+    assert stored_facts(tmp_path) == (training, results)
     # The same workdir with another recipe is refused.
     assert call(tmp_path, TOY, *fields, "--config.learning_rate=0.5") == 2
     assert "these fields differ: learning_rate." in capsys.readouterr().err

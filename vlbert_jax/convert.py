@@ -9,8 +9,8 @@ SOURCE is detected by its content:
   detector    with --task=detector: a .caffemodel, a .pth of bottom-up-attention.pytorch, a
               detectron2 .pkl, Hugging Face's frcnn, folder or hub name; objects_vocab.txt and
               attributes_vocab.txt are next to it or in --lists
-  vlbert_jax  a workdir, one checkpoint in it, a folder that this tool wrote, or the name of a
-              model that ships with the package, such as demo-pretrain
+  vlbert_jax  a workdir, one checkpoint in it, a folder that this tool wrote, hf:USER/NAME of the
+              Hugging Face hub, or a model that ships with the package, such as demo-pretrain
 TARGET is chosen by its suffix or by --format:
   DIR              orbax: a complete model of --task, for --config.init.checkpoint; parameters that
                    the source lacks are initialized. With --task=detector: the detector with its
@@ -20,7 +20,12 @@ TARGET is chosen by its suffix or by --format:
   --format=hf      a folder for Hugging Face's BertForPreTraining, BertModel and AutoTokenizer: the
                    text model, and the tokenizer of the source or of --vocab
 
-PyTorch files need `pip install 'vlbert_jax[convert]'`. Other formats do not.
+Each folder gets a model card, README.md. --push=USER/NAME uploads the folder, and nothing else, to the
+Hugging Face hub (`hf auth login` first).
+
+PyTorch files need PyTorch. The smallest one that does:
+  pip install torch --index-url https://download.pytorch.org/whl/cpu
+Other formats do not need it.
 Examples:
   python -m vlbert_jax.convert bert-base-uncased/ bert_base
   python -m vlbert_jax.convert vl-bert-base-e2e.model vl_bert_base --dry_run
@@ -85,6 +90,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     tolerance = parser.add_mutually_exclusive_group()
     tolerance.add_argument("--strict", action="store_true", help="treat unknown tensors, NaN and infinity as errors")
     tolerance.add_argument("--partial", action="store_true", help="accept a source that lacks tensors")
+    parser.add_argument(
+        "--push", metavar="USER/NAME", help="upload the folder TARGET to the Hugging Face hub; new ones are private"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the table and write nothing")
     return parser.parse_args(argv)
@@ -100,9 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_target(Path(args.source), args.target, replace=args.overwrite or args.dry_run)
         if args.vocab and form != "hf":
             raise ValueError("--vocab is for --format=hf; other formats hold no tokenizer")
+        if args.push is not None:
+            check_upload(args, form)
         convert = convert_detector if args.task == DETECTOR else convert_model
         with full_disk(args.target):
             convert(args, form)
+        if args.push and not args.dry_run:
+            upload(args.target, args.push)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -130,6 +142,24 @@ def check_target(source: Path, target: Path, replace: bool) -> None:
         raise FileExistsError(f"{target} is or contains the source; choose another target")
     if not may_replace(target):
         raise FileExistsError(f"{target} contains other files and is not replaced; choose another target")
+
+
+def check_upload(args: argparse.Namespace, form: str) -> None:
+    """Raise ValueError where the target cannot be uploaded."""
+    from vlbert_jax.weights.hub import check_push
+
+    if form not in ("orbax", "hf"):
+        raise ValueError(f"--push uploads a folder with its model card, but {args.target} is a file; name a folder")
+    check_push(args.push)
+
+
+def upload(target: Path, name: str) -> None:
+    """Upload what `convert` wrote to a repository of the Hugging Face hub."""
+    from vlbert_jax.weights.export import WRITTEN
+    from vlbert_jax.weights.hub import push_folder
+
+    print(f"uploading {target} to {name}", flush=True)
+    print(f"uploaded: {push_folder(target, name, WRITTEN)}; in vlbert_jax its name is hf:{name}")
 
 
 @contextlib.contextmanager
@@ -176,9 +206,10 @@ def find_tokenizer(conversion: Conversion, vocab: str | None) -> Tokenizer | Non
         ValueError, OSError: the tokenizer does not fit the weights, or cannot be read.
     """
     from vlbert_jax.data.tokenizer import load_tokenizer
+    from vlbert_jax.weights.shipped import locate_weights
     from vlbert_jax.weights.stored_config import own_vocabularies
 
-    source, here = conversion.source.path, Path(conversion.source.path).expanduser()
+    source, here = conversion.source.path, locate_weights(conversion.source.path).expanduser()
     data = (conversion.source.config or {}).get("data", {})
     places = [Path(place) for place in (own_vocabularies(source).get("vocab"), data.get("vocab")) if place]
     places += [Path(data["data_dir"], data["vocab"])] if data.get("vocab") and data.get("data_dir") else []

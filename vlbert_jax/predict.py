@@ -2,10 +2,11 @@
 
     python -m vlbert_jax.predict --checkpoint=PATH --image=photo.jpg [--image=...] TEXTS [options]
 
-PATH is a workdir, one checkpoint in it, any weights that `python -m vlbert_jax.convert` reads, or the name
-of a small demonstration model that ships with the package; --checkpoint below lists them. TEXTS
-are questions, expressions or captions, as the task of the model requires; see the options. Without a
-text the command prints the regions, and needs no checkpoint. Each text is asked of every image.
+PATH is a workdir, one checkpoint in it, any weights that `python -m vlbert_jax.convert` reads, hf:USER/NAME
+of the Hugging Face hub, or the name of a small demonstration model that ships with the package;
+--checkpoint below lists them. TEXTS are questions, expressions or captions, as the task of the model
+requires; see the options. Without a text the command prints the regions, and needs no checkpoint. Each
+text is asked of every image.
 --image takes files, folders and patterns ("*.jpg", quoted or expanded by the shell). @FILE in place of
 a text stands for the lines of a UTF-8 file, as in --question @questions.txt; @@ begins a text with @.
 --attention=PAGE.html shows the attention of every layer and head in a web page.

@@ -225,7 +225,7 @@ def test_a_name_at_hugging_face(tmp_path, monkeypatch):
     """A downloaded detector is found without a network; a missing one is an error."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="someone/frcnn, and as a Hugging Face name it could not be downloaded"):
+    with pytest.raises(FileNotFoundError, match="someone/frcnn, and as a name of the Hugging Face hub"):
         read_detector("someone/frcnn")
     cache = tmp_path / "models--someone--frcnn"
     (cache / "refs").mkdir(parents=True)

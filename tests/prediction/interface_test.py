@@ -127,6 +127,27 @@ def test_errors_name_arguments_of_python(demo, call, message):
     assert "\n" not in str(caught.value) and not re.search(r"(^|\s|\()--\w", str(caught.value))
 
 
+def test_errors_of_load_name_what_is_near(tmp_path, monkeypatch):
+    """A misspelt name, a path without anything, and folders without weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("workdirs/demo/checkpoints/7", "workdirs/vqa", "empty"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "workdirs/vqa/versions.json").write_text("{}")
+    for path, message in (
+        ("demo-vqqa", "there are no weights at demo-vqqa; did you mean demo-vqa?"),
+        ("workdirs/demmo", "there are no weights at workdirs/demmo; did you mean workdirs/demo?"),
+        ("/no/such.model", "there are no weights at /no/such.model; check the path, or name a model: "),
+        ("nothing/here", "there are no weights at nothing/here, and as a name of the Hugging Face hub .* cannot be re"),
+        ("empty", "empty contains neither a vlbert_jax checkpoint nor .*; give the folder of a model"),
+        ("workdirs", "workdirs contains neither .*; models are in workdirs/demo$"),
+        ("workdirs/vqa", "workdirs/vqa contains neither .*: the run has not saved a checkpoint yet; continue it"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message) as caught:
+            vlbert_jax.load(path)
+        assert "\n" not in str(caught.value)
+
+
 def test_help_shows_the_parameters_of_load():
     """`vlbert_jax.load` is imported when it is used, and help, dir and completion see it."""
     program = (

@@ -19,8 +19,10 @@ from vlbert_jax.detector.proposals import base_anchors
 from vlbert_jax.files import atomic_write, read_lines
 from vlbert_jax.weights import detector_names, export
 from vlbert_jax.weights.containers import find_weights, read_files
+from vlbert_jax.weights.model_card import write_detector_card
 from vlbert_jax.weights.orbax import read_checkpoint
 from vlbert_jax.weights.read import flatten_tree, is_detector_folder
+from vlbert_jax.weights.shipped import locate_weights
 
 LISTS = ("objects_vocab.txt", "attributes_vocab.txt")
 LIST_FOLDERS = ("", "data/genome/1600-400-20")  # relative to the weights; the second is that of the original repository
@@ -75,7 +77,7 @@ def list_files(path: str | Path, folder: str | Path | None = None) -> dict[str, 
     The files are those in `folder`, or without it those next to the weights. Raises
     FileNotFoundError if `folder` is given and lacks one.
     """
-    path = Path(path)
+    path = locate_weights(path)
     home = path if path.is_dir() else path.parent
     folders = [home / name for name in LIST_FOLDERS] if folder is None else [Path(folder)]
     found = {}
@@ -162,6 +164,7 @@ def write_detector(tensors: Mapping[str, np.ndarray], lists: Mapping[str, Path],
             export.write_safetensors(path, tensors)
         else:
             _write_folder(tensors, lists, path)
+            write_detector_card(path, target.name, dataclasses.asdict(detector_sizes(tensors)))
 
 
 def _write_folder(tensors: Mapping[str, np.ndarray], lists: Mapping[str, Path], path: Path):

@@ -91,7 +91,8 @@ def load(
     """Return the model in a workdir, a checkpoint folder, or other weights that `vlbert_jax.convert` reads.
 
     Args:
-        path: Workdir, checkpoint or weights, or the name of a shipped model (weights/shipped.py).
+        path: Workdir, checkpoint or weights, the name of a shipped model (weights/shipped.py), or hf:USER/NAME of the
+            Hugging Face hub.
         detector: Detector that finds the regions, or the path of its weights.
         vocab: Replaces config.data.vocab of the run.
         answers: Replaces config.data.answers of the run.

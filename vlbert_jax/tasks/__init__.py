@@ -25,24 +25,26 @@ class Registered:
     option: str  # option of the prediction command that takes the user's texts
     help: str  # of that option
     takes_choices: bool = False  # whether --choices go with the option
+    pipeline: str = ""  # what Hugging Face calls the task, for model cards
 
 
 TASKS: dict[str, Registered] = {
     "pretrain": Registered(
         "vlbert_jax.tasks.pretrain.task:Pretrain", "masked words (pre-training)", "--caption",
-        "caption with [MASK]: the masked words, with and without the image",
+        "caption with [MASK]: the masked words, with and without the image", pipeline="fill-mask",
     ),
     "vqa": Registered(
         "vlbert_jax.tasks.vqa.task:VQA", "visual question answering", "--question",
-        "question: the best answers, each with an independent probability",
+        "question: the best answers, each with an independent probability", pipeline="visual-question-answering",
     ),
     "vcr": Registered(
         "vlbert_jax.tasks.vcr.task:VCR", "visual commonsense reasoning", "--question",
         "with --choices: the probability of each choice; [1] names the first region", takes_choices=True,
+        pipeline="visual-question-answering",
     ),
     "refcoco": Registered(
         "vlbert_jax.tasks.refcoco.task:RefCOCO", "referring expressions", "--expression",
-        "expression: the region that it means",
+        "expression: the region that it means", pipeline="object-detection",
     ),
 }  # fmt: skip
 PRETRAINING = "pretrain"  # the task that the others start from, and whose weights have no other task's heads

@@ -22,6 +22,7 @@ from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.training.provenance import with_own_vocabularies
 from vlbert_jax.training.state import TrainState, open_run
 from vlbert_jax.weights.initialize import check_sources
+from vlbert_jax.weights.model_card import write_run_card
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,8 @@ def evaluate_run(
         scores = {"step": step} | scores
         with atomic_write(workdir / "scores.json") as path:
             path.write_text(json.dumps(scores, indent=2) + "\n")
+        if (workdir / "versions.json").exists():  # the workdir holds the weights that were scored
+            write_run_card(workdir, config.to_dict(), step, scores)
     return scores
 
 

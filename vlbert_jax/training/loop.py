@@ -29,6 +29,7 @@ from vlbert_jax.training.profile import Profile
 from vlbert_jax.training.provenance import copy_vocabularies
 from vlbert_jax.training.state import TrainState, open_run
 from vlbert_jax.training.step import jitted_step
+from vlbert_jax.weights.model_card import write_run_card
 
 log = logging.getLogger(__name__)
 AHEAD = 2  # updates that may be dispatched before the devices have finished; bounds the batches in their memory
@@ -84,7 +85,7 @@ class Loop:
 
     def __init__(self, config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh):
         """Make or restore the state; open the input, of which batch k feeds update k + 1, and the outputs."""
-        self.config, self.task, self.mesh = config, task, mesh
+        self.config, self.task, self.mesh, self.workdir = config, task, mesh, workdir
         self.profile = Profile(config.profile_steps, workdir / "profile")
         if 0 < config.opening.steps >= config.total_steps:
             log.warning(
@@ -222,6 +223,8 @@ class Loop:
         weights, stop = (self.state.params, self.state.constants), self.preemption.reached
         scores, _ = evaluate(self.score, *weights, self.task, self.config, self.mesh, stop)
         self.writer.write(step, "val", scores)
+        if jax.process_index() == 0:
+            write_run_card(self.workdir, self.config.to_dict(), step, scores)
         return scores
 
     def repeat_stopped_evaluation(self):

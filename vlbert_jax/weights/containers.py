@@ -6,6 +6,7 @@ The format of a file is detected by its first bytes: safetensors, PyTorch, pickl
 from __future__ import annotations
 
 import collections
+import difflib
 import json
 import re
 import struct
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from vlbert_jax.weights.caffe import read_caffe
+from vlbert_jax.weights.hub import NAME, download_folder
 from vlbert_jax.weights.safe_pickle import RECONSTRUCT_SCALAR, load_pickle, pickle_arrays
 from vlbert_jax.weights.shipped import locate_weights, nearest_shipped, shipped_names
 
@@ -27,7 +29,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")  # where trainers keep th
 FILE_SUFFIXES = (".safetensors", ".model", ".pt", ".pth", ".bin", ".pkl", ".caffemodel")
 CONFIG_METADATA = "vlbert_jax.config"  # key of the config in the metadata of a safetensors file
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, by its specification
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def find_weights(given: str) -> Path:
@@ -81,24 +82,28 @@ def stored_in_file(path: Path) -> dict[str, Any] | None:
 def _download(name: str) -> Path:
     """Return the folder to which a model of the Hugging Face hub is downloaded."""
     shipped = f"the models that ship with vlbert_jax are {', '.join(shipped_names())}"
-    if nearest := nearest_shipped(name):
+    if nearest := nearest_shipped(name) or _nearest_path(name):
         raise FileNotFoundError(f"there are no weights at {name}; did you mean {nearest}? {shipped}")
-    if not HUB_NAME.fullmatch(name) or Path(name).suffix in FILE_SUFFIXES:
+    if not NAME.fullmatch(name) or Path(name).suffix in FILE_SUFFIXES:
         raise FileNotFoundError(f"there are no weights at {name}; check the path, or name a model: {shipped}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
-        patterns = ["config.json", "model.safetensors*", "model-*.safetensors"]
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=["config.json", "pytorch_model*"]))
-        return folder
-    except (OSError, ValueError, HfHubHTTPError) as error:
+        return download_folder(name)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"there are no weights at {name}, and as a Hugging Face name it could not be downloaded "
-            f"({type(error).__name__}); give a file or folder, or name a model: {shipped}"
+            f"there are no weights at {name}, and as a name of the Hugging Face hub {error}; give a file or folder, or "
+            f"name a model: {shipped}"
         ) from error
+
+
+def _nearest_path(name: str) -> str:
+    """Return the existing path of which `name` is a probable misspelling of the last part, "" if there is none."""
+    path = Path(name)
+    try:
+        names = [file.name for file in path.parent.iterdir() if file.is_dir() or file.suffix in FILE_SUFFIXES]
+    except OSError:
+        return ""
+    nearest = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return str(path.with_name(nearest[0])) if nearest else ""
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
@@ -114,7 +119,17 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
             if absent := [part.name for part in parts if not part.exists()]:
                 raise FileNotFoundError(f"{index} lists {', '.join(absent)}, which the folder does not contain")
             return parts, list(file_of)
-    raise FileNotFoundError(f"{folder} contains neither a vlbert_jax checkpoint nor {' or '.join(WEIGHT_FILES)}")
+    raise FileNotFoundError(
+        f"{folder} contains neither a vlbert_jax checkpoint nor {' or '.join(WEIGHT_FILES)}{_remedy(folder)}"
+    )
+
+
+def _remedy(folder: Path) -> str:
+    """Return what a user may mean by a folder without weights: a run before its first checkpoint, or a folder in it."""
+    if (folder / "versions.json").exists():
+        return ": the run has not saved a checkpoint yet; continue it"
+    runs = sorted(path.parent for path in folder.glob("*/checkpoints") if any(path.iterdir()))
+    return f"; models are in {', '.join(map(str, runs[:3]))}" if runs else "; give the folder of a model"
 
 
 def _read_file(path: Path) -> tuple[dict[str, np.ndarray], str]:

@@ -18,6 +18,7 @@ from vlbert_jax.model.architectures import VLBERT
 from vlbert_jax.tasks import PRETRAINING, get_task
 from vlbert_jax.weights import export, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
+from vlbert_jax.weights.model_card import stored_facts, write_card
 from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
 from vlbert_jax.weights.stored_config import SCHEMA, VOCABULARIES, own_vocabularies
@@ -252,6 +253,20 @@ def write_conversion(
             else:
                 stored = None if source.kind == "resnet" else portable_config(conversion)
                 export.write_safetensors(path, cast_tensors(named, dtype), stored)
+        if path.is_dir():
+            _write_card(conversion, path, target.name, form == "hf")
+
+
+def _write_card(conversion: Conversion, folder: Path, name: str, transformers: bool) -> None:
+    """Write the model card of a converted folder; it repeats what the card of the source says of the training."""
+    source = conversion.source
+    training, results = stored_facts(source.path)
+    same_task = conversion.task == source.task
+    origin = f"{Path(source.path).name}: {source.description}"  # without folders
+    facts = dict(source=origin) | (training if same_task else {})
+    untrained = len({*source.new, *conversion.found.missing} - {*conversion.optional})
+    scores = results if same_task and not transformers else []
+    write_card(folder, name, conversion.config.to_dict(), facts, scores, untrained, transformers)
 
 
 def portable_config(conversion: Conversion) -> dict:

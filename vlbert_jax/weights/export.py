@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vlbert_jax.weights.containers import CONFIG_METADATA
+from vlbert_jax.weights.model_card import CARD, is_own_card
 from vlbert_jax.weights.stored_config import VOCABULARIES
 
 # What `convert` writes into a folder.
 WRITTEN = {"config.json", "state", VOCABULARIES, "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
-WRITTEN |= {"vocab.txt", "tokenizer.json", "tokenizer_config.json"}
+WRITTEN |= {"vocab.txt", "tokenizer.json", "tokenizer_config.json", CARD}
 FILE_SIZE = 64 * 2**20  # bytes per file of a checkpoint; Orbax holds a whole file in memory
 
 
@@ -33,7 +34,7 @@ def may_replace(target: Path) -> bool:
     if not target.is_dir():
         return True
     inside = {path.name for path in target.iterdir()}
-    return inside <= WRITTEN
+    return inside <= WRITTEN and (CARD not in inside or is_own_card(target / CARD))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None):

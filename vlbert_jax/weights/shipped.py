@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from vlbert_jax.weights.hub import PREFIX, download_folder
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 NOTICE = (
     "{name} is a small demonstration model of vlbert_jax, trained on synthetic scenes only; its answers about "
@@ -25,9 +27,15 @@ def locate_weights(given: str | Path) -> Path:
     """Return the path of weights that a user gives: that of a shipped model where only its name fits.
 
     Args:
-        given: A path, or the name of a shipped model. What lies at the path comes first.
+        given: A path, the name of a shipped model, or hf:USER/NAME, which is downloaded. What lies at the path
+            comes first.
+
+    Raises:
+        FileNotFoundError: The Hugging Face hub has no such model, or it cannot be reached.
     """
     path = Path(given)
+    if str(given).startswith(PREFIX) and not path.exists():
+        return download_folder(str(given).removeprefix(PREFIX))
     return ASSETS / path if not path.exists() and str(given) in shipped_names() else path
 
 
