@@ -41,7 +41,7 @@ from data_prep.manifest import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
 from data_prep.sources import Source, image_number, map_ahead, open_source
 from vlbert_jax.compiled import keep_programs
-from vlbert_jax.data.image_files import open_image
+from vlbert_jax.data.image_files import open_image, passed_over
 from vlbert_jax.data.region_files import encode_regions
 from vlbert_jax.detector.options import RULES, SELECTIONS, Settings
 from vlbert_jax.detector.regions import Regions
@@ -243,6 +243,9 @@ def _run(args: argparse.Namespace) -> None:
             f"--proposals={args.proposals} is too few for --fewest={selection.fewest} regions; give at least as many"
         )
     source = open_source(args.images, args.image_folder)
+    others = passed_over(source.passed_over)
+    if others:  # before hours of work, and again after them
+        print(f"warning: {args.images}: {others}", file=sys.stderr)
     settings = RULES[args.rules](proposals_after=args.proposals, roi_operation=args.roi)
     options = dict(lists=args.lists, batch_size=args.batch_size, dtype=args.dtype)
     detector = load_detector(args.detector, settings, selection, **options)
@@ -250,7 +253,8 @@ def _run(args: argparse.Namespace) -> None:
     broken = sum(1 for _ in broken_images(store.folder))
     if broken == len(source.paths):
         raise SourceError(f"{args.images}: no image could be read; {args.out}/broken.txt lists the reasons")
-    print(f"{args.out}: {len(source.paths):,} images, extractor {store.extractor}, {broken:,} broken")
+    others = f"; {others}" if others else ""
+    print(f"{args.out}: {len(source.paths):,} images, extractor {store.extractor}, {broken:,} broken{others}")
 
 
 def main(argv: list[str] | None = None) -> int:

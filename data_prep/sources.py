@@ -23,7 +23,7 @@ from PIL import Image
 from data_prep.manifest import SourceError
 from data_prep.region_store import open_records
 from vlbert_jax.data import image_files
-from vlbert_jax.data.image_files import IMAGE_SUFFIXES, ORIENTATION, is_plain
+from vlbert_jax.data.image_files import IMAGE_SUFFIXES, ORIENTATION, has_image_name, is_plain
 from vlbert_jax.data.region_files import Unusable
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -115,11 +115,13 @@ class ArchiveFolder:
         Raises Unusable if the image is missing or cannot be decoded, SourceError if the archive is
         damaged."""
         try:
-            return as_jpeg(self.read(path), upright)
-        except SourceError:
-            raise
-        except Exception as error:  # Pillow raises many types for damaged images
+            content = self.read(path)
+        except OSError as error:
             raise Unusable(str(error)) from None
+        try:
+            return as_jpeg(content, upright)
+        except Exception as error:  # Pillow raises many types for damaged images
+            raise Unusable(image_files.unreadable_reason(error, content)) from None
 
     def check(self, path: str) -> None:
         """Open the archive of a path.
@@ -160,6 +162,7 @@ class Source:
     files: ArchiveFolder
     paths: tuple[str, ...]  # as `files` reads them
     captions: tuple[str, ...] | None = None  # one per image if the source is a table of captions
+    passed_over: tuple[str, ...] = ()  # files of a folder or archive that are not taken for images
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -199,15 +202,14 @@ def open_source(path: str | pathlib.Path, images: str = "") -> Source:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        paths = [str(file.relative_to(path)) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
-        return _source(path, path, sorted(paths))
+        return _chosen(path, path, "", (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()))
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file or folder")
     root = path.parent
     if zipfile.is_zipfile(path):
         with open_archive(path) as archive:
-            inside = sorted(name for name in archive.namelist() if name.lower().endswith(IMAGE_SUFFIXES))
-        return _source(path, root, [f"{path.name}@/{name}" for name in inside])
+            inside = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+        return _chosen(path, root, f"{path.name}@/", inside)
     if path.suffix not in (".txt", ".tsv"):
         raise SourceError(
             f"{path}: the source must be a folder, a zip archive, a list (.txt) or a table of captions (.tsv)"
@@ -220,6 +222,17 @@ def open_source(path: str | pathlib.Path, images: str = "") -> Source:
     if path.suffix == ".txt":
         return _source(path, root, [line.strip() for line in lines if line.strip()])
     return _caption_table(path, lines, images)
+
+
+def _chosen(path: pathlib.Path, root: pathlib.Path, prefix: str, files: Iterable[str]) -> Source:
+    """Return the images among the files of a folder or archive, by name, and what is passed over."""
+    files = sorted(files)
+    images = [file for file in files if has_image_name(file)]
+    others = tuple(file for file in files if not has_image_name(file))
+    if not images and others:
+        raise SourceError(f"{path}: there is no image; {image_files.passed_over(others)}")
+    source = _source(path, root, [f"{prefix}{file}" for file in images])
+    return dataclasses.replace(source, passed_over=others)
 
 
 def _caption_table(path: pathlib.Path, lines: list[str], images: str) -> Source:

@@ -310,10 +310,12 @@ def test_command(images, tmp_path, capsys):
     (tmp_path / "one").mkdir()
     for name in ("00000000.jpg", "00000004.jpg"):
         (tmp_path / "one" / name).write_bytes((images / name).read_bytes())
+    (tmp_path / "one" / "a.HEIC").write_bytes(b"")
     command = [str(tmp_path / "one"), f"--detector={tmp_path / 'detector'}", f"--out={tmp_path / 'out'}"]
     assert extract_regions.main([*command, "--format=json", "--threshold=0.2", "--fewest=5", "--proposals=6"]) == 0
     output = capsys.readouterr()
-    assert "2 images" in output.out and "1 broken" in output.out
+    assert "2 images" in output.out and "1 broken; 1 passed over because of the suffix (a.HEIC)" in output.out
+    assert output.err.startswith(f"warning: {tmp_path / 'one'}: 1 passed over because of the suffix (a.HEIC); Pillow")
     assert "broken: 00000004: 00000004.jpg: the file is not an image" in output.err
     record = json.loads((tmp_path / "out" / "00000000.json").read_text())
     assert 5 <= record["num_boxes"] <= 6
@@ -322,8 +324,8 @@ def test_command(images, tmp_path, capsys):
 
     def refused(*options, reason: str):
         assert extract_regions.main([*command, *options]) == 2
-        output = capsys.readouterr().err
-        assert reason in output and output.startswith("error: ") and output.count("\n") == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+        assert len(lines) == 1 and lines[0].startswith("error: ") and reason in lines[0]
 
     refused("--fewest=9", "--most=8", reason="both must be at least 1, and --fewest at most --most")
     refused("--proposals=9", reason="--proposals=9 is too few for --fewest=10 regions")

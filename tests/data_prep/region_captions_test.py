@@ -88,7 +88,7 @@ BAD = dict(
     beyond_border=(["a"], jpeg(), detections([(-3, -2, 70, 55), TWO[0]]), None, 2),
     no_image=(["a", "dog"], None, detections(), ("kept", "the image is left empty"), 2),
     cut_image=(["a"], jpeg()[:-200], detections(), ("kept", "truncated"), 2),
-    no_jpeg=(["a"], b"<html>gone</html>", detections(), ("kept", "cannot identify"), 2),
+    no_jpeg=(["a"], b"<html>gone</html>", detections(), ("kept", "not an image of a format"), 2),
     gray_image=(["a"], jpeg("L"), detections(), ("repaired", "mode L"), 2),
     png_image=(["a"], jpeg("RGBA", form="PNG"), detections(), ("repaired", "PNG in mode RGBA"), 2),
     other_size=(["a"], jpeg(size=(40, 60)), detections(), ("kept", "the detector saw (60, 40)"), 2),
@@ -291,4 +291,4 @@ def test_a_split_without_any_image_is_no_success(split, options, tmp_path, capsy
             images.writestr(f"{i}.jpg", b"not an image")
     assert build.main(["conceptual_captions", f"--source={source}", f"--data_dir={tmp_path}/data", *options]) == 2
     error = capsys.readouterr().err.strip().split("\n")[-1]
-    assert f"{split}_frcnn.json: none of" in error and "cannot identify image file" in error
+    assert f"{split}_frcnn.json: none of" in error and "not an image of a format" in error

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,30 @@ from PIL import Image, ImageOps
 # default limit of Pillow, repeated here because a program may have changed Pillow's.
 MOST_PIXELS = 89_478_485
 # Suffixes by which images in a folder are found, in lower case.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2", ".bmp", ".gif", ".tif", ".tiff",
+)  # fmt: skip
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # brands in the head of such files
+HEIC_REMEDY = "Pillow does not read HEIC: convert it to JPEG"
 ORIENTATION = 0x0112  # EXIF tag; 1 = upright as stored
+
+
+def has_image_name(path: str) -> bool:
+    """Return whether a file of a folder or archive is taken for an image, by its suffix.
+
+    The companions `._a.jpg` that macOS writes are not images.
+    """
+    return path.lower().endswith(IMAGE_SUFFIXES) and not path.rpartition("/")[2].startswith("._")
+
+
+def passed_over(paths: Sequence[str]) -> str:
+    """Return a sentence about files that are not taken for images, "" if there are none."""
+    if not paths:
+        return ""
+    listed = sorted(paths, key=lambda path: not path.lower().endswith((".heic", ".heif")))  # these first
+    named = ", ".join(listed[:5]) + (", ..." if len(paths) > 5 else "")
+    remedy = HEIC_REMEDY if listed[0].lower().endswith((".heic", ".heif")) else "rename those that are images"
+    return f"{len(paths):,} passed over because of the suffix ({named}); {remedy}"
 
 
 def find_images(places: Iterable[str]) -> list[str]:
@@ -31,7 +54,7 @@ def find_images(places: Iterable[str]) -> list[str]:
     Args:
       places: files, folders (their images by name, without those of folders in them) and patterns such as `*.jpg`, in
         which `**` stands for folders of any depth. A file is taken whatever its suffix is; of folders and patterns
-        only images that are not yet in the list.
+        only images that are not yet in the list. A warning names what is passed over.
 
     Raises:
       ValueError: a folder has no image, or a pattern matches none.
@@ -45,9 +68,13 @@ def find_images(places: Iterable[str]) -> list[str]:
             continue
         else:
             inside = sorted(glob.glob(place, recursive=True))
-        images = [path for path in inside if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
+        images = [path for path in inside if has_image_name(path) and os.path.isfile(path)]
+        others = passed_over([os.path.basename(path) for path in inside if path not in images])
         if not images:
-            raise ValueError(f"{place}: no image is there; the suffix of an image is {', '.join(IMAGE_SUFFIXES)}")
+            suffixes = f"the suffix of an image is {', '.join(IMAGE_SUFFIXES)}"
+            raise ValueError(f"{place}: no image is there; {others or suffixes}")
+        if others:
+            logging.getLogger(__name__).warning("%s: %s", place, others)
         found += [path for path in images if path not in found]
     return found
 
@@ -76,16 +103,25 @@ def open_image(source: str | Path | bytes, name: str = "") -> UInt8[np.ndarray, 
     except FileNotFoundError:
         raise ValueError(f"{name}: there is no such file") from None
     except Exception as error:  # Pillow raises many types for damaged images
-        raise ValueError(f"{name}: {_reason(error)}") from None
+        raise ValueError(f"{name}: {unreadable_reason(error, source)}") from None
 
 
-def _reason(error: Exception) -> str:
+def unreadable_reason(error: Exception, source: str | Path | bytes) -> str:
+    """Return one line about an exception of Pillow for a path or the content of a file."""
     if isinstance(error, Image.UnidentifiedImageError):
+        start = source if isinstance(source, bytes) else _start(source)
+        if start[4:8] == b"ftyp" and start[8:12] in HEIC:
+            return HEIC_REMEDY
         return "the file is not an image of a format that Pillow supports"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         limit = min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS)
         return f"the file claims more than {limit:,} pixels; reduce its size"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _start(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(12)
 
 
 def is_plain(image: Image.Image) -> bool:
