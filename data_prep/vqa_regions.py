@@ -8,6 +8,7 @@ variants with 36 regions, unpacked). `vlbert_jax.data.region_files` defines both
 from __future__ import annotations
 
 import pathlib
+import zipfile
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
@@ -99,7 +100,11 @@ class RegionFiles:
 
 
 class RegionTable:
-    """Tables of any size: one pass finds the lines; each is read when it is needed."""
+    """Tables of any size: one pass finds the lines; each is read when it is needed.
+
+    Published tables have lines that were cut, and cut lines in which the next one starts. Of two
+    lines of one image the first that is not cut is used. A heading and blank lines are passed over.
+    """
 
     def __init__(self, paths: Sequence[pathlib.Path], image_ids: Container[int], manifest: Manifest):
         """Find the lines.
@@ -107,39 +112,95 @@ class RegionTable:
         Args:
           paths: the tables.
           image_ids: numbers of the images that will be read.
-          manifest: it records the extractors and the images that occur twice.
+          manifest: it records the extractors, the images that occur twice, and damaged lines.
 
         Raises:
           SourceError: a table does not exist or has another format.
         """
-        self.paths = paths
+        self.paths, self.manifest = paths, manifest
         # By image: number of the table, first byte, number of bytes.
         self._places: dict[int, tuple[int, int, int]] = {}
+        self._cut: set[int] = set()  # images of which only a cut line was found so far
+        # (number of the table, byte after the number of the image, end), line, possible images
+        self._glued: list[tuple[tuple[int, int, int], int, list[int]]] = []
         for number, path in enumerate(paths):
             if not path.is_file():
                 raise SourceError(f"{path}: there is no such file; list the unpacked tables in --features_tsv")
+            if zipfile.is_zipfile(path):
+                raise SourceError(f"{path}: this is a zip archive; unpack it and list its tables in --features_tsv")
             manifest.extracted(store_extractor(path.parent), str(path))
-            self._find(number, path, image_ids, manifest)
+            self._find(number, path, image_ids)
+        for place, line, candidates in self._glued:
+            self._add_glued(place, line, [image_id for image_id in candidates if self._is_wanted(image_id)])
 
-    def _find(self, number: int, path: pathlib.Path, image_ids: Container[int], manifest: Manifest) -> None:
-        start = 0
+    def _is_wanted(self, image_id: int) -> bool:
+        return image_id not in self._places or image_id in self._cut
+
+    def _find(self, number: int, path: pathlib.Path, image_ids: Container[int]) -> None:
+        """Find the lines of a table. Raises SourceError if it has none."""
+        start, rows, first = 0, 0, ""
         progress = tqdm(desc=path.name, total=path.stat().st_size, unit="B", unit_scale=True, mininterval=1)
         with open(path, "rb") as lines, progress:
             for place, line in enumerate(lines):
-                cell = line.partition(b"\t")[0]
-                if not cell.isdigit() or line.count(b"\t") != len(COLUMNS) - 1:
-                    raise SourceError(
-                        f"{path}: line {place + 1} does not have the {len(COLUMNS)} columns of a table, of which the "
-                        "first is an image number; unpack it again"
-                    )
-                image_id = int(cell)
-                if image_id in self._places:
-                    reason = f"image {image_id} occurs again; its first line is used"
-                    manifest.note("skipped", str(path), place, reason)
-                elif image_id in image_ids:
-                    self._places[image_id] = number, start, len(line)
+                cells = line.rstrip(b"\r\n").split(b"\t")
+                if len(cells) >= len(COLUMNS) and cells[0].isdigit():
+                    rows += 1
+                    self._add(place, cells, (number, start, len(line)), image_ids)
+                elif line.strip() and not _is_heading(cells):
+                    start_of_line = line[:40].decode("latin-1")
+                    first = first or f"line {place + 1} has {len(cells)} and starts with {start_of_line!r}"
+                    reason = f"the line does not have the {len(COLUMNS)} columns of a table: it was cut"
+                    self.manifest.note("skipped", str(path), place, reason)
                 start += len(line)
                 progress.update(len(line))
+        if not rows:
+            raise SourceError(
+                f"{path}: no line has the {len(COLUMNS)} columns of a table, {', '.join(COLUMNS)}, separated by tabs"
+                f" ({first or 'the file is empty'}); give a table in this form"
+            )
+
+    def _add(self, line: int, cells: list[bytes], place: tuple[int, int, int], image_ids: Container[int]) -> None:
+        """Use a line for its image unless another line of that image is better, and note what is not used."""
+        image_id, path = int(cells[0]), str(self.paths[place[0]])
+        is_whole = _is_whole(cells)
+        if len(cells) > len(COLUMNS):
+            self._split(line, cells, place, image_ids)
+        if image_id in self._places and (not is_whole or image_id not in self._cut):
+            reason = f"image {image_id} occurs again; its first line is used"
+            self.manifest.note("skipped", path, line, reason if is_whole else f"image {image_id}: the line is cut")
+        elif image_id in image_ids:
+            if is_whole and image_id in self._cut:
+                reason = f"image {image_id}: its line before this one is cut, so this one is used"
+                self.manifest.note("repaired", path, line, reason)
+            self._places[image_id] = place
+            self._cut.discard(image_id) if is_whole else self._cut.add(image_id)
+
+    def _split(self, line: int, cells: list[bytes], place: tuple[int, int, int], image_ids: Container[int]) -> None:
+        """Find the last line that starts in the middle of a cut one.
+
+        Its number follows the cut array without a separator, so more than one number is possible.
+        """
+        head, *tail = cells[-len(COLUMNS) :]
+        digits = head[len(head.rstrip(b"0123456789")) :]
+        candidates = [int(digits[i:]) for i in range(len(digits)) if digits[i : i + 1] != b"0"]
+        if _is_whole([b"0", *tail]):
+            end = place[1] + sum(map(len, cells)) + len(cells) - 1
+            after = end - sum(map(len, tail)) - len(tail)  # the separator after the number
+            self._glued.append(((place[0], after, end), line, [i for i in candidates if i in image_ids]))
+
+    def _add_glued(self, place: tuple[int, int, int], line: int, candidates: list[int]) -> None:
+        """Use a line that starts within a cut one if its image is known and has no better line."""
+        table, after, end = place
+        path = str(self.paths[table])
+        if len(candidates) == 1:
+            (image_id,) = candidates
+            start = after - len(str(image_id))
+            self._places[image_id] = table, start, end - start
+            self._cut.discard(image_id)
+            self.manifest.note("repaired", path, line, f"image {image_id}: its line starts within a line that was cut")
+        elif candidates:
+            found = f"it may be of image {' or '.join(map(str, candidates))}"
+            self.manifest.note("skipped", path, line, f"a line starts within a line that was cut: {found}")
 
     def read(self, image_set: str, image_id: int) -> tuple[str, dict[str, Any]]:
         """Return the path of an image's table, for messages, and its JSON object.
@@ -152,6 +213,30 @@ class RegionTable:
                 f"{paths}: there are no regions of image {image_id} ({image_set}); add its table to --features_tsv"
             )
         number, start, length = self._places[image_id]
-        with open(self.paths[number], "rb") as table:
+        path = str(self.paths[number])
+        with open(path, "rb") as table:
             table.seek(start)
-            return str(self.paths[number]), parse_row(table.read(length))
+            line = table.read(length)
+        if line.count(b"\t") >= len(COLUMNS):
+            raise SourceError(
+                f"{path}: the only line of image {image_id} was cut, and another line starts in it; extract the "
+                "regions of this image again and add their table to --features_tsv"
+            )
+        return path, parse_row(line)
+
+
+def _is_heading(cells: list[bytes]) -> bool:
+    return tuple(cell.decode("latin-1") for cell in cells) == COLUMNS
+
+
+def _is_whole(cells: list[bytes]) -> bool:
+    """Return whether a line has all columns and its arrays have rows for its number of boxes."""
+    if len(cells) != len(COLUMNS) or not all(cell.isdigit() for cell in cells[:4]):
+        return False
+    number, boxes, features = int(cells[3]), *map(_num_bytes, cells[4:])
+    return number > 0 and boxes == 16 * number and features > 0 and features % (4 * number) == 0
+
+
+def _num_bytes(base64: bytes) -> int:
+    """Return the number of bytes that a base64 text encodes, -1 if it is cut."""
+    return -1 if len(base64) % 4 else len(base64) // 4 * 3 - base64[-2:].count(b"=")

@@ -138,10 +138,14 @@ def test_bad_downloads_are_reported_in_one_line(tmp_path, capsys, name):
     assert build.main(arguments) == 0
 
 
+ZIP = b"PK\x05\x06" + bytes(18)  # an archive without files
 TABLES = dict(
     no_table=("", ["c.tsv"], "c.tsv: there is no such file"),
-    no_columns=("12\t3\n", ["a.tsv", "b.tsv"], "b.tsv: line 1 does not have the 6 columns"),
-    a_heading=("\t".join(COLUMNS) + "\n", ["a.tsv", "b.tsv"], "b.tsv: line 1 does not have the 6 columns"),
+    no_columns=("12\t3\n", ["a.tsv", "b.tsv"], "boxes, features, separated by tabs (line 1 has 2 and starts"),
+    a_heading=("\t".join(COLUMNS) + "\n", ["a.tsv", "b.tsv"], "b.tsv: no line has the 6 columns of a table"),
+    commas=("7,60,40,2,AAAA,AAAA\n", ["b.tsv"], "b.tsv: no line has the 6 columns of a table"),
+    empty=("\n\n", ["a.tsv", "b.tsv"], "(the file is empty); give a table in this form"),
+    a_zip=(ZIP, ["a.tsv", "b.tsv"], "b.tsv: this is a zip archive; unpack it"),
     no_image=("", ["a.tsv"], "a.tsv: there are no regions of image 7 (train2014); add its table"),
     cut_line=("7\t60\t40\t2\tAAAA\tAAAA\n", ["a.tsv", "b.tsv"], "b.tsv: image 7: boxes: the content is not float32"),
     no_number=("7\tx\t40\t2\tAAAA\tAAAA\n", ["a.tsv", "b.tsv"], "b.tsv: image 7: image_w"),
