@@ -104,6 +104,9 @@ def base_e2e() -> ml_collections.ConfigDict:
             train_region_head=True,  # False = its convolutions are constants, as in ablations (a)-(d) of the paper
             feature_size=2048,  # columns of precomputed features
             num_region_classes=1601,  # 1600 + background
+            # Of the relationship: another image's caption, its own; 3 = also another image's object names, which
+            # Oscar's weights have and this data does not sample.
+            relationship_classes=2,
         )
     )
     config.losses = ml_collections.ConfigDict(

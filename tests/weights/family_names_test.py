@@ -12,11 +12,12 @@ from configs import vqa as vqa_recipes
 from tests.helpers import GOLDEN
 from vlbert_jax.model.architectures import UNICODER_VL, get_architecture
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
-from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
+from vlbert_jax.model.one_stream_heads import OneStreamHeads, OneStreamModel
 from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import vlbert_names
 from vlbert_jax.weights.entry import Entry
-from vlbert_jax.weights.family_names import family_of, family_table, reason_not_used, to_bert_names
+from vlbert_jax.weights.family_heads import one_stream_heads
+from vlbert_jax.weights.family_names import family_of, family_table, pack_attention, reason_not_used, to_bert_names
 
 FAMILIES = ("uniter", "visualbert", "oscar", "vinvl", "b2t2")
 LISTS = sorted(path for name in FAMILIES for path in (GOLDEN / "names").glob(f"names_{name}_*.tsv"))
@@ -31,7 +32,7 @@ def tensors_of(path) -> tuple[dict, object]:
         architecture = get_architecture("b2t2_positions")
     zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     found = to_bert_names(zeros, architecture)
-    assert len(found) == len(zeros), "two tensors have one name"
+    assert len(pack_attention(found)) == len(zeros), "two tensors have one name"
     return found, architecture
 
 
@@ -76,16 +77,23 @@ def match(build, tensors, vocab_size, architecture):
 def test_every_tensor_has_a_place_or_a_reason(path):
     tensors, architecture = tensors_of(path)
     encoder, head = configs_of(tensors, architecture)
+    heads = one_stream_heads({name: array.shape for name, array in tensors.items()}, architecture)
     found, empty = match(
-        lambda: VisualLinguisticModel(encoder, head, nnx.Rngs(0)), tensors, encoder.vocab_size, architecture
+        lambda: OneStreamModel(encoder, head, heads, nnx.Rngs(0)), tensors, encoder.vocab_size, architecture
     )
     assert found.missing == []
     assert empty == [("vlbert", "token_embeddings")]  # rows behind the vocabulary
     assert len(set(found.matched)) == len(found.matched)
+    has_heads = re.search("nlvr2|vcr|refcoco|retrieval|flickr", path.stem) and "_pre" not in path.stem
+    assert (heads != OneStreamHeads()) or not has_heads or "2nd_stage" in path.stem
+    of_pretraining = r"(cls\.(predictions|seq_relationship)|itm_output|feat_regress|region_classifier)\."
+    of_answers = r"(vqa_output|cls)\."
     for name in found.unused:
         reason = reason_not_used(name, architecture)
         assert reason, f"{name} has neither a place nor a reason"
         assert reason == "duplicate" or not name.startswith(("bert.", "position_"))  # the whole trunk is used
+        if reason == "head of another task":
+            assert re.match(of_pretraining if has_heads else f"{of_pretraining}|{of_answers}", name), name
 
 
 # Lists whose heads are here -> the task, and options of its config.

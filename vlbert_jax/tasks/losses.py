@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+SumCount = tuple[Float[Array, ""], Float[Array, ""]]  # what is added up over the parts of a global batch
+
 
 def cross_entropy(logits: Float[Array, "... c"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
     """Return -log softmax(logits)[labels].
@@ -31,6 +33,6 @@ def binary_cross_entropy(logits: Float[Array, "..."], targets: Shaped[Array, "..
     return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
-def counted(values: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def counted(values: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> SumCount:
     """Return (sum, count) of the values where the mask is True: a metric."""
     return jnp.sum(jnp.where(mask, values, 0)).astype(jnp.float32), jnp.sum(mask).astype(jnp.float32)

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy, soft_cross_entropy
+from vlbert_jax.tasks.losses import SumCount, binary_cross_entropy, counted, cross_entropy, soft_cross_entropy
 
-SumCount = tuple[Float[Array, ""], Float[Array, ""]]
 # LXMERT's weight of the losses of regions: the inverse share of hidden regions. Hugging Face rounds it to 6.67.
 LXMERT_VISUAL_WEIGHT = 1 / 0.15
 

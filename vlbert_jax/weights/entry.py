@@ -22,13 +22,14 @@ class Entry:
     layer: int | None = None  # index into the parameter's first axis, None = all of it
     rows: tuple[int, int] | None = None  # start and end in the next axis, None = all of it
     roll: int = 0  # last input columns of a linear layer's official tensor that are the first of the parameter
+    roll_axis: int = 1  # 0: outputs instead of input columns
 
     def to_parameter(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
         """Return the official tensor in the layout of the parameter, as a view unless columns change places."""
         if self.layout in ("row", "last row"):
             return array[-1]
         layout = self.layout.removesuffix("_reversed")
-        array = np.roll(array, self.roll, axis=1) if self.roll else array
+        array = np.roll(array, self.roll, axis=self.roll_axis) if self.roll else array
         array = _transpose(array, {"linear": (1, 0), "conv": (2, 3, 1, 0)}.get(layout))
         return array if layout == self.layout else array[..., ::-1]
 
@@ -41,7 +42,7 @@ class Entry:
         layout = self.layout.removesuffix("_reversed")
         array = array if layout == self.layout else array[..., ::-1]
         array = _transpose(array, {"linear": (1, 0), "conv": (3, 2, 0, 1)}.get(layout))
-        return np.roll(array, -self.roll, axis=1) if self.roll else array
+        return np.roll(array, -self.roll, axis=self.roll_axis) if self.roll else array
 
     def part(self, parameter: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
         """Return a view of the part of the parameter that the tensor fills."""

@@ -32,6 +32,13 @@ TABLES = {  # parameters that are whole tensors
     "vlbert/position_embeddings": "bert.embeddings.position_embeddings.weight",
     "vlbert/segment_embeddings": "bert.embeddings.token_type_embeddings.weight",
 }
+PAIR_ATTENTION = {  # UNITER's head of a text and two images
+    f"pair_attention/{ours}/{part}": f"{theirs}.{'out_proj' if part == 'output' else part}"
+    for ours, theirs in (("first", "attn1"), ("second", "attn2"))
+    for part in ("query", "key", "value", "output")
+} | {"pair_attention/join": "fc.0", "pair_attention/weight": "attn_pool.fc.0"}
+PACKED = re.compile(r"(.*)\.in_proj_(weight|bias)")  # query, key and value in one tensor
+PARTS = ("query", "key", "value")
 WORDS = "bert.embeddings.word_embeddings.weight"
 MLM_BIAS = "cls.predictions.bias"
 # Parameters without a tensor in any family: rows of the token table behind the vocabulary keep their initial values.
@@ -45,15 +52,20 @@ class Family:
     tables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # parameter -> tensor
     renames: tuple[tuple[str, str], ...] = ()  # pattern of an original name -> replacement, applied in order
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)  # reason not to be used -> pattern
+    # Class of the relationship that means that all belongs together. Here it is class 1, so the others are rotated.
+    belongs: int = 1
 
 
 UNITER = Family(
-    modules={
+    modules=PAIR_ATTENTION
+    | {
         "vlbert/region_norm": "bert.img_embeddings.LayerNorm",
         "fast_rcnn/projection": "bert.img_embeddings.img_linear",
         "fast_rcnn/appearance_norm": "bert.img_embeddings.img_layer_norm",
         "fast_rcnn/geometry_projection": "bert.img_embeddings.pos_linear",
         "fast_rcnn/geometry_norm": "bert.img_embeddings.pos_layer_norm",
+        "pair_head": "nlvr2_output",
+        "matching_head": "rank_output",
     },
     tables={"fast_rcnn/hidden_appearance": "bert.img_embeddings.mask_embedding.weight"},
     renames=((r"^uniter\.", "bert."),),
@@ -63,7 +75,12 @@ UNITER = Family(
     },
 )
 VISUALBERT = Family(
-    modules={"fast_rcnn/projection": "bert.embeddings.visual_projection"},
+    modules={
+        "fast_rcnn/projection": "bert.embeddings.visual_projection",
+        "pair_head": "cls",
+        "phrase_attention/query": "attention.query",
+        "phrase_attention/key": "attention.key",
+    },
     tables={
         "vlbert/region_position_embeddings": "bert.embeddings.visual_position_embeddings.weight",
         "vlbert/region_segment_embeddings": "bert.embeddings.visual_token_type_embeddings.weight",
@@ -76,9 +93,32 @@ VISUALBERT = Family(
         (r"^classifier\.", "cls."),
         (r"^flickr_attention\.", "attention."),
     ),
-    reasons={"region head of another kind": r"detector\."},  # a ResNet-50 with instance masks
+    reasons={
+        "region head of another kind": r"detector\.",  # a ResNet-50 with instance masks
+        "never used by the official code": r"attention\.value\.",  # of phrases
+    },
 )
-OSCAR = Family(modules={"fast_rcnn/projection": "bert.img_embedding", "vlbert/region_norm": "bert.LayerNorm"})
+OSCAR = Family(
+    modules={
+        "fast_rcnn/projection": "bert.img_embedding",
+        "matching_head": "classifier",
+        "matching_head/transform": "classifier.0",
+        "matching_head/classes": "classifier.2",
+        "pair_head": "classifier",
+        "pair_head/transform": "classifier.0",
+        "pair_head/classes": "classifier.2",
+    },
+    belongs=0,
+)
+VINVL = dataclasses.replace(
+    OSCAR,
+    modules=dict(OSCAR.modules)
+    | {
+        "vlbert/region_norm": "bert.LayerNorm",
+        "pair_head/norm": "classifier.2",
+        "pair_head/classes": "classifier.3",
+    },
+)
 B2T2 = Family(
     modules={"fast_rcnn/projection": "bert.embeddings.dense"},
     tables={
@@ -100,7 +140,7 @@ FAMILIES = {
     "uniter": UNITER,
     "visualbert": VISUALBERT,
     "oscar": OSCAR,
-    "vinvl": OSCAR,
+    "vinvl": VINVL,
     "b2t2": B2T2,
     "b2t2_positions": B2T2,
 }
@@ -128,17 +168,44 @@ def to_bert_names(tensors: Mapping[str, np.ndarray], architecture: Architecture)
         for pattern, replacement in family_of(architecture).renames:
             plain = re.sub(pattern, replacement, plain)
         found[plain] = array.T if name.endswith("/kernel") else array  # TensorFlow has [in, out]
+    return unpack_attention(found)
+
+
+def unpack_attention(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors with query, key and value apart where a tensor holds all three."""
+    found = {}
+    for name, array in tensors.items():
+        if (match := PACKED.fullmatch(name)) and np.ndim(array):
+            found |= {f"{match[1]}.{part}.{match[2]}": x for part, x in zip(PARTS, np.split(array, 3), strict=True)}
+        else:
+            found[name] = array
     return found
+
+
+def pack_attention(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors with query, key and value of `attn1` and `attn2` in one tensor: the reverse."""
+    found = dict(tensors)
+    for name in tensors:
+        if match := re.fullmatch(r"(attn[12])\.query\.(weight|bias)", name):
+            parts = [found.pop(f"{match[1]}.{part}.{match[2]}") for part in PARTS]
+            found[f"{match[1]}.in_proj_{match[2]}"] = np.concatenate(parts)
+    return found
+
+
+def family_modules(architecture: Architecture) -> dict[str, str]:
+    """Return module of vlbert_jax -> module of the original, in the names of BERT: the trunk and all heads."""
+    modules = BERT | dict(family_of(architecture).modules)
+    for task in all_tasks():
+        modules |= task.family_names.get(architecture.name, {})
+    return modules
 
 
 def family_table(
     shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int, architecture: Architecture
 ) -> Iterator[Entry]:
     """Yield every tensor of a model with these parameters; `shapes` maps parameter paths to shapes."""
-    family = family_of(architecture)
-    modules, tables = BERT | dict(family.modules), TABLES | dict(family.tables)
-    for task in all_tasks():
-        modules |= task.family_names.get(architecture.name, {})
+    family, modules = family_of(architecture), family_modules(architecture)
+    tables = TABLES | dict(family.tables)
     # Geometry is before the appearance in the kernel of the projection, and behind it in the original code.
     behind = architecture.geometry_size if architecture.geometry == "joint" else 0
     for path, shape in shapes.items():
@@ -153,9 +220,10 @@ def family_table(
         elif module in modules:
             original = modules[module] + (".bias" if leaf == "bias" else ".weight")
             layout = "linear" if leaf == "kernel" else "same"
-            roll = behind if name == "fast_rcnn/projection/kernel" else 0
+            of_relationship = module == "relationship_head"
+            roll = behind if name == "fast_rcnn/projection/kernel" else (1 - family.belongs) * of_relationship
             for layer in range(shape[0]) if "{layer}" in original else (None,):
-                yield Entry(original.format(layer=layer), path, layout, layer, roll=roll)
+                yield Entry(original.format(layer=layer), path, layout, layer, roll=roll, roll_axis=1 - of_relationship)
         else:
             raise KeyError(f"parameter {name} has no name in {architecture.name}; add it to `family_names` of its task")
 

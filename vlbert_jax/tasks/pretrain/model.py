@@ -39,6 +39,7 @@ class PretrainingModel(VisualLinguisticModel):
         *,
         mrc: bool = True,
         relationship: bool = False,
+        relationship_classes: int = 2,
         region_classifier: bool = False,
         regression: bool = False,
         rngs: nnx.Rngs,
@@ -50,7 +51,8 @@ class PretrainingModel(VisualLinguisticModel):
         norm = encoder.architecture.region_class_norm
         self.mrc_head = PredictionHead(encoder, num_region_classes, rngs, norm=norm) if mrc else None
         size = encoder.hidden_size
-        self.relationship_head = dense(size, 2, ("embed", None), encoder, rngs) if relationship else None
+        classes = relationship_classes
+        self.relationship_head = dense(size, classes, ("embed", None), encoder, rngs) if relationship else None
         classifier = (
             dense(self.fast_rcnn.feature_size, num_region_classes, ("feature", None), encoder, rngs)
             if region_classifier
@@ -78,6 +80,9 @@ class PretrainingModel(VisualLinguisticModel):
         kernel = self.fast_rcnn.projection.kernel[...][-self.fast_rcnn.feature_size :]  # without the rows for geometry
         return self.regression_head(gather_positions(states[:, 0], positions), kernel)
 
-    def relationship_logits(self, states: Float[Array, "b n s d"]) -> Float[Array, "b 2"]:
-        """Return two logits: the caption does not belong, or belongs, to the image."""
+    def relationship_logits(self, states: Float[Array, "b n s d"]) -> Float[Array, "b c"]:
+        """Return the logits: the caption does not belong, or belongs, to the image.
+
+        A third class means that a second text, as the names of detected objects, does not belong (Oscar).
+        """
         return self.relationship_head(self.vlbert.pool(states[:, 0])).astype(jnp.float32)

@@ -68,6 +68,7 @@ class Pretrain(Task):
             config.model.num_region_classes,
             mrc=mrc or architecture is VLBERT,  # VL-BERT's weights have that head in any case
             relationship=config.losses.relationship,
+            relationship_classes=config.model.get("relationship_classes", 2),
             region_classifier=config.losses.region > 0,
             regression=regression,
             rngs=rngs,

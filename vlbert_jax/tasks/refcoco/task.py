@@ -175,6 +175,14 @@ class RefCOCO(TextImageTask):
         "region_head/transform": "final_mlp.0.dense",
         "region_head/classes": "final_mlp.2",
     }
+    family_names = {
+        "uniter": {
+            "grounding_head": "re_output",
+            "grounding_head/transform": "re_output.0",
+            "grounding_head/norm": "re_output.2",
+            "grounding_head/classes": "re_output.3",
+        }
+    }
     official_heads = ("final_mlp.",)
     starts_from = {"vlbert.mvrc_head.transform.": "final_mlp.0."}
     defaults = {"data.max_regions": 120, "data.sequence_length": 160, "data.eval_boxes": "gt"}

@@ -249,6 +249,16 @@ class VCR(TextImageTask):
         "object_head/transform": "cnn_loss_reg.0.dense",
         "object_head/classes": "cnn_loss_reg.2",
     }
+    family_names = {
+        "uniter": {
+            "choice_head/transform": "vcr_output.0",
+            "choice_head/norm": "vcr_output.2",
+            "choice_head/classes": "vcr_output.3",
+        },
+        "visualbert": {"choice_head": "cls"},
+        "b2t2": {"choice_head": "choice"},
+        "b2t2_positions": {"choice_head": "choice"},
+    }
     official_heads = ("final_mlp.", "cnn_loss_reg.")
     official_prefix = "vlbert._module."
     starts_from = {"vlbert.mvrc_head.transform.": "cnn_loss_reg.0."}
