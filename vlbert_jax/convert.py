@@ -1,10 +1,11 @@
-"""Convert weights of BERT, VL-BERT, ResNet-101 and the detector, in and out.
+"""Convert weights of BERT, VL-BERT, its siblings, ResNet-101 and the detector, in and out.
 
     python -m vlbert_jax.convert SOURCE TARGET [options]
 
 SOURCE is detected by its content:
   BERT        a Hugging Face folder or hub name, pytorch_model.bin, model.safetensors; any size
   VL-BERT     an official .model file: pre-trained, fine-tuned
+  a sibling   VisualBERT (Hugging Face folder or name, .th), UNITER .pt, Oscar and VinVL folders
   ResNet-101  resnet101-pt-vgbua-0000.model, torchvision's names, or the detector's .caffemodel
   detector    with --task=detector: a .caffemodel, a .pth of bottom-up-attention.pytorch, a
               detectron2 .pkl, Hugging Face's frcnn, folder or hub name; objects_vocab.txt and
@@ -16,9 +17,11 @@ TARGET is chosen by its suffix or by --format:
                    the source lacks are initialized. With --task=detector: the detector with its
                    lists, for region extraction and prediction
   *.safetensors    the same with official names; a ResNet keeps torchvision's names
-  *.pt, *.model    pt (also .pth, .bin): the same as a PyTorch file that the official code loads
+  *.pt, *.model    pt (also .pth, .th, .bin): the same as a PyTorch file that the official code
+                   loads; a VisualBERT in .th has the names of its authors
   --format=hf      a folder for Hugging Face's BertForPreTraining, BertModel and AutoTokenizer: the
-                   text model, and the tokenizer of the source or of --vocab
+                   text model, and the tokenizer of the source or of --vocab; of a VisualBERT, the
+                   whole model for its class
 
 Each folder gets a model card, README.md. --push=USER/NAME uploads the folder, and nothing else, to the
 Hugging Face hub (`hf auth login` first).
@@ -59,7 +62,7 @@ if TYPE_CHECKING:
 # functions.
 
 DETECTOR = "detector"
-FORMATS = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".bin": "pt", ".model": "pt", "": "orbax"}
+FORMATS = {".safetensors": "safetensors", "": "orbax"} | dict.fromkeys((".pt", ".pth", ".th", ".bin", ".model"), "pt")
 DTYPES = ("float32", "float16", "bfloat16")
 MOST_NAMED = 20  # tensors that a message names
 
@@ -176,12 +179,19 @@ def full_disk(target: Path) -> Iterator[None]:
 def convert_model(args: argparse.Namespace, form: str) -> None:
     """Convert weights of BERT, VL-BERT or ResNet-101."""
     from vlbert_jax.data.tokenizer import write_tokenizer
-    from vlbert_jax.weights.conversion import conversion_table, prepare_conversion, write_conversion
+    from vlbert_jax.weights.conversion import (
+        conversion_table,
+        hugging_face_class,
+        prepare_conversion,
+        write_conversion,
+    )
     from vlbert_jax.weights.read import not_finite
 
     conversion = prepare_conversion(args.source, args.task, args.num_heads)
     if form == "hf" and conversion.source.kind == "resnet":
         raise ValueError(f"{args.source} is a ResNet, but --format=hf writes a text model; choose another format")
+    if form == "hf" and conversion.source.kind == "sibling":
+        hugging_face_class(args.source, conversion.task, conversion.architecture)
     print(conversion_table(conversion, form))
     warn_of_assumed_heads(conversion, args.num_heads)
     if conversion.absent and not args.partial:
@@ -192,7 +202,8 @@ def convert_model(args: argparse.Namespace, form: str) -> None:
     surprises = [f"{name} is unknown" for name in conversion.unknown]
     surprises += [f"{name} has NaN or infinite values" for name in not_finite(conversion.tensors)]
     report_surprises(args.source, surprises, args.strict)
-    tokenizer = find_tokenizer(conversion, args.vocab) if form == "hf" else None
+    beside = form == "orbax" and conversion.source.vocab  # a converted folder keeps the vocabulary of its source
+    tokenizer = find_tokenizer(conversion, args.vocab) if form == "hf" or beside else None
     if not args.dry_run:
         add_files = functools.partial(write_tokenizer, tokenizer) if tokenizer else None
         write_conversion(conversion, args.target, form, args.dtype, add_files)
@@ -213,6 +224,7 @@ def find_tokenizer(conversion: Conversion, vocab: str | None) -> Tokenizer | Non
     data = (conversion.source.config or {}).get("data", {})
     places = [Path(place) for place in (own_vocabularies(source).get("vocab"), data.get("vocab")) if place]
     places += [Path(data["data_dir"], data["vocab"])] if data.get("vocab") and data.get("data_dir") else []
+    places += [Path(conversion.source.vocab)] if conversion.source.vocab else []
     if conversion.source.kind == "bert":
         places.append(here if here.is_dir() else here.parent)
     names = ("", "vocab.txt", "tokenizer.json")  # the place itself, or a file in it
@@ -245,7 +257,7 @@ def convert_detector(args: argparse.Namespace, form: str) -> None:
 
 def warn_of_assumed_heads(conversion: Conversion, num_heads: int | None) -> None:
     """Print a warning if neither the source nor the user gives the number of attention heads."""
-    if conversion.source.kind != "resnet" and not (num_heads or conversion.source.num_heads):
+    if conversion.source.kind in ("bert", "vlbert") and not (num_heads or conversion.source.num_heads):
         heads = conversion.config.model.encoder.num_heads
         print(
             f"warning: {conversion.source.path} has no config.json with the number of attention heads; {heads} are "

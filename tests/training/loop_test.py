@@ -238,7 +238,7 @@ def test_order_of_restoring(tmp_path, monkeypatch):
     """A checkpoint of the run precedes the weights that `init` names, and these precede scratch."""
     calls = []
 
-    def load_into(params, constants, encoder, task, init, complete, extractor):
+    def load_into(params, constants, encoder, task, init, complete, extractor, architecture):
         calls.append(init)
         return jax.tree.map(lambda x: 2 * x, params), constants, set()
 

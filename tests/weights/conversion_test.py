@@ -306,7 +306,7 @@ def test_caffe_detector(form, tmp_path, capsys):
 def test_a_model_from_a_resnet(tmp_path, capsys):
     (tmp_path / "net.caffemodel").write_bytes(caffe_file({"conv1": [np.zeros((4, 3, 7, 7), np.float32)]}))
     output = run(tmp_path / "net.caffemodel", tmp_path / "out.pt", capsys=capsys, code=2)
-    assert "holds no weights of BERT, VL-BERT or ResNet" in output
+    assert "holds no weights of BERT, VL-BERT, its siblings or ResNet" in output
     safe = tmp_path / "resnet.safetensors"
     save_file(resnet(), safe)
     conversion = prepare_conversion(safe)

@@ -24,6 +24,7 @@ class RegionLayout:
     segment: int = 2
     positions: str = "shared"  # shared (the one after the text), running (from there on) or zero
     end_token: bool = True  # whether [END] follows the regions
+    names: bool = False  # whether the names of the regions are the second part of the text
     geometry_size: int = 8 * DIM  # values of `box_geometry` per region; 0 = none
 
     @property

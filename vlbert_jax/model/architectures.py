@@ -46,6 +46,7 @@ class Architecture:
     region_segment: str = "none"  # the table of words, a separate table, or none
     region_segment_id: int = 0  # row of that table
     region_norm: str = "shared"  # norm of the summed parts of a region: that of words, a separate norm, or none
+    region_names: bool = False  # whether the names of the regions are the second part of the text
     end_token: bool = False  # whether a sequence ends with [END]
     whole_image: bool = False  # whether the whole image is an element
     hidden: str = "none"  # what replaces the appearance of a hidden region; none: regions are never hidden
@@ -99,7 +100,7 @@ UNITER = Architecture(
     hidden="vector",
     region_class_norm=True,
 )
-OSCAR = Architecture(name="oscar", geometry="joint", geometry_size=6, region_norm="none")
+OSCAR = Architecture(name="oscar", geometry="joint", geometry_size=6, region_norm="none", region_names=True)
 VINVL = dataclasses.replace(OSCAR, name="vinvl", region_norm="own")
 # In the original code the elements with a feature are words of the vocabulary, [IMAGE] and [OBJ-k], so that they have
 # all parts of a word. Here they are the token [IMG], behind the text.

@@ -11,7 +11,7 @@ import ml_collections
 from flax import nnx
 
 from vlbert_jax.tasks import get_task
-from vlbert_jax.weights import vlbert_names
+from vlbert_jax.weights import family_names, vlbert_names
 from vlbert_jax.weights.conversion import arrays_of, prepare_conversion
 from vlbert_jax.weights.read import flatten_tree
 from vlbert_jax.weights.stored_config import own_vocabularies
@@ -41,7 +41,8 @@ def load_trained(path: str | Path, least_regions: int) -> tuple[ml_collections.C
     """
     conversion = prepare_conversion(path)
     task, source = conversion.task, conversion.source
-    lacking = [name for name in (*conversion.found.missing, *source.new) if name not in vlbert_names.OF_PRETRAINING]
+    optional = {*vlbert_names.OF_PRETRAINING, *family_names.OWN_TOKENS.values()}
+    lacking = [name for name in (*conversion.found.missing, *source.new) if name not in optional]
     if lacking:
         raise ValueError(
             f"{path}: {source.description}; {len(lacking)} tensors of a trained model for {task} are missing, such as "

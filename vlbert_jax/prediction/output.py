@@ -11,6 +11,7 @@ from vlbert_jax.detector.detect import load_detector
 from vlbert_jax.detector.options import RULES
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.prediction.asked import Asked, describe_answers, draw_asked
+from vlbert_jax.prediction.expected import origin_of_features
 from vlbert_jax.prediction.predictor import Picture, Predictor, load
 from vlbert_jax.prediction.regions import find_regions, given_regions
 from vlbert_jax.tasks import TASKS, Registered
@@ -42,6 +43,8 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
             found = find_regions(pixels, boxes, finder)
         about = dict(image=image, width=pixels.shape[1], height=pixels.shape[0], **described(found))
         about |= dict(notice=notice) if notice else {}
+        if model and picture and (origin := origin_of_features(model.config, found)):
+            about["features"] = origin
         about["asked"] = [one.fields for one in asked]
         if not args.json:
             show(about, asked)
@@ -132,6 +135,7 @@ def show(about: dict[str, Any], asked: list[Asked]) -> None:
     """Print the image, and the answers, or without a text the regions."""
     count = len(about["regions"])
     lines = [f"{about['image']}: {about['width']} x {about['height']}; {count} regions from {about['source']}"]
+    lines += [about["features"]] if "features" in about else []
     for one in asked:
         lines += [f"  {one.text}", *(f"     {line}" for line in one.lines)]
     for row in () if asked else about["regions"]:

@@ -37,6 +37,7 @@ from vlbert_jax.detector.regions import Regions
 from vlbert_jax.files import user_path
 from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.prediction.asked import describe_answers, draw_asked
+from vlbert_jax.prediction.expected import check_features, vocabulary_of
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import GRID, find_regions
 from vlbert_jax.prediction.requests import MOST, Request, in_batches, requests_of
@@ -130,7 +131,7 @@ class Predictor:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"{path}: the vocabulary of the run cannot be read: {reason}. Give it as vocab=FILE, or the folder "
-                "that holds it as data_dir=FOLDER."
+                f"that holds it as data_dir=FOLDER.{vocabulary_of(config)}"
             ) from None
         try:
             self.task.load_vocabularies(config)
@@ -204,6 +205,7 @@ class Predictor:
                 f"{self.path} was trained on features of a detector. Give the detector (detector=PATH), or a file of "
                 "boxes with their features (boxes=FILE.json)."
             )
+        check_features(self.path, self.config, found)
         trained_on = self.config.data.get("extractor", "") if is_precomputed(self.config) else ""
         if trained_on and found.extractor not in ("", trained_on):
             raise ValueError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,3 +76,8 @@ def task_of_names(names: Iterable[str]) -> str:
     """Return the task whose heads are among official tensor names; pre-training where no other task's are."""
     found = set(names)
     return next((name for name in TASKS if get_task(name).owns(found)), PRETRAINING)
+
+
+def task_of_family(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the task whose heads are among tensors of a sibling; pre-training where no other task's are."""
+    return next((name for name in TASKS if get_task(name).owns_family(architecture, shapes)), PRETRAINING)

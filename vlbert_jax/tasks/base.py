@@ -168,6 +168,8 @@ class Task:
     official_names: ClassVar[Mapping[str, str]] = {}
     # Architecture -> module of vlbert_jax -> module of the original code, for the heads of this task in other models.
     family_names: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    # Architecture -> class of Hugging Face's transformers that has the heads of this task.
+    hugging_face: ClassVar[Mapping[str, str]] = {}
     # Prefixes of official tensors that only heads of this task have, in whatever arrangement.
     official_heads: ClassVar[tuple[str, ...]] = ()
     official_prefix: ClassVar[str] = "vlbert."  # what the official model calls the trunk
@@ -182,6 +184,14 @@ class Task:
 
     def config_from_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """Return the fields of the config, by dotted name, that the shapes of official tensors determine."""
+        return {}
+
+    def owns_family(self, architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Return whether tensors of a sibling, by the names of `family_names`, include the heads of this task."""
+        return False
+
+    def config_from_family(self, architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Return the fields of the config, by dotted name, that a sibling and the shapes of its tensors determine."""
         return {}
 
     # Fields of config.data and of the config itself (by dotted name) of the published recipe, for weights without a

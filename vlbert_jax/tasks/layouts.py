@@ -1,6 +1,10 @@
 """From the architecture of a model to the layout of its sequences."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from vlbert_jax.data.packing import RegionLayout
+from vlbert_jax.data.tokenizer import Tokenizer
 from vlbert_jax.model.architectures import VLBERT
 from vlbert_jax.model.config import architecture_of
 
@@ -17,8 +21,14 @@ def region_layout(config) -> RegionLayout:
         segment=architecture.region_segment_id,
         positions=POSITIONS[architecture.region_position],
         end_token=architecture.end_token,
+        names=architecture.region_names,
         geometry_size=architecture.geometry_size,
     )
+
+
+def names_of_regions(record: Mapping[str, Any], tokenizer: Tokenizer, layout: RegionLayout) -> list[int]:
+    """Return the ids of the names of the regions in their order, where the text has them; [] where none is known."""
+    return sum(tokenizer.words(" ".join(record.get("labels", ()))), []) if layout.names else []
 
 
 def require_vlbert(config, title: str) -> None:

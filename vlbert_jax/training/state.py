@@ -143,8 +143,9 @@ def initial_weights(
     params, constants, filled = state.params, state.constants, set()
     if init := named_sources(config.init.to_dict()):
         encoder = config.model.encoder.to_dict()
+        extractor, architecture = config.data.get("extractor", ""), config.model.get("architecture", "vlbert")
         params, constants, filled = load_into(
-            params, constants, encoder, config.task, init, complete, config.data.get("extractor", "")
+            params, constants, encoder, config.task, init, complete, extractor, architecture
         )
     else:
         log.info("all parameters: from scratch, seed %d", config.seed)

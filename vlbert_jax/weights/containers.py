@@ -25,8 +25,9 @@ from vlbert_jax.weights.shipped import locate_weights, nearest_shipped, shipped_
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
 TRAINER = "trainer:"  # prefix for names of tensors that a trainer stored next to the weights
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # where trainers keep the tensors of the model in a PyTorch file
-FILE_SUFFIXES = (".safetensors", ".model", ".pt", ".pth", ".bin", ".pkl", ".caffemodel")
+# Where trainers keep the tensors of the model in a PyTorch file.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
+FILE_SUFFIXES = (".safetensors", ".model", ".pt", ".pth", ".th", ".bin", ".pkl", ".caffemodel")
 CONFIG_METADATA = "vlbert_jax.config"  # key of the config in the metadata of a safetensors file
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, by its specification
 

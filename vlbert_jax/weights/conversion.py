@@ -14,13 +14,15 @@ import numpy as np
 from flax import nnx
 
 from vlbert_jax.files import atomic_write
-from vlbert_jax.model.architectures import VLBERT
+from vlbert_jax.model.architectures import VLBERT, Architecture
+from vlbert_jax.model.config import architecture_of
 from vlbert_jax.tasks import PRETRAINING, get_task
-from vlbert_jax.weights import export, vlbert_names
+from vlbert_jax.weights import export, family_names, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.model_card import stored_facts, write_card
 from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
+from vlbert_jax.weights.sibling_config import BOTTOM_UP, family_config, fields_of_task
 from vlbert_jax.weights.stored_config import SCHEMA, VOCABULARIES, own_vocabularies
 
 BERT_NEEDS = (
@@ -38,6 +40,8 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
     if source.config is not None:
         fields = ("model", "data", "losses", "compute_dtype")
         config = ml_collections.ConfigDict({name: source.config[name] for name in fields})
+    elif source.kind == "sibling":
+        config = ml_collections.ConfigDict(family_config(source, num_heads))
     else:
         image = f"{vlbert_names.BACKBONE_NAME}.conv1.weight" in shapes
         classifier = f"{vlbert_names.official_modules()['region_classifier']}.weight" in shapes
@@ -53,7 +57,8 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
                     feature_size=shapes.get(vlbert_names.PROJECTION, (0, 2048 + geometry_size))[1] - geometry_size,
                     num_region_classes=shapes.get("vlbert.mvrc_head.region_cls_pred.weight", (1601,))[0],
                 ),
-                data=dict(features="image" if image else "precomputed", hide_pixels=image and not hidden_vector),
+                data=dict(features="image" if image else "precomputed", hide_pixels=image and not hidden_vector)
+                | ({} if image else dict(expects=BOTTOM_UP)),
                 losses=dict(relationship=vlbert_names.RELATIONSHIP in shapes, region=float(classifier)),
             )
         )
@@ -61,7 +66,9 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
         if num_heads is not None:
             config.model.encoder.num_heads = num_heads
         config.task, config.opening = task, dict(steps=0)
-        for name, value in get_task(task).config_from_weights(shapes).items():
+        sibling = source.kind == "sibling"
+        determined = fields_of_task(source, task) if sibling else get_task(task).config_from_weights(shapes)
+        for name, value in determined.items():
             block, _, field = name.rpartition(".")
             functools.reduce(getattr, filter(None, block.split(".")), config)[field] = value
     return config
@@ -123,20 +130,26 @@ class Conversion:
         return self.source.tensors
 
     @property
+    def architecture(self) -> Architecture:
+        return architecture_of(self.config)
+
+    @property
     def optional(self) -> tuple[str, ...]:
         """Tensors that an official model of the task may lack; for pre-training, the vector of text without images."""
+        if self.source.kind == "sibling":
+            return tuple(family_names.OWN_TOKENS.values())
         return vlbert_names.OF_PRETRAINING[: 1 if self.task == PRETRAINING else None]
 
     @property
     def absent(self) -> list[str]:
         """Tensors that the source should have but lacks."""
-        if self.source.kind == "vlbert" and self.source.task == self.task:
+        if self.source.kind in ("vlbert", "sibling") and self.source.task == self.task:
             return [name for name in self.found.missing if name not in self.optional]
         return [name for name in self.found.missing if vlbert_names.REQUIRED[self.source.kind].match(name)]
 
     @property
     def unknown(self) -> list[str]:
-        return [name for name in self.found.unused if not vlbert_names.reason_not_wanted(name)]
+        return [name for name in self.found.unused if not family_names.reason_not_used(name, self.architecture)]
 
 
 def prepare_conversion(path: str | Path, task: str | None = None, num_heads: int | None = None) -> Conversion:
@@ -156,14 +169,18 @@ def prepare_conversion(path: str | Path, task: str | None = None, num_heads: int
         if task != source.task:  # tensors that an earlier conversion initialized are initialized again
             source.tensors = {name: array for name, array in source.tensors.items() if name not in source.new}
             source.new = ()
-        source.tensors = vlbert_names.warm_start(source.tensors, task, source.kind == "vlbert")
+        if source.kind != "sibling":
+            source.tensors = vlbert_names.warm_start(source.tensors, task, source.kind == "vlbert")
+        elif task != source.task != PRETRAINING:
+            raise ValueError(f"These are weights of a model for {source.task}; a model for {task} needs its own.")
         config = model_config(source, task, num_heads)
         heads, size = config.model.encoder.num_heads, config.model.encoder.hidden_size
         if heads < 1 or size % heads:
             raise ValueError(f"{heads} heads do not divide {size} columns; set --num_heads")
         state = nnx.state(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
-        found = vlbert_names.match_tensors(source.tensors, shapes, config.model.encoder.vocab_size)
+        table = family_names.table_of(architecture_of(config))
+        found = vlbert_names.match_tensors(source.tensors, shapes, config.model.encoder.vocab_size, table)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return Conversion(source, task, config, state, found)
@@ -176,7 +193,7 @@ def conversion_table(conversion: Conversion, form: str) -> str:
     rows = [("matched", len(found.matched), sum(sizes[name].size for name in found.matched), "")]
     dropped = {reason: dict(sizes) for reason, sizes in source.dropped.items()}
     for name in found.unused:
-        reason = vlbert_names.reason_not_wanted(name) or "unknown"
+        reason = family_names.reason_not_used(name, conversion.architecture) or "unknown"
         dropped.setdefault(reason, {})[name] = sizes[name].size
     for reason, tensors in dropped.items():
         which = "" if reason in ("duplicate", "batch counter", "optimizer state") else _some(list(tensors))
@@ -185,7 +202,7 @@ def conversion_table(conversion: Conversion, form: str) -> str:
     if found.missing and form != "hf" and (source.kind != "resnet" or form == "orbax"):
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(conversion.state)}
         new, count, missing = collections.Counter(), 0, set(found.missing)
-        for entry in vlbert_names.name_table(shapes, encoder.vocab_size):
+        for entry in family_names.table_of(conversion.architecture)(shapes, encoder.vocab_size):
             if entry.official in missing:
                 new["/".join(entry.path[:-1] if len(entry.path) > 2 else entry.path)] += 1
                 count += entry.part(np.broadcast_to(np.float32(0), shapes[entry.path])).size
@@ -215,14 +232,20 @@ def write_conversion(
         target: File or folder.
         form: orbax, safetensors, pt or hf.
         dtype: Type of the values; None = float32.
-        add_files: Function that adds files to the folder of `hf` before it replaces the target.
+        add_files: Function that writes the tokenizer into a folder: that of `hf`, or one in that of `orbax`.
 
     Raises:
         ValueError: The format cannot hold the source.
     """
     source, config = conversion.source, conversion.config
     with atomic_write(target) as path:
-        if form == "hf":
+        if form == "hf" and source.kind == "sibling":
+            named = cast_tensors(official_tensors(conversion, target), dtype)
+            kind = hugging_face_class(source.path, conversion.task, conversion.architecture)
+            export.write_visualbert(path, named, config.model.encoder.to_dict(), kind)
+            if add_files is not None:
+                add_files(path)
+        elif form == "hf":
             kept = {n: conversion.tensors[n] for n in conversion.found.matched if n not in source.new}
             if lacking := [name for name in BERT_NEEDS if name not in kept]:
                 raise ValueError(f"{source.path} lacks {', '.join(lacking)}, which a BERT needs")
@@ -237,19 +260,17 @@ def write_conversion(
             export.write_orbax(path, params, constants, {"schema": SCHEMA} | config.to_dict() | beside)
             if copies := own_vocabularies(source.path):
                 shutil.copytree(Path(next(iter(copies.values()))).parent, path / VOCABULARIES)
+            elif add_files is not None:
+                (path / VOCABULARIES).mkdir()
+                add_files(path / VOCABULARIES / "vocab")
         else:
             if source.kind == "resnet":
                 kept = {name: conversion.tensors[name] for name in conversion.found.matched}
                 named = official_to_resnet(kept, source.counters)
             else:
-                new = {*source.new, *conversion.found.missing} & {*conversion.optional}
-                params, constants = arrays_of(conversion, None)
-                ours = flatten_tree(dict(params=params, constants=constants))
-                official = vlbert_names.to_official(ours, config.model.encoder.vocab_size)
-                official = {name: array for name, array in official.items() if name not in new}
-                named = vlbert_names.official_state_dict(official, source.counters, conversion.task)
+                named = official_tensors(conversion, target)
             if form == "pt":
-                export.write_torch(path, cast_tensors(named, dtype), wrap=source.kind != "resnet")
+                export.write_torch(path, cast_tensors(named, dtype), wrap=source.kind not in ("resnet", "sibling"))
             else:
                 stored = None if source.kind == "resnet" else portable_config(conversion)
                 export.write_safetensors(path, cast_tensors(named, dtype), stored)
@@ -267,6 +288,30 @@ def _write_card(conversion: Conversion, folder: Path, name: str, transformers: b
     untrained = len({*source.new, *conversion.found.missing} - {*conversion.optional})
     scores = results if same_task and not transformers else []
     write_card(folder, name, conversion.config.to_dict(), facts, scores, untrained, transformers)
+
+
+def hugging_face_class(path: str, task: str, architecture: Architecture) -> str:
+    """Return the class of Hugging Face's transformers that loads a sibling; raise ValueError where there is none."""
+    kind = get_task(task).hugging_face.get(architecture.name)
+    if kind is None:
+        raise ValueError(
+            f"{path}: Hugging Face has no class of {architecture.name} for {task}; write a .pt or .safetensors file"
+        )
+    return kind
+
+
+def official_tensors(conversion: Conversion, target: Path) -> dict[str, np.ndarray]:
+    """Return the whole model as the original code stores it; the suffix of the target may choose the names."""
+    source, config = conversion.source, conversion.config
+    new = {*source.new, *conversion.found.missing} & {*conversion.optional}
+    params, constants = arrays_of(conversion, None)
+    ours = flatten_tree(dict(params=params, constants=constants))
+    table = family_names.table_of(conversion.architecture)
+    official = vlbert_names.to_official(ours, config.model.encoder.vocab_size, table)
+    official = {name: array for name, array in official.items() if name not in new}
+    if source.kind == "sibling":
+        return family_names.original_state_dict(official, conversion.architecture, target.suffix)
+    return vlbert_names.official_state_dict(official, source.counters, conversion.task)
 
 
 def portable_config(conversion: Conversion) -> dict:

@@ -127,6 +127,35 @@ def write_hugging_face(path: Path, bert: Mapping[str, np.ndarray], num_heads: in
     write_safetensors(path / "model.safetensors", bert)
 
 
+def write_visualbert(path: Path, tensors: Mapping[str, np.ndarray], encoder: Mapping[str, Any], kind: str):
+    """Write a folder that a class of Hugging Face's VisualBERT loads.
+
+    Args:
+        path: folder to create.
+        tensors: tensors with Hugging Face's names.
+        encoder: sizes of the encoder (config.model.encoder).
+        kind: name of the class.
+    """
+    from transformers import VisualBertConfig  # takes a second to import
+
+    config = VisualBertConfig(
+        vocab_size=encoder["vocab_size"],
+        hidden_size=encoder["hidden_size"],
+        num_hidden_layers=encoder["num_layers"],
+        num_attention_heads=encoder["num_heads"],
+        intermediate_size=encoder["mlp_size"],
+        max_position_embeddings=encoder["max_positions"],
+        type_vocab_size=encoder["num_segments"],
+        visual_embedding_dim=tensors["visual_bert.embeddings.visual_projection.weight"].shape[1],
+        architectures=[kind],
+    )
+    if "cls.bias" in tensors:
+        config.num_labels = len(tensors["cls.bias"])
+    path.mkdir()
+    config.to_json_file(path / "config.json")
+    write_safetensors(path / "model.safetensors", tensors)
+
+
 def write_orbax(path: Path, params: dict, constants: dict, config: Mapping[str, Any]):
     """Write a folder that `init.checkpoint` reads: arrays as a run saves them, and config.json.
 

@@ -7,14 +7,23 @@ PyTorch. One table then leads from there to parameter paths, and back.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from vlbert_jax.model.architectures import Architecture
+from vlbert_jax.batch import IMG, IMG_MASK
+from vlbert_jax.model.architectures import VLBERT, Architecture
 from vlbert_jax.tasks import all_tasks
 from vlbert_jax.weights.entry import Entry
+from vlbert_jax.weights.vlbert_names import (
+    TOKEN_TABLE,
+    convolution_entry,
+    name_table,
+    official_modules,
+    reason_not_wanted,
+)
 
 BERT = {  # modules of every family: the trunk of BERT
     "vlbert/embedding_norm": "bert.embeddings.LayerNorm",
@@ -41,7 +50,15 @@ PACKED = re.compile(r"(.*)\.in_proj_(weight|bias)")  # query, key and value in o
 PARTS = ("query", "key", "value")
 WORDS = "bert.embeddings.word_embeddings.weight"
 MLM_BIAS = "cls.predictions.bias"
-# Parameters without a tensor in any family: rows of the token table behind the vocabulary keep their initial values.
+REQUIRED_OF_BERT = re.compile(r"bert\.(embeddings\.((word|position|token_type)_embeddings|LayerNorm)|encoder)\.")
+# Rows of the token table behind the vocabulary, in models that have them; no published file does.
+OWN_TOKENS = {IMG: "region_token.weight", IMG_MASK: "hidden_region_token.weight"}
+# Tensors that are other tensors once more -> those.
+TIES = {
+    "cls.predictions.decoder.weight": WORDS,
+    "cls.predictions.decoder.bias": MLM_BIAS,
+    "feat_regress.weight": "bert.img_embeddings.img_linear.weight",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +68,8 @@ class Family:
     modules: Mapping[str, str]  # module of vlbert_jax -> module of the original, in the names of BERT
     tables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # parameter -> tensor
     renames: tuple[tuple[str, str], ...] = ()  # pattern of an original name -> replacement, applied in order
+    originals: tuple[tuple[str, str], ...] = ()  # the way back: pattern of a name of BERT -> replacement
+    ties: tuple[str, ...] = ("cls.predictions.decoder.weight",)  # copies (TIES) that the original code writes
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)  # reason not to be used -> pattern
     # Class of the relationship that means that all belongs together. Here it is class 1, so the others are rotated.
     belongs: int = 1
@@ -69,6 +88,8 @@ UNITER = Family(
     },
     tables={"fast_rcnn/hidden_appearance": "bert.img_embeddings.mask_embedding.weight"},
     renames=((r"^uniter\.", "bert."),),
+    originals=((r"^bert\.", "uniter."),),
+    ties=("cls.predictions.decoder.weight", "feat_regress.weight"),
     reasons={
         "duplicate": r"feat_regress\.weight$",  # the projection, transposed
         "vector of hidden regions": r"bert\.img_embeddings\.mask_embedding\.weight$",  # where no region is hidden
@@ -93,10 +114,23 @@ VISUALBERT = Family(
         (r"^classifier\.", "cls."),
         (r"^flickr_attention\.", "attention."),
     ),
+    originals=((r"^bert\.", "visual_bert."),),
+    ties=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
     reasons={
         "region head of another kind": r"detector\.",  # a ResNet-50 with instance masks
         "never used by the official code": r"attention\.value\.",  # of phrases
     },
+)
+# What the original code of VisualBERT calls its tensors; the names of Hugging Face are those of the family.
+ORIGINAL_VISUALBERT = dataclasses.replace(
+    VISUALBERT,
+    originals=(
+        (r"^(bert|cls)\.(?!weight|bias)", r"bert.\1."),
+        (r"^cls\.(?=weight|bias)", "bert.classifier."),
+        (r"\.visual_(position|token_type)_embeddings\.", r".\1_embeddings_visual."),
+        (r"\.embeddings\.visual_projection\.", ".embeddings.projection."),
+    ),
+    ties=("cls.predictions.decoder.weight",),
 )
 OSCAR = Family(
     modules={
@@ -136,6 +170,12 @@ B2T2 = Family(
         (r"^bert\.output_bias$", "choice.bias"),
     ),
 )
+UNICODER_VL = Family(  # no code is published: names for files of this package
+    modules={
+        "fast_rcnn/projection": "bert.img_embeddings.img_linear",
+        "fast_rcnn/geometry_projection": "bert.img_embeddings.pos_linear",
+    }
+)
 FAMILIES = {
     "uniter": UNITER,
     "visualbert": VISUALBERT,
@@ -143,6 +183,16 @@ FAMILIES = {
     "vinvl": VINVL,
     "b2t2": B2T2,
     "b2t2_positions": B2T2,
+    "unicoder_vl": UNICODER_VL,
+}
+# What a published file of an architecture has, as patterns of original names; the first match counts.
+MARKS = {
+    "uniter": r"uniter\.",
+    "visualbert": r"visual_bert\.|bert\.bert\.|.*\.(position|token_type)_embeddings_visual\.",
+    "vinvl": r"bert\.LayerNorm\.",
+    "oscar": r"bert\.img_embedding\.",
+    "b2t2_positions": r"position_[xy]_embeddings",
+    "b2t2": r"bert[./]embeddings[./]dense[./]",
 }
 # Reason why a tensor is not used -> pattern of its name; the first match counts.
 REASONS = {
@@ -158,6 +208,13 @@ def family_of(architecture: Architecture) -> Family:
     if architecture.name not in FAMILIES:
         raise ValueError(f"There are no names of weights for {architecture.name}, only for {', '.join(FAMILIES)}.")
     return FAMILIES[architecture.name]
+
+
+def architecture_of_names(names: Iterable[str]) -> str:
+    """Return the architecture of a file with tensors of these names; "" where it is none of a sibling."""
+    plain = [re.sub(r"^(module\.)+", "", name) for name in names]
+    found = (name for name, pattern in MARKS.items() if any(re.match(pattern, p) for p in plain))
+    return next(found, "")
 
 
 def to_bert_names(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> dict[str, np.ndarray]:
@@ -194,7 +251,7 @@ def pack_attention(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def family_modules(architecture: Architecture) -> dict[str, str]:
     """Return module of vlbert_jax -> module of the original, in the names of BERT: the trunk and all heads."""
-    modules = BERT | dict(family_of(architecture).modules)
+    modules = official_modules() | BERT | dict(family_of(architecture).modules)
     for task in all_tasks():
         modules |= task.family_names.get(architecture.name, {})
     return modules
@@ -203,7 +260,10 @@ def family_modules(architecture: Architecture) -> dict[str, str]:
 def family_table(
     shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int, architecture: Architecture
 ) -> Iterator[Entry]:
-    """Yield every tensor of a model with these parameters; `shapes` maps parameter paths to shapes."""
+    """Yield every tensor of a model with these parameters; `shapes` maps parameter paths to shapes.
+
+    A module that the original code does not have has the name that VL-BERT gives it.
+    """
     family, modules = family_of(architecture), family_modules(architecture)
     tables = TABLES | dict(family.tables)
     # Geometry is before the appearance in the kernel of the projection, and behind it in the original code.
@@ -213,6 +273,8 @@ def family_table(
         module, _, leaf = name.rpartition("/")
         if name == "vlbert/token_embeddings":
             yield Entry(WORDS, path, rows=(0, vocab_size))
+        elif name.startswith(("fast_rcnn/backbone/", "fast_rcnn/c5/")):
+            yield convolution_entry(module, leaf, path)
         elif name == "mlm_head/bias":
             yield Entry(MLM_BIAS, path, rows=(0, vocab_size))
         elif name in tables:
@@ -228,8 +290,68 @@ def family_table(
             raise KeyError(f"parameter {name} has no name in {architecture.name}; add it to `family_names` of its task")
 
 
+def table_of(architecture: Architecture) -> Callable[..., Iterator[Entry]]:
+    """Return the table of the names of an architecture; it takes shapes by path and the size of the vocabulary.
+
+    To the names of published files it adds those of OWN_TOKENS, which files of this package have.
+    """
+    return name_table if architecture is VLBERT else functools.partial(_own_table, architecture=architecture)
+
+
+def _own_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int, architecture: Architecture) -> Iterator[Entry]:
+    yield from family_table(shapes, vocab_size, architecture)
+    if architecture.region_word:
+        for offset, token in OWN_TOKENS.items():
+            yield Entry(token, TOKEN_TABLE, rows=(vocab_size + offset, vocab_size + offset + 1))
+
+
+def untied(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Return the tensors (named as in `to_bert_names`) without copies, and the sizes of the copies by name.
+
+    Raises:
+        ValueError: A copy differs from its original: the model has one parameter for both.
+    """
+    found, copies = dict(tensors), {}
+    for name, original in TIES.items():
+        if name not in found:
+            continue
+        copy = found.pop(name)
+        if original not in found:
+            found[original] = copy
+        elif copy.shape != found[original].shape or not np.array_equal(copy, found[original], equal_nan=True):
+            raise ValueError(f"{name} differs from {original}; the model ties them, so they cannot be converted")
+        else:
+            copies[name] = copy.size
+    return found, copies
+
+
+def original_state_dict(
+    tensors: Mapping[str, np.ndarray], architecture: Architecture, suffix: str = ""
+) -> dict[str, np.ndarray]:
+    """Return tensors (named as in `to_bert_names`) with the names of the original code, tied ones as often as there.
+
+    Those of VisualBERT are Hugging Face's; with the `suffix` .th of the file they are those of its authors.
+    """
+    family = family_of(architecture)
+    if family is VISUALBERT and suffix == ".th":
+        family = ORIGINAL_VISUALBERT
+    state = dict(tensors)
+    for name in family.ties:
+        has_head = MLM_BIAS in state if name.startswith("cls.") else "feat_regress.bias" in state
+        if has_head:
+            state[name] = state[TIES[name]]
+    named = {}
+    for name, array in state.items():
+        for pattern, replacement in family.originals:
+            name = re.sub(pattern, replacement, name)
+        named[name] = array
+    return named
+
+
 def reason_not_used(name: str, architecture: Architecture) -> str:
-    """Return why a model has no place for a tensor (named as in `to_bert_names`); "" for an unknown tensor."""
+    """Return why a model has no place for a tensor (named as in its table); "" for an unknown tensor."""
+    if architecture is VLBERT:
+        return reason_not_wanted(name)
     for reasons in (REASONS, family_of(architecture).reasons):
         for reason, pattern in reasons.items():
             if re.match(pattern, name):

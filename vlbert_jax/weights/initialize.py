@@ -3,7 +3,7 @@
 import collections
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,15 +12,19 @@ import numpy as np
 from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 
-from vlbert_jax.weights import vlbert_names
+from vlbert_jax.model.architectures import VLBERT, Architecture, get_architecture
+from vlbert_jax.tasks import PRETRAINING
+from vlbert_jax.weights import family_names, vlbert_names
+from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.containers import find_weights
+from vlbert_jax.weights.entry import Entry
 from vlbert_jax.weights.orbax import newest_step
 from vlbert_jax.weights.read import Weights, not_finite, read_weights
 
 log = logging.getLogger(__name__)
 
 FIELDS = ("bert", "resnet", "checkpoint")  # of config.init; the last one that has a tensor counts
-KINDS = {"bert": ("bert",), "resnet": ("resnet",), "checkpoint": ("vlbert", "bert", "resnet")}
+KINDS = {"bert": ("bert",), "resnet": ("resnet",), "checkpoint": ("vlbert", "sibling", "bert", "resnet")}
 
 
 def named_sources(init: Mapping[str, Any]) -> dict[str, str]:
@@ -66,6 +70,7 @@ def load_into(
     init: Mapping[str, str],
     complete: bool = False,
     extractor: str = "",
+    architecture: str = VLBERT.name,
 ) -> tuple[nnx.State, nnx.State, set[tuple]]:
     """Return the two states with the weights that `init` names, on the devices where they are.
 
@@ -80,15 +85,18 @@ def load_into(
         init: Field of `config.init` -> path of the weights.
         complete: Whether a tensor that no source has is an error.
         extractor: Extractor of the features of the corpus, "" if unknown.
+        architecture: Name of the architecture of the model.
 
     Returns:
         The states, and the paths of the parameters that the sources fill.
 
     Raises:
         FileNotFoundError: A source does not exist.
-        ValueError: A source is of another kind, lacks tensors, differs in sizes, or was trained on
-            precomputed features of another extractor.
+        ValueError: A source is of another kind or architecture, lacks tensors, differs in sizes, or was
+            trained on precomputed features of another extractor.
     """
+    switches = get_architecture(architecture)
+    name_table = family_names.table_of(switches)
     variables = {tuple(map(str, path)): v for s in (params, constants) for path, v in nnx.to_flat_state(s)}
     shapes = {path: v.shape for path, v in variables.items()}
     read, origin, vocab_size = [], {}, encoder["vocab_size"]
@@ -107,15 +115,16 @@ def load_into(
                 f"init.{field}: {source.path} was trained on features of extractor {trained_on}, but the corpus has "
                 f"those of {extractor}. Features of different detectors, weights or settings cannot be mixed."
             )
-        tensors, found = _matched(field, source, shapes, vocab_size, task)
+        tensors, found = _matched(field, source, shapes, vocab_size, task, switches)
         read.append((tensors, found))
         origin |= dict.fromkeys(found.matched, f"init.{field}")
         log.info("init.%s: %s, %s; %d tensors taken", field, init[field], source.description, len(found.matched))
         if bad := not_finite({name: tensors[name] for name in found.matched}):
             log.warning("init.%s: NaN or infinite values in %s", field, ", ".join(bad))
-    _log_origins(shapes, vocab_size, origin)
-    table = list(vlbert_names.name_table(shapes, vocab_size))
-    lacking = [entry.official for entry in table if entry.official not in {*origin, *vlbert_names.OF_PRETRAINING}]
+    table = list(name_table(shapes, vocab_size))
+    _log_origins(table, origin)
+    optional = {*vlbert_names.OF_PRETRAINING, *family_names.OWN_TOKENS.values()}
+    lacking = [entry.official for entry in table if entry.official not in {*origin, *optional}]
     if complete and lacking:
         raise ValueError(
             f"{' and '.join(init.values())}: {len(lacking)} tensors of a model for {task} are missing, such as "
@@ -138,32 +147,48 @@ def load_into(
     return place(params), place(constants), filled
 
 
-def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str):
+def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, architecture: Architecture):
     if source.kind not in KINDS[field]:
         fields = [other for other in FIELDS if source.kind in KINDS[other]]
         raise ValueError(
             f"init.{field}: {source.path} holds {source.description}; set it as config.init.{fields[0]}."
         )
+    if source.kind in ("vlbert", "sibling") and source.architecture != architecture.name:
+        raise ValueError(
+            f"init.{field}: {source.path} has weights of {source.architecture}, but config.model.architecture is "
+            f"{architecture.name!r}: set --config.model.architecture={source.architecture}, or choose other weights"
+        )
     try:
         # Tensors that a conversion initialized are no better than those of this run, and may differ in size.
         own = {name: array for name, array in source.tensors.items() if name not in source.new}
-        tensors = vlbert_names.warm_start(own, task, source.kind == "vlbert")
-        found = vlbert_names.match_tensors(tensors, shapes, vocab_size)
+        if source.kind == "bert" and architecture is not VLBERT:
+            tensors = official_to_bert(own)
+        elif source.kind != "sibling":
+            tensors = vlbert_names.warm_start(own, task, source.kind == "vlbert")
+        elif source.task in (task, PRETRAINING):
+            tensors = own
+        else:
+            raise ValueError(
+                f"These are weights of a model for {source.task}; a model for {task} starts from pre-training."
+            )
+        found = vlbert_names.match_tensors(tensors, shapes, vocab_size, family_names.table_of(architecture))
     except ValueError as error:
         raise ValueError(f"init.{field}: {source.path}: {error}") from error
     if not found.matched:
         raise ValueError(f"init.{field}: nothing in {source.path} belongs to this model")
     required = vlbert_names.REQUIRED[source.kind]
+    if source.kind == "bert" and architecture is not VLBERT:
+        required = family_names.REQUIRED_OF_BERT
     absent = [name for name in found.missing if required.match(name) and name not in source.new]
     if absent:
         raise ValueError(f"init.{field}: {source.path} lacks {', '.join(absent[:8])} ({len(absent)} tensors)")
     return tensors, found
 
 
-def _log_origins(shapes, vocab_size: int, origin: dict[str, str]):
+def _log_origins(table: Iterable[Entry], origin: dict[str, str]):
     """Log, for each group of parameters, how many of its tensors came from each source."""
     groups = collections.defaultdict(collections.Counter)
-    for entry in vlbert_names.name_table(shapes, vocab_size):
+    for entry in table:
         groups["/".join(entry.path[:2] if entry.path[0] in ("vlbert", "fast_rcnn") else entry.path[:1])][
             origin.get(entry.official, "scratch")
         ] += 1

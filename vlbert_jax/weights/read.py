@@ -1,6 +1,7 @@
-"""Weights of any source, whose kind is detected by their content, with the official VL-BERT names.
+"""Weights of any source, whose kind is detected by their content.
 
-See vlbert_names.py for the names. Half and double precision become float32.
+Those of VL-BERT, BERT and ResNet have the official names of VL-BERT (vlbert_names.py), those of its one-stream
+siblings the names of BERT (family_names.py). Half and double precision become float32.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vlbert_jax.tasks import PRETRAINING, task_of_names
-from vlbert_jax.weights import detector_names, vlbert_names
+from vlbert_jax.model.architectures import VLBERT, get_architecture
+from vlbert_jax.tasks import PRETRAINING, task_of_family, task_of_names
+from vlbert_jax.weights import detector_names, family_names, vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files, stored_in_file
 from vlbert_jax.weights.orbax import newest_step, read_checkpoint
@@ -30,10 +32,10 @@ TIED = (f"{vlbert_names.C5_AGAIN}.", "vlbert.mlm_head.predictions.decoder.")
 
 @dataclasses.dataclass
 class Weights:
-    """Weights of one source, with official names."""
+    """Weights of one source."""
 
     path: str
-    kind: str  # bert | vlbert | resnet
+    kind: str  # bert | vlbert | resnet | sibling
     container: str  # format of the source: pytorch | safetensors | caffe | pickle | orbax
     tensors: dict[str, np.ndarray]
     dropped: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # reason -> name -> size
@@ -43,11 +45,14 @@ class Weights:
     new: tuple[str, ...] = ()  # tensors that an earlier conversion initialized
     num_heads: int | None = None  # attention heads, None = the source does not say
     task: str = PRETRAINING
+    architecture: str = VLBERT.name
+    vocab: str = ""  # vocab.txt next to the weights of a sibling, "" where there is none
 
     @property
     def description(self) -> str:
         """Return the kind and format as words."""
-        kind = {"bert": "BERT", "resnet": "ResNet", "vlbert": f"VL-BERT, {self.task}"}[self.kind]
+        sibling = f"{self.architecture}, {self.task}"
+        kind = {"bert": "BERT", "resnet": "ResNet", "vlbert": f"VL-BERT, {self.task}", "sibling": sibling}[self.kind]
         return f"{kind} in {self.container}"
 
 
@@ -80,12 +85,14 @@ def _read(given: str) -> Weights:
     log.info("reading weights from %s", path)
     raw, container = read_files(path)
     weights = _to_weights(given, raw, container)
-    if container == "safetensors" and weights.kind == "vlbert" and (stored := stored_in_file(path)):
+    if container == "safetensors" and weights.kind in ("vlbert", "sibling") and (stored := stored_in_file(path)):
         weights.config = upgraded(stored, stored.pop("schema", None), given)
         weights.num_heads = weights.config["model"]["encoder"]["num_heads"]
-    config = (path if path.is_dir() else path.parent) / "config.json"
-    if weights.kind == "bert" and config.exists():
-        weights.num_heads = _check_bert_config(config, weights.tensors)
+    folder = path if path.is_dir() else path.parent
+    if weights.kind in ("bert", "sibling") and weights.config is None and (folder / "config.json").exists():
+        weights.num_heads = _check_bert_config(folder / "config.json", weights)
+    if weights.kind == "sibling" and (folder / "vocab.txt").exists():
+        weights.vocab = str(folder / "vocab.txt")
     return weights
 
 
@@ -93,10 +100,17 @@ def _read_checkpoint_folder(given: str, path: Path) -> Weights:
     """Read a workdir, a step in it, or a folder that `convert` wrote."""
     config = _read_config(path.absolute())
     encoder = config["model"]["encoder"]
-    raw = vlbert_names.to_official(flatten_tree(read_checkpoint(path)), encoder["vocab_size"])
-    raw |= {name: np.asarray(count) for name, count in config.get("batch_counters", {}).items()}
+    architecture = get_architecture(config["model"].get("architecture", VLBERT.name))
+    raw = vlbert_names.to_official(
+        flatten_tree(read_checkpoint(path)), encoder["vocab_size"], family_names.table_of(architecture)
+    )
     new = tuple(config.get("newly_initialized", ()))
-    weights = _to_weights(given, raw, "orbax")
+    if architecture is VLBERT:
+        raw |= {name: np.asarray(count) for name, count in config.get("batch_counters", {}).items()}
+        weights = _to_weights(given, raw, "orbax")
+    else:
+        own = dict(task=config.get("task", PRETRAINING), architecture=architecture.name)
+        weights = Weights(given, "sibling", "orbax", raw, **own)
     segments = config.get("bert_segments", 2)
     return dataclasses.replace(weights, config=config, num_heads=encoder["num_heads"], new=new, segments=segments)
 
@@ -107,25 +121,28 @@ def is_detector_folder(path: Path) -> bool:
     return (path / "state").exists() and config.exists() and "detector" in json.loads(config.read_text())
 
 
-def _check_bert_config(file: Path, tensors: Mapping[str, np.ndarray]) -> int | None:
+def _check_bert_config(file: Path, weights: Weights) -> int | None:
     """Return the number of heads in a Hugging Face config, None if it has none.
 
     Raises ValueError if the config is of another model than the tensors.
     """
-    config = json.loads(file.read_text())
-    words = tensors[vlbert_names.WORDS].shape
+    config, tensors = json.loads(file.read_text()), weights.tensors
+    words = tensors[vlbert_names.WORDS if weights.kind == "bert" else family_names.WORDS].shape
     expected = dict(
-        model_type="bert",
         hidden_act="gelu",
         position_embedding_type="absolute",
+        bypass_transformer=False,  # a layer of its own for both modalities, in VisualBERT
         vocab_size=words[0],
         hidden_size=words[1],
         num_hidden_layers=sum(name.endswith("intermediate.dense.weight") for name in tensors),
     )
+    if weights.kind == "bert":
+        expected |= dict(model_type="bert")
     for field, value in expected.items():
         if config.get(field, value) != value:
             raise ValueError(
-                f"{file} says {field} {config[field]}, but the weights next to it, read as BERT's, have {value}"
+                f"{file} says {field} {config[field]}, but the weights next to it, read as "
+                f"{'BERT' if weights.kind == 'bert' else weights.architecture}'s, have {value}"
             )
     return config.get("num_attention_heads")
 
@@ -152,7 +169,9 @@ def flatten_tree(tree: Mapping, prefix: tuple = ()) -> dict[tuple, np.ndarray]:
 
 
 def _to_weights(path: str, raw: Mapping[str, np.ndarray], container: str) -> Weights:
-    """Return tensors with the names of their source as weights with official names."""
+    """Return tensors with the names of their source as weights."""
+    if sibling := _sibling_of(raw):
+        return _to_sibling(path, raw, container, sibling)
     kind, rename = _detect_kind(path, raw)
     weights = Weights(path, kind, container, {})
     for original, array in raw.items():
@@ -177,6 +196,31 @@ def _to_weights(path: str, raw: Mapping[str, np.ndarray], container: str) -> Wei
     return weights
 
 
+def _sibling_of(raw: Mapping[str, np.ndarray]) -> str:
+    """Return the architecture of a sibling of VL-BERT with tensors of these names; "" where it is none."""
+    official = any(vlbert_names.plain_name(name).startswith(("vlbert.", "image_feature_extractor.")) for name in raw)
+    return "" if official else family_names.architecture_of_names(raw)
+
+
+def _to_sibling(path: str, raw: Mapping[str, np.ndarray], container: str, architecture: str) -> Weights:
+    weights = Weights(path, "sibling", container, {}, architecture=architecture)
+    own = {}
+    for name, array in raw.items():
+        array = np.asarray(array)
+        if name.startswith(TRAINER):
+            weights.dropped.setdefault("optimizer state", {})[name] = array.size
+        else:
+            own[name] = array.astype(np.float32) if array.dtype in OTHER_FLOATS else array
+    named = family_names.to_bert_names(own, get_architecture(architecture))
+    weights.tensors, copies = family_names.untied(named)
+    if copies:
+        weights.dropped["duplicate"] = copies
+    if family_names.WORDS not in weights.tensors:
+        raise ValueError(f"{path} has tensors of {architecture}, but lacks {family_names.WORDS}")
+    weights.task = task_of_family(architecture, {name: array.shape for name, array in weights.tensors.items()})
+    return weights
+
+
 def _detect_kind(path: str, raw: Mapping[str, np.ndarray]) -> tuple[str, Callable[[str], str]]:
     """Return the kind of a source and the function from its names to the official ones."""
     plain = {vlbert_names.plain_name(name) for name in raw}
@@ -189,7 +233,8 @@ def _detect_kind(path: str, raw: Mapping[str, np.ndarray]) -> tuple[str, Callabl
     if detector_names.is_detector(raw):
         return "resnet", lambda name: resnet_to_official(detector_names.milvlg_to_resnet(name) or "")
     raise ValueError(
-        f"{path} holds no weights of BERT, VL-BERT or ResNet; its tensors: {', '.join(list(raw)[:4]) or 'none'}"
+        f"{path} holds no weights of BERT, VL-BERT, its siblings or ResNet; its tensors: "
+        f"{', '.join(list(raw)[:4]) or 'none'}"
     )
 
 

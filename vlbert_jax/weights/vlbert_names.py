@@ -103,7 +103,7 @@ def name_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Iter
         elif name in SINGLE:
             yield Entry(SINGLE[name], path, layout="row" if len(shape) == 1 else "same")
         elif name.startswith(("fast_rcnn/backbone/", "fast_rcnn/c5/")):
-            yield _convolution_entry(module, leaf, path)
+            yield convolution_entry(module, leaf, path)
         elif module in modules:
             official = modules[module] + (".bias" if leaf == "bias" else ".weight")
             layout = "linear" if leaf == "kernel" else "same"
@@ -113,7 +113,8 @@ def name_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Iter
             raise KeyError(f"parameter {name} has no official name; add it to `official_names` of its task")
 
 
-def _convolution_entry(module: str, leaf: str, path: tuple) -> Entry:
+def convolution_entry(module: str, leaf: str, path: tuple) -> Entry:
+    """Return the tensor of a parameter of the ResNet."""
     if module == "fast_rcnn/backbone/stem":
         prefix, convolution, norm = BACKBONE_NAME, "conv1", "bn1"
     else:
@@ -133,6 +134,7 @@ REQUIRED = {  # tensors that a source of a kind must have; others may be initial
         r"vlbert\.(?!pooler|mlm_head|mvrc_head|relationsip_head|special)|object_linguistic_embeddings\.|"
         r"image_feature_extractor\.obj_downsample\."
     ),
+    "sibling": re.compile(r"bert\.(?!pooler)"),
 }
 
 
@@ -157,7 +159,7 @@ class Match:
         """Write what the tensors hold of the parameter at `path` into `array`; other values stay."""
         for entry in self.entries.get(path, ()):
             source, target = entry.to_parameter(tensors[entry.official]), entry.part(array)
-            if entry.official == SEGMENTS:  # BERT has two segments; the third keeps its initial value
+            if is_segment_table(entry.official):  # BERT has two segments; the third keeps its initial value
                 target = target[: len(source)]
             target[...] = source
 
@@ -187,7 +189,7 @@ def match_tensors(
             continue
         given = tensors[entry.official].shape
         model = entry.to_official(entry.part(np.broadcast_to(np.float32(0), shapes[entry.path]))).shape
-        few_segments = entry.official == SEGMENTS and given[1:] == model[1:] and given[0] < model[0]
+        few_segments = is_segment_table(entry.official) and given[1:] == model[1:] and given[0] < model[0]
         if given != model and not few_segments:
             raise ValueError(
                 f"{entry.official} has shape {given}, the model wants {model}: choose the model's sizes "
@@ -200,6 +202,11 @@ def match_tensors(
             found.entries[entry.path].append(Entry(TRAINED_WORDS, entry.path, rows=rows))
     found.unused = [name for name in tensors if name not in wanted]
     return found
+
+
+def is_segment_table(official: str) -> bool:
+    """Return whether a tensor is a table of segments, of words or of regions; it may have fewer rows than the model."""
+    return official.endswith("token_type_embeddings.weight")
 
 
 def reason_not_wanted(official: str) -> str:

@@ -18,7 +18,7 @@ from vlbert_jax.data.examples import ImageLayout, check_width, image_fields, ima
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
-from vlbert_jax.tasks.layouts import region_layout
+from vlbert_jax.tasks.layouts import names_of_regions, region_layout
 
 EVAL_MASKED = 0.15  # share of words and of regions that evaluation masks, whatever training does
 # Fields with an axis n, which a caption and its text-only partner share.
@@ -138,7 +138,8 @@ def fill_example(record: dict, tokenizer: Tokenizer, layout: CaptionLayout) -> E
     """Return an image with a `caption` (one string) whose [MASK] are predicted, n = 1; no region is hidden."""
     ids = np.array(sum(tokenizer.words(record["caption"]), []), np.int32)
     labels = np.where(ids == tokenizer.mask_id, ids, -1)
-    return _with_image(record, ids, labels, False, None, tokenizer, layout)[0]
+    names = names_of_regions(record, tokenizer, layout.regions)
+    return _with_image(record, ids, labels, False, None, tokenizer, layout, names)[0]
 
 
 def _with_image(
@@ -149,8 +150,12 @@ def _with_image(
     hidden: Bool[np.ndarray, "n"] | None,
     tokenizer: Tokenizer,
     layout: CaptionLayout,
+    names: Sequence[int] = (),
 ) -> tuple[Example, int]:
-    """Return `[CLS] caption [SEP]` and the regions, as many of both as fit, and the number of text elements."""
+    """Return `[CLS] caption [SEP]` and the regions, as many of both as fit, and the number of text elements.
+
+    `names`, of the regions, follow as a second part of the text: those for which there is room.
+    """
     ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
     labels = np.concatenate([[-1], labels, [-1]])
     num_rows = min(len(record["boxes"]), layout.max_regions) + 1
@@ -160,9 +165,14 @@ def _with_image(
     if num_text < len(ids):  # [SEP], the last one, stays
         ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
     image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
+    second = list(names)[: max(layout.sequence_length - num_text - (kept - first) - 1, 0)]
+    second = np.array([*second, tokenizer.sep_id] if second else [], np.int32)
+    ids, labels = np.concatenate([ids, second]), np.concatenate([labels, np.full(len(second), -1)])
+    segments = np.repeat(np.array([0, 1], np.int32), [num_text, len(second)])
+    num_text = len(ids)
     zeros = np.zeros(num_text, np.int32)
     length, vocab_size = layout.sequence_length, tokenizer.vocab_size
-    packed = pack(ids, zeros, kept, image["region_hidden"], zeros, length, vocab_size, layout=layout.regions)
+    packed = pack(ids, segments, kept, image["region_hidden"], zeros, length, vocab_size, layout=layout.regions)
     return _sequence_fields(packed, labels, layout) | image, num_text
 
 

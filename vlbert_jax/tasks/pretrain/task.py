@@ -194,6 +194,7 @@ class Pretrain(Task):
         "vinvl": _of_bert,
         "b2t2": _of_bert,
         "b2t2_positions": _of_bert,
+        "unicoder_vl": _of_bert,
         "uniter": _of_bert
         | {
             "relationship_head": "itm_output",
@@ -205,6 +206,24 @@ class Pretrain(Task):
             "regression_head": "feat_regress",
         },
     }
+
+    hugging_face = {"visualbert": "VisualBertForPreTraining"}
+
+    def config_from_family(self, architecture: str, shapes) -> dict:
+        """Return which heads there are, and the number of region classes."""
+        names = self.family_names.get(architecture, self._of_bert)
+        classes = shapes.get(f"{names.get('mrc_head/classes', '')}.weight")
+        matching = shapes.get(f"{names['relationship_head']}.weight")
+        return {
+            "losses.mrc": classes is not None,
+            "losses.relationship": matching is not None and matching[0] == 2,
+            "losses.regression": f"{names.get('regression_head', '')}.bias" in shapes,
+            "losses.text_only": False,
+            "data.max_regions": 100,
+            "data.sequence_length": 160,
+            "model.num_region_classes": 1601 if classes is None else classes[0],
+        }
+
     defaults = {
         "data.max_regions": 100,
         "data.sequence_length": 64,

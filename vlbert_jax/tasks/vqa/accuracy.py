@@ -24,6 +24,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
@@ -176,14 +177,14 @@ def vocabulary_entry(line: str) -> str:
 
 
 class AnswerVocabulary:
-    """Answers by number. The first of repeated entries counts; `unknown` is the number of `<unk>`."""
+    """Answers by number. The first of repeated entries counts; `unknown` is the number of `<unk>`, -1 without it."""
 
-    def __init__(self, entries: Sequence[str]):
+    def __init__(self, entries: Sequence[str], needs_unknown: bool = True):
         self.entries = tuple(entries)
         self._numbers = {entry: number for number, entry in reversed(list(enumerate(self.entries)))}
-        if UNKNOWN not in self._numbers:
+        if needs_unknown and UNKNOWN not in self._numbers:
             raise ValueError(f"the answer vocabulary of {len(self.entries)} entries lacks {UNKNOWN}; add it as a line")
-        self.unknown = self._numbers[UNKNOWN]
+        self.unknown = self._numbers.get(UNKNOWN, -1)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -196,15 +197,29 @@ class AnswerVocabulary:
 def load_answers(path: str | os.PathLike) -> AnswerVocabulary:
     """Read one answer per line (UTF-8): lower case, stripped, without blank lines, then `vocabulary_entry`.
 
+    A .json file is a list of answers, or an object answer -> number, as the siblings of VL-BERT have them; its entries
+    stay as they are, and `<unk>` need not be one of them.
+
     An entry that the rule changes ("t-shirt", "what?") may differ from every answer that annotators gave; that is
     official. Raises FileNotFoundError, ValueError without `<unk>` or if it is not UTF-8.
     """
     try:
+        if os.fspath(path).endswith(".json"):
+            return AnswerVocabulary(_json_answers(Path(path).read_text("utf-8")), needs_unknown=False)
         with open(path, encoding="utf-8") as lines:
             stripped = [line.lower().strip() for line in lines]
         return AnswerVocabulary([vocabulary_entry(line) for line in stripped if line])
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def _json_answers(text: str) -> list[str]:
+    content = json.loads(text)
+    if isinstance(content, dict) and sorted(map(str, content.values())) == sorted(map(str, range(len(content)))):
+        content = sorted(content, key=content.__getitem__)
+    if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
+        raise ValueError("the file must hold a list of answers, or an object answer -> number with every number once")
+    return content
 
 
 def soft_targets(answers: Sequence[str], vocabulary: AnswerVocabulary) -> Float32[np.ndarray, " answers"]:

@@ -1,16 +1,17 @@
-"""VQA examples: the question, a [MASK] for the answer, and the regions."""
+"""VQA examples: the question, a [MASK] where the head reads the answer there, and the regions."""
 
 import dataclasses
 import functools
 import os
 
 import numpy as np
+from jaxtyping import Int
 
 from vlbert_jax.batch import Example
 from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.data.packing import pack
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
-from vlbert_jax.tasks.layouts import region_layout
+from vlbert_jax.tasks.layouts import names_of_regions, region_layout
 from vlbert_jax.tasks.vqa import accuracy
 
 _load_answers = functools.cache(accuracy.load_answers)
@@ -21,8 +22,14 @@ def answers_of(config) -> accuracy.AnswerVocabulary:
 
     Raises:
         FileNotFoundError: There is no vocabulary.
-        ValueError: It does not have `model.num_answers` entries.
+        ValueError: It does not have `model.num_answers` entries, or is the list of another model.
     """
+    architecture = config.model.get("architecture", "vlbert")
+    if not config.data.answers:
+        raise FileNotFoundError(
+            f"no answer list: the weights of {architecture} do not hold theirs, and each model has its own order; "
+            "take the list of its code (a .json list, or an object answer -> number)"
+        )
     local = os.path.join(config.data.data_dir, config.data.answers)
     path = local if os.path.exists(local) else config.data.answers
     if not os.path.exists(path):
@@ -31,6 +38,11 @@ def answers_of(config) -> accuracy.AnswerVocabulary:
             "answers_vqa.txt in the download; existing tables are kept."
         )
     answers = _load_answers(path)
+    if (answers.unknown >= 0) != config.data.get("answers_have_unknown", True):
+        raise ValueError(
+            f"{path} is the answer list of another model: {accuracy.UNKNOWN} is an answer of VL-BERT and VisualBERT "
+            f"alone. Give the list that the weights of {architecture} were trained with."
+        )
     if len(answers) != config.model.num_answers:
         raise ValueError(
             f"{path} has {len(answers)} answers, but config.model.num_answers is {config.model.num_answers}. "
@@ -43,6 +55,7 @@ def answers_of(config) -> accuracy.AnswerVocabulary:
 class QuestionLayout(ImageLayout):
     """Fields of a config that determine the example of a question."""
     sequence_length: int
+    answer_head: str = "mask"  # `config.model.answer_head`; it determines the text around the question
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> "QuestionLayout":
@@ -53,13 +66,17 @@ class QuestionLayout(ImageLayout):
                 f"config.data.sequence_length {d.sequence_length} has no room for {d.max_regions} regions, the whole "
                 "image, [CLS], a word, [SEP], [MASK] and [SEP]"
             )
-        return cls(**cls.options(config, orientation, region_layout(config)), sequence_length=d.sequence_length)
+        return cls(
+            **cls.options(config, orientation, region_layout(config)),
+            sequence_length=d.sequence_length,
+            answer_head=config.model.get("answer_head", "mask"),
+        )
 
 
 def question_example(
     record: dict, flip: bool, tokenizer: Tokenizer, layout: QuestionLayout, answers: accuracy.AnswerVocabulary
 ) -> Example:
-    """Return `[CLS] question [SEP] [MASK] [SEP]` and the regions; n = 1.
+    """Return the text of `_question_text` and the regions; n = 1.
 
     In a mirrored image left and right are exchanged in the question and the answers. A question that does
     not fit is cut at its end; the official code cuts none.
@@ -77,10 +94,8 @@ def question_example(
     ids = sum(tokenizer.words(record["question"]), [])
     if flip:
         ids = mirrored(ids, tokenizer)
-    room = layout.sequence_length - num_regions - 4
-    text = [tokenizer.cls_id, *ids[:room], tokenizer.sep_id, tokenizer.mask_id, tokenizer.sep_id]
-    segments = np.zeros(len(text), np.int32)
-    segments[-2:] = 1
+    names = names_of_regions(record, tokenizer, layout.regions)
+    text, segments, cut = _question_text(ids, names, layout.sequence_length - num_regions, tokenizer, layout)
     packed = pack(
         text, segments, num_regions, np.zeros(num_regions, bool), np.zeros(len(text), np.int32),
         layout.sequence_length, tokenizer.vocab_size, layout=layout.regions,
@@ -91,5 +106,36 @@ def question_example(
     return {name: value[None] for name, value in packed.items()} | image | dict(
         answer_positions=np.int32(len(text) - 2),
         answer_targets=accuracy.soft_targets(given, answers) if given else np.full(len(answers), -1, np.float32),
-        text_cut=np.bool_(len(ids) > room),
+        text_cut=np.bool_(cut),
     )
+
+
+def _question_text(
+    ids: list[int], names: list[int], room: int, tokenizer: Tokenizer, layout: QuestionLayout
+) -> tuple[list[int], Int[np.ndarray, "t"], bool]:
+    """Return the ids and the segments of the text, and whether the question was cut.
+
+    A head that reads [MASK] has it in the last place but one: `[CLS] question [SEP] [MASK] [SEP]` (VL-BERT), or
+    `[CLS] question ? [MASK] [SEP]`, whatever mark the question ends with (VisualBERT). For a head that reads the pooler
+    the text is `[CLS] question [SEP]` and, where an architecture has them, `names of the regions [SEP]`.
+
+    Args:
+        ids: Of the question.
+        names: Ids of the names of the regions.
+        room: Largest number of ids.
+        tokenizer: Tokenizer of the run.
+        layout: Names the head.
+    """
+    inside, behind = [], []
+    if layout.answer_head == "mask":
+        behind = [tokenizer.mask_id, tokenizer.sep_id]
+    elif layout.answer_head == "mask_linear":
+        mark = sum(tokenizer.words("?"), [])
+        ids = ids[: -len(mark)] if ids[-len(mark) :] == mark else ids
+        inside = [*mark, tokenizer.mask_id]
+    kept = ids[: room - 2 - len(inside) - len(behind)]
+    first = [tokenizer.cls_id, *kept, *inside, tokenizer.sep_id]
+    if names and (more := names[: max(room - len(first) - 1, 0)]):
+        behind = [*more, tokenizer.sep_id]
+    segments = np.repeat(np.array([0, 1], np.int32), [len(first), len(behind)])
+    return first + behind, segments, len(kept) < len(ids)

@@ -29,6 +29,12 @@ from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 TOP = 5  # answers of a prediction
 ANSWER_HEADS = ("mask", "mask_linear", "pooler", "pooler_linear")
+# Head of the published models of an architecture.
+FAMILY_HEADS = {"uniter": "pooler", "visualbert": "mask_linear", "oscar": "pooler_linear", "vinvl": "pooler_linear"}
+FAMILY_CLASSES = {"uniter": "vqa_output.3", "visualbert": "cls", "oscar": "classifier", "vinvl": "classifier"}
+OWN_ANSWERS = ("uniter", "oscar", "vinvl")  # the others have the list of VL-BERT
+FAMILY_LENGTHS = {"oscar": (50, 128), "vinvl": (50, 128)}  # regions, and words with the names of the regions
+OTHER_CLASSES = 3  # visual entailment has so many, in a head of the same names; reasoning and retrieval have fewer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,12 +209,11 @@ class VQA(TextImageTask):
         "uniter": {
             "answer_head/transform": "vqa_output.0",
             "answer_head/norm": "vqa_output.2",
-            "answer_head/classes": "vqa_output.3",
+            "answer_head/classes": FAMILY_CLASSES["uniter"],
         },
-        "visualbert": {"answer_head/classes": "cls"},
-        "oscar": {"answer_head/classes": "classifier"},
-        "vinvl": {"answer_head/classes": "classifier"},
+        **{name: {"answer_head/classes": FAMILY_CLASSES[name]} for name in ("visualbert", "oscar", "vinvl")},
     }
+    hugging_face = {"visualbert": "VisualBertForQuestionAnswering"}
     official_heads = ("final_mlp.",)
     starts_from = {"vlbert.mlm_head.predictions.transform.": "final_mlp.0."}
     defaults = {
@@ -225,6 +230,23 @@ class VQA(TextImageTask):
     def config_from_weights(self, shapes) -> dict:
         """Return the size of the answer vocabulary; that of the official recipe where the head is new."""
         return {"model.num_answers": shapes.get("final_mlp.2.weight", (3129,))[0]}
+
+    def owns_family(self, architecture: str, shapes) -> bool:
+        """Return whether a sibling has a head for answers; one of three classes or fewer is of another task."""
+        return shapes.get(f"{FAMILY_CLASSES.get(architecture)}.weight", (0,))[0] > OTHER_CLASSES
+
+    def config_from_family(self, architecture: str, shapes) -> dict:
+        """Return the kind of the head and the size of the answer vocabulary."""
+        kind, answers = FAMILY_HEADS.get(architecture, "mask"), 3129
+        if self.owns_family(architecture, shapes):
+            answers = shapes[f"{FAMILY_CLASSES[architecture]}.weight"][0]
+        losses = {"losses.answer": "kl"} if architecture == "visualbert" else {}
+        fields = {"model.num_answers": answers, "model.answer_head": kind} | losses
+        regions, words = FAMILY_LENGTHS.get(architecture, (100, 60))
+        fields |= {"data.max_regions": regions, "data.sequence_length": regions + words}
+        if architecture in OWN_ANSWERS:
+            fields |= {"data.answers": "", "data.answers_have_unknown": False}
+        return fields | ({"model.encoder.pooler": True} if kind.startswith("pooler") else {})
 
     # --- Answers to a user --------------------------------------------------------------------------
 

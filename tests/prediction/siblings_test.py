@@ -1,0 +1,192 @@
+"""Published files of VL-BERT's one-stream siblings answer, as Hugging Face's own VisualBERT does."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import vlbert_jax
+from tests.helpers.siblings_case import save, small_tensors
+from tests.helpers.weights_case import run as convert
+from vlbert_jax.batch import make_batch
+from vlbert_jax.model.config import matmul_precision
+from vlbert_jax.predict import main
+from vlbert_jax.prediction.loading import load_trained
+from vlbert_jax.tasks import get_task
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+VQA = get_task("vqa")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"what is on the table a cat ? red ball".split()]
+QUESTION = "what is on the table?"
+SMALL = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
+             max_position_embeddings=40, visual_embedding_dim=20, num_labels=11)  # fmt: skip
+FULL = dict(visual_embedding_dim=2048, num_labels=3129)
+SIZE = (120, 80)  # width and height of the image
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "photo.png"
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def write_words(folder, count: int):
+    """Write a vocabulary of `count` tokens."""
+    words = WORDS + [f"w{i}" for i in range(count - len(WORDS))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+
+
+def regions(width: int, count: int = 4, labels=()) -> dict:
+    rng = np.random.default_rng(1)
+    low = rng.uniform(0, 40, (count, 2))
+    content = dict(boxes=np.concatenate([low, low + rng.uniform(5, 40, (count, 2))], 1).tolist())
+    content["features"] = rng.normal(size=(count, width)).astype(np.float32).tolist()
+    return content | (dict(labels=list(labels)) if labels else {})
+
+
+def write_theirs(folder, sizes: dict):
+    """Write a random VisualBERT for questions as Hugging Face does, with a vocabulary and answers; return it."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    config = transformers.VisualBertConfig(**({"vocab_size": len(WORDS) + 20} | sizes))
+    theirs = transformers.VisualBertForQuestionAnswering(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += (0.2 if config.hidden_size < 100 else 0.02) * torch.randn_like(parameter)
+    theirs.save_pretrained(folder)
+    write_words(folder, config.vocab_size)
+    (folder / "answers.txt").write_text("\n".join(["<unk>", *(f"answer{i}" for i in range(1, sizes["num_labels"]))]))
+    return theirs
+
+
+def their_logits(theirs, content: dict) -> np.ndarray:
+    """Return the logits of Hugging Face for QUESTION, as the original code feeds it: regions have type 0."""
+    words = ["[CLS]", "what", "is", "on", "the", "table", "?", "[MASK]", "[SEP]"]
+    ids = torch.tensor([[WORDS.index(word) for word in words]])
+    features = torch.tensor([content["features"]])
+    kind = torch.zeros(features.shape[:2], dtype=torch.long)
+    with torch.no_grad():
+        return theirs(
+            input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids),
+            visual_embeds=features, visual_attention_mask=torch.ones_like(kind), visual_token_type_ids=kind,
+        ).logits[0].numpy()  # fmt: skip
+
+
+def our_logits(folder, content: dict) -> np.ndarray:
+    config, graphdef, state = load_trained(folder, 9)
+    config.data.answers = str(folder / "answers.txt")
+    record = dict(image_size=np.array(SIZE), boxes=np.array(content["boxes"], np.float32), image_feature=())
+    example = VQA.example_from_text(record | dict(features=content["features"]), QUESTION, (), config)
+    batch = make_batch({name: np.asarray(value)[None] for name, value in example.items()}, VQA.targets)
+
+    @jax.jit
+    def logits(state, batch):
+        model = nnx.merge(graphdef, state)
+        with matmul_precision("highest"):
+            return model.answer_logits(model.states(batch), batch.targets.answer_positions)
+
+    return np.asarray(logits(state, batch))[0]
+
+
+@pytest.mark.parametrize("sizes", [SMALL, pytest.param(FULL, marks=pytest.mark.slow)], ids=["small", "full"])
+def test_visualbert_of_hugging_face(sizes, image, tmp_path, capsys):
+    """Their folder gives their logits here, and what is written here loads there."""
+    folder, content = tmp_path / "theirs", regions(sizes["visual_embedding_dim"])
+    theirs = write_theirs(folder, {"vocab_size": 30522} | sizes if sizes is FULL else sizes)
+    expected, ours = their_logits(theirs, content), our_logits(folder, content)
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+    best = np.argsort(-expected)[:5]
+    assert expected.std() > 0.05 and np.argsort(-ours)[:5].tolist() == best.tolist()
+
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    options = ["--checkpoint", str(folder), "--image", str(image), "--boxes", str(tmp_path / "boxes.json")]
+    asked = [*options, "--answers", str(folder / "answers.txt"), "--question", QUESTION]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)[0]
+    assert [a["text"] for a in found["asked"][0]["answers"]] == [f"answer{i}" if i else "<unk>" for i in best]
+    chance = np.exp(expected - expected.max()) / np.exp(expected - expected.max()).sum()
+    np.testing.assert_allclose([a["probability"] for a in found["asked"][0]["answers"]], chance[best], atol=1e-3)
+
+    convert(folder, tmp_path / "converted")
+    convert(tmp_path / "converted", tmp_path / "back", "--format=hf")
+    kind = transformers.VisualBertForQuestionAnswering
+    back, report = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    for key, tensor in theirs.state_dict().items():
+        np.testing.assert_array_equal(back.state_dict()[key].numpy(), tensor.numpy(), err_msg=key)
+    assert (tmp_path / "back/vocab.txt").read_text() == (folder / "vocab.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def oscar(tmp_path_factory):
+    """Return a folder as Oscar's code writes it, for masked words, and a file of answering without its config."""
+    folder = tmp_path_factory.mktemp("oscar")
+    tensors = small_tensors("oscar_base")
+    write_words(folder, len(tensors["bert.embeddings.word_embeddings.weight"]))
+    (folder / "config.json").write_text(json.dumps(dict(num_attention_heads=2, hidden_act="gelu")))
+    save(folder / "pytorch_model.bin", tensors)
+    (folder / "vqa").mkdir()
+    for name in ("vocab.txt", "config.json"):
+        (folder / "vqa" / name).write_bytes((folder / name).read_bytes())
+    save(folder / "vqa/pytorch_model.bin", small_tensors("oscar_base_vqa"))
+    return folder
+
+
+def test_masked_words_with_the_names_of_the_regions(oscar, image):
+    """The names are the second part of the text, so they change the words; the blind guess has no image but names."""
+    predictor = vlbert_jax.load(oscar)
+    by_names = {}
+    for names in ((), ("cat", "red ball", "table", "cat")):
+        content = regions(2048, labels=names)
+        (oscar / "boxes.json").write_text(json.dumps(content))
+        (mask,) = predictor.fill(image, "the [MASK] is on the table", oscar / "boxes.json")
+        assert len(mask.words) == 5 and mask.words != mask.blind
+        by_names[names] = mask.words
+        batch = predictor._ask(image, "the [MASK]", oscar / "boxes.json")[1]
+        second = [*" ".join(names).split(), "[SEP]"] if names else []
+        text = ["[CLS]", "the", "[MASK]", "[SEP]", *second]
+        assert batch.token_ids[0, 0, : len(text)].tolist() == [WORDS.index(word) for word in text]
+        assert batch.segment_ids[0, 0, : len(text)].tolist() == [0] * 4 + [1] * len(second)
+    first, second = by_names.values()
+    assert first != second
+
+
+def refused(*arguments, capsys) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_refusals_and_what_the_weights_expect(oscar, image, capsys):
+    """One line each says what is wrong and what to do."""
+    checkpoint, boxes = oscar / "vqa", oscar / "of.json"
+    short, other, answers = (oscar / f"{name}.json" for name in ("short", "other", "answers"))
+    count = len(small_tensors("oscar_base_vqa")["classifier.bias"])
+    boxes.write_text(json.dumps(regions(2048)))
+    options = ["--checkpoint", checkpoint, "--image", image, "--boxes", boxes, "--question", QUESTION]
+    error = refused(*options, capsys=capsys)
+    assert "the weights of oscar do not hold theirs" in error and "--answers" in error
+    short.write_text(json.dumps([f"answer{i}" for i in range(count - 1)]))
+    error = refused(*options, "--answers", short, capsys=capsys)
+    assert f"has {count - 1} answers, but config.model.num_answers is {count}" in error
+    other.write_text(json.dumps(["<unk>", *(f"answer{i}" for i in range(1, count))]))
+    assert "is the answer list of another model: <unk>" in refused(*options, "--answers", other, capsys=capsys)
+    answers.write_text(json.dumps({f"answer{i}": i for i in reversed(range(count))}))
+    assert main([str(option) for option in (*options, "--answers", answers)]) == 0
+    output = capsys.readouterr().out
+    assert "expect features of the bottom-up-attention detector" in output and "is not known" in output
+    assert "answer" in output.splitlines()[-1]
+    boxes.write_text(json.dumps(regions(2054)))
+    error = refused(*options, "--answers", answers, capsys=capsys)
+    assert "2054 numbers per region" in error and "reads 2048" in error and "leave them out" in error
+    (oscar / "short.txt").write_text("\n".join(WORDS) + "\n")
+    error = refused(*options, "--answers", answers, "--vocab", oscar / "short.txt", capsys=capsys)
+    assert f"has {len(WORDS)} tokens, but config.model.encoder.vocab_size is" in error and "--vocab" in error

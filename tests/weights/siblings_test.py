@@ -1,0 +1,159 @@
+"""Files of VL-BERT's one-stream siblings through `convert`, `init.checkpoint` and back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import pretrain as pretrain_recipes
+from configs import vqa as vqa_recipes
+from tests.helpers.siblings_case import HEADS, save, small_tensors
+from tests.helpers.weights_case import run as convert
+from vlbert_jax.tasks import get_task
+from vlbert_jax.weights.conversion import prepare_conversion
+from vlbert_jax.weights.initialize import load_into
+from vlbert_jax.weights.read import read_weights
+
+torch = pytest.importorskip("torch")
+
+# List of names -> the task, and tensors that the model has no place for.
+FILES = {
+    "visualbert_vqa": ("vqa", ()),
+    "visualbert_vqa_pre": ("pretrain", ()),
+    "visualbert_original_nlvr2_pre": ("pretrain", ()),
+    "uniter_base": ("pretrain", ()),
+    "uniter_base_vqa": ("vqa", ("uniter.img_embeddings.mask_embedding.weight",)),
+    "oscar_base_vqa": ("vqa", ()),
+    "vinvl_base": ("pretrain", ("cls.seq_relationship.weight", "cls.seq_relationship.bias")),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_to_vlbert_jax_and_back(name, tmp_path, capsys):
+    """All tensors that the model has are equal after a round trip, under the same names and as often."""
+    task, lost = FILES[name]
+    tensors = small_tensors(name)
+    save(tmp_path / "given.pt", tensors)
+    output = convert(tmp_path / "given.pt", tmp_path / "converted", *HEADS, capsys=capsys)
+    assert f"{name.split('_')[0]}, {task} in pytorch" in output and "newly" not in output and "unknown" not in output
+    back = tmp_path / ("back.th" if "original" in name else "back.bin")
+    convert(tmp_path / "converted", back, "--strict")
+    found = torch.load(back, weights_only=True)
+    assert found.keys() == tensors.keys() - set(lost)
+    for key, tensor in found.items():
+        np.testing.assert_array_equal(tensor.numpy(), tensors[key], err_msg=key)
+
+
+def test_spellings_wrappers_and_half_precision(tmp_path):
+    """A trainer's file with `module.`, gamma and beta in float16 gives what the plain file gives."""
+    tensors = {name: array.astype(np.float16) for name, array in small_tensors("uniter_base").items()}
+    old = {}
+    for name, array in tensors.items():
+        norm = "norm." in name.lower()
+        name = name.replace("weight", "gamma").replace("bias", "beta") if norm else name
+        old[f"module.{name}"] = torch.from_numpy(array)
+    torch.save({"model_state": old, "optimizer": {"m": torch.zeros(2)}}, tmp_path / "old.pt")
+    save(tmp_path / "plain.pt", {name: array.astype(np.float32) for name, array in tensors.items()})
+    plain, read = (read_weights(tmp_path / name) for name in ("plain.pt", "old.pt"))
+    assert read.architecture == "uniter" and read.dropped["optimizer state"]
+    assert read.tensors.keys() == plain.tensors.keys()
+    for name, array in plain.tensors.items():
+        assert read.tensors[name].dtype == np.float32
+        np.testing.assert_array_equal(read.tensors[name], array, err_msg=name)
+
+
+def test_a_folder_keeps_its_vocabulary(tmp_path):
+    tensors = small_tensors("oscar_base_vqa")
+    (tmp_path / "oscar").mkdir()
+    words = len(tensors["bert.embeddings.word_embeddings.weight"])
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = special + [f"w{i}" for i in range(words - len(special))]
+    (tmp_path / "oscar/vocab.txt").write_text("\n".join(vocab) + "\n")
+    (tmp_path / "oscar/config.json").write_text(json.dumps(dict(num_attention_heads=2, hidden_act="gelu")))
+    save(tmp_path / "oscar/pytorch_model.bin", tensors)
+    assert prepare_conversion(tmp_path / "oscar").config.model.encoder.num_heads == 2
+    convert(tmp_path / "oscar", tmp_path / "converted")
+    assert (tmp_path / "converted/vocabularies/vocab/vocab.txt").read_text().split() == vocab
+
+
+# --- Start of a run -----------------------------------------------------------------------------------------
+
+
+def started(recipe, source, architecture, **fields):
+    """Return the parameters of a recipe with the sizes of `source` by their paths, random and as loaded."""
+    config, sizes = recipe(), prepare_conversion(source, num_heads=2).config.model
+    config.model.encoder.update(sizes.encoder)
+    config.model.update(architecture=architecture, feature_size=sizes.feature_size, **fields)
+    task, rng = get_task(config.task), np.random.default_rng(1)
+    state = nnx.state(nnx.eval_shape(lambda: task.build_model(config, nnx.Rngs(0))))
+    for _, variable in nnx.to_flat_state(state):
+        variable.set_value(jax.numpy.asarray(rng.normal(size=variable.shape).astype(np.float32)))
+    params, constants = nnx.split_state(state, nnx.Param, ...)
+    loaded, _, filled = load_into(
+        params, constants, config.model.encoder.to_dict(), config.task, {"checkpoint": str(source)},
+        architecture=config.model.architecture,
+    )  # fmt: skip
+    flat = [{tuple(map(str, p)): np.asarray(v[...]) for p, v in nnx.to_flat_state(s)} for s in (params, loaded)]
+    return *flat, filled
+
+
+def answering():
+    config = vqa_recipes.base()
+    config.model.answer_head, config.model.num_answers, config.model.encoder.pooler = "pooler", 9, True
+    return config
+
+
+def test_pretraining_starts_answering(tmp_path):
+    """The trunk comes from the file, the head for answers is new; the same through a folder that was converted."""
+    tensors = small_tensors("uniter_base")
+    file = save(tmp_path / "uniter.pt", tensors)
+    convert(file, tmp_path / "converted", *HEADS)
+    before, loaded, filled = started(answering, file, "uniter")
+    again = started(answering, tmp_path / "converted", "uniter")[1]
+    assert {path for path in before if not np.array_equal(before[path], loaded[path])} == filled
+    assert filled and not any(path[0] == "answer_head" for path in filled)
+    assert {path for path in before if path[0] in ("vlbert", "fast_rcnn")} == filled
+    for path, array in loaded.items():
+        np.testing.assert_array_equal(again[path], array)
+    given = tensors["uniter.img_embeddings.pos_linear.weight"]
+    np.testing.assert_array_equal(loaded["fast_rcnn", "geometry_projection", "kernel"], given.T)
+
+
+# --- Refusals -----------------------------------------------------------------------------------------------
+
+
+def test_other_architecture(tmp_path):
+    file = save(tmp_path / "oscar.bin", small_tensors("oscar_base"))
+    recipe = pretrain_recipes.base_prec
+    with pytest.raises(ValueError, match=r"oscar.bin has weights of oscar, but config.model.architecture is 'vlbert': "
+                                         "set --config.model.architecture=oscar"):  # fmt: skip
+        started(recipe, file, "vlbert")
+
+
+def test_heads_that_nothing_says(tmp_path, capsys):
+    file = save(tmp_path / "visualbert.th", small_tensors("visualbert_original_vqa"))
+    output = convert(file, tmp_path / "converted", code=2, capsys=capsys)
+    assert "put its config.json (num_attention_heads) next to the weights, or convert them with --num_heads" in output
+    assert output.count("\n") == 1 and not (tmp_path / "converted").exists()
+
+
+def test_a_config_of_another_model(tmp_path, capsys):
+    file = save(tmp_path / "pytorch_model.bin", small_tensors("visualbert_vqa"))
+    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, bypass_transformer=True)))
+    output = convert(file, tmp_path / "converted", code=2, capsys=capsys)
+    assert "config.json says bypass_transformer True" in output and "visualbert" in output
+
+
+def test_copies_that_differ(tmp_path, capsys):
+    tensors = small_tensors("uniter_base")
+    tensors["feat_regress.weight"] = tensors["feat_regress.weight"] + 1
+    output = convert(save(tmp_path / "given.pt", tensors), tmp_path / "converted", *HEADS, code=2, capsys=capsys)
+    assert "feat_regress.weight differs from bert.img_embeddings.img_linear.weight" in output
+
+
+def test_no_class_of_hugging_face(tmp_path, capsys):
+    file = save(tmp_path / "uniter.pt", small_tensors("uniter_base_vqa"))
+    output = convert(file, tmp_path / "folder", "--format=hf", *HEADS, code=2, capsys=capsys)
+    assert "Hugging Face has no class of uniter for vqa" in output and not (tmp_path / "folder").exists()

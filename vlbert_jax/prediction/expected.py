@@ -1,0 +1,43 @@
+"""What weights expect of the regions that they read, and whether the regions of an image are such."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from vlbert_jax.data.examples import is_precomputed
+from vlbert_jax.detector.regions import Regions
+from vlbert_jax.weights.sibling_config import BOTTOM_UP, TOKENIZERS
+
+
+def vocabulary_of(config: ml_collections.ConfigDict) -> str:
+    """Return which vocabulary has the size of the model's, as a sentence; "" where no published one has."""
+    name = TOKENIZERS.get(config.model.encoder.vocab_size)
+    return f" That of {name} has its {config.model.encoder.vocab_size:,} tokens." if name else ""
+
+
+def check_features(path: str, config: ml_collections.ConfigDict, found: Regions) -> None:
+    """Raise ValueError where the features of regions have another width than those that a model was trained on."""
+    width = config.model.feature_size
+    if found.features is None or not is_precomputed(config) or found.features.shape[1] == width:
+        return
+    given, own = found.features.shape[1], config.model.get("architecture", "vlbert")
+    extra = " The last six of Oscar's own features are the box: leave them out." if given == width + 6 else ""
+    expects = config.data.get("expects", "")
+    raise ValueError(
+        f"{found.source}: the features have {given} numbers per region, but {path} ({own}) reads {width}"
+        f"{', those of ' + expects if expects else ''}.{extra} Give features of the detector that the weights expect."
+    )
+
+
+def origin_of_features(config: ml_collections.ConfigDict, found: Regions) -> str:
+    """Return which detector published weights expect and whether the features are its own, "" where nothing is known.
+
+    Such weights carry no fingerprint, so the detector's kind is all that can be compared.
+    """
+    expects = config.data.get("expects", "") if is_precomputed(config) else ""
+    if not expects or found.features is None:
+        return ""
+    if not found.extractor:
+        return f"the weights expect features of {expects}; which detector these are of is not known"
+    same = "of one of that kind" if expects == BOTTOM_UP else f"of another, {BOTTOM_UP}: answers may be wrong"
+    return f"the weights expect features of {expects}; these are {same}"

@@ -1,0 +1,97 @@
+"""The config of a sibling of VL-BERT from the shapes of its tensors: what the published files determine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlbert_jax.model.architectures import get_architecture
+from vlbert_jax.tasks import get_task
+from vlbert_jax.weights.family_names import WORDS, family_of
+from vlbert_jax.weights.read import Weights
+
+PUBLISHED_HEADS = {768: 12, 1024: 16}  # width of every published model -> its attention heads
+TOKENIZERS = {28996: "bert-base-cased", 30522: "bert-base-uncased"}  # size of a vocabulary -> name of it
+BOTTOM_UP = "the bottom-up-attention detector (ResNet-101, Visual Genome)"  # the one of this package
+DETECTORS = {
+    "uniter": BOTTOM_UP,
+    "oscar": BOTTOM_UP,
+    "vinvl": "VinVL's detector (ResNeXt-152 C4, four data sets)",
+    "b2t2": "a ResNet-152 v2 on the image and on crops",
+}
+VISUALBERT_DETECTORS = {  # by the width of a feature
+    2048: "Pythia's detector (ResNeXt, fc6, Visual Genome)",
+    1024: "Detectron's Mask R-CNN (ResNet-101-FPN, fc6, COCO)",
+    512: "the region head in VisualBERT's own code (ResNet-50)",
+}
+LAYER = "bert.encoder.layer.0.intermediate.dense.weight"
+
+
+def family_config(source: Weights, num_heads: int | None) -> dict[str, Any]:
+    """Return the config of the model that the tensors of `source` are of; the task adds its fields (`fields_of_task`).
+
+    Raises:
+        ValueError: A tensor that determines a size is missing, or nothing says how many heads there are.
+    """
+    architecture = get_architecture(source.architecture)
+    shapes = {name: array.shape for name, array in source.tensors.items()}
+    positions, segments = (f"bert.embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type"))
+    projection = f"{family_of(architecture).modules['fast_rcnn/projection']}.weight"
+    if lacking := [name for name in (WORDS, positions, segments, LAYER, projection) if name not in shapes]:
+        raise ValueError(f"the weights of {architecture.name} lack {', '.join(lacking)}")
+    vocab_size, hidden_size = shapes[WORDS]
+    heads = num_heads or source.num_heads or PUBLISHED_HEADS.get(hidden_size)
+    if heads is None:
+        raise ValueError(
+            f"weights do not say how many attention heads there are, and no published {architecture.name} is "
+            f"{hidden_size} wide: put its config.json (num_attention_heads) next to the weights, or convert them with "
+            "--num_heads"
+        )
+    joined = architecture.geometry_size if architecture.geometry == "joint" else 0
+    return dict(
+        compute_dtype="float32",
+        model=dict(
+            architecture=architecture.name,
+            encoder=dict(
+                vocab_size=vocab_size,
+                hidden_size=hidden_size,
+                num_layers=sum(name.endswith("intermediate.dense.weight") for name in shapes),
+                num_heads=heads,
+                mlp_size=shapes[LAYER][0],
+                max_positions=shapes[positions][0],
+                num_segments=shapes[segments][0],
+                pooler="bert.pooler.dense.weight" in shapes,
+            ),
+            region_head=dict(
+                stem_width=64,
+                widths=(64, 128, 256, 512),
+                blocks=(3, 4, 23, 3),
+                strides=(1, 2, 2),
+                stride_in_1x1=True,
+                frozen_stages=(1, 2),
+                frozen_batch_norm=True,
+            ),
+            train_region_head=False,
+            feature_size=shapes[projection][1] - joined,
+        ),
+        data=dict(
+            features="precomputed",
+            hide_pixels=False,
+            expects=expected_detector(architecture.name, shapes[projection][1] - joined),
+            vocab=source.vocab or TOKENIZERS.get(vocab_size, "bert-base-uncased"),
+        ),
+        losses=dict(region=0.0),
+    )
+
+
+def expected_detector(architecture: str, feature_size: int) -> str:
+    """Return the detector whose features published weights were trained on, "" if unknown."""
+    by_width = VISUALBERT_DETECTORS if architecture == "visualbert" else {}
+    return by_width.get(feature_size) or DETECTORS.get(architecture.removesuffix("_positions"), "")
+
+
+def fields_of_task(source: Weights, task: str) -> dict[str, Any]:
+    """Return the fields of the config, by dotted name, that the heads of `source` determine for a task."""
+    if source.config is not None and task == source.task:
+        return {}
+    shapes = {name: array.shape for name, array in source.tensors.items()}
+    return get_task(task).config_from_family(source.architecture, shapes)
