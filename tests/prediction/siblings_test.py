@@ -14,6 +14,7 @@ from vlbert_jax.batch import make_batch
 from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.predict import main
 from vlbert_jax.prediction.loading import load_trained
+from vlbert_jax.prediction.requests import Request
 from vlbert_jax.tasks import get_task
 
 torch = pytest.importorskip("torch")
@@ -149,11 +150,12 @@ def test_masked_words_with_the_names_of_the_regions(oscar, image):
         (mask,) = predictor.fill(image, "the [MASK] is on the table", oscar / "boxes.json")
         assert len(mask.words) == 5 and mask.words != mask.blind
         by_names[names] = mask.words
-        batch = predictor._ask(image, "the [MASK]", oscar / "boxes.json")[1]
+        request = Request(image, "the [MASK]", (), oscar / "boxes.json")
+        example = predictor._example_of(*predictor._look([request]), request)
         second = [*" ".join(names).split(), "[SEP]"] if names else []
         text = ["[CLS]", "the", "[MASK]", "[SEP]", *second]
-        assert batch.token_ids[0, 0, : len(text)].tolist() == [WORDS.index(word) for word in text]
-        assert batch.segment_ids[0, 0, : len(text)].tolist() == [0] * 4 + [1] * len(second)
+        assert example["token_ids"][0, : len(text)].tolist() == [WORDS.index(word) for word in text]
+        assert example["segment_ids"][0, : len(text)].tolist() == [0] * 4 + [1] * len(second)
     first, second = by_names.values()
     assert first != second
 

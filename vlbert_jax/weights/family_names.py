@@ -251,7 +251,7 @@ def pack_attention(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def family_modules(architecture: Architecture) -> dict[str, str]:
     """Return module of vlbert_jax -> module of the original, in the names of BERT: the trunk and all heads."""
-    modules = official_modules() | BERT | dict(family_of(architecture).modules)
+    modules = BERT | dict(family_of(architecture).modules)
     for task in all_tasks():
         modules |= task.family_names.get(architecture.name, {})
     return modules
@@ -264,7 +264,7 @@ def family_table(
 
     A module that the original code does not have has the name that VL-BERT gives it.
     """
-    family, modules = family_of(architecture), family_modules(architecture)
+    family, modules = family_of(architecture), official_modules() | family_modules(architecture)
     tables = TABLES | dict(family.tables)
     # Geometry is before the appearance in the kernel of the projection, and behind it in the original code.
     behind = architecture.geometry_size if architecture.geometry == "joint" else 0
