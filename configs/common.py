@@ -33,14 +33,19 @@ def trainer() -> ml_collections.ConfigDict:
 
     config.optimizer = ml_collections.ConfigDict(
         dict(
-            name="adamw",  # adamw | sgd
+            name="adamw",  # adamw | bertadam (VisualBERT, LXMERT, ViLBERT) | sgd
             b1=0.9,
             b2=0.999,
             eps=1e-6,
             momentum=0.9,  # of sgd
             weight_decay=1e-4,
+            no_decay=(),  # patterns of parameters that do not decay, as ("bias$", "norm/scale$") in BERT's recipes
+            rate_factors=(),  # PATTERN=FACTOR, as "^answer_head/=10": these parameters have another rate
             clip_norm=10.0,
+            clip="global",  # the norm of all gradients | array: that of each array (VisualBERT, ViLBERT)
             schedule="triangle",  # triangle | cosine | constant | steps
+            counts_from=1,  # 0: the first update has rate 0 (BertAdam)
+            least_rate=0.0,  # instead of lower rates (UNITER: 1e-8)
             drops=(),  # where `steps` divides the rate by ten, as parts of total_steps
         )
     )

@@ -19,8 +19,8 @@ from vlbert_jax.weights.two_stream_options import config_from_tensors
 WITHOUT_COUNTERPART = {
     "vilbert_model_task_dynamic": "dynamic attention: no published weights have it",
     "frcnn_hf": "the detector of Hugging Face's LXMERT",
-    "optim_lxmert_bertadam": "the official optimizer of LXMERT",
-    "optim_vilbert_bertadam": "the official optimizer of ViLBERT",
+    "optim_lxmert_bertadam": "tests/training/optimizer_test.py",
+    "optim_vilbert_bertadam": "tests/training/optimizer_test.py",
 }
 
 

@@ -7,15 +7,56 @@ import numpy as np
 import pytest
 
 from tests.helpers.golden_folders import golden_folders
-from tests.helpers.optimizer_case import check_official_updates, make_config
+from tests.helpers.optimizer_case import check_official_updates, check_updates_of_sibling, make_config
 from vlbert_jax.training import optimizer
 
 RECORDINGS = [path for folder in golden_folders("model") for path in sorted(folder.glob("x_*.json"))]
+SIBLINGS = [
+    path
+    for kind, names in (("one_stream", "uniter_adamw_*"), ("one_stream", "*_bertadam_*"), ("two_stream", "optim_*"))
+    for folder in golden_folders(kind)
+    for path in sorted(folder.glob(f"{names}.json"))
+]
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_official_updates(path):
     check_official_updates(path)
+
+
+@pytest.mark.parametrize("path", SIBLINGS, ids=lambda path: path.stem)
+def test_updates_of_siblings(path):
+    check_updates_of_sibling(path)
+
+
+def test_optimizers_of_all_siblings_are_recorded():
+    systems = {path.stem.removeprefix("optim_").split("_")[0] for path in SIBLINGS}
+    assert systems == {"uniter", "visualbert", "lxmert", "vilbert"}
+
+
+def test_each_layer_is_clipped_for_itself():
+    """The first axis of arrays of the encoder is the layer; other arrays are clipped as a whole."""
+    tx = optimizer.clip_each_array(5.0)
+    gradients = {"encoder": {"layers": {"kernel": jnp.array([[3.0, 4.0], [6.0, 8.0]])}}, "bias": jnp.array([0.0, 20.0])}
+    clipped, _ = tx.update(gradients, tx.init(gradients))
+    np.testing.assert_allclose(clipped["encoder"]["layers"]["kernel"], [[3, 4], [3, 4]], rtol=1e-6)
+    np.testing.assert_allclose(clipped["bias"], [0, 5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer.clip": "each"}, "optimizer.clip is 'each'; it can be global, array"),
+        ({"optimizer.rate_factors": ("head",)}, "rate_factors has '=head'; write PATTERN=FACTOR"),
+        ({"optimizer.rate_factors": ("head=ten",)}, "rate_factors has 'head=ten'; write PATTERN=FACTOR"),
+        ({"optimizer.name": "sgd", "optimizer.no_decay": ("bias",)}, "not of sgd"),
+    ],
+)
+def test_wrong_settings(fields, message):
+    config = make_config(**fields).optimizer
+    with pytest.raises(ValueError, match=message):
+        tx = optimizer.make_optimizer(config, lambda k: 1.0)
+        tx.update({"x": jnp.ones(2)}, tx.init({"x": jnp.ones(2)}), {"x": jnp.ones(2)})
 
 
 def test_recordings_clip_and_do_not_clip():
@@ -68,7 +109,7 @@ def test_norms_and_biases_decay_too():
 
 def test_decay_applies_to_the_updated_parameter():
     """The update is p <- (p + u) (1 - rate * decay); large values show this order."""
-    tx = optimizer.adamw(lambda k: 0.5, b1=0.9, b2=0.999, eps=0.0, weight_decay=0.1)
+    tx = optimizer.adam(lambda k: 0.5, b1=0.9, b2=0.999, eps=0.0, groups=optimizer.Groups(0.1))
     params = {"x": jnp.array([1.0, -2.0])}
     updates, _ = tx.update({"x": jnp.array([3.0, 4.0])}, tx.init(params), params)
     # The first step of Adam is the sign of the gradient. It is exact if 1 - b2 is.

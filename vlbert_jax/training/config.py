@@ -52,7 +52,7 @@ COMMON_FIELDS = {
     "grad_accumulation_steps": "parts into which a batch is cut, to save memory; the result is the same",
     "learning_rate": "peak of the applied rate",
     "warmup_steps": "updates until the peak",
-    "optimizer.weight_decay": "weight decay of adamw",
+    "optimizer.weight_decay": "weight decay of adamw and bertadam",
     "seed": "of parameters, data order, masking and dropout",
     "compute_dtype": "bfloat16 or float32",
     "log_every_steps": "updates between two rows of metrics.jsonl",

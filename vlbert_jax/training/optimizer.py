@@ -1,5 +1,9 @@
-"""Learning rate schedules, gradient clipping, AdamW and SGD of the official code, as optax transformations."""
+"""Learning rate schedules, gradient clipping, AdamW and SGD of the official code, as optax transformations.
 
+The optimizers of VL-BERT's siblings are settings: BertAdam of VisualBERT, LXMERT and ViLBERT, and UNITER's AdamW.
+"""
+
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,10 +14,14 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+STACKED = re.compile(r"(^|/)(layers|groups)/")  # parameters whose first axis is the layer: each layer is an array
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
     """Return the learning rate of update k, which counts from 1: the official scheduler steps before its optimizer.
+
+    With `optimizer.counts_from` 0 the schedule is one update late, as BertAdam reads it: the very first update has rate
+    0 and the last one has not. `optimizer.least_rate` replaces lower rates (UNITER).
 
     All rise linearly from 0 to `learning_rate` at update `warmup_steps`. Then `triangle` falls linearly to 0 and
     `cosine` along half a cosine, both at update `total_steps`: the very last update has rate 0, as in the official
@@ -39,12 +47,15 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
         return peak * jnp.where(update < warmup, rise, decays[name](left))
 
     parts = config.optimizer.drops if name == "steps" else ()
+    late, least = 1 - config.optimizer.get("counts_from", 1), config.optimizer.get("least_rate", 0.0)
     drops = jnp.asarray([round(part * config.total_steps) for part in parts], jnp.int32)
 
     def rate(update):
-        main = phase(update - opening.steps, config.learning_rate, config.total_steps - opening.steps)
-        main *= 0.1 ** jnp.sum(update >= drops)
-        return jnp.where(update > opening.steps, main, phase(update, opening.learning_rate, opening.steps))
+        done = update - late
+        main = phase(done - opening.steps, config.learning_rate, config.total_steps - opening.steps)
+        main *= 0.1 ** jnp.sum(done >= drops)
+        found = jnp.where(update > opening.steps, main, phase(done, opening.learning_rate, opening.steps))
+        return jnp.maximum(found, least) if least else found
 
     return rate
 
@@ -59,21 +70,77 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def clip_each_array(max_norm: float) -> optax.GradientTransformation:
+    """Scale every array for itself as `clip_by_global_norm` does all; the layers of the encoder are separate arrays."""
+
+    def clip(path, g):
+        stacked = g.ndim > 0 and STACKED.search(parameter_name(path))
+        norm = jnp.sqrt(jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim)) if stacked else None, keepdims=True))
+        return g * jnp.minimum(max_norm / (norm + 1e-6), 1.0)
+
+    def update(updates, state, params=None):
+        return jax.tree_util.tree_map_with_path(clip, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def parameter_name(path: tuple) -> str:
+    """Return the path of a parameter as a name: its keys, divided by slashes."""
+    return "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+class Groups(NamedTuple):
+    """Parameters that decay, or whose rate is another one."""
+
+    weight_decay: float
+    no_decay: tuple[str, ...] = ()  # patterns of names that do not decay
+    rate_factors: tuple[str, ...] = ()  # PATTERN=FACTOR: the rate of these is multiplied; the first match counts
+
+    def decays(self, params: PyTree) -> PyTree:
+        """Return the decay of each parameter."""
+        return self._each(params, lambda name: 0.0 if matches(self.no_decay, name) else self.weight_decay)
+
+    def factors(self, params: PyTree) -> PyTree:
+        """Return the factor of each parameter's rate; raise ValueError for one that is not a number."""
+        pairs = [text.rpartition("=")[::2] for text in self.rate_factors]
+        for pattern, factor in pairs:
+            if not pattern or not re.fullmatch(r"[\d.]+(e-?\d+)?", factor):
+                raise ValueError(
+                    f"optimizer.rate_factors has {f'{pattern}={factor}'!r}; write PATTERN=FACTOR, as '^answer_head/=10'"
+                )
+
+        def factor_of(name: str) -> float:
+            return next((float(factor) for pattern, factor in pairs if re.search(pattern, name)), 1.0)
+
+        return self._each(params, factor_of)
+
+    def _each(self, params: PyTree, value: Callable[[str], float]) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, _: value(parameter_name(path)), params)
+
+
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+    """Return whether a pattern is found in a name."""
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
 class AdamWState(NamedTuple):
-    """State of AdamW."""
+    """State of AdamW and of BertAdam."""
     count: Int[Array, ""]  # updates so far
     mu: PyTree  # moving average of gradients
     nu: PyTree  # of their squares
 
 
-def adamw(
-    schedule: Schedule, b1: float, b2: float, eps: float, weight_decay: float
+def adam(
+    schedule: Schedule, b1: float, b2: float, eps: float, groups: Groups, bert: bool = False
 ) -> optax.GradientTransformation:
     """Return the AdamW of the official code (pytorch-transformers), which differs from `optax.adamw` twice.
 
     `eps` is added to sqrt(nu) before the bias correction, and the decay comes after the step and shrinks the
     stepped parameter, with the scheduled rate: p <- (p + u) (1 - rate * weight_decay). Every parameter
-    decays, biases and norms too.
+    decays, biases and norms too, unless `groups` says otherwise.
+
+    `bert` is BertAdam: without bias correction, and the decay is part of the step, rate * (m / (sqrt(v) + eps)
+    + decay * p).
     """
 
     def init(params):
@@ -88,13 +155,14 @@ def adamw(
         # 1 - b^count cancels badly in float32 (b2 = 0.999 loses five digits at the first update); expm1 does
         # not.
         correction1, correction2 = (-jnp.expm1(count * jnp.log1p(b - 1)) for b in (b1, b2))
-        size = rate * jnp.sqrt(correction2) / correction1
+        size = rate if bert else rate * jnp.sqrt(correction2) / correction1
 
-        def change(m, v, p):
-            step = -size * m / (jnp.sqrt(v) + eps)
-            return step - rate * weight_decay * (p + step)
+        def change(m, v, p, decay, factor):
+            step = -size * factor * m / (jnp.sqrt(v) + eps)
+            return step - rate * factor * decay * (p if bert else p + step)
 
-        return jax.tree.map(change, mu, nu, params), AdamWState(count, mu, nu)
+        changes = jax.tree.map(change, mu, nu, params, groups.decays(params), groups.factors(params))
+        return changes, AdamWState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
@@ -112,13 +180,20 @@ def make_optimizer(config: ml_collections.ConfigDict, schedule: Schedule) -> opt
     """Return the optimizer of the block `config.optimizer`; `clip_norm` 0 does not clip.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: A name is unknown, or SGD has settings that only the others have.
     """
+    groups = Groups(config.weight_decay, *(tuple(config.get(name, ())) for name in ("no_decay", "rate_factors")))
+    options = (schedule, config.b1, config.b2, config.eps, groups)
     steps = {
-        "adamw": lambda: adamw(schedule, config.b1, config.b2, config.eps, config.weight_decay),
+        "adamw": lambda: adam(*options),
+        "bertadam": lambda: adam(*options, bert=True),
         "sgd": lambda: sgd(schedule, config.momentum, config.weight_decay),
     }
-    if config.name not in steps:
-        raise ValueError(f"optimizer.name is {config.name!r}; it can be {', '.join(steps)}")
-    clip = clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clips = {"global": clip_by_global_norm, "array": clip_each_array}
+    for field, value, known in (("name", config.name, steps), ("clip", config.get("clip", "global"), clips)):
+        if value not in known:
+            raise ValueError(f"optimizer.{field} is {value!r}; it can be {', '.join(known)}")
+    if config.name == "sgd" and (groups.no_decay or groups.rate_factors):
+        raise ValueError("optimizer.no_decay and rate_factors are settings of adamw and bertadam, not of sgd")
+    clip = clips[config.get("clip", "global")](config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, steps[config.name]())

@@ -52,6 +52,17 @@ CHANGES = {
             "losses.transport": 0.0,
         },
     ),
+    4: Change(
+        renamed={},
+        added={
+            "model.relationship_classes": 2,
+            "optimizer.no_decay": (),
+            "optimizer.rate_factors": (),
+            "optimizer.clip": "global",
+            "optimizer.counts_from": 1,
+            "optimizer.least_rate": 0.0,
+        },
+    ),
 }
 SCHEMA = max(CHANGES)
 VOCABULARIES = "vocabularies"  # folder of a workdir with a copy of each file of words that its config names
