@@ -12,6 +12,21 @@ class SourceError(Exception):
     """A download cannot be built; the message names the problem, the file and the remedy."""
 
 
+def described(value: Any) -> str:
+    """Return what a value of a JSON file is, in a few words, for messages."""
+    if isinstance(value, dict):
+        names = ", ".join(map(str, list(value)[:5]))
+        return f"an object with {names}{', ...' if len(value) > 5 else ''}" if value else "an empty object"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if isinstance(value, str | bytes):
+        return f"the text {value[:40]!r}"
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    is_number = isinstance(value, int | float)
+    return f"the number {value}" if is_number else f"of the type {type(value).__name__}"
+
+
 def mixed_extractors(first: str, extractor: str, second: str, other: str) -> str:
     """Return the error message for two files whose regions are of two extractors.
 

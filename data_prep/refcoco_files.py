@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.manifest import SourceError
+from data_prep.manifest import SourceError, described
 from vlbert_jax.weights.safe_pickle import load_pickle
 
+FORMAT = "data_prep/README.md describes the format"
 # (dataset, author of the split) -> splits.
 SPLITS = {
     ("refcoco+", "unc"): ("train", "val", "testA", "testB"),
@@ -47,27 +48,42 @@ def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode()
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
+        raise TypeError(f"a word is {described(value)}, not a text")
     return value
 
 
-def _list(value: Any) -> list:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"{value!r} is not a list")
-    return list(value)
+def _list(item: dict, name: str) -> list:
+    if not isinstance(item[name], list | tuple):
+        raise TypeError(f"{name} is {described(item[name])}, not a list")
+    return list(item[name])
 
 
-def _reason(error: Exception) -> str:
-    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+def _reason(error: Exception, item: Any) -> str:
+    return f"the field {error} is missing in {described(item)}" if isinstance(error, KeyError) else str(error)
+
+
+def _fields(item: Any) -> dict:
+    if not isinstance(item, dict):
+        raise TypeError(f"it is {described(item)}, not an object with fields")
+    return item
+
+
+def _integer(item: dict, name: str) -> int:
+    try:
+        return operator.index(item[name])  # also an integer of NumPy
+    except TypeError:
+        several = "; expressions for several objects or none, as in gRefCOCO, are not supported"
+        remark = several if name == "ann_id" and isinstance(item[name], list) else ""
+        raise TypeError(f"{name} is {described(item[name])}, not an integer{remark}") from None
 
 
 def _reference(item: Any) -> Reference:
     return Reference(
-        *(operator.index(item[name]) for name in ("ref_id", "ann_id", "image_id")),
+        *(_integer(_fields(item), name) for name in ("ref_id", "ann_id", "image_id")),
         split=_text(item["split"]),
         sentences=tuple(
-            (operator.index(sentence["sent_id"]), " ".join(map(_text, _list(sentence["tokens"]))))
-            for sentence in _list(item["sentences"])
+            (_integer(_fields(sentence), "sent_id"), " ".join(map(_text, _list(sentence, "tokens"))))
+            for sentence in _list(item, "sentences")
         ),
     )
 
@@ -80,24 +96,24 @@ def read_references(path: pathlib.Path) -> list[Reference]:
     Byte strings of Python 2 are decoded as UTF-8, or as Latin-1 if that fails.
     """
     try:
-        items = _list(load_pickle(path, ("utf-8", "latin-1")))
+        items = load_pickle(path, ("utf-8", "latin-1"))
     except OSError as error:
         raise SourceError(
             f"{path}: the file cannot be read ({error.strerror}); data_prep/README.md describes the layout"
         ) from None
     except ValueError as error:
         raise SourceError(f"{error}; download it again") from None
-    except TypeError:
-        raise SourceError(f"{path}: the file is not a list of references; download it again") from None
+    if not isinstance(items, list | tuple):
+        raise SourceError(f"{path}: the file is {described(items)}, not a list of references; {FORMAT}")
     references: dict[int, Reference] = {}
     for number, item in enumerate(items):
         try:
             reference = _reference(item)
         except (KeyError, TypeError, ValueError) as error:
-            raise SourceError(f"{path}: reference {number} (from 0): {_reason(error)}; download it again") from None
+            raise SourceError(f"{path}: reference {number} (from 0): {_reason(error, item)}; {FORMAT}") from None
         if reference.ref_id in references:
             raise SourceError(
-                f"{path}: reference {number} (from 0): ref_id {reference.ref_id} occurs twice; download it again"
+                f"{path}: reference {number} (from 0): ref_id {reference.ref_id} occurs twice; keep one of them"
             )
         references[reference.ref_id] = reference
     return list(references.values())
@@ -157,20 +173,26 @@ def read_items(path: pathlib.Path, field: str | None, *names: str) -> Iterator[t
     content = read_json(path)
     items = content.get(field) if field and isinstance(content, dict) else content
     if not isinstance(items, list):
-        raise SourceError(f"{path}: there is no list{f' under {field!r}' if field else ''}; download it again")
+        found = items if items is not None else content
+        where = f" under {field!r}" if field else ""
+        raise SourceError(f"{path}: there is no list{where}, but {described(found)}; {FORMAT}")
     for number, item in enumerate(items):
         try:
-            yield tuple(_box(item[name]) if "box" in name else operator.index(item[name]) for name in names)
+            yield tuple(_box(_fields(item), name) if "box" in name else _integer(_fields(item), name) for name in names)
         except (KeyError, TypeError, ValueError) as error:
             place = f"{field or 'item'} {number} (from 0)"
-            raise SourceError(f"{path}: {place}: {_reason(error)}; download it again") from None
+            raise SourceError(f"{path}: {place}: {_reason(error, item)}; {FORMAT}") from None
 
 
-def _box(values: Any) -> tuple[float, ...]:
+def _box(item: dict, name: str) -> tuple[float, ...]:
     """Return x, y, width, height."""
-    box = tuple(map(float, _list(values)))
+    values = item[name]
+    try:
+        box = tuple(map(float, _list(item, name)))
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {described(values)}, not a list of four finite numbers") from None
     if len(box) != 4 or not np.isfinite(box).all():
-        raise ValueError(f"the box {values} is not four finite numbers")
+        raise ValueError(f"{name} is {values}, not four finite numbers")
     return box
 
 
@@ -253,7 +275,7 @@ class ReferDownload:
                 raise SourceError(f"{self.instances}: {about} {other}; {remedy}")
             if width <= 0 or height <= 0:
                 raise SourceError(
-                    f"{self.instances}: {about} has a box without area: {(x, y, width, height)}; download it again"
+                    f"{self.instances}: {about} has a box without area: {(x, y, width, height)}; correct it"
                 )
             boxes[reference.ref_id] = (x, y, x + width, y + height)
         return boxes

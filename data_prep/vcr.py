@@ -147,7 +147,7 @@ class VCRImages(OrderedBuilder, skip_registration=True):
         except (OSError, ValueError, Invalid, Unusable) as error:
             place = f"{self.root / split}.jsonl, line {line + 1}"
             raise SourceError(
-                f"{self.root / 'vcr1images' / file} (of {place}): {error}; download vcr1images.zip again"
+                f"{self.root / 'vcr1images' / file} (of {place}): {error}; correct it, or download vcr1images.zip again"
             ) from None
         notes: list[Note] = [("repaired", image_id, line, repair)] if repair else []
         notes += [("kept", metadata_id, line, reason) for reason in unusual(metadata, boxes, polygons, size)]

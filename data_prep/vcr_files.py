@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.manifest import SourceError
+from data_prep.manifest import SourceError, described
 
 SPLITS = ("train", "val", "test")
 NUM_CHOICES = 4
@@ -81,6 +81,10 @@ def shape_of(polygons: list[np.ndarray], box: Sequence[float]) -> np.ndarray:
 # --- Questions and metadata -------------------------------------------------------------------
 
 
+FORMAT = "data_prep/README.md describes the format"
+KINDS = {str: "a text", list: "a list", int: "an integer"}
+
+
 class Invalid(Exception):
     """A line or file is invalid; the message says why, without the place."""
 
@@ -89,13 +93,13 @@ def _field(item: dict[str, Any], name: str, kind: type) -> Any:
     if name not in item:
         raise Invalid(f"the field {name} is missing")
     if type(item[name]) is not kind:  # a bool is not accepted as an int
-        raise Invalid(f"{name} must be of type {kind.__name__}, not {str(item[name])[:60]!r}")
+        raise Invalid(f"{name} must be {KINDS[kind]}, not {described(item[name])}")
     return item[name]
 
 
 def _check_text(name: str, text: Any, num_objects: int) -> None:
     if not isinstance(text, list) or not text:
-        raise Invalid(f"{name} must be a list of words and lists of object numbers, not {str(text)[:60]!r}")
+        raise Invalid(f"{name} must be a list of words and lists of object numbers, not {described(text)}")
     for part in text:
         if isinstance(part, str):
             continue
@@ -112,8 +116,8 @@ def check_question(item: dict[str, Any], labeled: bool) -> None:
         if not _field(item, name, str):
             raise Invalid(f"{name} is empty")
     objects = _field(item, "objects", list)
-    if not all(isinstance(name, str) for name in objects):
-        raise Invalid(f"objects must be a list of category names, not {str(objects)[:60]!r}")
+    if wrong := [name for name in objects if not isinstance(name, str)]:
+        raise Invalid(f"objects must be a list of category names; {described(wrong[0])} is not one")
     _check_text("question", _field(item, "question", list), len(objects))
     for name in ("answer_choices", "rationale_choices"):
         choices = _field(item, name, list)
@@ -154,13 +158,14 @@ def _parse_question(path: pathlib.Path, number: int, line: bytes, known: dict[st
     try:
         item = json.loads(line)
         if not isinstance(item, dict):
-            raise Invalid("the line is not a JSON object")
+            raise Invalid(f"the line is {described(item)}, not an object")
         check_question(item, labeled=path.stem != "test")
         if known.setdefault(item["annot_id"], number) != number:
             raise Invalid(f"annot_id also occurs in line {known[item['annot_id']] + 1}")
     except (Invalid, ValueError) as error:
         name = f" ({item['annot_id']})" if isinstance(item, dict) and "annot_id" in item else ""
-        raise SourceError(f"{path}, line {number + 1}{name}: {error}; download it again") from None
+        remedy = FORMAT if isinstance(error, Invalid) else "the line is not JSON: download the file again"
+        raise SourceError(f"{path}, line {number + 1}{name}: {error}; {remedy}") from None
     return item
 
 
@@ -187,7 +192,7 @@ def read_metadata(content: bytes, num_objects: int) -> tuple[dict[str, Any], np.
     except ValueError as error:
         raise Invalid(f"the file is not JSON: {error}") from None
     if not isinstance(metadata, dict):
-        raise Invalid("the file is not a JSON object")
+        raise Invalid(f"the file is {described(metadata)}, not an object")
     boxes, outlines = _field(metadata, "boxes", list), _field(metadata, "segms", list)
     if len(boxes) != num_objects or len(outlines) != num_objects:
         raise Invalid(f"there are {len(boxes)} boxes and {len(outlines)} segms for {num_objects} objects")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data_prep.manifest import SourceError
+from data_prep.manifest import SourceError, described
 from vlbert_jax.files import atomic_write
 
 # split: (part of the name of the question file, image set)
@@ -28,6 +28,7 @@ SPLITS = dict(
 )
 ANNOTATED = ("train", "val")
 UNKNOWN = "<unk>"
+FORMAT = "data_prep/README.md describes the format"
 FEWEST_ANNOTATORS = 4  # the official score compares each annotator with the others: with fewer, none scores 1
 # The official code changes these marks in the vocabulary, and full stops not before a digit.
 CHANGED = re.compile(r"[;/\[\]\"{}()=+\\_\-><@`,?!\r\n]|\.(?!\d)")
@@ -47,28 +48,38 @@ class Question(NamedTuple):
 
 
 def _slim(entry: dict):
-    """Reduce an annotator's answer to its text, stored once: 6.6 million dicts are too many."""
+    """Reduce an annotator's answer to its text, stored once: 6.6 million dicts are too many.
+
+    An annotation may also have a field `answer`, and stays as it is.
+    """
     answer = entry.get("answer")
-    return sys.intern(answer) if type(answer) is str else entry
+    return sys.intern(answer) if type(answer) is str and "question_id" not in entry else entry
 
 
 def _read_items(path: pathlib.Path, field: str) -> dict[int, dict]:
     """Return the items of the list `field` of a JSON file by question_id. Raises SourceError."""
     try:
         content = json.loads(path.read_bytes(), object_hook=_slim)
-        items = content[field]
-    except (ValueError, TypeError, KeyError) as error:
-        raise SourceError(
-            f"{path}: the file is not a JSON object with {field!r} ({error}); download it again"
-        ) from None
+    except ValueError as error:
+        raise SourceError(f"{path}: the file is not JSON ({error}); download it again") from None
+    if not isinstance(content, dict) or field not in content:
+        raise SourceError(f"{path}: the file is {described(content)}, not an object with {field!r}; {FORMAT}")
+    if not isinstance(content[field], list):
+        raise SourceError(f"{path}: {field!r} is {described(content[field])}, not a list; {FORMAT}")
     found: dict[int, dict] = {}
-    for place, item in enumerate(items):
-        numbers = [item.get(key) for key in ("question_id", "image_id")] if isinstance(item, dict) else [None]
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise SourceError(f"{path}: item {place} of {field!r} lacks question_id or image_id; download it again")
-        if numbers[0] in found:
-            raise SourceError(f"{path}: question_id {numbers[0]} occurs twice; keep one of them")
-        found[numbers[0]] = item
+    for place, item in enumerate(content[field]):
+        about = f"{path}: item {place} (from 0) of {field!r}"
+        if not isinstance(item, dict):
+            raise SourceError(f"{about} is {described(item)}, not an object; {FORMAT}")
+        for key in ("question_id", "image_id"):
+            if key not in item:
+                raise SourceError(f"{about} is {described(item)}, without {key}; {FORMAT}")
+            if type(item[key]) is not int or item[key] < 0:
+                raise SourceError(f"{about}: {key} is {described(item[key])}, not an integer from 0; {FORMAT}")
+        number = item["question_id"]
+        if number in found:
+            raise SourceError(f"{path}: question_id {number} occurs twice; keep one of them")
+        found[number] = item
     return found
 
 
@@ -83,7 +94,8 @@ def read_questions(root: pathlib.Path, split: str) -> list[Question]:
     items = _read_items(path, "questions")
     for number, item in items.items():
         if type(item.get("question")) is not str:
-            raise SourceError(f"{path}: question_id {number} has no question; download it again")
+            question = described(item["question"]) if "question" in item else "missing"
+            raise SourceError(f"{path}: the question of question_id {number} is {question}, not a text; {FORMAT}")
     if split not in ANNOTATED:
         return [Question(number, item["image_id"], item["question"]) for number, item in items.items()]
     notes_path = annotation_file(root, split)
@@ -123,12 +135,18 @@ def _join(path: pathlib.Path, number: int, item: dict, notes_path: pathlib.Path,
             f"{item['image_id']}; download both files again"
         )
     answers, answer_type = note.get("answers"), note.get("answer_type")
-    texts = isinstance(answers, list) and answers and all(type(answer) is str for answer in answers)
-    if not texts or type(answer_type) is not str:
-        raise SourceError(f"{notes_path}: question_id {number} lacks answers or answer_type; download it again")
+    about = f"{notes_path}: question_id {number}"
+    if not isinstance(answers, list) or not answers:
+        found = described(answers) if "answers" in note else f"missing ({', '.join(note)} are there)"
+        raise SourceError(f"{about}: answers is {found}, not a list with the answer of each annotator; {FORMAT}")
+    if wrong := [answer for answer in answers if type(answer) is not str]:
+        raise SourceError(f"{about}: an item of answers is {described(wrong[0])}, without a text as answer; {FORMAT}")
+    if type(answer_type) is not str:
+        found = described(answer_type) if "answer_type" in note else "missing"
+        raise SourceError(f"{about}: answer_type is {found}, not a text such as 'yes/no'; {FORMAT}")
     if len(answers) < FEWEST_ANNOTATORS:
         raise SourceError(
-            f"{notes_path}: question_id {number} has {len(answers)} of at least {FEWEST_ANNOTATORS} answers: the score "
+            f"{about} has {len(answers)} of at least {FEWEST_ANNOTATORS} answers: the score "
             "compares each annotator with the others, so no answer could be right; repeat the answers of each question "
             "until there are ten"
         )

@@ -40,6 +40,7 @@ def change(**attributes):
 
 NAN = float("nan")
 REGIONS = FOLDER.format("trainval2014")
+TEST_FILE = "vqa/v2_OpenEnded_mscoco_test2015_questions.json"
 BAD = dict(
     no_annotation=(
         change(annotations__train=[annotation(3, 9), annotation(2, 9)]),
@@ -59,25 +60,43 @@ BAD = dict(
         change(annotations__train=[annotation(3, 7), annotation(1, 7), annotation(2, 9)]),
         "annotations.json: question_id 3 is about image 7",
     ),
-    no_text=(change(questions__test=[question(5, 8, question=None)]), "question_id 5 has no question"),
-    no_number=(change(questions__test=[question("5", 8)]), "item 0 of 'questions' lacks question_id or image_id"),
-    no_image_id=(change(questions__test=[question(5, None)]), "item 0 of 'questions' lacks question_id or image_id"),
-    no_list=(change(questions__test="none"), "item 0 of 'questions' lacks"),
+    no_text=(change(questions__test=[question(5, 8, question=None)]), "of question_id 5 is null, not a text; "),
+    text_id=(
+        change(questions__test=[question("5", 8)]),
+        "item 0 (from 0) of 'questions': question_id is the text '5', not an integer from 0; data_prep/README.md",
+    ),
+    no_image_id=(change(questions__test=[question(5, None)]), "of 'questions': image_id is null, not an integer"),
+    other_fields=(
+        change(questions__test=[dict(id=5, image="a.jpg", text="what?")]),
+        "item 0 (from 0) of 'questions' is an object with id, image, text, without question_id",
+    ),
+    no_items=(change(questions__test=["what?"]), "item 0 (from 0) of 'questions' is the text 'what?', not an object"),
+    no_list=(change(questions__test="none"), "'questions' is the text 'none', not a list"),
+    null=(change(**{f"other__{TEST_FILE}": dict(questions=None)}), "'questions' is null, not a list"),
+    a_list=(change(**{f"other__{TEST_FILE}": [1, 2]}), "the file is a list of 2, not an object with 'questions'"),
+    other_name=(
+        change(**{f"other__{TEST_FILE}": dict(info={}, items=[])}),
+        "the file is an object with info, items, not an object with 'questions'",
+    ),
+    annotation_of_one_answer=(
+        change(annotations__train=[dict(question_id=n, image_id=i, answer="yes") for n, i in ((1, 7), (2, 9), (3, 9))]),
+        "answers is missing (question_id, image_id, answer are there), not a list with the answer of each annotator",
+    ),
     no_answers=(
         change(annotations__train=[annotation(3, 9, []), annotation(1, 7), annotation(2, 9)]),
-        "annotations.json: question_id 3 lacks answers",
+        "annotations.json: question_id 3: answers is a list of 0, not a list with the answer of each annotator",
     ),
     no_answer_text=(
         change(annotations__train=[annotation(3, 9, [None] * 10), annotation(1, 7), annotation(2, 9)]),
-        "annotations.json: question_id 3 lacks answers",
+        "annotations.json: question_id 3: an item of answers is an object with answer, answer_id, answer_confidence",
     ),
     no_type=(
         change(annotations__train=[annotation(n, i, answer_type=1) for n, i in ((1, 7), (2, 9), (3, 9))]),
-        "annotations.json: question_id 2 lacks answers or answer_type",
+        "annotations.json: question_id 2: answer_type is the number 1, not a text such as 'yes/no'",
     ),
     no_json=(
         change(**{"other__vqa/v2_mscoco_train2014_annotations.json": "{"}),
-        "v2_mscoco_train2014_annotations.json: the file is not a JSON object with 'annotations'",
+        "v2_mscoco_train2014_annotations.json: the file is not JSON (Expecting",
     ),
     two_sets=(change(questions__test=[question(5, 9)]), "image 9 of question_id 5 is in both train2014 and test2015"),
     no_regions=(change(regions__7=None), "7.json: there are no regions of image 7"),

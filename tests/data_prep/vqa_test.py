@@ -101,6 +101,15 @@ def test_joined_by_number_and_in_order(tmp_path, capsys):
     assert test["answers"] == [] and test["answer_type"] == "" and test["question"] == "what is 5?"
 
 
+def test_annotations_may_have_an_answer_of_their_own(tmp_path):
+    """Many converters write the most frequent answer into `answer`, where the official name is another."""
+    download = Download()
+    download.annotations["train"] = [annotation(*numbers, answer="yes") for numbers in ((3, 9), (1, 7), (2, 9))]
+    built = build.run_vqa(download.write(tmp_path), tmp_path / "out", splits=("train",), features=True)
+    (record, *_) = read_all(built["questions"], "train_landscape")
+    assert record["answers"] == ["yes"] * 6 + ["no"] * 4
+
+
 def test_images_without_features(tmp_path):
     download = Download()
     download.images |= {7: jpeg((40, 60), "L"), 8: jpeg((30, 44))}
