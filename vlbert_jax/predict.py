@@ -7,8 +7,9 @@ of the Hugging Face hub, or the name of a small demonstration model that ships w
 --checkpoint below lists them. TEXTS are questions, expressions or captions, as the task of the model
 requires; see the options. Without a text the command prints the regions, and needs no checkpoint. Each
 text is asked of every image.
---image takes files, folders and patterns ("*.jpg", quoted or expanded by the shell). @FILE in place of
-a text stands for the lines of a UTF-8 file, as in --question @questions.txt; @@ begins a text with @.
+--image takes files, folders, patterns ("*.jpg", quoted or expanded by the shell), and http or https
+addresses. @FILE in place of a text stands for the lines of a UTF-8 file, as in
+--question @questions.txt; @@ begins a text with @.
 --attention=PAGE.html shows the attention of every layer and head in a web page.
 
 Regions come from --detector=PATH, or from a file --boxes=FILE.json for each image: rows x1 y1 x2 y2 in

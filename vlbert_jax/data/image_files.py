@@ -18,6 +18,8 @@ import PIL.Image
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from vlbert_jax.data.image_addresses import download_image, is_address, shown_address
+
 # Most pixels of an image: 268 MB once decoded. A small file can claim any size. The value is the
 # default limit of Pillow, repeated here because a program may have changed Pillow's.
 MOST_PIXELS = 89_478_485
@@ -52,15 +54,18 @@ def find_images(places: Iterable[str]) -> list[str]:
     """Return the paths of all images at some places, in the order of the places.
 
     Args:
-      places: files, folders (their images by name, without those of folders in them) and patterns such as `*.jpg`, in
-        which `**` stands for folders of any depth. A file is taken whatever its suffix is; of folders and patterns
-        only images that are not yet in the list. A warning names what is passed over.
+      places: files, folders (their images by name, without those of folders in them), patterns such as `*.jpg`, in
+        which `**` stands for folders of any depth, and http or https addresses. A file is taken whatever its suffix is;
+        of folders and patterns only images that are not yet in the list. A warning names what is passed over.
 
     Raises:
       ValueError: a folder has no image, or a pattern matches none.
     """
     found: list[str] = []
     for place in places:
+        if is_address(place):  # its "?" is not a pattern
+            found.append(place)
+            continue
         if os.path.isdir(place):
             inside = [os.path.join(place, name) for name in sorted(os.listdir(place))]
         elif os.path.exists(place) or not glob.has_magic(place):
@@ -156,15 +161,21 @@ def _high_depth(image: Image.Image) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
-def read_image(image: Any) -> tuple[str, UInt8[np.ndarray, "y x 3"]]:
+def read_image(image: Any, addresses: bool = False) -> tuple[str, UInt8[np.ndarray, "y x 3"]]:
     """Return a name for messages, and the RGB pixels.
 
     Args:
-      image: a path, an image of Pillow, or uint8 [y, x, 3].
+      image: a path, an http or https address, an image of Pillow, or uint8 [y, x, 3].
+      addresses: whether addresses are opened.
 
     Raises:
       ValueError: it is none of these, or the file cannot be read.
     """
+    if is_address(image):
+        name = shown_address(image)
+        if not addresses:
+            raise ValueError(f"{name}: addresses are not opened; give a file, or permit them: load(…, addresses=True)")
+        return name, open_image(download_image(image), name)
     if isinstance(image, str | Path):
         return str(image), open_image(image)
     if isinstance(image, PIL.Image.Image):

@@ -39,7 +39,7 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
             pixels, found, asked = picture.pixels, picture.regions, ask_all(model, picture, args)
         else:
             picture, asked = None, []
-            _, pixels = read_image(image)
+            _, pixels = read_image(image, addresses=True)
             found = find_regions(pixels, boxes, finder)
         about = dict(image=image, width=pixels.shape[1], height=pixels.shape[0], **described(found))
         about |= dict(notice=notice) if notice else {}
@@ -60,7 +60,7 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
 def check_images(args: argparse.Namespace) -> None:
     """Read every image and every file of boxes once, so that errors are reported before anything slow starts."""
     for number, image in enumerate(args.image):
-        _, pixels = read_image(image)
+        _, pixels = read_image(image, addresses=True)
         if args.boxes:
             given_regions(args.boxes[number], pixels.shape[1::-1])
 
@@ -72,7 +72,7 @@ def load_models(args: argparse.Namespace):
         finder = load_detector(args.detector, RULES[args.rules](proposals_after=args.proposals))
     if args.checkpoint:
         options = dict(vocab=args.vocab, answers=args.answers, data_dir=args.data_dir)
-        model = load(args.checkpoint, detector=finder, **options)
+        model = load(args.checkpoint, detector=finder, addresses=True, **options)
         check_texts(model, args)
     return model, finder
 

@@ -88,6 +88,7 @@ def load(
     vocab: str | Path = "",
     answers: str | Path = "",
     data_dir: str | Path = "",
+    addresses: bool = False,
 ) -> Predictor:
     """Return the model in a workdir, a checkpoint folder, or other weights that `vlbert_jax.convert` reads.
 
@@ -98,6 +99,7 @@ def load(
         vocab: Replaces config.data.vocab of the run.
         answers: Replaces config.data.answers of the run.
         data_dir: Replaces config.data.data_dir of the run.
+        addresses: Whether images may be http or https addresses. Leave it out where others choose the images.
 
     Raises:
         FileNotFoundError: There are no weights or no vocabulary.
@@ -107,19 +109,24 @@ def load(
     config, graphdef, state = load_trained(path, GRID**2)
     for name, value in dict(vocab=vocab, answers=answers, data_dir=data_dir).items():
         config.data[name] = user_path(str(value)) or config.data.get(name, "")
-    return Predictor(path, config, graphdef, state, detector)
+    predictor = Predictor(path, config, graphdef, state, detector)
+    predictor.addresses = addresses
+    return predictor
 
 
 class Predictor:
     """A model and what it needs to read an image and a text; `load` makes it.
 
-    `image` is a path, uint8 pixels [y, x, 3], a PIL image, or what `look` returned. `boxes` are as in
+    `image` is a path, uint8 pixels [y, x, 3], a PIL image, or what `look` returned; an http or https address where
+    `load` permits it. `boxes` are as in
     `regions.given_regions`; without them the detector finds the regions, and without a detector they are a
     grid. An image or a text may also be a list: of n texts about one image, of n images with one text, or of
     n images with n texts. The result is then a list of n results, computed in batches; `boxes` of n images are a
     list of n entries. Every method raises ValueError for an image or boxes that cannot be read and for a model
     of another task.
     """
+
+    addresses = False  # whether images may be addresses
 
     def __init__(self, path: str, config: ml_collections.ConfigDict, graphdef, state: nnx.State, finder=None):
         self.path, self.config = path, config
@@ -194,7 +201,7 @@ class Predictor:
             if boxes is not None:
                 raise ValueError("This image has its regions already; pass boxes to `look`.")
             return image
-        name, pixels = read_image(image)
+        name, pixels = read_image(image, self.addresses)
         found = find_regions(pixels, boxes, self.detector)
         most = self.config.data.max_regions
         if len(found) > most:
