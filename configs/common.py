@@ -83,6 +83,25 @@ def encoder(size: str) -> ml_collections.ConfigDict:
     )
 
 
+def two_stream() -> ml_collections.ConfigDict:
+    """Return the sizes of two-stream architectures (lxmert, vilbert); empty values and zeros are the published ones.
+
+    The words' stream has the sizes of the encoder; its number of layers is here.
+    """
+    return ml_collections.ConfigDict(
+        dict(
+            # lxmert: layers of words, of regions, and of both together (9, 5, 5). vilbert: layers of words, of regions,
+            # and connections (12, 6, 6); also published are (12, 2, 2), (12, 4, 4) and (12, 8, 8).
+            layers=(),
+            visual=(),  # width, heads and MLP width of the regions' stream
+            cross=(),  # width and heads of cross-attention
+            pool_size=0,  # width of the pooled vector
+            task_tokens=0,  # rows of the table of tasks: 20 in 12-in-1
+            task_number=0,  # the row of this run: 1 = VQA
+        )
+    )
+
+
 def region_head() -> ml_collections.ConfigDict:
     """Return ResNet-101 with RoIAlign and a dilated C5 (`base_e2e` of the official code)."""
     return ml_collections.ConfigDict(
@@ -124,13 +143,91 @@ def image_pipeline() -> ml_collections.ConfigDict:
             flip_probability=0.5,
             even_regions=False,  # order images so that all devices of a process compute about as many regions
             max_regions=100,  # without the whole image; hidden ones are zeroed even where the sequence has no room
-            sequence_length=64,  # text tokens + regions; [END] is not counted
+            # Text tokens and regions; [END] is not counted. In two-stream models, text tokens alone.
+            sequence_length=64,
+            text_length=0,  # most text tokens; 0 = as many as the sequence holds
             geometry_on_device=False,
             num_threads=16,  # per process; each makes a whole batch, within a bound of bytes (data/streams.py)
             prefetch=4,  # batches made ahead, at least
             remember_records=0,  # records per stream that stay in memory once they are read, for a corpus that fits
         )
     )
+
+
+def pretraining() -> ml_collections.ConfigDict:
+    """Return the fields of every pre-training run, at the values of VL-BERT base with its region head trained."""
+    config = trainer()
+    config.task = "pretrain"
+    config.total_steps = 250_000
+    config.learning_rate = 2.56e-5
+    config.warmup_steps = 16_000
+    config.init.scratch = False  # True = the run may start without BERT and ResNet
+    config.model = ml_collections.ConfigDict(
+        dict(
+            # vlbert, or with the same data and losses a sibling: visualbert, uniter, oscar, vinvl, b2t2,
+            # b2t2_positions, unicoder_vl, lxmert, vilbert (vlbert_jax/model/architectures.py).
+            architecture="vlbert",
+            encoder=encoder("base"),
+            two_stream=two_stream(),
+            region_head=region_head(),
+            train_region_head=True,  # False = its convolutions are constants, as in ablations (a)-(d) of the paper
+            feature_size=2048,  # columns of precomputed features
+            num_region_classes=1601,  # 1600 + background
+            num_attributes=400,  # of the detector, without "no attribute"
+            # Of the relationship: another image's caption, its own; 3 = also another image's object names, which
+            # Oscar's weights have and this data does not sample.
+            relationship_classes=2,
+        )
+    )
+    config.losses = ml_collections.ConfigDict(
+        dict(
+            mlm=True,
+            mrc=True,  # masked RoI classification; architectures that never hide a region require False
+            relationship=False,  # whether the caption belongs to the image; requires model.encoder.pooler
+            text_only=True,  # mix text-only sequences 1:1
+            # Weight of classifying each region from its pooled feature ("CNN loss at the bottom" of the official code).
+            region=0.0,
+            # The opening trains the region head on that loss alone; from its end to this step the head is not trained.
+            region_fixed_until=0,
+            # soft: the detector's distribution (official code) | hard: its best class (paper) | object: its best class
+            # without the background (UNITER) | kl: divergence, mean over the classes (UNITER) | kl_sum: divergence
+            # (ViLBERT)
+            mrc_targets="soft",
+            # Regression of the features of hidden regions (UNITER, ViLBERT); requires hide_pixels=False.
+            regression=False,
+            # LXMERT's losses of regions, in two-stream models: the detector's object and attribute of every region,
+            # weighted by its confidence, and the features of the hidden ones.
+            objects=False,
+            attributes=False,
+            features=False,
+            only_matched=False,  # leave out words and regions of an image with another caption (ViLBERT, Unicoder-VL)
+            transport=0.0,  # weight of optimal transport of words to regions (UNITER: 0.1); requires relationship
+            normalize="targets",  # mean over all targets of a batch | examples: over those of each example first
+        )
+    )
+    config.data = image_pipeline()
+    config.data.update(
+        dict(
+            embedded="",  # scenes = the synthetic corpus, made on first use
+            captions="region_captions/conceptual_captions",  # under data_dir
+            text="text_corpus/books_wikipedia",
+            train_split="train",
+            eval_split="val",
+            features="image",  # image | precomputed
+            even_regions=True,
+            vocab="bert-base-uncased",
+            class_names="objects_vocab.txt",  # under data_dir; names of the detector's classes, for reports
+            text_min_words=64,  # lines are joined until they have this many words
+            mask_words=0.15,  # share of words, in captions and text; evaluation always masks 0.15
+            mask_regions=0.15,  # share of regions
+            hide_pixels=True,  # zero hidden regions in the image; False = a learned vector replaces the feature
+            max_mlm_targets=24,  # per sequence; further masked words are not scored
+            max_mrc_targets=20,  # per image
+            visual_words=(),  # words that only an image determines; they are scored separately
+            group_words=(),  # scores are also reported by the number of these in a caption
+        )
+    )
+    return config
 
 
 def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
@@ -145,6 +242,7 @@ def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
         dict(
             architecture="vlbert",  # of vlbert_jax/model/architectures.py
             encoder=encoder("base"),
+            two_stream=two_stream(),
             region_head=region_head(),
             train_region_head=True,  # False = its convolutions are constants
             feature_size=2048,  # columns of precomputed features
@@ -188,6 +286,7 @@ def shrink_to_demo(config: ml_collections.ConfigDict) -> None:
             scan_layers=False,
         )
     )
+    config.model.two_stream.update(dict(layers=(1, 1, 1), visual=(128, 4, 256), cross=(128, 4), pool_size=128))
     config.model.region_head.update(
         dict(
             stem_width=16,

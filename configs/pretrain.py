@@ -88,68 +88,7 @@ def base_e2e() -> ml_collections.ConfigDict:
     the batch: mlm_caption_accuracy 0.60, mlm_text_accuracy 0.48, mrc_accuracy 0.70. Then VCR val Q->A 73.8, QA->R 74.4,
     VQA test-dev 71.16, RefCOCO+ detected val 71.60. The authors paid 2 days on 16 V100 of 16 GB.
     """
-    config = common.trainer()
-    config.task = "pretrain"
-    config.total_steps = 250_000
-    config.learning_rate = 2.56e-5
-    config.warmup_steps = 16_000
-    config.init.scratch = False  # True = the run may start without BERT and ResNet
-    config.model = ml_collections.ConfigDict(
-        dict(
-            # vlbert, or with the same data and losses a sibling: visualbert, uniter, oscar, vinvl, b2t2,
-            # b2t2_positions, unicoder_vl (vlbert_jax/model/architectures.py).
-            architecture="vlbert",
-            encoder=common.encoder("base"),
-            region_head=common.region_head(),
-            train_region_head=True,  # False = its convolutions are constants, as in ablations (a)-(d) of the paper
-            feature_size=2048,  # columns of precomputed features
-            num_region_classes=1601,  # 1600 + background
-            # Of the relationship: another image's caption, its own; 3 = also another image's object names, which
-            # Oscar's weights have and this data does not sample.
-            relationship_classes=2,
-        )
-    )
-    config.losses = ml_collections.ConfigDict(
-        dict(
-            mlm=True,
-            mrc=True,  # masked RoI classification; architectures that never hide a region require False
-            relationship=False,  # whether the caption belongs to the image; requires model.encoder.pooler
-            text_only=True,  # mix text-only sequences 1:1
-            # Weight of classifying each region from its pooled feature ("CNN loss at the bottom" of the official code).
-            region=0.0,
-            # The opening trains the region head on that loss alone; from its end to this step the head is not trained.
-            region_fixed_until=0,
-            # soft: the detector's distribution (official code) | hard: its best class (paper) | object: its best class
-            # without the background (UNITER) | kl: divergence, mean over the classes (UNITER)
-            mrc_targets="soft",
-            regression=False,  # regression of the features of hidden regions (UNITER); requires hide_pixels=False
-            transport=0.0,  # weight of optimal transport of words to regions (UNITER: 0.1); requires relationship
-            normalize="targets",  # mean over all targets of a batch | examples: over those of each example first
-        )
-    )
-    config.data = common.image_pipeline()
-    config.data.update(
-        dict(
-            embedded="",  # scenes = the synthetic corpus, made on first use
-            captions="region_captions/conceptual_captions",  # under data_dir
-            text="text_corpus/books_wikipedia",
-            train_split="train",
-            eval_split="val",
-            features="image",  # image | precomputed
-            even_regions=True,
-            vocab="bert-base-uncased",
-            class_names="objects_vocab.txt",  # under data_dir; names of the detector's classes, for reports
-            text_min_words=64,  # lines are joined until they have this many words
-            mask_words=0.15,  # share of words, in captions and text; evaluation always masks 0.15
-            mask_regions=0.15,  # share of regions
-            hide_pixels=True,  # zero hidden regions in the image; False = a learned vector replaces the feature
-            max_mlm_targets=24,  # per sequence; further masked words are not scored
-            max_mrc_targets=20,  # per image
-            visual_words=(),  # words that only an image determines; they are scored separately
-            group_words=(),  # scores are also reported by the number of these in a caption
-        )
-    )
-    return config
+    return common.pretraining()
 
 
 def base_prec() -> ml_collections.ConfigDict:

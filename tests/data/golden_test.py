@@ -117,6 +117,7 @@ def replay(item, records, with_relationship, tokenizer) -> tuple[Samples, list[s
 def layout_of(run, record) -> CaptionLayout:
     width, height = record["image_size"]
     return CaptionLayout(
+        text_length=1000,
         precomputed=run["precomputed"],
         image_scale=tuple(run["scales"]),
         orientation="landscape" if width >= height else "portrait",

@@ -16,13 +16,13 @@ from tests.helpers.pretrain_case import FEATURES
 from tests.helpers.pretrain_case import shrunk as shrunk_pretraining
 from tests.helpers.tiny_recipes import shrink
 from vlbert_jax.batch import END, IMG, NO_IMAGE
-from vlbert_jax.model.architectures import ARCHITECTURES
+from vlbert_jax.model.architectures import ARCHITECTURES, ONE_STREAM
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.layouts import region_layout
 from vlbert_jax.training import sharding
 from vlbert_jax.training.loop import train
 
-SIBLINGS = [name for name in ARCHITECTURES if name != "vlbert"]
+SIBLINGS = [a.name for a in ONE_STREAM if a.name != "vlbert"]
 GEOMETRY = dict(visualbert=None, uniter=7, oscar=6, vinvl=6, b2t2=None, b2t2_positions=4, unicoder_vl=5)
 HIDES = ("uniter", "unicoder_vl")  # architectures that can hide a region with a precomputed feature
 

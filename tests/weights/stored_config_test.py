@@ -17,7 +17,8 @@ OLD = {
 def test_old_names_and_defaults(caplog):
     caplog.set_level(logging.INFO, "vlbert_jax")
     config = upgraded(OLD, None, "here")
-    assert config["losses"] == {"normalize": "examples", "mlm": True, "regression": False, "transport": 0.0}
+    added = ("regression", "objects", "attributes", "features", "only_matched")
+    assert config["losses"] == {"normalize": "examples", "mlm": True, "transport": 0.0} | dict.fromkeys(added, False)
     assert config["newly_initialized"] == ["a"] and "newly_initialised" not in config
     assert config["model"]["region_head"]["roi_operation"] == "align"
     assert config["matmul_precision"] == "default" and "data" not in config

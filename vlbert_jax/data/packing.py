@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -25,12 +26,17 @@ class RegionLayout:
     positions: str = "shared"  # shared (the one after the text), running (from there on) or zero
     end_token: bool = True  # whether [END] follows the regions
     names: bool = False  # whether the names of the regions are the second part of the text
+    apart: bool = False  # whether the regions are a stream of their own: sequences have words alone
     geometry_size: int = 8 * DIM  # values of `box_geometry` per region; 0 = none
 
     @property
     def first_row(self) -> int:
         """The first row of the regions that is an element."""
         return 0 if self.whole_image else 1
+
+    def place_of(self, row: Any, num_text: int, length: int) -> Any:
+        """Return the position of a row of the regions: behind the text, or behind a whole sequence if apart."""
+        return (length if self.apart else num_text) + row - self.first_row
 
 
 VLBERT_LAYOUT = RegionLayout()
@@ -86,7 +92,7 @@ def pack(
         ValueError: The text and the regions do not fit.
     """
     first = layout.first_row
-    t, k = len(text_ids), max(num_regions - first, 0)
+    t, k = len(text_ids), 0 if layout.apart else max(num_regions - first, 0)
     if t + k > length:
         raise ValueError(f"{t} text elements and {k} regions do not fit a sequence of {length}")
     s = length + layout.end_token

@@ -1,7 +1,8 @@
-"""The one-stream models that VL-BERT's paper compares itself with, as values of a few switches.
+"""The models that VL-BERT's paper compares itself with, as values of a few switches.
 
-In all of them an element is the sum of a token, a visual feature, a segment and a position. They differ
-in which elements have which part, in where the norms are, and in how a region becomes a vector.
+In those of one stream an element is the sum of a token, a visual feature, a segment and a position. They
+differ in which elements have which part, in where the norms are, and in how a region becomes a vector. In
+those of two streams the regions are not elements of the sequence; `two_stream_config.py` has their sizes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ ALLOWED = {
     "region_norm": ("shared", "own", "none"),
     "hidden": ("vector", "zeros", "none"),
     "gelu": ("erf", "tanh"),
+    "pool": ("text", "mul"),
 }
 
 
@@ -31,6 +33,7 @@ class Architecture:
     """
 
     name: str
+    streams: int = 1  # 2: words and regions are apart and read each other
     # Whether words carry the visual feature of a region: added before their norm, behind it, or not at all.
     word_visual: str = "none"
     # Box geometry: joined to the appearance before one projection, with a separate projection, rows of two learned
@@ -48,11 +51,13 @@ class Architecture:
     region_norm: str = "shared"  # norm of the summed parts of a region: that of words, a separate norm, or none
     region_names: bool = False  # whether the names of the regions are the second part of the text
     end_token: bool = False  # whether a sequence ends with [END]
-    whole_image: bool = False  # whether the whole image is an element
+    whole_image: bool = False  # whether the whole image is an element, or the first region of two streams
     hidden: str = "none"  # what replaces the appearance of a hidden region; none: regions are never hidden
     projection_dropout: bool = False  # dropout of appearance and geometry before the projection
     region_class_norm: bool = False  # layer norm in the head of the classes of hidden regions
     gelu: str = "erf"  # exact, or the approximation by tanh
+    # The pooled vector: tanh layer of [CLS], or the product of ReLU layers of [CLS] and the first region.
+    pool: str = "text"
 
     def __post_init__(self):
         for field, values in ALLOWED.items():
@@ -65,6 +70,12 @@ class Architecture:
             raise ValueError(
                 f"The architecture {self.name!r} has geometry={self.geometry!r} and "
                 f"geometry_size={self.geometry_size}; a size is required if and only if there is geometry."
+            )
+        two_streams = self.geometry == "separate" and self.visual_norm != "none" and self.hidden != "vector"
+        if self.streams == 2 and not two_streams:
+            raise ValueError(
+                f"The architecture {self.name!r} has two streams, which requires geometry='separate', a visual_norm "
+                "and hidden='zeros' or 'none'."
             )
         if self.visual_norm == "each" and self.geometry != "separate":
             raise ValueError(
@@ -128,7 +139,16 @@ UNICODER_VL = Architecture(
     region_segment_id=2,
     hidden="zeros",
 )
-ARCHITECTURES = {a.name: a for a in (VLBERT, VISUALBERT, UNITER, OSCAR, VINVL, B2T2, B2T2_POSITIONS, UNICODER_VL)}
+LXMERT = Architecture(
+    name="lxmert", streams=2, geometry="separate", geometry_size=4, visual_norm="each", hidden="zeros",
+    region_class_norm=True,
+)  # fmt: skip
+# The first region is the whole image.
+VILBERT = dataclasses.replace(
+    LXMERT, name="vilbert", geometry_size=5, visual_norm="after", whole_image=True, pool="mul"
+)
+ONE_STREAM = (VLBERT, VISUALBERT, UNITER, OSCAR, VINVL, B2T2, B2T2_POSITIONS, UNICODER_VL)
+ARCHITECTURES = {a.name: a for a in (*ONE_STREAM, LXMERT, VILBERT)}
 
 
 def get_architecture(name: str) -> Architecture:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vlbert_jax.model.architectures import VLBERT, Architecture, get_architecture
+from vlbert_jax.model.resnet import EXPANSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,15 @@ class EncoderConfig:
     remat: str = "none"
     architecture: Architecture = VLBERT
     dtype: Any = jnp.float32  # of activations
+
+    @property
+    def pool_size(self) -> int:
+        """Return the width of the pooled vector."""
+        return self.hidden_size
+
+    def encoder_config(self, stream: str) -> "EncoderConfig":
+        """Return the options of the layers that words ("text") or regions ("visual") pass: the same ones."""
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +77,7 @@ class RoIOptions:
 class RegionHeadConfig:
     """Sizes and operations of the region head."""
 
-    hidden_size: int  # of the visual vectors that it returns
+    hidden_size: int  # of the visual vectors that it returns; 0 = it projects nothing (two streams)
     backbone: BackboneConfig | None  # None: appearance is precomputed
     feature_size: int = 0  # columns of precomputed appearance
     dilated_c5: bool = True
@@ -79,6 +89,11 @@ class RegionHeadConfig:
     geometry_gain_init: float = 1.0  # of its rows for box geometry, relative to those for appearance
     architecture: Architecture = VLBERT
     dtype: Any = jnp.float32  # of activations
+
+    @property
+    def appearance_size(self) -> int:
+        """Return the columns of appearance: of what the ResNet pools, or of the precomputed features."""
+        return self.feature_size if self.backbone is None else self.backbone.widths[-1] * EXPANSION
 
 
 def matmul_precision(name: str):

@@ -125,11 +125,11 @@ class MLMHead(nnx.Module):
 
 
 class LinearHead(nnx.Module):
-    """Dropout and the classes, without a hidden layer."""
+    """Dropout and the classes, without a hidden layer. The input is `inputs` wide; None = as wide as the encoder."""
 
-    def __init__(self, config: EncoderConfig, num_classes: int, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, num_classes: int, rngs: nnx.Rngs, inputs: int | None = None):
         self.dropout_rate, wide = config.dropout_rate, dataclasses.replace(config, dtype=jnp.float32)
-        self.classes = dense(config.hidden_size, num_classes, ("embed", None), wide, rngs)
+        self.classes = dense(inputs or config.hidden_size, num_classes, ("embed", None), wide, rngs)
 
     @jax.named_scope("head")
     def __call__(self, states: Float[Array, "... d"], key=None) -> Float[Array, "... c"]:

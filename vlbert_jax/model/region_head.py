@@ -13,7 +13,7 @@ from vlbert_jax.geometry import region_geometry
 from vlbert_jax.model.config import RegionHeadConfig
 from vlbert_jax.model.layers import apply_if, dropout, layer_norm
 from vlbert_jax.model.partitioning import keep_split, replicate, split_axes
-from vlbert_jax.model.resnet import EXPANSION, Backbone, Stage
+from vlbert_jax.model.resnet import Backbone, Stage
 from vlbert_jax.model.roi import pool_regions
 
 NUM_BINS = 56  # rows of the tables of box positions, over the width and the height of the image
@@ -31,7 +31,7 @@ class RegionHead(nnx.Module):
         self.architecture = switches = config.architecture
         self.roi, self.mask_padding = config.roi, config.mask_padding
         self.dropout_rate, self.dtype = config.dropout_rate, config.dtype
-        dtype, hidden_size, feature_size = config.dtype, config.hidden_size, config.feature_size
+        dtype, hidden_size, feature_size = config.dtype, config.hidden_size, config.appearance_size
         if config.backbone is None:
             self.backbone = self.c5 = None
         else:
@@ -59,7 +59,6 @@ class RegionHead(nnx.Module):
                 dtype=dtype,
                 rngs=rngs,
             )
-            feature_size = c5_width * EXPANSION
         self.feature_size = feature_size
         self.hides_features = config.hidden_vector
         learned = config.hidden_vector and switches.hidden == "vector"
@@ -92,8 +91,10 @@ class RegionHead(nnx.Module):
         self.x_positions = nnx.Param(jnp.zeros(shape), axes=(None, "feature")) if tables else None
         self.y_positions = nnx.Param(jnp.zeros(shape), axes=(None, "feature")) if tables else None
         joined = switches.geometry_size if switches.geometry == "joint" else 0
-        self.projection = projection(joined + feature_size, joined, "feature")
-        separate, each = switches.geometry == "separate", switches.visual_norm == "each"
+        self.projection = projection(joined + feature_size, joined, "feature") if hidden_size else None
+        separate, each = (
+            hidden_size > 0 and chosen for chosen in (switches.geometry == "separate", switches.visual_norm == "each")
+        )
         self.geometry_projection = projection(switches.geometry_size, 0, None) if separate else None
         self.appearance_norm = layer_norm(hidden_size, dtype, rngs) if each else None
         self.geometry_norm = layer_norm(hidden_size, dtype, rngs) if each else None
@@ -135,17 +136,37 @@ class RegionHead(nnx.Module):
         key=None,
     ) -> Float[Array, "b r d"]:
         """Return appearance and geometry projected to the width of the encoder; zeros where there is no region."""
-        if self.hides_features and region_hidden is not None:
-            vector = jnp.zeros(self.feature_size) if self.hidden_appearance is None else self.hidden_appearance[...]
-            appearance = jnp.where(region_hidden[..., None], vector.astype(appearance.dtype)[None, None], appearance)
-        size = self.architecture.geometry_size
-        if geometry is None and size:
-            geometry = region_geometry(boxes, image_size, size)  # pyright: ignore[reportAssignmentType]
-        if geometry is not None:
-            # A NaN in padding would reach the gradient of the projection as 0 * NaN.
-            geometry = jnp.where(region_mask[..., None], geometry, 0)
+        appearance = self.hide(appearance, region_hidden)
+        geometry = self.geometry(boxes, image_size, region_mask, geometry)
         states = keep_split(self._projected(appearance.astype(self.dtype), geometry, key))
         return jnp.where(region_mask[..., None], states, 0)
+
+    def hide(
+        self, appearance: Float[Array, "b r g"], region_hidden: Bool[Array, "b r"] | None
+    ) -> Float[Array, "b r g"]:
+        """Return the appearance with that of hidden regions replaced, where the model replaces it."""
+        if not self.hides_features or region_hidden is None:
+            return appearance
+        vector = jnp.zeros(self.feature_size) if self.hidden_appearance is None else self.hidden_appearance[...]
+        return jnp.where(region_hidden[..., None], vector.astype(appearance.dtype)[None, None], appearance)
+
+    def geometry(
+        self,
+        boxes: Float[Array, "*b r 4"],
+        image_size: Float[Array, "*b 2"],
+        region_mask: Bool[Array, "*b r"],
+        given: Float[Array, "*b r e"] | None = None,
+    ) -> Float[Array, "*b r e"] | None:
+        """Return what the architecture computes of boxes, zeros where there is no region; None = it reads no boxes.
+
+        `given` is the same, computed on the host.
+        """
+        size = self.architecture.geometry_size
+        geometry = region_geometry(boxes, image_size, size) if given is None and size else given
+        if geometry is None:
+            return None
+        # A NaN in padding would reach the gradient of the projection as 0 * NaN.
+        return jnp.where(region_mask[..., None], geometry, 0)
 
     def _projected(self, appearance: Float[Array, "b r g"], geometry, key) -> Float[Array, "b r d"]:
         if self.architecture.geometry == "joint":

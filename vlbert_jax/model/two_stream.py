@@ -189,6 +189,15 @@ class TwoStreamStates:
     visual: Any  # [b, n, r, e]
     num_words: int  # t
 
+    def of_sequence(self, number: int) -> TwoStreamStates:
+        """Return the states of one sequence of each example."""
+        text, visual = (None if x is None else x[:, number : number + 1] for x in (self.text, self.visual))
+        return dataclasses.replace(self, text=text, visual=visual)
+
+    def with_text(self, others: TwoStreamStates) -> TwoStreamStates:
+        """Return these states with the words of further sequences behind them."""
+        return dataclasses.replace(self, text=jnp.concatenate([self.text, others.text], axis=1))
+
     def words(self, positions: Int[Array, "b n k"]) -> Float[Array, "b n k d"]:
         """Return the states of words."""
         return gather_positions(self.text, positions)
@@ -292,17 +301,34 @@ class TwoStream(nnx.Module):
         keys = split_keys(key, 3)
         words = self.embed_words(token_ids, segment_ids, position_ids, task, keys[0])
         regions = self.embed_regions(features, geometry, keys[1])
+        return self.encode(words, word_mask, regions, region_mask, keys[2], wanted)[0]
+
+    def encode(
+        self,
+        words: Float[Array, "b n s d"],
+        word_mask: Bool[Array, "b n t"],
+        regions: Float[Array, "b m r e"],
+        region_mask: Bool[Array, "b m r"],
+        key=None,
+        wanted: Sequence[str] = STREAMS,
+        collect: bool = False,
+    ) -> tuple[TwoStreamStates, dict[str, Any]]:
+        """Return the states of embedded words and regions, and what the blocks computed if `collect`.
+
+        The words have one more element where there is a token of the task. The second value is that of
+        `TwoStreamEncoder`, whose sequences are those of all examples.
+        """
         has_task = self.task_embeddings is not None
         mask = jnp.concatenate([word_mask[:, :, :1], word_mask], axis=2) if has_task else word_mask
-        b, n, t = token_ids.shape
+        b, _, t = word_mask.shape
         arrays = dict(text=words, visual=regions), dict(text=mask, visual=region_mask)
         flat_states, flat_masks = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
-        states, _ = self.encoder(flat_states, flat_masks, keys[2], wanted)
+        states, collected = self.encoder(flat_states, flat_masks, key, wanted, collect)
         states = {name: x.reshape(b, -1, *x.shape[1:]) for name, x in states.items()}
         text, visual = states.get("text"), states.get("visual")
         if has_task and text is not None:  # positions are those of the words alone
             text = jnp.concatenate([text[:, :, :1], text[:, :, 2:]], axis=2)
-        return TwoStreamStates(text, visual, t)
+        return TwoStreamStates(text, visual, t), collected
 
     def pooled_parts(self, states: TwoStreamStates) -> tuple[Float[Array, "b n p"], ...]:
         """Return the pooled vector of [CLS] and, where the model has it, that of the first region."""

@@ -16,11 +16,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig, architecture_of, region_head_options
 
 STREAMS = ("text", "visual")
 CHANGES = {"t": ("text",), "v": ("visual",), "x": STREAMS, "f": STREAMS}  # kind of block -> streams that it changes
 TABLES = ("token", "position", "segment")  # embeddings of words
+# Fields of `config.model.encoder` that mean the same here.
+ENCODER_FIELDS = ("vocab_size", "max_positions", "dropout_rate", "init_deviation", "scan_layers", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class TwoStreamConfig:
     num_segments: int = 2
     still_rows: tuple[str, ...] = TABLES  # tables whose row 0 gets no gradient from look-ups
     task_tokens: int = 0  # rows of the table of tasks; 0 = the text has no task token
+    task_number: int = 0  # the row that the text of a `Batch` has
     feature_size: int = 2048  # columns of precomputed appearance
     geometry_size: int = 4  # numbers of a box
     visual_norm: str = "each"  # each: mean of the normalized projections | sum: their normalized sum
@@ -75,8 +78,15 @@ class TwoStreamConfig:
         }.items():  # fmt: skip
             if getattr(self, field) not in values:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, not one of {', '.join(values)}")
+        if self.task_number >= max(self.task_tokens, 1):
+            raise ValueError(f"task_number is {self.task_number}, but task_tokens is {self.task_tokens}")
         if unknown := set(self.still_rows) - set(TABLES):
             raise ValueError(f"still_rows has {', '.join(sorted(unknown))}; the tables are {', '.join(TABLES)}")
+
+    @property
+    def pooler(self) -> bool:
+        """Every two-stream model has the layers of the pooled vector."""
+        return True
 
     @property
     def pooled_streams(self) -> tuple[str, ...]:
@@ -146,6 +156,66 @@ def _vilbert(connections: int, **options) -> TwoStreamConfig:
         pool_size=1024,
         **options,
     )
+
+
+def two_stream_options(config) -> tuple[TwoStreamConfig, RegionHeadConfig]:
+    """Return the options of the trunk and of the region head of a run's config.
+
+    `config.model.encoder` has the sizes of the words' stream, but not the number of its layers. The block
+    `config.model.two_stream` has the others; empty values and zeros are those of the published model.
+
+    Raises:
+        ValueError: The fields of the block have the wrong number of values.
+    """
+    architecture, encoder, given = architecture_of(config), config.model.encoder, config.model.get("two_stream", {})
+    text = StreamConfig(encoder.hidden_size, encoder.num_heads, encoder.mlp_size)
+    vilbert = architecture.name == "vilbert"
+
+    def chosen(field: str, published: tuple[int, ...]) -> tuple[int, ...]:
+        values = tuple(given.get(field, ())) or published
+        if len(values) != len(published) or min(values) < (0 if field == "layers" else 1):
+            raise ValueError(
+                f"config.model.two_stream.{field} is {values}; it must be {len(published)} numbers, such as "
+                f"{published}."
+            )
+        return values
+
+    layers = chosen("layers", (12, 6, 6) if vilbert else (9, 5, 5))
+    visual = chosen("visual", (1024, 8, 1024) if vilbert else dataclasses.astuple(text))
+    cross = chosen("cross", (1024, 8) if vilbert else (text.hidden_size, text.num_heads))
+    for name, (width, heads) in {"visual": visual[:2], "cross": cross}.items():
+        if width % heads:
+            raise ValueError(f"config.model.two_stream.{name}: {heads} heads do not divide a width of {width}.")
+    if vilbert:
+        num_text, num_visual, connections = layers
+        if connections > min(num_text, num_visual):
+            raise ValueError(
+                f"config.model.two_stream.layers is {layers}: there are more connections than layers of a stream."
+            )
+        ids = (range(n - connections, n) for n in (num_text, num_visual))
+        groups = connected_layers(num_text, num_visual, *ids)
+    else:
+        groups = tuple((kinds, n) for kinds, n in zip(("t", "v", "xtv"), layers, strict=True) if n)
+    trunk = TwoStreamConfig(
+        layers=groups,
+        text=text,
+        visual=StreamConfig(*visual),
+        cross_size=cross[0],
+        cross_heads=cross[1],
+        shared_cross=not vilbert,
+        still_rows=("token",) if vilbert else TABLES,
+        task_tokens=given.get("task_tokens", 0),
+        task_number=given.get("task_number", 0),
+        feature_size=config.model.feature_size,
+        geometry_size=architecture.geometry_size,
+        visual_norm="each" if architecture.visual_norm == "each" else "sum",
+        pool=architecture.pool,
+        pool_size=given.get("pool_size", 0) or (text.hidden_size if architecture.pool == "text" else 1024),
+        dtype=jnp.dtype(config.compute_dtype),
+        **{name: encoder[name] for name in ENCODER_FIELDS},
+    )
+    head = region_head_options(config, hidden_size=0)
+    return dataclasses.replace(trunk, feature_size=head.appearance_size), head
 
 
 # The published models.

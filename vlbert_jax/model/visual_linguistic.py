@@ -1,24 +1,44 @@
 """The model that all tasks share: the region head and the encoder, from a batch to the states of its elements."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
+from vlbert_jax.model import two_stream_batch
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
+from vlbert_jax.model.layers import gather_positions
 from vlbert_jax.model.one_stream import OneStream
 from vlbert_jax.model.region_head import RegionHead, prepare_pixels
+from vlbert_jax.model.two_stream import TwoStream
+from vlbert_jax.model.two_stream_config import TwoStreamConfig
 
 
 class VisualLinguisticModel(nnx.Module):
-    """The region head and VL-BERT or a sibling. Tasks add their heads."""
+    """The region head and VL-BERT or a sibling. Tasks add their heads.
 
-    def __init__(self, encoder: EncoderConfig, region_head: RegionHeadConfig, rngs: nnx.Rngs):
+    The trunk is `vlbert` or `two_stream`. Heads read its states by position (`words_at`, `regions_at`) or
+    pooled (`pooled`), and so need not know which it is. `wanted` are the streams that the heads read.
+    """
+
+    def __init__(self, encoder: EncoderConfig | TwoStreamConfig, region_head: RegionHeadConfig, rngs: nnx.Rngs):
+        two_streams = isinstance(encoder, TwoStreamConfig)
         self.fast_rcnn = RegionHead(region_head, rngs)
-        self.vlbert = OneStream(encoder, rngs)  # whatever the architecture, so that paths of parameters are the same
+        # Of whatever one-stream architecture, so that paths of parameters are the same.
+        self.vlbert: Any = None if two_streams else OneStream(encoder, rngs)
+        self.two_stream: Any = TwoStream(encoder, rngs) if two_streams else None
+        self.vocab_size = encoder.vocab_size
+        self.wanted: tuple[str, ...] = two_stream_batch.STREAMS
+
+    @property
+    def token_embeddings(self) -> nnx.Param:
+        """Return the table of words."""
+        return (self.vlbert or self.two_stream).token_embeddings
 
     @jax.named_scope("region_head")
     def appearance(self, batch: Batch) -> Float[Array, "b r g"] | None:
@@ -36,11 +56,15 @@ class VisualLinguisticModel(nnx.Module):
         )
         return pooled.reshape(*batch.region_mask.shape, -1)
 
-    def region_states(self, batch: Batch, appearance, key=None) -> Float[Array, "b r d"] | None:
-        """Return the visual vector of each region; None without an image."""
+    def region_states(
+        self, batch: Batch, appearance, key=None
+    ) -> Float[Array, "b r d"] | Float[Array, "b m k e"] | None:
+        """Return the visual vector of each region; None without an image. In two streams, [b, m, k, e]."""
         if appearance is None:
             return None
         by_image = functools.partial(split_images, batch)
+        if self.two_stream is not None:
+            return two_stream_batch.embedded_regions(self.two_stream, self.fast_rcnn, batch, appearance, key)
         states = self.fast_rcnn.project(
             by_image(appearance),
             by_image(batch.boxes),
@@ -53,7 +77,18 @@ class VisualLinguisticModel(nnx.Module):
         return states.reshape(*batch.region_mask.shape, -1)
 
     @jax.named_scope("encoder")
-    def encode(self, batch: Batch, region_states, key=None) -> Float[Array, "b n s d"]:
+    def encode(self, batch: Batch, region_states, key=None, wanted: Sequence[str] | None = None) -> Any:
+        """Return the states of all elements, [b, n, s, d], or `TwoStreamStates`.
+
+        Args:
+            batch: The sequences.
+            region_states: Of `region_states`; None = no image is seen.
+            key: For dropout; None = no dropout.
+            wanted: Streams whose states are needed; None = those that the heads read.
+        """
+        if self.two_stream is not None:
+            wanted = self.wanted if wanted is None else wanted
+            return two_stream_batch.encode(self.two_stream, self.fast_rcnn, batch, region_states, key, wanted)[0]
         return self.vlbert(
             batch.token_ids,
             batch.region_ids,
@@ -77,16 +112,42 @@ class VisualLinguisticModel(nnx.Module):
             region_words=batch.region_words, empty_region=self.fast_rcnn.empty_region() if after_norm else None
         )
 
-    def states(self, batch: Batch, key_project=None, key_encode=None, blind: bool = False) -> Float[Array, "b n s d"]:
+    def words_at(self, states, positions: Int[Array, "b n k"]) -> Float[Array, "b n k d"]:
+        """Return the states of words at some positions of their sequences."""
+        return gather_positions(states, positions) if self.two_stream is None else states.words(positions)
+
+    def first_words_at(self, states, positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
+        """Return the states of words at some positions of the first sequence."""
+        if self.two_stream is None:
+            return gather_positions(states[:, 0], positions)
+        return states.of_sequence(0).words(positions[:, None])[:, 0]
+
+    def regions_at(self, states, positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
+        """Return the states of regions at some positions of the first sequence."""
+        if self.two_stream is None:
+            return gather_positions(states[:, 0], positions)
+        return states.of_sequence(0).regions(positions[:, None])[:, 0]
+
+    def pooled(self, states, key=None) -> Float[Array, "b p"]:
+        """Return the pooled vector of the first sequence; `key` is for the dropout that two streams have there."""
+        if self.two_stream is None:
+            return self.vlbert.pool(states[:, 0])
+        return self.two_stream.pool(states.of_sequence(0), key)[:, 0]
+
+    def states(self, batch: Batch, key_project=None, key_encode=None, blind: bool = False) -> Any:
         """Return the states of all elements of a batch; `blind` leaves the image out."""
         if blind:
-            return self.encode(without_image(batch, self.vlbert.vocab_size), None, key_encode)
+            return self.encode(without_image(batch, self.vocab_size), None, key_encode)
         return self.encode(batch, self.region_states(batch, self.appearance(batch), key_project), key_encode)
 
-    def attention(
-        self, batch: Batch
-    ) -> tuple[Float[Array, "b n s d"], Float[Array, "layers b n heads s s"]]:
-        """Return the states, and the attention of every element (first s) to every other, by layer and head."""
+    def attention(self, batch: Batch) -> tuple[Any, Any]:
+        """Return the states, and the attention of every element (first s) to every other, by layer and head.
+
+        That is [layers, b, n, heads, s, s]; in two streams, a map by name (`two_stream_batch.attention`).
+        """
+        if self.two_stream is not None:
+            regions = self.region_states(batch, self.appearance(batch))
+            return two_stream_batch.attention(self.two_stream, self.fast_rcnn, batch, regions)
         x = self.embed(batch, self.region_states(batch, self.appearance(batch)))
         b, n, s, size = x.shape
         mask = batch.element_mask.reshape(b * n, s)

@@ -1,4 +1,4 @@
-"""From the architecture of a model to the layout of its sequences."""
+"""From the architecture of a model to its options and to the layout of its sequences."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,16 @@ from typing import Any
 from vlbert_jax.data.packing import RegionLayout
 from vlbert_jax.data.tokenizer import Tokenizer
 from vlbert_jax.model.architectures import VLBERT
-from vlbert_jax.model.config import architecture_of
+from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig, architecture_of, model_options
+from vlbert_jax.model.two_stream_config import TwoStreamConfig, two_stream_options
 
 WORDS_CARRY = {"before_norm": "all", "after_norm": "named", "none": "none"}
 POSITIONS = {"shared": "shared", "running": "running", "own": "zero", "none": "zero"}
+
+
+def trunk_options(config) -> tuple[EncoderConfig | TwoStreamConfig, RegionHeadConfig]:
+    """Return the options of the trunk, of one stream or of two, and of the region head of a run's config."""
+    return two_stream_options(config) if architecture_of(config).streams == 2 else model_options(config)
 
 
 def region_layout(config) -> RegionLayout:
@@ -23,12 +29,23 @@ def region_layout(config) -> RegionLayout:
         end_token=architecture.end_token,
         names=architecture.region_names,
         geometry_size=architecture.geometry_size,
+        apart=architecture.streams == 2,
     )
 
 
 def names_of_regions(record: Mapping[str, Any], tokenizer: Tokenizer, layout: RegionLayout) -> list[int]:
     """Return the ids of the names of the regions in their order, where the text has them; [] where none is known."""
     return sum(tokenizer.words(" ".join(record.get("labels", ()))), []) if layout.names else []
+
+
+def text_length(config) -> int:
+    """Return the most text elements of a sequence: `config.data.text_length`, or as many as a sequence holds."""
+    return config.data.get("text_length", 0) or config.data.sequence_length
+
+
+def sequence_length(config) -> int:
+    """Return the length of the sequences, without [END]: words and regions, or words alone if regions are apart."""
+    return text_length(config) if architecture_of(config).streams == 2 else config.data.sequence_length
 
 
 def require_vlbert(config, title: str) -> None:

@@ -61,6 +61,11 @@ CHANGES = {
             "optimizer.clip": "global",
             "optimizer.counts_from": 1,
             "optimizer.least_rate": 0.0,
+            "data.text_length": 0,
+            "losses.objects": False,
+            "losses.attributes": False,
+            "losses.features": False,
+            "losses.only_matched": False,
         },
     ),
 }

@@ -46,6 +46,7 @@ class Variant:
     def example(self, run, split, question_id, tokenizer):
         record = self.records[split, question_id]
         layout = QuestionLayout(
+            text_length=1000, answer_head="mask",
             precomputed=run["precomputed"],
             image_scale=tuple(run["scales"]),
             orientation="square",

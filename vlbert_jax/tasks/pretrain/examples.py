@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from vlbert_jax.batch import NO_IMAGE, Example, Shapes
 from vlbert_jax.data import masking
@@ -18,7 +18,7 @@ from vlbert_jax.data.examples import ImageLayout, check_width, image_fields, ima
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
-from vlbert_jax.tasks.layouts import names_of_regions, region_layout
+from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
 
 EVAL_MASKED = 0.15  # share of words and of regions that evaluation masks, whatever training does
 # Fields with an axis n, which a caption and its text-only partner share.
@@ -34,6 +34,7 @@ class CaptionLayout(ImageLayout):
 
     flip_probability: float
     sequence_length: int
+    text_length: int
     num_classes: int
     mlm: bool
     mrc: bool
@@ -45,6 +46,9 @@ class CaptionLayout(ImageLayout):
     max_mrc_targets: int
     text_min_words: int
     group_words: frozenset[str]
+    objects: bool = False
+    attributes: bool = False
+    num_attributes: int = 0
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> CaptionLayout:
@@ -57,10 +61,14 @@ class CaptionLayout(ImageLayout):
             mask_regions=d.mask_regions if train else EVAL_MASKED,
             num_classes=config.model.num_region_classes,
             region_classes=losses.region > 0,
+            **{name: losses.get(name, False) for name in ("objects", "attributes")},
+            num_attributes=config.model.get("num_attributes", 0),
             group_words=frozenset(d.group_words),
-            mrc=losses.mrc or losses.get("regression", False),
+            mrc=any(losses.get(name, False) for name in ("mrc", "regression", "features")),
             **{name: losses[name] for name in ("mlm", "relationship")},
-            **{name: d[name] for name in ("sequence_length", "text_min_words", "max_mlm_targets", "max_mrc_targets")},
+            sequence_length=sequence_length(config),
+            text_length=text_length(config),
+            **{name: d[name] for name in ("text_min_words", "max_mlm_targets", "max_mrc_targets")},
         )
 
 
@@ -123,7 +131,9 @@ def caption_example(
         targets = targets[_is_distribution(scores[targets])][:k]
         example.update(
             mrc_regions=padded((targets + 1).astype(np.int32), k),
-            mrc_positions=padded((num_text + targets + 1 - layout.regions.first_row).astype(np.int32), k),
+            mrc_positions=padded(
+                layout.regions.place_of(targets + 1, num_text, layout.sequence_length).astype(np.int32), k
+            ),
             mrc_targets=padded(scores[targets].astype(np.float32), k),
             mrc_mask=np.arange(k) < len(targets),
         )
@@ -131,7 +141,24 @@ def caption_example(
         seen = scores[: kept - 1]
         classes = np.where(_is_distribution(seen), seen.argmax(axis=1), -1)
         example["region_classes"] = padded(np.append(-1, classes).astype(np.int32), rows, fill=-1)
+    if layout.objects:
+        example |= _best("object", scores[: kept - 1, 1:], rows)  # without the background
+    if layout.attributes:
+        if "attribute_scores" not in record:
+            raise ValueError("config.losses.attributes is True, but the records have no attribute_scores.")
+        given = record["attribute_scores"]
+        check_width("attribute scores", given, "num_attributes", layout.num_attributes)
+        example |= _best("attribute", given[: kept - 1], rows)
     return example
+
+
+def _best(name: str, scores: Float[np.ndarray, "k c"], rows: int) -> Example:
+    """Return the most probable class of each region and its score, after the row of the whole image."""
+    scores = np.asarray(scores, np.float32)
+    return {
+        f"{name}s": padded(np.append(-1, scores.argmax(axis=1)).astype(np.int32), rows, fill=-1),
+        f"{name}_scores": padded(np.append(0, scores.max(axis=1)).astype(np.float32), rows),
+    }
 
 
 def fill_example(record: dict, tokenizer: Tokenizer, layout: CaptionLayout) -> Example:
@@ -160,8 +187,10 @@ def _with_image(
     labels = np.concatenate([[-1], labels, [-1]])
     num_rows = min(len(record["boxes"]), layout.max_regions) + 1
     first = layout.regions.first_row
-    num_text, kept = truncate(len(ids), num_rows - first, layout.sequence_length)
-    kept = min(kept + first, num_rows)
+    num_text, kept = min(len(ids), layout.text_length), num_rows
+    if not layout.regions.apart:
+        num_text, kept = truncate(num_text, num_rows - first, layout.sequence_length)
+        kept = min(kept + first, num_rows)
     if num_text < len(ids):  # [SEP], the last one, stays
         ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
     image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
@@ -188,6 +217,8 @@ def pair_shapes(config) -> Shapes:
         shapes["mrc_targets"] = (k, layout.num_classes), np.float32
     if layout.region_classes:
         shapes["region_classes"] = (rows,), np.int32
+    for name in (name for name in ("object", "attribute") if getattr(layout, f"{name}s")):
+        shapes |= {f"{name}s": ((rows,), np.int32), f"{name}_scores": ((rows,), np.float32)}
     return shapes
 
 

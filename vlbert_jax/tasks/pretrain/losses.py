@@ -2,13 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vlbert_jax.batch import END, IMG, Batch
+from vlbert_jax.model.config import architecture_of
 from vlbert_jax.model.layers import split_keys
 from vlbert_jax.tasks.losses import cross_entropy, divergence, soft_cross_entropy
 from vlbert_jax.tasks.pretrain.model import PretrainingModel
+from vlbert_jax.tasks.pretrain.targets import VISUAL_LOSSES
 from vlbert_jax.tasks.pretrain.transport import transport_distances
+from vlbert_jax.tasks.two_stream_losses import lxmert_visual_losses
 
 
 def _chosen(config, field: str, *values: str) -> str:
@@ -28,7 +31,8 @@ def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]
 
     `config.losses.normalize`: "targets" is the mean over targets; "examples" is the mean over the targets
     of a sequence, then over the sequences that have any (`*_LOSS_NORM_IN_BATCH_FIRST` of the official
-    code, with its 1e-4).
+    code, with its 1e-4). With `config.losses.only_matched` the words and regions of an image with the caption
+    of another count in no loss. LXMERT's losses of regions are divided by the number of rows of regions.
     """
     masks = {}
     if batch.targets.mlm_mask is not None:
@@ -41,9 +45,17 @@ def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]
         masks["relationship"] = masks["transport"] = batch.region_mask.any(axis=1)
     if batch.targets.region_classes is not None:
         masks["region"] = batch.region_mask & ~batch.region_hidden & (batch.targets.region_classes >= 0)
+    if config.losses.get("only_matched", False) and batch.targets.relationship is not None:
+        matched = (batch.targets.relationship == 1)[:, None]
+        for name in {"mlm_caption", "mrc", "regression"} & masks.keys():
+            masks[name] = masks[name] & (matched[..., None] if name == "mlm_caption" else matched)
     examples_first = _chosen(config, "normalize", "targets", "examples") == "examples"
     weights = {}
     for name in names:
+        if name in VISUAL_LOSSES:
+            _, real = _read_rows(batch, config)
+            weights[name] = real.astype(jnp.float32), jnp.maximum(jnp.sum(real.any(1)) * real.shape[1], 1.0)
+            continue
         mask = masks[name].astype(jnp.float32)
         if examples_first and name.startswith(("mlm", "mrc")):
             per_sequence = mask.sum(-1, keepdims=True)
@@ -53,19 +65,51 @@ def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]
     return weights
 
 
+def _read_rows(batch: Batch, config) -> tuple[slice, Bool[Array, "b r"]]:
+    """Return the rows of the regions that the model reads, and which of these are real."""
+    rows = slice(0 if architecture_of(config).whole_image else 1, None)
+    return rows, batch.region_mask[:, rows]
+
+
+def visual_losses(model: PretrainingModel, states, batch: Batch, appearance, config, names) -> dict[str, Array]:
+    """Return the sums of LXMERT's losses of regions in `names`; `states` are those of two streams."""
+    rows, real = _read_rows(batch, config)
+    targets = batch.targets
+    numbers = jnp.arange(batch.region_mask.shape[1])[None, :, None]
+    asked = ((targets.mrc_regions[:, None] == numbers) & targets.mrc_mask[:, None]).any(-1)
+
+    def of_classes(suffix: str) -> dict[str, Array]:
+        kinds = [name for name in ("objects", "attributes") if name in names]
+        return {name: getattr(targets, name.removesuffix("s") + suffix)[:, None, rows] for name in kinds}
+
+    predictions = {name: values[:, None] for name, values in model.visual_predictions(states).items()}
+    losses = lxmert_visual_losses(
+        predictions,
+        labels=of_classes("s"),
+        confidences=of_classes("_scores"),
+        features=jax.lax.stop_gradient(appearance)[:, None, rows],
+        hidden=asked[:, None, rows],
+        region_mask=real[:, None],
+    )
+    return {name: losses[name][0] for name in names}
+
+
 def _region_class_losses(logits: Float[Array, "b h c"], targets: Float[Array, "b h c"], config):
     """Return the loss of each hidden region and the class that counts as right.
 
     `config.losses.mrc_targets`: "soft" is the cross-entropy with the detector's distribution, "hard" with
-    its best class, "object" with its best class that is not the background (class 0), and "kl" the
-    Kullback-Leibler divergence, averaged over the classes (UNITER).
+    its best class, "object" with its best class that is not the background (class 0), "kl" the
+    Kullback-Leibler divergence, averaged over the classes (UNITER), and "kl_sum" the same, summed (ViLBERT).
     """
-    kind = _chosen(config, "mrc_targets", "soft", "hard", "object", "kl")
+    kind = _chosen(config, "mrc_targets", "soft", "hard", "object", "kl", "kl_sum")
     best = targets[..., 1:].argmax(-1) + 1 if kind == "object" else targets.argmax(-1)
     if kind in ("hard", "object"):
         return cross_entropy(logits, best), best
     losses = soft_cross_entropy(logits, targets)
-    return losses if kind == "soft" else divergence(losses, targets) / logits.shape[-1], best
+    if kind == "soft":
+        return losses, best
+    losses = divergence(losses, targets)
+    return losses / logits.shape[-1] if kind == "kl" else losses, best
 
 
 def loss_counts(batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
@@ -115,11 +159,13 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
         squares = jnp.mean(jnp.where(real[..., None], errors, 0) ** 2, axis=-1)
         sums["regression"] = jnp.sum(squares * weights["regression"])
     if "relationship" in names:
-        logits = model.relationship_logits(states)
+        logits = model.relationship_logits(states, None if key is None else jax.random.fold_in(key_encode, 1))
         hits = logits.argmax(-1) == batch.targets.relationship
         add("relationship", cross_entropy(logits, batch.targets.relationship), hits, weights["relationship"])
+    if chosen := tuple(name for name in VISUAL_LOSSES if name in names):
+        sums |= visual_losses(model, states, batch, appearance, config, chosen)
     if "transport" in names:
-        ids, real, vocab_size = batch.token_ids[:, 0], batch.element_mask[:, 0], model.vlbert.vocab_size
+        ids, real, vocab_size = batch.token_ids[:, 0], batch.element_mask[:, 0], model.vocab_size
         is_region = (ids >= vocab_size + IMG) & (ids != vocab_size + END)
         distances = transport_distances(states[:, 0], real & (ids < vocab_size), real & is_region)
         # Pairs that belong together come closer, and the others move apart.

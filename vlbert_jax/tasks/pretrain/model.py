@@ -5,8 +5,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vlbert_jax.batch import Batch
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
-from vlbert_jax.model.layers import MLMHead, PredictionHead, dense, gather_positions, gelu, layer_norm
+from vlbert_jax.model.layers import MLMHead, PredictionHead, dense, gelu, layer_norm, split_keys
+from vlbert_jax.model.two_stream import TwoStreamStates
+from vlbert_jax.model.two_stream_config import TwoStreamConfig
+from vlbert_jax.model.two_stream_heads import TwoStreamHeads, VisualHead
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 
 
@@ -29,11 +33,11 @@ class RegressionHead(nnx.Module):
 
 
 class PretrainingModel(VisualLinguisticModel):
-    """VL-BERT and the pre-training heads."""
+    """VL-BERT or a sibling, of one stream or of two, and the pre-training heads."""
 
     def __init__(
         self,
-        encoder: EncoderConfig,
+        encoder: EncoderConfig | TwoStreamConfig,
         region_head: RegionHeadConfig,
         num_region_classes: int,
         *,
@@ -42,47 +46,75 @@ class PretrainingModel(VisualLinguisticModel):
         relationship_classes: int = 2,
         region_classifier: bool = False,
         regression: bool = False,
+        num_attributes: int = 0,
         rngs: nnx.Rngs,
     ):
+        """Build the trunk and the heads of the chosen losses.
+
+        In two streams regression has a head of its own, which is that of the region classes with other columns
+        (ViLBERT), and `num_attributes` > 0 adds LXMERT's head of objects, attributes and appearance.
+        """
         if relationship and not encoder.pooler:
             raise ValueError("the relationship loss reads the pooler: set model.encoder.pooler=True with it")
         super().__init__(encoder, region_head, rngs)
-        self.mlm_head = MLMHead(encoder, self.vlbert.token_embeddings.shape[0], rngs)
-        norm = encoder.architecture.region_class_norm
-        self.mrc_head = PredictionHead(encoder, num_region_classes, rngs, norm=norm) if mrc else None
-        size = encoder.hidden_size
-        classes = relationship_classes
-        self.relationship_head = dense(size, classes, ("embed", None), encoder, rngs) if relationship else None
+        text, visual = encoder.encoder_config("text"), encoder.encoder_config("visual")
+        two_streams, feature_size = self.two_stream is not None, self.fast_rcnn.feature_size
+        self.mlm_head = MLMHead(text, self.token_embeddings.shape[0], rngs)
+        norm = region_head.architecture.region_class_norm
+        columns = feature_size if two_streams and regression else num_region_classes
+        mrc = mrc or (two_streams and regression)
+        self.mrc_head = PredictionHead(visual, columns, rngs, norm=norm) if mrc else None
+        sizes = encoder.pool_size, relationship_classes
+        self.relationship_head = dense(*sizes, ("embed", None), text, rngs) if relationship else None
         classifier = (
-            dense(self.fast_rcnn.feature_size, num_region_classes, ("feature", None), encoder, rngs)
-            if region_classifier
-            else None
+            dense(feature_size, num_region_classes, ("feature", None), text, rngs) if region_classifier else None
         )
         self.region_classifier = classifier
-        self.regression_head = RegressionHead(encoder, self.fast_rcnn.feature_size, rngs) if regression else None
+        tied = regression and not two_streams
+        self.regression_head = RegressionHead(text, feature_size, rngs) if tied else None
+        objects = TwoStreamHeads(objects=num_region_classes - 1, attributes=num_attributes, features=feature_size)
+        self.visual_head = VisualHead(visual, objects, rngs) if num_attributes else None
+        if isinstance(encoder, TwoStreamConfig) and not (self.mrc_head or self.visual_head):
+            self.wanted = encoder.pooled_streams if relationship else ("text",)
 
-    def mlm_logits(
-        self, states: Float[Array, "b n s d"], positions: Int[Array, "b n m"]
-    ) -> Float[Array, "b n m v"]:
+    def encode(self, batch: Batch, region_states, key=None, wanted=None):
+        """Return the states of all elements; in two streams, only the first sequence of an example sees its image."""
+        n = batch.token_ids.shape[1]
+        if self.two_stream is None or region_states is None or n == 1:
+            return super().encode(batch, region_states, key, wanted)
+        keys = split_keys(key, 2)
+        captions = super().encode(_sequences(batch, slice(0, 1)), region_states, keys[0], wanted)
+        texts = super().encode(_sequences(batch, slice(1, None)), None, keys[1], ("text",))
+        return captions.with_text(texts)
+
+    def mlm_logits(self, states, positions: Int[Array, "b n m"]) -> Float[Array, "b n m v"]:
         """Return a logit per token at the masked words."""
-        return self.mlm_head(gather_positions(states, positions), self.vlbert.token_embeddings[...])
+        return self.mlm_head(self.words_at(states, positions), self.token_embeddings[...])
 
-    def mrc_logits(
-        self, states: Float[Array, "b n s d"], positions: Int[Array, "b k"]
-    ) -> Float[Array, "b k c"]:
+    def mrc_logits(self, states, positions: Int[Array, "b k"]) -> Float[Array, "b k c"]:
         """Return a logit per region class at the hidden regions."""
-        return self.mrc_head(gather_positions(states[:, 0], positions))
+        return self.mrc_head(self.regions_at(states, positions))
 
-    def regressed_features(
-        self, states: Float[Array, "b n s d"], positions: Int[Array, "b k"]
-    ) -> Float[Array, "b k g"]:
+    def regressed_features(self, states, positions: Int[Array, "b k"]) -> Float[Array, "b k g"]:
         """Return the appearance that the hidden regions are taken to have."""
+        if self.regression_head is None:
+            return self.mrc_logits(states, positions)
         kernel = self.fast_rcnn.projection.kernel[...][-self.fast_rcnn.feature_size :]  # without the rows for geometry
-        return self.regression_head(gather_positions(states[:, 0], positions), kernel)
+        return self.regression_head(self.regions_at(states, positions), kernel)
 
-    def relationship_logits(self, states: Float[Array, "b n s d"]) -> Float[Array, "b c"]:
+    def visual_predictions(self, states: TwoStreamStates) -> dict[str, Float[Array, "b r c"]]:
+        """Return LXMERT's predictions for all regions of the first sequence: objects, attributes, features."""
+        return self.visual_head(states.visual[:, 0])
+
+    def relationship_logits(self, states, key=None) -> Float[Array, "b c"]:
         """Return the logits: the caption does not belong, or belongs, to the image.
 
         A third class means that a second text, as the names of detected objects, does not belong (Oscar).
         """
-        return self.relationship_head(self.vlbert.pool(states[:, 0])).astype(jnp.float32)
+        return self.relationship_head(self.pooled(states, key)).astype(jnp.float32)
+
+
+def _sequences(batch: Batch, chosen: slice) -> Batch:
+    """Return a batch with some of the sequences of each example."""
+    names = ("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask")
+    return batch.replace(**{name: getattr(batch, name)[:, chosen] for name in names})

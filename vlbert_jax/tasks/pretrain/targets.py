@@ -7,7 +7,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlbert_jax.batch import Arrays, padding
 
-LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region", "regression", "transport")
+VISUAL_LOSSES = ("objects", "attributes", "features")  # of LXMERT's head of regions
+LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region", "regression", "transport", *VISUAL_LOSSES)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,4 +27,9 @@ class PretrainTargets(Arrays):
     mrc_mask: Bool[Array | np.ndarray, "b h"] | None = padding(False, default=None)
     relationship: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # 1 = caption belongs to image
     region_classes: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)  # most probable class; -1 = none
+    # Most probable object and attribute of each region, without the background, from 0; -1 = none. And their scores.
+    objects: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)
+    object_scores: Float[Array | np.ndarray, "b r"] | None = padding(0, default=None)
+    attributes: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)
+    attribute_scores: Float[Array | np.ndarray, "b r"] | None = padding(0, default=None)
     group: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # objects in the scene: scores by group

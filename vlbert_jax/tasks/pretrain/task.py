@@ -12,16 +12,16 @@ from jaxtyping import Array
 from vlbert_jax.batch import Batch, Example
 from vlbert_jax.data.examples import orientation_of
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
-from vlbert_jax.model.architectures import VLBERT
-from vlbert_jax.model.config import model_options
+from vlbert_jax.model.architectures import VLBERT, Architecture
 from vlbert_jax.model.visual_linguistic import without_image, without_words
 from vlbert_jax.tasks.base import Answer, Task, answer_fields, answer_line
+from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import counted, cross_entropy, soft_cross_entropy
 from vlbert_jax.tasks.pretrain import batches, losses, report
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, fill_example, word_ids
 from vlbert_jax.tasks.pretrain.model import PretrainingModel
 from vlbert_jax.tasks.pretrain.predict import guess_words
-from vlbert_jax.tasks.pretrain.targets import LOSSES, PretrainTargets
+from vlbert_jax.tasks.pretrain.targets import LOSSES, VISUAL_LOSSES, PretrainTargets
 
 NUM_GROUPS = 3  # groups whose scores are reported separately
 
@@ -31,6 +31,30 @@ class Filled(NamedTuple):
 
     words: list[Answer]
     blind: list[Answer]  # without the image
+
+
+def _check_streams(config, architecture: Architecture, mrc: bool, regression: bool, visual: list[str]) -> None:
+    """Raise ValueError for losses that the arrangement of the model does not have."""
+    if architecture.streams == 1 and visual:
+        raise ValueError(
+            f"config.losses.{visual[0]} is True, but {architecture.name} has no such head: set it to False, or choose "
+            "an architecture of two streams (lxmert, vilbert)."
+        )
+    if architecture.streams == 2 and config.losses.get("transport", 0.0):
+        raise ValueError(
+            f"config.losses.transport moves words to regions of one sequence; {architecture.name} has two streams: set "
+            "it to 0."
+        )
+    if architecture.streams == 2 and mrc and regression:
+        raise ValueError(
+            f"{architecture.name} predicts the classes of hidden regions or their features: set config.losses.mrc or "
+            "config.losses.regression to False."
+        )
+    if "features" in visual and config.data.hide_pixels:
+        raise ValueError(
+            "config.losses.features predicts the features of hidden regions, so these must be replaced, not their "
+            "pixels: set config.data.hide_pixels=False."
+        )
 
 
 class Pretrain(Task):
@@ -45,8 +69,8 @@ class Pretrain(Task):
         """Return the model of a config; see configs/pretrain.py for the fields."""
         if config.opening.steps and not config.losses.region:
             raise ValueError("config.opening.steps trains the region head alone; set config.losses.region=1.0 as well.")
-        encoder, region_head = model_options(config)
-        architecture, hides_pixels = encoder.architecture, config.data.hide_pixels
+        encoder, region_head = trunk_options(config)
+        architecture, hides_pixels = region_head.architecture, config.data.hide_pixels
         mrc = config.losses.get("mrc", True)  # configs that were read from weights have no such field
         if mrc and architecture.hidden == "none" and not hides_pixels:
             raise ValueError(
@@ -62,6 +86,8 @@ class Pretrain(Task):
             )
         if config.losses.get("transport", 0.0) and not config.losses.relationship:
             raise ValueError("config.losses.transport compares pairs: set config.losses.relationship=True as well.")
+        visual = [name for name in VISUAL_LOSSES if config.losses.get(name, False)]
+        _check_streams(config, architecture, mrc, regression, visual)
         return PretrainingModel(
             encoder,
             dataclasses.replace(region_head, hidden_vector=not hides_pixels and architecture.hidden != "none"),
@@ -71,6 +97,7 @@ class Pretrain(Task):
             relationship_classes=config.model.get("relationship_classes", 2),
             region_classifier=config.losses.region > 0,
             regression=regression,
+            num_attributes=config.model.num_attributes if visual else 0,
             rngs=rngs,
         )
 
@@ -110,6 +137,7 @@ class Pretrain(Task):
             region=chosen.region > 0 and step >= chosen.region_fixed_until,
             regression=chosen.get("regression", False),
             transport=chosen.get("transport", 0.0) > 0,
+            **{name: chosen.get(name, False) for name in VISUAL_LOSSES},
         )
         return tuple(name for name in LOSSES if on[name])
 
@@ -164,6 +192,10 @@ class Pretrain(Task):
         if kind == "caption" and config.losses.relationship:
             logits = model.relationship_logits(states)
             add("relationship_accuracy", logits.argmax(-1) == batch.targets.relationship, batch.region_mask.any(1))
+        if kind == "caption" and config.losses.get("objects", False):
+            hits = model.visual_predictions(states)["objects"].argmax(-1)
+            known = batch.targets.objects[:, -hits.shape[1] :]
+            add("objects_accuracy", hits == known, known >= 0)
         if kind == "caption" and config.losses.region > 0:
             hits = model.region_classifier(appearance).argmax(-1) == batch.targets.region_classes
             add("region_accuracy", hits, losses.target_weights(batch, config, ("region",))["region"][0] > 0)
@@ -216,7 +248,8 @@ class Pretrain(Task):
         matching = shapes.get(f"{names['relationship_head']}.weight")
         return {
             "losses.mrc": classes is not None,
-            "losses.relationship": matching is not None and matching[0] == 2,
+            "losses.relationship": matching is not None,
+            "model.relationship_classes": 2 if matching is None else matching[0],
             "losses.regression": f"{names.get('regression_head', '')}.bias" in shapes,
             "losses.text_only": False,
             "data.max_regions": 100,

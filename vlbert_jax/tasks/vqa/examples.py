@@ -11,7 +11,7 @@ from vlbert_jax.batch import Example
 from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.data.packing import pack
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
-from vlbert_jax.tasks.layouts import names_of_regions, region_layout
+from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
 from vlbert_jax.tasks.vqa import accuracy
 
 _load_answers = functools.cache(accuracy.load_answers)
@@ -55,20 +55,26 @@ def answers_of(config) -> accuracy.AnswerVocabulary:
 class QuestionLayout(ImageLayout):
     """Fields of a config that determine the example of a question."""
     sequence_length: int
-    answer_head: str = "mask"  # `config.model.answer_head`; it determines the text around the question
+    text_length: int
+    answer_head: str  # `config.model.answer_head`; it determines the text around the question
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> "QuestionLayout":
         """Return the layout of a config; raise ValueError where a sequence has no room for a question."""
-        d = config.data
-        if d.sequence_length < d.max_regions + 6:
+        d, regions, length = config.data, region_layout(config), sequence_length(config)
+        if not regions.apart and length < d.max_regions + 6:
             raise ValueError(
-                f"config.data.sequence_length {d.sequence_length} has no room for {d.max_regions} regions, the whole "
+                f"config.data.sequence_length {length} has no room for {d.max_regions} regions, the whole "
                 "image, [CLS], a word, [SEP], [MASK] and [SEP]"
             )
+        if text_length(config) < 5:
+            raise ValueError(
+                f"config.data.text_length {text_length(config)} has no room for [CLS], a word, [SEP], [MASK] and [SEP]"
+            )
         return cls(
-            **cls.options(config, orientation, region_layout(config)),
-            sequence_length=d.sequence_length,
+            **cls.options(config, orientation, regions),
+            sequence_length=length,
+            text_length=text_length(config),
             answer_head=config.model.get("answer_head", "mask"),
         )
 
@@ -95,7 +101,8 @@ def question_example(
     if flip:
         ids = mirrored(ids, tokenizer)
     names = names_of_regions(record, tokenizer, layout.regions)
-    text, segments, cut = _question_text(ids, names, layout.sequence_length - num_regions, tokenizer, layout)
+    room = min(layout.sequence_length - (0 if layout.regions.apart else num_regions), layout.text_length)
+    text, segments, cut = _question_text(ids, names, room, tokenizer, layout)
     packed = pack(
         text, segments, num_regions, np.zeros(num_regions, bool), np.zeros(len(text), np.int32),
         layout.sequence_length, tokenizer.vocab_size, layout=layout.regions,
@@ -135,7 +142,7 @@ def _question_text(
         inside = [*mark, tokenizer.mask_id]
     kept = ids[: room - 2 - len(inside) - len(behind)]
     first = [tokenizer.cls_id, *kept, *inside, tokenizer.sep_id]
-    if names and (more := names[: max(room - len(first) - 1, 0)]):
+    if layout.answer_head.startswith("pooler") and (more := names[: max(room - len(first) - 1, 0)]):
         behind = [*more, tokenizer.sep_id]
     segments = np.repeat(np.array([0, 1], np.int32), [len(first), len(behind)])
     return first + behind, segments, len(kept) < len(ids)

@@ -18,10 +18,12 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import atomic_write
-from vlbert_jax.model.config import RegionHeadConfig, model_options
-from vlbert_jax.model.layers import LinearHead, PredictionHead, gather_positions, split_keys
+from vlbert_jax.model.config import RegionHeadConfig
+from vlbert_jax.model.layers import LinearHead, PredictionHead, split_keys
+from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
+from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy, divergence, soft_cross_entropy
 from vlbert_jax.tasks.vqa.accuracy import answer_accuracy, soft_targets, summary
 from vlbert_jax.tasks.vqa.examples import QuestionLayout, answers_of, question_example
@@ -50,8 +52,8 @@ class VQAModel(VisualLinguisticModel):
     """VL-BERT or a sibling, and the head over the answer vocabulary.
 
     The head reads the state of [MASK] or the pooler, with a hidden layer or without one: "mask" (VL-BERT),
-    "mask_linear" (VisualBERT), "pooler" (UNITER; twice as wide), "pooler_linear" (Oscar, VinVL). The hidden
-    layer of "mask" starts from that of the head for masked words.
+    "mask_linear" (VisualBERT), "pooler" (UNITER, LXMERT, ViLBERT; twice as wide), "pooler_linear" (Oscar, VinVL).
+    The hidden layer of "mask" starts from that of the head for masked words.
     """
 
     def __init__(self, encoder, region_head: RegionHeadConfig, num_answers: int, rngs: nnx.Rngs, kind: str = "mask"):
@@ -61,20 +63,22 @@ class VQAModel(VisualLinguisticModel):
         if self.reads_pooler and not encoder.pooler:
             raise ValueError(f"config.model.answer_head={kind!r} requires config.model.encoder.pooler=True.")
         super().__init__(encoder, region_head, rngs)
+        text, width = encoder.encoder_config("text"), encoder.pool_size
         if kind.endswith("linear"):
-            self.answer_head = LinearHead(encoder, num_answers, rngs)
+            self.answer_head = LinearHead(text, num_answers, rngs, inputs=width if self.reads_pooler else None)
         else:
-            options = dict(hidden=2 * encoder.hidden_size, dropout_rate=0.0) if self.reads_pooler else {}
+            options = dict(inputs=width, hidden=2 * width, dropout_rate=0.0) if self.reads_pooler else {}
             options = dict(dropout_rate=encoder.dropout_rate) | options
-            self.answer_head = PredictionHead(encoder, num_answers, rngs, norm=True, **options)
+            self.answer_head = PredictionHead(text, num_answers, rngs, norm=True, **options)
+        if isinstance(encoder, TwoStreamConfig):
+            self.wanted = encoder.pooled_streams if self.reads_pooler else ("text",)
 
-    def answer_logits(
-        self, states: Float[Array, "b 1 s d"], positions: Int[Array, " b"], key=None
-    ) -> Float[Array, "b answers"]:
+    def answer_logits(self, states, positions: Int[Array, " b"], key=None) -> Float[Array, "b answers"]:
         """Return a logit per answer; `positions` are those of [MASK]."""
         if self.reads_pooler:
-            return self.answer_head(self.vlbert.pool(states[:, 0]), key)
-        return self.answer_head(gather_positions(states[:, 0], positions[:, None])[:, 0], key)
+            key_pool = None if key is None else jax.random.fold_in(key, 1)
+            return self.answer_head(self.pooled(states, key_pool), key)
+        return self.answer_head(self.first_words_at(states, positions[:, None])[:, 0], key)
 
 
 class VQA(TextImageTask):
@@ -89,7 +93,7 @@ class VQA(TextImageTask):
     def build_model(self, config, rngs: nnx.Rngs) -> VQAModel:
         """Return the model of a config; config.model.num_answers is the size of the answer vocabulary."""
         kind = config.model.get("answer_head", "mask")
-        return VQAModel(*model_options(config), config.model.num_answers, rngs, kind)
+        return VQAModel(*trunk_options(config), config.model.num_answers, rngs, kind)
 
     def initialize_heads(self, model: VQAModel, config, loaded: set[tuple]) -> None:
         """Start the last layer from the mean token embedding of each answer (official code), where it reads [MASK]."""
@@ -98,7 +102,7 @@ class VQA(TextImageTask):
         tokenizer = tokenizer_of(config)
         tokens = [sum(tokenizer.words(answer), []) for answer in answers_of(config).entries]
         owner = np.repeat(np.arange(len(tokens)), [len(ids) for ids in tokens])
-        words = model.vlbert.token_embeddings[...][np.concatenate(tokens).astype(np.int32)]
+        words = model.token_embeddings[...][np.concatenate(tokens).astype(np.int32)]
         means = jax.ops.segment_sum(words, owner, len(tokens)) / np.maximum([[len(ids)] for ids in tokens], 1)
         model.answer_head.classes.kernel.set_value(means.T)
         model.answer_head.classes.bias.set_value(jnp.zeros(len(tokens)))
