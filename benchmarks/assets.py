@@ -43,6 +43,11 @@ SCORES = {  # scores on the card; the first is the one to look at
 }
 HELD_OUT = dict(seed=1, num_train=1, num_val=100)  # no run of the demo has this seed
 EXAMPLE = (1, 10, 1216)  # seed of the example scene, chosen because the answers about it are right
+EXAMPLE_TEXTS = {  # for each option of the prediction command, for the page of the app; each was tried
+    "question": ["what color is the large fish?", "what is the purple thing?", "how many things are there?"],
+    "expression": ["the large fish", "the car", "the purple thing"],
+    "caption": ["the purple [MASK]", "a [MASK] car", "three things on the [MASK]"],
+}
 TRAINING = {
     "pretrain": "make demo",
     "vqa": "python -m vlbert_jax.main --config=configs/vqa.py --config.init.checkpoint=workdirs/demo",
@@ -100,14 +105,14 @@ recipes of the paper.
 
 
 def write_example() -> None:
-    """Write the example scene and the boxes of the simulated detector."""
+    """Write the example scene, the boxes of the simulated detector, and texts about it."""
     rng = np.random.default_rng(EXAMPLE)
     scene, _ = draw_crowded(rng)
     folder = ROOT / "examples"
     folder.mkdir(exist_ok=True)
     (folder / "scene.jpg").write_bytes(scene.jpeg)
     boxes = [[round(float(side), 1) for side in box] for box in detect(scene, rng)[0]]
-    (folder / "scene.json").write_text(json.dumps(dict(boxes=boxes)) + "\n")
+    (folder / "scene.json").write_text(json.dumps(dict(boxes=boxes, texts=EXAMPLE_TEXTS)) + "\n")
 
 
 def export(task: str, workdir: Path, data_dir: str, target: Path) -> ml_collections.ConfigDict:

@@ -21,6 +21,7 @@ LEVELS: tuple[dict[str, str], ...] = (
         "files": "atomic writes",
         "compiled": "programs kept on disk",
         "configs": "recipes by name",
+        "examples": "a scene",
     },
     {
         "data": "records, streams, tokenizer, masking, packing",
@@ -39,9 +40,11 @@ LEVELS: tuple[dict[str, str], ...] = (
         "data_prep": "builders, one per corpus",
     },
     {
+        "web": "page of the app",
         "predict": "command: ask about images",
         "main": "command: train, evaluate, compile",
     },
+    {"app": "command: ask on a local web page"},
 )
 WIDTH, ROW, MARGIN, BOX = 1060, 104, 24, 56
 STYLE = """

@@ -23,6 +23,7 @@ IMAGE = re.compile(r'(<img [^>]*src=")([^":]+)(")')
 COMMANDS = {
     "vlbert_jax.main": "vlbert_jax/main.py",
     "vlbert_jax.predict": "vlbert_jax/predict.py",
+    "vlbert_jax.app": "vlbert_jax/app.py",
     "vlbert_jax.convert": "vlbert_jax/convert.py",
     "vlbert_jax.tasks.vqa.accuracy": "vlbert_jax/tasks/vqa/accuracy.py",
     "data_prep.build": "data_prep/build.py",
@@ -35,7 +36,7 @@ def modules() -> dict[str, list[str]]:
     pages: dict[str, list[str]] = {"vlbert_jax": []}
     for path in sorted((ROOT / "vlbert_jax").rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if not path.read_text().strip() or name in COMMANDS or name == "vlbert_jax.configs":
+        if not path.read_text().strip() or name in COMMANDS or name in ("vlbert_jax.configs", "vlbert_jax.examples"):
             continue
         in_package = path.parent != ROOT / "vlbert_jax"
         pages.setdefault(name.split(".")[1] if in_package else "vlbert_jax", []).append(name)

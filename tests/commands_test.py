@@ -11,7 +11,8 @@ import vlbert_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = (
-    "vlbert_jax.main", "vlbert_jax.predict", "vlbert_jax.convert", "data_prep.build", "data_prep.extract_regions",
+    "vlbert_jax.main", "vlbert_jax.predict", "vlbert_jax.app", "vlbert_jax.convert", "data_prep.build",
+    "data_prep.extract_regions",
 )  # fmt: skip
 # The import of each takes a large part of a second; JAX and TFDS take seconds.
 SLOW = {"jax", "flax", "grain", "orbax", "tensorflow_datasets", "transformers", "cv2", "torch", "optax"}
@@ -54,7 +55,7 @@ def test_the_package_names_the_commands():
     text, imported = run("vlbert_jax", "")
     assert all(f"python -m {command} " in text for command in COMMANDS)
     scripts = re.findall(r"^    (vlbert-\S+) =", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
-    assert len(scripts) == 5 and all(f" {script} " in text for script in scripts)
+    assert len(scripts) == 6 and all(f" {script} " in text for script in scripts)
     assert not imported & SLOW
 
 

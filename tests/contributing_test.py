@@ -96,6 +96,7 @@ def test_imports_in_python_examples_exist(page):
 SCRIPTS = {
     "vlbert-train": "vlbert_jax.main",
     "vlbert-predict": "vlbert_jax.predict",
+    "vlbert-app": "vlbert_jax.app",
     "vlbert-convert": "vlbert_jax.convert",
     "vlbert-build": "data_prep.build",
     "vlbert-extract": "data_prep.extract_regions",

@@ -29,8 +29,11 @@ MAY_IMPORT = {
     "training": GROUND | {"configs", "data", "model", "weights", "tasks.base"},
     "detector": GROUND | {"data.images", "model", "weights"},
     "prediction": GROUND | {"data", "visualization", "model", "tasks", "weights", "detector"},
+    "examples": set(),
+    "web": GROUND | {"data", "detector", "examples", "prediction", "tasks", "visualization", "weights"},
     "convert": GROUND | {"", "data.tokenizer", "tasks", "weights", "detector"},
     "predict": GROUND | {"", "data", "visualization", "tasks", "weights", "detector", "prediction"},
+    "app": GROUND | {"", "detector", "web", "weights"},
     "main": GROUND | {"", "data", "tasks", "weights", "training"},
     "__main__": {""},
     "": {"prediction"},
@@ -229,7 +232,8 @@ import importlib, os, pkgutil, sys, warnings
 import PIL.Image
 PIL.Image.MAX_IMAGE_PIXELS = None  # as some users set it
 # These libraries may change global state at import, so they are imported first.
-import absl.flags, cv2, flax.nnx, grain, jax, optax, orbax.checkpoint, tensorboardX, tensorflow_datasets, transformers
+import absl.flags, cv2, flax.nnx, gradio, grain, jax, optax, orbax.checkpoint, tensorboardX, transformers
+import tensorflow_datasets
 state = lambda: (dict(os.environ), PIL.Image.MAX_IMAGE_PIXELS, list(warnings.filters), cv2.getNumThreads(),
                  sys.excepthook, dict(jax.config.values))
 before = state()

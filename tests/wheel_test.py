@@ -13,10 +13,11 @@ import vlbert_jax
 from tests.helpers import HANG_SECONDS, ROOT
 from vlbert_jax.weights.shipped import ASSETS
 
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "vlbert_jax", "configs", "data_prep")
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "vlbert_jax", "configs", "examples", "data_prep")
 COMMANDS = {
     "vlbert-train": "vlbert_jax.main",
     "vlbert-predict": "vlbert_jax.predict",
+    "vlbert-app": "vlbert_jax.app",
     "vlbert-convert": "vlbert_jax.convert",
     "vlbert-build": "data_prep.build",
     "vlbert-extract": "data_prep.extract_regions",
@@ -61,11 +62,13 @@ def call(installed, tmp_path):
 
 def test_every_file_is_in_the_wheel(wheel):
     expected = set()
-    for folder, place in (("vlbert_jax", "vlbert_jax"), ("configs", "vlbert_jax/configs"), ("data_prep", "data_prep")):
+    mapped = {name: f"vlbert_jax/{name}" for name in ("configs", "examples")}
+    for folder, place in (dict(vlbert_jax="vlbert_jax", data_prep="data_prep") | mapped).items():
         for path in (ROOT / folder).rglob("*"):
             no_data = path.suffix == ".pyc" or (path.suffix == ".md" and not path.is_relative_to(ASSETS))
             if path.is_file() and not no_data:
                 expected.add(f"{place}/{path.relative_to(ROOT / folder).as_posix()}")
+    expected.remove("vlbert_jax/examples/__init__.py")  # only a checkout has it
     assert {"vlbert_jax/visualization/report.css", "vlbert_jax/py.typed"} <= expected
     assert "vlbert_jax/assets/demo-vqa/model.safetensors" in expected
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -76,6 +79,11 @@ def test_the_installed_package_is_the_wheel(call, installed):
     program = "import data_prep, vlbert_jax; print(vlbert_jax.__file__, data_prep.__file__)"
     paths = call(sys.executable, "-c", program).split()
     assert paths == [f"{installed}/vlbert_jax/__init__.py", f"{installed}/data_prep/__init__.py"]
+
+
+def test_the_installed_package_has_the_example(call):
+    program = "import os; from vlbert_jax import examples; print(*sorted(os.listdir(next(iter(examples.__path__)))))"
+    assert call(sys.executable, "-c", program) == "scene.jpg scene.json\n"
 
 
 @pytest.mark.parametrize("script, module", COMMANDS.items())

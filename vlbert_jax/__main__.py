@@ -5,6 +5,7 @@ from vlbert_jax import __version__
 COMMANDS = {
     "vlbert_jax.main": ("vlbert-train", "train, evaluate, or compile for a machine"),
     "vlbert_jax.predict": ("vlbert-predict", "ask a trained model about images"),
+    "vlbert_jax.app": ("vlbert-app", "ask on a local web page"),
     "vlbert_jax.convert": ("vlbert-convert", "convert weights, in and out"),
     "data_prep.build": ("vlbert-build", "build the records of a corpus"),
     "data_prep.extract_regions": ("vlbert-extract", "find regions in images"),

@@ -7,12 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 from tests.helpers import HANG_SECONDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--remote-debugging-pipe", "--window-size=1300,1000", "--proxy-server=127.0.0.1:9")  # fmt: skip
+            "--remote-debugging-pipe", "--window-size=1300,1000", "--proxy-server=127.0.0.1:9", "--disable-quic",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+
+
+PATIENCE = 60  # seconds for a page to show something
 
 
 class Page:
@@ -59,6 +64,25 @@ class Page:
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"]["exception"].get("description"))
         return result["result"].get("value")
+
+    def wait_for(self, code: str):
+        """Return the value of a JavaScript expression as soon as it is true."""
+        end = time.monotonic() + PATIENCE
+        while not (value := self.run(code)):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{code}\n{self.run('document.body.innerText')}")
+            time.sleep(0.05)
+        return value
+
+    def drag(self, selector: str, start: tuple[float, float], end: tuple[float, float]):
+        """Drag the pointer between two places of an element, as fractions of its width and height."""
+        x, y, width, height = self.run(
+            f"(() => {{const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+            "const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]})()"
+        )
+        for kind, (right, down) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
+            place = dict(x=x + right * width, y=y + down * height, button="left", buttons=1, clickCount=1)
+            self.send("Input.dispatchMouseEvent", type=kind, **place)
 
     def mouse(self, selector: str, press: bool):
         """Move the pointer to the middle of an element, and click if `press`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -36,8 +37,30 @@ class Regions:
 
     def first(self, number: int) -> Regions:
         """Return the best `number` regions."""
-        rows = {name: getattr(self, name) for name in ONE_PER_REGION}
-        return dataclasses.replace(self, **{name: row[:number] for name, row in rows.items() if row is not None})
+        return self._rows(range(min(number, len(self))))
+
+    def without(self, row: int) -> Regions:
+        """Return all regions but that of a row, counted from 0."""
+        return self._rows([i for i in range(len(self)) if i != row])
+
+    def with_box(self, box: Sequence[float]) -> Regions:
+        """Return the regions and one more, x1 y1 x2 y2 in pixels, of which nothing but the box is known.
+
+        Scores, features and probabilities of the others are dropped, because there is one per region or none.
+        """
+        boxes = np.concatenate([self.boxes, np.asarray([box], np.float32)])
+        attributes = (*self.attributes, "") if self.attributes else ()
+        return Regions(boxes=boxes, source=self.source, labels=(*self.labels, ""), attributes=attributes)
+
+    def _rows(self, rows: Sequence[int]) -> Regions:
+        """Return the regions of some rows."""
+        fields = {name: getattr(self, name) for name in ONE_PER_REGION}
+        chosen = {
+            name: tuple(field[i] for i in rows) if isinstance(field, tuple) else field[list(rows)]
+            for name, field in fields.items()
+            if field is not None and len(field)
+        }
+        return dataclasses.replace(self, **chosen)
 
     def name(self, row: int) -> str:
         """Return a name to print for a region row of the model; row 0 is the whole image."""

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -21,8 +22,19 @@ from vlbert_jax.visualization.templates import Html, Template
 LONGEST = 900  # pixels of the longest side of the embedded image
 
 
-def write_attention(
-    path: Path,
+def write_attention(path: Path, *contents: Any) -> None:
+    """Write the page atomically; the contents are the arguments of `attention_page`.
+
+    Raises:
+        ValueError: The sizes do not fit together.
+        OSError: The file cannot be written.
+    """
+    page = attention_page(*contents)
+    with atomic_write(path) as partial:
+        partial.write_text(page, "utf-8")
+
+
+def attention_page(
     pixels: UInt8[np.ndarray, "y x 3"],
     boxes: Float32[np.ndarray, "r 4"],
     tokens: Sequence[str],
@@ -30,13 +42,12 @@ def write_attention(
     attention: Float[np.ndarray, "layers heads s s"],
     title: str,
     answer: str = "",
-) -> None:
-    """Write the page atomically; it loads nothing when it is opened.
+) -> Html:
+    """Return the page; it loads nothing when it is opened.
 
     A probability p is stored as the byte round(255 sqrt(p)), which keeps two digits of small ones.
 
     Args:
-        path: file to write.
         pixels: the image, RGB.
         boxes: the regions without the whole image, pixels of the image.
         tokens: the text.
@@ -48,7 +59,6 @@ def write_attention(
 
     Raises:
         ValueError: The sizes do not fit together.
-        OSError: The file cannot be written.
     """
     size = len(tokens) + len(regions) + 1
     if attention.shape[2:] != (size, size) or len(regions) != len(boxes) + 1:
@@ -65,14 +75,12 @@ def write_attention(
         boxes=[[0, 0, width, height], *np.round(boxes, 1).tolist()],
         width=width,
         height=height,
-        image=_data_address(pixels),
+        image=data_address(pixels),
         attention=base64.b64encode(np.round(255 * np.sqrt(attention)).astype(np.uint8).tobytes()).decode(),
     )
     template = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
     data_json = json.dumps(data).replace("<", "\\u003c")  # "</script>" would end the element that holds the data
-    page = template.fill(title=title, answer=answer, data=Html(data_json))
-    with atomic_write(path) as partial:
-        partial.write_text(page, "utf-8")
+    return template.fill(title=title, answer=answer, data=Html(data_json))
 
 
 def _numbered(row: int, name: str) -> str:
@@ -80,7 +88,7 @@ def _numbered(row: int, name: str) -> str:
     return name if row == 0 or name.startswith(f"region {row}") else f"{row} {name}"
 
 
-def _data_address(pixels: UInt8[np.ndarray, "y x 3"]) -> str:
+def data_address(pixels: UInt8[np.ndarray, "y x 3"]) -> str:
     """Return an image as a data: address, reduced to `LONGEST`."""
     image = Image.fromarray(pixels)
     image.thumbnail((LONGEST, LONGEST))

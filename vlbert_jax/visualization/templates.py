@@ -47,10 +47,10 @@ def join(parts: Iterable[object]) -> Html:
 
 @functools.cache
 def load_templates(file: str) -> Mapping[str, Template]:
-    """Load a file of this folder with templates, each after a comment with its name.
+    """Load a file of this folder, or at an absolute path, with templates, each after a comment with its name.
 
     Line breaks and indentation are for the reader of the file: they are removed.
     """
-    _, *parts = re.split(r"<!-- (\w+) -->\n", Path(__file__).with_name(file).read_text("utf-8"))
+    _, *parts = re.split(r"<!-- (\w+) -->\n", (Path(__file__).parent / file).read_text("utf-8"))
     texts = (re.sub(r"\n\s*", "", text) for text in parts[1::2])
     return {name: Template(text) for name, text in zip(parts[::2], texts, strict=True)}
