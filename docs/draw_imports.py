@@ -43,6 +43,7 @@ LEVELS: tuple[dict[str, str], ...] = (
         "web": "page of the app",
         "predict": "command: ask about images",
         "main": "command: train, evaluate, compile",
+        "report": "command: compare runs",
     },
     {"app": "command: ask on a local web page"},
 )

@@ -11,8 +11,8 @@ import vlbert_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = (
-    "vlbert_jax.main", "vlbert_jax.predict", "vlbert_jax.app", "vlbert_jax.convert", "data_prep.build",
-    "data_prep.extract_regions",
+    "vlbert_jax.main", "vlbert_jax.predict", "vlbert_jax.app", "vlbert_jax.report", "vlbert_jax.convert",
+    "data_prep.build", "data_prep.extract_regions",
 )  # fmt: skip
 # The import of each takes a large part of a second; JAX and TFDS take seconds.
 SLOW = {"jax", "flax", "grain", "orbax", "tensorflow_datasets", "transformers", "cv2", "torch", "optax"}

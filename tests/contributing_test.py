@@ -97,6 +97,7 @@ SCRIPTS = {
     "vlbert-train": "vlbert_jax.main",
     "vlbert-predict": "vlbert_jax.predict",
     "vlbert-app": "vlbert_jax.app",
+    "vlbert-report": "vlbert_jax.report",
     "vlbert-convert": "vlbert_jax.convert",
     "vlbert-build": "data_prep.build",
     "vlbert-extract": "data_prep.extract_regions",

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "convert": GROUND | {"", "data.tokenizer", "tasks", "weights", "detector"},
     "predict": GROUND | {"", "data", "visualization", "tasks", "weights", "detector", "prediction"},
     "app": GROUND | {"", "detector", "web", "weights"},
+    "report": {"", "files", "tasks", "training", "visualization", "weights"},
     "main": GROUND | {"", "data", "tasks", "weights", "training"},
     "__main__": {""},
     "": {"prediction"},

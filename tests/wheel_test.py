@@ -18,6 +18,7 @@ COMMANDS = {
     "vlbert-train": "vlbert_jax.main",
     "vlbert-predict": "vlbert_jax.predict",
     "vlbert-app": "vlbert_jax.app",
+    "vlbert-report": "vlbert_jax.report",
     "vlbert-convert": "vlbert_jax.convert",
     "vlbert-build": "data_prep.build",
     "vlbert-extract": "data_prep.extract_regions",

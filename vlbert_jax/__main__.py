@@ -6,6 +6,7 @@ COMMANDS = {
     "vlbert_jax.main": ("vlbert-train", "train, evaluate, or compile for a machine"),
     "vlbert_jax.predict": ("vlbert-predict", "ask a trained model about images"),
     "vlbert_jax.app": ("vlbert-app", "ask on a local web page"),
+    "vlbert_jax.report": ("vlbert-report", "compare runs on one page"),
     "vlbert_jax.convert": ("vlbert-convert", "convert weights, in and out"),
     "data_prep.build": ("vlbert-build", "build the records of a corpus"),
     "data_prep.extract_regions": ("vlbert-extract", "find regions in images"),

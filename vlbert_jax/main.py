@@ -61,13 +61,15 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     from vlbert_jax.files import disk_full
     from vlbert_jax.tasks import get_task
     from vlbert_jax.training import hosts, sharding
-    from vlbert_jax.training.evaluate import evaluate_run, write_run_report
+    from vlbert_jax.training.evaluate import evaluate_run
     from vlbert_jax.training.logs import log_to_file
     from vlbert_jax.training.loop import train
+    from vlbert_jax.training.trackers import check_tracker
     from vlbert_jax.weights.initialize import check_sources
 
     task, is_first = get_task(config.task), jax.process_index() == 0
     check_sources(config, workdir, mode)
+    check_tracker(config)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
 
@@ -85,9 +87,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
             if is_first:
                 print(json.dumps(scores, indent=2))
             return
-        graphdef, state = train(config, task, workdir, mesh)
-        if config.report:
-            write_run_report(config, task, workdir, graphdef, state)
+        train(config, task, workdir, mesh)
 
 
 def _draw_missing(data: ml_collections.ConfigDict) -> None:

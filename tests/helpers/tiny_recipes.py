@@ -7,7 +7,7 @@ from typing import Any
 
 
 def shrink(config: Any, demo: Any, data_dir: Any, num_layers: int, names: Iterable[str]) -> None:
-    """Set a tiny float32 model and small images in `config`.
+    """Set a tiny float32 model and small images in `config`, and no report, which would compile a program.
 
     Args:
         config: the config of a shipped recipe, changed in place.
@@ -25,4 +25,5 @@ def shrink(config: Any, demo: Any, data_dir: Any, num_layers: int, names: Iterab
     )
     config.data.update({name: demo.data[name] for name in names})
     config.data.update(dict(data_dir=str(data_dir), image_scale=(32, 48), num_threads=1, prefetch=1))
+    config.report = False
     config.compute_dtype, config.prng_impl = "float32", "threefry2x32"

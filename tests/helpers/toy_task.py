@@ -133,9 +133,6 @@ class ToyTask(Task):
             "never": (jnp.zeros(()), jnp.zeros(())),
         }
 
-    def write_report(self, directory, model, config, history):
-        (directory / "index.html").write_text(f"{len(history)} rows, {model.first.shape}")
-
 
 toy = ToyTask()
 REGISTERED = Registered(f"{__name__}:ToyTask", "a toy", "--toy", "nothing")

@@ -41,7 +41,7 @@ def test_every_registered_task_is_complete(name):
     task = tasks.get_task(name)
     assert task.name == name and isinstance(task, Task)
     required = "build_model train_batches eval_batches batch_shapes loss_weights loss_counts loss_sums score"
-    for method in (required + " write_report example_from_text decode describe lines").split():
+    for method in (required + " report_examples report_title example_from_text decode describe lines").split():
         assert task.overrides(method), method
     assert task.method and task.official_names
     assert task.takes_choices == tasks.TASKS[name].takes_choices

@@ -58,7 +58,7 @@ def test_a_line_before_each_silence(call, capsys):
     assert call("--config.total_steps=4", "--config.report") == 0
     out, err = capsys.readouterr()
     parts = ["initializing the parameters; ", "compiling an update with ", "compiled in ", "evaluating; ",
-             "writing the report, ", "report: "]  # fmt: skip
+             "writing the report; ", "report: "]  # fmt: skip
     places = [err.index(part) for part in parts]
     assert places == sorted(places)
     assert "step 4/4" not in err and out.count("step 4/4") == 2  # rows are for log.txt and the standard output

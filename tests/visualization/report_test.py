@@ -12,8 +12,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tests.helpers.browser import CHROMIUM, open_browser
 from vlbert_jax.visualization import cards, report
-from vlbert_jax.visualization.charts import nice_ticks
+from vlbert_jax.visualization.charts import log_ticks, nice_ticks
 
 VOID = {"meta", "br", "img"}
 
@@ -114,7 +115,7 @@ def test_one_complete_file_that_loads_nothing(tmp_path):
     page = path.read_text()
     parser = parse(page)
     assert parser.links and all(link.startswith("data:image/") for link in parser.links)
-    assert not re.search(r"https?://|@import|<script|<link|url\((?!#)", page)
+    assert not re.search(r"https?://|@import|<script[^>]|<link|url\((?!#)", page)
     assert path.stat().st_size < 3e6
 
 
@@ -174,15 +175,15 @@ def test_everything_is_escaped(tmp_path):
 
 
 def test_scores_are_paired_and_grouped():
-    page = report.scores(history()[-1])
+    page = report.scores(history()[-1], {"visual_word_accuracy": "masked words", "objects": "number of objects:"})
     text = re.sub(r"<[^>]+>", "|", page)
     rows = [[cell for cell in line.split("|") if cell] for line in text.split("||||")]
     flat = re.sub(" +", " ", " ".join(" ".join(row) for row in rows))
     number = r"85\.\d % no image 13\.0 % \+72\.\d"
-    assert re.search(f"visual word accuracy {number} objects 1 {number}", flat)
+    assert re.search(f"masked words {number} number of objects: 1 {number}", flat)
     assert re.search(r"mrc accuracy 80\.0 % no caption 50\.0 % \+30\.0", flat)
-    assert flat.index("objects 3") < flat.index("objects 10")
-    assert flat.index("mrc accuracy") < flat.index("samples per sec")
+    assert flat.index("objects: 3") < flat.index("objects: 10")
+    assert flat.index("mrc accuracy") < flat.index("sequences per second")
     assert text.count("blind") == 1 and "step" not in text  # only in the heading
 
 
@@ -194,13 +195,13 @@ def test_scores_without_baselines_and_with_missing_values():
 
 def test_curves_show_the_values():
     page = report.curves([{"step": s, "split": "val", "x_accuracy": s / 100, "loss": 2.0} for s in (0, 50, 100)])
-    line = re.search(r"<h3>x accuracy</h3>.*?points=\"([^\"]+)\"", page)[1]
+    line = re.search(r"x accuracy *</h3>.*?points=\"([^\"]+)\"", page)[1]
     points = np.array([pair.split(",") for pair in line.split()], float)
     np.testing.assert_allclose(np.diff(points[:, 0]), (points[2, 0] - points[0, 0]) / 2, atol=0.1)
     np.testing.assert_allclose(np.diff(points[:, 1]), (points[2, 1] - points[0, 1]) / 2, atol=0.1)
     assert points[2, 1] < points[0, 1]  # larger values are higher
     assert "<b>100.0 %</b>" in page
-    assert page.index("<h3>loss") < page.index("<h3>x accuracy")
+    assert page.index("total loss") < page.index("x accuracy")
 
 
 def test_curves_of_incomplete_rows():
@@ -213,7 +214,7 @@ def test_curves_of_incomplete_rows():
     chosen = report.curves(history(), names=["mrc_accuracy", "absent"])
     assert chosen.count("<svg") == 1
     long = [{"step": s, "split": "train", "loss": 1.0 + s % 7} for s in range(1, 100_001)]
-    assert len(report.curves(long)) < 30_000
+    assert len(report.curves(long)) < 50_000
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.2, 0.21), (-3, 5), (0, 123_456), (1, 1), (0.0, 7e-4)])
@@ -228,3 +229,52 @@ def test_the_report_needs_neither_jax_nor_a_plotting_library():
             "print([m for m in ('jax', 'flax', 'matplotlib', 'vlbert_jax.tasks') if m in sys.modules])")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_change_of_the_losses_is_explained():
+    rows = [{"step": s, "split": "train", "loss": 1.0, "a_loss" if s < 30 else "b_loss": 1.0} for s in (10, 20, 30, 40)]
+    page = report.curves(rows, labels={"b_loss": "loss of words"})
+    assert page.count("From step 20 on the total loss is another sum") > 1  # a sentence, and in each chart
+    assert "sum of: loss of words. Before: a loss." in page
+    assert "another sum" not in report.curves(rows[:2])
+
+
+def test_a_logarithmic_scale_leaves_out_what_is_not_positive():
+    rows = [{"step": s, "split": "train", "loss": v, "x_accuracy": 0.5} for s, v in ((1, 100.0), (2, 1.0), (3, 0.0))]
+    page = report.curves(rows, names=["loss", "x_accuracy"])
+    scales = re.findall(r'<g class="(\w+)">(.*?)</g>', page)
+    assert [kind for kind, _ in scales] == ["linear", "log", "linear"]  # shares have one scale
+    linear, log = (re.search(r'points="([^"]*)".*data-steps="([^"]*)" data-values="([^"]*)"', s).groups()
+                   for _, s in scales[:2])
+    assert linear[1:] == ("1 2 3", "100|1|0") and log[1:] == ("1 2", "100|1")
+    heights = [float(pair.split(",")[1]) for pair in log[0].split()]
+    assert heights == [8.0, 204.0]  # the whole height of the chart, from 100 to 1
+
+
+@pytest.mark.parametrize("low, high, expected", [
+    (1, 100, [1, 2, 5, 10, 20, 50, 100]), (0.3, 13, [0.2, 0.5, 1, 2, 5, 10, 20]), (3, 3, [2, 5]), (10, 10, [10, 20]),
+    (1e-6, 1, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1]),
+])  # fmt: skip
+def test_logarithmic_ticks(low, high, expected):
+    np.testing.assert_allclose(log_ticks(low, high), expected)
+
+
+def test_logarithmic_ticks_of_many_decades_are_few():
+    ticks = log_ticks(3e-19, 5e7)
+    assert ticks[0] <= 3e-19 and ticks[-1] >= 5e7 and len(ticks) <= 9
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_values_under_the_pointer_and_the_button_of_the_scale(tmp_path):
+    rows = [{"step": s, "split": split, "loss": 2.0 * s} for s in (100, 200, 300) for split in ("train", "val")]
+    path = report.write_page(tmp_path, "page", [("", report.curves(rows))])
+    with open_browser(tmp_path / "profile") as page:
+        page.open(path.as_uri())
+        shown = "getComputedStyle(document.querySelector('.log')).display"
+        assert page.run("document.querySelector('.values').hidden") and page.run(shown) == "none"
+        page.mouse(".chart svg", press=False)  # the middle of the chart is between steps 100 and 200
+        assert page.run("document.querySelector('.values').textContent") == "step 100train 200val 200"
+        page.mouse(".chart button", press=True)
+        assert page.run(shown) == "inline" and page.run("document.querySelector('.values').hidden")
+        page.mouse(".chart svg", press=False)
+        assert page.run("document.querySelector('.values').textContent") == "step 100train 200val 200"

@@ -23,6 +23,7 @@ from vlbert_jax.batch import Arrays, Batch, Example, NoTargets, Shapes
 from vlbert_jax.data import tables
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
 from vlbert_jax.tasks import report
+from vlbert_jax.tasks.report import About, Examples
 from vlbert_jax.visualization.cards import Card
 
 Config = ml_collections.ConfigDict
@@ -158,9 +159,60 @@ class Task:
         """Return the configs of other runs, by name, whose predictions `conclude` needs too."""
         return {}
 
-    def write_report(self, directory: Path, model: Any, config: Config, history: list[dict]) -> Any:
-        """Write the report page of the run, `directory`/index.html; `history` are the rows of metrics.jsonl."""
-        raise NotImplementedError
+    # --- Report -------------------------------------------------------------------------------------
+
+    # Metric (without _blind and group), or kind of group -> its readable label.
+    metric_labels: ClassVar[Mapping[str, str]] = {}
+    prompt: ClassVar[str] = ""  # arguments of the prediction command that ask the model something, as an example
+
+    def report_title(self, config: Config) -> str:
+        """Return the heading of the report."""
+        return self.name
+
+    def report_batches(self, config: Config) -> list[Batch]:
+        """Return whole batches of the evaluation split (NumPy) from which the report's examples are chosen."""
+        return []
+
+    def report_rows(self, model: Any, batch: Batch, config: Config) -> dict[str, Any]:
+        """Return arrays [b, ...]: what the report shows of the model's answers to a batch."""
+        return self.predict(model, batch, config)
+
+    def report_examples(
+        self, shown: list[tuple[Batch, dict]], config: Config, scores: Mapping[str, Any]
+    ) -> Examples:
+        """Return the examples of the report.
+
+        Args:
+            shown: The batches of `report_batches`, each with its rows of `report_rows`.
+            config: Config of the run.
+            scores: The newest evaluation; the examples are right as often as it says.
+        """
+        return Examples()
+
+    def next_commands(self, config: Config, workdir: str) -> list[tuple[str, str]]:
+        """Return commands for a trained model, each (what it does, the command); `workdir` is quoted."""
+        # Demos know synthetic scenes alone.
+        image = "examples/scene.jpg --boxes=examples/scene.json" if config.data.get("embedded") else "photo.jpg"
+        ask = f"python -m vlbert_jax.predict --checkpoint={workdir} --image={image} {self.prompt}"
+        return [("Ask the model about an image:", ask)] if self.prompt else []
+
+    def write_report(
+        self, directory: Path, shown: list[tuple[Batch, dict]], config: Config, history: list[dict], about: About
+    ) -> Examples:
+        """Write the report page of the run, `directory`/index.html, and return its examples.
+
+        Args:
+            directory: Folder of the page.
+            shown: As in `report_examples`; empty where the page has no examples.
+            config: Config of the run.
+            history: Rows of metrics.jsonl.
+            about: What the page says about the run.
+        """
+        examples = self.report_examples(shown, config, report.newest_scores(history)) if shown else Examples()
+        report.write_report(
+            directory, self.report_title(config), self.metric_labels, examples, config, history, about
+        )
+        return examples
 
     # --- Weights ------------------------------------------------------------------------------------
 
@@ -285,10 +337,6 @@ class TextImageTask(Task, extends=True):
         """Return the function text record -> False where it has a target that no output can match; None = no check."""
         return None
 
-    def report_title(self, config: Config) -> str:
-        """Return the heading of the report."""
-        raise NotImplementedError
-
     def card(self, record: dict, shown: dict, row: dict, config: Config) -> Card | None:
         """Return the card of an example in the report; None where no right answer is known.
 
@@ -321,12 +369,15 @@ class TextImageTask(Task, extends=True):
         """Return the global batch of an update as shapes alone; this needs no data."""
         return tables.batch_shapes(config, self.example_shapes(config), self.targets)
 
-    def write_report(self, directory: Path, model: Any, config: Config, history: list[dict]) -> Any:
-        """Write the report page: scores, curves, and some texts with the image and the model's answers."""
+    def report_batches(self, config: Config) -> list[Batch]:
+        """Return the first batch of each orientation; none where the images are not stored."""
+        if config.data.features != "image":
+            return []
+        shapes = self.example_shapes(config)
+        return [next(part) for part in tables.eval_parts(config, self.example_maker, shapes, self.targets, 0, 1)]
 
-        def parts():
-            return tables.eval_parts(config, self.example_maker, self.example_shapes(config), self.targets, 0, 1)
-
-        return report.write_report(
-            directory, self.report_title(config), model, config, history, parts, self.predict, self.card
-        )
+    def report_examples(
+        self, shown: list[tuple[Batch, dict]], config: Config, scores: Mapping[str, Any]
+    ) -> Examples:
+        """Return texts with the image and the model's answers."""
+        return report.answer_examples(shown, config, self.card, scores.get(config.best_metric))

@@ -1,79 +1,134 @@
-"""The report page of a fine-tuning run: scores, curves, and some texts with the image and the model's answers."""
+"""The report page of a run, and the examples of tasks whose model answers a text about an image."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 
 from vlbert_jax.batch import Batch
 from vlbert_jax.data.images import as_rgb
 from vlbert_jax.data.tables import Split
 from vlbert_jax.visualization import report
 from vlbert_jax.visualization.cards import Card, answer_cards
+from vlbert_jax.visualization.drawing import draw_regions
+from vlbert_jax.visualization.selection import choose_at_rate
+from vlbert_jax.visualization.templates import Html
 
-NUM_CARDS = 12  # at least half of them wrong answers, if there are that many
+NUM_CARDS = 12
+NUM_DRAWINGS = 4  # examples that trackers get as images
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What the page says about the run itself."""
+
+    status: str  # one sentence: how far it is
+    facts: Mapping[str, str]  # name -> value
+    commands: Sequence[tuple[str, str]]  # (what it does, the command), what to run next
+    config: Mapping[str, object]  # field by dotted name -> value
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The examples of the report."""
+
+    sections: Sequence[tuple[str, Html]] = ()
+    cards: Sequence[Card] = ()
+
+    def drawings(self) -> list[tuple[str, np.ndarray]]:
+        """Return the first examples as texts and images (uint8 [height, width, 3]) that hold them."""
+        result = []
+        for card in self.cards[:NUM_DRAWINGS]:
+            text, lines = _lines(card)
+            labels = list(card.box_labels[1:]) or [str(i) for i in range(1, len(card.boxes))]
+            boxes = np.asarray(card.boxes[1:], np.float32)
+            drawing = draw_regions(np.ascontiguousarray(card.image), boxes, labels, {}, [text, *lines])
+            result.append((text, np.asarray(drawing)))
+        return result
+
+
+def _lines(card: Card) -> tuple[str, list[str]]:
+    """Return the text of an example, and the model's answers as indented lines."""
+    if card.question:
+        best = "   ".join(f"{a.text} {a.probability:.0%}{' ✓' if a.score >= 1 else ''}" for a in card.answers[:4])
+        return card.question, [f"  {best}"]
+    hidden = {guess.position for guess in card.masked}
+    words = (f"[{word}]" if i in hidden else word for i, word in enumerate(card.words))
+    asked = [*card.masked, *card.hidden_regions]
+    guesses = (getattr(one, "with_image", None) or getattr(one, "guesses", ()) for one in asked)
+    return " ".join(words).replace(" ##", ""), [
+        f"  {one.truth}: " + "   ".join(f"{word} {probability:.0%}" for word, probability in best[:4])
+        for one, best in zip(asked, guesses, strict=True)
+    ]
+
+
+def newest_scores(history: list[dict]) -> Mapping:
+    """Return the newest evaluation among the rows of metrics.jsonl; empty if there is none."""
+    return next((row for row in reversed(history) if row["split"] == "val"), {})
 
 
 def write_report(
-    directory: Path,
-    title: str,
-    model: nnx.Module,
-    config,
-    history: list[dict],
-    parts: Callable[[], list[Iterator[Batch]]],
-    predict: Callable,
-    card: Callable[..., Card | None],
-) -> Path:
-    """Write `directory`/index.html and return its path.
+    directory: Path, title: str, labels: report.Labels, examples: Examples, config, history: list[dict], about: About
+) -> None:
+    """Write `directory`/index.html.
 
     Args:
         directory: Folder of the report.
         title: Heading of the page.
-        model: The trained model.
+        labels: Labels of the metrics (`Task.metric_labels`).
+        examples: Examples of the model's answers.
         config: Config of the run.
         history: Rows of metrics.jsonl.
-        parts: Returns the evaluation batches of each orientation.
-        predict: (model, batch, config) -> arrays [b, ...].
-        card: (record, shown, row, config) -> the card of an example, as `TextImageTask.card`.
+        about: What the page says about the run.
     """
-    validation = [row for row in history if row["split"] == "val"]
-    about = f"{config.total_steps:,} updates of {config.batch_size} examples of {config.data.texts}."
-    sections = [("", report.paragraph(about))]
-    if validation:
-        sections.append((f"Scores on {config.data.eval_split}", report.scores(validation[-1])))
-    sections.append(("Training", report.curves(history)))
-    if config.data.features == "image" and (cards := _cards(model, config, parts(), predict, card)):
-        sections.append((f"Examples of {config.data.eval_split}, right and wrong", answer_cards(cards)))
-    return report.write_page(directory, title, sections)
+    scores = newest_scores(history)
+    sections = [("", report.paragraph(about.status))]
+    if scores:
+        heading = f"Scores on {config.data.get('eval_split', 'val')}, step {scores['step']:,}"
+        sections.append((heading, report.scores(scores, labels)))
+    sections += [("Training", report.curves(history, labels=labels)), *examples.sections]
+    fields = [(name, "", [("", repr(value))]) for name, value in about.config.items()]
+    sections += [
+        ("What to run next", report.commands(about.commands)),
+        ("This run", report.facts(about.facts)),
+        ("", report.fold(f"All {len(fields)} fields of the config", report.plain_table([("", "value")], fields))),
+    ]
+    report.write_page(directory, title, sections)
 
 
-def _cards(model: nnx.Module, config, parts: list[Iterator[Batch]], predict: Callable, card: Callable) -> list[Any]:
-    """Return cards of the first batch of each orientation, right answers before wrong ones."""
-    graphdef, state = nnx.split(model)
-    predicted = jax.jit(lambda state, batch: predict(nnx.merge(graphdef, state), batch, config))
-    records, right, wrong = Split(config, config.data.eval_split), [], []
-    for batches in parts:
-        batch = next(batches)
-        rows = jax.device_get(predicted(state, batch))
+def answer_examples(
+    shown: list[tuple[Batch, dict]], config, card: Callable[..., Card | None], rate: float | None
+) -> Examples:
+    """Return some examples of the batches, of which the same share is right as of the split.
+
+    Args:
+        shown: Batches and their rows; see `Task.report_examples`.
+        config: Config of the run.
+        card: (record, shown, row, config) -> the card of an example, as `TextImageTask.card`.
+        rate: Measured accuracy; None = not measured.
+    """
+    records, cards = Split(config, config.data.eval_split), []
+    for batch, rows in shown:
         for i, index in enumerate(batch.index):
             if index < 0:
                 continue
             width, height = batch.image_size[i, 0].astype(int)
             pixels = as_rgb(np.asarray(batch.pixels[i, 0, :height, :width]))
-            shown = dict(image=pixels, boxes=batch.boxes[i, : batch.region_mask[i].sum()])
-            row = {name: array[i] for name, array in rows.items()}
-            made = card(records[int(index)], shown, row, config)
+            fields = dict(image=pixels, boxes=batch.boxes[i, : batch.region_mask[i].sum()])
+            made = card(records[int(index)], fields, {name: array[i] for name, array in rows.items()}, config)
             if made is not None:
-                (right if made.answers and made.answers[0].score > 0 else wrong).append(made)
-    half = NUM_CARDS // 2
-    some = _spread(wrong, max(half, NUM_CARDS - len(right)))
-    return _spread(right, NUM_CARDS - len(some)) + some
-
-
-def _spread(cards: list, number: int) -> list:
-    """Return `number` of the cards at even distances."""
-    step = max(len(cards) / max(number, 1), 1)
-    return [cards[int(i * step)] for i in range(min(number, len(cards)))]
+                cards.append(made)
+    if not cards:
+        return Examples()
+    right = np.array([[made.answers[0].score if made.answers else 0.0] for made in cards])
+    rates = np.array([np.nan if rate is None else rate])
+    chosen = choose_at_rate(right, np.ones_like(right), rates, NUM_CARDS)
+    text = f"The mean score of these {len(chosen)} answers is {100 * right[chosen].mean():.0f} %"
+    if rate is not None:
+        text += f"; that of the whole split is {100 * rate:.1f} %"
+    text += f". They were chosen among {len(cards)} so that the two are near each other."
+    cards = [cards[i] for i in chosen]
+    return Examples([(f"Examples of {config.data.eval_split}", report.note(text) + answer_cards(cards))], cards)

@@ -184,6 +184,7 @@ FREE_FIELDS = (
     "keep_checkpoints",
     "best_metric",
     "report",
+    "tracker",
     "profile_steps",
     "allow_other_data",
     "grad_accumulation_steps",

@@ -10,7 +10,6 @@ import jax
 import ml_collections
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -20,13 +19,18 @@ from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.training.provenance import with_own_vocabularies
-from vlbert_jax.training.state import TrainState, open_run
+from vlbert_jax.training.state import open_run
 from vlbert_jax.weights.initialize import check_sources
 from vlbert_jax.weights.model_card import write_run_card
 
 log = logging.getLogger(__name__)
 
 AHEAD = 2  # batches that may be dispatched before the oldest is fetched; bounds the outputs in the devices' memory
+
+
+def score_precision(config: ml_collections.ConfigDict) -> str:
+    """Return the precision of matrix products outside of training."""
+    return "highest" if config.compute_dtype == "float32" else config.matmul_precision
 
 
 def make_score(
@@ -44,10 +48,9 @@ def make_score(
       predict: whether `rows` are the task's predictions for each example, else they are empty; every process gets the
         rows of all.
     """
-    precision = "highest" if config.compute_dtype == "float32" else config.matmul_precision
 
     def score(params: PyTree, constants: PyTree, batch: PyTree) -> tuple[dict, dict]:
-        with matmul_precision(precision):
+        with matmul_precision(score_precision(config)):
             model = nnx.merge(graphdef, params, constants)
             rows = task.predict(model, batch, config) | dict(index=batch.index) if predict else {}
             return task.score(model, batch, config), rows
@@ -172,19 +175,3 @@ def _evaluate_weights(config, task, workdir, mesh, predict: bool, preemption: Pr
         )
     return int(run.state.step), scores, rows
 
-
-def write_run_report(
-    config: ml_collections.ConfigDict,
-    task: Task,
-    workdir: pathlib.Path,
-    graphdef: nnx.GraphDef,
-    state: TrainState,
-):
-    """Write the task's page into WORKDIR/report, on process 0, which gets all weights for it."""
-    log.info("writing the report, which takes less than a minute")
-    weights = multihost_utils.process_allgather((state.params, state.constants), tiled=True)
-    if jax.process_index() == 0:
-        rows = metrics.read_rows(workdir / "metrics.jsonl")
-        (workdir / "report").mkdir(exist_ok=True)
-        task.write_report(workdir / "report", nnx.merge(graphdef, *weights), config, rows)
-        log.info("report: %s", workdir / "report" / "index.html")

@@ -30,7 +30,7 @@ import jax
 import ml_collections
 
 from vlbert_jax.data.records import corpus_fingerprint
-from vlbert_jax.training import metrics
+from vlbert_jax.training import description
 from vlbert_jax.training.compat import distributed
 from vlbert_jax.training.provenance import data_paths
 from vlbert_jax.weights.stored_config import flat_config
@@ -287,7 +287,7 @@ def facts(config: ml_collections.ConfigDict) -> dict[str, object]:
     for path in sorted(pathlib.Path(__file__).parent.parent.rglob("*.py")):
         code.update(path.name.encode() + path.read_bytes())
     found: dict[str, object] = {"the code of vlbert_jax": code.hexdigest()[:12]}
-    for package in metrics.PACKAGES:
+    for package in description.PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[f"the version of {package}"] = importlib.metadata.version(package)
     for name, value in flat_config(config.to_dict()).items():

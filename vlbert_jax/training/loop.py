@@ -23,12 +23,15 @@ from jaxtyping import PyTree
 from vlbert_jax.files import disk_full
 from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
+from vlbert_jax.training.description import write_description
 from vlbert_jax.training.evaluate import evaluate, make_score
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.training.profile import Profile
 from vlbert_jax.training.provenance import copy_vocabularies
+from vlbert_jax.training.run_report import RunReport
 from vlbert_jax.training.state import TrainState, open_run
 from vlbert_jax.training.step import jitted_step
+from vlbert_jax.training.trackers import open_trackers
 from vlbert_jax.weights.model_card import write_run_card
 
 log = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ def train(
             due = loop.due(step)
             if due.any():  # on all other steps the host does not wait for the devices
                 loop.act(step, due)
+        loop.write_report(max(loop.start, config.total_steps))  # where no evaluation of this start has written it
     return loop.graphdef, loop.state
 
 
@@ -99,12 +103,16 @@ class Loop:
         self.unscored = meta.get("unscored", False)  # whether the run was stopped in the evaluation of `start`
 
         self.batches = task.train_batches(config, self.start, jax.process_index(), jax.process_count())
-        is_writer = jax.process_index() == 0
+        is_writer, trackers = jax.process_index() == 0, []
         if is_writer:
-            metrics.write_description(workdir, config)
+            about = write_description(workdir, config)
             copy_vocabularies(config, workdir)
-        self.writer = metrics.Writer(workdir, self.start, config.total_steps, self.unscored, active=is_writer)
+            trackers = open_trackers(config, workdir, self.start, about)
+        self.writer = metrics.Writer(
+            workdir if is_writer else None, self.start, config.total_steps, self.unscored, config.best_metric, trackers
+        )
         self.score = make_score(self.graphdef, task, config, mesh)
+        self.report = RunReport(config, task, workdir, self.graphdef, mesh) if config.report else None
         self.programs: dict[Any, Callable] = {}  # compiled updates, by losses and shapes of the batch
 
         self.pending: list[PyTree] = []  # reports of updates that are not yet fetched
@@ -190,6 +198,8 @@ class Loop:
             self.checkpoints.save(step, self.state, dict(window=self.window.sums, unscored=unscored), scores)
         if stop:
             raise Stopped(f"step {step} is saved; the same command continues from it")
+        if due.evaluate:
+            self.write_report(step)
 
     def fetch_reports(self, step: int) -> list[PyTree]:
         """Wait for update `step`; add the reports of all finite updates to the window and return all reports.
@@ -226,6 +236,11 @@ class Loop:
         if jax.process_index() == 0:
             write_run_card(self.workdir, self.config.to_dict(), step, scores)
         return scores
+
+    def write_report(self, step: int):
+        """Write the report of the current state, which is that of `step`, where the config asks for one."""
+        if self.report:
+            self.writer.examples(step, self.report.write(step, self.state.params, self.state.constants))
 
     def repeat_stopped_evaluation(self):
         """Evaluate the first state where the run was stopped in the evaluation of this step."""

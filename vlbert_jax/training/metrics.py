@@ -1,4 +1,4 @@
-"""Metrics: (sum, count) pairs, `metrics.jsonl`, TensorBoard, and the progress bar.
+"""Metrics: (sum, count) pairs, `metrics.jsonl`, and the progress bar.
 
 A metric is a sum and a count until it is written, so that averages over batches, processes and steps are exact.
 Rows of `metrics.jsonl` are objects with `step`, `split` (train or val) and the values. Rows of an interrupted
@@ -6,59 +6,22 @@ and resumed run equal those of an uninterrupted one, except for durations, whose
 `per_sec`.
 """
 
-import collections
 import contextlib
-import importlib.metadata
 import json
 import logging
 import math
 import pathlib
-import platform
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import ml_collections
-import tensorboardX
 import tqdm
 
 from vlbert_jax.files import atomic_write
-from vlbert_jax.weights.stored_config import SCHEMA
+from vlbert_jax.training.trackers import Drawings, Tracker
 
 log = logging.getLogger(__name__)
-
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "tensorflow-datasets",
-    "numpy",
-    "vlbert_jax",
-)
-
-
-def write_description(workdir: pathlib.Path, config: ml_collections.ConfigDict):
-    """Write config.json and versions.json (packages, devices, git revision) of the newest start."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    devices = collections.Counter(device.device_kind for device in jax.devices())
-    git = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # not a checkout, or no git
-        revision = None
-    about = {"packages": versions, "devices": devices, "hosts": jax.process_count(), "revision": revision}
-    stored = {"schema": SCHEMA} | json.loads(config.to_json_best_effort())
-    for name, content in (("config.json", stored), ("versions.json", about)):
-        with atomic_write(workdir / name) as path:
-            path.write_text(json.dumps(content, indent=2) + "\n")
+SPLITS = ("train", "val")
 
 
 class Sums:
@@ -88,24 +51,26 @@ def read_rows(path: pathlib.Path) -> list[dict]:
 
 
 class Writer:
-    """Writer of rows to WORKDIR/metrics.jsonl, WORKDIR/tensorboard and the terminal, if `active` (process 0)."""
+    """Writer of rows to WORKDIR/metrics.jsonl, the trackers and the terminal; without a workdir it writes nothing."""
 
     def __init__(
-        self, workdir: pathlib.Path, start_step: int, total_steps: int, unscored: bool = False, active: bool = True
-    ):
+        self, workdir: pathlib.Path | None, start_step: int, total_steps: int, unscored: bool = False,
+        best_metric: str = "", trackers: Sequence[Tracker] = (),
+    ):  # fmt: skip
         """Continue a run at `start_step`: rows that will be computed again are removed.
 
-        Those are the rows of later steps, and of the evaluation at `start_step` if it is `unscored`.
+        Those are the rows of later steps, and of the evaluation at `start_step` if it is `unscored`. The progress bar
+        shows `best_metric` of the newest evaluation.
         """
-        self.path, self.active = workdir / "metrics.jsonl", active
-        if not active:
+        self.active = workdir is not None
+        if workdir is None:
             return
+        self.path, self.trackers, self.best_metric = workdir / "metrics.jsonl", trackers, best_metric
         last = {"val": start_step - unscored}
         rows = [row for row in read_rows(self.path) if row["step"] <= last.get(row["split"], start_step)]
         with atomic_write(self.path) as kept:
             kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.file = self.path.open("a")
-        self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         # A progress bar on a terminal, one line per row elsewhere.
         self.bar = tqdm.tqdm(
             total=total_steps,
@@ -114,6 +79,8 @@ class Writer:
             unit="step",
             dynamic_ncols=True,
         )
+        self.shown = {split: next((row for row in reversed(rows) if row["split"] == split), {}) for split in SPLITS}
+        self._show_values()
 
     def write(self, step: int, split: str, values: Mapping[str, float]):
         """Write one row. Values that are not finite become null, because JSON cannot represent them."""
@@ -123,15 +90,23 @@ class Writer:
             return
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()  # from here on the row survives SIGKILL
-        for name, value in values.items():
-            self.board.add_scalar(f"{split}/{name}", value, step)
-        short = {name: f"{value:.4g}" for name, value in values.items()}
-        line = f"step {step}/{self.bar.total} {split}: " + ", ".join(f"{k} {v}" for k, v in short.items())
+        for tracker in self.trackers:
+            tracker.scalars(step, split, values)
+        line = f"step {step}/{self.bar.total} {split}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         log.debug("%s", line)  # for log.txt
+        self.shown[split] = row
         if self.bar.disable or split != "train":
             self.bar.write(line)
-        else:
-            self.bar.set_postfix({name: short[name] for name in ("loss", "samples_per_sec") if name in short})
+        self._show_values()
+
+    def _show_values(self):
+        self.bar.set_postfix_str(bar_values(self.shown["train"], self.shown["val"], self.best_metric))
+
+    def examples(self, step: int, drawings: Drawings):
+        """Pass examples of the report to the trackers."""
+        if self.active and drawings:
+            for tracker in self.trackers:
+                tracker.examples(step, drawings)
 
     def progress(self, step: int):
         if self.active:
@@ -139,6 +114,26 @@ class Writer:
 
     def close(self):
         if self.active:
-            self.file.close()
-            self.board.close()
-            self.bar.close()
+            with contextlib.ExitStack() as stack:
+                for tracker in self.trackers:
+                    stack.callback(tracker.close)
+                stack.callback(self.bar.close)
+                stack.callback(self.file.close)
+
+
+def bar_values(train: Mapping[str, Any], val: Mapping[str, Any], best_metric: str) -> str:
+    """Return what the progress bar shows: loss, accuracy and speed of training, and the best metric of the evaluation.
+
+    The accuracy of training is the best metric itself, or the first accuracy of the row where the best metric is one of
+    evaluations alone.
+    """
+    accuracies = [name for name in (best_metric, *train) if name in train and "accuracy" in name]
+    shown = [f"loss {train['loss']:.4g}"] if train.get("loss") is not None else []
+    if accuracies and train[accuracies[0]] is not None:
+        shown.append(f"{accuracies[0]} {train[accuracies[0]]:.1%}")
+    if train.get("samples_per_sec"):
+        shown.append(f"{train['samples_per_sec']:.4g} sequences/s")
+    if val.get(best_metric) is not None:
+        form = ".1%" if "accuracy" in best_metric else ".4g"
+        shown.append(f"val {best_metric} {val[best_metric]:{form}}")
+    return ", ".join(shown)

@@ -140,6 +140,16 @@ def global_batch(batch: PyTree, mesh: Mesh) -> PyTree:
         return jax.tree.map(place, batch)
 
 
+def whole_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Return the global batch, sharded over all processes, of a batch that each process has whole (NumPy)."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        check_divides(array.shape[0], mesh)
+        return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda part: array[part])
+
+    return jax.tree.map(place, batch)
+
+
 def check_divides(examples: int, mesh: Mesh, hosts: int = 1):
     """Raise ValueError where the examples of one of `hosts` do not divide among the devices that it feeds."""
     if examples % (local := max(batch_shards(mesh) // hosts, 1)):

@@ -3,6 +3,8 @@
 `X_blind` is the baseline of the metric `X`: words guessed without the image, or hidden regions
 (`mrc`) without the caption. `X_objects_2` is `X` over the examples of group 2. Metrics with
 "accuracy" in their names are shares.
+
+A task gives its metrics readable labels (`Task.metric_labels`); those of every run are here.
 """
 
 from __future__ import annotations
@@ -11,6 +13,15 @@ import re
 from collections.abc import Mapping
 from numbers import Real
 from typing import NamedTuple
+
+LABELS = {
+    "loss": "total loss",
+    "grad_norm": "norm of the gradient before clipping",
+    "learning_rate": "learning rate",
+    "step_time_ms": "time of an update, ms",
+    "data_wait_time_ms": "wait for data in an update, ms",
+    "samples_per_sec": "sequences per second",
+}
 
 
 class MetricName(NamedTuple):
@@ -58,6 +69,12 @@ def format_difference(name: str, values: Mapping[bool, Real]) -> str:
     return f"{100 * difference:+.1f}" if is_share(name) else f"{difference:+.3g}"
 
 
-def title_of(name: str) -> str:
-    """Return a metric's name as words."""
-    return name.replace("_", " ")
+def title_of(name: str, labels: Mapping[str, str]) -> str:
+    """Return the label of a metric, or its name as words where it has none."""
+    return labels.get(name) or LABELS.get(name) or name.replace("_", " ")
+
+
+def title_of_group(group: tuple[str, int], labels: Mapping[str, str]) -> str:
+    """Return the label of a group of examples; `labels` may have one for the name of its kind."""
+    kind, number = group
+    return f"{labels.get(kind, kind)} {number}"

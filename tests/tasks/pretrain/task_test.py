@@ -18,6 +18,7 @@ from configs import pretrain as recipes
 from data_prep.build import build_scenes
 from tests.helpers import ROOT
 from tests.helpers.pretrain_case import FEATURES, shrunk
+from tests.helpers.report_case import report_examples
 from vlbert_jax.batch import NO_IMAGE
 from vlbert_jax.convert import main
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
@@ -26,11 +27,11 @@ from vlbert_jax.tasks.losses import cross_entropy
 from vlbert_jax.tasks.pretrain import task as pretrain
 from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches
 from vlbert_jax.tasks.pretrain.losses import loss_counts, loss_sums
-from vlbert_jax.tasks.pretrain.report import predicted_cards
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.loop import train
 from vlbert_jax.training.state import create_state, open_run
 from vlbert_jax.training.step import train_step
+from vlbert_jax.visualization.metric_names import parse_metric
 
 PRETRAIN = pretrain.Pretrain()
 
@@ -243,7 +244,7 @@ def test_evaluation_masks_do_not_depend_on_training(data_dir):
 
 def test_the_report_of_a_run_without_hidden_regions(data_dir):
     config = shrunk("demo", data_dir, **{"losses.mrc": False})
-    cards = predicted_cards(build(config), config)
+    cards = report_examples(PRETRAIN, build(config), config, {}).cards
     assert cards and all(card.masked and not card.hidden_regions for card in cards)
 
 
@@ -295,6 +296,10 @@ def test_the_command_from_data_to_report(data_dir, tmp_path):
     assert [(row["step"], row["split"]) for row in rows] == [(1, "train"), (2, "train"), (2, "val")]
     page = (tmp_path / "report/index.html").read_text()
     assert "data:image/" in page and 'src="http' not in page
+    assert "hidden regions classified from the caption" in page and "masked words are guessed right" in page
+    assert "python -m vlbert_jax.main --config=configs/pretrain.py" in page  # the command
+    names = {parse_metric(name).base for name in rows[-1]} - {"step", "split"}
+    assert names <= set(PRETRAIN.metric_labels)
     again = subprocess.run([*command, "--mode=evaluate"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr[-2000:]
     scores = json.loads((tmp_path / "scores.json").read_text())

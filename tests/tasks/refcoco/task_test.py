@@ -15,6 +15,7 @@ from data_prep.build import build_scene_tasks, run_builder
 from data_prep.refcoco import RefCOCOExpressions, RefCOCOImages
 from data_prep.refcoco_files import ReferDownload
 from tests.helpers.batch_case import fields_of
+from tests.helpers.report_case import write_report
 from tests.helpers.tiny_recipes import shrink
 from vlbert_jax.batch import Batch, empty_example, make_batch
 from vlbert_jax.data.records import open_split
@@ -271,7 +272,7 @@ def test_scores_of_given_choices(kind, data_dir, tmp_path):
 def test_the_report_shows_the_chosen_regions(run, tmp_path):
     config, workdir, _ = run
     history = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    REFCOCO.write_report(tmp_path, build(config), config, history)
+    write_report(REFCOCO, tmp_path, build(config), config, history)
     page = (tmp_path / "index.html").read_text()
     assert page.count("data:image/") == 12 and "region 1" in page and "meant: " in page and 'src="http' not in page
     assert page.count('<b class="right">✓') + page.count('<b class="wrong">✗') == 12

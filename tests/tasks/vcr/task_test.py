@@ -13,6 +13,7 @@ from flax import nnx
 
 from configs import vcr as recipes
 from data_prep.build import build_scene_tasks
+from tests.helpers.report_case import write_report
 from tests.helpers.vcr_case import shrunk
 from vlbert_jax.batch import Batch
 from vlbert_jax.data.tables import Split
@@ -283,7 +284,7 @@ def test_both_subtasks_joined_on_val(data_dir, tmp_path, subtask, other):
 
 def test_the_report_shows_questions_with_their_choices(finished, tmp_path):
     config = shrunk("qa2r_base", finished[0].data.data_dir)
-    VCR.write_report(tmp_path, build(config), config, [dict(split="val", step=3, vcr_accuracy=0.5)])
+    write_report(VCR, tmp_path, build(config), config, [dict(split="val", step=3, vcr_accuracy=0.5)])
     page = html.unescape((tmp_path / "index.html").read_text())
     record = Split(config, "val")[0]
     # Persons would have first names, but the synthetic scenes have none.

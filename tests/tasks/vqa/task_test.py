@@ -1,6 +1,7 @@
 """The VQA task has the expected examples, losses and scores, and trains shrunk recipes."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -25,7 +26,7 @@ from vlbert_jax.tasks.vqa import accuracy
 from vlbert_jax.tasks.vqa import task as vqa
 from vlbert_jax.tasks.vqa.examples import QuestionLayout, answers_of, question_example
 from vlbert_jax.training import sharding
-from vlbert_jax.training.evaluate import evaluate_run, write_run_report
+from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.loop import train
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.weights import export, vlbert_names
@@ -198,7 +199,9 @@ def trained(data_dir, tmp_path_factory):
     workdirs = [tmp_path_factory.mktemp(name) for name in ("whole", "parts")]
     fields = {"total_steps": 4, "log_every_steps": 1, "checkpoint_every_steps": 2, "eval_every_steps": 0}
     config = shrunk("demo", data_dir, **fields, **{"init.scratch": True, "data.embedded": ""})
-    write_run_report(config, VQA, workdirs[0], *run(config, workdirs[0]))
+    config.report = True
+    run(config, workdirs[0])
+    config.report = False
     with pytest.MonkeyPatch.context() as patch:
         calls = iter((False, True))
         patch.setattr(Preemption, "reached", lambda self: next(calls))
@@ -228,6 +231,11 @@ def test_a_resumed_run_equals_an_uninterrupted_run(trained):
     assert 0 <= rows(whole)[-1]["vqa_accuracy"] <= 1
     page = (whole / "report/index.html").read_text()
     assert "Visual question answering" in page and page.count('class="card prediction"') == 12
+    # The examples shown are right about as often as those of the split; here there are few to choose from.
+    accuracy = 100 * rows(whole)[-1]["vqa_accuracy"]
+    shown, measured = re.search(r"mean score of these 12 answers is (\d+) %; .* split is ([\d.]+) %", page).groups()
+    assert measured == f"{accuracy:.1f}" and abs(float(shown) - accuracy) < 10
+    assert "questions answered right" in page and "--question" in page and "cores of" in page
 
 
 def test_evaluation_writes_a_submission_for_evalai(small_run):

@@ -1,11 +1,10 @@
-"""The report page of pre-training: scores, curves, and guesses with and without the image."""
+"""The examples of a pre-training report: guesses with and without the image."""
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
-from flax import nnx
 
 from vlbert_jax.batch import Batch
 from vlbert_jax.data.images import as_rgb
@@ -15,46 +14,20 @@ from vlbert_jax.model.visual_linguistic import without_words
 from vlbert_jax.tasks.pretrain import predict
 from vlbert_jax.tasks.pretrain.batches import eval_parts
 from vlbert_jax.tasks.pretrain.predict import guess_words
+from vlbert_jax.tasks.report import Examples
 from vlbert_jax.visualization import report
 from vlbert_jax.visualization.cards import Card, Guess, HiddenRegion, prediction_cards, record_cards
+from vlbert_jax.visualization.selection import choose_at_rate
 
 NUM_CARDS = 12
 
 
-def write_report(directory: Path, model, config, history: list[dict]) -> Path:
-    """Write `directory`/index.html; `history` are the rows of metrics.jsonl."""
-    validation = [row for row in history if row["split"] == "val"]
-    about = (
-        f"{config.total_steps:,} updates of {config.batch_size} sequences; captions from {config.data.captions}. "
-        "“Blind” means without the image for words, and without the caption for hidden regions."
-    )
-    if config.opening.steps:
-        about += f" The first {config.opening.steps} updates train the region head alone, so the loss jumps after them."
-    sections = [("", report.paragraph(about))]
-    if validation:
-        sections.append(("Scores on the validation split", report.scores(validation[-1])))
-    sections.append(("Training", report.curves(history)))
-    predicted = predicted_cards(model, config)
-    if predicted:
-        sections.append(("Masked words and hidden regions", prediction_cards(predicted)))
-        sections.append(("The data", record_cards([_plain(card) for card in predicted])))
-    return report.write_page(directory, "VL-BERT pre-training", sections)
+def report_batches(config) -> list[Batch]:
+    """Return the first batch of captions of each orientation; none where the images are not stored."""
+    return [next(part) for part in eval_parts(config, 0, 1)["captions"]] if config.data.features == "image" else []
 
 
-def predicted_cards(model, config) -> list[Card]:
-    """Return cards of the first validation images with something to guess, both orientations; none without pixels."""
-    if config.data.features != "image":
-        return []
-    graphdef, state = nnx.split(model)
-    guess = jax.jit(lambda state, batch: _guess(nnx.merge(graphdef, state), batch, config))
-    batches = [next(part) for part in eval_parts(config, 0, 1)["captions"]]
-    cards = [_cards(batch, jax.device_get(guess(state, batch)), config) for batch in batches]
-    # In turn, so that both orientations are seen.
-    mixed = [card for group in itertools.zip_longest(*cards) for card in group if card is not None]
-    return mixed[:NUM_CARDS]
-
-
-def _guess(model, batch: Batch, config) -> dict:
+def report_rows(model, batch: Batch, config) -> dict:
     """Return probabilities and ids of the best words and classes, with and without the other modality."""
     region_states = model.region_states(batch, model.appearance(batch))
     seen = model.encode(batch, region_states)
@@ -67,6 +40,35 @@ def _guess(model, batch: Batch, config) -> dict:
         classes=predict.guesses(model.mrc_logits(seen, batch.targets.mrc_positions)),
         classes_blind=predict.guesses(model.mrc_logits(wordless, batch.targets.mrc_positions)),
     )
+
+
+def report_examples(shown: list[tuple[Batch, dict]], config, scores: Mapping) -> Examples:
+    """Return images with something to guess, of both orientations, with as many right guesses as in the split."""
+    # In turn, so that both orientations are seen.
+    groups = itertools.zip_longest(*(_cards(batch, rows, config) for batch, rows in shown))
+    cards = [card for group in groups for card in group if card is not None]
+    if not cards:
+        return Examples()
+    names = ("mlm_caption_accuracy", "mrc_accuracy")
+    hits = [[[g.truth == g.with_image[0][0] for g in card.masked], _region_hits(card)] for card in cards]
+    right, total = (np.array([[f(kind) for kind in card] for card in hits], np.float64) for f in (sum, len))
+    rates = np.array([scores.get(name, np.nan) for name in names], np.float64)
+    chosen = choose_at_rate(right, total, rates, NUM_CARDS)
+    shares = right[chosen].sum(0), total[chosen].sum(0)
+    texts = [
+        f"{good:.0f} of {count:.0f} {what} are guessed right"
+        + ("" if np.isnan(rate) else f" ({100 * rate:.1f} % of all)")
+        for good, count, rate, what in zip(*shares, rates, ("masked words", "hidden regions"), strict=True)
+        if count
+    ]
+    cards = [cards[i] for i in chosen]
+    guessed = report.note(f"{'; '.join(texts)}.") + prediction_cards(cards)
+    data = record_cards([_plain(card) for card in cards])
+    return Examples([("Masked words and hidden regions", guessed), ("The data", data)], cards)
+
+
+def _region_hits(card: Card) -> list[bool]:
+    return [region.truth == region.guesses[0][0] for region in card.hidden_regions]
 
 
 def _cards(batch: Batch, guesses: dict, config) -> list[Card]:

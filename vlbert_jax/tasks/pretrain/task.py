@@ -201,9 +201,48 @@ class Pretrain(Task):
             add("region_accuracy", hits, losses.target_weights(batch, config, ("region",))["region"][0] > 0)
         return metrics
 
-    def write_report(self, directory, model: PretrainingModel, config, history: list[dict]):
-        """Write the report page: scores, curves, and guesses with and without the image."""
-        return report.write_report(directory, model, config, history)
+    # --- Report -------------------------------------------------------------------------------------
+
+    metric_labels = {
+        "mlm_caption_accuracy": "masked words of captions, read with the image",
+        "mlm_caption_loss": "loss of masked words of captions",
+        "mlm_text_accuracy": "masked words of text alone",
+        "mlm_text_loss": "loss of masked words of text alone",
+        "visual_word_accuracy": "masked words that only the image determines",
+        "objects": "objects in the image:",
+        "mrc_accuracy": "hidden regions classified from the caption",
+        "mrc_loss": "loss of hidden regions",
+        "region_accuracy": "visible regions classified by the region head",
+        "region_loss": "loss of visible regions (region head)",
+        "relationship_accuracy": "whether caption and image belong together",
+        "relationship_loss": "loss of caption and image belonging together",
+        "regression_loss": "loss of the features of hidden regions",
+        "transport_loss": "loss of the alignment of words and regions",
+    }
+    prompt = '--caption "a [MASK] on the left"'
+
+    def report_title(self, config) -> str:
+        """Return the heading of the report."""
+        return "Pre-training"
+
+    def report_batches(self, config) -> list[Batch]:
+        """Return the first batch of captions of each orientation; none where the images are not stored."""
+        return report.report_batches(config)
+
+    def report_rows(self, model: PretrainingModel, batch: Batch, config) -> dict:
+        """Return guesses of masked words and hidden regions, with and without the other modality."""
+        return report.report_rows(model, batch, config)
+
+    def report_examples(self, shown: list[tuple[Batch, dict]], config, scores):
+        """Return images with guesses of masked words and hidden regions."""
+        return report.report_examples(shown, config, scores)
+
+    def next_commands(self, config, workdir: str) -> list[tuple[str, str]]:
+        """Return the commands of fine-tuning too."""
+        recipe = "vqa" if config.data.embedded else "RECIPE"
+        tune = f"python -m vlbert_jax.main --config={recipe} --config.init.checkpoint={workdir}"
+        what = "Fine-tune it (python -m vlbert_jax.main --list prints the recipes):"
+        return [(what, tune), *super().next_commands(config, workdir)]
 
     # --- Weights ------------------------------------------------------------------------------------
 

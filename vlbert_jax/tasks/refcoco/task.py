@@ -153,6 +153,20 @@ class RefCOCO(TextImageTask):
             path.write_text(json.dumps(official))
         return {} if d.eval_boxes == "detected" or not exact else dict(refcoco_identity_accuracy=float(np.mean(exact)))
 
+    metric_labels = {
+        "refcoco_accuracy": "expressions whose region was found",
+        "refcoco_accuracy_chance": "the same by chance",
+        "refcoco_accuracy_possible": "the same at best, with these regions",
+        "refcoco_accuracy_wordless": "the same without the words",
+        "refcoco_identity_accuracy": "expressions whose very object was found",
+        "region_accuracy": "regions judged right, of all",
+        "region_loss": "loss of the regions",
+        "positive_region_accuracy": "regions judged right, of those that are meant",
+        "positive_region_fraction": "share of regions that are meant",
+        "text_cut": "share of texts that were cut to the length of the sequence",
+    }
+    prompt = '--expression "the one on the left"'
+
     def report_title(self, config) -> str:
         """Return the heading of the report."""
         return "VL-BERT on referring expressions"

@@ -220,6 +220,15 @@ class VCR(TextImageTask):
             return {}
         return accuracies(logits, labels)
 
+    metric_labels = {
+        "vcr_accuracy": "questions of which the right choice was found",
+        "choice_loss": "loss of the choice",
+        "object_accuracy": "objects classified right",
+        "object_loss": "loss of the objects",
+        "text_cut": "share of texts that were cut to the length of the sequence",
+    }
+    prompt = '--question "what is [1] doing?" --choices "[1] is eating" "[1] is asleep"'
+
     def report_title(self, config) -> str:
         """Return the heading of the report."""
         title = {"q2a": "question to answer", "qa2r": "question and answer to rationale"}[config.subtask]

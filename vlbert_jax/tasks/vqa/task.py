@@ -188,6 +188,14 @@ class VQA(TextImageTask):
             scores[f"vqa_official_accuracy_{name.replace('/', '_')}"] = value
         return {name: value / 100 for name, value in scores.items()}
 
+    metric_labels = {
+        "vqa_accuracy": "questions answered right",
+        "vqa_official_accuracy": "questions answered right, official score",
+        "answer_loss": "loss of the answer",
+        "text_cut": "share of texts that were cut to the length of the sequence",
+    }
+    prompt = '--question "what is on the left?"'
+
     def report_title(self, config) -> str:
         """Return the heading of the report."""
         return "Visual question answering"
