@@ -26,6 +26,7 @@ import sys
 import threading
 
 import vlbert_jax
+from vlbert_jax.compiled import keep_programs
 from vlbert_jax.detector.options import RULES, Settings
 from vlbert_jax.files import user_path
 from vlbert_jax.weights.shipped import shipped_names
@@ -84,6 +85,7 @@ def start(args: argparse.Namespace) -> str:
         ValueError, OSError: A model cannot be loaded, or no port is free.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it when it is imported
+    keep_programs()
     from vlbert_jax.detector.detect import load_detector
     from vlbert_jax.web.models import ServedModel
     from vlbert_jax.web.page import build_page, serve
