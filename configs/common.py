@@ -221,6 +221,9 @@ def pretraining() -> ml_collections.ConfigDict:
             text_min_words=64,  # lines are joined until they have this many words
             mask_words=0.15,  # share of words, in captions and text; evaluation always masks 0.15
             mask_regions=0.15,  # share of regions
+            mask_tokens=False,  # True: each token for itself, not whole words (UNITER, VisualBERT, Oscar, B2T2)
+            mask_least_one=False,  # at least the first word and one region of each caption (UNITER)
+            hidden_share=0.9,  # of the regions that are predicted, share that is hidden (UNITER: 1)
             hide_pixels=True,  # zero hidden regions in the image; False = a learned vector replaces the feature
             max_mlm_targets=24,  # per sequence; further masked words are not scored
             max_mrc_targets=20,  # per image

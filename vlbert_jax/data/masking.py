@@ -22,6 +22,7 @@ class Samples:
     words: Float64[np.ndarray, "w"]  # uniform, per basic word
     replacements: Int[np.ndarray, "p"]  # a random token id per token of the text
     regions: Float64[np.ndarray, "n"]  # uniform, per box (not the whole image)
+    region: float = 0.0  # uniform; the box that is selected where one must be, as a fraction of their number
 
 
 def draw_samples(
@@ -43,22 +44,25 @@ def draw_samples(
         words=rng.random(length),
         replacements=rng.choice(ordinary_ids, length),
         regions=rng.random(num_regions),
+        region=rng.random(),
     )
 
 
 def mask_words(
-    words: list[list[int]], draws: Samples, probability: float, mask_id: int
+    words: list[list[int]], draws: Samples, probability: float, mask_id: int, least_one: bool = False
 ) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
     """Mask whole words, and return (ids, labels) of their tokens; label -1 = not to be predicted.
 
     A word is selected with `probability`. Of the selected words 80 % become [MASK], 10 % random tokens,
-    and 10 % stay (`random_word_wwm` of the official code).
+    and 10 % stay (`random_word_wwm` of the official code). Words of one token each are the rule of UNITER
+    and VisualBERT, which mask every token for itself.
 
     Args:
         words: Token ids of each word.
         draws: Random numbers of the example.
         probability: Share of words to select.
         mask_id: Token id of [MASK].
+        least_one: Whether the first word becomes [MASK] where none is selected (UNITER).
 
     Raises:
         ValueError: There are fewer random numbers than words or tokens.
@@ -81,10 +85,22 @@ def mask_words(
             ids[here] = mask_id
         elif share < 0.9:
             ids[here] = draws.replacements[here]
+    if least_one and words and (labels < 0).all():
+        first = slice(0, len(words[0]))
+        ids[first], labels[first] = mask_id, words[0]
     return ids, labels
 
 
-def mask_regions(draws: Samples, probability: float) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
-    """Return (selected, hidden) per box: selected with `probability`, 90 % of these hidden (`random_mask_region`)."""
+def mask_regions(
+    draws: Samples, probability: float, hidden_share: float = 0.9, least_one: bool = False
+) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Return (selected, hidden) per box: selected with `probability`, a share of these hidden (`random_mask_region`).
+
+    With `least_one` a box is selected where no other is (UNITER, which hides all that it selects).
+    """
     asked = draws.regions < probability
-    return asked, asked & (draws.regions / max(probability, 1e-12) < 0.9)
+    hidden = asked & (draws.regions / max(probability, 1e-12) < hidden_share)
+    if least_one and len(asked) and not asked.any():
+        forced = int(draws.region * len(asked))
+        asked[forced] = hidden[forced] = True
+    return asked, hidden

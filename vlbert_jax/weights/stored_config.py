@@ -66,6 +66,9 @@ CHANGES = {
             "losses.attributes": False,
             "losses.features": False,
             "losses.only_matched": False,
+            "data.mask_tokens": False,
+            "data.mask_least_one": False,
+            "data.hidden_share": 0.9,
         },
     ),
 }

@@ -228,6 +228,26 @@ def test_a_caption_by_hand(tokenizer, layout):
     assert example["group"] == 1 and example["relationship"] == 1
 
 
+def test_the_masking_rules_of_the_siblings(tokenizer, layout, config):
+    """Every token for itself; at least the first word and one region; all selected regions are hidden."""
+    config.data.update(dict(mask_tokens=True, mask_least_one=True, hidden_share=1.0))
+    rules = ("mask_tokens", "mask_least_one", "hidden_share")
+    train, evaluation = (CaptionLayout.of(config, train=train) for train in (True, False))
+    assert [getattr(evaluation, rule) for rule in rules] == [False, False, 0.9]  # scores stay comparable
+    layout = dataclasses.replace(layout, **{rule: getattr(train, rule) for rule in rules})
+    layout = dataclasses.replace(layout, mask_words=0.2, mask_regions=0.2)
+    (tokens,) = tokenizer.words("unmistakably")
+    assert len(tokens) > 1
+    sampled = samples(3, words=np.array([0.9, 0.1, *[0.9] * 30]), regions=np.array([0.9, 0.19, 0.9]))
+    example = caption_example(record(3, caption=["unmistakably"]), sampled, tokenizer, layout)
+    assert example["token_ids"][0, 1:3].tolist() == [tokens[0], tokenizer.mask_id]
+    assert example["mlm_labels"][0, 0] == tokens[1] and example["mlm_mask"].sum() == 1
+    assert example["region_hidden"].tolist() == [False, False, True, False, False, False, False]
+    none = caption_example(record(3), samples(3, region=0.99), tokenizer, layout)
+    assert none["mlm_positions"][0, 0] == 1 and none["mlm_mask"].sum() == 1
+    assert none["mrc_regions"][none["mrc_mask"]].tolist() == [3] and none["region_hidden"].sum() == 1
+
+
 def test_hidden_regions_beyond_the_sequence_keep_their_boxes(tokenizer, layout):
     """The boxes are kept because their pixels are blanked, as in the official code."""
     layout = dataclasses.replace(layout, sequence_length=10)

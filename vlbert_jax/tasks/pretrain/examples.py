@@ -42,6 +42,9 @@ class CaptionLayout(ImageLayout):
     region_classes: bool
     mask_words: float
     mask_regions: float
+    mask_tokens: bool = False
+    mask_least_one: bool = False
+    hidden_share: float = 0.9
     max_mlm_targets: int
     max_mrc_targets: int
     text_min_words: int
@@ -59,6 +62,9 @@ class CaptionLayout(ImageLayout):
             flip_probability=d.flip_probability if train else 0.0,  # evaluation does not mirror
             mask_words=d.mask_words if train else EVAL_MASKED,
             mask_regions=d.mask_regions if train else EVAL_MASKED,
+            mask_tokens=train and d.get("mask_tokens", False),
+            mask_least_one=train and d.get("mask_least_one", False),
+            hidden_share=d.get("hidden_share", 0.9) if train else 0.9,
             num_classes=config.model.num_region_classes,
             region_classes=losses.region > 0,
             **{name: losses.get(name, False) for name in ("objects", "attributes")},
@@ -112,7 +118,8 @@ def caption_example(
     rows = layout.max_regions + 1
     asked, hidden = np.zeros(len(scores), bool), None
     if layout.mrc:
-        asked, hidden = masking.mask_regions(draws, layout.mask_regions)
+        rule = layout.hidden_share, layout.mask_least_one
+        asked, hidden = masking.mask_regions(draws, layout.mask_regions, *rule)
 
     own = other_caption is None or not layout.relationship or draws.relationship < 0.5
     caption = record["caption"] if own else other_caption
@@ -250,8 +257,10 @@ def _masked(words: list[list[int]], draws: Samples, tokenizer: Tokenizer, layout
         room -= len(cut[-1])
         if room == 0:
             break
+    if layout.mask_tokens:
+        cut = [[token] for word in cut for token in word]
     probability = layout.mask_words if layout.mlm else 0.0
-    return masking.mask_words(cut, draws, probability, tokenizer.mask_id)
+    return masking.mask_words(cut, draws, probability, tokenizer.mask_id, layout.mask_least_one and layout.mlm)
 
 
 def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: CaptionLayout) -> Example:

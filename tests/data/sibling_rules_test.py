@@ -1,0 +1,114 @@
+"""The recorded data rules of UNITER, VisualBERT and B2T2: masking with their random numbers, sequences, regions."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers.golden_folders import golden_folders
+from vlbert_jax.data import sibling_rules as rules
+from vlbert_jax.data.masking import Samples, mask_regions, mask_words
+from vlbert_jax.data.packing import RegionLayout, pack
+
+NO_END = RegionLayout(whole_image=True, words_carry="none", segment=1, positions="zero", end_token=False)
+MASK = 4  # of VisualBERT's recorded vocabulary: [PAD] [UNK] [CLS] [SEP] [MASK] w0 w1 ...
+
+
+def recordings(name):
+    found = [path for folder in golden_folders("one_stream") for path in sorted(folder.glob(f"data_{name}_*.json"))]
+    assert found
+    cases = [json.loads(path.read_text()) for path in found]
+    return pytest.mark.parametrize("case", cases, ids=[path.stem for path in found])
+
+
+def samples_of(draws, replacement=lambda index: index, regions=0) -> Samples:
+    """Return the recorded random numbers as samples: a replacement follows the number of its token."""
+    uniforms, replacements, forced = [], [], 0.0
+    for kind, value in draws:
+        if kind == "random":
+            uniforms.append(value)
+            replacements.append(0)
+        elif regions:
+            forced = (value + 0.5) / regions
+        else:
+            replacements[-1] = replacement(value)
+    of_regions = np.array(uniforms if regions else [])
+    return Samples(0.0, 0.0, 0.0, np.array(uniforms), np.array(replacements, int), of_regions, forced)
+
+
+def single(tokens):
+    return [[int(token)] for token in tokens]
+
+
+@recordings("uniter")
+def test_masking_of_uniter(case):
+    for item in case["masked_words"]:
+        low, _ = item["v_range"]
+        draws = samples_of(item["draws"], lambda index, low=low: low + index)
+        ids, labels = mask_words(single(item["tokens"]), draws, 0.15, item["mask"], least_one=True)
+        assert (ids.tolist(), labels.tolist()) == (item["masked"], item["labels"])
+    assert any(min(x for kind, x in item["draws"] if kind == "random") >= 0.15 for item in case["masked_words"])
+    for item in case["masked_regions"]:
+        draws = samples_of(item["draws"], regions=item["num_bb"])
+        asked, hidden = mask_regions(draws, item["mask_prob"], hidden_share=1.0, least_one=True)
+        assert asked.tolist() == hidden.tolist() == item["hidden"]
+    assert any(kind == "choice_index" for item in case["masked_regions"] for kind, _ in item["draws"])
+
+
+@recordings("uniter")
+def test_regions_and_sequences_of_uniter(case):
+    for item in case["kept_boxes"]:
+        limits = (item[name] for name in ("conf_th", "min_bb", "max_bb"))
+        assert rules.kept_regions(np.array(item["confs"]), *limits) == item["num_bb"]
+    lengths = case["packing"]
+    for t, k, index in zip(*(lengths[name] for name in ("txt_lens", "num_bbs", "gather_index")), strict=True):
+        packed = pack(range(1, t + 1), [0] * t, k, [False] * k, [0] * t, lengths["out_size"], 1000, layout=NO_END)
+        # The original gathers from the padded text with the regions behind it.
+        rows = np.where(packed["region_ids"] < 0, np.arange(lengths["out_size"]),
+                        lengths["max_txt_len"] + packed["region_ids"])  # fmt: skip
+        assert rows[: t + k].tolist() == index[: t + k]
+        assert packed["element_mask"].sum() == t + k
+
+
+@recordings("visualbert")
+def test_sequences_and_masking_of_visualbert(case):
+    for item in case["examples"]:
+        first, second = rules.cut_for_visualbert(item["text_a"], item["text_b"], item["max_seq_length"])
+        assert (first, second) == (item["kept_a"], item["kept_b"])
+        words = [token for part in (first, second or []) for token in part]
+        ids, labels = mask_words(single(5 + int(word[1:]) for word in words), samples_of(item["draws"]), 0.15, MASK)
+        parts = [len(first)] + ([len(second)] if second else [])
+        expected, at = [2], 0
+        targets, segments = [-1], [0]
+        for segment, size in enumerate(parts):
+            expected += [*ids[at : at + size].tolist(), 3]
+            targets += [*labels[at : at + size].tolist(), -1]
+            segments += [segment] * (size + 1)
+            at += size
+        assert (expected, targets, segments) == (item["input_ids"], item["lm_label_ids"], item["input_type_ids"])
+
+
+@recordings("visualbert")
+def test_alignment_of_visualbert(case):
+    for item in case["vcr_alignment"]:
+        found = rules.words_of_regions(item["raw"], item["offset"])
+        rows = item["old_det_to_new_ind"]
+        assert {str(rows[obj]): places for obj, places in found.items()} == item["positions_by_box"]
+
+
+def tokenize(word: str) -> list[str]:
+    """Split as the recording did: after three letters where there are more than four."""
+    word = word.lower()
+    return [word] if len(word) <= 4 else [word[:3], f"##{word[3:]}"]
+
+
+@recordings("b2t2")
+def test_sequences_of_b2t2(case):
+    for item in case["rows"]:
+        parts = [rules.b2t2_tokens(item[name], item["objects"], tokenize) for name in ("question", "answer")]
+        assert parts == [item["question_tokens"], item["answer_tokens"]]
+        tokens, segments = rules.b2t2_sequence(parts, item["length"])
+        assert (tokens, segments) == (item["tokens"], item["segment_ids"])
+        objects, slots = rules.box_slots(tokens)
+        assert slots == item["bbox_idx"]
+        assert rules.box_pixels(np.array(item["boxes"])[objects]).ravel().tolist() == item["bbox_pos"]
