@@ -61,7 +61,7 @@ from data_prep.builder import Note, OrderedBuilder, array_feature, image_feature
 from data_prep.manifest import SourceError
 from data_prep.refcoco_files import ReferDownload, read_items
 from data_prep.sources import ArchiveFolder, bad_boxes
-from vlbert_jax.data.region_files import Unusable
+from vlbert_jax.data.region_files import Unusable, fractions_of
 
 
 class RefCOCOImages(OrderedBuilder, skip_registration=True):
@@ -144,6 +144,7 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
                     f"{reference.ref_id} names, is missing; --annotations must be the file from which the references "
                     "were made"
                 )
+        self._check_unit(path, found)
         result = {}
         for image_id, items in found.items():
             boxes = self._corners(path, image_id, items, np.float64)
@@ -155,14 +156,21 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
         if not self.proposals:
             return {}
         path = self.download.root / self.proposals
-        result = {}
-        for image_id, items in self._items(path, None, "image_id", "box").items():
+        found, result = self._items(path, None, "image_id", "box"), {}
+        self._check_unit(path, found)
+        for image_id, items in found.items():
             if items:
                 # The official code computes these corners in single precision.
                 result[image_id] = self._corners(path, image_id, items, np.float32)
             else:
                 self.manifest.note("kept", self.proposals, -1, f"no region of image {image_id}")
         return result
+
+    def _check_unit(self, path: pathlib.Path, found: dict[int, list[tuple]]) -> None:
+        """Check that the boxes of a file are not fractions of their images. Raises SourceError."""
+        boxes = np.array([box for items in found.values() for *_, box in items])
+        if reason := fractions_of(boxes, next(iter(self.download.sizes.values()))):
+            raise SourceError(f"{path}: {reason}")
 
     def _corners(self, path: pathlib.Path, image_id: int, items: list[tuple], dtype: type) -> np.ndarray:
         """Return the corners of boxes [x, y, width, height], and list boxes without area.

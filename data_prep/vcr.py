@@ -69,7 +69,7 @@ from data_prep.vcr_files import (
     shape_of,
     unusual,
 )
-from vlbert_jax.data.region_files import Unusable
+from vlbert_jax.data.region_files import Unusable, fractions_of
 
 
 class VCRImages(OrderedBuilder, skip_registration=True):
@@ -144,6 +144,9 @@ class VCRImages(OrderedBuilder, skip_registration=True):
             metadata, boxes, polygons = read_metadata(content, len(objects))
             file = image_id
             image, size, repair = self.files.read_jpeg(f"vcr1images.zip@/{self.inner}{image_id}")
+            if reason := fractions_of(boxes, size):
+                file = metadata_id
+                raise Invalid(reason)
         except (OSError, ValueError, Invalid, Unusable) as error:
             place = f"{self.root / split}.jsonl, line {line + 1}"
             raise SourceError(

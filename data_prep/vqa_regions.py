@@ -165,15 +165,37 @@ class RegionTable:
         is_whole = _is_whole(cells)
         if len(cells) > len(COLUMNS):
             self._split(line, cells, place, image_ids)
-        if image_id in self._places and (not is_whole or image_id not in self._cut):
-            reason = f"image {image_id} occurs again; its first line is used"
-            self.manifest.note("skipped", path, line, reason if is_whole else f"image {image_id}: the line is cut")
+        if image_id in self._places and not is_whole:
+            self.manifest.note("skipped", path, line, f"image {image_id}: the line is cut")
+        elif image_id in self._places and image_id not in self._cut:
+            self.manifest.note("skipped", path, line, self._repeated(image_id, cells, path, line))
         elif image_id in image_ids:
             if is_whole and image_id in self._cut:
                 reason = f"image {image_id}: its line before this one is cut, so this one is used"
                 self.manifest.note("repaired", path, line, reason)
             self._places[image_id] = place
             self._cut.discard(image_id) if is_whole else self._cut.add(image_id)
+
+    def _repeated(self, image_id: int, cells: list[bytes], path: str, line: int) -> str:
+        """Return the note about a second line of an image. Raises SourceError if it is of another image."""
+        first_path, first = self._line(image_id)
+        stored = first.split(b"\t")
+        if stored[1:3] != cells[1:3]:
+            one, other = (b"x".join(numbers[1:3]).decode() for numbers in (stored, cells))
+            raise SourceError(
+                f"{path}: line {line + 1} is of image {image_id} with {other} pixels, but {first_path} has an image "
+                f"{image_id} with {one} pixels: two images have one number; rename one and extract its regions again"
+            )
+        others = "" if stored[4] == cells[4] else " although the boxes differ: if these are two images, rename one"
+        return f"image {image_id} occurs again; its first line is used{others}"
+
+    def _line(self, image_id: int) -> tuple[str, bytes]:
+        """Return the path of the table of an image, and its line."""
+        number, start, length = self._places[image_id]
+        path = str(self.paths[number])
+        with open(path, "rb") as table:
+            table.seek(start)
+            return path, table.read(length)
 
     def _split(self, line: int, cells: list[bytes], place: tuple[int, int, int], image_ids: Container[int]) -> None:
         """Find the last line that starts in the middle of a cut one.
@@ -212,11 +234,7 @@ class RegionTable:
             raise SourceError(
                 f"{paths}: there are no regions of image {image_id} ({image_set}); add its table to --features_tsv"
             )
-        number, start, length = self._places[image_id]
-        path = str(self.paths[number])
-        with open(path, "rb") as table:
-            table.seek(start)
-            line = table.read(length)
+        path, line = self._line(image_id)
         if line.count(b"\t") >= len(COLUMNS):
             raise SourceError(
                 f"{path}: the only line of image {image_id} was cut, and another line starts in it; extract the "

@@ -80,6 +80,7 @@ def detections(boxes=((1, 2, 30, 30), (5, 5, 50, 35)), scores=None, size=(60, 40
 
 
 NAN, INF = float("nan"), float("inf")
+FRACTIONS = (0.1, 0, 0.5, 0.9)
 TWO = ((1, 2, 30, 30), (5, 5, 50, 35))
 # name: (caption, image, detector file, problem in the manifest or None, number of boxes or None)
 BAD = dict(
@@ -97,6 +98,7 @@ BAD = dict(
     inverted_box=(["a"], jpeg(), detections([TWO[0], (30, 5, 20, 9)]), ("repaired", "dropped box [30.0"), 1),
     outside_box=(["a"], jpeg(), detections([TWO[0], (70, 5, 80, 9)]), ("repaired", "dropped box [70.0"), 1),
     no_box_left=(["a"], jpeg(), detections([(NAN, 2, 3, 4)]), ("skipped", "no box is inside"), None),
+    fractions=(["a"], jpeg(), detections([(0, 0, 1, 1), FRACTIONS]), ("skipped", "all corners are within"), None),
     no_box=(["a"], jpeg(), detections([]), ("skipped", "lists 0 regions"), None),
     short_boxes=(["a"], jpeg(), detections(num_boxes=3), ("skipped", "boxes: 8 values do not fit 3"), None),
     short_classes=(["a"], jpeg(), detections(scores=[[1.0] * 5]), ("skipped", "classes: 5 values do not"), None),

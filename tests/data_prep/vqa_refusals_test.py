@@ -125,6 +125,10 @@ BAD = dict(
     ),
     empty_features=(change(regions__9=regions(9, features="")), "9.json: image 9: features: the array is empty"),
     nan_box=(change(regions__9=regions(9, boxes=encode([NAN] * 8))), "image 9: boxes: some values are not finite"),
+    fractions=(
+        change(regions__9=regions(9, boxes=encode([0.1, 0.1, 0.5, 1, 0, 0, 1, 1]))),
+        "9.json: image 9: all corners are within 0 and 1, but boxes are in pixels of the image of 60 x 40; multiply x",
+    ),
     no_box=(change(regions__9=regions(9, number=0)), "9.json: image 9: the file lists 0 regions"),
     no_size=(change(regions__9=regions(9, image_w=None)), "9.json: image 9: image_w"),
     other_width=(

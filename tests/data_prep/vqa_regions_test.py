@@ -5,7 +5,7 @@ import pytest
 
 from data_prep.manifest import Manifest, SourceError
 from data_prep.vqa_regions import RegionTable
-from tests.helpers.vqa_case import COLUMNS, regions
+from tests.helpers.vqa_case import COLUMNS, encode, regions
 from vlbert_jax.data.region_files import decode_regions, table_row
 
 ROWS = {i: table_row(regions(i)).encode() for i in (1, 2, 3, 4)}
@@ -81,6 +81,16 @@ def test_an_inner_line_of_two_possible_images_is_not_used(tmp_path):
     check_all(table, (1, 2, 4))
     table, _ = read(tmp_path, content)
     check_all(table)
+
+
+def test_two_images_of_one_number(tmp_path):
+    """A program that numbers photos by the digits of their names gives DSC_0001 and IMG_0001 one number."""
+    other = table_row(regions(2, size=(60, 41))).encode()
+    with pytest.raises(SourceError, match="1.tsv: line 2 is of image 2 with 60x41 .*0.tsv has an image 2 with 60x40"):
+        read(tmp_path, WHOLE, ROWS[1] + other)
+    moved = table_row(regions(2, boxes=encode([[1, 2, 30, 31]] * 2))).encode()
+    _, notes = read(tmp_path, WHOLE + moved)
+    assert notes[0][3].endswith("although the boxes differ: if these are two images, rename one")
 
 
 def test_a_line_that_is_only_there_cut_says_so(tmp_path):

@@ -140,6 +140,19 @@ def decode_floats(record: Mapping[str, Any], field: str) -> np.ndarray:
     return flat.reshape(number, -1)
 
 
+def fractions_of(boxes: np.ndarray, size: tuple[int, int]) -> str:
+    """Return the reason why boxes [n, 4] are not in pixels, "" if they may be.
+
+    Some programs store corners as fractions of the image; as pixels they would all be one.
+    """
+    if len(boxes) and 0 <= boxes.min() and boxes.max() <= 1 and min(size) > 2:
+        return (
+            f"all corners are within 0 and 1, but boxes are in pixels of the image of {size[0]} x {size[1]}; multiply "
+            "x by the width and y by the height"
+        )
+    return ""
+
+
 def decode_regions(record: Mapping[str, Any], with_features: bool) -> ImageRegions:
     """Return the regions of a JSON object; features only if requested. Raises Unusable."""
     record, size = _counted(record)
@@ -153,6 +166,8 @@ def decode_regions(record: Mapping[str, Any], with_features: bool) -> ImageRegio
     for field, array in (("boxes", boxes), ("features", features), ("image_box_feature", image_feature)):
         if not np.isfinite(array).all():
             raise Unusable(f"{field}: some values are not finite")
+    if reason := fractions_of(boxes, size):
+        raise Unusable(reason)
     return ImageRegions(size, boxes, features, image_feature)
 
 
@@ -166,4 +181,6 @@ def decode_detections(record: Mapping[str, Any], with_features: bool) -> Detecti
     features = decode_floats(record, "features") if with_features else np.zeros((0, 0), np.float32)
     if not np.isfinite(scores).all() or not np.isfinite(features).all():
         raise Unusable("classes or features: some values are not finite")
+    if reason := fractions_of(boxes, size):
+        raise Unusable(reason)
     return Detections(str(record.get("extractor", "")), size, boxes, scores, features)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vlbert_jax.data.region_files import Unusable, decode_regions
+from vlbert_jax.data.region_files import Unusable, decode_regions, fractions_of
 from vlbert_jax.detector.detect import Detector
 from vlbert_jax.detector.regions import Regions
 
@@ -128,11 +128,8 @@ def _number_rows(name: str, content: dict, field: str, width: int | None = None)
 
 
 def _check_boxes(name: str, boxes: np.ndarray, size: tuple[int, int]) -> None:
-    if len(boxes) and 0 <= boxes.min() and boxes.max() <= 1 and min(size) > 2:
-        raise ValueError(
-            f"{name}: all corners are within 0 and 1, but boxes are in pixels of the image of {size[0]} x {size[1]}; "
-            "multiply x by the width and y by the height"
-        )
+    if reason := fractions_of(boxes, size):
+        raise ValueError(f"{name}: {reason}")
     for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         box = f"box {i} is [{x1:g}, {y1:g}, {x2:g}, {y2:g}]"
         if x1 > x2 or y1 > y2:
