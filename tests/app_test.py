@@ -40,7 +40,7 @@ def test_the_page_has_a_tab_for_each_model(server):
         config = json.load(answer)
     labels = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
     assert labels == ["Visual question answering", "Referring expressions"]
-    assert config["analytics_enabled"] is False
+    assert config["analytics_enabled"] is False and config.get("run_history", False) is False
     texts = "".join(str(part["props"].get("value")) for part in config["components"] if part["type"] == "html")
     assert texts.count("small demonstration model") == 2
 

@@ -84,11 +84,12 @@ def start(args: argparse.Namespace) -> str:
     Raises:
         ValueError, OSError: A model cannot be loaded, or no port is free.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it when it is imported
+    # Gradio would report its use to its authors, and newer versions keep every answer in the browser.
+    for setting in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"):
+        os.environ.setdefault(setting, "False")
     keep_programs()
     from vlbert_jax.detector.detect import load_detector
     from vlbert_jax.web.models import ServedModel
-    from vlbert_jax.web.page import build_page, serve
 
     finder = None
     if args.detector:
@@ -98,6 +99,8 @@ def start(args: argparse.Namespace) -> str:
     for path in args.checkpoint or sorted(shipped_names(), reverse=True):
         print(f"loading {path}", file=sys.stderr)
         models.append(ServedModel(vlbert_jax.load(path, detector=finder, **options)))
+    from vlbert_jax.web.page import build_page, serve  # it imports Gradio
+
     return serve(build_page(models, finder), HOST, args.port)
 
 
