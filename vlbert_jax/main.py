@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     from vlbert_jax.tasks import get_task
     from vlbert_jax.training import hosts, sharding
     from vlbert_jax.training.evaluate import evaluate_run
-    from vlbert_jax.training.logs import log_to_file
+    from vlbert_jax.training.logs import log_to_file, logged_output
     from vlbert_jax.training.loop import train
     from vlbert_jax.training.trackers import check_tracker
     from vlbert_jax.weights.initialize import check_sources
@@ -75,7 +75,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
 
     if config.data.embedded and is_first:  # the synthetic corpus is generated on first use
         with disk_full(pathlib.Path(config.data.data_dir)):
-            _draw_missing(config.data)
+            with logged_output():
+                _draw_missing(config.data)
     hosts.wait("corpus")
     if config.data.features == "precomputed":  # the extractor of the features becomes part of the config of the run
         tables = [config.data[name] for name in ("captions", "images") if name in config.data]
@@ -85,7 +86,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
         if mode == "evaluate":
             scores = evaluate_run(config, task, workdir, mesh)
             if is_first:
-                print(json.dumps(scores, indent=2))
+                with logged_output():
+                    print(json.dumps(scores, indent=2))
             return
         train(config, task, workdir, mesh)
 

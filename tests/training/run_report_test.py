@@ -14,6 +14,7 @@ from tests.helpers import ROOT, toy_task
 from tests.helpers.toy_runs import rows_of, task_with, two_devices
 from vlbert_jax.tasks.base import Examples
 from vlbert_jax.training import description, trackers
+from vlbert_jax.training.logs import readable_seconds
 from vlbert_jax.training.loop import train
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 from vlbert_jax.visualization.report import paragraph
@@ -102,7 +103,7 @@ def test_commands_are_shown_without_folders_of_programs():
     (0.26, "0.3 s"), (59.0, "59 s"), (61.0, "1 min 1 s"), (3660.0, "1 h 1 min"), (93_600.0, "1 d 2 h"),
 ])  # fmt: skip
 def test_durations_have_two_units(seconds, text):
-    assert description.readable_seconds(seconds) == text
+    assert readable_seconds(seconds) == text
 
 
 def test_a_tracker_that_is_unknown_or_not_installed(monkeypatch):

@@ -159,6 +159,7 @@ class Checkpoints:
 
     def close(self):
         """Wait for the save under way."""
+        log.debug("waiting until the last checkpoint is written")
         with disk_full(self.directory):
             self.manager.wait_until_finished()
         self.manager.close()

@@ -19,6 +19,7 @@ import jax
 import ml_collections
 
 from vlbert_jax.files import atomic_write
+from vlbert_jax.training.logs import readable_seconds
 from vlbert_jax.weights.stored_config import SCHEMA
 
 PACKAGES = (
@@ -123,12 +124,3 @@ def _duration(workdir: pathlib.Path, about: Mapping[str, Any], rows: Sequence[Ma
             parts.append(f"{last}, {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}")
     return "; ".join(parts)
 
-
-def readable_seconds(seconds: float) -> str:
-    """Return a duration in its two largest units."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, hours, days = round(seconds) // 60, round(seconds) // 3600, round(seconds) // 86400
-    if days:
-        return f"{days} d {hours % 24} h"
-    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {round(seconds) % 60} s"

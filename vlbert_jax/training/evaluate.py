@@ -17,6 +17,7 @@ from vlbert_jax.files import atomic_write
 from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
+from vlbert_jax.training.logs import Waits
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.training.provenance import with_own_vocabularies
 from vlbert_jax.training.state import open_run
@@ -25,6 +26,7 @@ from vlbert_jax.weights.model_card import write_run_card
 
 log = logging.getLogger(__name__)
 
+EVALUATION = "7 to 21 s for a demo on 2 cores, of which most is a compilation"  # as measured, the first one
 AHEAD = 2  # batches that may be dispatched before the oldest is fetched; bounds the outputs in the devices' memory
 
 
@@ -87,7 +89,6 @@ def evaluate(
       Stopped: `asked_to_stop` returned True; the devices have finished.
     """
     values, seen, tables = {}, set(), []
-    log.info("evaluating; the first time a program is compiled before, which takes about as long as that of an update")
     for subset, batches in task.eval_batches(config, jax.process_index(), jax.process_count()).items():
         sums = metrics.Sums()
         for scores, rows in _outputs(score, params, constants, batches, mesh, asked_to_stop):
@@ -169,7 +170,7 @@ def _evaluate_weights(config, task, workdir, mesh, predict: bool, preemption: Pr
     """Return the step, scores and rows of the weights of a run; see `evaluate_run`."""
     run = open_run(config, task, workdir, mesh, read_only=True)
     score = make_score(run.graphdef, task, config, mesh, predict)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), Waits().announced("the evaluation", "", EVALUATION):
         scores, rows = evaluate(
             score, run.state.params, run.state.constants, task, config, mesh, preemption.reached
         )

@@ -23,8 +23,9 @@ from jaxtyping import PyTree
 from vlbert_jax.files import disk_full
 from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
-from vlbert_jax.training.description import write_description
-from vlbert_jax.training.evaluate import evaluate, make_score
+from vlbert_jax.training.description import facts_of, write_description
+from vlbert_jax.training.evaluate import EVALUATION, evaluate, make_score
+from vlbert_jax.training.logs import Waits
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.training.profile import Profile
 from vlbert_jax.training.provenance import copy_vocabularies
@@ -67,6 +68,9 @@ def train(
             if due.any():  # on all other steps the host does not wait for the devices
                 loop.act(step, due)
         loop.write_report(max(loop.start, config.total_steps))  # where no evaluation of this start has written it
+    if jax.process_index() == 0:
+        duration = facts_of(workdir, metrics.read_rows(workdir / "metrics.jsonl"))["duration"]
+        log.info("all %s updates are done: %s", f"{config.total_steps:,}", duration)
     return loop.graphdef, loop.state
 
 
@@ -106,13 +110,16 @@ class Loop:
         is_writer, trackers = jax.process_index() == 0, []
         if is_writer:
             about = write_description(workdir, config)
+            log.debug("this start: %s", about)  # for log.txt
             copy_vocabularies(config, workdir)
             trackers = open_trackers(config, workdir, self.start, about)
         self.writer = metrics.Writer(
             workdir if is_writer else None, self.start, config.total_steps, self.unscored, config.best_metric, trackers
         )
         self.score = make_score(self.graphdef, task, config, mesh)
-        self.report = RunReport(config, task, workdir, self.graphdef, mesh) if config.report else None
+        self.waits = Waits()
+        self.report = RunReport(config, task, workdir, self.graphdef, mesh, self.waits) if config.report else None
+        self.losses: tuple[str, ...] = ()  # of the last update
         self.programs: dict[Any, Callable] = {}  # compiled updates, by losses and shapes of the batch
 
         self.pending: list[PyTree] = []  # reports of updates that are not yet fetched
@@ -137,11 +144,11 @@ class Loop:
         """Dispatch update `step`; wait only for the update before the last AHEAD ones."""
         with self.durations.of_update():
             with self.durations.of_waiting():
-                batch = next(self.batches)
+                batch = self._next_batch(step)
             with jax.transfer_guard("disallow"):  # only explicit transfers are allowed
                 batch = sharding.global_batch(batch, self.mesh)
                 with self.durations.left_out():
-                    program = self._program(self.task.active_losses(self.config, step - 1), batch)
+                    program = self._program(self._losses(step), batch)
                 with self.profile.of_update(step):
                     self.state, report = program(self.state, batch)
             self.pending.append(report)
@@ -150,21 +157,35 @@ class Loop:
         self.profile.after_update(step, self.state)
         self.writer.progress(step)
 
+    def _next_batch(self, step: int) -> PyTree:
+        """Return the batch of update `step` (NumPy). The first one fills the input pipeline, which takes longer."""
+        if step > self.start + 1:
+            return next(self.batches)
+        with self.waits.announced("the first batch", "", "0.1 to 1 s for a demo"):
+            return next(self.batches)
+
+    def _losses(self, step: int) -> tuple[str, ...]:
+        """Return the losses of update `step`; explain a change, after which the total loss jumps."""
+        names = self.task.active_losses(self.config, step - 1)
+        if self.losses and names != self.losses:
+            log.info(
+                "from update %s on these losses are trained: %s; before: %s. The total loss is another sum: it jumps.",
+                f"{step:,}", ", ".join(names), ", ".join(self.losses),
+            )  # fmt: skip
+        self.losses = names
+        return names
+
     def _program(self, names: tuple[str, ...], batch: PyTree) -> Callable:
         """Return the update with these losses, compiled for batches of this shape."""
         key = names, tuple(x.shape for x in jax.tree.leaves(batch)), jax.tree.structure(batch)
         if key not in self.programs:
-            log.info(
-                "compiling an update with these losses: %s; this takes seconds for a demo, minutes for a large model",
-                ", ".join(names),
-            )  # fmt: skip
-            began = time.perf_counter()
-            jitted = jitted_step(
-                names, graphdef=self.graphdef, task=self.task, config=self.config, tx=self.tx, mesh=self.mesh,
-                shardings=self.shardings,
-            )  # fmt: skip
-            self.programs[key] = jitted.lower(self.state, batch).compile()
-            log.info("compiled in %.0f s", time.perf_counter() - began)
+            about = f"of an update with these losses: {', '.join(names)}"
+            with self.waits.announced("the compilation", about, "6 to 16 s for a demo or a base recipe on 2 cores"):
+                jitted = jitted_step(
+                    names, graphdef=self.graphdef, task=self.task, config=self.config, tx=self.tx, mesh=self.mesh,
+                    shardings=self.shardings,
+                )  # fmt: skip
+                self.programs[key] = jitted.lower(self.state, batch).compile()
         return self.programs[key]
 
     # --- Between updates
@@ -195,7 +216,9 @@ class Loop:
             stop = scores is None
         if stop or due.save:
             unscored = due.evaluate and scores is None
-            self.checkpoints.save(step, self.state, dict(window=self.window.sums, unscored=unscored), scores)
+            meta = dict(window=self.window.sums, unscored=unscored)
+            with self.waits.announced("saving", f"step {step:,}", "less than a second for a demo"):
+                self.checkpoints.save(step, self.state, meta, scores)
         if stop:
             raise Stopped(f"step {step} is saved; the same command continues from it")
         if due.evaluate:
@@ -231,7 +254,8 @@ class Loop:
     def evaluate(self, step: int) -> dict[str, float]:
         """Write and return the scores of the current state, which is that of `step`. Raise Stopped where asked to."""
         weights, stop = (self.state.params, self.state.constants), self.preemption.reached
-        scores, _ = evaluate(self.score, *weights, self.task, self.config, self.mesh, stop)
+        with self.waits.announced("the evaluation", "", EVALUATION):
+            scores, _ = evaluate(self.score, *weights, self.task, self.config, self.mesh, stop)
         self.writer.write(step, "val", scores)
         if jax.process_index() == 0:
             write_run_card(self.workdir, self.config.to_dict(), step, scores)

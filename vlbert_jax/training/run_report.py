@@ -3,7 +3,6 @@
 import logging
 import pathlib
 import shlex
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +16,9 @@ from jaxtyping import PyTree
 from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.tasks.base import About, Task
 from vlbert_jax.training import metrics, sharding
-from vlbert_jax.training.description import facts_of, readable_seconds
+from vlbert_jax.training.description import facts_of
 from vlbert_jax.training.evaluate import score_precision
+from vlbert_jax.training.logs import Waits
 from vlbert_jax.weights.stored_config import flat_config
 
 log = logging.getLogger(__name__)
@@ -31,12 +31,13 @@ class RunReport:
     """
 
     def __init__(
-        self, config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, graphdef: nnx.GraphDef, mesh: Mesh
-    ):
+        self, config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, graphdef: nnx.GraphDef, mesh: Mesh,
+        waits: Waits,
+    ):  # fmt: skip
         self.config, self.task, self.workdir, self.mesh = config, task, workdir, mesh
         self.batches: list[Any] | None = None  # (on the host, on the devices)
-        self.seconds: float | None = None  # of the last report
         self.step: int | None = None  # of the last report
+        self.waits = waits
 
         def answer(params: PyTree, constants: PyTree, batch: PyTree) -> dict:
             with matmul_precision(score_precision(config)):
@@ -52,9 +53,14 @@ class RunReport:
         """
         if self.step == step:
             return []
-        known = f"it took {self.seconds:.1f} s the last time" if self.seconds is not None else "it compiles a program"
-        log.info("writing the report; %s", known)
-        began = time.perf_counter()
+        with self.waits.announced("the report", "", "3 to 5 s for a demo on 2 cores, of which most is a compilation"):
+            drawings = self._write(step, params, constants)
+        self.step = step
+        if jax.process_index() == 0:
+            log.info("report: %s", self.workdir / "report" / "index.html")
+        return drawings
+
+    def _write(self, step: int, params: PyTree, constants: PyTree) -> list[tuple[str, np.ndarray]]:
         if self.batches is None:
             whole = self.task.report_batches(self.config)
             self.batches = [(batch, sharding.whole_batch(batch, self.mesh)) for batch in whole]
@@ -67,8 +73,6 @@ class RunReport:
             (self.workdir / "report").mkdir(exist_ok=True)
             examples = self.task.write_report(self.workdir / "report", shown, self.config, history, about)
             drawings = examples.drawings()
-        self.seconds, self.step = time.perf_counter() - began, step
-        log.info("report: %s (%s)", self.workdir / "report" / "index.html", readable_seconds(self.seconds))
         return drawings
 
 

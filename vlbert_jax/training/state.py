@@ -72,11 +72,11 @@ def open_run(
     _log_sizes(abstract, shardings, mesh)
     checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={})
     if (step := checkpoints.latest_step()) is not None:
-        log.info("loading the newest checkpoint of %s", workdir)
+        log.info("loading the newest checkpoint of %s; a second for a demo", workdir)
         state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
         log.info("all parameters: step %d of %s", step, workdir)
     else:
-        log.info("initializing the parameters; this compiles a program, which takes up to a minute")
+        log.info("initializing the parameters; this compiles a program: 4 to 11 s for a demo on 2 cores")
         state = initial_weights(config, task, graphdef, create(), shardings, complete=read_only)
     return Run(graphdef, tx, shardings, state, meta, checkpoints)
 

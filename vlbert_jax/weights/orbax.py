@@ -33,7 +33,7 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
         path = path / "checkpoints" / str(step)
     if not (path / "state").exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}; give a workdir, or the folder of one step in it")
-    log.info("reading weights from %s", path)
+    log.info("reading weights from %s, %s", path, expected_reading(path))
     handler = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn about the missing parent folder of a checkpoint
     try:
         tree = handler.metadata(path / "state").tree
@@ -44,3 +44,13 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     args = ocp.args.PyTreeRestore(stored, restore_args=as_numpy, partial_restore=True)
     return handler.restore(path / "state", args=args)
+
+
+def expected_reading(path: pathlib.Path) -> str:
+    """Return the size of a file or folder of weights, and how long reading takes at least.
+
+    440 MB of safetensors took 0.65 s on 2 cores from the memory of the system.
+    """
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    return f"{size:,.1f} MB; this takes about {max(size * 0.65 / 440, 0.1):.1f} s, or longer from a slow disk"

@@ -21,7 +21,7 @@ from vlbert_jax.tasks import PRETRAINING, task_of_family, task_of_names
 from vlbert_jax.weights import detector_names, family_names, vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files, stored_in_file
-from vlbert_jax.weights.orbax import newest_step, read_checkpoint
+from vlbert_jax.weights.orbax import expected_reading, newest_step, read_checkpoint
 from vlbert_jax.weights.resnet_names import resnet_to_official
 from vlbert_jax.weights.stored_config import upgraded
 
@@ -82,7 +82,7 @@ def _read(given: str) -> Weights:
         return _to_weights(given, tensors, "orbax")
     if path.is_dir() and ((path / "state").exists() or newest_step(path) is not None):
         return _read_checkpoint_folder(given, path)
-    log.info("reading weights from %s", path)
+    log.info("reading weights from %s, %s", path, expected_reading(path))
     raw, container = read_files(path)
     weights = _to_weights(given, raw, container)
     if container == "safetensors" and weights.kind in ("vlbert", "sibling") and (stored := stored_in_file(path)):
