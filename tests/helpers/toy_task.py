@@ -18,7 +18,8 @@ from configs import common
 from vlbert_jax.batch import Arrays, Batch, padding
 from vlbert_jax.model.layers import dropout
 from vlbert_jax.tasks import Registered
-from vlbert_jax.tasks.base import Task
+from vlbert_jax.tasks.base import Examples, Task
+from vlbert_jax.visualization.report import paragraph
 
 FEATURES, WIDTH, VALIDATION = 8, 16, 24  # VALIDATION is the size of the val split
 
@@ -132,6 +133,16 @@ class ToyTask(Task):
             "loss": (jnp.sum(mask * (logits - batch.targets.group) ** 2), jnp.sum(mask)),
             "never": (jnp.zeros(()), jnp.zeros(())),
         }
+
+    def report_batches(self, config):
+        return [_batch(np.random.default_rng(3), 16)]
+
+    def report_rows(self, model, batch, config):
+        return {"logits": model(batch)}
+
+    def report_examples(self, shown, config, scores):
+        values = [f"{value:.3f}" for _, rows in shown for value in rows["logits"]]
+        return Examples([("Logits", paragraph(f"logits: {' '.join(values)}"))])
 
 
 toy = ToyTask()

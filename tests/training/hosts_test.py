@@ -24,7 +24,7 @@ from vlbert_jax.weights.orbax import newest_step
 RECIPE = "--config=tests/helpers/toy_task.py"
 # Dropout must not depend on the mesh. Batches must be slow enough to interrupt a run between two
 # checkpoints.
-FIELDS = ["--config.prng_impl=threefry2x32", "--config.total_steps=40", "--config.step_delay=0.05"]
+FIELDS = ["--config.prng_impl=threefry2x32", "--config.total_steps=40", "--config.step_delay=0.05", "--config.report"]
 DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 
 
@@ -146,7 +146,7 @@ def test_sigterm_during_startup(tmp_path):
 
 
 def test_four_processes_equal_one_process(uninterrupted, tmp_path):
-    """Losses and the prediction file of four processes equal those of one process.
+    """Losses, the prediction file and the report of four processes equal those of one process.
 
     Together the processes read every record once.
     """
@@ -161,6 +161,10 @@ def test_four_processes_equal_one_process(uninterrupted, tmp_path):
     found, expected = (json.loads((w / "predictions/val.json").read_text()) for w in (tmp_path / "run", uninterrupted))
     assert [index for index, _ in found] == list(range(toy_hosts.VALIDATION))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    pages = [(workdir / "report/index.html").read_text() for workdir in (tmp_path / "run", uninterrupted)]
+    found, expected = (re.search(r"logits: ([-\d. ]+)", page)[1].split() for page in pages)
+    assert len(found) == 16 and "4 processes" in pages[0]
+    np.testing.assert_allclose(np.array(found, float), np.array(expected, float), atol=0.0011)  # three digits
 
 
 def command(*flags, cwd=ROOT, **environment):
