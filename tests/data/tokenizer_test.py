@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import transformers
 
 from vlbert_jax.data.tokenizer import TOKENIZER_CONFIG, load_tokenizer, write_tokenizer
 
@@ -57,3 +58,18 @@ def test_a_bad_config_is_reported(text, reason, tmp_path):
     (folder / TOKENIZER_CONFIG).write_text(text)
     with pytest.raises(ValueError, match=f"bad/{TOKENIZER_CONFIG}.*{reason}"):
         load_tokenizer(str(folder), len(CASED))
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_file_gives_the_tokenizer_of_transformers(lower, tmp_path):
+    """All of it: normalization, splitting, special tokens and the template of pairs."""
+    pieces = ["[PAD]", "b" if lower else "B", "[UNK]", "##a", "[CLS]", "[SEP]", "[MASK]", "\u00e9"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(do_lower_case=lower)))
+    expected = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), do_lower_case=lower)
+    found = load_tokenizer(str(tmp_path), len(pieces))
+    assert json.loads(found.backend.to_str()) == json.loads(expected.backend_tokenizer.to_str())
+    assert (found.cls_id, found.sep_id, found.mask_id) == (4, 5, 6) and found.ordinary_ids.tolist() == [1, 3, 7]
+    (tmp_path / "vocab.txt").write_text("\n".join(piece for piece in pieces if piece != "[SEP]"), "utf-8")
+    with pytest.raises(ValueError, match=r"vocab.txt' has no \[SEP\]; every BERT has them"):
+        load_tokenizer(str(tmp_path), len(pieces) - 1)

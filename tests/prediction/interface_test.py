@@ -17,6 +17,10 @@ from tests.helpers.predict_case import shrunk, write_model, write_words
 
 CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"))  # 451 x 300, 600 x 400
 SCENE, BOXES = ROOT / "examples/scene.jpg", ROOT / "examples/scene.json"
+NOT_TO_LOAD = {
+    "array_record", "grain", "huggingface_hub", "orbax", "pyarrow", "tensorboardX", "tensorflow_datasets", "torch",
+    "transformers",
+}  # fmt: skip
 QUESTIONS = ("what color is the large fish?", "what is the purple thing?", "where are the things?")
 
 
@@ -149,13 +153,18 @@ def test_errors_of_load_name_what_is_near(tmp_path, monkeypatch):
 
 
 def test_help_shows_the_parameters_of_load():
-    """`vlbert_jax.load` is imported when it is used, and help, dir and completion see it."""
+    """`vlbert_jax.load` is imported when it is used, and help, dir and completion see it.
+
+    To load a model imports no library that only training, tables or other formats need.
+    """
     program = (
-        "import json, pydoc, vlbert_jax; print(json.dumps([pydoc.plain(pydoc.render_doc(vlbert_jax.load)), "
-        "dir(vlbert_jax), pydoc.plain(pydoc.render_doc(vlbert_jax))]))"
+        "import json, pydoc, sys, vlbert_jax; vlbert_jax.load('demo-vqa'); "
+        "print(json.dumps([pydoc.plain(pydoc.render_doc(vlbert_jax.load)), dir(vlbert_jax), "
+        "pydoc.plain(pydoc.render_doc(vlbert_jax)), sorted({name.split('.')[0] for name in sys.modules})]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    shown, names, package = json.loads(done.stdout)
+    shown, names, package, imported = json.loads(done.stdout)
+    assert "jax" in imported and not NOT_TO_LOAD & set(imported)
     for part in ("load(", "path:", "detector:", "vocab:", "answers:", "data_dir:", "Args:", "name of a shipped model"):
         assert part in shown
     assert {"load", "__version__"} <= set(names) and "load(" in package

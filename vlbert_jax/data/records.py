@@ -10,11 +10,12 @@ import json
 import os
 import pathlib
 import re
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+if TYPE_CHECKING:  # it takes a second to import, and predictions read no table
+    import tensorflow_datasets
 
 Fields = dict[str, np.ndarray]
 
@@ -46,6 +47,8 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
     folder = os.path.join(data_dir, name)
     if not (versions := _versions(folder)):
         raise FileNotFoundError(f"no records in {folder}; build them: {_build_command(data_dir, name)}")
+    import tensorflow_datasets as tfds
+
     builder = tfds.builder_from_directory(os.path.join(folder, versions[-1]))
     if split not in builder.info.splits:
         if optional:
@@ -108,7 +111,10 @@ def extractor_of(data_dir: str | os.PathLike, *names: str) -> str:
 class _Split:
     """Records of a split with texts as str and lists of str; TFDS returns bytes."""
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+    def __init__(self, builder: tensorflow_datasets.core.DatasetBuilder, split: str):
+        import tensorflow_datasets as tfds
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
         self._source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
         # Grain's threads read in parallel; threads of each file's own would only hand records about, at five times the
         # time per record.

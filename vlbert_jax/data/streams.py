@@ -13,14 +13,16 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import cv2
-import grain
 import numpy as np
 from jaxtyping import Int
 
 from vlbert_jax.batch import Arrays, Batch, Shapes, make_batch
 from vlbert_jax.data.records import Fields
+
+if TYPE_CHECKING:  # predictions import this module, but read no stream
+    import grain
 
 log = logging.getLogger(__name__)
 AHEAD_BYTES = 2 * 2**30  # most that the batches of one process which wait for the devices may take
@@ -61,6 +63,8 @@ def shuffled(
             order within a batch, and with it which dropout mask an example gets, depends on the number of
             processes.
     """
+    import grain
+
     dataset = grain.MapDataset.source(numbers).seed(seed).shuffle().repeat(None).random_map(example)
     return _blocks(dataset, batch_size, process_index, process_count, stacked_evenly if even else None)
 
@@ -69,6 +73,8 @@ def _blocks(
     dataset: grain.MapDataset, size: int, process_index: int, process_count: int, stack: Callable | None = None
 ) -> grain.MapDataset:
     """Return this process's rows of every global batch: one block, so that all blocks in order are the global batch."""
+
+    import grain
 
     def at(index: int) -> Fields:
         batch, row = divmod(int(index), size)
@@ -115,6 +121,8 @@ def in_order(
 
     `empty(example)` makes the examples that fill up the last batch.
     """
+    import grain
+
     whole = -(-len(numbers) // (batch_size * process_count)) * batch_size * process_count
 
     def at(index: int) -> Fields:
@@ -131,6 +139,8 @@ def mixed(datasets: Sequence[grain.MapDataset], sizes: Sequence[int]) -> grain.M
     Raises:
         ValueError: There is no dataset.
     """
+    import grain
+
     if not datasets:
         raise ValueError("the split has no record")
     return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, sizes)
@@ -168,6 +178,8 @@ def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int, nbytes: 
     Threads suffice because decoding, resizing and NumPy release the interpreter lock; worker processes
     take 2 ms of CPU more per record.
     """
+    import grain
+
     ahead = batches_ahead(num_threads, prefetch, nbytes)
     options = grain.ReadOptions(num_threads=min(num_threads, ahead), prefetch_buffer_size=ahead)
     return iter(dataset.to_iter_dataset(options))
@@ -175,6 +187,8 @@ def iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int, nbytes: 
 
 def batches_of(dataset: grain.MapDataset, config, targets: type[Arrays], nbytes: int) -> Iterator[Batch]:
     """Iterate over a dataset of batches of `nbytes`, read ahead by as many threads as the config states."""
+    import cv2
+
     cv2.setNumThreads(0)  # the threads of Grain already use every core
     fields = iterate(dataset, config.data.num_threads, config.data.prefetch, nbytes)
     return (make_batch(batch, targets) for batch in fields)

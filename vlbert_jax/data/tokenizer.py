@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-import transformers
 from jaxtyping import Int
 
+from vlbert_jax.files import read_lines
+
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,35 +63,55 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
     """
     file = os.path.join(vocab, "vocab.txt") if os.path.isdir(vocab) else vocab
     if os.path.isfile(file):
-        lower = _lower_case(Path(file).with_name(TOKENIZER_CONFIG))
-        # transformers 5 ignores the former `vocab_file=` and then has no words, so the size is checked below.
-        make = transformers.BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
-        fast = make(vocab=file, do_lower_case=lower)
+        backend = _word_piece(file, _lower_case(Path(file).with_name(TOKENIZER_CONFIG)))
     elif vocab.endswith(".txt"):
         raise FileNotFoundError(f"no vocabulary at {vocab!r} (config.data.vocab)")
     else:
+        import transformers  # it takes seconds, and files need it not
+
         fast = transformers.BertTokenizerFast.from_pretrained(vocab)  # pyright: ignore[reportAttributeAccessIssue]
-    pieces = fast.get_vocab()
+        backend = fast.backend_tokenizer
+    pieces = backend.get_vocab()
     if len(pieces) != vocab_size:
         found = f"the vocabulary {vocab!r} has {len(pieces)} tokens"
         raise ValueError(f"{found}, but config.model.encoder.vocab_size is {vocab_size}")
     cased = sorted(piece for piece in pieces if re.search("[A-Z]", piece) and not piece.startswith("["))
-    if cased and getattr(fast.backend_tokenizer.normalizer, "lowercase", False):
+    if cased and getattr(backend.normalizer, "lowercase", False):
         raise ValueError(
             f"the vocabulary {vocab!r} has tokens in upper case ({', '.join(cased[:3])}), but its text becomes lower "
             f"case: put the model's {TOKENIZER_CONFIG} with do_lower_case: false beside vocab.txt, or choose an "
             "uncased vocabulary"
         )
-    special = set(fast.all_special_ids)
-    ordinary = [i for piece, i in pieces.items() if i not in special and not piece.startswith("[unused")]
+    ordinary = [i for piece, i in pieces.items() if piece not in SPECIAL and not piece.startswith("[unused")]
     return Tokenizer(
-        backend=fast.backend_tokenizer,
+        backend=backend,
         vocab_size=vocab_size,
-        cls_id=fast.cls_token_id,
-        sep_id=fast.sep_token_id,
-        mask_id=fast.mask_token_id,
+        cls_id=pieces["[CLS]"],
+        sep_id=pieces["[SEP]"],
+        mask_id=pieces["[MASK]"],
         ordinary_ids=np.array(sorted(ordinary), np.int32),
     )
+
+
+def _word_piece(file: str, lower: bool) -> tokenizers.Tokenizer:
+    """Return what transformers.BertTokenizerFast makes of a vocab.txt.
+
+    Raises:
+        ValueError: A special token is missing.
+    """
+    pieces = {piece: number for number, piece in enumerate(read_lines(file))}
+    if lacking := [token for token in SPECIAL if token not in pieces]:
+        raise ValueError(f"the vocabulary {file!r} has no {', '.join(lacking)}; every BERT has them")
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece(prefix="##")
+    ends = [(token, pieces[token]) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ends
+    )
+    backend.add_special_tokens(list(SPECIAL))
+    return backend
 
 
 def _lower_case(about: Path) -> bool:

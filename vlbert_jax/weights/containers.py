@@ -29,6 +29,7 @@ TRAINER = "trainer:"  # prefix for names of tensors that a trainer stored next t
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 FILE_SUFFIXES = (".safetensors", ".model", ".pt", ".pth", ".th", ".bin", ".pkl", ".caffemodel")
 CONFIG_METADATA = "vlbert_jax.config"  # key of the config in the metadata of a safetensors file
+INSTALL_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"  # the build without CUDA
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, by its specification
 
 
@@ -175,7 +176,7 @@ def _load_torch(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"{path} is a PyTorch file, but PyTorch is not installed; run pip install 'vlbert_jax[convert]'"
+            f"{path} is a PyTorch file, but PyTorch is not installed; run {INSTALL_TORCH}"
         ) from error
     # Types of the values that trainers store next to the weights; they hold no code.
     harmless = [(RECONSTRUCT_SCALAR, "numpy.core.multiarray.scalar"), RECONSTRUCT_SCALAR, np.dtype]

@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from vlbert_jax.weights.containers import CONFIG_METADATA
+from vlbert_jax.weights.containers import CONFIG_METADATA, INSTALL_TORCH
 from vlbert_jax.weights.model_card import CARD, is_own_card
 from vlbert_jax.weights.stored_config import VOCABULARIES
 
@@ -80,9 +79,7 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray], wrap: bool):
     try:
         import torch
     except ImportError as error:
-        raise ValueError(
-            "PyTorch is not installed; run pip install 'vlbert_jax[convert]', or write .safetensors"
-        ) from error
+        raise ValueError(f"PyTorch is not installed; run {INSTALL_TORCH}, or write .safetensors") from error
     state, done = {}, {}
     for name, array in tensors.items():
         key = (array.__array_interface__["data"][0], array.shape, array.strides)
@@ -165,6 +162,8 @@ def write_orbax(path: Path, params: dict, constants: dict, config: Mapping[str, 
         constants: other state as nested dicts, likewise.
         config: content of config.json.
     """
+    import orbax.checkpoint as ocp  # it takes a second to import
+
     path.mkdir()
     arrays = _on_device(dict(params=params, constants=constants))
     arrays = ocp.args.PyTreeSave(arrays, ocdbt_target_data_file_size=FILE_SIZE)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +27,8 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
         FileNotFoundError: There is no checkpoint.
         ValueError: The checkpoint is damaged.
     """
+    import orbax.checkpoint as ocp  # it takes a second, and other weights need it not
+
     path = pathlib.Path(path).absolute()
     if (step := newest_step(path)) is not None:
         path = path / "checkpoints" / str(step)
