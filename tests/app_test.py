@@ -129,7 +129,7 @@ def test_ctrl_c_ends_the_server(server):
 def test_without_gradio_a_line_names_the_installation(monkeypatch, capsys):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else found(name))
-    assert app.main([]) == 2
+    assert app.main(["--checkpoint=nowhere"]) == 2
     assert capsys.readouterr().err.endswith("not installed: pip install 'vlbert_jax[app]'\n")
 
 
@@ -142,7 +142,7 @@ def test_without_gradio_a_line_names_the_installation(monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_one_line(argv, message, capsys):
-    assert app.main(argv) == 2
+    assert app.main([*argv, "--checkpoint=nowhere"]) == 2  # so that no server starts where a check is missing
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
 
@@ -150,5 +150,5 @@ def test_mistakes_are_one_line(argv, message, capsys):
 def test_a_port_in_use_is_one_line(capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert app.main([f"--port={port}"]) == 2
+        assert app.main([f"--port={port}", "--checkpoint=nowhere"]) == 2
     assert capsys.readouterr().err.startswith(f"error: --port is {port}, which cannot be used (Address already in use")
