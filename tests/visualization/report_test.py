@@ -274,6 +274,10 @@ def test_values_under_the_pointer_and_the_button_of_the_scale(tmp_path):
         assert page.run("document.querySelector('.values').hidden") and page.run(shown) == "none"
         page.mouse(".chart svg", press=False)  # the middle of the chart is between steps 100 and 200
         assert page.run("document.querySelector('.values').textContent") == "step 100train 200val 200"
+        # The box is in the chart, next to the step.
+        places = "['.values', '.chart svg'].map(x => document.querySelector(x).getBoundingClientRect().toJSON())"
+        box, chart = page.run(places)
+        assert box["height"] > 0 and chart["top"] <= box["top"] and box["bottom"] <= chart["bottom"]
         page.mouse(".chart button", press=True)
         assert page.run(shown) == "inline" and page.run("document.querySelector('.values').hidden")
         page.mouse(".chart svg", press=False)
