@@ -5,7 +5,8 @@
 SOURCE is detected by its content:
   BERT        a Hugging Face folder or hub name, pytorch_model.bin, model.safetensors; any size
   VL-BERT     an official .model file: pre-trained, fine-tuned
-  a sibling   VisualBERT (Hugging Face folder or name, .th), UNITER .pt, Oscar and VinVL folders
+  a sibling   VisualBERT (Hugging Face folder or name, .th), UNITER .pt, Oscar and VinVL folders,
+              LXMERT (Hugging Face folder or name, .pth), ViLBERT and 12-in-1 .bin
   ResNet-101  resnet101-pt-vgbua-0000.model, torchvision's names, or the detector's .caffemodel
   detector    with --task=detector: a .caffemodel, a .pth of bottom-up-attention.pytorch, a
               detectron2 .pkl, Hugging Face's frcnn, folder or hub name; objects_vocab.txt and
@@ -18,10 +19,10 @@ TARGET is chosen by its suffix or by --format:
                    lists, for region extraction and prediction
   *.safetensors    the same with official names; a ResNet keeps torchvision's names
   *.pt, *.model    pt (also .pth, .th, .bin): the same as a PyTorch file that the official code
-                   loads; a VisualBERT in .th has the names of its authors
+                   loads; VisualBERT in .th and LXMERT in .pth have the names of their authors
   --format=hf      a folder for Hugging Face's BertForPreTraining, BertModel and AutoTokenizer: the
-                   text model, and the tokenizer of the source or of --vocab; of a VisualBERT, the
-                   whole model for its class
+                   text model, and the tokenizer of the source or of --vocab; of VisualBERT and
+                   LXMERT, the whole model for its class
 
 Each folder gets a model card, README.md. --push=USER/NAME uploads the folder, and nothing else, to the
 Hugging Face hub (`hf auth login` first).

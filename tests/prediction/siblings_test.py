@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import vlbert_jax
-from tests.helpers.siblings_case import save, small_tensors
+from tests.helpers.siblings_case import WORDS, regions, save, small_tensors, write_image, write_words
 from tests.helpers.weights_case import run as convert
 from vlbert_jax.batch import make_batch
 from vlbert_jax.model.config import matmul_precision
@@ -21,7 +21,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 VQA = get_task("vqa")
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"what is on the table a cat ? red ball".split()]
 QUESTION = "what is on the table?"
 SMALL = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
              max_position_embeddings=40, visual_embedding_dim=20, num_labels=11)  # fmt: skip
@@ -31,25 +30,7 @@ SIZE = (120, 80)  # width and height of the image
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    path = tmp_path_factory.mktemp("image") / "photo.png"
-    from PIL import Image
-
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8)).save(path)
-    return path
-
-
-def write_words(folder, count: int):
-    """Write a vocabulary of `count` tokens."""
-    words = WORDS + [f"w{i}" for i in range(count - len(WORDS))]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-
-
-def regions(width: int, count: int = 4, labels=()) -> dict:
-    rng = np.random.default_rng(1)
-    low = rng.uniform(0, 40, (count, 2))
-    content = dict(boxes=np.concatenate([low, low + rng.uniform(5, 40, (count, 2))], 1).tolist())
-    content["features"] = rng.normal(size=(count, width)).astype(np.float32).tolist()
-    return content | (dict(labels=list(labels)) if labels else {})
+    return write_image(tmp_path_factory.mktemp("image"), SIZE)
 
 
 def write_theirs(folder, sizes: dict):
@@ -192,3 +173,17 @@ def test_refusals_and_what_the_weights_expect(oscar, image, capsys):
     (oscar / "short.txt").write_text("\n".join(WORDS) + "\n")
     error = refused(*options, "--answers", answers, "--vocab", oscar / "short.txt", capsys=capsys)
     assert f"has {len(WORDS)} tokens, but config.model.encoder.vocab_size is" in error and "--vocab" in error
+
+
+def test_features_of_another_detector(oscar, image, tmp_path, capsys):
+    """Regions with an extractor are of this package's detector, which VinVL's weights do not know."""
+    tensors = small_tensors("vinvl_base")
+    write_words(tmp_path, len(tensors["bert.embeddings.word_embeddings.weight"]))
+    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, hidden_act="gelu")))
+    save(tmp_path / "pytorch_model.bin", tensors)
+    (tmp_path / "boxes.json").write_text(json.dumps(regions(2048) | dict(extractor="0123456789abcdef")))
+    options = ["--image", image, "--boxes", tmp_path / "boxes.json", "--caption", "a [MASK]"]
+    error = refused("--checkpoint", tmp_path, *options, capsys=capsys)
+    assert "reads features of VinVL's detector" in error and "boxes with features of the former" in error
+    assert main([str(option) for option in ("--checkpoint", oscar, *options)]) == 0
+    assert "these are of one of that kind" in capsys.readouterr().out

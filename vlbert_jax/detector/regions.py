@@ -36,8 +36,9 @@ class Regions:
         return len(self.boxes)
 
     def first(self, number: int) -> Regions:
-        """Return the best `number` regions."""
-        return self._rows(range(min(number, len(self))))
+        """Return the best `number` regions: those with the highest scores, or the first where there are none."""
+        best = np.arange(len(self)) if self.scores is None else np.argsort(-np.array(self.scores), kind="stable")
+        return self._rows(best[:number].tolist())
 
     def without(self, row: int) -> Regions:
         """Return all regions but that of a row, counted from 0."""

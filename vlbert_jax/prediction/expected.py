@@ -16,13 +16,22 @@ def vocabulary_of(config: ml_collections.ConfigDict) -> str:
 
 
 def check_features(path: str, config: ml_collections.ConfigDict, found: Regions) -> None:
-    """Raise ValueError where the features of regions have another width than those that a model was trained on."""
-    width = config.model.feature_size
-    if found.features is None or not is_precomputed(config) or found.features.shape[1] == width:
+    """Raise ValueError where features have another width than those that a model was trained on, or another detector.
+
+    A detector is known to be another where the weights expect one that this package does not have.
+    """
+    width, expects = config.model.feature_size, config.data.get("expects", "")
+    if found.features is None or not is_precomputed(config):
+        return
+    if found.features.shape[1] == width:
+        if found.extractor and expects not in ("", BOTTOM_UP):
+            raise ValueError(
+                f"{path} reads features of {expects}, but those of {found.source} are of {BOTTOM_UP}: give a file of "
+                "boxes with features of the former (--boxes, boxes=)."
+            )
         return
     given, own = found.features.shape[1], config.model.get("architecture", "vlbert")
     extra = " The last six of Oscar's own features are the box: leave them out." if given == width + 6 else ""
-    expects = config.data.get("expects", "")
     raise ValueError(
         f"{found.source}: the features have {given} numbers per region, but {path} ({own}) reads {width}"
         f"{', those of ' + expects if expects else ''}.{extra} Give features of the detector that the weights expect."
@@ -39,5 +48,4 @@ def origin_of_features(config: ml_collections.ConfigDict, found: Regions) -> str
         return ""
     if not found.extractor:
         return f"the weights expect features of {expects}; which detector these are of is not known"
-    same = "of one of that kind" if expects == BOTTOM_UP else f"of another, {BOTTOM_UP}: answers may be wrong"
-    return f"the weights expect features of {expects}; these are {same}"
+    return f"the weights expect features of {expects}; these are of one of that kind"

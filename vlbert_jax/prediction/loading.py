@@ -28,18 +28,21 @@ DEFAULTS = {
 }
 
 
-def load_trained(path: str | Path, least_regions: int) -> tuple[ml_collections.ConfigDict, nnx.GraphDef, nnx.State]:
+def load_trained(
+    path: str | Path, least_regions: int, task: str = ""
+) -> tuple[ml_collections.ConfigDict, nnx.GraphDef, nnx.State]:
     """Return the config in float32, the structure of the model, and its state on the default device.
 
     Args:
         path: Workdir, checkpoint or other weights.
         least_regions: Number of regions that a sequence must have room for.
+        task: Task of which weights with heads of several tasks are read.
 
     Raises:
         FileNotFoundError: There are no weights at `path`.
         ValueError: The weights lack a part of the model, or the run did not read images.
     """
-    conversion = prepare_conversion(path)
+    conversion = prepare_conversion(path, preferred=task)
     task, source = conversion.task, conversion.source
     optional = {*vlbert_names.OF_PRETRAINING, *family_names.OWN_TOKENS.values()}
     lacking = [name for name in (*conversion.found.missing, *source.new) if name not in optional]

@@ -71,7 +71,8 @@ def load_models(args: argparse.Namespace):
     if args.detector:
         finder = load_detector(args.detector, RULES[args.rules](proposals_after=args.proposals))
     if args.checkpoint:
-        options = dict(vocab=args.vocab, answers=args.answers, data_dir=args.data_dir)
+        asked = (name for name, task in TASKS.items() if getattr(args, task.option.removeprefix("--")))
+        options = dict(vocab=args.vocab, answers=args.answers, data_dir=args.data_dir, task=next(asked, ""))
         model = load(args.checkpoint, detector=finder, addresses=True, **options)
         check_texts(model, args)
     return model, finder

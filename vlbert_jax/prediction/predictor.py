@@ -89,6 +89,7 @@ def load(
     answers: str | Path = "",
     data_dir: str | Path = "",
     addresses: bool = False,
+    task: str = "",
 ) -> Predictor:
     """Return the model in a workdir, a checkpoint folder, or other weights that `vlbert_jax.convert` reads.
 
@@ -100,13 +101,14 @@ def load(
         answers: Replaces config.data.answers of the run.
         data_dir: Replaces config.data.data_dir of the run.
         addresses: Whether images may be http or https addresses. Leave it out where others choose the images.
+        task: Task of which published weights with heads of several tasks are read, such as those of LXMERT base.
 
     Raises:
         FileNotFoundError: There are no weights or no vocabulary.
         ValueError: The weights are incomplete.
     """
     path = user_path(str(path))
-    config, graphdef, state = load_trained(path, GRID**2)
+    config, graphdef, state = load_trained(path, GRID**2, task)
     for name, value in dict(vocab=vocab, answers=answers, data_dir=data_dir).items():
         config.data[name] = user_path(str(value)) or config.data.get(name, "")
     predictor = Predictor(path, config, graphdef, state, detector)
@@ -205,7 +207,7 @@ class Predictor:
         found = find_regions(pixels, boxes, self.detector)
         most = self.config.data.max_regions
         if len(found) > most:
-            log.warning("%s: the model reads the first %d of %d regions", name, most, len(found))
+            log.warning("%s: the model reads the best %d of %d regions", name, most, len(found))
             found = found.first(most)
         if is_precomputed(self.config) and found.features is None:
             raise ValueError(

@@ -152,26 +152,29 @@ class Conversion:
         return [name for name in self.found.unused if not family_names.reason_not_used(name, self.architecture)]
 
 
-def prepare_conversion(path: str | Path, task: str | None = None, num_heads: int | None = None) -> Conversion:
+def prepare_conversion(
+    path: str | Path, task: str | None = None, num_heads: int | None = None, preferred: str = ""
+) -> Conversion:
     """Read weights and match them with a model.
 
     Args:
         path: Source of the weights.
         task: Task of the model; None = that of the weights. Weights of pre-training become its start.
         num_heads: Attention heads, where the source does not state them.
+        preferred: Task of which a source with heads of several tasks is read, where `task` is None.
 
     Raises:
         FileNotFoundError, ValueError: As `read_weights`, or shapes do not fit together.
     """
     source = read_weights(path)
-    task = task or source.task
+    task = task or (preferred if preferred in source.tasks else source.task)
     try:
-        if task != source.task:  # tensors that an earlier conversion initialized are initialized again
+        if task not in (source.task, *source.tasks):  # tensors that a conversion initialized are initialized again
             source.tensors = {name: array for name, array in source.tensors.items() if name not in source.new}
             source.new = ()
         if source.kind != "sibling":
             source.tensors = vlbert_names.warm_start(source.tensors, task, source.kind == "vlbert")
-        elif task != source.task != PRETRAINING:
+        elif task != source.task != PRETRAINING and task not in source.tasks:
             raise ValueError(f"These are weights of a model for {source.task}; a model for {task} needs its own.")
         config = model_config(source, task, num_heads)
         heads, size = config.model.encoder.num_heads, config.model.encoder.hidden_size
@@ -242,7 +245,7 @@ def write_conversion(
         if form == "hf" and source.kind == "sibling":
             named = cast_tensors(official_tensors(conversion, target), dtype)
             kind = hugging_face_class(source.path, conversion.task, conversion.architecture)
-            export.write_visualbert(path, named, config.model.encoder.to_dict(), kind)
+            export.write_sibling(path, named, config.model.to_dict(), kind)
             if add_files is not None:
                 add_files(path)
         elif form == "hf":

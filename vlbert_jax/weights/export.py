@@ -124,30 +124,36 @@ def write_hugging_face(path: Path, bert: Mapping[str, np.ndarray], num_heads: in
     write_safetensors(path / "model.safetensors", bert)
 
 
-def write_visualbert(path: Path, tensors: Mapping[str, np.ndarray], encoder: Mapping[str, Any], kind: str):
-    """Write a folder that a class of Hugging Face's VisualBERT loads.
+def write_sibling(path: Path, tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], kind: str):
+    """Write a folder that a class of Hugging Face's VisualBERT or LXMERT loads.
 
     Args:
         path: folder to create.
         tensors: tensors with Hugging Face's names.
-        encoder: sizes of the encoder (config.model.encoder).
+        model: sizes of the model (config.model).
         kind: name of the class.
     """
-    from transformers import VisualBertConfig  # takes a second to import
+    from transformers import LxmertConfig, VisualBertConfig  # takes a second to import
 
-    config = VisualBertConfig(
+    encoder = model["encoder"]
+    sizes = dict(
         vocab_size=encoder["vocab_size"],
         hidden_size=encoder["hidden_size"],
-        num_hidden_layers=encoder["num_layers"],
         num_attention_heads=encoder["num_heads"],
         intermediate_size=encoder["mlp_size"],
         max_position_embeddings=encoder["max_positions"],
         type_vocab_size=encoder["num_segments"],
-        visual_embedding_dim=tensors["visual_bert.embeddings.visual_projection.weight"].shape[1],
         architectures=[kind],
     )
-    if "cls.bias" in tensors:
-        config.num_labels = len(tensors["cls.bias"])
+    if model["architecture"] == "lxmert":
+        layers = dict(zip(("l_layers", "r_layers", "x_layers"), model["two_stream"]["layers"], strict=True))
+        answers = len(tensors["answer_head.logit_fc.3.bias"])
+        config = LxmertConfig(**sizes, **layers, visual_feat_dim=model["feature_size"], num_qa_labels=answers)
+    else:
+        width = dict(num_hidden_layers=encoder["num_layers"], visual_embedding_dim=model["feature_size"])
+        config = VisualBertConfig(**sizes, **width)
+        if "cls.bias" in tensors:
+            config.num_labels = len(tensors["cls.bias"])
     path.mkdir()
     config.to_json_file(path / "config.json")
     write_safetensors(path / "model.safetensors", tensors)

@@ -15,12 +15,13 @@ import numpy as np
 
 from vlbert_jax.batch import IMG, IMG_MASK
 from vlbert_jax.model.architectures import VLBERT, Architecture
+from vlbert_jax.model.two_stream_config import TWO_STREAM_MODELS
 from vlbert_jax.tasks import all_tasks
+from vlbert_jax.weights import two_stream_names
 from vlbert_jax.weights.entry import Entry
 from vlbert_jax.weights.vlbert_names import (
     TOKEN_TABLE,
     convolution_entry,
-    name_table,
     official_modules,
     reason_not_wanted,
 )
@@ -50,7 +51,9 @@ PACKED = re.compile(r"(.*)\.in_proj_(weight|bias)")  # query, key and value in o
 PARTS = ("query", "key", "value")
 WORDS = "bert.embeddings.word_embeddings.weight"
 MLM_BIAS = "cls.predictions.bias"
-REQUIRED_OF_BERT = re.compile(r"bert\.(embeddings\.((word|position|token_type)_embeddings|LayerNorm)|encoder)\.")
+REQUIRED_OF_BERT = re.compile(
+    r"(bert\.)?(embeddings\.((word|position|token_type)_embeddings|LayerNorm)|encoder\.layer)\."
+)
 # Rows of the token table behind the vocabulary, in models that have them; no published file does.
 OWN_TOKENS = {IMG: "region_token.weight", IMG_MASK: "hidden_region_token.weight"}
 # Tensors that are other tensors once more -> those.
@@ -213,12 +216,20 @@ def family_of(architecture: Architecture) -> Family:
 def architecture_of_names(names: Iterable[str]) -> str:
     """Return the architecture of a file with tensors of these names; "" where it is none of a sibling."""
     plain = [re.sub(r"^(module\.)+", "", name) for name in names]
+    if two_streams := two_stream_names.two_stream_family(map(two_stream_names.plain_name, plain)):
+        return two_streams
     found = (name for name, pattern in MARKS.items() if any(re.match(pattern, p) for p in plain))
     return next(found, "")
 
 
 def to_bert_names(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> dict[str, np.ndarray]:
-    """Return the tensors of a file with the names and the layout that the table has."""
+    """Return the tensors of a file with the names and the layout that the table has.
+
+    Raises:
+        ValueError: The decoder of masked words of two streams is not the table of words.
+    """
+    if architecture.streams == 2:
+        return two_stream_names.plain_tensors(tensors)
     found = {}
     for name, array in tensors.items():
         plain = re.sub(r"^(module\.)+", "", name).replace(".gamma", ".weight").replace(".beta", ".bias")
@@ -295,7 +306,9 @@ def table_of(architecture: Architecture) -> Callable[..., Iterator[Entry]]:
 
     To the names of published files it adds those of OWN_TOKENS, which files of this package have.
     """
-    return name_table if architecture is VLBERT else functools.partial(_own_table, architecture=architecture)
+    if architecture is VLBERT or architecture.streams == 2:
+        return two_stream_names.run_table  # those of VL-BERT where there is one stream
+    return functools.partial(_own_table, architecture=architecture)
 
 
 def _own_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int, architecture: Architecture) -> Iterator[Entry]:
@@ -305,14 +318,16 @@ def _own_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int, archite
             yield Entry(token, TOKEN_TABLE, rows=(vocab_size + offset, vocab_size + offset + 1))
 
 
-def untied(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def untied(
+    tensors: Mapping[str, np.ndarray], architecture: Architecture
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Return the tensors (named as in `to_bert_names`) without copies, and the sizes of the copies by name.
 
     Raises:
         ValueError: A copy differs from its original: the model has one parameter for both.
     """
     found, copies = dict(tensors), {}
-    for name, original in TIES.items():
+    for name, original in (two_stream_names.TIED if architecture.streams == 2 else TIES).items():
         if name not in found:
             continue
         copy = found.pop(name)
@@ -330,8 +345,14 @@ def original_state_dict(
 ) -> dict[str, np.ndarray]:
     """Return tensors (named as in `to_bert_names`) with the names of the original code, tied ones as often as there.
 
-    Those of VisualBERT are Hugging Face's; with the `suffix` .th of the file they are those of its authors.
+    Those of VisualBERT and LXMERT are Hugging Face's; with the `suffix` .th or .pth of the file they are those of the
+    authors.
     """
+    if architecture.streams == 2:
+        of_authors = architecture.name == "lxmert" and suffix == ".pth"
+        task = of_authors and any(name.startswith("answer_head.") for name in tensors)
+        state = two_stream_names.official_state_dict(tensors, TWO_STREAM_MODELS[architecture.name], task)
+        return {re.sub(r"^lxmert\.", "bert.", name): array for name, array in state.items()} if of_authors else state
     family = family_of(architecture)
     if family is VISUALBERT and suffix == ".th":
         family = ORIGINAL_VISUALBERT
@@ -352,6 +373,8 @@ def reason_not_used(name: str, architecture: Architecture) -> str:
     """Return why a model has no place for a tensor (named as in its table); "" for an unknown tensor."""
     if architecture is VLBERT:
         return reason_not_wanted(name)
+    if architecture.streams == 2:
+        return two_stream_names.reason_not_wanted(name)
     for reasons in (REASONS, family_of(architecture).reasons):
         for reason, pattern in reasons.items():
             if re.match(pattern, name):

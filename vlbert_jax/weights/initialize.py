@@ -20,6 +20,7 @@ from vlbert_jax.weights.containers import find_weights
 from vlbert_jax.weights.entry import Entry
 from vlbert_jax.weights.orbax import newest_step
 from vlbert_jax.weights.read import Weights, not_finite, read_weights
+from vlbert_jax.weights.two_stream_names import plain_names_of_bert
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, ar
         # Tensors that a conversion initialized are no better than those of this run, and may differ in size.
         own = {name: array for name, array in source.tensors.items() if name not in source.new}
         if source.kind == "bert" and architecture is not VLBERT:
-            tensors = official_to_bert(own)
+            tensors = plain_names_of_bert(own) if architecture.streams == 2 else official_to_bert(own)
         elif source.kind != "sibling":
             tensors = vlbert_names.warm_start(own, task, source.kind == "vlbert")
         elif source.task in (task, PRETRAINING):
@@ -189,7 +190,7 @@ def _log_origins(table: Iterable[Entry], origin: dict[str, str]):
     """Log, for each group of parameters, how many of its tensors came from each source."""
     groups = collections.defaultdict(collections.Counter)
     for entry in table:
-        groups["/".join(entry.path[:2] if entry.path[0] in ("vlbert", "fast_rcnn") else entry.path[:1])][
+        groups["/".join(entry.path[:2] if entry.path[0] in ("vlbert", "two_stream", "fast_rcnn") else entry.path[:1])][
             origin.get(entry.official, "scratch")
         ] += 1
     for group, counts in groups.items():

@@ -18,7 +18,7 @@ import numpy as np
 
 from vlbert_jax.model.architectures import VLBERT, get_architecture
 from vlbert_jax.tasks import PRETRAINING, task_of_family, task_of_names
-from vlbert_jax.weights import detector_names, family_names, vlbert_names
+from vlbert_jax.weights import detector_names, family_names, two_stream_names, vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files, stored_in_file
 from vlbert_jax.weights.orbax import expected_reading, newest_step, read_checkpoint
@@ -44,6 +44,8 @@ class Weights:
     config: dict[str, Any] | None = None  # config of a vlbert_jax checkpoint, as nested dicts
     new: tuple[str, ...] = ()  # tensors that an earlier conversion initialized
     num_heads: int | None = None  # attention heads, None = the source does not say
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # config.json next to the weights of two streams
+    tasks: tuple[str, ...] = ()  # every task whose heads a file of a sibling has
     task: str = PRETRAINING
     architecture: str = VLBERT.name
     vocab: str = ""  # vocab.txt next to the weights of a sibling, "" where there is none
@@ -89,7 +91,10 @@ def _read(given: str) -> Weights:
         weights.config = upgraded(stored, stored.pop("schema", None), given)
         weights.num_heads = weights.config["model"]["encoder"]["num_heads"]
     folder = path if path.is_dir() else path.parent
-    if weights.kind in ("bert", "sibling") and weights.config is None and (folder / "config.json").exists():
+    beside = weights.config is None and (folder / "config.json").exists()
+    if beside and get_architecture(weights.architecture).streams == 2:
+        weights.settings = _two_stream_settings(folder / "config.json")
+    elif beside and weights.kind in ("bert", "sibling"):
         weights.num_heads = _check_bert_config(folder / "config.json", weights)
     if weights.kind == "sibling" and (folder / "vocab.txt").exists():
         weights.vocab = str(folder / "vocab.txt")
@@ -119,6 +124,14 @@ def is_detector_folder(path: Path) -> bool:
     """Return whether a folder is a detector that `convert` wrote."""
     config = path / "config.json"
     return (path / "state").exists() and config.exists() and "detector" in json.loads(config.read_text())
+
+
+def _two_stream_settings(file: Path) -> dict[str, Any]:
+    """Return the fields of the official config of a two-stream model; raise ValueError for another activation."""
+    fields = json.loads(file.read_text())
+    if fields.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(f"{file} says hidden_act {fields['hidden_act']}; only gelu is supported")
+    return fields
 
 
 def _check_bert_config(file: Path, weights: Weights) -> int | None:
@@ -204,6 +217,7 @@ def _sibling_of(raw: Mapping[str, np.ndarray]) -> str:
 
 def _to_sibling(path: str, raw: Mapping[str, np.ndarray], container: str, architecture: str) -> Weights:
     weights = Weights(path, "sibling", container, {}, architecture=architecture)
+    words = two_stream_names.WORDS if get_architecture(architecture).streams == 2 else family_names.WORDS
     own = {}
     for name, array in raw.items():
         array = np.asarray(array)
@@ -212,12 +226,15 @@ def _to_sibling(path: str, raw: Mapping[str, np.ndarray], container: str, archit
         else:
             own[name] = array.astype(np.float32) if array.dtype in OTHER_FLOATS else array
     named = family_names.to_bert_names(own, get_architecture(architecture))
-    weights.tensors, copies = family_names.untied(named)
+    weights.tensors, copies = family_names.untied(named, get_architecture(architecture))
     if copies:
         weights.dropped["duplicate"] = copies
-    if family_names.WORDS not in weights.tensors:
-        raise ValueError(f"{path} has tensors of {architecture}, but lacks {family_names.WORDS}")
-    weights.task = task_of_family(architecture, {name: array.shape for name, array in weights.tensors.items()})
+    if words not in weights.tensors:
+        raise ValueError(f"{path} has tensors of {architecture}, but lacks {words}")
+    own_task = task_of_family(architecture, {name: array.shape for name, array in weights.tensors.items()})
+    masked_words = family_names.MLM_BIAS in weights.tensors
+    weights.tasks = tuple(dict.fromkeys((PRETRAINING, own_task) if masked_words else (own_task,)))
+    weights.task = weights.tasks[0]
     return weights
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import ml_collections
+
 from vlbert_jax.model.architectures import get_architecture
+from vlbert_jax.model.two_stream_config import two_stream_options
 from vlbert_jax.tasks import get_task
 from vlbert_jax.weights.family_names import WORDS, family_of
 from vlbert_jax.weights.read import Weights
+from vlbert_jax.weights.two_stream_options import config_from_tensors
 
 PUBLISHED_HEADS = {768: 12, 1024: 16}  # width of every published model -> its attention heads
 TOKENIZERS = {28996: "bert-base-cased", 30522: "bert-base-uncased"}  # size of a vocabulary -> name of it
@@ -16,6 +21,9 @@ DETECTORS = {
     "uniter": BOTTOM_UP,
     "oscar": BOTTOM_UP,
     "vinvl": "VinVL's detector (ResNeXt-152 C4, four data sets)",
+    "lxmert": BOTTOM_UP,
+    "vilbert": BOTTOM_UP,
+    "12-in-1": "12-in-1's detector (ResNeXt-152, fc6, Visual Genome)",
     "b2t2": "a ResNet-152 v2 on the image and on crops",
 }
 VISUALBERT_DETECTORS = {  # by the width of a feature
@@ -33,6 +41,8 @@ def family_config(source: Weights, num_heads: int | None) -> dict[str, Any]:
         ValueError: A tensor that determines a size is missing, or nothing says how many heads there are.
     """
     architecture = get_architecture(source.architecture)
+    if architecture.streams == 2:
+        return _two_stream_config(source, num_heads)
     shapes = {name: array.shape for name, array in source.tensors.items()}
     positions, segments = (f"bert.embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type"))
     projection = f"{family_of(architecture).modules['fast_rcnn/projection']}.weight"
@@ -61,26 +71,86 @@ def family_config(source: Weights, num_heads: int | None) -> dict[str, Any]:
                 num_segments=shapes[segments][0],
                 pooler="bert.pooler.dense.weight" in shapes,
             ),
-            region_head=dict(
-                stem_width=64,
-                widths=(64, 128, 256, 512),
-                blocks=(3, 4, 23, 3),
-                strides=(1, 2, 2),
-                stride_in_1x1=True,
-                frozen_stages=(1, 2),
-                frozen_batch_norm=True,
-            ),
-            train_region_head=False,
-            feature_size=shapes[projection][1] - joined,
+            **_without_pixels(shapes[projection][1] - joined),
         ),
+        **_data(source, vocab_size, shapes[projection][1] - joined),
+    )
+
+
+def _without_pixels(feature_size: int) -> dict[str, Any]:
+    """Return the fields of a model that reads precomputed features; it has no ResNet."""
+    resnet = dict(stem_width=64, widths=(64, 128, 256, 512), blocks=(3, 4, 23, 3), strides=(1, 2, 2))
+    resnet |= dict(stride_in_1x1=True, frozen_stages=(1, 2), frozen_batch_norm=True)
+    return dict(region_head=resnet, train_region_head=False, feature_size=feature_size)
+
+
+def _data(source: Weights, vocab_size: int, feature_size: int, system: str = "") -> dict[str, Any]:
+    """Return the fields about data and losses; `system` is the name in DETECTORS, "" = the architecture."""
+    return dict(
         data=dict(
             features="precomputed",
             hide_pixels=False,
-            expects=expected_detector(architecture.name, shapes[projection][1] - joined),
+            expects=expected_detector(system or source.architecture, feature_size),
             vocab=source.vocab or TOKENIZERS.get(vocab_size, "bert-base-uncased"),
         ),
         losses=dict(region=0.0),
     )
+
+
+def _two_stream_config(source: Weights, num_heads: int | None) -> dict[str, Any]:
+    """Return the config of LXMERT or ViLBERT; raise ValueError where `config.model` cannot express the model."""
+    shapes = {name: array.shape for name, array in source.tensors.items()}
+    settings = source.settings | (dict(num_attention_heads=num_heads) if num_heads else {})
+    found = config_from_tensors(shapes, settings)
+    text, vilbert = found.text, source.architecture == "vilbert"
+    numbers = {kinds: sum(n for group, n in found.layers if kinds in group) for kinds in "tvx"}
+    # The first two of LXMERT are the layers before those of both streams.
+    before = 0 if vilbert else numbers["x"]
+    published = 64, (128 if vilbert else 64)
+    sizes = (text.hidden_size // text.num_heads, found.visual.hidden_size // found.visual.num_heads)
+    if sizes != published and "num_attention_heads" not in settings:
+        raise ValueError(
+            "weights do not say how many attention heads there are, and no published model has these widths: put its "
+            "config.json (num_attention_heads) next to the weights, or convert them with --num_heads"
+        )
+    config = dict(
+        compute_dtype="float32",
+        model=dict(
+            architecture=source.architecture,
+            encoder=dict(
+                vocab_size=found.vocab_size,
+                hidden_size=text.hidden_size,
+                num_layers=numbers["t"],
+                num_heads=text.num_heads,
+                mlp_size=text.mlp_size,
+                max_positions=found.max_positions,
+                num_segments=found.num_segments,
+                dropout_rate=found.dropout_rate,
+                init_deviation=found.init_deviation,
+                scan_layers=True,
+                remat="none",
+                pooler=True,
+            ),
+            two_stream=dict(
+                layers=(numbers["t"] - before, numbers["v"] - before, numbers["x"]),
+                visual=dataclasses.astuple(found.visual),
+                cross=(found.cross_size, found.cross_heads),
+                pool_size=found.pool_size,
+                task_tokens=found.task_tokens,
+                task_number=0,
+            ),
+            **_without_pixels(found.feature_size),
+        ),
+        **_data(source, found.vocab_size, found.feature_size, "12-in-1" if found.task_tokens else ""),
+    )
+    built, _ = two_stream_options(ml_collections.ConfigDict(config))
+    for field in ("layers", "geometry_size", "pool", "num_segments"):
+        if getattr(built, field) != getattr(found, field):
+            raise ValueError(
+                f"the model of these weights has {field}={getattr(found, field)}, but {source.architecture} here has "
+                f"{getattr(built, field)}"
+            )
+    return config
 
 
 def expected_detector(architecture: str, feature_size: int) -> str:

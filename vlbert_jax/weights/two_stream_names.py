@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from vlbert_jax.model.two_stream_config import TwoStreamConfig
+from vlbert_jax.weights import vlbert_names
+from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.entry import Entry
 from vlbert_jax.weights.vlbert_names import Match
 
@@ -233,6 +235,38 @@ def name_table(shapes: Mapping[tuple, tuple[int, ...]], config: TwoStreamConfig)
             yield Entry(modules[module] + suffix, path, layout)
         else:
             raise KeyError(f"parameter {'/'.join(map(str, path))} has no official name")
+
+
+def run_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Iterator[Entry]:
+    """Yield every tensor of the model of a run, of one stream or of two; `shapes` maps parameter paths to shapes.
+
+    Names of two streams are plain names; those of the ResNet, and of heads that the official models do not
+    have, are VL-BERT's.
+    """
+    layers: dict[int, tuple[str, int]] = {}
+    for path, shape in shapes.items():
+        if found := re.match(r"two_stream/encoder/groups/(\d+)/([tvxf])/", "/".join(map(str, path))):
+            kinds, _ = layers.get(int(found[1]), ("", 0))
+            layers[int(found[1])] = kinds if found[2] in kinds else kinds + found[2], shape[0]
+    if not layers:
+        yield from vlbert_names.name_table(shapes, vocab_size)
+        return
+    shared = any("both" in path for path in shapes)
+    config = TwoStreamConfig(
+        layers=tuple(layers[i] for i in sorted(layers)), shared_cross=shared, vocab_size=vocab_size
+    )
+    others = {path: shape for path, shape in shapes.items() if path[0] in ("fast_rcnn", "region_classifier")}
+    yield from name_table({path: shape for path, shape in shapes.items() if path not in others}, config)
+    yield from vlbert_names.name_table(others, vocab_size)
+
+
+def plain_names_of_bert(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors of a BERT, which have the names that VL-BERT gives them, by the plain names of two streams.
+
+    Its head of the next sentence is no head of matching.
+    """
+    found = {plain_name(name): array for name, array in official_to_bert(tensors).items()}
+    return {name: array for name, array in found.items() if not name.startswith("cls.seq_relationship.")}
 
 
 def match_two_stream(

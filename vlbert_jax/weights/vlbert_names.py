@@ -134,7 +134,7 @@ REQUIRED = {  # tensors that a source of a kind must have; others may be initial
         r"vlbert\.(?!pooler|mlm_head|mvrc_head|relationsip_head|special)|object_linguistic_embeddings\.|"
         r"image_feature_extractor\.obj_downsample\."
     ),
-    "sibling": re.compile(r"bert\.(?!pooler)"),
+    "sibling": re.compile(r"bert\.(?!pooler)|(v_)?embeddings\.|encoder\."),
 }
 
 

@@ -1,5 +1,7 @@
 """The most probable words and region classes at masked places."""
 
+from typing import Any
+
 import jax
 from jaxtyping import Array, Float, Int
 
@@ -17,7 +19,7 @@ def guesses(logits: Float[Array, "... c"]) -> tuple[Float[Array, "... k"], Int[A
     return tuple(jax.lax.top_k(jax.nn.softmax(logits), min(TOP, logits.shape[-1])))
 
 
-def guess_words(model: PretrainingModel, batch: Batch, states: Float[Array, "b n s d"], config) -> dict[str, tuple]:
+def guess_words(model: PretrainingModel, batch: Batch, states: Any, config) -> dict[str, tuple]:
     """Return `guesses` at the masked words: `words` from the states, `words_blind` without the image."""
     blind = model.encode(without_image(batch, config.model.encoder.vocab_size), None)
     encoded = {"words": states, "words_blind": blind}

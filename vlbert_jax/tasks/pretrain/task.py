@@ -282,6 +282,8 @@ class Pretrain(Task):
 
     def config_from_family(self, architecture: str, shapes) -> dict:
         """Return which heads there are, and the number of region classes."""
+        if architecture in ("lxmert", "vilbert"):
+            return _two_stream_fields(shapes)
         names = self.family_names.get(architecture, self._of_bert)
         classes = shapes.get(f"{names.get('mrc_head/classes', '')}.weight")
         matching = shapes.get(f"{names['relationship_head']}.weight")
@@ -360,3 +362,24 @@ class Pretrain(Task):
         """Return two lines per [MASK]: with and without the image."""
         kinds = {"words": "with the image", "blind": "without it"}
         return [f"{kind}:  {answer_line(mask[name])}" for mask in described["masks"] for name, kind in kinds.items()]
+
+
+def _two_stream_fields(shapes) -> dict:
+    """Return the fields of the config that the heads of LXMERT or ViLBERT determine (`Pretrain.config_from_family`)."""
+
+    def rows(module: str) -> int:
+        return shapes.get(f"{module}.weight", (0,))[0]
+
+    objects, classes = rows("obj_predict_head.decoder_dict.obj"), rows("cls.imagePredictions.decoder")
+    lxmert = "encoder.visn_fc.visn_fc.weight" in shapes
+    return {
+        "losses.mrc": bool(classes),
+        "losses.relationship": bool(rows("cls.seq_relationship") or rows("cls.bi_seq_relationship")),
+        "losses.text_only": False,
+        **dict.fromkeys((f"losses.{name}" for name in VISUAL_LOSSES), bool(objects)),
+        "model.num_region_classes": objects + 1 if objects else classes or 1601,
+        "model.num_attributes": rows("obj_predict_head.decoder_dict.attr"),
+        "data.max_regions": 36 if lxmert else 100,
+        "data.sequence_length": 64,
+        "data.text_length": 20 if lxmert else 36,
+    }

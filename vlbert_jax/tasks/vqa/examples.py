@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +15,7 @@ from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
 from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
 from vlbert_jax.tasks.vqa import accuracy
 
+SHIPPED_ANSWERS = Path(__file__).resolve().parents[2] / "assets/answers"
 _load_answers = functools.cache(accuracy.load_answers)
 
 
@@ -32,6 +34,8 @@ def answers_of(config) -> accuracy.AnswerVocabulary:
         )
     local = os.path.join(config.data.data_dir, config.data.answers)
     path = local if os.path.exists(local) else config.data.answers
+    if not os.path.exists(path) and (SHIPPED_ANSWERS / path).exists():
+        path = str(SHIPPED_ANSWERS / path)
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"no answer vocabulary at {local} (config.data.answers). Build again with --answers=3129, or with "

@@ -32,10 +32,15 @@ from vlbert_jax.visualization.cards import Card, RankedAnswer
 TOP = 5  # answers of a prediction
 ANSWER_HEADS = ("mask", "mask_linear", "pooler", "pooler_linear")
 # Head of the published models of an architecture.
-FAMILY_HEADS = {"uniter": "pooler", "visualbert": "mask_linear", "oscar": "pooler_linear", "vinvl": "pooler_linear"}
-FAMILY_CLASSES = {"uniter": "vqa_output.3", "visualbert": "cls", "oscar": "classifier", "vinvl": "classifier"}
-OWN_ANSWERS = ("uniter", "oscar", "vinvl")  # the others have the list of VL-BERT
-FAMILY_LENGTHS = {"oscar": (50, 128), "vinvl": (50, 128)}  # regions, and words with the names of the regions
+FAMILY_HEADS = {"uniter": "pooler", "visualbert": "mask_linear", "oscar": "pooler_linear", "vinvl": "pooler_linear",
+                "lxmert": "pooler", "vilbert": "pooler"}  # fmt: skip
+FAMILY_CLASSES = {"uniter": "vqa_output.3", "visualbert": "cls", "oscar": "classifier", "vinvl": "classifier",
+                  "lxmert": "answer_head.logit_fc.3", "vilbert": "vil_prediction.logit_fc.3"}  # fmt: skip
+OWN_ANSWERS = ("uniter", "oscar", "vinvl", "lxmert", "vilbert")  # the others have the list of VL-BERT
+# Number of LXMERT's answers -> the shipped list (vlbert_jax/assets/answers).
+LXMERT_ANSWERS = {3129: "lxmert_vqa.json", 1842: "lxmert_gqa.json", 9500: "lxmert_all.json"}
+# Regions, and words; those of Oscar and VinVL with the names of the regions.
+FAMILY_LENGTHS = {"oscar": (50, 128), "vinvl": (50, 128), "lxmert": (36, 20), "vilbert": (100, 23)}
 OTHER_CLASSES = 3  # visual entailment has so many, in a head of the same names; reasoning and retrieval have fewer
 
 
@@ -225,7 +230,7 @@ class VQA(TextImageTask):
         },
         **{name: {"answer_head/classes": FAMILY_CLASSES[name]} for name in ("visualbert", "oscar", "vinvl")},
     }
-    hugging_face = {"visualbert": "VisualBertForQuestionAnswering"}
+    hugging_face = {"visualbert": "VisualBertForQuestionAnswering", "lxmert": "LxmertForQuestionAnswering"}
     official_heads = ("final_mlp.",)
     starts_from = {"vlbert.mlm_head.predictions.transform.": "final_mlp.0."}
     defaults = {
@@ -258,6 +263,12 @@ class VQA(TextImageTask):
         fields |= {"data.max_regions": regions, "data.sequence_length": regions + words}
         if architecture in OWN_ANSWERS:
             fields |= {"data.answers": "", "data.answers_have_unknown": False}
+        if architecture == "lxmert":
+            fields |= {"data.answers": LXMERT_ANSWERS.get(answers, "")}
+        if architecture in ("lxmert", "vilbert"):
+            fields |= {"data.text_length": words}
+        if shapes.get("embeddings.task_embeddings.weight"):
+            fields |= {"model.two_stream.task_number": 1}  # of 12-in-1
         return fields | ({"model.encoder.pooler": True} if kind.startswith("pooler") else {})
 
     # --- Answers to a user --------------------------------------------------------------------------
