@@ -96,9 +96,21 @@ def two_stream() -> ml_collections.ConfigDict:
             layers=(),
             visual=(),  # width, heads and MLP width of the regions' stream
             cross=(),  # width and heads of cross-attention
-            pool_size=0,  # width of the pooled vector
             task_tokens=0,  # rows of the table of tasks: 20 in 12-in-1
             task_number=0,  # the row of this run: 1 = VQA
+        )
+    )
+
+
+def switches() -> ml_collections.ConfigDict:
+    """Return values that replace those of the architecture, to compare systems under control; empty = its own."""
+    return ml_collections.ConfigDict(
+        dict(
+            whole_image=False,  # True = the whole image is an element, the first one, in every architecture
+            box_numbers=0,  # numbers of a box, 4 to 7, where the architecture has such numbers
+            hidden="",  # what replaces the feature of a hidden region: vector | zeros
+            pool="",  # text: tanh layer of [CLS] | mul: product of ReLU layers of [CLS] and of the first region
+            product_size=0,  # width of that product; 0 = 1024
         )
     )
 
@@ -170,6 +182,7 @@ def pretraining() -> ml_collections.ConfigDict:
             architecture="vlbert",
             encoder=encoder("base"),
             two_stream=two_stream(),
+            switches=switches(),
             region_head=region_head(),
             train_region_head=True,  # False = its convolutions are constants, as in ablations (a)-(d) of the paper
             feature_size=2048,  # columns of precomputed features
@@ -247,6 +260,7 @@ def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
             architecture="vlbert",  # of vlbert_jax/model/architectures.py
             encoder=encoder("base"),
             two_stream=two_stream(),
+            switches=switches(),
             region_head=region_head(),
             train_region_head=True,  # False = its convolutions are constants
             feature_size=2048,  # columns of precomputed features
@@ -290,7 +304,8 @@ def shrink_to_demo(config: ml_collections.ConfigDict) -> None:
             scan_layers=False,
         )
     )
-    config.model.two_stream.update(dict(layers=(1, 1, 1), visual=(128, 4, 256), cross=(128, 4), pool_size=128))
+    config.model.two_stream.update(dict(layers=(1, 1, 1), visual=(128, 4, 256), cross=(128, 4)))
+    config.model.switches.product_size = 128
     config.model.region_head.update(
         dict(
             stem_width=16,

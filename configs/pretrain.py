@@ -2,8 +2,10 @@
 
     python -m vlbert_jax.main --config=configs/pretrain.py:VARIANT --workdir=DIR [--config.field=value ...]
 
-Variants: demo (default), base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec. Learning rates are those that
-are applied: the official yaml files hold them per sample (1e-7) and multiply by the batch of 256.
+Variants: demo (default), base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec, and those of other systems
+(configs/siblings.py): lxmert_base, vilbert_base, visualbert_base, uniter_base, uniter_large, unicoder_vl_base,
+b2t2_large, oscar_base, controlled. Learning rates are those that are applied: the official yaml files hold them per
+sample (1e-7) and multiply by the batch of 256.
 
 The paper's ablation (table 4; downstream scores after half the fine-tuning: VCR Q->A and QA->R, VQA test-dev,
 RefCOCO+ detected val), its five settings as command lines, `main` being the line above without its config:
@@ -25,7 +27,7 @@ RefCOCO+ detected val), its five settings as command lines, `main` being the lin
 
 import ml_collections
 
-from vlbert_jax.configs import common
+from vlbert_jax.configs import common, siblings
 
 # Words of the synthetic corpus (data_prep/scenes) that only the image determines.
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
@@ -152,7 +154,7 @@ def large_prec() -> ml_collections.ConfigDict:
     return config
 
 
-VARIANTS = (demo, base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec)
+VARIANTS = (demo, base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec, *siblings.VARIANTS)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:

@@ -6,9 +6,9 @@ Axes: `b` examples, `n` sequences per example, `s` elements per sequence, `m` im
 
 An example has `m` images and `n` sequences. Every element states whose visual feature it carries, so
 a sequence does not need to state its image. Region rows are grouped by image: row // (r / m) is the
-image of a row. Sequences are packed on the host without gaps: text, then regions, then [END]. Three
-kinds of elements that are not words have ids directly after the vocabulary, so one table embeds
-every element.
+image of a row. Sequences are packed on the host without gaps: text, then regions, then [END]; models of
+two streams have words alone in a sequence. Three kinds of elements that are not words have ids directly
+after the vocabulary, so one table embeds every element.
 
 What a task is trained or scored on is not part of `Batch` itself: each task declares a frozen
 dataclass of targets (a subclass of `Arrays`), and `Batch.targets` holds one.

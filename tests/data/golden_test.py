@@ -118,6 +118,7 @@ def layout_of(run, record) -> CaptionLayout:
     width, height = record["image_size"]
     return CaptionLayout(
         text_length=1000,
+        num_draws=64,
         precomputed=run["precomputed"],
         image_scale=tuple(run["scales"]),
         orientation="landscape" if width >= height else "portrait",

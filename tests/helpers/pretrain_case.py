@@ -8,7 +8,7 @@ FEATURES = 12  # size of a precomputed feature
 
 def shrunk(variant: str, data_dir, **fields):
     """Return the shipped recipe on the synthetic corpus; only its sizes are changed."""
-    config, demo = getattr(recipes, variant)(), recipes.demo()
+    config, demo = recipes.get_config(variant), recipes.demo()
     names = ("captions", "text", "vocab", "class_names", "visual_words", "group_words")
     shrink(config, demo, data_dir, num_layers=2, names=names)
     config.model.feature_size, config.model.num_region_classes = FEATURES, 81

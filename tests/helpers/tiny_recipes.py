@@ -19,7 +19,8 @@ def shrink(config: Any, demo: Any, data_dir: Any, num_layers: int, names: Iterab
     config.model.encoder.update(
         dict(vocab_size=256, hidden_size=16, num_layers=num_layers, num_heads=2, mlp_size=32, max_positions=40)
     )
-    config.model.two_stream.update(dict(layers=(1, 1, 1), visual=(16, 2, 32), cross=(16, 2), pool_size=16))
+    config.model.two_stream.update(dict(layers=(1, 1, 1), visual=(16, 2, 32), cross=(16, 2)))
+    config.model.switches.product_size = 16
     config.model.region_head.update(
         dict(stem_width=4, widths=(2, 2, 3, 3), blocks=(1, 1, 1, 1), strides=(1, 2, 1), roi_size=2, roi_chunk=8)
     )

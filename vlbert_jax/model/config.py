@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from vlbert_jax.model.architectures import VLBERT, Architecture, get_architecture
 from vlbert_jax.model.resnet import EXPANSION
 
+BOX_NUMBERS = (4, 5, 6, 7)  # what geometry of numbers can have (geometry.py)
+PRODUCT_SIZE = 1024  # of the published ViLBERT
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
@@ -29,6 +32,7 @@ class EncoderConfig:
     visual_size: int = 0  # width of the visual vectors; 0 = hidden_size
     visual_layer_norm: bool = True  # False: one learned factor instead
     pooler: bool = False
+    product_size: int = PRODUCT_SIZE  # width of the pooled vector where it is a product
     scan_layers: bool = True
     remat: str = "none"
     architecture: Architecture = VLBERT
@@ -37,7 +41,7 @@ class EncoderConfig:
     @property
     def pool_size(self) -> int:
         """Return the width of the pooled vector."""
-        return self.hidden_size
+        return self.hidden_size if self.architecture.pool == "text" else self.product_size
 
     def encoder_config(self, stream: str) -> "EncoderConfig":
         """Return the options of the layers that words ("text") or regions ("visual") pass: the same ones."""
@@ -108,13 +112,38 @@ def matmul_precision(name: str):
 def model_options(config) -> tuple[EncoderConfig, RegionHeadConfig]:
     """Return the options of encoder and region head of a run's config; configs/common.py describes the fields."""
     architecture, dtype = architecture_of(config), jnp.dtype(config.compute_dtype)
-    encoder = EncoderConfig(**config.model.encoder, architecture=architecture, dtype=dtype)
+    sizes = dict(config.model.encoder) | dict(product_size=product_size(config))
+    encoder = EncoderConfig(**sizes, architecture=architecture, dtype=dtype)
     return encoder, region_head_options(config, encoder.visual_size or encoder.hidden_size)
 
 
+def product_size(config) -> int:
+    """Return the width of the pooled vector where it is a product."""
+    return config.model.get("switches", {}).get("product_size", 0) or PRODUCT_SIZE
+
+
 def architecture_of(config) -> Architecture:
-    """Return the architecture of a run's config; configs from before this field are of VL-BERT."""
-    return get_architecture(config.model.get("architecture", VLBERT.name))
+    """Return the architecture of a run's config; configs from before this field are of VL-BERT.
+
+    The block `config.model.switches` replaces some of its values, so that systems can be compared that differ in
+    the rest alone.
+    """
+    architecture = get_architecture(config.model.get("architecture", VLBERT.name))
+    given = config.model.get("switches", {})
+    changes: dict[str, Any] = {}
+    if given.get("pool", ""):
+        changes["pool"] = given["pool"]
+    if given.get("hidden", ""):
+        changes["hidden"] = given["hidden"]
+    if given.get("whole_image", False):
+        changes["whole_image"] = True
+    numbers = given.get("box_numbers", 0)
+    if numbers and architecture.geometry in ("joint", "separate") and architecture.geometry_size in BOX_NUMBERS:
+        if numbers not in BOX_NUMBERS:
+            raise ValueError(f"config.model.switches.box_numbers is {numbers}; it must be 0 or 4 to 7.")
+        changes["geometry_size"] = numbers
+    changes = {name: value for name, value in changes.items() if getattr(architecture, name) != value}
+    return dataclasses.replace(architecture, **changes) if changes else architecture
 
 
 def region_head_options(config, hidden_size: int) -> RegionHeadConfig:

@@ -88,18 +88,18 @@ def encode(
 
 def attention(
     trunk: TwoStream, head: RegionHead, batch: Batch, regions: Float[Array, "b m k e"]
-) -> tuple[TwoStreamStates, dict[str, Float[Array, "layers b n heads q k"]]]:
+) -> tuple[TwoStreamStates, dict[str, Array]]:
     """Return the states and every kind of attention map, those of the words with the token of the task.
 
     The maps are "words" and "regions" of a stream to itself, and "words to regions" and "regions to words"
-    of the cross-attentions: which reads (q) what (k), by layer and head. Rows of regions are those of the
-    model, one set for each sequence.
+    of the cross-attentions, [layers, b, n, heads, q, k]: which element (q) reads which (k). Rows of regions
+    are those of the model, one set for each sequence.
     """
     b, n, _ = batch.token_ids.shape
     states, collected = encode(trunk, head, batch, regions, collect=True)
     kinds = {
         "words": ("t", "text"), "regions": ("v", "visual"),
-        "words to regions": ("x", "text"), "regions to words": ("x", "visual"),
+        "regions to words": ("x", "visual"), "words to regions": ("x", "text"),
     }  # fmt: skip
 
     def maps(kind: str, stream: str) -> Array:

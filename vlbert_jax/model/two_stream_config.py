@@ -16,7 +16,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig, architecture_of, region_head_options
+from vlbert_jax.model.config import (
+    EncoderConfig,
+    RegionHeadConfig,
+    architecture_of,
+    product_size,
+    region_head_options,
+)
 
 STREAMS = ("text", "visual")
 CHANGES = {"t": ("text",), "v": ("visual",), "x": STREAMS, "f": STREAMS}  # kind of block -> streams that it changes
@@ -210,7 +216,7 @@ def two_stream_options(config) -> tuple[TwoStreamConfig, RegionHeadConfig]:
         geometry_size=architecture.geometry_size,
         visual_norm="each" if architecture.visual_norm == "each" else "sum",
         pool=architecture.pool,
-        pool_size=given.get("pool_size", 0) or (text.hidden_size if architecture.pool == "text" else 1024),
+        pool_size=text.hidden_size if architecture.pool == "text" else product_size(config),
         dtype=jnp.dtype(config.compute_dtype),
         **{name: encoder[name] for name in ENCODER_FIELDS},
     )

@@ -128,17 +128,24 @@ class VisualLinguisticModel(nnx.Module):
             return gather_positions(states[:, 0], positions)
         return states.of_sequence(0).regions(positions[:, None])[:, 0]
 
-    def pooled(self, states, key=None) -> Float[Array, "b p"]:
-        """Return the pooled vector of the first sequence; `key` is for the dropout that two streams have there."""
+    def pooled(self, states, key=None, token_ids: Int[Array, "b n s"] | None = None) -> Float[Array, "b p"]:
+        """Return the pooled vector of the first sequence.
+
+        `key` is for the dropout of a product; in one stream, a product needs the ids of the elements.
+        """
+        if self.two_stream is None and self.vlbert.architecture.pool == "mul":
+            return self.vlbert.pool_both(states[:, 0], token_ids[:, 0], key)
         if self.two_stream is None:
             return self.vlbert.pool(states[:, 0])
         return self.two_stream.pool(states.of_sequence(0), key)[:, 0]
 
-    def states(self, batch: Batch, key_project=None, key_encode=None, blind: bool = False) -> Any:
-        """Return the states of all elements of a batch; `blind` leaves the image out."""
+    def states(
+        self, batch: Batch, key_project=None, key_encode=None, blind: bool = False, wanted: Sequence[str] | None = None
+    ) -> Any:
+        """Return the states of all elements of a batch; `blind` leaves the image out, `wanted` is as in `encode`."""
         if blind:
-            return self.encode(without_image(batch, self.vocab_size), None, key_encode)
-        return self.encode(batch, self.region_states(batch, self.appearance(batch), key_project), key_encode)
+            return self.encode(without_image(batch, self.vocab_size), None, key_encode, wanted)
+        return self.encode(batch, self.region_states(batch, self.appearance(batch), key_project), key_encode, wanted)
 
     def attention(self, batch: Batch) -> tuple[Any, Any]:
         """Return the states, and the attention of every element (first s) to every other, by layer and head.

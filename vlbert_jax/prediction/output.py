@@ -128,7 +128,8 @@ def write_attentions(
         seen = model.attention(picture, one.text, choice=choice)
         title = f"{one.text} ({Path(args.image[number]).name})"
         elements = (seen.tokens, seen.regions, seen.probabilities)
-        write_attention(path, picture.pixels, picture.regions.boxes, *elements, title, "\n".join(one.lines))
+        shown = (title, "\n".join(one.lines), seen.layers)
+        write_attention(path, picture.pixels, picture.regions.boxes, *elements, *shown)
         one.fields["attention"] = str(path)
 
 

@@ -35,8 +35,11 @@ from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.files import user_path
-from vlbert_jax.model.config import matmul_precision
+from vlbert_jax.model.config import architecture_of, matmul_precision
+from vlbert_jax.model.two_stream import TwoStreamStates
+from vlbert_jax.model.two_stream_config import STREAMS
 from vlbert_jax.prediction.asked import describe_answers, draw_asked
+from vlbert_jax.prediction.attention_maps import squares
 from vlbert_jax.prediction.expected import check_features, vocabulary_of
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import GRID, find_regions
@@ -50,15 +53,17 @@ class Encoded(NamedTuple):
 
     tokens: tuple[str, ...]  # text with its special tokens
     text: Float[np.ndarray, "t d"]
-    regions: Float[np.ndarray, "r d"]  # row 0 is the whole image
+    regions: Float[np.ndarray, "r e"]  # row 0 is the whole image, in architectures that read it
 
 
 class Attention(NamedTuple):
-    """The attention between the elements of a sequence."""
+    """The attention between the elements of a sequence, or between the words and the regions of two streams."""
 
     tokens: tuple[str, ...]
     regions: tuple[str, ...]  # row 0 is the whole image; [END] follows them
     probabilities: Float[np.ndarray, "layers heads s s"]  # attention of each element (row) to each; rows sum to 1
+    # Names of the layers; () = their numbers. In two streams each map has a layer of its own, which is 0 outside it.
+    layers: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +163,12 @@ class Predictor:
             return functools.partial(jax.jit(precise), state)
 
         self._appearance = compiled(lambda model, batch: model.appearance(batch))
-        self._states = compiled(lambda model, batch: model.states(batch))
-        self._attention = compiled(lambda model, batch: jnp.moveaxis(model.attention(batch)[1], 0, 1))
+        self._states = compiled(lambda model, batch: model.states(batch, wanted=STREAMS))
+
+        def attention(model, batch):
+            return jax.tree.map(lambda maps: jnp.moveaxis(maps, 0, 1), model.attention(batch)[1])
+
+        self._attention = compiled(attention)
         self._predict = compiled(lambda model, batch: self.task.predict_text(model, batch, config))
 
     def __repr__(self) -> str:
@@ -348,27 +357,40 @@ class Predictor:
         found = []
         for _, batch, states in self._results(self._states, requests):
             tokens, (first, end) = self._elements(batch)
-            found.append(Encoded(tokens, states[0, 0, :first], states[0, 0, first:end]))
+            if isinstance(states, TwoStreamStates):
+                found.append(Encoded(tokens, states.text[0, 0, :first], states.visual[0, 0, : end - first]))
+            else:
+                found.append(Encoded(tokens, states[0, 0, :first], states[0, 0, first:end]))
         return found if several else found[0]
 
     def attention(self, image: Any, text: Any, boxes: Any = None, choice: str = "") -> Any:
         """Return the attention of every element of the sequence of a text to every other as `Attention`.
 
-        For lists the result is a list.
+        In two streams each layer is four maps: of words, of regions, and from one to the other. For lists the result
+        is a list.
         """
         requests, several = requests_of(image, text, (choice,), boxes)
         found = []
-        for picture, batch, attention in self._results(self._attention, requests):
+        for picture, batch, maps in self._results(self._attention, requests):
             tokens, (first, end) = self._elements(batch)
-            names = tuple(map(picture.regions.name, range(end - first)))
-            found.append(Attention(tokens, names, attention[0, :, 0, :, : end + 1, : end + 1]))
+            names = tuple(map(picture.regions.name, range(len(picture.regions) + 1)))
+            maps = jax.tree.map(lambda rows: rows[0, :, 0], maps)
+            has_end = architecture_of(self.config).end_token
+            found.append(Attention(tokens, names, *squares(maps, len(tokens), len(names), end - first, has_end)))
         return found if several else found[0]
 
     def _elements(self, batch: Batch) -> tuple[tuple[str, ...], tuple[int, int]]:
-        """Return the tokens of the text, and where regions begin and end in the (first) sequence."""
+        """Return the tokens of the text, and where regions begin and end in the (first) sequence.
+
+        In two streams they end where a sequence with all of them would.
+        """
         ids, real = batch.token_ids[0, 0], int(batch.element_mask[0, 0].sum())
+        architecture = architecture_of(self.config)
+        if architecture.streams == 2:
+            rows = int(batch.region_mask[0].sum()) - (not architecture.whole_image)
+            return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:real]), (real, real + rows)
         first = int(np.argmax(ids == self.tokenizer.vocab_size + IMG))
-        return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:first]), (first, real - 1)
+        return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:first]), (first, real - architecture.end_token)
 
 
 def _usage(method: str) -> str:

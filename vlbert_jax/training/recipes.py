@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from vlbert_jax import configs
 from vlbert_jax.files import user_path
 
-NO_RECIPES = ("__init__", "common")
+NO_RECIPES = ("__init__", "common", "siblings")
 
 
 def recipe_folder() -> pathlib.Path:

@@ -42,6 +42,7 @@ def attention_page(
     attention: Float[np.ndarray, "layers heads s s"],
     title: str,
     answer: str = "",
+    layer_names: Sequence[str] = (),
 ) -> Html:
     """Return the page; it loads nothing when it is opened.
 
@@ -56,6 +57,7 @@ def attention_page(
             tokens, the regions and [END].
         title: the text that was asked about the image.
         answer: lines to show below the title.
+        layer_names: names of the layers; () = their numbers.
 
     Raises:
         ValueError: The sizes do not fit together.
@@ -70,6 +72,7 @@ def attention_page(
     data = dict(
         layers=attention.shape[0],
         heads=attention.shape[1],
+        names=list(layer_names),
         tokens=list(tokens),
         regions=[_numbered(i, name) for i, name in enumerate(regions)],
         boxes=[[0, 0, width, height], *np.round(boxes, 1).tolist()],

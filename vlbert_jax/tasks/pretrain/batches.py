@@ -53,8 +53,7 @@ class _Captions(_Corpus):
 
     def example(self, number: int, rng: np.random.Generator) -> Example:
         record = self.records[number]
-        length = self.layout.sequence_length
-        draws = draw_samples(rng, length, len(record["boxes"]), self.tokenizer.ordinary_ids)
+        draws = draw_samples(rng, self.layout.num_draws, len(record["boxes"]), self.tokenizer.ordinary_ids)
         other = None
         if self.layout.relationship and draws.relationship >= 0.5 and len(self.records) > 1:
             # Any record but this one; the whole record is read, although only its caption is used.
@@ -67,7 +66,7 @@ class _Text(_Corpus):
     eval_stream = "_Text"
 
     def example(self, number: int, rng: np.random.Generator) -> Example:
-        draws = draw_samples(rng, self.layout.sequence_length, 0, self.tokenizer.ordinary_ids)
+        draws = draw_samples(rng, self.layout.num_draws, 0, self.tokenizer.ordinary_ids)
         words = text_words(self.records, number, self.tokenizer, self.layout)
         return text_example(words, draws, self.tokenizer, self.layout)
 

@@ -35,6 +35,7 @@ class CaptionLayout(ImageLayout):
     flip_probability: float
     sequence_length: int
     text_length: int
+    num_draws: int  # words for which random numbers are drawn, the same number in every arrangement
     num_classes: int
     mlm: bool
     mrc: bool
@@ -74,6 +75,7 @@ class CaptionLayout(ImageLayout):
             **{name: losses[name] for name in ("mlm", "relationship")},
             sequence_length=sequence_length(config),
             text_length=text_length(config),
+            num_draws=max(d.sequence_length, text_length(config)),
             **{name: d[name] for name in ("text_min_words", "max_mlm_targets", "max_mrc_targets")},
         )
 

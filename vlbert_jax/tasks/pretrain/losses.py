@@ -159,7 +159,8 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
         squares = jnp.mean(jnp.where(real[..., None], errors, 0) ** 2, axis=-1)
         sums["regression"] = jnp.sum(squares * weights["regression"])
     if "relationship" in names:
-        logits = model.relationship_logits(states, None if key is None else jax.random.fold_in(key_encode, 1))
+        key_pool = None if key is None else jax.random.fold_in(key_encode, 1)
+        logits = model.relationship_logits(states, key_pool, batch.token_ids)
         hits = logits.argmax(-1) == batch.targets.relationship
         add("relationship", cross_entropy(logits, batch.targets.relationship), hits, weights["relationship"])
     if chosen := tuple(name for name in VISUAL_LOSSES if name in names):

@@ -106,12 +106,14 @@ class PretrainingModel(VisualLinguisticModel):
         """Return LXMERT's predictions for all regions of the first sequence: objects, attributes, features."""
         return self.visual_head(states.visual[:, 0])
 
-    def relationship_logits(self, states, key=None) -> Float[Array, "b c"]:
+    def relationship_logits(
+        self, states, key=None, token_ids: Int[Array, "b n s"] | None = None
+    ) -> Float[Array, "b c"]:
         """Return the logits: the caption does not belong, or belongs, to the image.
 
         A third class means that a second text, as the names of detected objects, does not belong (Oscar).
         """
-        return self.relationship_head(self.pooled(states, key)).astype(jnp.float32)
+        return self.relationship_head(self.pooled(states, key, token_ids)).astype(jnp.float32)
 
 
 def _sequences(batch: Batch, chosen: slice) -> Batch:

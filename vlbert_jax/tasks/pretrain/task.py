@@ -92,7 +92,7 @@ class Pretrain(Task):
             encoder,
             dataclasses.replace(region_head, hidden_vector=not hides_pixels and architecture.hidden != "none"),
             config.model.num_region_classes,
-            mrc=mrc or architecture is VLBERT,  # VL-BERT's weights have that head in any case
+            mrc=mrc or architecture.name == VLBERT.name,  # VL-BERT's weights have that head in any case
             relationship=config.losses.relationship,
             relationship_classes=config.model.get("relationship_classes", 2),
             region_classifier=config.losses.region > 0,
@@ -190,7 +190,7 @@ class Pretrain(Task):
                 add(f"mrc_accuracy{suffix}", logits.argmax(-1) == best, batch.targets.mrc_mask)
                 add(f"mrc_loss{suffix}", soft_cross_entropy(logits, batch.targets.mrc_targets), batch.targets.mrc_mask)
         if kind == "caption" and config.losses.relationship:
-            logits = model.relationship_logits(states)
+            logits = model.relationship_logits(states, None, batch.token_ids)
             add("relationship_accuracy", logits.argmax(-1) == batch.targets.relationship, batch.region_mask.any(1))
         if kind == "caption" and config.losses.get("objects", False):
             hits = model.visual_predictions(states)["objects"].argmax(-1)

@@ -78,11 +78,13 @@ class VQAModel(VisualLinguisticModel):
         if isinstance(encoder, TwoStreamConfig):
             self.wanted = encoder.pooled_streams if self.reads_pooler else ("text",)
 
-    def answer_logits(self, states, positions: Int[Array, " b"], key=None) -> Float[Array, "b answers"]:
+    def answer_logits(
+        self, states, positions: Int[Array, " b"], key=None, token_ids: Int[Array, "b n s"] | None = None
+    ) -> Float[Array, "b answers"]:
         """Return a logit per answer; `positions` are those of [MASK]."""
         if self.reads_pooler:
             key_pool = None if key is None else jax.random.fold_in(key, 1)
-            return self.answer_head(self.pooled(states, key_pool), key)
+            return self.answer_head(self.pooled(states, key_pool, token_ids), key)
         return self.answer_head(self.first_words_at(states, positions[:, None])[:, 0], key)
 
 
@@ -307,7 +309,7 @@ def _known(batch: Batch) -> Bool[Array, " b"]:
 def _logits(model: VQAModel, batch: Batch, config, key=None) -> Float[Array, "b answers"]:
     key_project, key_encode, key_head = split_keys(key, 3)
     states = model.states(batch, key_project, key_encode, config.blind)
-    return model.answer_logits(states, batch.targets.answer_positions, key_head)
+    return model.answer_logits(states, batch.targets.answer_positions, key_head, batch.token_ids)
 
 
 def _counted_questions(batch: Batch, config) -> Bool[Array, " b"]:

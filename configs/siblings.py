@@ -1,0 +1,226 @@
+"""Pre-training of the systems that VL-BERT's paper compares itself with; variants of configs/pretrain.py.
+
+All of them run on precomputed features of a caption corpus. `config.model.architecture` exchanges the model of any
+of them, with the data and the losses of the recipe. What the original code does and these recipes do not: regions of
+other images in place of hidden ones (LXMERT), questions among the captions (LXMERT, Oscar), one loss per update and
+batches by number of tokens (UNITER), masking of single word pieces (all).
+"""
+
+import ml_collections
+
+from vlbert_jax.configs import common
+
+
+def _from_captions(architecture: str, captions: str, text_length: int, max_regions: int) -> ml_collections.ConfigDict:
+    """Return the fields that the siblings share: captions alone, as many words and regions as the model takes."""
+    config = common.pretraining()
+    config.model.architecture = architecture
+    config.model.train_region_head = False
+    config.model.encoder.pooler = True
+    config.losses.update(dict(text_only=False, mrc=False, relationship=True))
+    config.optimizer.weight_decay = 0.01
+    config.data.update(
+        dict(
+            captions=f"region_captions/{captions}",
+            features="precomputed",
+            hide_pixels=False,
+            flip_probability=0.0,
+            text_length=text_length,
+            max_regions=max_regions,
+            sequence_length=text_length + max_regions + 1,
+            max_mlm_targets=min(text_length, 24),
+            max_mrc_targets=max(max_regions, 1),
+        )
+    )
+    return config
+
+
+def lxmert_base() -> ml_collections.ConfigDict:
+    """LXMERT: two streams, from scratch, on captions of COCO and Visual Genome.
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:lxmert_base --workdir=DIR
+
+    Words, matching, and for every region the detector's object and the features of hidden ones. A corpus with
+    `attribute_scores` also takes --config.losses.attributes=True. 670,000 updates of 256 pairs, about 20 epochs with
+    the questions of the official corpus. Reached by the official code after fine-tuning: VQA test-std 72.54, GQA
+    test-std 60.33, NLVR2 test-P 74.45.
+    """
+    config = _from_captions("lxmert", "coco_visual_genome", text_length=20, max_regions=36)
+    config.init.scratch = True
+    config.total_steps = 670_000
+    config.learning_rate = 1e-4
+    config.warmup_steps = 33_500
+    config.optimizer.clip_norm = 1.0
+    config.losses.update(dict(objects=True, features=True))
+    return config
+
+
+def vilbert_base() -> ml_collections.ConfigDict:
+    """ViLBERT with six connections: two streams, the words' stream from BERT, on Conceptual Captions.
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:vilbert_base --workdir=DIR \\
+            --config.init.bert=bert-base-uncased/
+
+    Ten epochs of 512 pairs. As in the code of 12-in-1, words and regions count in matching pairs alone; the first code
+    counts all: --config.losses.only_matched=False. Layers of 2, 4 and 8 connections are in configs/common.py. Reached
+    by the paper after fine-tuning: VQA test-std 70.92, VCR test Q->AR 54.8, RefCOCO+ val 72.34.
+    """
+    config = _from_captions("vilbert", "conceptual_captions", text_length=36, max_regions=36)
+    config.total_steps = 60_930
+    config.batch_size = 512
+    config.learning_rate = 1e-4
+    config.warmup_steps = 6_093
+    config.optimizer.update(dict(b2=0.98, eps=1e-8, clip_norm=1.0))
+    config.losses.update(dict(mrc=True, mrc_targets="kl_sum", only_matched=True))
+    return config
+
+
+def visualbert_base() -> ml_collections.ConfigDict:
+    """VisualBERT on captions of COCO: words and matching, no region is hidden.
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:visualbert_base --workdir=DIR \\
+            --config.init.bert=bert-base-uncased/
+
+    Ten epochs of 48 pairs. The official code reads a second caption of the image, or of another, behind the first
+    one; here matching compares the one caption. Reached by the paper after fine-tuning: VQA test-std 71.00, VCR test
+    Q->AR 52.4, NLVR2 test-P 67.0.
+    """
+    config = _from_captions("visualbert", "coco", text_length=128, max_regions=100)
+    config.total_steps = 123_000
+    config.batch_size = 48
+    config.learning_rate = 5e-5
+    config.warmup_steps = 12_300
+    config.optimizer.clip_norm = 1.0
+    return config
+
+
+def uniter_base() -> ml_collections.ConfigDict:
+    """UNITER base: words, matching with optimal transport, classes and features of regions.
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:uniter_base --workdir=DIR \\
+            --config.init.bert=bert-base-cased/
+
+    The official batches have 491,520 words and regions, about 8,192 pairs, and one of the losses. Reached by the paper
+    after fine-tuning: VQA test-std 72.91, VCR test Q->AR 58.2, NLVR2 test-P 77.85, RefCOCO+ detected val 75.31.
+    """
+    config = _from_captions("uniter", "coco_visual_genome_conceptual_sbu", text_length=62, max_regions=100)
+    config.model.encoder.vocab_size = 28_996
+    config.total_steps = 200_000
+    config.batch_size = 8_192
+    config.learning_rate = 5e-5
+    config.warmup_steps = 10_000
+    config.optimizer.update(dict(b2=0.98, clip_norm=5.0))
+    config.losses.update(dict(mrc=True, mrc_targets="kl", regression=True, transport=0.1))
+    config.data.vocab = "bert-base-cased"
+    return config
+
+
+def uniter_large() -> ml_collections.ConfigDict:
+    """UNITER large: as uniter_base, with 500,000 updates.
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:uniter_large --workdir=DIR \\
+            --config.init.bert=bert-large-cased/
+
+    Reached by the paper after fine-tuning: VQA test-std 74.02, VCR test Q->AR 62.8, NLVR2 test-P 79.98, RefCOCO+
+    detected val 75.90.
+    """
+    config = uniter_base()
+    config.model.encoder.update(common.encoder("large"))
+    config.model.encoder.update(dict(vocab_size=28_996, pooler=True))
+    config.total_steps = 500_000
+    config.batch_size = 6_144
+    config.grad_accumulation_steps = 4
+    return config
+
+
+def unicoder_vl_base() -> ml_collections.ConfigDict:
+    """Unicoder-VL, after its paper: no code and no weights exist.
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:unicoder_vl_base --workdir=DIR \\
+            --config.init.bert=bert-base-uncased/
+
+    Words, matching, and the best class of hidden regions, which count in matching pairs alone. The number of epochs
+    is not known; here it is ten of 3.8 million pairs. Reached by the paper after fine-tuning: VCR test Q->AR 54.9.
+    """
+    config = _from_captions("unicoder_vl", "conceptual_sbu", text_length=144, max_regions=100)
+    config.total_steps = 198_000
+    config.batch_size = 192
+    config.learning_rate = 1e-4
+    config.warmup_steps = 19_800
+    config.losses.update(dict(mrc=True, mrc_targets="hard", only_matched=True))
+    return config
+
+
+def b2t2_large() -> ml_collections.ConfigDict:
+    """B2T2 large: words that see the whole image, and matching, on Conceptual Captions.
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:b2t2_large --workdir=DIR \\
+            --config.init.bert=bert-large-uncased/
+
+    Words count in matching pairs alone. The rates of its pre-training are not published; here they are those of its
+    fine-tuning, and the updates are one epoch. Reached by the paper after fine-tuning: VCR test Q->AR 55.0.
+    """
+    config = _from_captions("b2t2", "conceptual_captions", text_length=64, max_regions=0)
+    config.model.encoder.update(common.encoder("large"))
+    config.model.encoder.pooler = True
+    config.total_steps = 97_500
+    config.batch_size = 32
+    config.learning_rate = 2e-5
+    config.warmup_steps = 9_750
+    config.optimizer.clip_norm = 1.0
+    config.losses.only_matched = True
+    return config
+
+
+def oscar_base() -> ml_collections.ConfigDict:
+    """Oscar base: words and matching, with the recipe of Oscar+, the one that is published.
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:oscar_base --workdir=DIR \\
+            --config.init.bert=bert-base-uncased/
+
+    --config.model.architecture=vinvl adds the norm of regions. Reached by the paper after fine-tuning: VQA test-std
+    73.44 (VinVL 76.12), NLVR2 test-P 78.36 (VinVL 83.08).
+    """
+    config = _from_captions("oscar", "coco_visual_genome_conceptual_sbu", text_length=35, max_regions=50)
+    config.total_steps = 2_000_000
+    config.batch_size = 1_024
+    config.learning_rate = 5e-5
+    config.optimizer.eps = 1e-8
+    return config
+
+
+def controlled() -> ml_collections.ConfigDict:
+    """Five architectures under one recipe: the controlled study of Bugliarello et al. (2021).
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:controlled --workdir=DIR \\
+            --config.init.bert=bert-base-uncased/ --config.model.architecture=vilbert
+
+    The architecture is vlbert, uniter, visualbert, vilbert or lxmert. All read 36 regions behind the whole image,
+    hide regions by zeros, pool words and image to one product, and learn words, the divergence of region classes,
+    and matching, on Conceptual Captions, in ten epochs of 256 pairs. Published after fine-tuning (VOLTA, best of
+    several seeds; VQA test-dev, RefCOCO+, NLVR2, and Flickr30k R@1 of images and of texts):
+
+                     VQA  RefCOCO+  NLVR2   IR     TR
+        vlbert      68.23   71.23   73.22  57.62  70.90
+        uniter      68.67   71.45   73.73  60.54  76.40
+        visualbert  69.03   70.02   72.70  61.48  75.20
+        vilbert     68.97   70.53   72.24  60.34  78.80
+        lxmert      67.52   70.49   71.09  58.62  74.90
+
+    The code of VOLTA differs in details: its VL-BERT has no [END], and dropout precedes its head of matching.
+    """
+    config = _from_captions("vlbert", "conceptual_captions", text_length=38, max_regions=36)
+    config.model.two_stream.update(dict(visual=(768, 12, 3072), cross=(768, 12)))
+    config.model.switches.update(dict(whole_image=True, box_numbers=5, hidden="zeros", pool="mul"))
+    config.total_steps = 121_850
+    config.learning_rate = 1e-4
+    config.warmup_steps = 12_185
+    config.optimizer.clip_norm = 5.0
+    config.losses.update(dict(mrc=True, mrc_targets="kl_sum", only_matched=True))
+    return config
+
+
+VARIANTS = (
+    lxmert_base, vilbert_base, visualbert_base, uniter_base, uniter_large, unicoder_vl_base, b2t2_large, oscar_base,
+    controlled,
+)  # fmt: skip

@@ -1,0 +1,242 @@
+"""The recipes of the siblings on synthetic data, on several devices; a run in two stages, and what it answers."""
+
+import functools
+import json
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+import vlbert_jax
+from configs import vqa as vqa_recipes
+from data_prep.build import build_scene_tasks, build_scenes
+from tests.helpers import predict_case
+from tests.helpers.pretrain_case import FEATURES
+from tests.helpers.pretrain_case import shrunk as shrunk_pretraining
+from tests.helpers.tiny_recipes import shrink
+from vlbert_jax.model.one_stream import OneStream
+from vlbert_jax.tasks import get_task
+from vlbert_jax.tasks.layouts import trunk_options
+from vlbert_jax.training import optimizer, sharding
+from vlbert_jax.training.loop import train
+from vlbert_jax.training.state import create_state, initial_weights
+from vlbert_jax.visualization.attention import write_attention
+from vlbert_jax.weights.two_stream_names import run_table
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build_scenes(folder, num_train=40, num_val=8, num_train_stories=20, num_val_stories=4, feature_width=FEATURES)
+    build_scene_tasks(folder, num_train=24, num_val=8, num_test=4, feature_width=FEATURES)
+    return folder
+
+
+def short(config, **fields):
+    """Return the config with two updates that change something."""
+    config.init.scratch, config.total_steps, config.warmup_steps, config.report = True, 2, 0, False
+    config.eval_every_steps = config.checkpoint_every_steps = 0
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def shrunk(variant: str, data_dir, **fields):
+    """Return a recipe of pre-training with the lengths of the corpus in place of its own."""
+    config = shrunk_pretraining(variant, data_dir, **{"model.encoder.num_layers": 1, "model.num_attributes": 4})
+    config.data.text_length, config.data.sequence_length = 17, 24
+    config.data.max_regions = 0 if variant == "b2t2_large" else 6
+    return short(config, **fields)
+
+
+def on_devices(config, *sizes):
+    config.mesh.update(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    return sharding.make_mesh(config.mesh, jax.devices()[: math.prod(sizes)])
+
+
+def parameters(state):
+    return {tuple(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(state.params)}
+
+
+def updated(config, workdir, *sizes):
+    """Run the recipe on a mesh of these sizes; return the names of the losses in the log, and the parameters."""
+    _, state = train(config, get_task(config.task), workdir, on_devices(config, *sizes))
+    assert int(state.step) == 2 and bool(state.finite)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    values = {name: value for row in rows if row["split"] == "train" for name, value in row.items()}
+    return {name for name in values if name.endswith("_loss")}, parameters(state)
+
+
+@pytest.fixture(scope="module")
+def lxmert(data_dir, tmp_path_factory):
+    """Return the workdir of a pre-training on four devices, its losses and its parameters."""
+    workdir = tmp_path_factory.mktemp("lxmert")
+    return workdir, *updated(shrunk("lxmert_base", data_dir), workdir, 2, 2, 1)
+
+
+def test_lxmert(lxmert):
+    _, losses, trained = lxmert
+    assert losses == {"mlm_caption_loss", "relationship_loss", "objects_loss", "features_loss"}
+    assert {path[0] for path in trained} == {"two_stream", "mlm_head", "relationship_head", "visual_head"}
+    assert all(np.isfinite(values).all() for values in trained.values())
+
+
+@pytest.mark.slow
+def test_vilbert(data_dir, tmp_path):
+    losses, trained = updated(shrunk("vilbert_base", data_dir), tmp_path, 1, 2, 2)
+    assert losses == {"mlm_caption_loss", "relationship_loss", "mrc_loss"}
+    assert {path[0] for path in trained} == {"two_stream", "mlm_head", "relationship_head", "mrc_head"}
+
+
+ONE_STREAM = ("visualbert_base", "uniter_base", "uniter_large", "unicoder_vl_base", "b2t2_large", "oscar_base")
+
+
+def traced(config):
+    """Trace the losses of a batch of the corpus; return the batch and the shapes of the parameters."""
+    task = get_task("pretrain")
+    batch, names = next(task.train_batches(config, 0, 0, 1)), task.active_losses(config, 0)
+    model = nnx.eval_shape(lambda: task.build_model(config, nnx.Rngs(0)))
+    compute = functools.partial(task.loss_sums, key=jax.random.key(0), config=config, names=names)
+    sums, _ = nnx.eval_shape(compute, model, batch)
+    assert set(sums) == set(names) and "mlm_caption" in names
+    return batch, {"/".join(map(str, path)): v.shape for path, v in nnx.to_flat_state(nnx.state(model))}
+
+
+@pytest.mark.parametrize("variant", ["vilbert_base", *ONE_STREAM])
+def test_every_recipe_can_be_traced(variant, data_dir):
+    config = shrunk(variant, data_dir)
+    _, shapes = traced(config)
+    assert ("two_stream/visual_pooler/kernel" if variant == "vilbert_base" else "vlbert/pooler/kernel") in shapes
+    if variant == "uniter_base":  # the model of any recipe can be exchanged
+        config.model.architecture, config.losses.transport, config.losses.regression = "lxmert", 0.0, False
+        assert "two_stream/encoder/groups/2/x/both/attention_norm/scale" in traced(config)[1]
+
+
+def test_the_controlled_study(data_dir):
+    """Five architectures read the same words and regions, with one kind of box, hidden region and pooled vector."""
+    seen = {}
+    for architecture in ("vlbert", "uniter", "visualbert", "vilbert", "lxmert"):
+        config = shrunk("controlled", data_dir, **{"model.architecture": architecture})
+        seen[architecture], shapes = traced(config)
+        two_streams = architecture in ("vilbert", "lxmert")
+        poolers = [f"two_stream/{x}_pooler/kernel" for x in ("text", "visual")] if two_streams else [
+            "vlbert/pooler/kernel", "vlbert/region_pooler/kernel"]  # fmt: skip
+        assert [shapes[name] for name in poolers] == [(16, 16)] * 2 and shapes["relationship_head/kernel"] == (16, 2)
+        assert "fast_rcnn/hidden_appearance" not in shapes and "mrc_head/classes/kernel" in shapes
+        options, _ = trunk_options(config)
+        assert not two_streams or options.visual.hidden_size == 16
+    numbers = {name: batch.box_geometry.shape[-1] for name, batch in seen.items() if batch.box_geometry is not None}
+    assert numbers == dict(vlbert=2048, uniter=5, vilbert=5, lxmert=5)
+    for name, batch in seen.items():
+        for field in ("region_features", "region_mask"):
+            np.testing.assert_array_equal(getattr(batch, field), getattr(seen["vlbert"], field))
+        first = batch.region_ids == 0  # the whole image is an element, or region 0 of a stream
+        is_region = batch.token_ids >= 256
+        assert name in ("vilbert", "lxmert") or (first & is_region).any(-1).all()
+
+
+def test_the_product_of_both_pooled_vectors(data_dir):
+    config = shrunk("controlled", data_dir, **{"model.architecture": "uniter"})
+    options, _ = trunk_options(config)
+    trunk = OneStream(options, nnx.Rngs(0))
+    states = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    ids = np.array([[2, 9, 3, 256, 257], [2, 3, 256, 256, 0]])  # regions begin at 3 and at 2
+    words, regions = trunk.pooler(states[:, 0]), trunk.region_pooler(states[np.arange(2), [3, 2]])
+    expected = np.maximum(words, 0) * np.maximum(regions, 0)
+    assert np.abs(expected).max() > 1e-4
+    np.testing.assert_allclose(trunk.pool_both(states, jnp.asarray(ids)), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [*ONE_STREAM, "controlled"])
+def test_every_recipe_trains(variant, data_dir, tmp_path):
+    losses, _ = updated(shrunk(variant, data_dir), tmp_path, 2, 1, 1)
+    assert "mlm_caption_loss" in losses
+
+
+# --- From pre-training to questions -------------------------------------------------------------------------
+
+
+def questions(variant: str, data_dir, **fields):
+    config, demo = getattr(vqa_recipes, variant)(), vqa_recipes.demo()
+    shrink(config, demo, data_dir, num_layers=1, names=("texts", "images", "vocab", "answers"))
+    config.model.feature_size, config.model.num_answers, config.batch_size = FEATURES, demo.model.num_answers, 8
+    config.data.update(dict(text_length=24, sequence_length=31, max_regions=6))
+    return short(config, **fields)
+
+
+def initial(config):
+    """Return the parameters that a run starts with."""
+    task, mesh = get_task(config.task), on_devices(config, 1, 1, 1)
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    graphdef, _, shardings, create = create_state(config, task, tx, mesh)
+    return parameters(initial_weights(config, task, graphdef, create(), shardings, complete=False))
+
+
+def test_questions_start_from_pre_training(lxmert, data_dir, caplog):
+    workdir, _, trained = lxmert
+    config = questions("lxmert_base", data_dir, **{"init.checkpoint": str(workdir)})
+    with caplog.at_level(logging.INFO, "vlbert_jax"):
+        started = initial(config)
+    trunk = {path for path in started if path[0] == "two_stream"}
+    assert trunk and {path[0] for path in started} == {"two_stream", "answer_head"}
+    for path in trunk:  # rows of the table of words that no token has are those of the run
+        np.testing.assert_array_equal(started[path][:256], trained[path][:256], err_msg=str(path))
+    assert "LXMERT, pretrain in orbax" in caplog.text
+    assert "parameters of two_stream/encoder: " in caplog.text
+    assert "parameters of answer_head: 6 from scratch" in caplog.text
+
+
+def test_the_words_stream_starts_from_bert(data_dir, tmp_path):
+    config = shrunk("vilbert_base", data_dir, **{"model.two_stream.layers": (2, 1, 1)})
+    state = nnx.state(nnx.eval_shape(lambda: get_task("pretrain").build_model(config, nnx.Rngs(0))))
+    shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
+    rng, bert, expected = np.random.default_rng(0), {}, []
+    for entry in run_table(shapes, 256):
+        if entry.official.startswith(("embeddings.", "encoder.layer.")):
+            shape = entry.to_official(entry.part(np.zeros(shapes[entry.path], np.float32))).shape
+            bert[f"bert.{entry.official}"] = rng.standard_normal(shape, dtype=np.float32)
+            expected.append((entry, bert[f"bert.{entry.official}"]))
+    assert len(bert) == 5 + 2 * 16
+    save_file(bert, tmp_path / "model.safetensors")
+    config.init.bert = str(tmp_path / "model.safetensors")
+    started = initial(config)
+    for entry, array in expected:
+        np.testing.assert_array_equal(entry.to_official(entry.part(started[entry.path])), array)
+
+
+@pytest.mark.parametrize("architecture", ["lxmert", "vilbert"])
+def test_a_model_answers(architecture, data_dir, tmp_path):
+    """A folder of the model is loaded; it answers from pixels, and every map of attention sums to 1 over its part."""
+    sizes = dict(layers=(2, 1, 1), visual=(32, 4, 32), cross=(32, 2))
+    config = predict_case.shrunk("vqa", data_dir, **{"model.architecture": architecture, "model.answer_head": "pooler"})
+    config.model.two_stream.update(sizes)
+    predictor = vlbert_jax.load(predict_case.write_model(tmp_path / "model", config))
+    boxes = [[2, 2, 30, 30], [40, 10, 80, 60]]
+    image, question = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8), "what color is the ball?"
+    picture = predictor.look(image, boxes)
+    answers = predictor.answer(picture, question)
+    other = predictor.answer(image, question, [[0, 0, 20, 60], [50, 30, 90, 60]])
+    assert len(answers) == 5 and [a.probability for a in answers] != [a.probability for a in other]
+    first = 1 if architecture == "lxmert" else 0  # of the regions that the model reads
+    encoded = predictor.encode(picture, question)
+    assert encoded.text.shape == (len(encoded.tokens), 32) and encoded.regions.shape == (3 - first, 32)
+    assert "[MASK]" not in encoded.tokens  # the head reads the pooler
+    seen = predictor.attention(picture, question)
+    t, size = len(seen.tokens), len(seen.tokens) + len(seen.regions) + 1
+    assert len(seen.regions) == 3 and seen.probabilities.shape == (len(seen.layers), 4, size, size)
+    words, regions = slice(0, t), slice(t + first, t + 3)
+    sides = {"words": (words, words), "regions": (regions, regions), "words to regions": (words, regions),
+             "regions to words": (regions, words)}  # fmt: skip
+    assert {name.rsplit(" ", 1)[0] for name in seen.layers} == set(sides)
+    for name, maps in zip(seen.layers, seen.probabilities, strict=True):
+        read, given = sides[name.rsplit(" ", 1)[0]]
+        heads = 2 if " to " in name else 4
+        np.testing.assert_allclose(maps[:heads, read, given].sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(maps.sum((1, 2))[:heads], read.stop - read.start, rtol=1e-5)  # zeros elsewhere
+    write_attention(tmp_path / "page.html", image, picture.regions.boxes, *seen[:3], "title", "", seen.layers)
+    assert '"words to regions 1"' in (tmp_path / "page.html").read_text()
