@@ -19,6 +19,7 @@ from tests.helpers import predict_case
 from tests.helpers.pretrain_case import FEATURES
 from tests.helpers.pretrain_case import shrunk as shrunk_pretraining
 from tests.helpers.tiny_recipes import shrink
+from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.one_stream import OneStream
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.layouts import trunk_options
@@ -240,3 +241,19 @@ def test_a_model_answers(architecture, data_dir, tmp_path):
         np.testing.assert_allclose(maps.sum((1, 2))[:heads], read.stop - read.start, rtol=1e-5)  # zeros elsewhere
     write_attention(tmp_path / "page.html", image, picture.regions.boxes, *seen[:3], "title", "", seen.layers)
     assert '"words to regions 1"' in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("kind", ["mask", "mask_linear", "pooler_linear"])
+def test_other_heads_read_two_streams_too(kind, data_dir):
+    """A head that reads [MASK] finds it among the words, and starts from the words of the answers."""
+    config, task = questions("vilbert_base", data_dir, **{"model.answer_head": kind}), get_task("vqa")
+    batch = next(task.train_batches(config, 0, 0, 1))
+    mask_id = tokenizer_of(config).mask_id
+    at = np.take_along_axis(batch.token_ids[:, 0], batch.targets.answer_positions[:, None], axis=1)
+    assert (at == mask_id).all() if kind.startswith("mask") else not (batch.token_ids == mask_id).any()
+    model = nnx.jit(lambda: task.build_model(config, nnx.Rngs(0)))()
+    compute = functools.partial(task.loss_sums, key=None, config=config, names=("answer",))
+    assert nnx.eval_shape(compute, model, batch)[0]["answer"].shape == ()
+    before = np.asarray(model.answer_head.classes.kernel[...])
+    task.initialize_heads(model, config, set())
+    assert np.array_equal(before, model.answer_head.classes.kernel[...]) == (kind == "pooler_linear")
