@@ -58,6 +58,8 @@ COMMON_FIELDS = {
     "log_every_steps": "updates between two rows of metrics.jsonl",
     "eval_every_steps": "updates between two evaluations; 0 = only at the end",
     "checkpoint_every_steps": "updates between two checkpoints; 0 = only at the end",
+    "report": "whether to write report/index.html at every evaluation",
+    "tracker": "wandb = log to Weights & Biases as well as to TensorBoard",
     "init.checkpoint": "workdir or weights that the run starts from; init.bert and init.resnet likewise",
     "init.scratch": "whether the run may start from random weights",
     "data.data_dir": "folder of the records",

@@ -35,7 +35,7 @@ class RunReport:
         waits: Waits,
     ):  # fmt: skip
         self.config, self.task, self.workdir, self.mesh = config, task, workdir, mesh
-        self.batches: list[Any] | None = None  # (on the host, on the devices)
+        self.batches: list[Any] | None = None  # on the host, to leave the devices' memory to the updates
         self.step: int | None = None  # of the last report
         self.waits = waits
 
@@ -62,14 +62,15 @@ class RunReport:
 
     def _write(self, step: int, params: PyTree, constants: PyTree) -> list[tuple[str, np.ndarray]]:
         if self.batches is None:
-            whole = self.task.report_batches(self.config)
-            self.batches = [(batch, sharding.whole_batch(batch, self.mesh)) for batch in whole]
-        rows = [jax.device_get(self.answer(params, constants, batch)) for _, batch in self.batches]
+            self.batches = self.task.report_batches(self.config)
+        shown = []
+        for batch in self.batches:
+            rows = self.answer(params, constants, sharding.whole_batch(batch, self.mesh))
+            shown.append((batch, jax.device_get(rows)))
         drawings = []
         if jax.process_index() == 0:
             history = metrics.read_rows(self.workdir / "metrics.jsonl")
             about = about_run(self.config, self.task, self.workdir, step, history)
-            shown = [(batch, answers) for (batch, _), answers in zip(self.batches, rows, strict=True)]
             (self.workdir / "report").mkdir(exist_ok=True)
             examples = self.task.write_report(self.workdir / "report", shown, self.config, history, about)
             drawings = examples.drawings()
