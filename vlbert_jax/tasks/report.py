@@ -92,8 +92,8 @@ def write_report(
     sections += [("Training", report.curves(history, labels=labels)), *examples.sections]
     fields = [(name, "", [("", repr(value))]) for name, value in about.config.items()]
     sections += [
-        ("What to run next", report.commands(about.commands)),
-        ("This run", report.facts(about.facts)),
+        ("What to run next", report.command_list(about.commands)),
+        ("This run", report.fact_list(about.facts)),
         ("", report.fold(f"All {len(fields)} fields of the config", report.plain_table([("", "value")], fields))),
     ]
     report.write_page(directory, title, sections)

@@ -61,14 +61,14 @@ def note(text: str) -> Html:
     return load_templates("report.html")["note"].fill(text=text)
 
 
-def facts(values: Mapping[str, str]) -> Html:
+def fact_list(values: Mapping[str, str]) -> Html:
     """Return names with their values as a list; empty values are left out."""
     templates = load_templates("report.html")
     shown = (templates["fact"].fill(name=name, value=value) for name, value in values.items() if value)
     return templates["facts"].fill(facts=join(shown))
 
 
-def commands(steps: Iterable[tuple[str, str]]) -> Html:
+def command_list(steps: Iterable[tuple[str, str]]) -> Html:
     """Return commands to copy, each (what it does, the command)."""
     templates = load_templates("report.html")
     return join(templates["command"].fill(text=text, command=command) for text, command in steps)
