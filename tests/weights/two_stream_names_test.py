@@ -16,20 +16,28 @@ from vlbert_jax.weights.two_stream_options import config_from_tensors, heads_fro
 LISTS = {
     "hf_lxmert_base_uncased": "lxmert",
     "hf_lxmert_vqa_uncased": "lxmert",
+    "hf_lxmert_gqa_uncased": "lxmert",
     "airsplay_lxmert_pretrain": "lxmert",
     "airsplay_lxmert_vqa": "lxmert",
+    "airsplay_lxmert_gqa": "lxmert",
     "airsplay_lxmert_nlvr2": "lxmert",
     "vilbert_beta_2layer_pretrain": "vilbert_2layer",
+    "vilbert_beta_4layer_pretrain": "vilbert_4layer",
+    "vilbert_beta_6layer_pretrain": "vilbert",
     "vilbert_beta_8layer_pretrain": "vilbert_8layer",
     "vilbert_beta_6layer_vqa": "vilbert",
     "vilbert_beta_6layer_vcr_retrieval_refcoco": "vilbert",
+    "vilbert_multitask_pretrain": "vilbert",
     "vilbert_multitask_12in1": "vilbert_12in1",
 }
 # Parameters of published models in millions, the tied decoder once.
 MILLIONS = {
     "hf_lxmert_base_uncased": 228.05,
     "hf_lxmert_vqa_uncased": 213.93,
+    "hf_lxmert_gqa_uncased": 211.95,
     "vilbert_beta_2layer_pretrain": 160.8,
+    "vilbert_beta_4layer_pretrain": 205.4,
+    "vilbert_beta_6layer_pretrain": 250.0,
     "vilbert_beta_8layer_pretrain": 294.7,
     "vilbert_beta_6layer_vqa": 258.6,
     "vilbert_multitask_12in1": 268.0,
