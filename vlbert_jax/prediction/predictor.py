@@ -388,9 +388,10 @@ class Predictor:
         architecture = architecture_of(self.config)
         if architecture.streams == 2:
             rows = int(batch.region_mask[0].sum()) - (not architecture.whole_image)
-            return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:real]), (real, real + rows)
-        first = int(np.argmax(ids == self.tokenizer.vocab_size + IMG))
-        return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:first]), (first, real - architecture.end_token)
+            first, end = real, real + rows
+        else:
+            first, end = int(np.argmax(ids == self.tokenizer.vocab_size + IMG)), real - architecture.end_token
+        return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:first]), (first, end)
 
 
 def _usage(method: str) -> str:
