@@ -314,11 +314,14 @@ def _scene_tasks(args: argparse.Namespace) -> None:
     build_scene_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
 
 
-def _conceptual_captions(args: argparse.Namespace) -> None:
+def _captions(args: argparse.Namespace) -> None:
     from data_prep.region_captions import RegionCaptions
 
     if args.no_images and not args.features:
         raise SourceError("--no_images without --features leaves neither images nor features; add --features")
+    if args.detector:
+        from data_prep.extract_regions import extract_tables  # it imports JAX
+        extract_tables(pathlib.Path(args.source), _listed(args.splits), args.detector, args.num_threads)
     builder = RegionCaptions(
         args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
         args.features, not args.no_images, args.drop_unreadable, args.num_threads,
@@ -372,7 +375,7 @@ def _text(args: argparse.Namespace) -> None:
 
 
 COMMANDS = dict(
-    scenes=_scenes, scene_tasks=_scene_tasks, conceptual_captions=_conceptual_captions, vqa=_vqa, vcr=_vcr,
+    scenes=_scenes, scene_tasks=_scene_tasks, captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr,
     refcoco=_refcoco, text=_text,
 )  # fmt: skip
 

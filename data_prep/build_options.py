@@ -18,13 +18,13 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for add in (_scenes, _scene_tasks, _conceptual_captions, _vqa, _vcr, _refcoco, _text):
+    for add in (_scenes, _scene_tasks, _captions, _vqa, _vcr, _refcoco, _text):
         add(commands)
     return parser.parse_args(argv)
 
 
-def _command(commands, name: str, description: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=description, description=description)
+def _command(commands, name: str, description: str, *aliases: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=description, description=description, aliases=aliases)
     parser.add_argument(
         "--data_dir", type=user_path, default="data", help="folder for the records (default: %(default)s)"
     )
@@ -56,9 +56,15 @@ def _scene_tasks(commands) -> None:
     parser.add_argument("--features", type=int, default=0, metavar="WIDTH", help="also write region features for VQA")
 
 
-def _conceptual_captions(commands) -> None:
-    parser = _command(commands, "conceptual_captions", "images, captions and regions in the official layout")
-    _download(parser, "folder with train_frcnn.json and val_frcnn.json", "conceptual_captions", "images")
+def _captions(commands) -> None:
+    about = "images with captions: your own tables, or Conceptual Captions in the official layout"
+    parser = _command(commands, "captions", about, "conceptual_captions")
+    files = "folder with train_frcnn.json and val_frcnn.json; with --detector: train.tsv, val.tsv and their images"
+    _download(parser, files, "conceptual_captions", "images")
+    parser.add_argument(
+        "--detector", type=user_path, default="",
+        help="weights of a detector: first find the regions of the images of the tables, or continue to",
+    )  # fmt: skip
     parser.add_argument("--splits", default="train,val", help="official splits (default: %(default)s)")
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="type of the class scores (default: float16)"

@@ -4,7 +4,7 @@ The builders and the official code read the result.
 
     python -m data_prep.extract_regions IMAGES --detector=DETECTOR --out=FOLDER [options]
 
-IMAGES is a folder, a zip archive, a list of paths (.txt) or a table of Conceptual Captions (.tsv).
+IMAGES is a folder, a zip archive, a list of paths (.txt) or a table of captions (.tsv).
 DETECTOR is a folder that `python -m vlbert_jax.convert ... --task=detector` wrote, or a
 .caffemodel, .pth, .pkl, or Hugging Face folder or name. Formats:
 
@@ -13,7 +13,7 @@ DETECTOR is a folder that `python -m vlbert_jax.convert ... --task=detector` wro
     tsv             regions-*.tsv, the tables of Anderson et al., without class scores
 
 With a table of captions and --out=SOURCE/train_frcnn, the index SOURCE/train_frcnn.json is written
-after the last image; then `python -m data_prep.build conceptual_captions --source=SOURCE` builds
+after the last image; then `python -m data_prep.build captions --source=SOURCE` builds
 the corpus.
 
 Several processes or machines share the work, each with its own --shard=i/n (i from 0) and the same
@@ -30,7 +30,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,16 +155,55 @@ def _conclude(source: Source, store: RegionStore) -> None:
         partial.write_text("".join(f"{name}: {error}\n" for name, error in broken.items()))
     if source.captions is None:
         return
+    write_index(source, store.folder, broken)
+
+
+def write_index(source: Source, regions: pathlib.Path, broken: Container[str] = ()) -> None:
+    """Write the index of a table of captions, `regions`.json, as the builder reads it.
+
+    Args:
+      source: the table.
+      regions: folder of the regions of its images, next to it.
+      broken: names of images without regions.
+    """
+    names, captions = source.names, source.captions or ()
     lines = [
-        dict(image=path, caption=caption.split(" "), frcnn=f"{store.folder.name}.zip@/{name}.json")
-        for path, caption, name in zip(source.paths, source.captions, source.names, strict=True)
-        if name not in broken
+        dict(image=source.paths[i], caption=caption.split(" "), frcnn=f"{regions.name}.zip@/{names[i]}.json")
+        for caption, i in zip(captions, source.images_of_captions, strict=True)
+        if names[i] not in broken
     ]
-    with atomic_write(store.folder.with_name(f"{store.folder.name}.json")) as partial:
+    with atomic_write(regions.with_name(f"{regions.name}.json")) as partial:
         partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 # --- The command ------------------------------------------------------------------------------
+
+
+def extract_tables(source: pathlib.Path, splits: Sequence[str], weights: str, num_threads: int) -> None:
+    """Find the regions of the images of `source`/SPLIT.tsv, and write them and the index next to the table.
+
+    Finished images are not processed again.
+
+    Args:
+      source: folder of the tables and of SPLIT_image, archives or folders.
+      splits: names of the tables.
+      weights: weights of the detector, with its usual settings.
+      num_threads: number of threads that read images.
+
+    Raises:
+      SourceError: a table is missing or no image of it can be read, and as `extract` does.
+      ValueError: the weights cannot be used.
+    """
+    from vlbert_jax.detector.detect import load_detector
+
+    tables = {split: open_source(source / f"{split}.tsv", f"{split}_image") for split in splits}
+    detector = load_detector(weights, Settings(), SELECTIONS["caffe"])
+    for split, table in tables.items():
+        store = extract(table, detector, source / f"{split}_frcnn", num_threads=num_threads)
+        broken = [name for name, _ in broken_images(store.folder)]
+        if len(broken) == len(table.paths):
+            raise SourceError(f"{source / split}.tsv: no image could be read; {store.folder}/broken.txt lists reasons")
+        print(f"{store.folder}: {len(table.paths):,} images, extractor {store.extractor}, {len(broken):,} broken")
 
 
 def _shard(text: str) -> tuple[int, int]:

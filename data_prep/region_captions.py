@@ -12,7 +12,7 @@ downloaded, and the bottom-up-attention detector finds 10 to 100 regions per ima
     train_frcnn.zip   or  train_frcnn/  per image: image_w, image_h, num_boxes; float32 in base64:
                                         boxes [n, 4], classes [n, 1601], features [n, 2048]
 
-    python -m data_prep.build conceptual_captions --source=conceptual-captions --data_dir=data
+    python -m data_prep.build captions --source=conceptual-captions --data_dir=data
 
 One CPU core builds about 100 images of 800x600 pixels with 100 regions per second. Such a record
 takes 0.4 MB (class scores 0.32), with `--features` 0.8 MB more. A batch holds one orientation, so
@@ -72,7 +72,7 @@ class _Item:
 
 
 class RegionCaptions(OrderedBuilder, skip_registration=True):
-    """The builder; `python -m data_prep.build conceptual_captions --help` explains the options."""
+    """The builder; `python -m data_prep.build captions --help` explains the options."""
 
     name = "region_captions"
 

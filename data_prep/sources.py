@@ -109,6 +109,13 @@ class ArchiveFolder:
             return records.read(inner.removesuffix(".json"))
         return (folder / inner).read_bytes()
 
+    def has(self, path: str) -> bool:
+        """Return whether a file exists; it may be damaged."""
+        archive, _, inner = path.rpartition("@/")
+        if opened := self._archive(archive):
+            return inner in opened.NameToInfo
+        return any((self.root / folder / inner).is_file() for folder in archive_folders(archive))
+
     def read_jpeg(self, path: str, upright: bool = False) -> tuple[bytes, tuple[int, int], str]:
         """Return what `as_jpeg` returns for the image in a file.
 
@@ -161,7 +168,8 @@ class Source:
 
     files: ArchiveFolder
     paths: tuple[str, ...]  # as `files` reads them
-    captions: tuple[str, ...] | None = None  # one per image if the source is a table of captions
+    captions: tuple[str, ...] | None = None  # of the lines if the source is a table of captions
+    images_of_captions: tuple[int, ...] = ()  # position in `paths` of the image of each line
     passed_over: tuple[str, ...] = ()  # files of a folder or archive that are not taken for images
 
     @property
@@ -192,9 +200,10 @@ def open_source(path: str | pathlib.Path, images: str = "") -> Source:
     Args:
       path: a folder, a zip archive, a list or a table. A list (.txt) has one path per line,
         relative to the list; the path may be inside an archive, such as `train_image.zip@/1.jpg`. A
-        table (.tsv) has a caption and an address per line; the image of line 7, counted from 0, is
-        `00000007.jpg` in `train_image` or `val_image` next to the table, which may be archives or
-        folders.
+        table (.tsv) has a caption and the name of an image per line; images are in `train_image` or
+        `val_image` next to the table, which may be archives or folders, and an image may have
+        several captions. If there is an address or another text in place of the name, the image of
+        line 7, counted from 0, is `00000007.jpg`.
       images: archive or folder of the images of a table, if it is another one.
 
     Raises:
@@ -238,12 +247,28 @@ def _chosen(path: pathlib.Path, root: pathlib.Path, prefix: str, files: Iterable
 def _caption_table(path: pathlib.Path, lines: list[str], images: str) -> Source:
     for number, line in enumerate(lines):
         if line.count("\t") != 1:
-            raise SourceError(f"{path}: line {number + 1} must have a caption, a tab and an address")
+            raise SourceError(f"{path}: line {number + 1} must have a caption, a tab and an image or address")
     images = images or f"{'train' if 'train' in path.name.lower() else 'val'}_image"
     archive = f"{images.removesuffix('/').removesuffix('.zip')}.zip"
-    source = _source(path, path.parent, [f"{archive}@/{number:08d}.jpg" for number in range(len(lines))])
-    source.files.check(source.paths[0])
-    return dataclasses.replace(source, captions=tuple(line.partition("\t")[0] for line in lines))
+    captions, names = zip(*(line.split("\t") for line in lines), strict=True)
+    names = [name.strip() for name in names]
+    files = ArchiveFolder(path.parent)
+    files.check(f"{archive}@/")
+    # Tables that were made for numbered images may have anything in the second column.
+    is_named = files.has(f"{archive}@/{names[0]}") or not (
+        "://" in names[0] or files.has(f"{archive}@/00000000.jpg")
+    )
+    if is_named and not any(files.has(f"{archive}@/{name}") for name in names[:100]):
+        raise SourceError(
+            f"{path}: neither {names[0]}, the image of line 1, nor 00000000.jpg is in {archive} or its folder; the "
+            "second column must name the images, or the images must be numbered by line"
+        )
+    if not is_named:
+        names = [f"{number:08d}.jpg" for number in range(len(lines))]
+    position = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    source = _source(path, path.parent, [f"{archive}@/{name}" for name in position])
+    places = tuple(position[name] for name in names)
+    return dataclasses.replace(source, captions=captions, images_of_captions=places)
 
 
 def _source(path: pathlib.Path, root: pathlib.Path, paths: list[str]) -> Source:

@@ -122,7 +122,7 @@ def test_bad_sources(images, tmp_path):
 
     refused("a.jpg\na.jpg\n", "twice.txt", "an image is listed twice")
     refused("a.jpg\na.png\n", "same.txt", "a.jpg and a.png would both be named a")
-    refused("a dog\n", "no_tabs.tsv", "line 1 must have a caption, a tab and an address")
+    refused("a dog\n", "no_tabs.tsv", "line 1 must have a caption, a tab and an image or address")
     refused("a dog\thttp://x\n", "val.tsv", "neither this archive nor the folder val_image")
     refused("x", "what.xml", "must be a folder, a zip archive")
     with pytest.raises(SourceError, match="there is no image"):

@@ -1,0 +1,63 @@
+"""Test captions and images of a user: one command from tables and a detector to records."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import build
+from data_prep.manifest import SourceError
+from data_prep.sources import open_source
+from tests.helpers import detector_case
+from vlbert_jax.data.records import open_split
+from vlbert_jax.detector.weights import write_detector
+
+TABLES = dict(train="a red cat\tcat.png\na dog\tsub/dog.png\ntwo cats\tcat.png\n", val="a bird\tbird.jfif\n")
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Return a folder of two tables; an image has two captions, and val's images are an archive."""
+    for number, name in enumerate(("train_image/cat.png", "train_image/sub/dog.png", "bird.jfif")):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(detector_case.image(number)).save(tmp_path / "mine" / name, "PNG")
+    with zipfile.ZipFile(tmp_path / "mine/val_image.zip", "w") as archive:
+        archive.write(tmp_path / "mine/bird.jfif", "bird.jfif")
+    for split, table in TABLES.items():
+        (tmp_path / "mine" / f"{split}.tsv").write_text(table)
+    return tmp_path / "mine"
+
+
+def test_one_command_builds_captions_of_a_user(mine, tmp_path, capsys):
+    write_detector(detector_case.tensors(), {}, tmp_path / "detector", "orbax")
+    command = ["captions", f"--source={mine}", f"--data_dir={tmp_path}/data", "--corpus=mine"]
+    assert build.main([*command, f"--detector={tmp_path}/detector"]) == 0
+    output = capsys.readouterr().out
+    assert "train_frcnn: 2 images" in output and "train_landscape 3, val_landscape 1" in output
+    records = open_split(tmp_path / "data", "region_captions/mine", "train_landscape")
+    found = [records[i] for i in range(len(records))]
+    assert [" ".join(record["caption"]) for record in found] == ["a red cat", "a dog", "two cats"]
+    assert [record["image_id"].rpartition("@/")[2] for record in found] == ["cat.png", "sub/dog.png", "cat.png"]
+    np.testing.assert_array_equal(found[0]["boxes"], found[2]["boxes"])
+    assert all(len(record["boxes"]) for record in found)
+    # The regions are stored: the same command, under the other name and with other options, needs no detector.
+    command[0] = "conceptual_captions"
+    assert build.main([*command, "--corpus=again", "--splits=val"]) == 0
+    (mine / "train_image/cat.png").write_bytes(b"gone")
+    assert build.main([*command, f"--detector={tmp_path}/absent"]) == 2
+    assert "no weights at" in capsys.readouterr().err
+
+
+def test_the_second_column_names_the_image_or_the_line_numbers_it(mine):
+    source = open_source(mine / "train.tsv")
+    assert source.paths == ("train_image.zip@/cat.png", "train_image.zip@/sub/dog.png")
+    assert source.captions == ("a red cat", "a dog", "two cats") and source.images_of_captions == (0, 1, 0)
+    numbered = tuple(f"train_image.zip@/0000000{i}.jpg" for i in range(3))
+    (mine / "train.tsv").write_text("a\thttp://x/cat.png\nb\thttp://x/1\nc\thttp://x/1\n")
+    assert open_source(mine / "train.tsv").paths == numbered
+    (mine / "train.tsv").write_text("a\tx\nb\tx\nc\tx\n")
+    with pytest.raises(SourceError, match="neither x, the image of line 1, nor 00000000.jpg is in train_image.zip"):
+        open_source(mine / "train.tsv")
+    (mine / "train_image/00000000.jpg").write_bytes(b"")
+    assert open_source(mine / "train.tsv").paths == numbered
