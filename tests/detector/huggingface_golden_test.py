@@ -15,10 +15,12 @@ import pytest
 from flax import nnx
 
 from tests.helpers.golden_folders import golden_folders
+from tests.helpers.weights_case import official_shapes
 from vlbert_jax.detector import huggingface
 from vlbert_jax.detector.detect import Detector, PreparedImage
 from vlbert_jax.detector.options import HuggingFaceSettings, Selection
 from vlbert_jax.detector.proposals import base_anchors
+from vlbert_jax.detector.weights import detector_summary
 from vlbert_jax.weights import detector_names
 
 FILES = [path for folder in golden_folders("two_stream") for path in sorted(folder.glob("frcnn_hf_*.npz"))]
@@ -169,3 +171,15 @@ def test_an_image_without_a_proposal_has_one_region():
     points = jnp.zeros((4, 4))
     boxes, mask, _ = huggingface.propose(*nothing, anchors=points, before=4, after=3, threshold=0.7)
     assert mask.tolist() == [True, False, False] and boxes[0].tolist() == [0, 0, 30, 20]
+
+
+def test_every_tensor_of_the_published_detector_has_a_place():
+    shapes = official_shapes("hf_frcnn_vg")
+    zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items() if "num_batches" not in name}
+    tensors = detector_names.to_milvlg(zeros, base_anchors())
+    # Another score of each anchor, and a box of "no object".
+    added = sum(zeros[f"{detector_names.OBJECTNESS}.{leaf}"].size for leaf in ("weight", "bias"))
+    added += sum(4 * zeros[f"{detector_names.BOXES}.{leaf}"][0].size for leaf in ("weight", "bias"))
+    values = sum(array.size for array in zeros.values()) + added
+    summary = detector_summary("published", tensors, {})
+    assert "101 layers, 1,600 classes, 400 attributes" in summary and f"{values:,} values" in summary
