@@ -55,7 +55,7 @@ def test_the_package_names_the_commands():
     text, imported = run("vlbert_jax", "")
     assert all(f"python -m {command} " in text for command in COMMANDS)
     scripts = re.findall(r"^    (vlbert-\S+) =", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
-    assert len(scripts) == 6 and all(f" {script} " in text for script in scripts)
+    assert len(scripts) == 7 and all(f" {script} " in text for script in scripts)
     assert not imported & SLOW
 
 

@@ -187,7 +187,7 @@ def test_questions_start_from_pre_training(lxmert, data_dir, caplog):
     assert trunk and {path[0] for path in started} == {"two_stream", "answer_head"}
     for path in trunk:  # rows of the table of words that no token has are those of the run
         np.testing.assert_array_equal(started[path][:256], trained[path][:256], err_msg=str(path))
-    assert "LXMERT, pretrain in orbax" in caplog.text
+    assert "lxmert, pretrain in orbax" in caplog.text
     assert "parameters of two_stream/encoder: " in caplog.text
     assert "parameters of answer_head: 6 from scratch" in caplog.text
 

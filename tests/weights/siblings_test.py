@@ -34,7 +34,7 @@ FILES = {
     "uniter_base": ("pretrain", ()),
     "uniter_base_vqa": ("vqa", ("uniter.img_embeddings.mask_embedding.weight",)),
     "oscar_base_vqa": ("vqa", ()),
-    "vinvl_base": ("pretrain", ("cls.seq_relationship.weight", "cls.seq_relationship.bias")),
+    "vinvl_base": ("pretrain", ()),
 }
 
 
