@@ -1,5 +1,6 @@
 """Configure all tests: eight CPU devices, errors for rank promotion, and checks of shapes."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -30,6 +31,10 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # This precedes every import of the package, because the hook rewrites modules on import.
 jaxtyping.install_import_hook("vlbert_jax", "beartype.beartype")
+
+# The modules are never garbage; searching them takes a twentieth of the time of the tests.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_configure(config):

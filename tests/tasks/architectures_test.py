@@ -57,8 +57,11 @@ def recipe(task: str, data_dir, architecture: str):
     return config
 
 
-@pytest.mark.parametrize("architecture", SIBLINGS)
-@pytest.mark.parametrize("name", ["pretrain", "vqa"])
+# sibling_recipes_test.py pre-trains the other architectures by their recipes.
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("pretrain", "vinvl"), ("pretrain", "b2t2_positions"), *(("vqa", sibling) for sibling in SIBLINGS)],
+)
 def test_two_updates(name, architecture, data_dir, tmp_path):
     config, task = recipe(name, data_dir, architecture), get_task(name)
     batch = next(task.train_batches(config, 0, 0, 1))

@@ -153,7 +153,7 @@ def test_the_product_of_both_pooled_vectors(data_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", [*ONE_STREAM, "controlled"])
+@pytest.mark.parametrize("variant", [*(v for v in ONE_STREAM if v != "uniter_large"), "controlled"])
 def test_every_recipe_trains(variant, data_dir, tmp_path):
     losses, _ = updated(shrunk(variant, data_dir), tmp_path, 2, 1, 1)
     assert "mlm_caption_loss" in losses
