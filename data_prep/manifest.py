@@ -7,9 +7,30 @@ import json
 import pathlib
 from typing import Any
 
+from vlbert_jax.files import json_object
+
 
 class SourceError(Exception):
     """A download cannot be built; the message names the problem, the file and the remedy."""
+
+
+def read_object(path: pathlib.Path, remedy: str, *fields: str) -> dict[str, Any]:
+    """Return the object in a JSON file of ours.
+
+    Args:
+      path: the file.
+      remedy: what to do about a missing or damaged file, for the message.
+      *fields: fields that the object must have.
+
+    Raises:
+      SourceError: the file cannot be read, or is not such an object.
+    """
+    try:
+        return json_object(path.read_bytes(), str(path), remedy, *fields)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+    except ValueError as error:
+        raise SourceError(str(error)) from None
 
 
 def described(value: Any) -> str:

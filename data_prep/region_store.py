@@ -27,10 +27,10 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from data_prep.manifest import SourceError, mixed_extractors
+from data_prep.manifest import SourceError, mixed_extractors, read_object
 from vlbert_jax.data.region_files import pack, table_row, unpack
 from vlbert_jax.detector.fingerprint import extractor_id
-from vlbert_jax.files import atomic_write
+from vlbert_jax.files import atomic_write, json_object
 
 FORMATS = ("array_record", "json", "tsv")
 PART = 256  # images per part
@@ -125,14 +125,22 @@ class Part:
         self.waiting = [] if self.done else [i for i in numbers if store.names[i] not in seen]
 
     def _recover(self) -> list[dict]:
-        """Return the complete lines of the journal and remove what follows the last of them."""
+        """Return the complete lines of the journal and remove what follows the last of them.
+
+        Raises SourceError if one of them is damaged.
+        """
         if not self.journal.exists():
             return []
         content = self.journal.read_bytes()
         complete = content[: content.rfind(b"\n") + 1]
         if len(complete) < len(content):
             os.truncate(self.journal, len(complete))
-        return [json.loads(line) for line in complete.splitlines()]
+        remedy = "remove this file, then its images are extracted again"
+        try:
+            lines = enumerate(complete.splitlines(), 1)
+            return [json_object(line, f"{self.journal}, line {i},", remedy, "name") for i, line in lines]
+        except ValueError as error:
+            raise SourceError(str(error)) from None
 
     def add(self, name: str, record: dict[str, Any] | None, error: str = "") -> None:
         """Append an image to the journal.
@@ -205,11 +213,13 @@ def _short(value: Any) -> str:
 
 def read_extraction(folder: pathlib.Path) -> dict[str, Any]:
     """Return the content of a store's `extraction.json`. Raises SourceError."""
-    path = folder / "extraction.json"
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise SourceError(f"{path}: the file is not JSON ({error}); remove the folder and extract again") from None
+    remedy = "remove the folder and extract again"
+    return read_object(folder / "extraction.json", remedy, "extractor", "format")
+
+
+def _read_part(path: pathlib.Path) -> dict[str, Any]:
+    """Return the content of the file of a complete part. Raises SourceError."""
+    return read_object(path, "remove this file and extract again", "extractor", "names", "broken")
 
 
 def store_extractor(folder: pathlib.Path) -> str:
@@ -240,7 +250,7 @@ class Records:
         self._reader = functools.lru_cache(maxsize=16)(lambda file: ArrayRecordReader(str(folder / file)))
         self._lock = threading.Lock()
         for path in sorted((folder / "parts").glob("*.json")):
-            about = json.loads(path.read_text())
+            about = _read_part(path)
             if about["extractor"] != self.extractor:
                 first = str(folder / "extraction.json")
                 raise SourceError(mixed_extractors(first, self.extractor, str(path), about["extractor"]))
@@ -261,7 +271,7 @@ class Records:
 
 
 def broken_images(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yield the name of each broken image of a store, and the reason."""
+    """Yield the name of each broken image of a store, and the reason. Raises SourceError."""
     for path in sorted((folder / "parts").glob("*.json")):
-        for line in json.loads(path.read_text())["broken"]:
+        for line in _read_part(path)["broken"]:
             yield line["name"], line["error"]

@@ -234,9 +234,14 @@ class VQAQuestions(OrderedBuilder, skip_registration=True):
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a record per question.
 
-        Raises SourceError if the table of images lacks its image.
+        Raises SourceError if the table of images lacks its image, or its sizes are damaged.
         """
-        sizes = json.loads(self.sizes.read_text())
+        try:
+            sizes = [(image_id, width, height) for image_id, width, height in json.loads(self.sizes.read_bytes())]
+        except (OSError, ValueError, TypeError) as error:
+            raise SourceError(
+                f"{self.sizes} is damaged ({error}); remove the folder {self.sizes.parent} and build again"
+            ) from None
         numbers = {image_id: number for number, (image_id, _, _) in enumerate(sizes)}
         for split, questions in self.download.questions.items():
             for index, question in enumerate(tqdm(questions, split, unit=" questions", mininterval=1)):

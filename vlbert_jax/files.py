@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def user_path(text: str) -> str:
@@ -93,3 +95,34 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     """
     with open(path, encoding="utf-8-sig") as file:
         return [line.rstrip("\n") for line in file]
+
+
+def read_json_object(path: str | os.PathLike, remedy: str, *fields: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What to do about a damaged file, for the message.
+        *fields: Fields that the object must have.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a JSON object with these fields; the message names the file and the remedy.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    return json_object(content, os.fspath(path), remedy, *fields)
+
+
+def json_object(content: str | bytes, place: str, remedy: str, *fields: str) -> dict[str, Any]:
+    """Return the JSON object in a text that comes from `place`; see `read_json_object`."""
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        problem = f"not JSON ({error})" if content else "empty"
+        raise ValueError(f"{place} is damaged: it is {problem}; {remedy}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{place} is damaged: it is not a JSON object; {remedy}")
+    if missing := [name for name in fields if name not in found]:
+        raise ValueError(f"{place} is damaged: it has no {', '.join(missing)}; {remedy}")
+    return found

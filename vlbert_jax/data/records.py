@@ -6,13 +6,14 @@ import bisect
 import functools
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 import re
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
+
+from vlbert_jax.files import read_json_object
 
 if TYPE_CHECKING:  # it takes a second to import, and predictions read no table
     import tensorflow_datasets
@@ -99,8 +100,8 @@ def extractor_of(data_dir: str | os.PathLike, *names: str) -> str:
         folder = os.path.join(data_dir, name)
         manifests = [os.path.join(folder, version, "manifest.json") for version in _versions(folder)]
         for manifest in [path for path in manifests if os.path.exists(path)][-1:]:
-            with open(manifest, encoding="utf-8") as file:
-                found[name] = json.load(file).get("extractor") or ""
+            remedy = f"remove the folder {os.path.dirname(manifest)} and build it again"
+            found[name] = read_json_object(manifest, remedy).get("extractor") or ""
     known = {name: extractor for name, extractor in found.items() if extractor}
     if len(set(known.values())) > 1:
         detectors = ", ".join(f"{name} by extractor {extractor}" for name, extractor in known.items())

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from vlbert_jax.files import atomic_write
+from vlbert_jax.files import atomic_write, read_json_object
 from vlbert_jax.training.logs import readable_seconds
 from vlbert_jax.weights.stored_config import SCHEMA
 
@@ -94,7 +94,7 @@ def facts_of(workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> dict[s
       rows: rows of its metrics.jsonl.
     """
     path = workdir / "versions.json"
-    about = json.loads(path.read_text()) if path.exists() else {}
+    about = read_json_object(path, "remove it; the next start of the run writes it again") if path.exists() else {}
     devices = ", ".join(f"{count} × {kind}" for kind, count in about.get("devices", {}).items())
     hosts = about.get("hosts", 1)
     return {

@@ -17,7 +17,7 @@ from typing import Any
 
 import tqdm
 
-from vlbert_jax.files import atomic_write
+from vlbert_jax.files import atomic_write, json_object
 from vlbert_jax.training.trackers import Drawings, Tracker
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,16 @@ class Sums:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """Return the rows of a metrics.jsonl; an incomplete last line (the process was killed) is left out."""
+    """Return the rows of a metrics.jsonl; an incomplete last line (the process was killed) is left out.
+
+    Raises:
+        ValueError: Another line is damaged.
+    """
     rows = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        if line.endswith("\n") and line.strip():
-            rows.append(json.loads(line))
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), 1):
+        if line.endswith(b"\n") and line.strip():
+            remedy = "remove this line; only curves and tables of the report are made of it"
+            rows.append(json_object(line, f"{path}, line {number},", remedy, "step", "split"))
     return rows
 
 

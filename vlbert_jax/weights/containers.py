@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import difflib
-import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
+from vlbert_jax.files import json_object, read_json_object
 from vlbert_jax.weights.caffe import read_caffe
 from vlbert_jax.weights.hub import NAME, download_folder
 from vlbert_jax.weights.safe_pickle import RECONSTRUCT_SCALAR, load_pickle, pickle_arrays
@@ -75,8 +75,9 @@ def stored_in_file(path: Path) -> dict[str, Any] | None:
         text = (file.metadata() or {}).get(CONFIG_METADATA)
     if text is None:
         return None
-    config = json.loads(text)
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+    place = f"{path}: its metadata {CONFIG_METADATA!r}"
+    config = json_object(text, place, "write or download the file again", "model")
+    if not isinstance(config["model"], dict):
         raise ValueError(f"{path}: its metadata {CONFIG_METADATA!r} is not a config")
     return config
 
@@ -115,7 +116,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
             return [folder / name], []
         index = folder / f"{name}.index.json"
         if index.exists():
-            file_of = json.loads(index.read_text())["weight_map"]
+            file_of = read_json_object(index, "download it again", "weight_map")["weight_map"]
             # Only the names count, so that an index cannot point outside the folder.
             parts = [folder / Path(part).name for part in sorted(set(file_of.values()))]
             if absent := [part.name for part in parts if not part.exists()]:

@@ -6,13 +6,12 @@ that the card of an export repeats those of its source.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlbert_jax.files import atomic_write
+from vlbert_jax.files import atomic_write, read_json_object
 from vlbert_jax.tasks import TASKS, Registered
 from vlbert_jax.weights.shipped import locate_weights
 
@@ -40,7 +39,7 @@ def write_run_card(workdir: Path, config: Mapping[str, Any], step: int, scores: 
     """
     from huggingface_hub import EvalResult
 
-    about = json.loads((workdir / "versions.json").read_text())
+    about = read_json_object(workdir / "versions.json", "remove it; the next start of the run writes it again")
     training = dict(command=about.get("command"), commit=about.get("revision"), updates=step)
     training |= dict(batch_size=config["batch_size"], start=config["init"].get("checkpoint"))
     training |= {name: config["data"].get(name) for name in TABLES}

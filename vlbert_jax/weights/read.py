@@ -7,7 +7,6 @@ siblings the names of BERT (family_names.py). Half and double precision become f
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vlbert_jax.files import read_json_object
 from vlbert_jax.model.architectures import VLBERT, get_architecture
 from vlbert_jax.tasks import PRETRAINING, task_of_family, task_of_names
 from vlbert_jax.weights import detector_names, family_names, two_stream_names, vlbert_names
@@ -27,6 +27,7 @@ from vlbert_jax.weights.stored_config import upgraded
 
 log = logging.getLogger(__name__)
 OTHER_FLOATS = (np.float16, np.float64, ml_dtypes.bfloat16)  # types that become float32
+DOWNLOAD_AGAIN, WRITE_AGAIN = "download it again", "train or convert again, or restore the file from a copy"
 TIED = (f"{vlbert_names.C5_AGAIN}.", "vlbert.mlm_head.predictions.decoder.")
 
 
@@ -123,12 +124,12 @@ def _read_checkpoint_folder(given: str, path: Path) -> Weights:
 def is_detector_folder(path: Path) -> bool:
     """Return whether a folder is a detector that `convert` wrote."""
     config = path / "config.json"
-    return (path / "state").exists() and config.exists() and "detector" in json.loads(config.read_text())
+    return (path / "state").exists() and config.exists() and "detector" in read_json_object(config, WRITE_AGAIN)
 
 
 def _two_stream_settings(file: Path) -> dict[str, Any]:
     """Return the fields of the official config of a two-stream model; raise ValueError for another activation."""
-    fields = json.loads(file.read_text())
+    fields = read_json_object(file, DOWNLOAD_AGAIN)
     if fields.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"{file} says hidden_act {fields['hidden_act']}; only gelu is supported")
     return fields
@@ -139,7 +140,7 @@ def _check_bert_config(file: Path, weights: Weights) -> int | None:
 
     Raises ValueError if the config is of another model than the tensors.
     """
-    config, tensors = json.loads(file.read_text()), weights.tensors
+    config, tensors = read_json_object(file, DOWNLOAD_AGAIN), weights.tensors
     words = tensors[vlbert_names.WORDS if weights.kind == "bert" else family_names.WORDS].shape
     expected = dict(
         hidden_act="gelu",
@@ -164,7 +165,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     """Return the config of a checkpoint: of a converted folder, a workdir, or one step in it."""
     for file in (path / "config.json", path.parent.parent / "config.json"):
         if file.exists():
-            config = json.loads(file.read_text())
+            config = read_json_object(file, WRITE_AGAIN)
             if "model" in config:
                 return upgraded(config, config.pop("schema", None), str(file))
     raise FileNotFoundError(f"there is no config.json with the model's sizes for the checkpoint in {path}")

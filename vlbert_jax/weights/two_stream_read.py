@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vlbert_jax.files import read_json_object
 from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.two_stream_heads import TwoStreamHeads, TwoStreamModel
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files
@@ -71,7 +71,7 @@ def _settings(source: Path, given: str | Path | None) -> dict[str, Any]:
     file = Path(given) if given else (source if source.is_dir() else source.parent) / "config.json"
     if not given and not file.exists():
         return {}
-    fields = json.loads(file.read_text())
+    fields = read_json_object(file, "download it again")
     if fields.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"{file} says hidden_act {fields['hidden_act']}; only gelu is supported")
     return fields

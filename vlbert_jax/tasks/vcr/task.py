@@ -7,7 +7,6 @@ trained separately; evaluation joins them where `config.companion` names the wei
 import copy
 import csv
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from vlbert_jax.data.examples import image_shapes, orientation_of, usual_orienta
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.files import atomic_write
+from vlbert_jax.files import atomic_write, read_json_object
 from vlbert_jax.model.config import RegionHeadConfig, model_options
 from vlbert_jax.model.layers import PredictionHead, dense, dropout, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
@@ -184,7 +183,8 @@ class VCR(TextImageTask):
         other = copy.deepcopy(config)
         other.subtask = SUBTASKS[1 - SUBTASKS.index(config.subtask)]
         about = Path(config.companion) / "config.json"
-        if about.is_file() and json.loads(about.read_text()).get("subtask") == config.subtask:
+        remedy = "name another run in config.companion, or start that run again"
+        if about.is_file() and read_json_object(about, remedy).get("subtask") == config.subtask:
             raise ValueError(
                 f"config.companion: {config.companion} is a run of {config.subtask}; it must be one of {other.subtask}."
             )
