@@ -28,7 +28,7 @@ from data_prep.build import build_scene_tasks, build_scenes  # noqa: E402
 from data_prep.scenes.corpus import detect  # noqa: E402
 from data_prep.scenes.crowded import draw_crowded  # noqa: E402
 from vlbert_jax import main as command  # noqa: E402
-from vlbert_jax.files import atomic_write  # noqa: E402
+from vlbert_jax.files import atomic_write, user_file, user_path  # noqa: E402
 from vlbert_jax.training.metrics import read_rows  # noqa: E402
 from vlbert_jax.training.provenance import copy_vocabularies  # noqa: E402
 from vlbert_jax.weights.conversion import prepare_conversion, write_conversion  # noqa: E402
@@ -166,9 +166,9 @@ def write_card(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default="data", help="data of the runs, for the vocabularies")
+    parser.add_argument("--data_dir", type=user_path, default="data", help="data of the runs, for the vocabularies")
     for task, workdir in dict(pretrain="demo", vqa="vqa", refcoco="refcoco").items():
-        parser.add_argument(f"--{task}", type=Path, default=Path("workdirs", workdir))
+        parser.add_argument(f"--{task}", type=user_file, default=Path("workdirs", workdir))
     args = parser.parse_args()
     write_example()
     with tempfile.TemporaryDirectory() as name:

@@ -22,6 +22,7 @@ import vlbert_jax  # noqa: E402
 from vlbert_jax.data.image_files import open_image  # noqa: E402
 from vlbert_jax.data.records import Records, open_split  # noqa: E402
 from vlbert_jax.data.tables import Split  # noqa: E402
+from vlbert_jax.files import user_path  # noqa: E402
 from vlbert_jax.geometry import box_iou  # noqa: E402
 from vlbert_jax.tasks.refcoco.examples import POSITIVE  # noqa: E402
 from vlbert_jax.tasks.vqa import accuracy  # noqa: E402
@@ -76,11 +77,13 @@ def masked_words(predictor, scenes: int, blind: bool) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=50)
-    parser.add_argument("--data_dir", default="")
-    parser.add_argument("--caption_data_dir", default="", help="data_dir of the pre-trained model, if it differs")
-    parser.add_argument("--vocab", default="", help="vocabulary of the pre-trained model, if it has moved")
+    parser.add_argument("--data_dir", type=user_path, default="")
+    about = "data_dir of the pre-trained model, if it differs"
+    parser.add_argument("--caption_data_dir", type=user_path, default="", help=about)
+    about = "vocabulary of the pre-trained model, if it has moved"
+    parser.add_argument("--vocab", type=user_path, default="", help=about)
     for task, workdir in dict(pretrain="demo", vqa="vqa", refcoco="refcoco").items():
-        parser.add_argument(f"--{task}", default=f"workdirs/{workdir}")
+        parser.add_argument(f"--{task}", type=user_path, default=f"workdirs/{workdir}")
     args = parser.parse_args()
     captions = dict(data_dir=args.caption_data_dir or args.data_dir, vocab=args.vocab)
     model = vlbert_jax.load(args.pretrain, **captions)

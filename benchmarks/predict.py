@@ -31,6 +31,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from vlbert_jax.files import user_file  # noqa: E402
+
 QUESTION = "token 100 token 200 ?"
 
 
@@ -145,7 +147,7 @@ def in_one_process(model: Path, image: Path, count: int, detector: Path | None, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--regions", type=int, default=36)
-    parser.add_argument("--image", type=Path, help="file (default: scikit-image's coffee)")
+    parser.add_argument("--image", type=user_file, help="file (default: scikit-image's coffee)")
     parser.add_argument("--detector", action="store_true")
     parser.add_argument("--proposals", type=int, default=300)
     parser.add_argument("--precomputed", action="store_true")

@@ -1,12 +1,16 @@
 """Test that files and folders are replaced atomically."""
 
+import argparse
 import errno
 import pathlib
+import runpy
+import sys
 
 import pytest
 
 from data_prep import build, extract_regions
 from data_prep.build_options import parse_options
+from tests.helpers import ROOT
 from vlbert_jax import convert, predict
 from vlbert_jax.data.records import open_split
 from vlbert_jax.files import atomic_write, disk_full, read_lines, user_file, user_path, user_paths
@@ -171,3 +175,31 @@ def test_only_line_ends_separate_lines(end, tmp_path):
     text = "fire\u2028truck\x0b\x0c\x1c\x1d\x1e\x85\u2029"
     (tmp_path / "list.txt").write_bytes(f"\ufeff{text}{end}{end}dog{end}".encode())
     assert read_lines(tmp_path / "list.txt") == [text, "", "dog"]
+
+
+BENCHMARK_PATHS = {  # script -> its options that are paths
+    "assets": ("data_dir", "pretrain", "vqa", "refcoco"),
+    "fine_tuning": ("checkpoint", "workdirs", "data_dir"),
+    "held_out_scenes": ("data_dir", "caption_data_dir", "vocab", "pretrain", "vqa", "refcoco"),
+    "predict": ("image",),
+}
+
+
+@pytest.mark.parametrize("script", BENCHMARK_PATHS)
+def test_benchmarks_expand_paths(script, monkeypatch):
+    class Parsed(Exception):
+        pass
+
+    def stop(parser):
+        raise Parsed(parse(parser))
+
+    parse = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", [script, *(f"--{name}=~/{name}/" for name in BENCHMARK_PATHS[script])])
+    with pytest.raises(Parsed) as parsed:
+        runpy.run_path(str(ROOT / f"benchmarks/{script}.py"), run_name="__main__")
+    (found,) = parsed.value.args
+    for name in BENCHMARK_PATHS[script]:
+        assert str(getattr(found, name)) == f"/home/someone/{name}"
