@@ -15,7 +15,7 @@ import numpy as np
 from vlbert_jax.batch import Arrays, Batch, Example, Shapes, abstract_batch, empty_example
 from vlbert_jax.data import streams
 from vlbert_jax.data.examples import is_precomputed
-from vlbert_jax.data.records import Records, open_split
+from vlbert_jax.data.records import Records, Source, open_split
 from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, per_host, stream_seed
 
 CHECKED = 256  # records of a split whose targets are checked
@@ -66,25 +66,35 @@ class Split:
         return {orientation: part for orientation, part in numbers.items() if part}
 
 
-def check_targets(config, split: str, is_usable: Callable[[dict], bool] | None) -> None:
-    """Check some text records of a split, evenly spread.
+def check_targets(config, split: str, is_usable: Callable[[dict], bool] | None, remedy: str) -> None:
+    """Check some records of a split, text and image joined; see `require_usable`."""
+    if is_usable is not None:
+        examples = Split(config, split)
+        missing = f"records of {split} in {config.data.texts} has a usable target"
+        require_usable(examples, is_usable, missing, remedy, examples.texts)
+
+
+def require_usable(
+    records: Source, is_usable: Callable[[dict], bool], missing: str, remedy: str, shown: Source | None = None
+) -> None:
+    """Check some records, evenly spread, until one is usable.
 
     Args:
-        config: Config of the run.
-        split: Name of the split.
-        is_usable: Text record -> whether an output can match its target; None = no check.
+        records: The records of a split.
+        is_usable: Record -> whether something can be learned from it or scored on it.
+        missing: What none of the records has, for the message: "records of ... has ...".
+        remedy: What to do about it.
+        shown: Records of which the message shows the first, in place of `records`.
 
     Raises:
-        ValueError: None of the records is usable, so every score would be 0.
+        ValueError: None of the records is usable, so the loss or score would be empty.
     """
-    if is_usable is None:
-        return
-    texts = Split(config, split).texts
-    numbers = sorted({k * len(texts) // CHECKED for k in range(CHECKED)}) if len(texts) else []
-    if numbers and not any(is_usable(texts[number]) for number in numbers):
+    numbers = sorted({k * len(records) // CHECKED for k in range(CHECKED)}) if len(records) else []
+    if numbers and not any(is_usable(records[number]) for number in numbers):
+        first = {name: value for name, value in (shown or records)[0].items() if not isinstance(value, bytes)}
         raise ValueError(
-            f"None of {len(numbers)} records of {split} in {config.data.texts} has a usable target, so nothing could "
-            f"be learned or scored: the first is {str(texts[0])[:200]}. Check the vocabulary of the run."
+            f"None of {len(numbers)} {missing}, so nothing could be learned or scored: the first is "
+            f"{' '.join(str(first).split())[:200]}. {remedy}"
         )
 
 

@@ -333,8 +333,10 @@ class TextImageTask(Task, extends=True):
         """Return shapes and dtypes of an example of most batches."""
         raise NotImplementedError
 
-    def target_checker(self, config: Config) -> Callable[[dict], bool] | None:
-        """Return the function text record -> False where it has a target that no output can match; None = no check."""
+    target_remedy: ClassVar[str] = ""  # what to do where `target_checker` accepts no record
+
+    def target_checker(self, config: Config, train: bool) -> Callable[[dict], bool] | None:
+        """Return the function record -> False where it has a target that no output can match; None = no check."""
         return None
 
     def card(self, record: dict, shown: dict, row: dict, config: Config) -> Card | None:
@@ -353,7 +355,7 @@ class TextImageTask(Task, extends=True):
     ) -> Iterator[Batch]:
         """Iterate without end over this process's part of global batches start_step, start_step + 1, ... (NumPy)."""
         shapes = self.example_shapes(config)
-        tables.check_targets(config, config.data.train_split, self.target_checker(config))
+        self._check_targets(config, True)
         return tables.train_batches(
             config, self.example_maker, shapes, self.targets, start_step, process_index, process_count
         )
@@ -361,9 +363,13 @@ class TextImageTask(Task, extends=True):
     def eval_batches(self, config: Config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
         """Return this process's part of the evaluation split, every example once over all processes."""
         shapes = self.example_shapes(config)
-        tables.check_targets(config, config.data.eval_split, self.target_checker(config))
+        self._check_targets(config, False)
         parts = tables.eval_parts(config, self.example_maker, shapes, self.targets, process_index, process_count)
         return {self.subset: itertools.chain.from_iterable(parts)}
+
+    def _check_targets(self, config: Config, train: bool) -> None:
+        split = config.data.train_split if train else config.data.eval_split
+        tables.check_targets(config, split, self.target_checker(config, train), self.target_remedy)
 
     def batch_shapes(self, config: Config) -> Batch:
         """Return the global batch of an update as shapes alone; this needs no data."""

@@ -14,18 +14,20 @@ from vlbert_jax.batch import Batch, Example, abstract_batch, empty_example
 from vlbert_jax.data import streams
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.masking import draw_samples
-from vlbert_jax.data.records import Records, open_split
+from vlbert_jax.data.records import Records, Source, open_split
 from vlbert_jax.data.streams import batch_bytes, batches_of, in_order, log_ahead, mixed, paired, per_host, stream_seed
+from vlbert_jax.data.tables import require_usable
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
 from vlbert_jax.tasks.pretrain.examples import (
     SEQUENCE_FIELDS,
     CaptionLayout,
     caption_example,
+    is_distribution,
     pair_shapes,
     text_example,
     text_words,
 )
-from vlbert_jax.tasks.pretrain.targets import PretrainTargets
+from vlbert_jax.tasks.pretrain.targets import VISUAL_LOSSES, PretrainTargets
 
 EVAL_SEED = 20_200_115  # masks of evaluation do not depend on the seed of the run
 
@@ -81,6 +83,7 @@ def _captions(config, split: str, train: bool) -> list[_Captions]:
     records, edge = Records(landscape, portrait, remembered=d.remember_records), len(landscape)
     if not len(records):
         raise ValueError(f"{d.captions} has neither {split}_landscape nor {split}_portrait")
+    _check_captions(config, records, split)
     parts = {"landscape": range(edge), "portrait": range(edge, len(records))}
     if is_precomputed(config) or not d.one_orientation:
         parts = {"square": range(len(records))}
@@ -91,10 +94,34 @@ def _captions(config, split: str, train: bool) -> list[_Captions]:
     ]
 
 
+def _check_captions(config, records: Source, split: str) -> None:
+    """Raise ValueError where the captions of a split leave nothing to learn for one of the losses."""
+    d, losses, tokenizer = config.data, config.losses, tokenizer_of(config)
+    if losses.mlm:
+        missing, remedy = f"captions of {split} in {d.captions} has a word of the vocabulary", f"Check {d.vocab}."
+        require_usable(records, lambda record: _has_words(tokenizer, " ".join(record["caption"])), missing, remedy)
+    if any(losses.get(name, False) for name in ("mrc", "region", "regression", *VISUAL_LOSSES)):
+        missing, remedy = f"records of {split} in {d.captions} has a region", "Build it again with regions."
+        require_usable(records, lambda record: len(record["boxes"]) > 0, missing, remedy)
+    if losses.get("mrc", True):
+        missing = f"records of {split} in {d.captions} has class scores that sum to 1, the targets of regions"
+        remedy = "Extract regions with a detector of classes, or set config.losses.mrc=False."
+        require_usable(records, lambda record: bool(is_distribution(record["class_scores"]).any()), missing, remedy)
+
+
+def _has_words(tokenizer: Tokenizer, text: str) -> bool:
+    """Return whether the vocabulary has a word of a text."""
+    unknown = tokenizer.backend.token_to_id("[UNK]")
+    return any(piece != unknown for word in tokenizer.words(text) for piece in word)
+
+
 def _text(config, split: str, train: bool) -> _Text:
-    d = config.data
+    d, tokenizer = config.data, tokenizer_of(config)
     lines = Records(open_split(d.data_dir, d.text, split), remembered=d.remember_records)
-    return _Text(lines, range(len(lines)), tokenizer_of(config), CaptionLayout.of(config, train=train))
+    if config.losses.mlm:
+        missing, remedy = f"lines of {split} in {d.text} has a word of the vocabulary", f"Check {d.vocab}."
+        require_usable(lines, lambda record: _has_words(tokenizer, record["text"]), missing, remedy)
+    return _Text(lines, range(len(lines)), tokenizer, CaptionLayout.of(config, train=train))
 
 
 def _share(config, process_index: int, process_count: int) -> dict[str, int]:

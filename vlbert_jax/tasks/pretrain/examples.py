@@ -137,7 +137,7 @@ def caption_example(
     if layout.mrc:
         k = layout.max_mrc_targets
         targets = np.flatnonzero(asked[: kept - 1])
-        targets = targets[_is_distribution(scores[targets])][:k]
+        targets = targets[is_distribution(scores[targets])][:k]
         example.update(
             mrc_regions=padded((targets + 1).astype(np.int32), k),
             mrc_positions=padded(
@@ -148,7 +148,7 @@ def caption_example(
         )
     if layout.region_classes:
         seen = scores[: kept - 1]
-        classes = np.where(_is_distribution(seen), seen.argmax(axis=1), -1)
+        classes = np.where(is_distribution(seen), seen.argmax(axis=1), -1)
         example["region_classes"] = padded(np.append(-1, classes).astype(np.int32), rows, fill=-1)
     if layout.objects:
         example |= _best("object", scores[: kept - 1, 1:], rows)  # without the background
@@ -277,6 +277,6 @@ def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: 
     return {name: value[None] for name, value in (packed | words).items()}
 
 
-def _is_distribution(scores: np.ndarray) -> Bool[np.ndarray, "n"]:
+def is_distribution(scores: np.ndarray) -> Bool[np.ndarray, "n"]:
     """Return whether class scores are a target at all (test of the official code)."""
     return np.abs(scores.sum(axis=1, dtype=np.float32) - 1) < 0.1

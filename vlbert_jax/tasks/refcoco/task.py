@@ -93,6 +93,19 @@ class RefCOCO(TextImageTask):
             _check_detections(config)
         return lambda record, flip: expression_example(record, flip, tokenizer, layout)
 
+    target_remedy = (
+        "No region overlaps the box that is meant by half: check the boxes of the tables, config.data.train_boxes and "
+        "eval_boxes, and config.data.max_regions."
+    )
+
+    def target_checker(self, config, train: bool) -> Callable[[dict], bool]:
+        """Return the function that finds a region that counts as right among those of the model."""
+        layout = ExpressionLayout.of(config, train=train)
+        if layout.kind != "gt":
+            _check_detections(config)
+        options = layout.kind, layout.image_scale, layout.caffe_resize
+        return lambda record: bool(hits(record, *options)[: layout.max_regions + 1].any())
+
     def example_shapes(self, config) -> Shapes:
         """Return shapes and dtypes of an example of most batches."""
         layout = ExpressionLayout.of(config, usual_orientation(config))

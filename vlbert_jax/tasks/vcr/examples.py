@@ -82,6 +82,22 @@ def tagged_tokens(text: str, names: Sequence[str], tokenizer: Tokenizer) -> Toke
     return [(piece, found[word][1]) for piece, word in zip(encoding.ids, encoding.word_ids, strict=True)]  # pyright: ignore[reportCallIssue]
 
 
+def is_answerable(record: dict, subtask: str, tokenizer: Tokenizer) -> bool:
+    """Return whether the right choice is one of the choices and the model reads it otherwise than the others.
+
+    Without a label there is nothing to compare, and the result is True.
+    """
+    choices, label = (("answers", "answer_label"), ("rationales", "rationale_label"))[SUBTASKS.index(subtask)]
+    texts, number = list(record[choices]), int(record[label])
+    if not 0 <= number < len(texts):
+        return number < 0
+
+    def read(text: str) -> list:
+        return [tokenizer.words(part) if isinstance(part, str) else part for part in json.loads(text)]
+
+    return any(read(texts[number]) != read(text) for text in texts)
+
+
 def cut_answers(question: int, answers: Sequence[int], limit: int) -> tuple[int, list[int]]:
     """Return how many tokens of the question and of each answer are kept (official Q2A).
 

@@ -34,6 +34,7 @@ from vlbert_jax.tasks.vcr.examples import (
     ChoiceLayout,
     choice_example,
     first_name,
+    is_answerable,
     object_names,
     readable,
     record_of_text,
@@ -113,6 +114,13 @@ class VCR(TextImageTask):
             return example
 
         return make
+
+    target_remedy = "The right choice must be one of the choices, and differ from them in words of the vocabulary."
+
+    def target_checker(self, config, train: bool) -> Callable[[dict], bool]:
+        """Return the function that finds the right choice among the choices, or that none is known."""
+        tokenizer = tokenizer_of(config)
+        return lambda record: is_answerable(record, config.subtask, tokenizer)
 
     def example_shapes(self, config) -> Shapes:
         """Return shapes and dtypes of an example of most batches."""

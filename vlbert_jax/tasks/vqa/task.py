@@ -129,7 +129,9 @@ class VQA(TextImageTask):
 
         return make
 
-    def target_checker(self, config) -> Callable[[dict], bool]:
+    target_remedy = "Check config.data.answers, the vocabulary of answers."
+
+    def target_checker(self, config, train: bool) -> Callable[[dict], bool]:
         """Return the function that finds one of a question's answers in the vocabulary, or that none is known."""
         answers = answers_of(config)
         return lambda record: not record["answers"] or soft_targets(record["answers"], answers).max() > 0
