@@ -110,6 +110,10 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Yield (split, record) in the order of the source. Raises SourceError."""
         raise NotImplementedError
 
+    def targets(self, record: dict[str, Any]) -> Iterable[bool]:
+        """Return whether each target of a record can be learned from; none if the table has no targets."""
+        return ()
+
     def in_threads(self, function: Callable, items: Iterable, num_threads: int) -> Iterator[dict[str, Any]]:
         """Yield the records of some items in order, and list the notes about them in the manifest.
 
@@ -152,6 +156,7 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for number, (split, record) in enumerate(self.records(), 1):
             self.manifest.records[split] = self.manifest.records.get(split, 0) + 1
             self.manifest.tally(record)
+            self.manifest.count_targets(self.targets(record))
             waiting.setdefault(split, []).append(record)
             if number % _WRITE_EVERY == 0:
                 flush()
@@ -162,4 +167,5 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise SourceError(
                 f"{self.manifest.source}: no usable item was found; data_prep/README.md describes the format"
             )
+        self.manifest.check_texts()
         self.manifest.write(pathlib.Path(self.data_dir) / "manifest.json")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from vlbert_jax.files import json_object
+
+TEXTS = ("caption", "text", "question", "expression")  # fields of records: a str, or a list of words
 
 
 class SourceError(Exception):
@@ -48,6 +51,11 @@ def described(value: Any) -> str:
     return f"the number {value}" if is_number else f"of the type {type(value).__name__}"
 
 
+def is_text(text: str) -> bool:
+    """Return whether a text has a letter, of any script, and at most half of it is undecodable (U+FFFD)."""
+    return any(map(str.isalpha, text)) and 2 * text.count("\ufffd") <= len(text)
+
+
 def mixed_extractors(first: str, extractor: str, second: str, other: str) -> str:
     """Return the error message for two files whose regions are of two extractors.
 
@@ -80,6 +88,8 @@ class Manifest:
         self.extractor: str | None = None
         self._summary: collections.Counter[str] = collections.Counter()
         self._first_file = ""  # the file that named the extractor
+        self._least: int | None = None  # regions of the record that has the fewest
+        self._no_text = ""  # the first text that is none
 
     def extracted(self, extractor: str, file: str) -> None:
         """Record the extractor of a region file.
@@ -113,16 +123,44 @@ class Manifest:
             count["images"] += 1
             count["without an image"] += not record["image"]
         if "boxes" in record:
-            count["regions"] += len(record["boxes"])
+            number = len(record["boxes"])
+            self._least = number if self._least is None else min(number, self._least)
+            count["boxed"] += 1
+            count["regions"] += number
+        for text in (record[name] for name in TEXTS if name in record):
+            count["texts"] += 1
+            if not is_text(text if isinstance(text, str) else " ".join(text)):
+                self._no_text = self._no_text or str(text)[:80]
+                count["no text"] += 1
+
+    def count_targets(self, usable: Iterable[bool]) -> None:
+        """Count the targets of a record; each is usable or not."""
+        for is_usable in usable:
+            self._summary["targets"] += 1
+            self._summary["usable"] += is_usable
+
+    def check_texts(self) -> None:
+        """Raise SourceError where most texts of the table are no text."""
+        texts, wrong = self._summary["texts"], self._summary["no text"]
+        if 2 * wrong > texts:
+            raise SourceError(
+                f"{self.source}: {wrong:,} of {texts:,} texts have no letter, or are mostly undecodable; "
+                f"the first is {self._no_text!r}. Give the column or file that has the texts, in UTF-8"
+            )
 
     def summary(self) -> str:
-        """Return the numbers of images and regions of the table in words, "" if it has none."""
-        count = self._summary
-        if not count["images"]:
-            return ""
-        share = count["without an image"] / count["images"]
-        regions = count["regions"] / count["images"]
-        return f"{share:.1%} of {count['images']:,} records without an image, {regions:.1f} regions per record"
+        """Return the numbers of images, regions, texts and targets of the table in words."""
+        count, parts = self._summary, []
+        if count["images"]:
+            share = count["without an image"] / count["images"]
+            parts.append(f"{share:.1%} of {count['images']:,} records without an image")
+        if count["boxed"]:
+            parts.append(f"{count['regions'] / count['boxed']:.1f} regions per record, {self._least} at least")
+        if count["texts"]:
+            parts.append(f"{count['no text'] / count['texts']:.1%} of {count['texts']:,} texts without a letter")
+        if count["targets"]:
+            parts.append(f"{count['usable'] / count['targets']:.1%} of {count['targets']:,} targets usable")
+        return "; ".join(parts)
 
     def write(self, path: pathlib.Path) -> None:
         """Write the manifest as JSON."""

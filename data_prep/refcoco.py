@@ -49,6 +49,7 @@ and images that were encoded again. """
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -123,6 +124,20 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
                 proposals=detections.get(image_id, np.zeros((0, 4), np.float32)),
             )  # fmt: skip
         self.files.close()
+
+    def targets(self, record: dict[str, Any]) -> list[bool]:
+        """Return for each object that expressions mean whether a detection overlaps it by half."""
+        if not self.proposals:
+            return []
+        return [_overlaps(record["proposals"], box) for box in self._meant.get(int(record["image_id"]), [])]
+
+    @functools.cached_property
+    def _meant(self) -> dict[int, list[tuple[float, ...]]]:
+        """Map image_id to the boxes of its references."""
+        found: dict[int, list] = {}
+        for _, reference in self.download.references:
+            found.setdefault(reference.image_id, []).append(self.download.reference_boxes[reference.ref_id])
+        return found
 
     def _items(self, path: pathlib.Path, field: str | None, *names: str) -> dict[int, list[tuple]]:
         """Return (number in the file, *fields except image_id) of the items of each image."""
@@ -203,6 +218,15 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
             )
         notes = [("repaired", path, number, repair)] if repair else []
         return dict(index=number, image_id=str(image_id), image=image), notes
+
+
+def _overlaps(boxes: np.ndarray, box: tuple[float, ...]) -> bool:
+    """Return whether one of some boxes [n, 4] has half of the union with `box` in common; last pixels count."""
+    meant = np.asarray(box, np.float64)
+    common = np.minimum(boxes[:, 2:], meant[2:]) - np.maximum(boxes[:, :2], meant[:2]) + 1
+    common = np.maximum(common, 0).prod(1)
+    areas = (boxes[:, 2:] - boxes[:, :2] + 1).prod(1) + (meant[2:] - meant[:2] + 1).prod()
+    return bool((2 * common >= areas - common).any())
 
 
 class RefCOCOExpressions(OrderedBuilder, skip_registration=True):

@@ -162,6 +162,10 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         what = f"none of the images of {number:,} records" if number else f"none of {total:,} lines"
         raise SourceError(f"{self.files.root / split}_frcnn.json: {what} can be used{reason}")
 
+    def targets(self, record: dict[str, Any]) -> list[bool]:
+        """Return for each region whether its class scores are a target."""
+        return are_distributions(record["class_scores"]).tolist()
+
     def _check(self, index: pathlib.Path) -> None:
         """Check that an index and the archives of its first line exist. Raises SourceError."""
         if not index.is_file():
@@ -240,6 +244,11 @@ def _parse_line(number: int, line: bytes, notes: list[Note]) -> _Item:
     return _Item(number, image_id, detections, caption, notes)
 
 
+def are_distributions(scores: np.ndarray) -> np.ndarray:
+    """Return which rows of class scores [n, c] sum to 1, bool [n]; the others are never a target."""
+    return np.abs(scores.sum(1, dtype=np.float32) - 1) < SUM_TOLERANCE
+
+
 def _words(caption: Any) -> list[str]:
     if not isinstance(caption, list) or not "".join(map(str, caption)).strip():
         raise Unusable("the caption is not a list of words, or is empty")
@@ -258,7 +267,7 @@ def _usable_regions(item: _Item, regions: Detections, size: tuple[int, int]) -> 
         item.note("repaired", item.detections, f"dropped box {box.tolist()} of an image of {size}")
     features = regions.features[~bad[: len(regions.features)]]
     regions = regions._replace(boxes=regions.boxes[~bad], scores=regions.scores[~bad], features=features)
-    off = np.abs(regions.scores.sum(1) - 1) >= SUM_TOLERANCE
+    off = ~are_distributions(regions.scores)
     if off.any():
         reason = f"the class scores of {off.sum()} regions do not sum to 1, so these are never a target"
         item.note("kept", item.detections, reason)

@@ -195,6 +195,11 @@ class VCRQuestions(OrderedBuilder, skip_registration=True):
             rationale_label=f.Scalar(np.int64),
         )
 
+    def targets(self, record: dict[str, Any]) -> list[bool]:
+        """Return for the answer and the rationale, where they are labeled, whether another choice differs from it."""
+        labeled = [(record[f"{name}s"], record[f"{name}_label"]) for name in ("answer", "rationale")]
+        return [len(set(choices)) > 1 for choices, label in labeled if label >= 0]
+
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a record per question. Raises SourceError if the images are of another download."""
         source = tfds.builder_from_directory(self.images).as_data_source("images")  # pyright: ignore[reportCallIssue]

@@ -37,10 +37,10 @@ def test_text_lines(tmp_path):
 
 
 def test_the_validation_split_is_the_end_of_the_text(tmp_path):
-    (tmp_path / "a.doc").write_text("".join(f"{i}\n\n" for i in range(10)))
+    (tmp_path / "a.doc").write_text("".join(f"line {i}\n\n" for i in range(10)))
     directory = build.run_builder(TextCorpus("t", tmp_path, [tmp_path / "a.doc"], val_fraction=0.2))
-    assert [r["text"] for r in read_all(directory, "train")] == [b"%d" % i for i in range(8)]
-    assert [(r["text"], r["index"]) for r in read_all(directory, "val")] == [(b"8", 0), (b"9", 1)]
+    assert [r["text"] for r in read_all(directory, "train")] == [b"line %d" % i for i in range(8)]
+    assert [(r["text"], r["index"]) for r in read_all(directory, "val")] == [(b"line 8", 0), (b"line 9", 1)]
 
 
 TEXT = "".join(f"line {i} of caf\u00e9\n" for i in range(3000))
