@@ -315,13 +315,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_options(argv)
     try:
         COMMANDS[args.name](args)
+        return 0
     except (SourceError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        status, message = 2, f"error: {error}"
     except KeyboardInterrupt:
-        print(f"stopped by Ctrl-C; the same command builds the tables that {args.data_dir} lacks", file=sys.stderr)
-        return 130
-    return 0
+        status, message = 130, f"stopped by Ctrl-C; the same command builds the tables that {args.data_dir} lacks"
+    print(message, file=sys.stderr)  # now that the error, and with it the progress bars of its frames, is gone
+    return status
 
 
 if __name__ == "__main__":
