@@ -121,7 +121,7 @@ def test_regions_of_a_detector(folder, capsys, tmp_path):
     status, out, err = run(capsys, *argv, f"--out={tmp_path / 'o.png'}", "--json")
     (about,) = json.loads(out)
     assert status == 0 and about["source"] == "the detector" and len(about["regions"]) == 9
-    assert "the model reads the first 9 of" in err  # the detector finds at least ten
+    assert "the model reads the best 9 of" in err  # the detector finds at least ten
     for row in about["regions"]:
         assert row["label"].startswith("class ") and 0 < row["score"] <= 1
         assert 0 <= row["box"][0] <= row["box"][2] <= 451 and 0 <= row["box"][1] <= row["box"][3] <= 300

@@ -73,8 +73,8 @@ class ServedModel:
         picture = self.look(scene)
         with collected_warnings():  # `ask` has reported them
             seen: Any = self.predictor.attention(picture, reply.text, choice=reply.best)
-        title = f"{reply.text} ({scene.name})"
-        return attention_page(picture.pixels, picture.regions.boxes, *seen, title=title, answer="\n".join(reply.lines))
+        shown = dict(title=f"{reply.text} ({scene.name})", answer="\n".join(reply.lines), layer_names=seen.layers)
+        return attention_page(picture.pixels, picture.regions.boxes, *seen[:3], **shown)
 
 
 @contextlib.contextmanager
