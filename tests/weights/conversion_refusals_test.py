@@ -129,7 +129,7 @@ def test_a_config_of_another_model(tmp_path, capsys):
         config.write_text(json.dumps(good | {field: value}))
         refused(tmp_path, capsys, tmp_path / "bert", match=f"says {field} {value}")
     config.write_text("{")
-    refused(tmp_path, capsys, tmp_path / "bert", match="bert cannot be read: JSONDecodeError")
+    refused(tmp_path, capsys, tmp_path / "bert", match="config.json is damaged: it is not JSON")
 
 
 def test_damaged_vlbert_jax_folders(tmp_path, capsys):
