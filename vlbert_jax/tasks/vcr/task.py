@@ -7,6 +7,7 @@ trained separately; evaluation joins them where `config.companion` names the wei
 import copy
 import csv
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -119,8 +120,7 @@ class VCR(TextImageTask):
 
     def target_checker(self, config, train: bool) -> Callable[[dict], bool]:
         """Return the function that finds the right choice among the choices, or that none is known."""
-        tokenizer = tokenizer_of(config)
-        return lambda record: is_answerable(record, config.subtask, tokenizer)
+        return functools.partial(is_answerable, subtask=config.subtask, tokenizer=tokenizer_of(config))
 
     def example_shapes(self, config) -> Shapes:
         """Return shapes and dtypes of an example of most batches."""
@@ -191,8 +191,7 @@ class VCR(TextImageTask):
         other = copy.deepcopy(config)
         other.subtask = SUBTASKS[1 - SUBTASKS.index(config.subtask)]
         about = Path(config.companion) / "config.json"
-        remedy = "name another run in config.companion, or start that run again"
-        if about.is_file() and read_json_object(about, remedy).get("subtask") == config.subtask:
+        if about.is_file() and read_json_object(about, "change config.companion").get("subtask") == config.subtask:
             raise ValueError(
                 f"config.companion: {config.companion} is a run of {config.subtask}; it must be one of {other.subtask}."
             )
