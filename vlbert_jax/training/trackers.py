@@ -98,7 +98,7 @@ class WeightsAndBiases(Tracker):
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, about: Mapping[str, Any]):
         """Start a run, or continue the one of the workdir."""
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self.wandb, mark = wandb, workdir / "wandb_id"
         known = mark.read_text().strip() if mark.exists() else secrets.token_hex(4)
