@@ -27,7 +27,7 @@ import threading
 
 import vlbert_jax
 from vlbert_jax.compiled import keep_programs
-from vlbert_jax.detector.options import RULES, Settings
+from vlbert_jax.detector.options import RULES, add_arguments
 from vlbert_jax.files import user_path
 from vlbert_jax.weights.shipped import shipped_names
 
@@ -47,14 +47,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=user_path, action="append", metavar="PATH", help=f"a model; default: {shipped}"
     )
-    parser.add_argument(
-        "--detector", type=user_path, metavar="PATH", help="weights of the detector that finds the regions"
-    )
-    parser.add_argument(
-        "--rules", choices=tuple(RULES), default="caffe", help="of the detector; huggingface: those of its frcnn"
-    )
-    usual = Settings().proposals_after
-    parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="proposals used (%(default)s)")
+    add_arguments(parser)
     path = dict(type=user_path, default="")
     parser.add_argument("--vocab", metavar="vocab.txt", help="replaces config.data.vocab of the runs", **path)
     parser.add_argument("--answers", metavar="FILE", help="replaces config.data.answers of the runs", **path)

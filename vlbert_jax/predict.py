@@ -36,7 +36,7 @@ import sys
 
 import vlbert_jax
 from vlbert_jax.compiled import keep_programs
-from vlbert_jax.detector.options import RULES, Settings
+from vlbert_jax.detector.options import add_arguments
 from vlbert_jax.files import read_lines, user_file, user_path
 from vlbert_jax.tasks import TASKS
 from vlbert_jax.weights.shipped import shipped_names
@@ -60,14 +60,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--boxes", type=user_path, metavar="FILE.json", help="regions, a file for each image", **several
     )
-    parser.add_argument(
-        "--detector", type=user_path, metavar="PATH", help="weights of the detector that finds the regions"
-    )
-    parser.add_argument(
-        "--rules", choices=tuple(RULES), default="caffe", help="of the detector; huggingface: those of its frcnn"
-    )
-    usual = Settings().proposals_after
-    parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="proposals used (%(default)s)")
+    add_arguments(parser)
     parser.add_argument("--out", metavar="IMAGE.png", type=user_file, help="image with boxes and answers; numbered")
     parser.add_argument(
         "--attention", metavar="PAGE.html", type=user_file, help="web page of the attention; numbered"

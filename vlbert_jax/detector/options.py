@@ -3,7 +3,10 @@
 Commands print the defaults with --help, so this module imports no JAX.
 """
 
+import argparse
 import dataclasses
+
+from vlbert_jax.files import user_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,3 +56,15 @@ SELECTIONS = {  # the selection of each set of rules
     "caffe": Selection(),
     "huggingface": Selection(image_scale=(800, 1333), threshold=0.0, fewest=36, most=36),
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the commands that find regions in images of a user."""
+    parser.add_argument(
+        "--detector", type=user_path, metavar="PATH", help="weights of the detector that finds the regions"
+    )
+    parser.add_argument(
+        "--rules", choices=tuple(RULES), default="caffe", help="of the detector; huggingface: those of its frcnn"
+    )
+    usual = Settings().proposals_after
+    parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="proposals used (%(default)s)")
