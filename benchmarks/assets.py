@@ -38,8 +38,8 @@ from vlbert_jax.weights.stored_config import own_vocabularies  # noqa: E402
 RECIPES = dict(pretrain=pretrain, vqa=vqa, refcoco=refcoco)
 SCORES = {  # scores on the card; the first is the one to look at
     "pretrain": ("visual_word_accuracy", "visual_word_accuracy_blind", "mlm_caption_accuracy", "mrc_accuracy"),
-    "vqa": ("vqa_accuracy",),
-    "refcoco": ("refcoco_accuracy", "refcoco_accuracy_blind", "refcoco_accuracy_chance"),
+    "vqa": ("answer_accuracy",),
+    "refcoco": ("grounding_accuracy", "grounding_accuracy_blind", "grounding_accuracy_chance"),
 }
 HELD_OUT = dict(seed=1, num_train=1, num_val=100)  # no run of the demo has this seed
 EXAMPLE = (1, 10, 1216)  # seed of the example scene, chosen because the answers about it are right

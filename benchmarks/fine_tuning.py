@@ -25,17 +25,17 @@ import numpy as np  # noqa: E402
 
 from vlbert_jax.data.tables import Split  # noqa: E402
 from vlbert_jax.files import user_file  # noqa: E402
-from vlbert_jax.tasks.refcoco import task as refcoco  # noqa: E402
-from vlbert_jax.tasks.vqa import accuracy  # noqa: E402
-from vlbert_jax.tasks.vqa.examples import answers_of  # noqa: E402
+from vlbert_jax.tasks.answer import accuracy  # noqa: E402
+from vlbert_jax.tasks.answer.examples import answers_of  # noqa: E402
+from vlbert_jax.tasks.region import task as region_task  # noqa: E402
 
-REFCOCO = refcoco.RefCOCO()
+REGION = region_task.RegionTask()
 
 TASKS = {  # name: (config, metric)
-    "VQA": ("configs/vqa.py", "vqa_accuracy"),
-    "VCR Q→A": ("configs/vcr.py", "vcr_accuracy"),
-    "VCR QA→R": ("configs/vcr.py:demo_qa2r", "vcr_accuracy"),
-    "RefCOCO+": ("configs/refcoco.py", "refcoco_accuracy"),
+    "VQA": ("configs/vqa.py", "answer_accuracy"),
+    "VCR Q→A": ("configs/vcr.py", "choice_accuracy"),
+    "VCR QA→R": ("configs/vcr.py:demo_qa2r", "choice_accuracy"),
+    "RefCOCO+": ("configs/refcoco.py", "grounding_accuracy"),
 }
 STARTS = ("pre-trained", "from scratch", "blind")
 
@@ -78,7 +78,7 @@ def chance(name: str, config) -> float:
         answers = (split.texts[number]["answers"] for number in range(len(split)))
         return statistics.mean(float(accuracy.soft_targets(a, entries)[entries.number(best)]) for a in answers)
     hits = []
-    for batch in REFCOCO.eval_batches(config, 0, 1)["expressions"]:
+    for batch in REGION.eval_batches(config, 0, 1)["expressions"]:
         real = batch.index >= 0
         hits += list(batch.targets.region_hits[real].sum(1) / batch.region_mask[real].sum(1))
     return float(np.mean(hits))

@@ -24,8 +24,8 @@ from vlbert_jax.data.records import Records, open_split  # noqa: E402
 from vlbert_jax.data.tables import Split  # noqa: E402
 from vlbert_jax.files import user_path  # noqa: E402
 from vlbert_jax.geometry import box_iou  # noqa: E402
-from vlbert_jax.tasks.refcoco.examples import POSITIVE  # noqa: E402
-from vlbert_jax.tasks.vqa import accuracy  # noqa: E402
+from vlbert_jax.tasks.answer import accuracy  # noqa: E402
+from vlbert_jax.tasks.region.examples import POSITIVE  # noqa: E402
 
 
 def texts_of(predictor, scenes: int) -> list[dict]:

@@ -53,7 +53,7 @@ def write_model(folder: Path, precomputed: bool) -> None:
     features = "precomputed" if precomputed else "image"
     config.data.update(dict(features=features, vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
     arrays: dict = dict(params={}, constants={})
-    model = nnx.eval_shape(lambda: get_task("vqa").build_model(config, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: get_task("answer").build_model(config, nnx.Rngs(0)))
     for path, variable, array in random_arrays(model):
         node = arrays["params" if isinstance(variable, nnx.Param) else "constants"]
         for name in path[:-1]:

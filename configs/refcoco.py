@@ -8,14 +8,14 @@ that are applied: the official yaml files hold them per example (8e-7) and multi
 
 Accuracy is the share of expressions for which the IoU of the chosen region and the annotation is at least 0.5. With
 `--mode=evaluate` the newest checkpoint of the workdir is scored on `data.eval_split`, its choices are written to
-WORKDIR/predictions/SPLIT.json, and where annotations are among the regions, refcoco_identity_accuracy is the share of
+WORKDIR/predictions/SPLIT.json, and where annotations are among the regions, grounding_identity_accuracy is the share of
 expressions for which the annotation itself is chosen:
 
     python -m vlbert_jax.main --config=configs/refcoco.py:base_detected --workdir=DIR --mode=evaluate \\
         --config.data.eval_split=testA
 
 The accuracy is reported together with that of the same weights without visual features and without words
-(vlbert_jax/tasks/refcoco/task.py), of a random region and of the best region. `--config.blind` trains without the
+(vlbert_jax/tasks/region/task.py), of a random region and of the best region. `--config.blind` trains without the
 visual features of regions: words, positions and sizes remain.
 
 The paper does not cover RefCOCO and RefCOCOg. To use them, build them (data_prep/README.md) and set data.texts and
@@ -70,13 +70,13 @@ def base_detected() -> ml_collections.ConfigDict:
     71.87, 56.13 without pre-training; by others with six epochs in a day on one machine: 70.33, 76.02, 60.52. MAttNet:
     65.33, 71.62, 56.02. The authors used 4 V100 of 16 GB; one GPU processed 4.5 expressions per second: 6 days.
     """
-    config = common.fine_tuning("refcoco", "refcoco+_unc")
+    config = common.fine_tuning("region", "refcoco+_unc")
     config.total_steps = 75_120  # 20 * 120,191 / 32
     config.batch_size = 32
     config.learning_rate = 2.56e-5
     config.warmup_steps = 3_750
     config.eval_every_steps = 3_756  # an epoch
-    config.best_metric = "refcoco_accuracy"
+    config.best_metric = "grounding_accuracy"
     config.grad_accumulation_steps = 2
     config.optimizer.clip_norm = 1.0
     config.data.update(
@@ -98,7 +98,7 @@ def base_gt() -> ml_collections.ConfigDict:
 
     Corpus, updates and cost as base_detected; detections are not needed. Reached by the paper: val 79.88, testA 82.40,
     testB 75.01, and 74.41, 77.28, 67.52 without pre-training. MAttNet: 71.01, 75.13, 66.17, where only the annotation
-    itself counts: refcoco_identity_accuracy here.
+    itself counts: grounding_identity_accuracy here.
     """
     config = base_detected()
     config.data.train_boxes = config.data.eval_boxes = "gt"

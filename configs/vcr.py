@@ -92,7 +92,7 @@ def q2a_base() -> ml_collections.ConfigDict:
     BASE_E2E is pre-trained by configs/pretrain.py:base_e2e. Reached by the paper on val: Q->A 73.8; with qa2r_base
     Q->AR 55.2. The authors used 4 V100 of 16 GB, or 16.
     """
-    config = common.fine_tuning("vcr", "vcr")
+    config = common.fine_tuning("choice", "vcr")
     config.subtask = "q2a"  # q2a: choose the answer | qa2r: choose the rationale, with the right answer given
     config.companion = ""  # evaluation only: weights of the other subtask, as in init.checkpoint
     config.total_steps = 20 * EPOCH
@@ -101,7 +101,7 @@ def q2a_base() -> ml_collections.ConfigDict:
     config.learning_rate = 4.48e-3
     config.warmup_steps = 1_000
     config.eval_every_steps = EPOCH
-    config.best_metric = "vcr_accuracy"
+    config.best_metric = "choice_accuracy"
     config.optimizer.update(dict(name="sgd", schedule="steps", drops=(0.7, 0.9)))
     config.losses.choice = "sigmoid"  # sigmoid: of each choice (official code) | softmax: over the four (paper)
     config.losses.object = 1.0  # weight of classifying every region, from its last state; 0 = off

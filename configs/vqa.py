@@ -61,13 +61,13 @@ def base() -> ml_collections.ConfigDict:
     the training data and only shows that the run works: set data.train_split=train to tune. BASE_PREC is pre-trained by
     configs/pretrain.py:base_prec. Reached by the paper: test-dev 71.16. The authors used 4 V100 of 16 GB.
     """
-    config = common.fine_tuning("vqa", "vqa_v2")
+    config = common.fine_tuning("answer", "vqa_v2")
     config.total_steps = 12_855  # 5 epochs of 2,571 batches: 658,111 questions
     config.batch_size = 256
     config.learning_rate = 1.6e-4
     config.warmup_steps = 500
     config.eval_every_steps = 2_571
-    config.best_metric = "vqa_accuracy"
+    config.best_metric = "answer_accuracy"
     config.optimizer.clip_norm = 1.0
     config.losses.answer = (
         # sigmoid: of each answer against its score (official code) | softmax: the best (paper) | kl: of all scores

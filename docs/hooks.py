@@ -25,7 +25,7 @@ COMMANDS = {
     "vlbert_jax.predict": "vlbert_jax/predict.py",
     "vlbert_jax.app": "vlbert_jax/app.py",
     "vlbert_jax.convert": "vlbert_jax/convert.py",
-    "vlbert_jax.tasks.vqa.accuracy": "vlbert_jax/tasks/vqa/accuracy.py",
+    "vlbert_jax.tasks.answer.accuracy": "vlbert_jax/tasks/answer/accuracy.py",
     "data_prep.build": "data_prep/build.py",
     "data_prep.extract_regions": "data_prep/extract_regions.py",
 }

@@ -11,7 +11,7 @@ import shlex
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-EXAMPLE_TASK = "vqa"  # X in the checklist of CONTRIBUTING.md
+EXAMPLE = {"K": "answer", "X": "vqa"}  # a kind and its data in the checklist of CONTRIBUTING.md
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += [ROOT / "data_prep/README.md", ROOT / "launch/README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
@@ -42,7 +42,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def substituted(span: str) -> str:
-    return re.sub(r"\bX\b|(?<=/)X(?=_)", EXAMPLE_TASK, span)
+    return re.sub(r"\b[KX]\b|(?<=/)[KX](?=_)", lambda found: EXAMPLE[found[0]], span)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -74,7 +74,7 @@ def test_names_in_the_checklist_exist():
     registry = (ROOT / "vlbert_jax/tasks/__init__.py").read_text(encoding="utf-8")
     names = [span for span in SPAN.findall(checklist) if re.fullmatch(r"[A-Za-z_]+", span)]
     assert len(names) > 20
-    elsewhere = {EXAMPLE_TASK, "X", "X_images", "demo", "predict"}
+    elsewhere = {*EXAMPLE, *EXAMPLE.values(), "X_images", "demo", "predict"}
     for name in set(names) - elsewhere:
         assert re.search(rf"\b{name}\b", base + batch + registry), f"CONTRIBUTING.md names {name}"
 

@@ -37,7 +37,7 @@ def _table(folder):
 
 def _companion(folder):
     config = ml_collections.ConfigDict(dict(companion=str(folder), subtask="q2a"))
-    get_task("vcr").companions(config)
+    get_task("choice").companions(config)
 
 
 def _draw(folder):
@@ -106,7 +106,7 @@ def test_a_damaged_line_is_named(tmp_path):
 
 def test_damaged_metadata_of_weights_are_named(tmp_path):
     path = tmp_path / "model.safetensors"
-    for text in ("{", "[]", json.dumps(dict(task="vqa"))):
+    for text in ("{", "[]", json.dumps(dict(task="answer"))):
         save_file({"a": np.zeros(1)}, path, {containers.CONFIG_METADATA: text})
         with pytest.raises(ValueError, match="model.safetensors: its metadata .* is damaged: .*; write or download"):
             containers.stored_in_file(path)

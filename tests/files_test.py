@@ -14,7 +14,7 @@ from tests.helpers import ROOT
 from vlbert_jax import convert, predict
 from vlbert_jax.data.records import open_split
 from vlbert_jax.files import atomic_write, disk_full, read_lines, user_file, user_path, user_paths
-from vlbert_jax.tasks.vqa import accuracy
+from vlbert_jax.tasks.answer import accuracy
 from vlbert_jax.training.config import parse_command
 
 
@@ -112,7 +112,7 @@ PARSERS = {
     "convert": (convert.parse_arguments, ["a", "b"], ["push"]),
     "predict": (predict.parse_arguments, ["--image=a"], ["choices", *(o.lstrip("-") for o in predict.text_options())]),
     "extract_regions": (extract_regions.parse_arguments, ["i", "--detector=d", "--out=o"], []),
-    "vqa_accuracy": (accuracy.parse_arguments, ["--questions=q", "--annotations=a", "--results=r"], []),
+    "answer_accuracy": (accuracy.parse_arguments, ["--questions=q", "--annotations=a", "--results=r"], []),
 }
 PARSERS |= {
     f"build {name}": (parse_options, [name, *(["--source=s"] if "scene" not in name else [])], ["corpus", "splits"])

@@ -17,7 +17,7 @@ from data_prep.manifest import SourceError
 from data_prep.vqa_files import SPLITS, Question, VQADownload, covered_answers, frequent_answers, write_answers
 from tests.helpers.golden_folders import golden_folders
 from tests.helpers.vqa_case import FOLDER, Download, annotation, jpeg, put, read_all, zip_folder
-from vlbert_jax.tasks.vqa import accuracy
+from vlbert_jax.tasks.answer import accuracy
 
 VARIANTS = {path.name: path / "data/coco" for folder in golden_folders("data") for path in sorted(folder.glob("vqa_*"))}
 

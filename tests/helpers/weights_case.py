@@ -59,7 +59,7 @@ def hidden(shapes: dict[str, tuple[int, ...]]) -> int:
 
 def fine_tuned(task: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Return a small model of a task as the official code saves it, with its heads."""
-    shapes = shrunk(official_shapes("base_prec" if task == "vqa" else "base_e2e"))
+    shapes = shrunk(official_shapes("base_prec" if task == "answer" else "base_e2e"))
     size = hidden(shapes)
     dropped = ("mlm_head", "mvrc_head", "aux_text", "object_mask_")
     shapes = {name: shape for name, shape in shapes.items() if not any(part in name for part in dropped)}
@@ -69,9 +69,9 @@ def fine_tuned(task: str, seed: int = 0) -> dict[str, np.ndarray]:
     def layers(prefix, named):
         return {f"module.{prefix}{name}": shape for name, shape in named.items()}
 
-    if task == "vqa":
+    if task == "answer":
         shapes |= layers("final_mlp.0.", transform | norm) | layers("final_mlp.2.", dict(weight=(53, size), bias=(53,)))
-    elif task == "refcoco":
+    elif task == "region":
         shapes |= layers("final_mlp.0.", transform) | layers("final_mlp.2.", dict(weight=(1, size), bias=(1,)))
     else:
         shapes |= layers("final_mlp.1.", dict(weight=(1, size), bias=(1,))) | layers("cnn_loss_reg.0.", transform)

@@ -90,7 +90,7 @@ def test_expressions_are_drawn(folder, capsys, tmp_path):
     places = about["asked"][0]["places"]
     assert status == 0 and len(places) == 5 and len(about["regions"]) == 9 and "grid" in about["source"]
     best = next(place for place in places if place["region"])
-    refcoco = get_task("refcoco")
+    refcoco = get_task("region")
     (mark,) = refcoco.marks("a", dict(places=[best])).items()
     assert mark[0] == best["region"] - 1 and mark[1].count("%") == 1 and mark[1].startswith("a ")
     assert refcoco.marks("c", dict(places=[dict(region=0)])) == {}

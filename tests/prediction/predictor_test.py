@@ -23,20 +23,20 @@ from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.tables import Split, eval_parts
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.tasks import TASKS, get_task
+from vlbert_jax.tasks.answer import task as answer_task
+from vlbert_jax.tasks.answer.examples import answers_of
+from vlbert_jax.tasks.choice import task as choice_task
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets
-from vlbert_jax.tasks.refcoco import task as refcoco
-from vlbert_jax.tasks.refcoco.examples import candidates, original_boxes
-from vlbert_jax.tasks.vcr import task as vcr
-from vlbert_jax.tasks.vqa import task as vqa
-from vlbert_jax.tasks.vqa.examples import answers_of
+from vlbert_jax.tasks.region import task as region_task
+from vlbert_jax.tasks.region.examples import candidates, original_boxes
 from vlbert_jax.weights.stored_config import SCHEMA
 
-REFCOCO = refcoco.RefCOCO()
+REGION = region_task.RegionTask()
 
-VCR = vcr.VCR()
+CHOICE = choice_task.ChoiceTask()
 
-VQA = vqa.VQA()
+ANSWER = answer_task.AnswerTask()
 
 CAT, COFFEE = (f"{skimage.data_dir}/{name}.png" for name in ("chelsea", "coffee"))
 QUESTION = "what color is the ball?"
@@ -85,7 +85,7 @@ def image_of(record):
 def test_answers_are_those_of_evaluation(name, models, predictors, data_dir):
     config, path = models[name]
     predictor, checked = predictors[name], set()
-    for record, row in evaluated(VQA, config, path, VQA.example_maker):
+    for record, row in evaluated(ANSWER, config, path, ANSWER.example_maker):
         if record["question"] in checked or len(checked) == 4:
             continue
         checked.add(record["question"])
@@ -99,7 +99,7 @@ def test_answers_are_those_of_evaluation(name, models, predictors, data_dir):
 
 def test_places_are_those_of_evaluation(models, predictors):
     config, path = models["refcoco"]
-    for record, row in evaluated(REFCOCO, config, path, REFCOCO.example_maker)[:4]:
+    for record, row in evaluated(REGION, config, path, REGION.example_maker)[:4]:
         boxes = candidates(record, "detected")
         found = predictors["refcoco"].ground(image_of(record), record["expression"], boxes)
         count = len(found)
@@ -119,13 +119,13 @@ def test_choices_are_those_of_evaluation(models, predictors):
     config, path = models["vcr"]
 
     def maker(config, orientation, train):
-        make = VCR.example_maker(config, orientation, train)
+        make = CHOICE.example_maker(config, orientation, train)
         return lambda record, flip: make(record | dict(shapes=np.ones_like(record["shapes"])), flip)
 
     def text(parts):
         return " ".join(p if isinstance(p, str) else f"[{','.join(str(i + 1) for i in p)}]" for p in json.loads(parts))
 
-    record, row = evaluated(VCR, config, path, maker)[0]
+    record, row = evaluated(CHOICE, config, path, maker)[0]
     boxes = dict(boxes=record["boxes"].tolist(), labels=list(record["objects"]))
     predictor = predictors["vcr"]
     file = path / "boxes.json"
@@ -217,7 +217,7 @@ def test_states_and_attention(models, predictors):
 
 def test_attention_runs_the_same_encoder(models):
     config, path = models["vqa"]
-    batch = next(iter(VQA.eval_batches(config, 0, 1)["questions"]))
+    batch = next(iter(ANSWER.eval_batches(config, 0, 1)["questions"]))
     (states, attention), same = on_model(path, config, lambda m, b: (m.attention(b), m.states(b)))(batch)
     np.testing.assert_allclose(states, same, atol=1e-6)
     b, n, s, _ = states.shape
@@ -286,7 +286,7 @@ def test_a_file_without_a_config(models, data_dir, tmp_path):
     assert main([str(path), str(file)]) == 0
     words = dict(vocab=data_dir / "scenes_downstream/vocab.txt", answers=data_dir / "vqa/scenes_answers.txt")
     predictor = vlbert_jax.load(file, **words)
-    assert predictor.task.name == "vqa" and predictor.config.data.image_scale == (600, 1000)
+    assert predictor.task.name == "answer" and predictor.config.data.image_scale == (600, 1000)
     assert predictor.config.data.max_regions == 100 and predictor.config.losses.answer == "sigmoid"
     answers = predictor.answer(CAT, QUESTION)
     assert len(answers) == 5 and 0 < answers[0].probability < 1

@@ -103,4 +103,4 @@ def test_what_lies_at_a_path_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate_weights("demo-vqa") == ASSETS / "demo-vqa"
     shutil.copytree(ASSETS / "demo-refcoco", tmp_path / "demo-vqa")
-    assert vlbert_jax.load("demo-vqa").task.name == "refcoco"
+    assert vlbert_jax.load("demo-vqa").task.name == "region"

@@ -20,7 +20,7 @@ from vlbert_jax.tasks import get_task
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-VQA = get_task("vqa")
+VQA = get_task("answer")
 QUESTION = "what is on the table?"
 SMALL = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
              max_position_embeddings=40, visual_embedding_dim=20, num_labels=11)  # fmt: skip

@@ -60,7 +60,7 @@ def recipe(task: str, data_dir, architecture: str):
 # sibling_recipes_test.py pre-trains the other architectures by their recipes.
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [("pretrain", "vinvl"), ("pretrain", "b2t2_positions"), *(("vqa", sibling) for sibling in SIBLINGS)],
+    [("pretrain", "vinvl"), ("pretrain", "b2t2_positions"), *(("answer", sibling) for sibling in SIBLINGS)],
 )
 def test_two_updates(name, architecture, data_dir, tmp_path):
     config, task = recipe(name, data_dir, architecture), get_task(name)
@@ -95,9 +95,9 @@ def test_two_updates_from_pixels(architecture, data_dir, tmp_path):
 
 @pytest.mark.parametrize("architecture", SIBLINGS)
 def test_layout_of_a_sequence(architecture, data_dir):
-    config = recipe("vqa", data_dir, architecture)
+    config = recipe("answer", data_dir, architecture)
     switches, vocab_size = ARCHITECTURES[architecture], config.model.encoder.vocab_size
-    batch = next(get_task("vqa").train_batches(config, 0, 0, 1))
+    batch = next(get_task("answer").train_batches(config, 0, 0, 1))
     row = {name: getattr(batch, name)[0, 0] for name in ("token_ids", "region_ids", "segment_ids", "position_ids")}
     real = batch.element_mask[0, 0]
     is_region = row["token_ids"] >= vocab_size + IMG
@@ -130,7 +130,7 @@ def test_positions_of_hidden_regions(data_dir):
     assert seen
 
 
-@pytest.mark.parametrize(("name", "recipes"), [("vcr", vcr_recipes), ("refcoco", refcoco_recipes)])
+@pytest.mark.parametrize(("name", "recipes"), [("choice", vcr_recipes), ("region", refcoco_recipes)])
 def test_tasks_of_vlbert_alone(name, recipes):
     config = recipes.demo()
     config.model.architecture = "uniter"
@@ -164,9 +164,9 @@ def test_the_losses_of_uniter(data_dir, tmp_path):
     ("mask", False, 16), ("mask_linear", False, 0), ("pooler", True, 32), ("pooler_linear", True, 0),
 ])  # fmt: skip
 def test_answer_heads(kind, reads_pooler, hidden, data_dir):
-    config = recipe("vqa", data_dir, "uniter")
+    config = recipe("answer", data_dir, "uniter")
     config.model.answer_head, config.model.encoder.pooler = kind, reads_pooler
-    task = get_task("vqa")
+    task = get_task("answer")
     model = task.build_model(config, nnx.Rngs(0))
     head = model.answer_head
     assert hidden == (head.transform.kernel.shape[1] if hasattr(head, "transform") else 0)
@@ -186,8 +186,8 @@ def test_answer_heads(kind, reads_pooler, hidden, data_dir):
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("vqa", {"model.answer_head": "cls"}, "answer_head is 'cls'; it must be one of mask, mask_linear"),
-        ("vqa", {"model.answer_head": "pooler"}, "'pooler' requires config.model.encoder.pooler=True"),
+        ("answer", {"model.answer_head": "cls"}, "answer_head is 'cls'; it must be one of mask, mask_linear"),
+        ("answer", {"model.answer_head": "pooler"}, "'pooler' requires config.model.encoder.pooler=True"),
         ("pretrain", {"losses.regression": True, "data.hide_pixels": True}, "these must be replaced, not their pixels"),
         ("pretrain", {"losses.transport": 0.1}, "set config.losses.relationship=True as well"),
     ],

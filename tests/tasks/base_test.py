@@ -50,14 +50,14 @@ def test_every_registered_task_is_complete(name):
 
 
 def test_unknown_tasks_are_refused():
-    with pytest.raises(ValueError, match="There is no task 'vqa2'; the tasks are pretrain, vqa, vcr, refcoco"):
+    with pytest.raises(ValueError, match="There is no task 'vqa2'; the tasks are pretrain, answer, choice, region"):
         tasks.get_task("vqa2")
 
 
 def test_official_names_of_heads_belong_to_one_task():
-    assert tasks.task_of_names(["final_mlp.2.weight", "final_mlp.0.LayerNorm.weight"]) == "vqa"
-    assert tasks.task_of_names(["final_mlp.2.weight"]) == "refcoco"
-    assert tasks.task_of_names(["final_mlp.1.weight"]) == tasks.task_of_names(["cnn_loss_reg.2.weight"]) == "vcr"
+    assert tasks.task_of_names(["final_mlp.2.weight", "final_mlp.0.LayerNorm.weight"]) == "answer"
+    assert tasks.task_of_names(["final_mlp.2.weight"]) == "region"
+    assert tasks.task_of_names(["final_mlp.1.weight"]) == tasks.task_of_names(["cnn_loss_reg.2.weight"]) == "choice"
     assert tasks.task_of_names(["vlbert.word_embeddings.weight"]) == "pretrain"
 
 

@@ -20,16 +20,16 @@ from tests.helpers.golden_case import Case, close, compare_gradients, load
 from tests.helpers.golden_folders import golden_folders
 from tests.helpers.golden_task_case import adjust, fields_of
 from vlbert_jax.batch import Batch, make_batch
-from vlbert_jax.tasks.refcoco import task as refcoco
-from vlbert_jax.tasks.vcr import task as vcr
-from vlbert_jax.tasks.vqa import task as vqa
+from vlbert_jax.tasks.answer import task as answer_task
+from vlbert_jax.tasks.choice import task as choice_task
+from vlbert_jax.tasks.region import task as region_task
 from vlbert_jax.weights import vlbert_names
 
-REFCOCO = refcoco.RefCOCO()
+REGION = region_task.RegionTask()
 
-VCR = vcr.VCR()
+CHOICE = choice_task.ChoiceTask()
 
-VQA = vqa.VQA()
+ANSWER = answer_task.AnswerTask()
 
 FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("vii_*.json"))]
 
@@ -43,7 +43,7 @@ def vqa_case(case):
     def check(model, states, batch):
         close(model.answer_logits(states, batch.targets.answer_positions), case.out["label_logits"])
 
-    return VQA, config, targets, check
+    return ANSWER, config, targets, check
 
 
 def refcoco_case(case):
@@ -56,7 +56,7 @@ def refcoco_case(case):
         logits = np.asarray(model.region_logits(states, batch.targets.region_positions[:, 0]))
         close(logits[real], case.out["label_logits"][real])
 
-    return REFCOCO, config, targets, check
+    return REGION, config, targets, check
 
 
 def vcr_case(case):
@@ -70,7 +70,7 @@ def vcr_case(case):
     def check(model, states, batch):
         close(model.choice_logits(states), case.out["label_logits"])
 
-    return VCR, config, targets, check
+    return CHOICE, config, targets, check
 
 
 CASES = {"vqa": vqa_case, "vcr": vcr_case, "refcoco": refcoco_case}

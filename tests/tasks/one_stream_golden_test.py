@@ -25,8 +25,8 @@ from tests.helpers.one_stream_case import (
 )
 from vlbert_jax.batch import make_batch
 from vlbert_jax.tasks import get_task
+from vlbert_jax.tasks.answer.task import AnswerTargets
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets
-from vlbert_jax.tasks.vqa.task import VQATargets
 
 GRADIENT = 1e-4
 FIXTURES = [path for folder in golden_folders("one_stream") for path in sorted(folder.glob("*.json"))]
@@ -206,7 +206,7 @@ HEADS = dict(uniter="pooler", visualbert="mask_linear", oscar="pooler_linear", v
 
 @pytest.mark.parametrize("path", chosen(ANSWERS), ids=identify)
 def test_answers(path, execution):
-    case, task = Case(path), get_task("vqa")
+    case, task = Case(path), get_task("answer")
     packed = pack_case(case)
     targets = case.inputs["targets" if "targets" in case.inputs else "labels"].astype(np.float32)
     config = configured(vqa_recipes.base, case, packed.feature_size, **execution)
@@ -217,7 +217,7 @@ def test_answers(path, execution):
     lengths = (packed.fields["token_ids"] < sizes_of(case)["vocab_size"]) & packed.fields["element_mask"]
     positions = (lengths.sum((1, 2)) - 2).astype(np.int32)  # VisualBERT reads [MASK] before the last [SEP]
     packed.fields.update(answer_positions=positions, answer_targets=targets)
-    batch = jax.tree.map(jnp.asarray, make_batch(packed.fields, VQATargets))
+    batch = jax.tree.map(jnp.asarray, make_batch(packed.fields, AnswerTargets))
     total, _, gradients = loss_and_gradients(task, model, batch, config, ("answer",))
     close(total, case.out["loss"])
     compare_gradients(case, gradients, GRADIENT)

@@ -246,7 +246,7 @@ def test_a_model_answers(architecture, data_dir, tmp_path):
 @pytest.mark.parametrize("kind", ["mask", "mask_linear", "pooler_linear"])
 def test_other_heads_read_two_streams_too(kind, data_dir):
     """A head that reads [MASK] finds it among the words, and starts from the words of the answers."""
-    config, task = questions("vilbert_base", data_dir, **{"model.answer_head": kind}), get_task("vqa")
+    config, task = questions("vilbert_base", data_dir, **{"model.answer_head": kind}), get_task("answer")
     batch = next(task.train_batches(config, 0, 0, 1))
     mask_id = tokenizer_of(config).mask_id
     at = np.take_along_axis(batch.token_ids[:, 0], batch.targets.answer_positions[:, None], axis=1)

@@ -46,7 +46,7 @@ def test_expressions_that_no_region_overlaps(data_dir):
     config, demo = refcoco_recipes.get_config("base_gt"), refcoco_recipes.demo()
     names = ("embedded", "texts", "images", "vocab", "max_regions", "sequence_length")
     shrink(config, demo, data_dir, num_layers=1, names=names)
-    config.batch_size, config.data.embedded, task = 4, "", get_task("refcoco")
+    config.batch_size, config.data.embedded, task = 4, "", get_task("region")
     config.data.texts, config.data.images = "refcoco/tiny", "refcoco_images/tiny"
     config.data.train_boxes, config.data.eval_boxes = "both", "detected"
     assert next(task.train_batches(config, 0, 0, 1)).targets.region_hits.any()  # of an annotation
@@ -58,7 +58,7 @@ def test_expressions_that_no_region_overlaps(data_dir):
 
 
 def test_questions_whose_choices_are_equal(data_dir):
-    config, task = vcr_case.shrunk("demo_q2a", data_dir), get_task("vcr")
+    config, task = vcr_case.shrunk("demo_q2a", data_dir), get_task("choice")
     assert task.eval_batches(config, 0, 1)
     config.data.embedded, config.data.texts, config.data.images = "", "vcr/same", "vcr_images/same"
     with pytest.raises(ValueError, match="records of val in vcr/same has a usable target.* The right choice must"):

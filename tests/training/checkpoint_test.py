@@ -94,7 +94,7 @@ def test_another_config_is_refused_in_one_line(state, tmp_path):
     assert "\n" not in str(error.value)
     checkpoint.Checkpoints(tmp_path, config, read_only=True).close()  # evaluation may use another config
     changes = {f"optimizer.{name}": 0.5 for name in ("b1", "b2", "eps", "momentum", "weight_decay", "clip_norm")}
-    config = toy_task.make_config(task="vqa", learning_rate=0.5, seed=1, total_steps=99, **changes)
+    config = toy_task.make_config(task="answer", learning_rate=0.5, seed=1, total_steps=99, **changes)
     with pytest.raises(ValueError, match=r"differ: task, (\S+, ){6}\S+ and 2 more\. Choose another --workdir"):
         checkpoint.Checkpoints(tmp_path, config)
 

@@ -101,7 +101,7 @@ def test_every_released_size(variant):
             assert back.shape == given.shape and (back == given.flat[0]).all(), entry.official
 
 
-@pytest.mark.parametrize("task", ["vqa", "vcr", "refcoco"])
+@pytest.mark.parametrize("task", ["answer", "choice", "region"])
 def test_fine_tuned_models(task, tmp_path, capsys):
     tensors = fine_tuned(task)
     source = save_model(tmp_path / "given.model", tensors)
@@ -180,9 +180,9 @@ def test_files_hold_complete_models(tmp_path, capsys):
     run(source, tmp_path / "whole.safetensors")
     assert prepare_conversion(tmp_path / "whole.safetensors", num_heads=6).absent == []
     pretrained = save_model(tmp_path / "given.model", fill(shrunk(official_shapes("base_e2e"))))
-    for task in ("vqa", "vcr", "refcoco"):
+    for task in ("answer", "choice", "region"):
         run(pretrained, tmp_path / f"{task}.pt", f"--task={task}", "--num_heads=4")
-        names_of_task = fine_tuned(task).keys() if task != "vqa" else None
+        names_of_task = fine_tuned(task).keys() if task != "answer" else None
         written = load_model(tmp_path / f"{task}.pt")
         assert names_of_task is None or written.keys() == names_of_task
         assert read_weights(tmp_path / f"{task}.pt").task == task
@@ -345,7 +345,7 @@ def test_new_parameters(tmp_path, capsys):
         assert np.isfinite(new).all() and 0.013 < new.std() < 0.027, name
 
 
-@pytest.mark.parametrize("task", ["vqa", "vcr", "refcoco"])
+@pytest.mark.parametrize("task", ["answer", "choice", "region"])
 def test_pretraining_to_a_task(task, tmp_path, capsys):
     tensors = fill(shrunk(official_shapes("base_e2e")))
     source = save_model(tmp_path / "given.model", tensors)
@@ -357,7 +357,7 @@ def test_pretraining_to_a_task(task, tmp_path, capsys):
     for name in expected.keys() & started.tensors.keys():
         np.testing.assert_array_equal(started.tensors[name], expected[name], err_msg=name)
     pooler = "vlbert.pooler.dense.weight"
-    assert (pooler in started.tensors) == (task == "vcr")
+    assert (pooler in started.tensors) == (task == "choice")
 
 
 def test_sizes_are_read_from_the_file(tmp_path):

@@ -102,15 +102,15 @@ PRETRAINED = dict(mrc=False, relationship=True)
 WITH_HEADS = {
     "uniter_base": ("pretrain", dict(mrc=True, regression=True, relationship=True)),
     "uniter_large": ("pretrain", dict(mrc=True, regression=True, relationship=True)),
-    "uniter_base_vqa": ("vqa", "pooler"),
-    "uniter_base_ve": ("vqa", "pooler"),
+    "uniter_base_vqa": ("answer", "pooler"),
+    "uniter_base_ve": ("answer", "pooler"),
     "visualbert_vqa_pre": ("pretrain", PRETRAINED),
     "visualbert_original_nlvr2_pre": ("pretrain", PRETRAINED),
-    "visualbert_vqa": ("vqa", "mask_linear"),
-    "visualbert_original_vqa": ("vqa", "mask_linear"),
+    "visualbert_vqa": ("answer", "mask_linear"),
+    "visualbert_original_vqa": ("answer", "mask_linear"),
     "oscar_base": ("pretrain", PRETRAINED),
-    "oscar_large_vqa": ("vqa", "pooler_linear"),
-    "vinvl_base_vqa": ("vqa", "pooler_linear"),
+    "oscar_large_vqa": ("answer", "pooler_linear"),
+    "vinvl_base_vqa": ("answer", "pooler_linear"),
 }
 
 

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from configs import pretrain as recipes
 from vlbert_jax.convert import main
+from vlbert_jax.tasks.choice import task as choice_task
 from vlbert_jax.tasks.pretrain import task as pretrain
-from vlbert_jax.tasks.vcr import task as vcr
 from vlbert_jax.weights import export, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.initialize import load_into
@@ -19,7 +19,7 @@ from vlbert_jax.weights.resnet_names import official_to_resnet
 
 PRETRAIN = pretrain.Pretrain()
 
-VCR = vcr.VCR()
+CHOICE = choice_task.ChoiceTask()
 
 torch = pytest.importorskip("torch")
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_precedes_bert(small, tmp_path):
     config.model.region_head.blocks = (1, 2, 1, 2)
     with config.unlocked():
         config.model.num_object_classes, config.model.encoder.pooler = 81, True
-    model = VCR.build_model(config, nnx.Rngs(0))
+    model = CHOICE.build_model(config, nnx.Rngs(0))
     params, constants = nnx.split_state(nnx.state(model), nnx.Param, ...)
     bert |= {
         f"vlbert.pooler.dense.{leaf}": np.full_like(bert[f"vlbert.mvrc_head.transform.dense.{leaf}"], 7)
@@ -97,7 +97,7 @@ def test_a_checkpoint_precedes_bert(small, tmp_path):
     state = {f"module.{name}": torch.from_numpy(array).half() for name, array in checkpoint.items()}
     torch.save({"state_dict": state}, tmp_path / "vl-bert.model")
     sources = dict(bert=tmp_path / "bert.safetensors", checkpoint=tmp_path / "vl-bert.model")
-    loaded = official_of(*load((params, constants, vocab_size), task="vcr", **sources), vocab_size)
+    loaded = official_of(*load((params, constants, vocab_size), task="choice", **sources), vocab_size)
     halves = {name: array.astype(np.float16).astype(np.float32) for name, array in checkpoint.items()}
     np.testing.assert_array_equal(loaded[vlbert_names.WORDS], halves[vlbert_names.WORDS])
     np.testing.assert_array_equal(loaded[vlbert_names.SEGMENTS], halves[vlbert_names.SEGMENTS][[0, 0, 2]])
@@ -139,9 +139,9 @@ def test_parameters_initialized_by_a_conversion_are_not_loaded(small, tmp_path, 
     config.model.region_head.blocks = (1, 2, 1, 2)
     with config.unlocked():
         config.model.num_object_classes, config.model.encoder.pooler = 81, True
-    state = nnx.state(VCR.build_model(config, nnx.Rngs(0)))
+    state = nnx.state(CHOICE.build_model(config, nnx.Rngs(0)))
     caplog.set_level(logging.INFO)
-    load((*nnx.split_state(state, nnx.Param, ...), small[2]), task="vcr", checkpoint=tmp_path / "converted")
+    load((*nnx.split_state(state, nnx.Param, ...), small[2]), task="choice", checkpoint=tmp_path / "converted")
     assert "parameters of object_head: 4 from scratch" in caplog.text
     assert "parameters of vlbert/encoder: 32 from init.checkpoint" in caplog.text
 

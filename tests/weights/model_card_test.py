@@ -19,7 +19,7 @@ def workdir(tmp_path):
     folder = tmp_path / "fish"
     (folder / "checkpoints/7").mkdir(parents=True)
     (folder / "versions.json").write_text(json.dumps(dict(revision="abc123", command=COMMAND)))
-    scores = dict(vqa_accuracy=0.61234, loss=float("nan"), eval_time=3.0, step=7)
+    scores = dict(answer_accuracy=0.61234, loss=float("nan"), eval_time=3.0, step=7)
     write_run_card(folder, vqa.get_config().to_dict(), 7, scores)
     return folder
 
@@ -32,7 +32,7 @@ def test_the_card_of_a_run(workdir):
         command=COMMAND, commit="abc123", updates=7
     )
     (score,) = card.data.eval_results  # neither the duration nor the value that is not finite
-    assert (score.metric_type, score.metric_value, score.dataset_name) == ("vqa_accuracy", 0.6123, "vqa/scenes")
+    assert (score.metric_type, score.metric_value, score.dataset_name) == ("answer_accuracy", 0.6123, "vqa/scenes")
     told = ("# fish", "`vlbert`", "2 layers of width 128", "256 tokens", "36", f"`{COMMAND}`", "`abc123`", "0.6123")
     for part in (*told, 'vlbert_jax.load("PATH")', "MIT license"):
         assert part in card.text, part
@@ -40,11 +40,11 @@ def test_the_card_of_a_run(workdir):
 
 def test_a_card_that_a_user_wrote_stays(workdir):
     config = vqa.get_config().to_dict()
-    write_run_card(workdir, config, 9, dict(vqa_accuracy=0.7))
+    write_run_card(workdir, config, 9, dict(answer_accuracy=0.7))
     card = (workdir / "README.md").read_text()
     assert "0.7" in card and "0.6123" not in card
     (workdir / "README.md").write_text(card.replace(MARK, "My model."))
-    write_run_card(workdir, config, 11, dict(vqa_accuracy=0.8))
+    write_run_card(workdir, config, 11, dict(answer_accuracy=0.8))
     assert "My model." in (workdir / "README.md").read_text() and stored_facts(workdir)[0]["updates"] == 9
     assert stored_facts(workdir / "checkpoints/7") == stored_facts(workdir)
     assert stored_facts(workdir / "nothing") == ({}, [])

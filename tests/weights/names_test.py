@@ -201,21 +201,21 @@ def test_warm_start():
     tensors = {vlbert_names.plain_name(name): a for name, a in fill(shrunk(official_shapes("base_e2e"))).items()}
     mlm, mrc = "vlbert.mlm_head.predictions.transform.dense.weight", "vlbert.mvrc_head.transform.dense.weight"
     for task, source, target in (
-        ("vqa", mlm, "final_mlp.0.dense.weight"),
-        ("vcr", mrc, "cnn_loss_reg.0.dense.weight"),
-        ("refcoco", mrc, "final_mlp.0.dense.weight"),
+        ("answer", mlm, "final_mlp.0.dense.weight"),
+        ("choice", mrc, "cnn_loss_reg.0.dense.weight"),
+        ("region", mrc, "final_mlp.0.dense.weight"),
     ):
         started = vlbert_names.warm_start(tensors, task)
         assert source not in started
         np.testing.assert_array_equal(started[target], tensors[source])
         same = vlbert_names.SEGMENTS
-        rows = [0, 0, 2] if task == "vcr" else [0, 1, 2]
+        rows = [0, 0, 2] if task == "choice" else [0, 1, 2]
         np.testing.assert_array_equal(started[same], tensors[same][rows])
     assert vlbert_names.warm_start(tensors, "pretrain") == tensors
 
 
 def test_heads_determine_the_task():
-    for task in ("vqa", "vcr", "refcoco"):
+    for task in ("answer", "choice", "region"):
         tensors = {vlbert_names.plain_name(name): array for name, array in fine_tuned(task).items()}
         assert vlbert_names.task_of_names(tensors) == task
         assert vlbert_names.warm_start(tensors, task) == tensors

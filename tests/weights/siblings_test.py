@@ -22,18 +22,18 @@ torch = pytest.importorskip("torch")
 
 TWO_STREAMS = {
     "airsplay_lxmert_pretrain": "pretrain",
-    "airsplay_lxmert_vqa": "vqa",
+    "airsplay_lxmert_vqa": "answer",
     "vilbert_beta_2layer_pretrain": "pretrain",
-    "vilbert_multitask_12in1": "vqa",
+    "vilbert_multitask_12in1": "answer",
 }
 # List of names -> the task, and tensors that the model has no place for.
 FILES = {
-    "visualbert_vqa": ("vqa", ()),
+    "visualbert_vqa": ("answer", ()),
     "visualbert_vqa_pre": ("pretrain", ()),
     "visualbert_original_nlvr2_pre": ("pretrain", ()),
     "uniter_base": ("pretrain", ()),
-    "uniter_base_vqa": ("vqa", ("uniter.img_embeddings.mask_embedding.weight",)),
-    "oscar_base_vqa": ("vqa", ()),
+    "uniter_base_vqa": ("answer", ("uniter.img_embeddings.mask_embedding.weight",)),
+    "oscar_base_vqa": ("answer", ()),
     "vinvl_base": ("pretrain", ()),
 }
 

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from vlbert_jax.tasks import get_task
 from vlbert_jax.weights.stored_config import SCHEMA, completed, flat_config, upgraded
 
 OLD = {
@@ -25,6 +26,22 @@ def test_old_names_and_defaults(caplog):
     assert "here: the stored config lacks these fields; they mean matmul_precision='default'" in caplog.text
     assert "normalise" in OLD["losses"]  # the argument is unchanged
     assert upgraded(config, SCHEMA, "here") == config
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "now"),
+    [
+        ("vqa", "vqa_accuracy", ("answer", "answer_accuracy")),
+        ("vcr", "vcr_accuracy_blind", ("choice", "choice_accuracy_blind")),
+        ("refcoco", "refcoco_accuracy", ("region", "grounding_accuracy")),
+        ("pretrain", "mlm_caption_accuracy", ("pretrain", "mlm_caption_accuracy")),
+    ],
+)
+def test_tasks_and_metrics_of_earlier_versions(task, metric, now):
+    config = upgraded(dict(task=task, best_metric=metric), 4, "here")
+    assert (config["task"], config["best_metric"]) == now
+    with pytest.raises(ValueError, match="'vqa' is 'answer' now; the tasks are pretrain, answer"):
+        get_task("vqa")
 
 
 def test_the_current_schema_keeps_old_names():

@@ -1,5 +1,7 @@
 """The registry of tasks. A task is a folder here; this file is the only generic one that names tasks.
 
+A task is a kind of question about images: VQA and GQA are data of `answer`, VCR of `choice`, RefCOCO of `region`.
+
 A new task is one line in `TASKS`. What the command line must know before a task is imported, because
 importing one takes seconds, is in that line; everything else is in the task's class (base.py).
 """
@@ -33,20 +35,23 @@ TASKS: dict[str, Registered] = {
         "vlbert_jax.tasks.pretrain.task:Pretrain", "masked words (pre-training)", "--caption",
         "caption with [MASK]: the masked words, with and without the image", pipeline="fill-mask",
     ),
-    "vqa": Registered(
-        "vlbert_jax.tasks.vqa.task:VQA", "visual question answering", "--question",
+    "answer": Registered(
+        "vlbert_jax.tasks.answer.task:AnswerTask", "visual question answering", "--question",
         "question: the best answers, each with an independent probability", pipeline="visual-question-answering",
     ),
-    "vcr": Registered(
-        "vlbert_jax.tasks.vcr.task:VCR", "visual commonsense reasoning", "--question",
+    "choice": Registered(
+        "vlbert_jax.tasks.choice.task:ChoiceTask", "visual commonsense reasoning", "--question",
         "with --choices: the probability of each choice; [1] names the first region", takes_choices=True,
         pipeline="visual-question-answering",
     ),
-    "refcoco": Registered(
-        "vlbert_jax.tasks.refcoco.task:RefCOCO", "referring expressions", "--expression",
+    "region": Registered(
+        "vlbert_jax.tasks.region.task:RegionTask", "referring expressions", "--expression",
         "expression: the region that it means", pipeline="object-detection",
     ),
 }  # fmt: skip
+RENAMED = {"vqa": "answer", "vcr": "choice", "refcoco": "region"}  # values of config.task in earlier versions
+# Prefix of a metric in earlier versions -> its prefix now.
+RENAMED_METRICS = {"vqa_accuracy": "answer_accuracy", "vcr_accuracy": "choice_accuracy", "refcoco_": "grounding_"}
 PRETRAINING = "pretrain"  # the task that the others start from, and whose weights have no other task's heads
 
 
@@ -63,7 +68,8 @@ def get_task(name: str) -> Task:
         ValueError: There is no such task.
     """
     if name not in TASKS:
-        raise ValueError(f"There is no task {name!r}; the tasks are {', '.join(TASKS)}.")
+        now = f" {name!r} is {RENAMED[name]!r} now;" if name in RENAMED else ""
+        raise ValueError(f"There is no task {name!r};{now} the tasks are {', '.join(TASKS)}.")
     return _load(TASKS[name])
 
 

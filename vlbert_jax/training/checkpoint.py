@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from vlbert_jax.files import atomic_write, disk_full
 from vlbert_jax.training.config import config_differences
 from vlbert_jax.training.provenance import check_provenance, provenance_of
-from vlbert_jax.weights.stored_config import SCHEMA, completed, upgraded
+from vlbert_jax.weights.stored_config import SCHEMA, completed, current_metric, upgraded
 
 log = logging.getLogger(__name__)
 LOWER_IS_BETTER = ("loss", "error", "perplexity")  # in the name of the best metric
@@ -83,7 +83,7 @@ class Checkpoints:
 
     def _goodness(self, scores: dict[str, float]) -> float:
         """Return the value of the best metric; the worst value where another metric was the best one at the time."""
-        value = scores.get(self.metric, math.nan)
+        value = {current_metric(name): score for name, score in scores.items()}.get(self.metric, math.nan)
         return value if math.isfinite(value) else math.inf if self._lower_is_better() else -math.inf
 
     def _check_config(self, stored: dict[str, Any], read_only: bool):

@@ -19,6 +19,7 @@ import tqdm
 
 from vlbert_jax.files import atomic_write, json_object
 from vlbert_jax.training.trackers import Drawings, Tracker
+from vlbert_jax.weights.stored_config import current_metric
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
@@ -51,7 +52,8 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), 1):
         if line.endswith(b"\n") and line.strip():
             remedy = "remove this line; only curves and tables of the report are made of it"
-            rows.append(json_object(line, f"{path}, line {number},", remedy, "step", "split"))
+            row = json_object(line, f"{path}, line {number},", remedy, "step", "split")
+            rows.append({current_metric(name): value for name, value in row.items()})
     return rows
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vlbert_jax.tasks import RENAMED, RENAMED_METRICS
 from vlbert_jax.weights.shipped import locate_weights
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,13 @@ class Change:
 
     renamed: Mapping[str, str]  # old name -> new name
     added: Mapping[str, Any]  # new field -> the value that computes what runs before it computed
+    values: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)  # field -> old to new value
+
+
+def current_metric(name: str) -> str:
+    """Return the present name of a metric of this version or an earlier one."""
+    old = next((old for old in RENAMED_METRICS if name.startswith(old)), "")
+    return RENAMED_METRICS.get(old, "") + name.removeprefix(old)
 
 
 CHANGES = {
@@ -71,6 +79,11 @@ CHANGES = {
             "data.hidden_share": 0.9,
         },
     ),
+    5: Change(
+        renamed={},
+        added={},
+        values={"task": lambda name: RENAMED.get(name, name), "best_metric": current_metric},
+    ),
 }
 SCHEMA = max(CHANGES)
 VOCABULARIES = "vocabularies"  # folder of a workdir with a copy of each file of words that its config names
@@ -106,6 +119,10 @@ def upgraded(stored: Mapping[str, Any], schema: int | None, place: str) -> dict[
             if block is not None and name not in block:
                 block[name] = copy.deepcopy(value)
                 added.append(f"{field}={value!r}")
+        for field, translate in CHANGES[number].values.items():
+            block, name = _block_of(config, field)
+            if block is not None and name in block:
+                block[name] = translate(block[name])
     if added:
         log.info("%s: the stored config lacks these fields; they mean %s", place, ", ".join(added))
     return config

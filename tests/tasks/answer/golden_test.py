@@ -15,11 +15,11 @@ from data_prep.build import run_vqa
 from tests.helpers.golden_data_case import FOLDERS, check_boxes, check_features, check_pixels, load_tokenizer
 from vlbert_jax.batch import END, IMG, Batch
 from vlbert_jax.data.records import Records, open_split
-from vlbert_jax.tasks.vqa import accuracy
-from vlbert_jax.tasks.vqa import task as vqa
-from vlbert_jax.tasks.vqa.examples import QuestionLayout, question_example
+from vlbert_jax.tasks.answer import accuracy
+from vlbert_jax.tasks.answer import task as answer_task
+from vlbert_jax.tasks.answer.examples import QuestionLayout, question_example
 
-VQA = vqa.VQA()
+ANSWER = answer_task.AnswerTask()
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("vqa_"))
 SPLITS = {"train2014": "train", "val2014": "val", "test2015": "test", "test-dev2015": "test_dev"}
@@ -131,8 +131,8 @@ def test_score_is_the_official_soft_accuracy(variant):
     targets = np.stack([accuracy.soft_targets(answers, variant.answers) for answers in recorded["answers"]])
     logits = jnp.eye(len(variant.answers))[np.array(recorded["pred_index"])]
     none = np.zeros((len(targets), 1, 1), np.int32)
-    batch = Batch(none, none, none, none, none == 0, targets=vqa.VQATargets(answer_targets=targets))
-    np.testing.assert_allclose(vqa.accuracy(logits, batch).mean(), recorded["SoftAcc"], atol=1e-6)
+    batch = Batch(none, none, none, none, none == 0, targets=answer_task.AnswerTargets(answer_targets=targets))
+    np.testing.assert_allclose(answer_task.accuracy(logits, batch).mean(), recorded["SoftAcc"], atol=1e-6)
 
 
 def test_variants_are_found():

@@ -12,8 +12,8 @@ from vlbert_jax.batch import Example
 from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.data.packing import pack
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
+from vlbert_jax.tasks.answer import accuracy
 from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
-from vlbert_jax.tasks.vqa import accuracy
 
 SHIPPED_ANSWERS = Path(__file__).resolve().parents[2] / "assets/answers"
 _load_answers = functools.cache(accuracy.load_answers)

@@ -1,6 +1,6 @@
 """The official score of VQA v2 and the answer vocabulary; neither jax nor a model is needed.
 
-    python -m vlbert_jax.vqa_accuracy --questions=v2_OpenEnded_mscoco_val2014_questions.json \\
+    python -m vlbert_jax.tasks.answer.accuracy --questions=v2_OpenEnded_mscoco_val2014_questions.json \\
         --annotations=v2_mscoco_val2014_annotations.json --results=predictions.json
 
 prints the accuracies of the official evaluation (GT-Vision-Lab/VQA, `VQAEval`) as JSON: overall, by answer type and by
@@ -331,7 +331,8 @@ def evaluate_files(
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m vlbert_jax.vqa_accuracy", description="The official accuracies of VQA v2, in percent, as JSON"
+        prog="python -m vlbert_jax.tasks.answer.accuracy",
+        description="The official accuracies of VQA v2, in percent, as JSON",
     )
     for name, what in (
         ("--questions", "v2_OpenEnded_mscoco_SPLIT_questions.json"),

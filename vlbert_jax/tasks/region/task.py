@@ -24,7 +24,7 @@ from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_words
 from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted
-from vlbert_jax.tasks.refcoco.examples import (
+from vlbert_jax.tasks.region.examples import (
     ExpressionLayout,
     asked_example,
     expression_example,
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RefCOCOTargets(Arrays):
+class RegionTargets(Arrays):
     """What an expression is trained and scored on."""
 
     region_positions: Int[Array | np.ndarray, "b n r"] | None = padding(0, default=None)  # elements of the regions
@@ -56,7 +56,7 @@ class RefCOCOTargets(Arrays):
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # the expression was cut
 
 
-class RefCOCOModel(VisualLinguisticModel):
+class RegionModel(VisualLinguisticModel):
     """VL-BERT and a score per region; the hidden layer of the head starts from that for hidden regions."""
 
     def __init__(self, encoder, region_head: RegionHeadConfig, rngs: nnx.Rngs):
@@ -68,20 +68,20 @@ class RefCOCOModel(VisualLinguisticModel):
         return self.region_head(gather_positions(states[:, 0], positions))[..., 0]
 
 
-class RefCOCO(TextImageTask):
+class RegionTask(TextImageTask):
     """Choosing the region that an expression means."""
 
-    name = "refcoco"
-    targets = RefCOCOTargets
+    name = "region"
+    targets = RegionTargets
     subset = "expressions"
 
     # --- Training -----------------------------------------------------------------------------------
 
-    def build_model(self, config, rngs: nnx.Rngs) -> RefCOCOModel:
+    def build_model(self, config, rngs: nnx.Rngs) -> RegionModel:
         """Return the model of a config."""
-        return RefCOCOModel(*model_options(config), rngs)
+        return RegionModel(*model_options(config), rngs)
 
-    def initialize_heads(self, model: RefCOCOModel, config, loaded: set[tuple]) -> None:
+    def initialize_heads(self, model: RegionModel, config, loaded: set[tuple]) -> None:
         """Initialize the layer that scores a region as the official code does."""
         if ("region_head", "classes", "kernel") not in loaded:
             xavier_init(model.region_head.classes.kernel, config.seed)
@@ -122,27 +122,27 @@ class RefCOCO(TextImageTask):
         """Return the number of regions."""
         return {"region": jnp.maximum(batch.region_mask.sum().astype(jnp.float32), 1.0)}
 
-    def loss_sums(self, model: RefCOCOModel, batch: Batch, key, config, names):
+    def loss_sums(self, model: RegionModel, batch: Batch, key, config, names):
         """Return the summed loss and the training accuracies."""
         logits = region_logits(model, batch, appearance_of(model, batch, config.blind), key)
         loss, _ = counted(region_losses(logits, batch), batch.region_mask)
         return {"region": loss}, accuracies(logits, batch)
 
-    def score(self, model: RefCOCOModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+    def score(self, model: RegionModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
         """Return the accuracy of the choice, of baselines, of any region (`chance`), of the best (`possible`)."""
         logits_by_name, real = baseline_logits(model, batch, config), batch.region_mask.any(1)
         any_region = batch.targets.region_hits.sum(1) / jnp.maximum(batch.region_mask.sum(1), 1)
-        choices = {f"refcoco_accuracy{name}": choice_accuracy(logits, batch) for name, logits in logits_by_name.items()}
+        choices = {f"grounding_accuracy{name}": choice_accuracy(rows, batch) for name, rows in logits_by_name.items()}
         return accuracies(logits_by_name[""], batch) | choices | dict(
-            refcoco_accuracy_chance=counted(any_region, real),
-            refcoco_accuracy_possible=counted(batch.targets.region_hits.any(1), real),
+            grounding_accuracy_chance=counted(any_region, real),
+            grounding_accuracy_possible=counted(batch.targets.region_hits.any(1), real),
             region_loss=counted(region_losses(logits_by_name[""], batch), batch.region_mask),
             text_cut=counted(batch.targets.text_cut, real),
         )
 
     # --- Evaluation ---------------------------------------------------------------------------------
 
-    def predict(self, model: RefCOCOModel, batch: Batch, config) -> dict[str, Array]:
+    def predict(self, model: RegionModel, batch: Batch, config) -> dict[str, Array]:
         """Return the rows of the best regions and their probabilities, [b, 5]; 0 where there are fewer."""
         logits = region_logits(model, batch, appearance_of(model, batch, config.blind))
         best, region = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
@@ -164,14 +164,16 @@ class RefCOCO(TextImageTask):
         official = [dict(ref_id=ref_id, sent_id=sent_id, box=box) for _, ref_id, sent_id, box in sorted(found)]
         with atomic_write(directory / f"{d.eval_split}.json") as path:
             path.write_text(json.dumps(official))
-        return {} if d.eval_boxes == "detected" or not exact else dict(refcoco_identity_accuracy=float(np.mean(exact)))
+        if d.eval_boxes == "detected" or not exact:
+            return {}
+        return dict(grounding_identity_accuracy=float(np.mean(exact)))
 
     metric_labels = {
-        "refcoco_accuracy": "expressions whose region was found",
-        "refcoco_accuracy_chance": "the same by chance",
-        "refcoco_accuracy_possible": "the same at best, with these regions",
-        "refcoco_accuracy_wordless": "the same without the words",
-        "refcoco_identity_accuracy": "expressions whose very object was found",
+        "grounding_accuracy": "expressions whose region was found",
+        "grounding_accuracy_chance": "the same by chance",
+        "grounding_accuracy_possible": "the same at best, with these regions",
+        "grounding_accuracy_wordless": "the same without the words",
+        "grounding_identity_accuracy": "expressions whose very object was found",
         "region_accuracy": "regions judged right, of all",
         "region_loss": "loss of the regions",
         "positive_region_accuracy": "regions judged right, of those that are meant",
@@ -264,7 +266,7 @@ def _check_detections(config) -> None:
         )
 
 
-def appearance_of(model: RefCOCOModel, batch: Batch, blind: bool) -> Float[Array, "b r g"]:
+def appearance_of(model: RegionModel, batch: Batch, blind: bool) -> Float[Array, "b r g"]:
     """Return the appearance of the regions, or zeros if `blind`, so that only places and sizes are known."""
     if not blind:
         return model.appearance(batch)
@@ -272,7 +274,7 @@ def appearance_of(model: RefCOCOModel, batch: Batch, blind: bool) -> Float[Array
     return jnp.zeros(rows.shape, rows.dtype)
 
 
-def region_logits(model: RefCOCOModel, batch: Batch, appearance, key=None) -> Float[Array, "b r"]:
+def region_logits(model: RegionModel, batch: Batch, appearance, key=None) -> Float[Array, "b r"]:
     """Return a logit per region, -inf in padding; in the official code padding can be chosen."""
     key_project, key_encode = split_keys(key, 2)
     states = model.encode(batch, model.region_states(batch, appearance, key_project), key_encode)
@@ -298,14 +300,14 @@ def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Arr
     """
     correct = (logits > 0) == batch.targets.region_targets
     return dict(
-        refcoco_accuracy=choice_accuracy(logits, batch),
+        grounding_accuracy=choice_accuracy(logits, batch),
         region_accuracy=counted(correct, batch.region_mask),
         positive_region_accuracy=counted(correct, batch.targets.region_targets & batch.region_mask),
         positive_region_fraction=counted(batch.targets.region_targets, batch.region_mask),
     )
 
 
-def baseline_logits(model: RefCOCOModel, batch: Batch, config) -> dict[str, Float[Array, "b r"]]:
+def baseline_logits(model: RegionModel, batch: Batch, config) -> dict[str, Float[Array, "b r"]]:
     """Return logits of the model ("") and of its baselines (`_blind`, `_wordless`).
 
     Blind, the words and the places of the regions are known, not their appearance. Wordless, every word is

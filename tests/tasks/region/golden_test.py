@@ -20,8 +20,8 @@ from vlbert_jax.batch import END, IMG, Batch, make_batch
 from vlbert_jax.data.records import open_split
 from vlbert_jax.geometry import box_iou
 from vlbert_jax.model.region_head import prepare_pixels
-from vlbert_jax.tasks.refcoco import task as refcoco
-from vlbert_jax.tasks.refcoco.examples import POSITIVE, ExpressionLayout, expression_example, original_boxes
+from vlbert_jax.tasks.region import task as region_task
+from vlbert_jax.tasks.region.examples import POSITIVE, ExpressionLayout, expression_example, original_boxes
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("refcoco_"))
 KINDS = {"gt": "gt", "proposal": "detected", "proposal+gt": "both"}
@@ -196,7 +196,7 @@ def test_scoring(variant, tokenizer):
         logits = np.full(batch.region_mask.shape, 99.0, np.float32)  # padding has the largest logits
         logits[:, : len(scoring["logits"][0])] = scoring["logits"]
         logits = jnp.where(batch.region_mask, logits, -jnp.inf)
-        hits, count = refcoco.choice_accuracy(logits, batch)
+        hits, count = region_task.choice_accuracy(logits, batch)
         assert (float(hits), float(count)) == (sum(right), len(records))
         if right == scoring["correct"]:
             assert np.isclose(float(hits) / float(count), scoring["accuracy"])
@@ -205,7 +205,7 @@ def test_scoring(variant, tokenizer):
 def batch_of(examples) -> Batch:
     names = ("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask", "region_mask", "region_hits")
     fields = {name: jnp.asarray(np.stack([example[name] for example in examples])) for name in names}
-    return make_batch(fields, refcoco.RefCOCOTargets)
+    return make_batch(fields, region_task.RegionTargets)
 
 
 def test_metrics(variant):
@@ -217,14 +217,14 @@ def test_metrics(variant):
         *[none] * 4,
         jnp.ones(none.shape, bool),
         region_mask=jnp.asarray(real),
-        targets=refcoco.RefCOCOTargets(
+        targets=region_task.RegionTargets(
             region_targets=jnp.asarray(labels == 1), region_hits=jnp.asarray(labels == 1)
         ),
     )
     logits = jnp.where(real, logits, -jnp.inf)
-    ours = refcoco.accuracies(logits, batch)
+    ours = region_task.accuracies(logits, batch)
     official = dict(
-        refcoco_accuracy="RefAcc",
+        grounding_accuracy="RefAcc",
         region_accuracy="ClsAcc",
         positive_region_accuracy="ClsPosAcc",
         positive_region_fraction="ClsPosFrac",

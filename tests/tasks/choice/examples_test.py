@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import GOLDEN
 from vlbert_jax.batch import END, IMG, NO_IMAGE
 from vlbert_jax.data.tokenizer import load_tokenizer
-from vlbert_jax.tasks.vcr.examples import (
+from vlbert_jax.tasks.choice.examples import (
     ChoiceLayout,
     choice_example,
     cut_answers,

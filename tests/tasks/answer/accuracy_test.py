@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import ROOT
 from tests.helpers.golden_folders import golden_folders
-from vlbert_jax.tasks.vqa.accuracy import (
+from vlbert_jax.tasks.answer.accuracy import (
     AnswerVocabulary,
     answer_accuracy,
     load_answers,
@@ -255,7 +255,7 @@ def test_the_command_does_not_import_jax(tmp_path):
     write(tmp_path / "q.json", dict(questions=[dict(question_id=1)]))
     write(tmp_path / "a.json", dict(annotations=[annotation(1)]))
     write(tmp_path / "r.json", [dict(question_id=1, answer="yes")])
-    code = "import sys; from vlbert_jax.tasks.vqa.accuracy import main; main(sys.argv[1:]); "
+    code = "import sys; from vlbert_jax.tasks.answer.accuracy import main; main(sys.argv[1:]); "
     code += "assert 'jax' not in sys.modules"
     files = ["--questions=q.json", "--annotations=a.json", "--results=r.json"]
     environment = os.environ | dict(PYTHONPATH=str(ROOT))

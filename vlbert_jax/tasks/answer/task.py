@@ -22,11 +22,11 @@ from vlbert_jax.model.config import RegionHeadConfig
 from vlbert_jax.model.layers import LinearHead, PredictionHead, split_keys
 from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
+from vlbert_jax.tasks.answer.accuracy import answer_accuracy, soft_targets, summary
+from vlbert_jax.tasks.answer.examples import QuestionLayout, answers_of, question_example
 from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
 from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy, divergence, soft_cross_entropy
-from vlbert_jax.tasks.vqa.accuracy import answer_accuracy, soft_targets, summary
-from vlbert_jax.tasks.vqa.examples import QuestionLayout, answers_of, question_example
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 TOP = 5  # answers of a prediction
@@ -45,7 +45,7 @@ OTHER_CLASSES = 3  # visual entailment has so many, in a head of the same names;
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class VQATargets(Arrays):
+class AnswerTargets(Arrays):
     """What a question is trained and scored on."""
 
     answer_positions: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # element of [MASK]
@@ -53,7 +53,7 @@ class VQATargets(Arrays):
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # the question was cut
 
 
-class VQAModel(VisualLinguisticModel):
+class AnswerModel(VisualLinguisticModel):
     """VL-BERT or a sibling, and the head over the answer vocabulary.
 
     The head reads the state of [MASK] or the pooler, with a hidden layer or without one: "mask" (VL-BERT),
@@ -88,21 +88,21 @@ class VQAModel(VisualLinguisticModel):
         return self.answer_head(self.first_words_at(states, positions[:, None])[:, 0], key)
 
 
-class VQA(TextImageTask):
+class AnswerTask(TextImageTask):
     """Visual question answering over a vocabulary of answers."""
 
-    name = "vqa"
-    targets = VQATargets
+    name = "answer"
+    targets = AnswerTargets
     subset = "questions"
 
     # --- Training -----------------------------------------------------------------------------------
 
-    def build_model(self, config, rngs: nnx.Rngs) -> VQAModel:
+    def build_model(self, config, rngs: nnx.Rngs) -> AnswerModel:
         """Return the model of a config; config.model.num_answers is the size of the answer vocabulary."""
         kind = config.model.get("answer_head", "mask")
-        return VQAModel(*trunk_options(config), config.model.num_answers, rngs, kind)
+        return AnswerModel(*trunk_options(config), config.model.num_answers, rngs, kind)
 
-    def initialize_heads(self, model: VQAModel, config, loaded: set[tuple]) -> None:
+    def initialize_heads(self, model: AnswerModel, config, loaded: set[tuple]) -> None:
         """Start the last layer from the mean token embedding of each answer (official code), where it reads [MASK]."""
         if ("answer_head", "classes", "kernel") in loaded or model.reads_pooler:
             return
@@ -151,25 +151,25 @@ class VQA(TextImageTask):
         """Return the number of questions that count."""
         return {"answer": jnp.maximum(_counted_questions(batch, config).sum().astype(jnp.float32), 1.0)}
 
-    def loss_sums(self, model: VQAModel, batch: Batch, key, config, names):
+    def loss_sums(self, model: AnswerModel, batch: Batch, key, config, names):
         """Return the summed loss and the training accuracy."""
         logits, known = _logits(model, batch, config, key), _known(batch)
         hits = counted(accuracy(logits, batch), known)
         losses = counted(_losses(logits, batch, config), _counted_questions(batch, config))
-        return {"answer": losses[0]}, {"vqa_accuracy": hits}
+        return {"answer": losses[0]}, {"answer_accuracy": hits}
 
-    def score(self, model: VQAModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+    def score(self, model: AnswerModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
         """Return accuracy, loss, and the share of questions that were cut."""
         logits, known = _logits(model, batch, config), _known(batch)
         return dict(
-            vqa_accuracy=counted(accuracy(logits, batch), known),
+            answer_accuracy=counted(accuracy(logits, batch), known),
             answer_loss=counted(_losses(logits, batch, config), _counted_questions(batch, config)),
             text_cut=counted(batch.targets.text_cut, batch.element_mask.any((1, 2))),
         )
 
     # --- Evaluation ---------------------------------------------------------------------------------
 
-    def predict(self, model: VQAModel, batch: Batch, config) -> dict[str, Array]:
+    def predict(self, model: AnswerModel, batch: Batch, config) -> dict[str, Array]:
         """Return the best answers and their probabilities, [b, 5]."""
         logits = _logits(model, batch, config)
         probabilities = jax.nn.sigmoid(logits) if config.losses.answer == "sigmoid" else jax.nn.softmax(logits)
@@ -198,7 +198,7 @@ class VQA(TextImageTask):
         return {name: value / 100 for name, value in scores.items()}
 
     metric_labels = {
-        "vqa_accuracy": "questions answered right",
+        "answer_accuracy": "questions answered right",
         "vqa_official_accuracy": "questions answered right, official score",
         "answer_loss": "loss of the answer",
         "text_cut": "share of texts that were cut to the length of the sequence",
@@ -308,7 +308,7 @@ def _known(batch: Batch) -> Bool[Array, " b"]:
     return batch.element_mask.any((1, 2)) & (batch.targets.answer_targets[:, 0] >= 0)
 
 
-def _logits(model: VQAModel, batch: Batch, config, key=None) -> Float[Array, "b answers"]:
+def _logits(model: AnswerModel, batch: Batch, config, key=None) -> Float[Array, "b answers"]:
     key_project, key_encode, key_head = split_keys(key, 3)
     states = model.states(batch, key_project, key_encode, config.blind)
     return model.answer_logits(states, batch.targets.answer_positions, key_head, batch.token_ids)

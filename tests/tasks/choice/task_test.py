@@ -19,13 +19,13 @@ from vlbert_jax.batch import Batch
 from vlbert_jax.data.tables import Split
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
 from vlbert_jax.tasks import get_task
-from vlbert_jax.tasks.vcr import task as vcr
-from vlbert_jax.tasks.vcr.examples import readable
+from vlbert_jax.tasks.choice import task as choice_task
+from vlbert_jax.tasks.choice.examples import readable
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.loop import train
 
-VCR = vcr.VCR()
+CHOICE = choice_task.ChoiceTask()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def data_dir(tmp_path_factory):
 
 
 def build(config):
-    return nnx.jit(lambda: VCR.build_model(config, nnx.Rngs(0)))()
+    return nnx.jit(lambda: CHOICE.build_model(config, nnx.Rngs(0)))()
 
 
 def on_device(batch) -> Batch:
@@ -64,7 +64,7 @@ def one_device(config):
 def test_inconsistent_configs_are_reported(fields, message, data_dir):
     config = shrunk("demo_q2a", data_dir, **fields)
     with pytest.raises(ValueError, match=message):
-        next(VCR.train_batches(config, 0, 0, 1))
+        next(CHOICE.train_batches(config, 0, 0, 1))
 
 
 def test_scores_need_the_pooler(data_dir):
@@ -79,16 +79,16 @@ def test_losses_of_known_logits(data_dir):
     config = shrunk("demo_q2a", data_dir)
     logits = jnp.array([[0.0, 0, 0, 0], [10, -10, -10, -10], [2, 1, 0, -1]])
     nothing = dict.fromkeys(("token_ids", "region_ids", "segment_ids", "position_ids"), jnp.zeros((3, 4, 2), int))
-    targets = vcr.VCRTargets(choice=jnp.array([1, 0, 1]))
+    targets = choice_task.ChoiceTargets(choice=jnp.array([1, 0, 1]))
     batch = Batch(**nothing, element_mask=jnp.ones((3, 4, 2), bool), targets=targets)
     sigmoid = [np.log(2), np.log1p(np.exp(-10)), np.mean(np.log1p(np.exp([2, -1, 0, -1])))]
-    np.testing.assert_allclose(vcr._choice_losses(logits, batch, config), sigmoid, rtol=1e-5)
+    np.testing.assert_allclose(choice_task._choice_losses(logits, batch, config), sigmoid, rtol=1e-5)
     config.losses.choice = "softmax"
     softmax = [np.log(4), np.log1p(3 * np.exp(-20)), np.log(np.sum(np.exp([2.0, 1, 0, -1]))) - 1]
-    np.testing.assert_allclose(vcr._choice_losses(logits, batch, config), softmax, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(choice_task._choice_losses(logits, batch, config), softmax, rtol=1e-5, atol=1e-7)
     config.losses.choice = "hinge"
     with pytest.raises(ValueError, match="it must be sigmoid or softmax"):
-        vcr._choice_losses(logits, batch, config)
+        choice_task._choice_losses(logits, batch, config)
 
 
 VARIANTS = [variant.__name__ for variant in recipes.VARIANTS if variant is not recipes.demo]
@@ -98,29 +98,29 @@ VARIANTS = [variant.__name__ for variant in recipes.VARIANTS if variant is not r
 def test_shipped_recipes_have_valid_shapes(variant, data_dir):
     """The losses and metrics of each recipe have valid shapes; no values are computed."""
     config = shrunk(variant, data_dir)
-    batch, names = on_device(next(VCR.train_batches(config, 0, 0, 1))), VCR.active_losses(config, 0)
+    batch, names = on_device(next(CHOICE.train_batches(config, 0, 0, 1))), CHOICE.active_losses(config, 0)
     sums, metrics = nnx.eval_shape(
-        lambda: VCR.loss_sums(VCR.build_model(config, nnx.Rngs(0)), batch, jax.random.key(0), config, names)
+        lambda: CHOICE.loss_sums(CHOICE.build_model(config, nnx.Rngs(0)), batch, jax.random.key(0), config, names)
     )
-    assert set(sums) == set(names) == set(VCR.loss_weights(config)) == {"choice", "object"}
-    assert set(metrics) == {"vcr_accuracy", "object_accuracy"}
-    assert VCR.loss_counts(batch, config, names) == dict(choice=4, object=4 * batch.region_mask.sum())
+    assert set(sums) == set(names) == set(CHOICE.loss_weights(config)) == {"choice", "object"}
+    assert set(metrics) == {"choice_accuracy", "object_accuracy"}
+    assert CHOICE.loss_counts(batch, config, names) == dict(choice=4, object=4 * batch.region_mask.sum())
 
 
 def test_losses_start_at_chance_and_have_the_expected_gradients(data_dir):
     config = shrunk("q2a_base", data_dir)
     config.model.encoder.region_visual_gain_init = config.model.encoder.text_visual_gain_init = 0.1
-    names, model = VCR.active_losses(config, 0), build(config)
-    batch = on_device(next(VCR.train_batches(config, 0, 0, 1)))
+    names, model = CHOICE.active_losses(config, 0), build(config)
+    batch = on_device(next(CHOICE.train_batches(config, 0, 0, 1)))
     graphdef, trained, rest = nnx.split(
         model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(tuple(map(str, path)), config)), ...
     )
-    counts = VCR.loss_counts(batch, config, names)
+    counts = CHOICE.loss_counts(batch, config, names)
 
     @jax.jit
     @lambda losses: jax.jacrev(losses, has_aux=True)
     def run(trained):
-        sums, _ = VCR.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, names)
+        sums, _ = CHOICE.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, names)
         losses = {name: sums[name] / counts[name] for name in names}
         return losses, losses
 
@@ -155,9 +155,9 @@ def test_the_choice_layer_has_xavier_initialization_unless_it_was_loaded(data_di
     config = shrunk("demo_q2a", data_dir)
     model = build(config)
     before = np.array(model.choice_head.kernel[...])
-    VCR.initialize_heads(model, config, {("choice_head", "kernel")})
+    CHOICE.initialize_heads(model, config, {("choice_head", "kernel")})
     np.testing.assert_array_equal(model.choice_head.kernel[...], before)
-    VCR.initialize_heads(model, config, set())
+    CHOICE.initialize_heads(model, config, set())
     kernel, bound = np.array(model.choice_head.kernel[...]), np.sqrt(6 / 17)
     assert (kernel != before).all() and np.abs(kernel).max() < bound and np.abs(kernel).max() > bound / 2
 
@@ -166,18 +166,18 @@ def test_scores_count_each_question_once(data_dir):
     """The counts are exact on two hosts and with padding examples."""
     config = shrunk("demo_qa2r", data_dir)
     graphdef, state = nnx.split(build(config))
-    score = jax.jit(lambda state, batch: VCR.score(nnx.merge(graphdef, state), batch, config))
+    score = jax.jit(lambda state, batch: CHOICE.score(nnx.merge(graphdef, state), batch, config))
     number = len(Split(config, "val"))
     counts, seen, objects = {}, [], 0
     for host in range(2):
         config.batch_size = 8
-        for batch in VCR.eval_batches(config, host, 2)["questions"]:
+        for batch in CHOICE.eval_batches(config, host, 2)["questions"]:
             seen += batch.index[batch.index >= 0].tolist()
             objects += 4 * int(batch.region_mask.sum())
             for name, (_, count) in score(state, on_device(batch)).items():
                 counts[name] = counts.get(name, 0) + float(count)
     assert sorted(seen) == list(range(number))
-    for name in ("vcr_accuracy", "vcr_accuracy_blind", "choice_loss", "text_cut"):
+    for name in ("choice_accuracy", "choice_accuracy_blind", "choice_loss", "text_cut"):
         assert counts[name] == number
     assert counts["object_accuracy"] == counts["object_loss"] == objects > 8 * number
 
@@ -186,17 +186,17 @@ def test_a_blind_model_ignores_the_image(data_dir):
     """Pixels and boxes change the predictions of a model, but not those of a blind one."""
     fields = {"model.encoder.region_visual_gain_init": 1.0, "model.encoder.text_visual_gain_init": 1.0}
     config = shrunk("demo_q2a", data_dir, **fields)
-    batch = on_device(next(VCR.eval_batches(config, 0, 1)["questions"]))
+    batch = on_device(next(CHOICE.eval_batches(config, 0, 1)["questions"]))
     other = batch.replace(pixels=255 - batch.pixels, boxes=batch.boxes / 2)
     model = build(config)
     for blind in (False, True):
         config.blind = blind
-        predict = nnx.jit(lambda model, batch: VCR.predict(model, batch, config)["logits"])
+        predict = nnx.jit(lambda model, batch: CHOICE.predict(model, batch, config)["logits"])
         assert np.array_equal(predict(model, batch), predict(model, other)) == blind
-        names = VCR.active_losses(config, 0)
+        names = CHOICE.active_losses(config, 0)
         assert names == (("choice",) if blind else ("choice", "object"))
-        scores = nnx.eval_shape(lambda model: VCR.score(model, batch, config), model)
-        assert ("vcr_accuracy_blind" in scores) == ("object_loss" in scores) == (not blind)
+        scores = nnx.eval_shape(lambda model: CHOICE.score(model, batch, config), model)
+        assert ("choice_accuracy_blind" in scores) == ("object_loss" in scores) == (not blind)
 
 
 # --- Runs -----------------------------------------------------------------------------------------
@@ -207,17 +207,17 @@ def finished(data_dir, tmp_path_factory):
     """Return the config, workdir and last state of a finished run."""
     fields = {"total_steps": 3, "warmup_steps": 1, "checkpoint_every_steps": 2, "model.encoder.init_deviation": 0.3}
     config, workdir = shrunk("q2a_base", data_dir, **fields), tmp_path_factory.mktemp("q2a")
-    return config, workdir, train(config, VCR, workdir, one_device(config))[1]
+    return config, workdir, train(config, CHOICE, workdir, one_device(config))[1]
 
 
 def test_a_run_continues_from_its_checkpoint(finished, tmp_path):
     config, workdir, state = finished
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["split"]) for row in rows] == [(1, "train"), (2, "train"), (3, "train"), (3, "val")]
-    assert {"vcr_accuracy", "vcr_accuracy_blind", "choice_loss", "object_loss"} <= set(rows[-1])
+    assert {"choice_accuracy", "choice_accuracy_blind", "choice_loss", "object_loss"} <= set(rows[-1])
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/3")  # imitates a run that was killed after step 2
-    _, resumed = train(config, VCR, tmp_path / "run", one_device(config))
+    _, resumed = train(config, CHOICE, tmp_path / "run", one_device(config))
     assert int(resumed.step) == 3
     for ours, expected in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(ours, expected)
@@ -240,11 +240,11 @@ def test_the_leaderboard_file_of_test(finished, tmp_path):
     config.init.checkpoint = config.companion = str(finished[1])
     config.data.eval_split = "test"
     with pytest.raises(ValueError, match="is a run of q2a; it must be one of qa2r"):
-        VCR.companions(config)
+        CHOICE.companions(config)
     config.companion = str(shutil.copytree(finished[1], tmp_path / "rationales"))
     about = tmp_path / "rationales/config.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | dict(subtask="qa2r")))
-    scores = evaluate_run(config, VCR, tmp_path, one_device(config))
+    scores = evaluate_run(config, CHOICE, tmp_path, one_device(config))
     assert set(scores) == {"step", "object_accuracy", "object_loss", "text_cut"}
     header, rows = table(tmp_path / "predictions/test.csv")
     conditioned = [f"rationale_conditioned_on_a{i}_{j}" for i in range(4) for j in range(4)]
@@ -263,10 +263,10 @@ def test_both_subtasks_joined_on_val(data_dir, tmp_path, subtask, other):
     index, sharp = np.arange(len(texts)), 5 * np.eye(4, dtype=np.float32)
     own = dict(index=index, logits=sharp[[text[label[subtask]] for text in texts]])  # all choices are right
     theirs = dict(index=index, logits=sharp[[(text[label[other]] + (i == 0)) % 4 for i, text in enumerate(texts)]])
-    assert VCR.conclude(tmp_path, {"": own}, config) == {}
+    assert CHOICE.conclude(tmp_path, {"": own}, config) == {}
     columns = dict(q2a=[f"answer_{i}" for i in range(4)], qa2r=[f"rationale_{i}" for i in range(4)])
     assert table(tmp_path / f"val_{subtask}.csv")[0] == ["annot_id", *columns[subtask]]
-    scores = VCR.conclude(tmp_path, {"": own, other: theirs}, config)
+    scores = CHOICE.conclude(tmp_path, {"": own, other: theirs}, config)
     all_but_one = 1 - 1 / len(texts)
     assert scores[f"vcr_{subtask}_accuracy"] == 1
     assert scores[f"vcr_{other}_accuracy"] == scores["vcr_q2ar_accuracy"] == pytest.approx(all_but_one)
@@ -279,12 +279,12 @@ def test_both_subtasks_joined_on_val(data_dir, tmp_path, subtask, other):
     right = chosen == [[text["answer_label"], text["rationale_label"]] for text in in_file_order]
     assert right.sum() == 2 * len(texts) - 1 and right[:, ("q2a", "qa2r").index(subtask)].all()
     with pytest.raises(ValueError, match="not evaluated on the same questions"):
-        VCR.conclude(tmp_path, {"": own, other: theirs | dict(index=index[::-1])}, config)
+        CHOICE.conclude(tmp_path, {"": own, other: theirs | dict(index=index[::-1])}, config)
 
 
 def test_the_report_shows_questions_with_their_choices(finished, tmp_path):
     config = shrunk("qa2r_base", finished[0].data.data_dir)
-    write_report(VCR, tmp_path, build(config), config, [dict(split="val", step=3, vcr_accuracy=0.5)])
+    write_report(CHOICE, tmp_path, build(config), config, [dict(split="val", step=3, choice_accuracy=0.5)])
     page = html.unescape((tmp_path / "index.html").read_text())
     record = Split(config, "val")[0]
     # Persons would have first names, but the synthetic scenes have none.
@@ -296,8 +296,8 @@ def test_the_report_shows_questions_with_their_choices(finished, tmp_path):
 
 def test_a_companion_is_the_other_subtask_with_separate_weights(data_dir):
     config = shrunk("q2a_base", data_dir, companion="elsewhere", **{"init.bert": "bert"})
-    ((name, other),) = VCR.companions(config).items()
+    ((name, other),) = CHOICE.companions(config).items()
     assert (name, other.subtask, other.companion) == ("qa2r", "qa2r", "")
     assert (other.init.checkpoint, other.init.bert) == ("elsewhere", "") and config.init.bert == "bert"
-    assert not VCR.companions(other)
-    assert isinstance(get_task("vcr"), vcr.VCR)
+    assert not CHOICE.companions(other)
+    assert isinstance(get_task("choice"), choice_task.ChoiceTask)

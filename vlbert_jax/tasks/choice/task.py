@@ -28,8 +28,7 @@ from vlbert_jax.model.config import RegionHeadConfig, model_options
 from vlbert_jax.model.layers import PredictionHead, dense, dropout, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
 from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
-from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
-from vlbert_jax.tasks.vcr.examples import (
+from vlbert_jax.tasks.choice.examples import (
     REGION,
     SUBTASKS,
     ChoiceLayout,
@@ -40,6 +39,7 @@ from vlbert_jax.tasks.vcr.examples import (
     readable,
     record_of_text,
 )
+from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ CHOICE_COUNTS = (2, 4, 8, 16)  # numbers of sequences that a user's choices are 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class VCRTargets(Arrays):
+class ChoiceTargets(Arrays):
     """What a question with its choices is trained and scored on."""
 
     region_positions: Int[Array | np.ndarray, "b n r"] | None = padding(0, default=None)  # elements of the regions
@@ -56,7 +56,7 @@ class VCRTargets(Arrays):
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # a text was cut
 
 
-class VCRModel(VisualLinguisticModel):
+class ChoiceModel(VisualLinguisticModel):
     """VL-BERT with a pooler, a score per choice, and the auxiliary classes of the objects (official CNN_LOSS_TOP)."""
 
     def __init__(self, encoder, region_head: RegionHeadConfig, num_object_classes: int, rngs: nnx.Rngs):
@@ -79,20 +79,20 @@ class VCRModel(VisualLinguisticModel):
         return self.object_head(gather_positions(states, positions))
 
 
-class VCR(TextImageTask):
+class ChoiceTask(TextImageTask):
     """Choosing the answer to a question, or the rationale of an answer."""
 
-    name = "vcr"
-    targets = VCRTargets
+    name = "choice"
+    targets = ChoiceTargets
     subset = "questions"
 
     # --- Training -----------------------------------------------------------------------------------
 
-    def build_model(self, config, rngs: nnx.Rngs) -> VCRModel:
+    def build_model(self, config, rngs: nnx.Rngs) -> ChoiceModel:
         """Return the model of a config; config.model.num_object_classes includes the background."""
-        return VCRModel(*model_options(config), config.model.num_object_classes, rngs)
+        return ChoiceModel(*model_options(config), config.model.num_object_classes, rngs)
 
-    def initialize_heads(self, model: VCRModel, config, loaded: set[tuple]) -> None:
+    def initialize_heads(self, model: ChoiceModel, config, loaded: set[tuple]) -> None:
         """Initialize the layer that scores a choice as the official code does."""
         if ("choice_head", "kernel") not in loaded:
             xavier_init(model.choice_head.kernel, config.seed)
@@ -147,31 +147,31 @@ class VCR(TextImageTask):
         targets = {"choice": batch.targets.choice >= 0, "object": _objects(batch)}
         return {name: jnp.maximum(targets[name].sum().astype(jnp.float32), 1.0) for name in names}
 
-    def loss_sums(self, model: VCRModel, batch: Batch, key, config, names):
+    def loss_sums(self, model: ChoiceModel, batch: Batch, key, config, names):
         """Return the summed losses and the training accuracies."""
         key_states, key_head = split_keys(key, 2)
         states = _states(model, batch, config, key_states)
         logits, known = model.choice_logits(states, key_head), batch.targets.choice >= 0
         sums = {"choice": counted(_choice_losses(logits, batch, config), known)[0]}
-        metrics = {"vcr_accuracy": counted(logits.argmax(-1) == batch.targets.choice, known)}
+        metrics = {"choice_accuracy": counted(logits.argmax(-1) == batch.targets.choice, known)}
         if "object" in names:
             losses, hits = _object_losses(model, states, batch)
             sums["object"] = counted(losses, _objects(batch))[0]
             metrics["object_accuracy"] = counted(hits, _objects(batch))
         return sums, metrics
 
-    def score(self, model: VCRModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
-        """Return losses and accuracies; `vcr_accuracy_blind` is that of the same weights on the text alone."""
+    def score(self, model: ChoiceModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+        """Return losses and accuracies; `choice_accuracy_blind` is that of the same weights on the text alone."""
         states, known = _states(model, batch, config), batch.targets.choice >= 0
         logits = model.choice_logits(states)
         metrics = dict(
-            vcr_accuracy=counted(logits.argmax(-1) == batch.targets.choice, known),
+            choice_accuracy=counted(logits.argmax(-1) == batch.targets.choice, known),
             choice_loss=counted(_choice_losses(logits, batch, config), known),
             text_cut=counted(batch.targets.text_cut, batch.element_mask.any((1, 2))),
         )
         if not config.blind:
             blind = model.choice_logits(model.encode(without_image(batch, config.model.encoder.vocab_size), None))
-            metrics["vcr_accuracy_blind"] = counted(blind.argmax(-1) == batch.targets.choice, known)
+            metrics["choice_accuracy_blind"] = counted(blind.argmax(-1) == batch.targets.choice, known)
         if "object" in self.active_losses(config, 0):
             losses, hits = _object_losses(model, states, batch)
             metrics["object_loss"] = counted(losses, _objects(batch))
@@ -199,7 +199,7 @@ class VCR(TextImageTask):
         other.init.update(dict(bert="", resnet="", checkpoint=config.companion))
         return {other.subtask: other}
 
-    def predict(self, model: VCRModel, batch: Batch, config) -> dict[str, Array]:
+    def predict(self, model: ChoiceModel, batch: Batch, config) -> dict[str, Array]:
         """Return the scores of the choices, [b, 4].
 
         For QA2R without labels they are [b, 16]: the rationales with answer 0, with answer 1, ...
@@ -228,7 +228,7 @@ class VCR(TextImageTask):
         return accuracies(logits, labels)
 
     metric_labels = {
-        "vcr_accuracy": "questions of which the right choice was found",
+        "choice_accuracy": "questions of which the right choice was found",
         "choice_loss": "loss of the choice",
         "object_accuracy": "objects classified right",
         "object_loss": "loss of the objects",
@@ -339,7 +339,7 @@ def _objects(batch: Batch) -> Bool[Array, "b n r"]:
     return jnp.broadcast_to(real[:, None], batch.targets.region_positions.shape)
 
 
-def _states(model: VCRModel, batch: Batch, config, key=None) -> Float[Array, "b n s d"]:
+def _states(model: ChoiceModel, batch: Batch, config, key=None) -> Float[Array, "b n s d"]:
     key_project, key_encode = split_keys(key, 2)
     return model.states(batch, key_project, key_encode, config.blind)
 
@@ -354,7 +354,7 @@ def _choice_losses(logits: Float[Array, "b n"], batch: Batch, config) -> Float[A
     raise ValueError(f"config.losses.choice is {config.losses.choice!r}, it must be sigmoid or softmax.")
 
 
-def _object_losses(model: VCRModel, states: Float[Array, "b n s d"], batch: Batch):
+def _object_losses(model: ChoiceModel, states: Float[Array, "b n s d"], batch: Batch):
     """Return the cross-entropy and whether the class is right, [b n r] each, of every region in every sequence."""
     logits = model.object_logits(states, batch.targets.region_positions)
     classes = jnp.maximum(batch.targets.region_classes, 0)[:, None]

@@ -9,8 +9,8 @@ from PIL import Image
 from tests.helpers import GOLDEN
 from vlbert_jax.batch import END, IMG, NO_IMAGE
 from vlbert_jax.data.tokenizer import load_tokenizer
-from vlbert_jax.tasks.refcoco import examples
-from vlbert_jax.tasks.refcoco.examples import (
+from vlbert_jax.tasks.region import examples
+from vlbert_jax.tasks.region.examples import (
     KINDS,
     ExpressionLayout,
     candidates,

@@ -19,10 +19,10 @@ from tests.helpers.golden_data_case import FOLDERS, GRAY_LEVELS, check_boxes, lo
 from vlbert_jax.batch import END, IMG, NO_IMAGE
 from vlbert_jax.data.records import open_split
 from vlbert_jax.model.region_head import prepare_pixels
-from vlbert_jax.tasks.vcr import task as vcr
-from vlbert_jax.tasks.vcr.examples import PERSON_NAMES, ChoiceLayout, choice_example, object_names, tagged_tokens
+from vlbert_jax.tasks.choice import task as choice_task
+from vlbert_jax.tasks.choice.examples import PERSON_NAMES, ChoiceLayout, choice_example, object_names, tagged_tokens
 
-VCR = vcr.VCR()
+CHOICE = choice_task.ChoiceTask()
 
 VARIANTS = sorted(name for name in FOLDERS if name.startswith("vcr_"))
 WHOLE = 1000  # tokens, more than any text has
@@ -244,7 +244,7 @@ def test_accuracies(variant):
     fields = {"q2a": "answer", "qa2r": "rationale"}
     logits = {name: np.array(official[f"{field}_logits"], np.float32) for name, field in fields.items()}
     labels = {name: np.array(official[f"{field}_label"]) for name, field in fields.items()}
-    ours = vcr.accuracies(logits, labels)
+    ours = choice_task.accuracies(logits, labels)
     expected = {"vcr_q2a_accuracy": "Q->A", "vcr_qa2r_accuracy": "QA->R", "vcr_q2ar_accuracy": "Q->AR"}
     assert ours == pytest.approx({name: official[theirs] for name, theirs in expected.items()}, abs=1e-12)
 
@@ -256,9 +256,9 @@ def test_leaderboard_files(variant, tmp_path):
         "q2a": np.array(official["test_answer_logits"], np.float32),
         "qa2r": per_answer.transpose(1, 0, 2).reshape(per_answer.shape[1], 16),
     }
-    tables = {name: vcr.probabilities(scores) for name, scores in logits.items()}
+    tables = {name: choice_task.probabilities(scores) for name, scores in logits.items()}
     for file, parts in (("Q2A", ["q2a"]), ("QA2R", ["qa2r"]), ("Q2AR", ["qa2r", "q2a"])):
-        vcr.write_table(tmp_path / "ours.csv", official["test_ids"], {name: tables[name] for name in parts})
+        choice_task.write_table(tmp_path / "ours.csv", official["test_ids"], {name: tables[name] for name in parts})
         ours, theirs = table(tmp_path / "ours.csv"), table(folder / f"test_result_{file}.csv")
         assert ours[:2] == theirs[:2]
         np.testing.assert_allclose(ours[2], theirs[2], rtol=0, atol=1e-6)

@@ -23,8 +23,8 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.geometry import box_iou
 from vlbert_jax.tasks import get_task
-from vlbert_jax.tasks.refcoco import task as refcoco
-from vlbert_jax.tasks.refcoco.examples import (
+from vlbert_jax.tasks.region import task as region_task
+from vlbert_jax.tasks.region.examples import (
     KINDS,
     ExpressionLayout,
     hits,
@@ -33,7 +33,7 @@ from vlbert_jax.training import sharding
 from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.loop import train
 
-REFCOCO = refcoco.RefCOCO()
+REGION = region_task.RegionTask()
 
 NUM_VAL = 12  # number of scenes
 
@@ -67,7 +67,7 @@ def on_device(batch):
 
 
 def build(config):
-    return nnx.jit(lambda: REFCOCO.build_model(config, nnx.Rngs(0)))()
+    return nnx.jit(lambda: REGION.build_model(config, nnx.Rngs(0)))()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def build(config):
 def test_wrong_fields_are_reported(data_dir, fields, message):
     config = shrunk("demo", data_dir, **fields)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        next(REFCOCO.eval_batches(config, 0, 1)["expressions"])
+        next(REGION.eval_batches(config, 0, 1)["expressions"])
 
 
 # --- Losses and scores ----------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def known_batch():
     none = jnp.zeros((3, 1, 1), jnp.int32)
     flags = functools.partial(jnp.asarray, dtype=bool)
     return Batch(
-        *[none] * 4, none == 0, region_mask=flags([[1, 1, 1], [1, 1, 0], [0, 0, 0]]), targets=refcoco.RefCOCOTargets(
+        *[none] * 4, none == 0, region_mask=flags([[1, 1, 1], [1, 1, 0], [0, 0, 0]]), targets=region_task.RegionTargets(
             region_targets=flags([[0, 1, 0], [0, 1, 0], [0, 0, 0]]),
             region_hits=flags([[0, 1, 1], [0, 1, 0], [0, 0, 0]]),
         ),
@@ -107,13 +107,13 @@ def test_loss_and_accuracies_on_known_logits(data_dir):
     logits = jnp.asarray([[0.5, -1.0, 2.0], [3.0, 1.0, -np.inf], [-np.inf] * 3])
     # The loss is -log sigmoid(z) of targets and -log sigmoid(-z) of the other regions, five in all.
     each = [np.log1p(np.exp(z)) for z in (0.5, 1.0, 2.0, 3.0, -1.0)]
-    losses = np.where(batch.region_mask, refcoco.region_losses(logits, batch), 0)
+    losses = np.where(batch.region_mask, region_task.region_losses(logits, batch), 0)
     np.testing.assert_allclose(losses.sum(), sum(each), rtol=1e-6)
-    assert REFCOCO.loss_counts(batch, config, ("region",))["region"] == 5
-    assert REFCOCO.loss_weights(config) == {"region": 1.0} and REFCOCO.active_losses(config, 0) == ("region",)
-    metrics = refcoco.accuracies(logits, batch)
+    assert REGION.loss_counts(batch, config, ("region",))["region"] == 5
+    assert REGION.loss_weights(config) == {"region": 1.0} and REGION.active_losses(config, 0) == ("region",)
+    metrics = region_task.accuracies(logits, batch)
     assert {name: tuple(map(float, value)) for name, value in metrics.items()} == dict(
-        refcoco_accuracy=(1, 2),  # row 2 of the first is a hit, row 0 of the second is not
+        grounding_accuracy=(1, 2),  # row 2 of the first is a hit, row 0 of the second is not
         region_accuracy=(1, 5),  # only row 1 of the second is right
         positive_region_accuracy=(1, 2),
         positive_region_fraction=(2, 5),
@@ -122,28 +122,28 @@ def test_loss_and_accuracies_on_known_logits(data_dir):
 
 def test_padding_is_never_chosen_and_has_no_gradient(data_dir):
     config = shrunk("demo", data_dir)
-    batch, model = next(REFCOCO.train_batches(config, 0, 0, 1)), build(config)
-    empty = make_batch(empty_example(fields_of(batch), refcoco.RefCOCOTargets), refcoco.RefCOCOTargets)
+    batch, model = next(REGION.train_batches(config, 0, 0, 1)), build(config)
+    empty = make_batch(empty_example(fields_of(batch), region_task.RegionTargets), region_task.RegionTargets)
 
     @nnx.jit
     def gradient_and_logits(model, batch):
         def loss(model):
-            return REFCOCO.loss_sums(model, batch, None, config, ("region",))[0]["region"]
+            return REGION.loss_sums(model, batch, None, config, ("region",))[0]["region"]
 
-        return nnx.grad(loss)(model), refcoco.region_logits(model, batch, model.appearance(batch))
+        return nnx.grad(loss)(model), region_task.region_logits(model, batch, model.appearance(batch))
 
     gradient, logits = gradient_and_logits(model, on_device(batch))
     assert (np.isinf(logits) == ~batch.region_mask).all() and not batch.region_mask.all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     gradient, _ = gradient_and_logits(model, on_device(empty))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))  # np.any is also true for NaN
-    assert REFCOCO.loss_counts(on_device(empty), config, ("region",))["region"] == 1
+    assert REGION.loss_counts(on_device(empty), config, ("region",))["region"] == 1
 
 
 def test_baselines_ignore_their_removed_inputs(data_dir):
     """The blind baseline ignores pixels, the wordless one ignores words; both depend on boxes."""
     config = shrunk("demo", data_dir, **{"model.encoder.text_visual_gain_init": 1.0})
-    batch, model = on_device(next(REFCOCO.train_batches(config, 0, 0, 1))), build(config)
+    batch, model = on_device(next(REGION.train_batches(config, 0, 0, 1))), build(config)
     tokenizer = tokenizer_of(config)
     is_word = np.isin(batch.token_ids, tokenizer.ordinary_ids)
     others = dict(
@@ -154,8 +154,8 @@ def test_baselines_ignore_their_removed_inputs(data_dir):
 
     @nnx.jit
     def logits(model, batch):
-        trained_blind = refcoco.region_logits(model, batch, refcoco.appearance_of(model, batch, True))
-        return refcoco.baseline_logits(model, batch, config) | dict(trained_blind=trained_blind)
+        trained_blind = region_task.region_logits(model, batch, region_task.appearance_of(model, batch, True))
+        return region_task.baseline_logits(model, batch, config) | dict(trained_blind=trained_blind)
 
     own = logits(model, batch)
     np.testing.assert_array_equal(own.pop("trained_blind"), own["_blind"])  # as with config.blind
@@ -190,21 +190,21 @@ def run(data_dir, tmp_path_factory):
     fields = dict(total_steps=3, warmup_steps=0, eval_every_steps=0, checkpoint_every_steps=2, log_every_steps=1)
     square = {"data.one_orientation": False}  # one shape, so one program
     config, workdir = shrunk("demo", data_dir, **fields, **square), tmp_path_factory.mktemp("run")
-    return config, workdir, train(config, REFCOCO, workdir, mesh_of(config))[1]
+    return config, workdir, train(config, REGION, workdir, mesh_of(config))[1]
 
 
 def test_the_shipped_recipe_trains(run):
     _, workdir, state = run
     first, *_, validation = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
     assert first["region_loss"] == pytest.approx(np.log(2), abs=0.5)  # the loss of a random guess
-    assert validation["refcoco_accuracy_possible"] >= validation["refcoco_accuracy"]
+    assert validation["grounding_accuracy_possible"] >= validation["grounding_accuracy"]
     assert int(state.step) == 3 and bool(state.finite)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_run(run, tmp_path):
     config, workdir, whole = run
     shutil.copytree(workdir / "checkpoints/2", tmp_path / "checkpoints/2")
-    _, resumed = train(config, REFCOCO, tmp_path, mesh_of(config))
+    _, resumed = train(config, REGION, tmp_path, mesh_of(config))
     for ours, theirs in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -220,7 +220,7 @@ def expressions_of(data_dir, split):
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_every_expression_is_evaluated_once(hosts, data_dir):
     config = shrunk("demo", data_dir)
-    parts = [list(REFCOCO.eval_batches(config, host, hosts)["expressions"]) for host in range(hosts)]
+    parts = [list(REGION.eval_batches(config, host, hosts)["expressions"]) for host in range(hosts)]
     assert len({len(part) for part in parts}) == 1
     numbers = np.concatenate([batch.index for part in parts for batch in part])
     assert sorted(numbers[numbers >= 0]) == list(range(len(expressions_of(data_dir, "val"))))
@@ -243,10 +243,10 @@ def test_predictions(run, data_dir):
     config, workdir, _ = run
     config = config.copy_and_resolve_references()
     config.data.eval_boxes = "both"
-    scores = evaluate_run(config, REFCOCO, workdir, mesh_of(config))
+    scores = evaluate_run(config, REGION, workdir, mesh_of(config))
     shared = overlaps_of(workdir / "predictions/val.json", data_dir)
-    assert scores["refcoco_accuracy"] == pytest.approx(np.mean(shared >= 0.5))
-    assert 0 <= scores["refcoco_identity_accuracy"] <= 1
+    assert scores["grounding_accuracy"] == pytest.approx(np.mean(shared >= 0.5))
+    assert 0 <= scores["grounding_identity_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -263,16 +263,16 @@ def test_scores_of_given_choices(kind, data_dir, tmp_path):
         possible.append(len(found) > 0)
         exact.append(ids[regions[-1]] == record["ann_id"])
     rows = dict(index=np.arange(len(split)), region=np.array(regions)[:, None])
-    scores = REFCOCO.conclude(tmp_path, {"": rows}, config)
+    scores = REGION.conclude(tmp_path, {"": rows}, config)
     assert np.sum(overlaps_of(tmp_path / "val.json", data_dir) >= 0.5) == np.sum(possible) > 0.7 * len(split)
-    assert scores == ({} if kind == "detected" else dict(refcoco_identity_accuracy=np.mean(exact)))
+    assert scores == ({} if kind == "detected" else dict(grounding_identity_accuracy=np.mean(exact)))
     assert kind == "detected" or np.mean(exact) > 0.8  # synthetic objects seldom overlap
 
 
 def test_the_report_shows_the_chosen_regions(run, tmp_path):
     config, workdir, _ = run
     history = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    write_report(REFCOCO, tmp_path, build(config), config, history)
+    write_report(REGION, tmp_path, build(config), config, history)
     page = (tmp_path / "index.html").read_text()
     assert page.count("data:image/") == 12 and "region 1" in page and "meant: " in page and 'src="http' not in page
     assert page.count('<b class="right">✓') + page.count('<b class="wrong">✗') == 12
@@ -281,8 +281,8 @@ def test_the_report_shows_the_chosen_regions(run, tmp_path):
 def test_chance_and_the_highest_possible_accuracy(data_dir):
     config = shrunk("demo", data_dir, **{"data.eval_boxes": "gt", "data.one_orientation": False})
     model, sums = build(config), {}
-    score = nnx.jit(lambda model, batch: REFCOCO.score(model, batch, config))
-    for batch in REFCOCO.eval_batches(config, 0, 1)["expressions"]:
+    score = nnx.jit(lambda model, batch: REGION.score(model, batch, config))
+    for batch in REGION.eval_batches(config, 0, 1)["expressions"]:
         for name, (total, count) in score(model, on_device(batch)).items():
             sums[name] = sums.get(name, 0) + np.array([total, count], np.float64)
     images = open_split(data_dir, "refcoco_images/scenes", "images")
@@ -293,19 +293,19 @@ def test_chance_and_the_highest_possible_accuracy(data_dir):
         whole = np.array([[0, 0, image["image_size"][0] - 1, image["image_size"][1] - 1]])
         rows = np.concatenate([whole, image["boxes"]]).astype(np.float64)
         chance.append(np.mean(box_iou(rows, record["box"]) >= 0.5))
-    np.testing.assert_allclose(sums["refcoco_accuracy_chance"], [sum(chance), len(records)], rtol=1e-5)
-    np.testing.assert_array_equal(sums["refcoco_accuracy_possible"], len(records))  # one candidate is the annotation
-    baselines = [f"refcoco_accuracy{kind}" for kind in ("", "_blind", "_wordless")]
+    np.testing.assert_allclose(sums["grounding_accuracy_chance"], [sum(chance), len(records)], rtol=1e-5)
+    np.testing.assert_array_equal(sums["grounding_accuracy_possible"], len(records))  # one candidate is the annotation
+    baselines = [f"grounding_accuracy{kind}" for kind in ("", "_blind", "_wordless")]
     assert all(sums[name][1] == len(records) for name in (*baselines, "text_cut"))
 
 
 def test_shapes_are_known_without_data(data_dir):
     config = shrunk("base_gt", data_dir, **{"data.one_orientation": False})
-    ours, real = fields_of(REFCOCO.batch_shapes(config)), fields_of(next(REFCOCO.train_batches(config, 0, 0, 1)))
+    ours, real = fields_of(REGION.batch_shapes(config)), fields_of(next(REGION.train_batches(config, 0, 0, 1)))
     assert {k: (x.shape, x.dtype) for k, x in real.items() if x is not None} == {
         k: (x.shape, x.dtype) for k, x in ours.items() if x is not None
     }
 
 
 def test_the_task_is_registered():
-    assert isinstance(get_task("refcoco"), refcoco.RefCOCO)
+    assert isinstance(get_task("region"), region_task.RegionTask)

@@ -21,10 +21,10 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import load_tokenizer as load_tokenizer_
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
+from vlbert_jax.tasks.answer import accuracy
+from vlbert_jax.tasks.answer import task as answer_task
+from vlbert_jax.tasks.answer.examples import QuestionLayout, answers_of, question_example
 from vlbert_jax.tasks.pretrain import task as pretrain
-from vlbert_jax.tasks.vqa import accuracy
-from vlbert_jax.tasks.vqa import task as vqa
-from vlbert_jax.tasks.vqa.examples import QuestionLayout, answers_of, question_example
 from vlbert_jax.training import sharding
 from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.loop import train
@@ -33,7 +33,7 @@ from vlbert_jax.weights import export, vlbert_names
 
 PRETRAIN = pretrain.Pretrain()
 
-VQA = vqa.VQA()
+ANSWER = answer_task.AnswerTask()
 
 FEATURES = 12
 VOCABULARY = "scenes_downstream/vocab.txt"
@@ -114,40 +114,40 @@ def test_a_long_question_is_truncated_and_counted(data_dir):
 
 def known_batch(targets) -> Batch:
     zeros = jnp.zeros((len(targets), 1, 2), jnp.int32)
-    targets = vqa.VQATargets(answer_targets=jnp.asarray(targets, jnp.float32))
+    targets = answer_task.AnswerTargets(answer_targets=jnp.asarray(targets, jnp.float32))
     return Batch(zeros, zeros, zeros, zeros, zeros == 0, targets=targets)
 
 
 def test_losses_and_score_on_known_logits(data_dir, monkeypatch):
     config = shrunk("base", data_dir)
     logits = jnp.array([[2.0, -1.0, 0.0], [0.0, 0.0, 3.0], [5.0, 0.0, 0.0]])
-    monkeypatch.setattr(vqa, "_logits", lambda model, batch, config, key=None: logits)
+    monkeypatch.setattr(answer_task, "_logits", lambda model, batch, config, key=None: logits)
     batch = known_batch([[0.9, 0.3, 0.0], [1.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])  # the last has no answers
-    model = object.__new__(vqa.VQAModel)
-    sums, metrics = VQA.loss_sums(model, batch, None, config, ("answer",))
+    model = object.__new__(answer_task.AnswerModel)
+    sums, metrics = ANSWER.loss_sums(model, batch, None, config, ("answer",))
     p = jax.nn.sigmoid(logits[:2])
     t = batch.targets.answer_targets[:2]
     np.testing.assert_allclose(sums["answer"], -(t * np.log(p) + (1 - t) * np.log(1 - p)).sum(), rtol=1e-5)
-    assert VQA.loss_counts(batch, config, ("answer",))["answer"] == 2
-    np.testing.assert_allclose(metrics["vqa_accuracy"], (0.9, 2), rtol=1e-6)
+    assert ANSWER.loss_counts(batch, config, ("answer",))["answer"] == 2
+    np.testing.assert_allclose(metrics["answer_accuracy"], (0.9, 2), rtol=1e-6)
     config.losses.answer = "softmax"
     scores = batch.targets.answer_targets * jnp.array([[1], [0], [1]])
     none = batch.replace(targets=batch.targets.replace(answer_targets=scores))  # the second has no known answer
-    assert VQA.loss_counts(none, config, ("answer",))["answer"] == 1
-    sums, _ = VQA.loss_sums(model, batch, None, config, ("answer",))
+    assert ANSWER.loss_counts(none, config, ("answer",))["answer"] == 1
+    sums, _ = ANSWER.loss_sums(model, batch, None, config, ("answer",))
     np.testing.assert_allclose(sums["answer"], -jax.nn.log_softmax(logits)[[0, 1], [0, 0]].sum(), rtol=1e-5)
     config.losses.answer = "other"
     with pytest.raises(ValueError, match="losses.answer is 'other'; it must be sigmoid, softmax or kl"):
-        VQA.loss_sums(model, batch, None, config, ("answer",))
+        ANSWER.loss_sums(model, batch, None, config, ("answer",))
 
 
 def test_the_last_layer_is_initialized_with_the_words_of_the_answers(data_dir):
     config = shrunk("base", data_dir)
-    model = VQA.build_model(config, nnx.Rngs(0))
+    model = ANSWER.build_model(config, nnx.Rngs(0))
     before = np.asarray(model.answer_head.classes.kernel[...])
-    VQA.initialize_heads(model, config, {("answer_head", "classes", "kernel")})  # the kernel was loaded
+    ANSWER.initialize_heads(model, config, {("answer_head", "classes", "kernel")})  # the kernel was loaded
     np.testing.assert_array_equal(model.answer_head.classes.kernel[...], before)
-    VQA.initialize_heads(model, config, set())
+    ANSWER.initialize_heads(model, config, set())
     tokenizer, entries = tokenizer_of(config), answers_of(config).entries
     words = np.asarray(model.vlbert.token_embeddings[...])
     for column, answer in enumerate(entries):
@@ -164,14 +164,14 @@ def test_the_last_layer_is_initialized_with_the_words_of_the_answers(data_dir):
 def test_shipped_recipes_train(variant, data_dir):
     gains = {f"model.encoder.{kind}_visual_gain_init": 0.1 for kind in ("text", "region")}
     config = shrunk(variant, data_dir, **gains)
-    batch = jax.tree.map(jnp.asarray, next(VQA.train_batches(config, 0, 0, 1)))
-    model = nnx.jit(lambda: VQA.build_model(config, nnx.Rngs(0)))()
+    batch = jax.tree.map(jnp.asarray, next(ANSWER.train_batches(config, 0, 0, 1)))
+    model = nnx.jit(lambda: ANSWER.build_model(config, nnx.Rngs(0)))()
     trainable = nnx.All(nnx.Param, lambda p, _: not region_head_is_frozen(p, config))
     graphdef, trained, rest = nnx.split(model, trainable, ...)
 
     def loss(trained):
-        sums, _ = VQA.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, ("answer",))
-        return sums["answer"] / VQA.loss_counts(batch, config, ("answer",))["answer"]
+        sums, _ = ANSWER.loss_sums(nnx.merge(graphdef, trained, rest), batch, None, config, ("answer",))
+        return sums["answer"] / ANSWER.loss_counts(batch, config, ("answer",))["answer"]
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(trained)
     assert abs(value - config.model.num_answers * np.log(2)) < 3  # the loss of logits near 0
@@ -185,8 +185,8 @@ def run(config, workdir: Path, mode: str = "train"):
     workdir.mkdir(exist_ok=True)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     if mode == "evaluate":
-        return evaluate_run(config, VQA, workdir, mesh)
-    return train(config, VQA, workdir, mesh)
+        return evaluate_run(config, ANSWER, workdir, mesh)
+    return train(config, ANSWER, workdir, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +228,11 @@ def rows(workdir: Path) -> list[dict]:
 def test_a_resumed_run_equals_an_uninterrupted_run(trained):
     _, whole, parts = trained
     assert rows(whole) == rows(parts) and len(rows(whole)) == 5
-    assert 0 <= rows(whole)[-1]["vqa_accuracy"] <= 1
+    assert 0 <= rows(whole)[-1]["answer_accuracy"] <= 1
     page = (whole / "report/index.html").read_text()
     assert "Visual question answering" in page and page.count('class="card prediction"') == 12
     # The examples shown are right about as often as those of the split; here there are few to choose from.
-    accuracy = 100 * rows(whole)[-1]["vqa_accuracy"]
+    accuracy = 100 * rows(whole)[-1]["answer_accuracy"]
     shown, measured = re.search(r"mean score of these 12 answers is (\d+) %; .* split is ([\d.]+) %", page).groups()
     assert measured == f"{accuracy:.1f}" and abs(float(shown) - accuracy) < 10
     assert "questions answered right" in page and "--question" in page and "cores of" in page
@@ -264,9 +264,9 @@ def test_every_question_counts_once(devices, small_run):
     config.batch_size = 9 if devices == 3 else 8
     assert len(Split(config, "val")) % config.batch_size
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
-    scores = evaluate_run(config, VQA, workdir, mesh)
+    scores = evaluate_run(config, ANSWER, workdir, mesh)
     recorded = rows(workdir)[-1]
-    np.testing.assert_allclose(scores["vqa_accuracy"], recorded["vqa_accuracy"], rtol=1e-6)
+    np.testing.assert_allclose(scores["answer_accuracy"], recorded["answer_accuracy"], rtol=1e-6)
     np.testing.assert_allclose(scores["answer_loss"], recorded["answer_loss"], rtol=1e-5)
 
 
@@ -308,7 +308,7 @@ def test_weights_of_pretraining_start_a_run_but_are_not_evaluated(data_dir, tmp_
 @pytest.mark.parametrize("variant", ["demo", "base"])
 def test_shapes_are_known_without_data(data_dir, variant):
     config = shrunk(variant, data_dir, **{"data.one_orientation": False})
-    ours, real = fields_of(VQA.batch_shapes(config)), fields_of(next(VQA.train_batches(config, 0, 0, 1)))
+    ours, real = fields_of(ANSWER.batch_shapes(config)), fields_of(next(ANSWER.train_batches(config, 0, 0, 1)))
     assert {k: (x.shape, x.dtype) for k, x in real.items() if x is not None} == {
         k: (x.shape, x.dtype) for k, x in ours.items() if x is not None
     }
@@ -339,37 +339,37 @@ def test_a_vocabulary_without_any_answer_of_the_corpus_is_refused(data_dir, tmp_
     others.write_text("<unk>\nmauve\n")
     config = shrunk("base", data_dir, **{"data.answers": str(others), "model.num_answers": 2})
     with pytest.raises(ValueError, match="None of .* records of train.* in vqa/scenes has a usable target"):
-        next(VQA.train_batches(config, 0, 0, 1))
+        next(ANSWER.train_batches(config, 0, 0, 1))
     with pytest.raises(ValueError, match="None of .* records of val in vqa/scenes has a usable target"):
-        VQA.eval_batches(config, 0, 1)
+        ANSWER.eval_batches(config, 0, 1)
     config.data.eval_split = "test"  # without known answers there is nothing to check
-    assert VQA.eval_batches(config, 0, 1)
+    assert ANSWER.eval_batches(config, 0, 1)
 
 
 def test_tables_without_answers_or_images_are_reported(data_dir, tmp_path):
     config = shrunk("base", data_dir, **{"data.train_split": "test"})
     refusal = "of test has no answers to learn from: choose another config.data.train_split"
     with pytest.raises(ValueError, match=refusal):
-        next(VQA.train_batches(config, 0, 0, 1))
+        next(ANSWER.train_batches(config, 0, 0, 1))
     run_vqa(data_dir / "scenes_downstream/coco", tmp_path, "scenes", features=True)
     config = shrunk("demo", data_dir, **{"data.data_dir": str(tmp_path), "data.vocab": str(data_dir / VOCABULARY)})
     with pytest.raises(ValueError, match="was built without images, but config.data.features is image"):
-        next(VQA.train_batches(config, 0, 0, 1))
+        next(ANSWER.train_batches(config, 0, 0, 1))
 
 
 def test_a_sequence_without_room_for_a_question_is_reported(data_dir):
     config = shrunk("base", data_dir, **{"data.max_regions": 26})
     with pytest.raises(ValueError, match="sequence_length 31 has no room for 26 regions"):
-        next(VQA.eval_batches(config, 0, 1)["questions"])
+        next(ANSWER.eval_batches(config, 0, 1)["questions"])
 
 
 def test_missing_splits_and_tables_are_reported(data_dir, tmp_path):
     config = shrunk("base", data_dir, **{"data.eval_split": "nothing", "init.scratch": True, "total_steps": 1})
     with pytest.raises(ValueError, match="vqa/scenes has no split 'nothing_landscape'; there are: .*val_"):
-        next(VQA.eval_batches(config, 0, 1)["questions"])
+        next(ANSWER.eval_batches(config, 0, 1)["questions"])
     config.data.texts = "vqa/other"
     with pytest.raises(FileNotFoundError, match="python -m data_prep.build vqa"):
-        next(VQA.train_batches(config, 0, 0, 1))
+        next(ANSWER.train_batches(config, 0, 0, 1))
 
 
 def test_vocabulary_of_the_questions(data_dir):
