@@ -39,7 +39,7 @@ from tqdm import tqdm
 import vlbert_jax
 from data_prep.manifest import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
-from data_prep.sources import Source, image_number, map_ahead, open_source
+from data_prep.sources import Source, image_number, map_ahead, open_source, source_of
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.data.image_files import open_image, passed_over
 from vlbert_jax.data.region_files import encode_regions
@@ -81,7 +81,8 @@ def extract(
     """
     if form == "tsv":
         _check_numbers(source)
-    store = RegionStore(out, detector.fingerprint, source.names, form, shard[1])
+    sizes = [source.files.size_of(path) for path in source.paths]
+    store = RegionStore(out, detector.fingerprint, source.names, form, shard[1], sizes)
     parts = store.shard(shard[0])
     total = len(range(shard[0], len(source.paths), shard[1]))
     with tqdm(total=total, desc=out.name, unit=" images", smoothing=0) as progress:
@@ -204,6 +205,30 @@ def extract_tables(source: pathlib.Path, splits: Sequence[str], weights: str, nu
         if len(broken) == len(table.paths):
             raise SourceError(f"{source / split}.tsv: no image could be read; {store.folder}/broken.txt lists reasons")
         print(f"{store.folder}: {len(table.paths):,} images, extractor {store.extractor}, {len(broken):,} broken")
+
+
+def extract_images(
+    root: pathlib.Path, images: Sequence[str], weights: str, out: pathlib.Path, num_threads: int
+) -> None:
+    """Find the regions of some images with the usual settings; finished images are not processed again.
+
+    Args:
+      root: folder to which the paths are relative.
+      images: paths, also in archives: "img.zip@/a.jpg".
+      weights: weights of the detector.
+      out: folder of the regions.
+      num_threads: number of threads that read images.
+
+    Raises:
+      SourceError: two images have one name, or `out` has regions of other images or another detector.
+      ValueError: the weights cannot be used.
+    """
+    from vlbert_jax.detector.detect import load_detector
+
+    source = source_of(root, root, images)
+    detector = load_detector(weights, Settings(), SELECTIONS["caffe"])
+    store = extract(source, detector, out, num_threads=num_threads)
+    print(f"{store.folder}: {len(source.paths):,} images, extractor {store.extractor}")
 
 
 def _shard(text: str) -> tuple[int, int]:

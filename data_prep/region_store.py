@@ -22,7 +22,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -43,7 +43,13 @@ class RegionStore:
     """A store of which this process writes a shard."""
 
     def __init__(
-        self, folder: pathlib.Path, fingerprint: dict[str, Any], names: tuple[str, ...], form: str, shards: int
+        self,
+        folder: pathlib.Path,
+        fingerprint: dict[str, Any],
+        names: tuple[str, ...],
+        form: str,
+        shards: int,
+        sizes: Sequence[int] = (),
     ):
         """Create the store or open an existing one.
 
@@ -53,13 +59,16 @@ class RegionStore:
           names: names of all images, in order.
           form: one of `FORMATS`.
           shards: number of shards.
+          sizes: bytes of the file of each image, by which an image that was replaced is noticed; they
+            are compared if the folder was made with them.
 
         Raises:
           SourceError: the folder has the regions of another extractor or other images, or another
             layout.
         """
         self.folder, self.form, self.names, self.shards = folder, form, names, shards
-        images = dict(number=len(names), hash=hashlib.sha256("\n".join(names).encode()).hexdigest()[:16])
+        images = dict(number=len(names), hash=_hash("\n".join(names)))
+        images |= dict(sizes=_hash(str(list(sizes)))) if sizes else {}
         self.extractor = extractor_id(fingerprint)
         expected = dict(
             extractor=self.extractor, fingerprint=fingerprint, images=images, format=form, shards=shards, part=PART
@@ -75,10 +84,13 @@ class RegionStore:
                     partial.write_text(json.dumps(expected, indent=1) + "\n")
         found = read_extraction(self.folder)
         for field, value in expected.items():
-            if found.get(field) != value:
+            before = found.get(field)
+            if field == "images" and isinstance(before, dict) and "sizes" not in before.keys() & value.keys():
+                before, value = dict(before, sizes=""), dict(value, sizes="")  # an earlier version stored none
+            if before != value:
                 raise SourceError(
-                    f"{path}: {field} was {_short(found.get(field))}, is now {_short(value)}; use the same detector, "
-                    "options and images, or another --out"
+                    f"{path}: {field} was {_short(before)}, is now {_short(value)}; use the same detector, options and "
+                    f"images, or another --out, or remove the folder {self.folder}"
                 )
 
     @contextlib.contextmanager
@@ -204,6 +216,10 @@ def _write_array_record(path: pathlib.Path, contents: Iterator[bytes]) -> None:
         raise OSError(f"{path}: {error}") from None
 
 
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _short(value: Any) -> str:
     return str(value) if not isinstance(value, dict) else json.dumps(value)[:200]
 
@@ -256,6 +272,9 @@ class Records:
                 raise SourceError(mixed_extractors(first, self.extractor, str(path), about["extractor"]))
             file = f"regions-{path.stem}.array_record"
             self._places |= {name: (file, i) for i, name in enumerate(about["names"])}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
 
     def read(self, name: str) -> bytes:
         """Return the regions of an image in the JSON format of the official code.

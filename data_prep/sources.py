@@ -111,10 +111,15 @@ class ArchiveFolder:
 
     def has(self, path: str) -> bool:
         """Return whether a file exists; it may be damaged."""
+        return self.size_of(path) >= 0
+
+    def size_of(self, path: str) -> int:
+        """Return the number of bytes of a file, -1 if it is missing."""
         archive, _, inner = path.rpartition("@/")
         if opened := self._archive(archive):
-            return inner in opened.NameToInfo
-        return any((self.root / folder / inner).is_file() for folder in archive_folders(archive))
+            return opened.NameToInfo[inner].file_size if inner in opened.NameToInfo else -1
+        files = (self.root / folder / inner for folder in archive_folders(archive))
+        return next((file.stat().st_size for file in files if file.is_file()), -1)
 
     def read_jpeg(self, path: str, upright: bool = False) -> tuple[bytes, tuple[int, int], str]:
         """Return what `as_jpeg` returns for the image in a file.
@@ -178,10 +183,11 @@ class Source:
 
         Images of COCO are named by their number.
         """
-        return tuple(_name(path) for path in self.paths)
+        return tuple(name_of(path) for path in self.paths)
 
 
-def _name(path: str) -> str:
+def name_of(path: str) -> str:
+    """Return the name under which the regions of an image are stored; see `Source.names`."""
     inner = pathlib.PurePosixPath(path.rpartition("@/")[2])
     coco = COCO.fullmatch(inner.stem)
     parts = [part for part in inner.with_name(coco[1] if coco else inner.stem).parts if part not in ("/", "..", ".")]
@@ -229,7 +235,7 @@ def open_source(path: str | pathlib.Path, images: str = "") -> Source:
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: the text is not UTF-8 ({error})") from None
     if path.suffix == ".txt":
-        return _source(path, root, [line.strip() for line in lines if line.strip()])
+        return source_of(path, root, [line.strip() for line in lines if line.strip()])
     return _caption_table(path, lines, images)
 
 
@@ -240,7 +246,7 @@ def _chosen(path: pathlib.Path, root: pathlib.Path, prefix: str, files: Iterable
     others = tuple(file for file in files if not has_image_name(file))
     if not images and others:
         raise SourceError(f"{path}: there is no image; {image_files.passed_over(others)}")
-    source = _source(path, root, [f"{prefix}{file}" for file in images])
+    source = source_of(path, root, [f"{prefix}{file}" for file in images])
     return dataclasses.replace(source, passed_over=others)
 
 
@@ -266,12 +272,23 @@ def _caption_table(path: pathlib.Path, lines: list[str], images: str) -> Source:
     if not is_named:
         names = [f"{number:08d}.jpg" for number in range(len(lines))]
     position = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    source = _source(path, path.parent, [f"{archive}@/{name}" for name in position])
+    source = source_of(path, path.parent, [f"{archive}@/{name}" for name in position])
     places = tuple(position[name] for name in names)
     return dataclasses.replace(source, captions=captions, images_of_captions=places)
 
 
-def _source(path: pathlib.Path, root: pathlib.Path, paths: list[str]) -> Source:
+def source_of(path: pathlib.Path, root: pathlib.Path, paths: Iterable[str]) -> Source:
+    """Return some images as a source.
+
+    Args:
+      path: the folder, archive or list that names them, for messages.
+      root: folder to which the paths are relative.
+      paths: the images, each as `ArchiveFolder` reads it.
+
+    Raises:
+      SourceError: there is none, or two of them have one name.
+    """
+    paths = list(paths)
     source = Source(ArchiveFolder(root), tuple(paths))
     if not paths:
         raise SourceError(f"{path}: there is no image; supported suffixes are {', '.join(IMAGE_SUFFIXES)}")

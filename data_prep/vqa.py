@@ -74,6 +74,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from data_prep.builder import Note, OrderedBuilder, array_feature, image_features, oriented, region_feature
+from data_prep.image_table import placed_images
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder
 from data_prep.vqa_files import VQADownload
@@ -236,28 +237,21 @@ class VQAQuestions(OrderedBuilder, skip_registration=True):
 
         Raises SourceError if the table of images lacks its image, or its sizes are damaged.
         """
-        try:
-            sizes = [(image_id, width, height) for image_id, width, height in json.loads(self.sizes.read_bytes())]
-        except (OSError, ValueError, TypeError) as error:
-            raise SourceError(
-                f"{self.sizes} is damaged ({error}); remove the folder {self.sizes.parent} and build again"
-            ) from None
-        numbers = {image_id: number for number, (image_id, _, _) in enumerate(sizes)}
+        images = placed_images(self.sizes.parent)
         for split, questions in self.download.questions.items():
             for index, question in enumerate(tqdm(questions, split, unit=" questions", mininterval=1)):
-                number = numbers.get(question.image_id)
-                if number is None:
+                image = images.get(str(question.image_id))
+                if image is None:
                     raise SourceError(
                         f"{self.sizes.parent}: image {question.image_id} of question_id {question.question_id} in "
                         f"{split} is missing; remove the folder and build again"
                     )
-                _, width, height = sizes[number]
                 yield (
-                    oriented(split, width, height),
+                    oriented(split, image.width, image.height),
                     dict(
                         index=index,
                         question_id=question.question_id,
-                        image_number=number,
+                        image_number=image.number,
                         question=question.text,
                         answers=list(question.answers),
                         answer_type=question.answer_type,

@@ -25,6 +25,7 @@ import numpy as np
 
 ARRAYS = ("boxes", "classes", "attrs", "features")  # float32 arrays with a row per region
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")  # of the tables
+GRID = 3  # cells along each side of an image for which no regions are known
 
 
 class Unusable(Exception):
@@ -184,3 +185,13 @@ def decode_detections(record: Mapping[str, Any], with_features: bool) -> Detecti
     if reason := fractions_of(boxes, size):
         raise Unusable(reason)
     return Detections(str(record.get("extractor", "")), size, boxes, scores, features)
+
+
+# --- Without a detector -----------------------------------------------------------------------
+
+
+def grid_boxes(size: tuple[int, int]) -> np.ndarray:
+    """Return the cells of a grid over an image of `size` (width, height), row by row, float32 [GRID², 4]."""
+    x, y = (np.linspace(0, side, GRID + 1, dtype=np.float32) for side in size)
+    cells = [(x[i], y[j], x[i + 1], y[j + 1]) for j in range(GRID) for i in range(GRID)]
+    return np.array(cells, np.float32)

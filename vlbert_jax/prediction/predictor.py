@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Shaped, UInt8
 from vlbert_jax.batch import IMG, Batch, Example
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.image_files import read_image
+from vlbert_jax.data.region_files import GRID
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.regions import Regions
@@ -42,7 +43,7 @@ from vlbert_jax.prediction.asked import describe_answers, draw_asked
 from vlbert_jax.prediction.attention_maps import squares
 from vlbert_jax.prediction.expected import check_features, vocabulary_of
 from vlbert_jax.prediction.loading import load_trained
-from vlbert_jax.prediction.regions import GRID, find_regions
+from vlbert_jax.prediction.regions import find_regions
 from vlbert_jax.prediction.requests import MOST, Request, in_batches, requests_of
 from vlbert_jax.tasks import TASKS, all_tasks, get_task
 

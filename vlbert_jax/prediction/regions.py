@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vlbert_jax.data.region_files import Unusable, decode_regions, fractions_of
+from vlbert_jax.data.region_files import GRID, Unusable, decode_regions, fractions_of, grid_boxes
 from vlbert_jax.detector.detect import Detector
 from vlbert_jax.detector.regions import Regions
-
-GRID = 3  # cells along each side of the image
 
 
 def find_regions(pixels: UInt8[np.ndarray, "y x 3"], boxes: Any, finder: Detector | None) -> Regions:
@@ -37,10 +35,8 @@ def find_regions(pixels: UInt8[np.ndarray, "y x 3"], boxes: Any, finder: Detecto
 
 def grid_regions(size: tuple[int, int]) -> Regions:
     """Return the cells of a grid over an image of `size` (width, height), row by row."""
-    x, y = (np.linspace(0, side, GRID + 1, dtype=np.float32) for side in size)
-    boxes = [(x[i], y[j], x[i + 1], y[j + 1]) for j in range(GRID) for i in range(GRID)]
     source = f"a {GRID} x {GRID} grid, because neither a detector nor a file of boxes was given"
-    return Regions(boxes=np.array(boxes, np.float32), source=source, labels=("",) * GRID**2)
+    return Regions(boxes=grid_boxes(size), source=source, labels=("",) * GRID**2)
 
 
 def given_regions(boxes: Any, size: tuple[int, int]) -> Regions:
