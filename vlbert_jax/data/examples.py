@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +41,7 @@ class ImageLayout:
     caffe_resize: bool = False
     hide_pixels: bool = False  # zero hidden regions; only used with caffe_resize, else the device does it
     regions: RegionLayout = VLBERT_LAYOUT
+    num_images: int = 1  # images of an example
 
     @staticmethod
     def options(config, orientation: str, regions: RegionLayout = VLBERT_LAYOUT) -> dict:
@@ -58,7 +60,18 @@ class ImageLayout:
             regions=regions,
             caffe_resize=d.get("caffe_resize", False),
             hide_pixels=d.get("hide_pixels", False),
+            num_images=images_per_example(config),
         )
+
+
+def images_per_example(config) -> int:
+    """Return the number of images of an example."""
+    return config.data.get("images_per_example", 1)
+
+
+def has_orientations(config) -> bool:
+    """Return whether a batch is all landscape or all portrait; several images of an example may mix the two."""
+    return not is_precomputed(config) and config.data.one_orientation and images_per_example(config) == 1
 
 
 def is_precomputed(config) -> bool:
@@ -125,20 +138,39 @@ def image_fields(
     return example
 
 
+def fields_of_images(records: Sequence[dict], layout: ImageLayout, flip: bool = False) -> Example:
+    """Return the fields of `Batch` for the images of an example: their rows, one image after another.
+
+    Args:
+        records: A record of each image, as for `image_fields`, with `boxes`.
+        layout: Shapes and options, of which `num_images` is the number of records.
+        flip: Whether to mirror the image; several are never mirrored, because texts name their order.
+
+    Raises:
+        ValueError: The number of images is another one.
+    """
+    if len(records) != layout.num_images:
+        raise ValueError(
+            f"a record has {len(records)} images, but config.data.images_per_example is {layout.num_images}"
+        )
+    fields = [image_fields(record, record["boxes"], layout, flip and len(records) == 1) for record in records]
+    return {name: np.concatenate([one[name] for one in fields]) for name in fields[0]}
+
+
 def image_shapes(layout: ImageLayout) -> Shapes:
-    """Return shapes and dtypes of the fields that `image_fields` returns."""
-    rows = layout.max_regions + 1
+    """Return shapes and dtypes of the fields that `fields_of_images` returns."""
+    images, rows = layout.num_images, layout.num_images * (layout.max_regions + 1)
     shapes = dict(
         boxes=((rows, 4), np.float32),
         region_mask=((rows,), bool),
         region_hidden=((rows,), bool),
-        image_size=((1, 2), np.float32),
+        image_size=((images, 2), np.float32),
     )
     if layout.precomputed:
         shapes["region_features"] = (rows, layout.feature_size), np.float32
     else:
         canvas = canvas_size(layout.image_scale, layout.orientation)
-        shapes["pixels"] = (1, *canvas, 3), np.float32 if layout.caffe_resize else np.uint8
+        shapes["pixels"] = (images, *canvas, 3), np.float32 if layout.caffe_resize else np.uint8
     if layout.geometry_dtype is not None:
         shapes["box_geometry"] = (rows, layout.regions.geometry_size), layout.geometry_dtype
     return shapes
@@ -146,7 +178,7 @@ def image_shapes(layout: ImageLayout) -> Shapes:
 
 def usual_orientation(config) -> str:
     """Return the orientation of the canvas of most batches."""
-    return "landscape" if config.data.one_orientation and not is_precomputed(config) else "square"
+    return "landscape" if has_orientations(config) else "square"
 
 
 def orientation_of(record: dict) -> str:

@@ -1,8 +1,9 @@
 """Batches of a table of texts over a table of images.
 
-The record of a text names its image by `image_number`. Splits of the texts are stored by the
-orientation of the image, because a batch holds images of one orientation. `index` in a batch is the
-number of the example in its split, -1 in padding.
+The record of a text names its image by `image_number`, or several by `image_numbers`. Splits of the texts
+are stored by the orientation of the (first) image, because a batch holds images of one orientation;
+batches of examples with several images have square canvases. `index` in a batch is the number of the
+example in its split, -1 in padding.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from vlbert_jax.batch import Arrays, Batch, Example, Shapes, abstract_batch, empty_example
 from vlbert_jax.data import streams
-from vlbert_jax.data.examples import is_precomputed
+from vlbert_jax.data.examples import has_orientations, images_per_example, is_precomputed
 from vlbert_jax.data.records import Records, Source, open_split
 from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, per_host, stream_seed
 
@@ -25,7 +26,10 @@ ExampleMaker = Callable[..., Callable[[dict, bool], Example]]
 
 
 class Split:
-    """The records of a split, text and image joined, landscape before portrait; `train+val` joins two splits."""
+    """The records of a split, text and image joined, landscape before portrait; `train+val` joins two splits.
+
+    Several images of a text are a list of records, `images`.
+    """
 
     def __init__(self, config, split: str):
         """Open the tables.
@@ -56,11 +60,13 @@ class Split:
 
     def __getitem__(self, number: int) -> dict:
         text = self.texts[number]
+        if "image_numbers" in text:
+            return dict(images=[self.images[int(image)] for image in text["image_numbers"]]) | text
         return self.images[int(text["image_number"])] | text
 
     def parts(self, config) -> dict[str, range]:
         """Return the numbers of the records that may share a batch, by the orientation of its canvas."""
-        if is_precomputed(config) or not config.data.one_orientation:
+        if not has_orientations(config):
             return {"square": range(len(self))}
         numbers = dict(landscape=range(self.num_landscape), portrait=range(self.num_landscape, len(self)))
         return {orientation: part for orientation, part in numbers.items() if part}
@@ -119,7 +125,7 @@ def train_batches(
         make = maker(config, orientation, True)
 
         def example(number: int, rng: np.random.Generator) -> Example:
-            flip = rng.random() < config.data.flip_probability
+            flip = rng.random() < config.data.flip_probability and images_per_example(config) == 1
             return make(split[number], flip) | dict(index=np.int32(number))
 
         seed = stream_seed(config.seed, orientation)

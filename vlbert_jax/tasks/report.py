@@ -18,6 +18,7 @@ from vlbert_jax.visualization.selection import choose_at_rate
 from vlbert_jax.visualization.templates import Html
 
 NUM_CARDS = 12
+GAP = 8  # pixels between the images of an example
 NUM_DRAWINGS = 4  # examples that trackers get as images
 
 
@@ -99,6 +100,27 @@ def write_report(
     report.write_page(directory, title, sections)
 
 
+def shown_images(batch: Batch, example: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of an example side by side (uint8 [y, x, 3]) and the boxes of their regions.
+
+    Row 0 of the boxes is the whole of what is shown.
+    """
+    sizes = batch.image_size[example].astype(int)
+    rows = len(batch.boxes[example]) // len(sizes)
+    height, width = sizes[:, 1].max(), sizes[:, 0].sum() + GAP * (len(sizes) - 1)
+    shown, boxes, left = np.full((height, width, 3), 255, np.uint8), [], 0
+    for image, (x, y) in enumerate(sizes):
+        shown[:y, left : left + x] = as_rgb(np.asarray(batch.pixels[example, image, :y, :x]))
+        real = slice(image * rows, (image + 1) * rows)
+        found = batch.boxes[example, real][batch.region_mask[example, real]]
+        boxes.append(found + np.array([left, 0, left, 0], found.dtype))
+        left += x + GAP
+    if len(sizes) == 1:
+        return shown, boxes[0]
+    whole = np.array([[0, 0, width - 1, height - 1]], np.float32)
+    return shown, np.concatenate([whole, *(found[1:] for found in boxes)])
+
+
 def answer_examples(
     shown: list[tuple[Batch, dict]], config, card: Callable[..., Card | None], rate: float | None
 ) -> Examples:
@@ -115,9 +137,8 @@ def answer_examples(
         for i, index in enumerate(batch.index):
             if index < 0:
                 continue
-            width, height = batch.image_size[i, 0].astype(int)
-            pixels = as_rgb(np.asarray(batch.pixels[i, 0, :height, :width]))
-            fields = dict(image=pixels, boxes=batch.boxes[i, : batch.region_mask[i].sum()])
+            pixels, boxes = shown_images(batch, i)
+            fields = dict(image=pixels, boxes=boxes)
             made = card(records[int(index)], fields, {name: array[i] for name, array in rows.items()}, config)
             if made is not None:
                 cards.append(made)
