@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from data_prep.build_options import parse_options
-from data_prep.manifest import SourceError, read_object
-from data_prep.tables import is_built, only_builder, run_builder, run_builders
+from data_prep.manifest import SourceError
+from data_prep.scenes_tasks import build_scenes_tasks
+from data_prep.tables import draw_once, is_built, only_builder, run_builder, run_builders
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -24,38 +23,6 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 # --- The synthetic corpora --------------------------------------------------------------------
-
-
-def draw_once(source: pathlib.Path, settings: dict[str, Any], write: Callable, tables: Sequence[str]) -> None:
-    """Generate a synthetic corpus unless it exists.
-
-    An interrupted call leaves `{source}.incomplete`, which the next call removes.
-
-    Args:
-      source: folder of the corpus.
-      settings: settings of the corpus; the folder stores them.
-      write: function of (empty folder, settings) that writes the corpus.
-      tables: directories of records, under the parent of `source`, that were built from an earlier
-        corpus.
-
-    Raises:
-      SourceError: the folder was generated with other settings, or its settings are damaged.
-    """
-    if source.exists():
-        stored = source / f"{source.name}.json"
-        remedy = f"remove the folder {source}, then it is generated again"
-        found = read_object(stored, remedy) if stored.is_file() else None
-        if found != settings:
-            raise SourceError(
-                f"{source} was generated with {found}, not {settings}; remove it or choose another data_dir"
-            )
-        return
-    incomplete = source.with_name(f"{source.name}.incomplete")
-    for stale in (*(source.parent / table for table in tables), incomplete):
-        shutil.rmtree(stale, ignore_errors=True)
-    incomplete.mkdir()
-    write(incomplete, settings)
-    incomplete.rename(source)
 
 
 def build_scenes(
@@ -168,16 +135,16 @@ def draw_missing(corpus: str, fields: Mapping[str, str]) -> None:
     """Generate and build a synthetic corpus unless all its tables exist.
 
     Args:
-      corpus: "scenes" or "scene_tasks".
+      corpus: "scenes", "scene_tasks" or "scenes_tasks".
       fields: `config.data` of a recipe: `data_dir`, `vocab`, and `captions` and `text`, or `texts`
         and `images`.
 
     Raises:
       ValueError: there is no such corpus.
     """
-    corpora = dict(scenes=build_scenes, scene_tasks=build_scene_tasks)
+    corpora = dict(scenes=build_scenes, scene_tasks=build_scene_tasks, scenes_tasks=build_scenes_tasks)
     if corpus not in corpora:
-        raise ValueError(f"config.data.embedded is {corpus!r}; it must be empty, {' or '.join(corpora)}")
+        raise ValueError(f"config.data.embedded is {corpus!r}; it must be empty or one of {', '.join(corpora)}")
     data_dir = pathlib.Path(fields["data_dir"])
     # An interrupted build leaves the folder of a table without its version.
     tables = [data_dir / fields[name] for name in ("captions", "text", "texts", "images") if name in fields]
@@ -242,6 +209,10 @@ def _scene_tasks(args: argparse.Namespace) -> None:
     build_scene_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
 
 
+def _scenes_tasks(args: argparse.Namespace) -> None:
+    build_scenes_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
+
+
 def _captions(args: argparse.Namespace) -> None:
     from data_prep.region_captions import RegionCaptions
 
@@ -303,8 +274,8 @@ def _text(args: argparse.Namespace) -> None:
 
 
 COMMANDS = dict(
-    scenes=_scenes, scene_tasks=_scene_tasks, captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr,
-    refcoco=_refcoco, text=_text,
+    scenes=_scenes, scene_tasks=_scene_tasks, scenes_tasks=_scenes_tasks,
+    captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr, refcoco=_refcoco, text=_text,
 )  # fmt: skip
 
 

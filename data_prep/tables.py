@@ -9,8 +9,8 @@ import fcntl
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from data_prep.inputs import marks_of, other_inputs
 from data_prep.manifest import SourceError, read_object
@@ -26,6 +26,38 @@ def only_builder(data_dir: pathlib.Path) -> Iterator[None]:
     with open(data_dir / ".build_lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def draw_once(source: pathlib.Path, settings: dict[str, Any], write: Callable, tables: Sequence[str]) -> None:
+    """Generate a synthetic corpus unless it exists.
+
+    An interrupted call leaves `{source}.incomplete`, which the next call removes.
+
+    Args:
+      source: folder of the corpus.
+      settings: settings of the corpus; the folder stores them.
+      write: function of (empty folder, settings) that writes the corpus.
+      tables: directories of records, under the parent of `source`, that were built from an earlier
+        corpus.
+
+    Raises:
+      SourceError: the folder was generated with other settings, or its settings are damaged.
+    """
+    if source.exists():
+        stored = source / f"{source.name}.json"
+        remedy = f"remove the folder {source}, then it is generated again"
+        found = read_object(stored, remedy) if stored.is_file() else None
+        if found != settings:
+            raise SourceError(
+                f"{source} was generated with {found}, not {settings}; remove it or choose another data_dir"
+            )
+        return
+    incomplete = source.with_name(f"{source.name}.incomplete")
+    for stale in (*(source.parent / table for table in tables), incomplete):
+        shutil.rmtree(stale, ignore_errors=True)
+    incomplete.mkdir()
+    write(incomplete, settings)
+    incomplete.rename(source)
 
 
 def is_built(builder: OrderedBuilder) -> bool:

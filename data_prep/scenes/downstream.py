@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -43,15 +44,20 @@ IMAGE_FOLDERS = {"val": "val2014", "test": "test2015"}  # the others are in trai
 NEW_WORDS = ("what", "where", "how", "color", "many", "thing", "things", "because", "yes", "no", *COUNTS)
 
 
-def vocabulary() -> list[str]:
-    """Return the lines of vocab.txt: those of `scenes`, with new words in unused rows."""
-    lines = captions.vocabulary()
-    assert not set(NEW_WORDS) & set(lines)
+def with_words(lines: list[str], words: Sequence[str]) -> list[str]:
+    """Return the lines of a vocabulary with new words in unused rows, first those after [MASK]."""
+    lines = list(lines)
+    assert not set(words) & set(lines)
     free = [i for i, token in enumerate(lines) if token.startswith("[unused")]
     free = [i for i in free if i > lines.index("[MASK]")] + [i for i in free if i < lines.index("[MASK]")]
-    for word, i in zip(NEW_WORDS, free, strict=False):
+    for word, i in zip(words, free, strict=False):
         lines[i] = word
     return lines
+
+
+def vocabulary() -> list[str]:
+    """Return the lines of vocab.txt: those of `scenes`, with new words in unused rows."""
+    return with_words(captions.vocabulary(), NEW_WORDS)
 
 
 def number_of_scenes(settings: dict, split: str) -> int:
