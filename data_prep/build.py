@@ -11,15 +11,11 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from data_prep.build_options import parse_options
+from data_prep.build_options import listed, parse_options
+from data_prep.build_public import COMMANDS as PUBLIC_COMMANDS
 from data_prep.manifest import SourceError
 from data_prep.scenes_tasks import build_scenes_tasks
 from data_prep.tables import draw_once, is_built, only_builder, run_builder, run_builders
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    """Return the parts of a comma-separated option; none if it is empty."""
-    return tuple(part for part in text.split(",") if part)
 
 
 # --- The synthetic corpora --------------------------------------------------------------------
@@ -220,7 +216,7 @@ def _captions(args: argparse.Namespace) -> None:
         raise SourceError("--no_images without --features leaves neither images nor features; add --features")
     if args.detector:
         from data_prep.extract_regions import extract_tables  # it imports JAX
-        extract_tables(pathlib.Path(args.source), _listed(args.splits), args.detector, args.num_threads)
+        extract_tables(pathlib.Path(args.source), listed(args.splits), args.detector, args.num_threads)
     builder = RegionCaptions(
         args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
         args.features, not args.no_images, args.drop_unreadable, args.num_threads,
@@ -236,8 +232,8 @@ def _vqa(args: argparse.Namespace) -> None:
         raise SourceError(f"--answers={args.answers} leaves no answer except <unk>; the official number is 3129")
     with only_builder(pathlib.Path(args.data_dir)):
         run_vqa(
-            args.source, pathlib.Path(args.data_dir), args.corpus, _listed(args.splits), args.answers,
-            regions=args.regions, features_tsv=_listed(args.features_tsv), features=args.features,
+            args.source, pathlib.Path(args.data_dir), args.corpus, listed(args.splits), args.answers,
+            regions=args.regions, features_tsv=listed(args.features_tsv), features=args.features,
             images=args.images, num_threads=args.num_threads,
         )  # fmt: skip
 
@@ -246,7 +242,7 @@ def _vcr(args: argparse.Namespace) -> None:
     from data_prep.vcr import VCRImages, VCRQuestions
     from data_prep.vcr_files import COCO_CATEGORIES, read_categories
 
-    where, splits = (args.corpus, args.data_dir, args.source), _listed(args.splits)
+    where, splits = (args.corpus, args.data_dir, args.source), listed(args.splits)
     categories = read_categories(args.categories) if args.categories else COCO_CATEGORIES
     with only_builder(pathlib.Path(args.data_dir)):
         run_builders(VCRImages(*where, categories, splits, args.num_threads), VCRQuestions(*where, splits))
@@ -257,7 +253,7 @@ def _refcoco(args: argparse.Namespace) -> None:
     from data_prep.refcoco_files import ReferDownload
 
     corpus = args.corpus or f"{args.dataset}_{args.split_by}"
-    download = ReferDownload(args.source, args.dataset, args.split_by, _listed(args.splits))
+    download = ReferDownload(args.source, args.dataset, args.split_by, listed(args.splits))
     where = corpus, args.data_dir, download
     with only_builder(pathlib.Path(args.data_dir)):
         images = RefCOCOImages(*where, args.annotations, args.proposals, args.num_threads)
@@ -267,7 +263,7 @@ def _refcoco(args: argparse.Namespace) -> None:
 def _text(args: argparse.Namespace) -> None:
     from data_prep.text_corpus import TextCorpus
 
-    sources = _listed(args.source), _listed(args.val_source)
+    sources = listed(args.source), listed(args.val_source)
     builder = TextCorpus(args.corpus, args.data_dir, *sources, args.val_fraction)
     with only_builder(pathlib.Path(args.data_dir)):
         run_builder(builder)
@@ -276,7 +272,7 @@ def _text(args: argparse.Namespace) -> None:
 COMMANDS = dict(
     scenes=_scenes, scene_tasks=_scene_tasks, scenes_tasks=_scenes_tasks,
     captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr, refcoco=_refcoco, text=_text,
-)  # fmt: skip
+) | PUBLIC_COMMANDS  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

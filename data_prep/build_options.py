@@ -18,9 +18,14 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for add in (_scenes, _scene_tasks, _scenes_tasks, _captions, _vqa, _vcr, _refcoco, _text):
+    for add in (_scenes, _scene_tasks, _scenes_tasks, _captions, _vqa, _vcr, _refcoco, _text, _public):
         add(commands)
     return parser.parse_args(argv)
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Return the parts of a comma-separated option; none if it is empty."""
+    return tuple(part for part in text.split(",") if part)
 
 
 def _command(commands, name: str, description: str, *aliases: str) -> argparse.ArgumentParser:
@@ -31,11 +36,10 @@ def _command(commands, name: str, description: str, *aliases: str) -> argparse.A
     return parser
 
 
-def _download(parser: argparse.ArgumentParser, source: str, corpus: str, threads: str) -> None:
-    """Add the options that all downloads with images share."""
+def _download(parser: argparse.ArgumentParser, source: str, corpus: str, threads: str, default: str = "") -> None:
+    """Add the options that all downloads with images share; `default` describes an empty `corpus`."""
     parser.add_argument("--source", type=user_path, required=True, help=source)
-    default = corpus or "DATASET_SPLITBY"
-    parser.add_argument("--corpus", default=corpus, help=f"name of the corpus (default: {default})")
+    parser.add_argument("--corpus", default=corpus, help=f"name of the corpus (default: {corpus or default})")
     parser.add_argument("--num_threads", type=int, default=4, help=f"threads that read {threads} (default: 4)")
 
 
@@ -115,7 +119,8 @@ def _vcr(commands) -> None:
 
 def _refcoco(commands) -> None:
     parser = _command(commands, "refcoco", "referring expressions: RefCOCO, RefCOCO+, RefCOCOg")
-    _download(parser, "folder with refcoco+/, annotations/, train2014/; see data_prep/README.md", "", "images")
+    source = "folder with refcoco+/, annotations/, train2014/; see data_prep/README.md"
+    _download(parser, source, "", "images", "DATASET_SPLITBY")
     datasets, authors = (sorted({pair[i] for pair in REFER_SPLITS}) for i in range(2))
     parser.add_argument("--dataset", choices=datasets, default="refcoco+", help="(default: %(default)s)")
     parser.add_argument("--split_by", choices=authors, default="unc", help="author of the split (default: %(default)s)")
@@ -142,3 +147,51 @@ def _text(commands) -> None:
     parser.add_argument(
         "--val_fraction", type=float, default=0.0, help="or this fraction of the lines, from the end (default: 0)"
     )
+
+
+# command -> description, files in the source, splits
+PUBLIC = dict(
+    nlvr2=("NLVR2: sentences about two images", "data/, images/, util/", "train,dev,test1,test2"),
+    snli_ve=("SNLI-VE: whether an image entails a sentence", "snli_ve_*.jsonl, flickr30k_images/", "train,dev,test"),
+    hateful_memes=("Hateful Memes, or data in its form", "train.jsonl, ..., img/", "train, dev*, test*"),
+    retrieval=(
+        "retrieval and captioning: Karpathy's splits of Flickr30k and COCO", "dataset_*.json and the images",
+        "train,val,test, and restval of COCO",
+    ),
+    gqa=(
+        "GQA: compositional questions", "*_balanced_questions.json, images/",
+        "train,val,testdev,test,challenge, each also with _all, and submission",
+    ),
+    vizwiz=("VizWiz: questions of blind people", "train.json, ..., train/, ...", "train,val,test"),
+    ok_vqa=("OK-VQA: questions that need outside knowledge", "OpenEnded_mscoco_*.json, *2014/", "train,val"),
+)  # fmt: skip
+
+
+def _public(commands) -> None:
+    """Add the commands of public tasks, whose images and regions have the same options."""
+    for name, (about, files, splits) in PUBLIC.items():
+        parser = _command(commands, name, about)
+        is_retrieval = name == "retrieval"
+        source = f"folder with {files}; see data_prep/{name}.py"
+        _download(parser, source, "" if is_retrieval else name, "images", "the dataset")
+        parser.add_argument("--splits", default="", help=f"of {splits} (default: those whose file exists)")
+        if is_retrieval:
+            datasets = ("flickr30k", "coco")
+            parser.add_argument("--dataset", choices=datasets, default=datasets[0], help="(default: %(default)s)")
+        if name in ("gqa", "vizwiz", "ok_vqa"):
+            parser.add_argument(
+                "--answers", type=int, default=0, metavar="N", help="number of entries of the answer vocabulary"
+                + (" (default: all)" if name == "gqa" else ", with <unk> (default: none is written)"),
+            )  # fmt: skip
+        regions(parser)
+
+
+def regions(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the regions of a table of images."""
+    parser.add_argument(
+        "--regions", type=user_path, default="", metavar="FOLDER",
+        help="regions that extract_regions wrote (default: a grid of 3 x 3 cells)",
+    )  # fmt: skip
+    parser.add_argument("--detector", type=user_path, default="", help="or weights of a detector, to find them now")
+    parser.add_argument("--features", action="store_true", help="store the region features of the detector")
+    parser.add_argument("--no_images", action="store_true", help="omit the images (with --features)")

@@ -90,17 +90,26 @@ def read_questions(root: pathlib.Path, split: str) -> list[Question]:
       root: folder that contains `vqa/`.
       split: a key of `SPLITS`.
     """
-    path = question_file(root, split)
+    notes_path = annotation_file(root, split) if split in ANNOTATED else None
+    if notes_path is not None and not notes_path.is_file():
+        raise SourceError(f"{notes_path}: the file does not exist; download it, or omit {split} from --splits")
+    return read_question_files(question_file(root, split), notes_path)
+
+
+def read_question_files(path: pathlib.Path, notes_path: pathlib.Path | None) -> list[Question]:
+    """Return the questions of a file in its order, with annotations. Raises SourceError.
+
+    Args:
+      path: the questions.
+      notes_path: the annotations; None = none.
+    """
     items = _read_items(path, "questions")
     for number, item in items.items():
         if type(item.get("question")) is not str:
             question = described(item["question"]) if "question" in item else "missing"
             raise SourceError(f"{path}: the question of question_id {number} is {question}, not a text; {FORMAT}")
-    if split not in ANNOTATED:
+    if notes_path is None:
         return [Question(number, item["image_id"], item["question"]) for number, item in items.items()]
-    notes_path = annotation_file(root, split)
-    if not notes_path.is_file():
-        raise SourceError(f"{notes_path}: the file does not exist; download it, or omit {split} from --splits")
     notes = _read_items(notes_path, "annotations")
     _check_same_numbers(path, items, notes_path, notes)
     return [_join(path, number, item, notes_path, notes[number]) for number, item in items.items()]
