@@ -17,7 +17,6 @@ from data_prep.manifest import SourceError
 from data_prep.scenes_tasks import build_scenes_tasks
 from data_prep.tables import draw_once, is_built, only_builder, run_builder, run_builders
 
-
 # --- The synthetic corpora --------------------------------------------------------------------
 
 
