@@ -53,7 +53,7 @@ from typing import TYPE_CHECKING
 
 import vlbert_jax
 from vlbert_jax.files import user_file, user_path
-from vlbert_jax.tasks import TASKS
+from vlbert_jax.tasks import RENAMED, TASKS
 
 if TYPE_CHECKING:
     from vlbert_jax.data.tokenizer import Tokenizer
@@ -78,8 +78,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("target", metavar="TARGET", type=user_file)
     models = (*TASKS, DETECTOR)
     parser.add_argument(
-        "--task", choices=models, help="model to make; pre-trained weights become its start (default: the source's)"
-    )
+        "--task", type=lambda name: RENAMED.get(name, name), choices=models,
+        help="model to make; pre-trained weights become its start (default: the source's)",
+    )  # fmt: skip
     parser.add_argument("--lists", type=user_path, metavar="DIR", help="folder of a detector's two lists of names")
     parser.add_argument(
         "--format", choices=("orbax", "safetensors", "pt", "hf"), help="format to write (default: by TARGET's suffix)"
@@ -89,8 +90,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--num_heads", type=int, help="attention heads, for a source without config.json (default: hidden size / 64)"
     )
     parser.add_argument(
-        "--vocab", type=user_path, metavar="vocab.txt", help="tokenizer for --format=hf (default: the source's)"
-    )
+        "--vocab", type=user_path, metavar="vocab.txt", help="tokenizer for --format=hf (default: the source's)",
+    )  # fmt: skip
     tolerance = parser.add_mutually_exclusive_group()
     tolerance.add_argument("--strict", action="store_true", help="treat unknown tensors, NaN and infinity as errors")
     tolerance.add_argument("--partial", action="store_true", help="accept a source that lacks tensors")

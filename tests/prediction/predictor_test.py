@@ -16,13 +16,13 @@ from safetensors import safe_open
 
 import vlbert_jax
 from data_prep.build import build_scene_tasks
-from tests.helpers.predict_case import WIDTH, in_float32, on_model, shrunk, write_model
+from tests.helpers.predict_case import RECIPES, WIDTH, in_float32, on_model, shrunk, write_model
 from vlbert_jax.batch import make_batch
 from vlbert_jax.convert import main
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.tables import Split, eval_parts
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.tasks import TASKS, get_task
+from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.answer import task as answer_task
 from vlbert_jax.tasks.answer.examples import answers_of
 from vlbert_jax.tasks.choice import task as choice_task
@@ -52,7 +52,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(data_dir):
     """Return the config and the path of the model of each task."""
-    configs = {task: shrunk(task, data_dir) for task in TASKS}
+    configs = {recipe: shrunk(recipe, data_dir) for recipe in RECIPES}
     configs["precomputed"] = shrunk("vqa", data_dir, "base", **{"data.sequence_length": 31, "data.max_regions": 6})
     return {name: (config, write_model(data_dir / f"model_{name}", config)) for name, config in configs.items()}
 
@@ -260,7 +260,7 @@ def test_weights_that_lack_a_head(data_dir, tmp_path):
     about = json.loads((path / "config.json").read_text())
     about["newly_initialized"] = ["final_mlp.2.weight"]
     (path / "config.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="of a trained model for vqa are missing, such as final_mlp.2.weight"):
+    with pytest.raises(ValueError, match="of a trained model for answer are missing, such as final_mlp.2.weight"):
         vlbert_jax.load(path)
 
 

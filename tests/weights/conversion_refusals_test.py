@@ -157,7 +157,7 @@ def test_a_vocabulary_of_another_size(tmp_path, capsys):
 
 def test_the_wrong_task(tmp_path, capsys):
     path = save_model(tmp_path / "vqa.model", fine_tuned("answer"))
-    refused(tmp_path, capsys, path, "--task=vcr", match="weights of a model for vqa")
+    refused(tmp_path, capsys, path, "--task=vcr", match="weights of a model for answer")
 
 
 def test_nan_and_unknown_tensors(tmp_path, capsys):

@@ -55,11 +55,11 @@ def test_exported_folders_repeat_the_card_of_their_source(tmp_path):
     run("demo-vqa", tmp_path / "copy")
     text, facts = (tmp_path / "copy/README.md").read_text(), stored_facts(tmp_path / "copy")
     assert facts[1] == stored_facts("demo-vqa")[1] and len(facts[1]) == 2
-    assert facts[0]["source"] == "demo-vqa: VL-BERT, vqa in safetensors" and "initialized at random" not in text
+    assert facts[0]["source"] == "demo-vqa: VL-BERT, answer in safetensors" and "initialized at random" not in text
     run("demo-pretrain", tmp_path / "start", "--task=vqa")
     text = (tmp_path / "start/README.md").read_text()
     assert "2 tensors of this model are initialized at random" in text and "--config.init.checkpoint=PATH" in text
-    assert stored_facts(tmp_path / "start")[1] == [] and "visual question answering (`vqa`)" in text
+    assert stored_facts(tmp_path / "start")[1] == [] and "visual question answering (`answer`)" in text
     run("demo-pretrain", tmp_path / "bert", "--format=hf")
     card = ModelCard.load(tmp_path / "bert/README.md")
     assert card.data.library_name == "transformers" and "AutoModel.from_pretrained" in card.text

@@ -184,4 +184,4 @@ def test_copies_that_differ(tmp_path, capsys):
 def test_no_class_of_hugging_face(tmp_path, capsys):
     file = save(tmp_path / "uniter.pt", small_tensors("uniter_base_vqa"))
     output = convert(file, tmp_path / "folder", "--format=hf", *HEADS, code=2, capsys=capsys)
-    assert "Hugging Face has no class of uniter for vqa" in output and not (tmp_path / "folder").exists()
+    assert "Hugging Face has no class of uniter for answer" in output and not (tmp_path / "folder").exists()

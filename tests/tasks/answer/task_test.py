@@ -296,7 +296,7 @@ def test_weights_of_pretraining_start_a_run_but_are_not_evaluated(data_dir, tmp_
     official = vlbert_names.official_state_dict(vlbert_names.to_official(ours, 256), {})
     config.init.checkpoint = str(tmp_path / "pretrained.safetensors")
     export.write_safetensors(Path(config.init.checkpoint), official)
-    with pytest.raises(ValueError, match="2 tensors of a model for vqa are missing, such as final_mlp.2"):
+    with pytest.raises(ValueError, match="2 tensors of a model for answer are missing, such as final_mlp.2"):
         run(config, tmp_path / "evaluated", "evaluate")
     with caplog.at_level("INFO"):
         _, state = run(config, tmp_path / "trained")
