@@ -259,6 +259,16 @@ def _refcoco(args: argparse.Namespace) -> None:
         run_builders(images, RefCOCOExpressions(*where))
 
 
+def _own(args: argparse.Namespace) -> None:
+    from data_prep.own import build_own
+
+    with only_builder(pathlib.Path(args.data_dir)):
+        build_own(
+            args.source, args.data_dir, args.corpus, args.images, args.regions, args.detector, args.features,
+            args.answers, args.positive, not args.no_images, args.num_threads,
+        )  # fmt: skip
+
+
 def _text(args: argparse.Namespace) -> None:
     from data_prep.text_corpus import TextCorpus
 
@@ -270,7 +280,7 @@ def _text(args: argparse.Namespace) -> None:
 
 COMMANDS = dict(
     scenes=_scenes, scene_tasks=_scene_tasks, scenes_tasks=_scenes_tasks,
-    captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr, refcoco=_refcoco, text=_text,
+    captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr, refcoco=_refcoco, text=_text, own=_own,
 ) | PUBLIC_COMMANDS  # fmt: skip
 
 

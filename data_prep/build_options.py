@@ -18,7 +18,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for add in (_scenes, _scene_tasks, _scenes_tasks, _captions, _vqa, _vcr, _refcoco, _text, _public):
+    for add in (_scenes, _scene_tasks, _scenes_tasks, _captions, _vqa, _vcr, _refcoco, _text, _own, _public):
         add(commands)
     return parser.parse_args(argv)
 
@@ -149,6 +149,23 @@ def _text(commands) -> None:
     )
 
 
+def _own(commands) -> None:
+    parser = _command(commands, "own", "your own images and texts; docs/own_data.md describes the files")
+    files = "folder with train.jsonl, val.jsonl, perhaps test.jsonl (or .csv, .tsv)"
+    _download(parser, files, "", "images", "the folder's")
+    parser.add_argument(
+        "--images", type=user_path, default="", metavar="FOLDER",
+        help="folder to which the paths of images are relative (default: the source)",
+    )  # fmt: skip
+    regions(parser)
+    parser.add_argument(
+        "--answers", type=int, default=0, metavar="N", help="entries of the vocabulary of answers (default: all)"
+    )
+    parser.add_argument(
+        "--positive", default="", metavar="LABEL", help="label that AUROC is of (default: the second of two)"
+    )
+
+
 # command -> description, files in the source, splits
 PUBLIC = dict(
     nlvr2=("NLVR2: sentences about two images", "data/, images/, util/", "train,dev,test1,test2"),
@@ -188,10 +205,11 @@ def _public(commands) -> None:
 
 def regions(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose the regions of a table of images."""
-    parser.add_argument(
-        "--regions", type=user_path, default="", metavar="FOLDER",
-        help="regions that extract_regions wrote (default: a grid of 3 x 3 cells)",
-    )  # fmt: skip
-    parser.add_argument("--detector", type=user_path, default="", help="or weights of a detector, to find them now")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--grid", action="store_true", help="regions are a grid of 3 x 3 cells (default)")
+    choice.add_argument(
+        "--regions", type=user_path, default="", metavar="FOLDER", help="or those that extract_regions wrote"
+    )
+    choice.add_argument("--detector", type=user_path, default="", help="or weights of a detector, to find them now")
     parser.add_argument("--features", action="store_true", help="store the region features of the detector")
     parser.add_argument("--no_images", action="store_true", help="omit the images (with --features)")

@@ -19,8 +19,8 @@ Record (n regions):
     features         float32 n g    (0, 0) without features
     image_feature    float32 g      feature of the whole image; empty in most files
 
-Next to the records, `sizes.json` lists the path, width and height of each image, for the builders
-of texts (`placed_images`).
+Next to the records, `sizes.json` lists the path, width, height and number of regions of each image,
+for the builders of texts (`placed_images`).
 
 An image that is missing or cannot be read ends the build with one line, which names the file and
 the line that asked for it. `manifest.json` lists images that were encoded again as JPEG, and boxes
@@ -299,7 +299,7 @@ class ImageTable(OrderedBuilder, skip_registration=True):
                         f"{self.images[path]}: features of {path} are {found} wide, earlier ones {width}; use the "
                         "features of one detector"
                     )
-                sizes.append([path, *record["image_size"].tolist()])
+                sizes.append([path, *record["image_size"].tolist(), len(record["boxes"])])
                 yield "images", record
         (pathlib.Path(self.data_dir) / "sizes.json").write_text(json.dumps(sizes) + "\n")
 
@@ -348,6 +348,7 @@ class PlacedImage(NamedTuple):
     number: int  # of its record
     width: int  # pixels
     height: int  # pixels
+    regions: int = 0  # number of its regions; 0 = not known
 
 
 def placed_images(table: str | pathlib.Path) -> dict[str, PlacedImage]:
@@ -361,9 +362,9 @@ def placed_images(table: str | pathlib.Path) -> dict[str, PlacedImage]:
     """
     sizes = pathlib.Path(table) / "sizes.json"
     try:
-        rows = [(str(path), int(width), int(height)) for path, width, height in json.loads(sizes.read_bytes())]
+        rows = {str(path): tuple(map(int, numbers)) for path, *numbers in json.loads(sizes.read_bytes())}
+        return {path: PlacedImage(number, *numbers) for number, (path, numbers) in enumerate(rows.items())}
     except (OSError, ValueError, TypeError) as error:
         raise SourceError(
             f"{sizes} is damaged ({error}); remove the folder {sizes.parent} and build again"
         ) from None
-    return {path: PlacedImage(number, width, height) for number, (path, width, height) in enumerate(rows)}

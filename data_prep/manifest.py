@@ -84,6 +84,8 @@ class Manifest:
         self.inputs: dict[str, str] = {}  # path -> mark of what the table is built from
         self.records: dict[str, int] = {}  # number of records per split
         self.problems: list[dict[str, Any]] = []
+        self.task: dict[str, Any] = {}  # what a run must know about user-supplied data
+        self.needs_text = True  # empty texts count as texts without a letter
         # Id of the detector of all regions, "" = unknown; None = no regions so far.
         self.extractor: str | None = None
         self._summary: collections.Counter[str] = collections.Counter()
@@ -127,7 +129,7 @@ class Manifest:
             self._least = number if self._least is None else min(number, self._least)
             count["boxed"] += 1
             count["regions"] += number
-        for text in (record[name] for name in TEXTS if name in record):
+        for text in (record[name] for name in TEXTS if name in record and (record[name] or self.needs_text)):
             count["texts"] += 1
             if not is_text(text if isinstance(text, str) else " ".join(text)):
                 self._no_text = self._no_text or str(text)[:80]
@@ -167,5 +169,6 @@ class Manifest:
         counts = {action: self.count(action) for action in ("skipped", "repaired", "kept")}
         content = dict(source=self.source, options=self.options, inputs=self.inputs, records=self.records, **counts)
         content |= dict(extractor=self.extractor) if self.extractor is not None else {}
+        content |= dict(task=self.task) if self.task else {}
         content |= dict(problems=self.problems)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -41,7 +41,7 @@ def test_grid(photos):
     assert first["image_size"].tolist() == [60, 40] and first["features"].shape == (0, 0)
     assert first["boxes"].shape == (9, 4) and first["boxes"].dtype == np.float32
     np.testing.assert_allclose(first["boxes"][[0, 5]], [[0, 0, 20, 40 / 3], [40, 40 / 3, 60, 80 / 3]], rtol=1e-6)
-    assert placed_images(directory) == {"img/a.jpg": (0, 60, 40), "img/b.jpg": (1, 40, 60)}
+    assert placed_images(directory) == {"img/a.jpg": (0, 60, 40, 9), "img/b.jpg": (1, 40, 60, 9)}
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["options"]["regions"] == "grid of 3 x 3" and "extractor" not in manifest
 
