@@ -27,6 +27,7 @@ def trainer() -> ml_collections.ConfigDict:
     config.checkpoint_every_steps = 1000  # 0 = only at the end
     config.keep_checkpoints = 3  # the newest ones; the best by `best_metric` is kept in addition
     config.best_metric = "mlm_caption_accuracy"
+    config.early_stopping = 0  # end after so many evaluations in a row without a better `best_metric`; 0 = never
     config.report = True  # write report/index.html at every evaluation
     config.tracker = ""  # wandb = log to Weights & Biases as well (pip install wandb); TensorBoard needs no setting
     config.profile_steps = ()  # (first, last) update of a JAX profiler trace in WORKDIR/profile; empty = none

@@ -20,11 +20,11 @@ from jaxtyping import PyTree
 
 from vlbert_jax.files import atomic_write, disk_full
 from vlbert_jax.training.config import config_differences
+from vlbert_jax.training.patience import lower_is_better
 from vlbert_jax.training.provenance import check_provenance, provenance_of
 from vlbert_jax.weights.stored_config import SCHEMA, completed, current_metric, upgraded
 
 log = logging.getLogger(__name__)
-LOWER_IS_BETTER = ("loss", "error", "perplexity")  # in the name of the best metric
 SHAPING = ("task", "model.", "subtask", "blind")  # fields that must agree where a run is only read
 
 
@@ -74,17 +74,14 @@ class Checkpoints:
         keep = [policies.LatestN(newest)]
         if self.metric:
             # This line decides which checkpoint is the best: the one of the highest (or lowest) `_goodness`.
-            best = dict(get_metric_fn=self._goodness, reverse=self._lower_is_better(), n=1)
+            best = dict(get_metric_fn=self._goodness, reverse=lower_is_better(self.metric), n=1)
             keep.append(policies.BestN(**best, keep_checkpoints_without_metrics=False))
         return policies.AnyPreservationPolicy(keep)
-
-    def _lower_is_better(self) -> bool:
-        return any(word in self.metric for word in LOWER_IS_BETTER)
 
     def _goodness(self, scores: dict[str, float]) -> float:
         """Return the value of the best metric; the worst value where another metric was the best one at the time."""
         value = {current_metric(name): score for name, score in scores.items()}.get(self.metric, math.nan)
-        return value if math.isfinite(value) else math.inf if self._lower_is_better() else -math.inf
+        return value if math.isfinite(value) else math.inf if lower_is_better(self.metric) else -math.inf
 
     def _check_config(self, stored: dict[str, Any], read_only: bool):
         """Raise ValueError where the stored config differs in a field that may not."""

@@ -185,6 +185,7 @@ FREE_FIELDS = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "best_metric",
+    "early_stopping",
     "report",
     "tracker",
     "profile_steps",

@@ -26,6 +26,7 @@ from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.description import facts_of, write_description
 from vlbert_jax.training.evaluate import EVALUATION, evaluate, make_score
 from vlbert_jax.training.logs import Waits
+from vlbert_jax.training.patience import Patience
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.training.profile import Profile
 from vlbert_jax.training.provenance import copy_vocabularies
@@ -42,7 +43,7 @@ AHEAD = 2  # updates that may be dispatched before the devices have finished; bo
 def train(
     config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Run or continue the run of `workdir` to its end.
+    """Run or continue the run of `workdir` to its end, or until `config.early_stopping` ends it.
 
     Args:
       config: the run's config (configs/).
@@ -63,14 +64,20 @@ def train(
     with loop.opened():
         loop.repeat_stopped_evaluation()
         for step in range(loop.start + 1, config.total_steps + 1):
+            if loop.patience.ended:
+                break
             loop.update(step)
             due = loop.due(step)
             if due.any():  # on all other steps the host does not wait for the devices
                 loop.act(step, due)
-        loop.write_report(max(loop.start, config.total_steps))  # where no evaluation of this start has written it
+        loop.write_report(loop.step)  # where no evaluation of this start has written it
     if jax.process_index() == 0:
         duration = facts_of(workdir, metrics.read_rows(workdir / "metrics.jsonl"))["duration"]
-        log.info("all %s updates are done: %s", f"{config.total_steps:,}", duration)
+        if loop.patience.ended:
+            best = workdir / "checkpoints" / str(loop.patience.step)
+            log.info("ended early after step %s: %s, which is %s", f"{loop.step:,}", loop.patience.reason, best)
+        else:
+            log.info("all %s updates are done: %s", f"{config.total_steps:,}", duration)
     return loop.graphdef, loop.state
 
 
@@ -104,6 +111,7 @@ class Loop:
         self.graphdef, self.shardings, self.state = run.graphdef, run.shardings, run.state
         self.tx, self.checkpoints, self.start = run.tx, run.checkpoints, int(run.state.step)
         meta = run.meta
+        self.patience, self.step = Patience(config, meta.get("patience")), self.start  # `step`: the last update
         self.unscored = meta.get("unscored", False)  # whether the run was stopped in the evaluation of `start`
 
         self.batches = task.train_batches(config, self.start, jax.process_index(), jax.process_count())
@@ -151,6 +159,7 @@ class Loop:
                     program = self._program(self._losses(step), batch)
                 with self.profile.of_update(step):
                     self.state, report = program(self.state, batch)
+            self.step = step
             self.pending.append(report)
             if len(self.pending) > AHEAD:
                 jax.block_until_ready(self.pending[-1 - AHEAD])
@@ -214,9 +223,12 @@ class Loop:
             with contextlib.suppress(Stopped):  # an evaluation takes too long for a process that must stop
                 scores = self.evaluate(step)
             stop = scores is None
-        if stop or due.save:
+        ended = self.patience.ended
+        if ended and not due.log:  # these are the last updates
+            self.log_row(step, learning_rate=float(reports[-1]["learning_rate"][0]))
+        if stop or due.save or ended:
             unscored = due.evaluate and scores is None
-            meta = dict(window=self.window.sums, unscored=unscored)
+            meta = dict(window=self.window.sums, unscored=unscored, patience=self.patience.stored)
             with self.waits.announced("saving", f"step {step:,}", "less than a second for a demo"):
                 self.checkpoints.save(step, self.state, meta, scores)
         if stop:
@@ -257,6 +269,7 @@ class Loop:
         with self.waits.announced("the evaluation", "", EVALUATION):
             scores, _ = evaluate(self.score, *weights, self.task, self.config, self.mesh, stop)
         self.writer.write(step, "val", scores)
+        self.patience.count(step, scores)
         if jax.process_index() == 0:
             write_run_card(self.workdir, self.config.to_dict(), step, scores)
         return scores

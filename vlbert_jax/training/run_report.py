@@ -19,6 +19,7 @@ from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.description import facts_of
 from vlbert_jax.training.evaluate import score_precision
 from vlbert_jax.training.logs import Waits
+from vlbert_jax.training.patience import patience_of
 from vlbert_jax.weights.stored_config import flat_config
 
 log = logging.getLogger(__name__)
@@ -82,12 +83,15 @@ def about_run(
 ) -> About:
     """Return what the page says about the run at `step`."""
     facts, path = facts_of(workdir, history), shlex.quote(str(workdir))
-    done = step >= config.total_steps
+    patience = patience_of(config, history)
+    done = step >= config.total_steps or patience.ended
     data = ", ".join(str(config.data[name]) for name in ("captions", "text", "texts", "images") if name in config.data)
     status = (
         f"{'Finished' if done else 'Under way'}: {step:,} of {config.total_steps:,} updates of {config.batch_size} "
         f"sequences; data: {data or 'its own'}."
     )
+    if patience.ended:
+        status += f" It ended early: {patience.reason}."
     return About(status, facts, _next(config, task, path, facts, done), flat_config(config.to_dict()))
 
 
