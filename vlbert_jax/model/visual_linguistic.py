@@ -139,6 +139,17 @@ class VisualLinguisticModel(nnx.Module):
             return self.vlbert.pool(states[:, 0])
         return self.two_stream.pool(states.of_sequence(0), key)[:, 0]
 
+    def pooled_each(
+        self, states, key=None, token_ids: Int[Array, "b n s"] | None = None
+    ) -> Float[Array, "b n p"]:
+        """Return the pooled vector of every sequence; the arguments are those of `pooled`."""
+        if self.two_stream is not None:
+            return self.two_stream.pool(states, key)
+        if self.vlbert.architecture.pool == "mul":
+            flat = flat_images(states), flat_images(token_ids)  # one row per sequence
+            return self.vlbert.pool_both(*flat, key).reshape(*states.shape[:2], -1)
+        return self.vlbert.pool(states)
+
     def states(
         self, batch: Batch, key_project=None, key_encode=None, blind: bool = False, wanted: Sequence[str] | None = None
     ) -> Any:

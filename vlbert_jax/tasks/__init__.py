@@ -48,6 +48,10 @@ TASKS: dict[str, Registered] = {
         "vlbert_jax.tasks.region.task:RegionTask", "referring expressions", "--expression",
         "expression: the region that it means", pipeline="object-detection",
     ),
+    "classify": Registered(
+        "vlbert_jax.tasks.classify.task:Classify", "classes of images and texts", "--text",
+        "text, perhaps empty: the best classes, the labels, or the numbers", pipeline="image-text-to-text",
+    ),
 }  # fmt: skip
 RENAMED = {"vqa": "answer", "vcr": "choice", "refcoco": "region"}  # values of config.task in earlier versions
 # Prefix of a metric in earlier versions -> its prefix now.

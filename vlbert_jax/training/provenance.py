@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("jax", "jaxlib", "grain")  # sampling, arithmetic and the order of the data depend on them
 # Texts in config.data that name no file, though a folder next to the data may have the same name.
-NO_PATHS = ("data_dir", "embedded", "extractor", "features", "train_split", "eval_split", "train_boxes", "eval_boxes")
+NO_PATHS = ("data_dir", "embedded", "extractor", "features", "train_split", "eval_split", "train_boxes", "eval_boxes",
+            "positive", "scorer")  # fmt: skip
 UNUSED_IN_TRAINING = ("class_names",)  # only reports read it
 
 

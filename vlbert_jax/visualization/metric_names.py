@@ -2,7 +2,7 @@
 
 `X_blind` is the baseline of the metric `X`: words guessed without the image, or hidden regions
 (`mrc`) without the caption. `X_objects_2` is `X` over the examples of group 2. Metrics with
-"accuracy" in their names are shares.
+"accuracy" or another of SHARES in their names are shares.
 
 A task gives its metrics readable labels (`Task.metric_labels`); those of every run are here.
 """
@@ -22,6 +22,9 @@ LABELS = {
     "data_wait_time_ms": "wait for data in an update, ms",
     "samples_per_sec": "sequences per second",
 }
+
+
+SHARES = ("accuracy", "_f1", "auroc", "average_precision")  # in the names of metrics between 0 and 1
 
 
 class MetricName(NamedTuple):
@@ -45,7 +48,7 @@ def parse_metric(name: str) -> MetricName:
 
 def is_share(name: str) -> bool:
     """Return whether the values of a metric are between 0 and 1."""
-    return "accuracy" in name
+    return any(share in name for share in SHARES)
 
 
 def blind_input(name: str) -> str:

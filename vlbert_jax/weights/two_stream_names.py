@@ -38,6 +38,7 @@ TRUNK = {  # modules outside the groups, by family
     },
 }
 _MLM = {"mlm_head/transform": "cls.predictions.transform.dense", "mlm_head/norm": "cls.predictions.transform.LayerNorm"}
+_MASK = {name.replace("mlm_head", "mask_head"): official for name, official in _MLM.items()}
 
 
 def _answers(ours: str, official: str) -> dict[str, str]:
@@ -48,6 +49,7 @@ def _answers(ours: str, official: str) -> dict[str, str]:
 HEADS = {
     "lxmert": {
         **_MLM,
+        **_MASK,
         "relationship_head": "cls.seq_relationship",
         "visual_head/transform": "obj_predict_head.transform.dense",
         "visual_head/norm": "obj_predict_head.transform.LayerNorm",
@@ -59,6 +61,7 @@ HEADS = {
     },
     "vilbert": {
         **_MLM,
+        **_MASK,
         "relationship_head": "cls.bi_seq_relationship",
         "mrc_head/transform": "cls.imagePredictions.transform.dense",
         "mrc_head/norm": "cls.imagePredictions.transform.LayerNorm",
@@ -68,6 +71,7 @@ HEADS = {
         **_answers("pair_head", "vil_binary_prediction.logit_fc"),
         "choice_head": "vil_logit",
         "relation_head": "vil_tri_prediction",
+        "label_head/classes": "vil_tri_prediction",
         "grounding_head": "vision_logit",
         "word_head": "linguisic_logit",
     },
@@ -255,7 +259,12 @@ def run_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Itera
     config = TwoStreamConfig(
         layers=tuple(layers[i] for i in sorted(layers)), shared_cross=shared, vocab_size=vocab_size
     )
-    others = {path: shape for path, shape in shapes.items() if path[0] in ("fast_rcnn", "region_classifier")}
+    modules = {*HEADS[family_of(config)], "mlm_head"}
+
+    def has_name(path: tuple) -> bool:
+        return path[0] == "two_stream" or "/".join(map(str, path[:-1])) in modules
+
+    others = {path: shape for path, shape in shapes.items() if not has_name(path)}
     yield from name_table({path: shape for path, shape in shapes.items() if path not in others}, config)
     yield from vlbert_names.name_table(others, vocab_size)
 

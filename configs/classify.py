@@ -1,0 +1,249 @@
+"""Classes of one or two images with a text: NLVR2, SNLI-VE, Hateful Memes, and a demo on synthetic pairs.
+
+    python -m vlbert_jax.main --config=configs/classify.py:VARIANT --workdir=DIR --config.init.checkpoint=PRETRAINED
+
+Variants: demo (default), nlvr2, nlvr2_controlled, snli_ve, hateful_memes, nlvr2_uniter, nlvr2_lxmert, nlvr2_visualbert.
+PRETRAINED is the workdir of a pre-training run, or what `python -m vlbert_jax.convert` made of released weights; other
+architectures than VL-BERT need their own (`config.model.architecture`). With `--mode=evaluate` the newest checkpoint is
+scored on `data.eval_split`, and WORKDIR/predictions/SPLIT.jsonl and SPLIT.csv are written.
+
+Nobody published VL-BERT on these tasks but for its controlled version in volta on NLVR2, which is another model: a
+pooled product of [CLS] and the whole image (`nlvr2_controlled`).
+"""
+
+import ml_collections
+
+from vlbert_jax.configs import common
+
+
+def fields(images: int = 1) -> ml_collections.ConfigDict:
+    """Return the fields of every run of this task; `images` is the number of images of an example."""
+    config = common.fine_tuning("classify", "nlvr2")
+    config.best_metric = "classify_accuracy"
+    config.model.train_region_head = False
+    config.model.encoder.pooler = True
+    config.model.num_labels = 2  # outputs: classes, labels or numbers
+    # What the head reads: cls = the pooled [CLS], which is new or BERT's (init.bert) where pre-training had none |
+    # mask = a [MASK] behind the text, whose hidden layer is that of the head for masked words.
+    config.model.read = "cls"
+    config.model.label_head = "hidden"  # of cls: linear | hidden = with a hidden layer twice as wide
+    # How two images are read: each = a sequence for each, whose vectors are joined | both = one sequence over both |
+    # attention = a sequence for each, which read each other (UNITER).
+    config.model.pair = "each"
+    # softmax = one label | sigmoid = any number of labels | squared = numbers, standardized
+    config.losses.classify = "softmax"
+    # "" = equal | balanced = by the training split | numbers with commas, in the order of the labels
+    config.losses.class_weights = ""
+    config.data.update(
+        dict(
+            features="precomputed",
+            images_per_example=images,
+            labels="",  # list of labels, one on each line; in data_dir, elsewhere, or a shipped one
+            positive="",  # label that AUROC and average precision are of; "" = the second of two
+            value_means=(),  # of each number in the training split
+            value_deviations=(),
+            scorer="",  # writer of the files of a public task: hateful_memes; "" = none
+            flip_probability=0.0,  # texts say left and right, and two images have an order
+            max_regions=36,
+            sequence_length=77,  # 36 regions, the whole image, and texts of 40 tokens
+        )
+    )
+    return config
+
+
+def nlvr2() -> ml_collections.ConfigDict:
+    """Natural language for visual reasoning, on pairs of images.
+
+        python -m vlbert_jax.main --config=configs/classify.py:nlvr2 --workdir=DIR --config.init.checkpoint=BASE_PREC \\
+            --config.init.bert=bert-base-uncased/
+
+    86,373 training examples, 20 epochs of 64, with the rate of volta's controlled comparison. Chance is 51 %. Published
+    on test-P: LXMERT 74.45, UNITER base 77.85, VisualBERT 67.0, ViLBERT (12-in-1) 78.87.
+    """
+    config = fields(images=2)
+    config.total_steps = 26_980
+    config.batch_size = 64
+    config.learning_rate = 1e-5
+    config.warmup_steps = 2_698
+    config.eval_every_steps = 1_349
+    config.optimizer.clip_norm = 1.0
+    config.data.update(dict(labels="nlvr2.txt", texts="nlvr2/nlvr2", images="nlvr2_images/nlvr2", eval_split="dev"))
+    return config
+
+
+def nlvr2_controlled() -> ml_collections.ConfigDict:
+    """NLVR2 with the head of volta's controlled VL-BERT: pooled products of 1,024, a hidden layer, cross-entropy.
+
+        python -m vlbert_jax.main --config=configs/classify.py:nlvr2_controlled --workdir=DIR \\
+            --config.init.checkpoint=PRETRAINED
+
+    PRETRAINED has `--config.model.switches.pool=mul`. Reached there, in a pre-training on Conceptual Captions: 73.22.
+    The official head has a hidden layer of 1,536 and a binary loss for each of the two classes.
+    """
+    config = nlvr2()
+    config.model.switches.pool = "mul"
+    config.optimizer.eps = 1e-6
+    return config
+
+
+def nlvr2_uniter() -> ml_collections.ConfigDict:
+    """NLVR2 with UNITER's attention between two sequences.
+
+        python -m vlbert_jax.main --config=configs/classify.py:nlvr2_uniter --workdir=DIR \\
+            --config.init.checkpoint=UNITER_BASE
+
+    The official code has 8,000 updates of 10,240 words and regions, about 150 examples. Reached by the paper: dev
+    77.18, test-P 77.85.
+    """
+    config = nlvr2()
+    config.model.architecture = "uniter"
+    config.model.encoder.vocab_size = 28_996
+    config.model.pair, config.model.label_head = "attention", "linear"
+    config.total_steps = 8_000
+    config.batch_size = 150
+    config.learning_rate = 3e-5
+    config.warmup_steps = 800
+    config.eval_every_steps = 500
+    config.optimizer.update(dict(b2=0.98, clip_norm=2.0, weight_decay=0.01))
+    config.data.update(dict(vocab="bert-base-cased", max_regions=100, sequence_length=161))
+    return config
+
+
+def nlvr2_lxmert() -> ml_collections.ConfigDict:
+    """NLVR2 with LXMERT, four epochs of 32.
+
+        python -m vlbert_jax.main --config=configs/classify.py:nlvr2_lxmert --workdir=DIR \\
+            --config.init.checkpoint=LXMERT_BASE
+
+    The official code cuts texts at 20 tokens. Reached by it: dev 74.95, test-P 74.45.
+    """
+    config = nlvr2()
+    config.model.architecture = "lxmert"
+    config.total_steps = 10_796
+    config.batch_size = 32
+    config.learning_rate = 5e-5
+    config.warmup_steps = 1_079
+    config.eval_every_steps = 2_699
+    config.optimizer.update(dict(clip_norm=5.0, weight_decay=0.01))
+    config.data.update(dict(text_length=20, sequence_length=57))
+    return config
+
+
+def nlvr2_visualbert() -> ml_collections.ConfigDict:
+    """NLVR2 with VisualBERT: one sequence over both images, ten epochs of 64.
+
+        python -m vlbert_jax.main --config=configs/classify.py:nlvr2_visualbert --workdir=DIR \\
+            --config.init.checkpoint=VISUALBERT_BASE
+
+    Reached by the paper: dev 67.4, test-P 67.0.
+    """
+    config = nlvr2()
+    config.model.architecture = "visualbert"
+    config.model.pair, config.model.label_head = "both", "linear"
+    config.total_steps = 13_490
+    config.learning_rate = 2e-5
+    config.warmup_steps = 1_349
+    config.optimizer.weight_decay = 0.01
+    config.data.update(dict(max_regions=144, sequence_length=418))
+    return config
+
+
+def snli_ve() -> ml_collections.ConfigDict:
+    """Visual entailment: a hypothesis about an image, in three classes.
+
+        python -m vlbert_jax.main --config=configs/classify.py:snli_ve --workdir=DIR \\
+            --config.init.checkpoint=BASE_PREC --config.init.bert=bert-base-uncased/
+
+    529,527 training examples, five epochs of 256 with the rate of 12-in-1. Chance is 34 %. Published on test: 12-in-1
+    76.95. The lists of 12-in-1 and UNITER order the classes in two ways; this is that of 12-in-1.
+    """
+    config = fields()
+    config.total_steps = 10_345
+    config.batch_size = 256
+    config.learning_rate = 2e-5
+    config.warmup_steps = 1_034
+    config.eval_every_steps = 2_069
+    config.optimizer.clip_norm = 1.0
+    config.model.num_labels = 3
+    config.data.update(
+        dict(
+            labels="snli_ve.txt",
+            texts="snli_ve/snli_ve",
+            images="snli_ve_images/snli_ve",
+            eval_split="dev",
+            max_regions=100,
+            sequence_length=157,
+        )
+    )
+    return config
+
+
+def hateful_memes() -> ml_collections.ConfigDict:
+    """Hateful Memes: an image with the text in it, two classes, scored by AUROC.
+
+        python -m vlbert_jax.main --config=configs/classify.py:hateful_memes --workdir=DIR \\
+            --config.init.checkpoint=BASE_PREC --config.init.bert=bert-base-uncased/
+
+    8,500 training examples; rate, updates and lengths of VisualBERT's recipe in mmf. AUROC is in scores.json of
+    `--mode=evaluate`, chance is 0.5. predictions/SPLIT.csv has the columns id, proba, label.
+    """
+    config = fields()
+    config.total_steps = 22_000
+    config.batch_size = 64
+    config.learning_rate = 5e-5
+    config.warmup_steps = 2_000
+    config.eval_every_steps = 1_000
+    config.optimizer.clip_norm = 1.0
+    config.data.update(
+        dict(
+            labels="hateful_memes.txt",
+            positive="1",
+            scorer="hateful_memes",
+            texts="hateful_memes/hateful_memes",
+            images="hateful_memes_images/hateful_memes",
+            eval_split="dev",
+            max_regions=100,
+            sequence_length=229,
+        )
+    )
+    return config
+
+
+def demo() -> ml_collections.ConfigDict:
+    """Statements about two synthetic scenes, from the demo's pre-training.
+
+        make demo
+        python -m vlbert_jax.main --config=configs/classify.py --workdir=workdirs/classify \\
+            --config.init.checkpoint=workdirs/demo
+    """
+    config = nlvr2()
+    common.shrink_to_demo(config)
+    config.total_steps = 400
+    config.batch_size = 32
+    config.learning_rate = 1e-3
+    config.warmup_steps = 50
+    config.eval_every_steps = 0
+    config.checkpoint_every_steps = 0
+    config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0))
+    config.model.train_region_head = True
+    config.model.read = "mask"  # no pooler is pre-trained
+    config.model.encoder.pooler = False
+    config.data.update(
+        dict(
+            embedded="scene_tasks",
+            texts="nlvr2/scenes",
+            images="nlvr2_images/scenes",
+            features="image",
+            vocab="scenes_downstream/vocab.txt",
+            sequence_length=31,
+        )
+    )
+    return config
+
+
+VARIANTS = (demo, nlvr2, nlvr2_controlled, nlvr2_uniter, nlvr2_lxmert, nlvr2_visualbert, snli_ve, hateful_memes)
+
+
+def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
+    """Return the config of a variant; raise ValueError for an unknown one."""
+    return common.choose(variant, VARIANTS)
