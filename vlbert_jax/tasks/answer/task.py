@@ -1,10 +1,8 @@
 """Visual question answering: the answer is read at a [MASK] after the question (paper, section 4.2)."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +13,14 @@ from jaxtyping import Array, Bool, Float, Int
 from vlbert_jax.batch import Arrays, Batch, Example, Shapes, padding
 from vlbert_jax.data.examples import image_shapes, orientation_of, usual_orientation
 from vlbert_jax.data.packing import sequence_shapes
-from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.files import atomic_write
 from vlbert_jax.model.config import RegionHeadConfig
 from vlbert_jax.model.layers import LinearHead, PredictionHead, split_keys
 from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
-from vlbert_jax.tasks.answer.accuracy import answer_accuracy, soft_targets, summary
+from vlbert_jax.tasks.answer.accuracy import soft_targets
 from vlbert_jax.tasks.answer.examples import QuestionLayout, answers_of, question_example
+from vlbert_jax.tasks.answer.results import conclude_split
 from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
 from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy, divergence, soft_cross_entropy
@@ -177,29 +174,19 @@ class AnswerTask(TextImageTask):
         return dict(answer=answer, probability=probability)
 
     def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
-        """Write SPLIT.json in the format of EvalAI; with annotations, return the official accuracies as fractions."""
-        rows, answers = predictions[""], answers_of(config)
-        records = Split(config, config.data.eval_split).texts
-        submission, accuracies, types = [], [], []
-        for index, (best, *_) in zip(rows["index"], rows["answer"], strict=True):
-            record = records[int(index)]
-            submission.append(dict(question_id=int(record["question_id"]), answer=answers.entries[best]))
-            if record["answers"]:
-                accuracies.append(answer_accuracy(answers.entries[best], record["answers"]))
-                types.append(record["answer_type"])
-        with atomic_write(directory / f"{config.data.eval_split}.json") as path:
-            path.write_text(json.dumps(submission))
-        if not accuracies:
-            return {}
-        official: dict[str, Any] = summary(accuracies, types)
-        scores = {"vqa_official_accuracy": official["overall"]}
-        for name, value in official["perAnswerType"].items():
-            scores[f"vqa_official_accuracy_{name.replace('/', '_')}"] = value
-        return {name: value / 100 for name, value in scores.items()}
+        """Write SPLIT.json as `config.data.scorer` says, by default for EvalAI; return the official scores."""
+        return conclude_split(directory, predictions[""], config)
 
     metric_labels = {
         "answer_accuracy": "questions answered right",
         "vqa_official_accuracy": "questions answered right, official score",
+        "gqa_accuracy": "questions answered right, official score of GQA",
+        "gqa_binary": "right answers to binary questions",
+        "gqa_open": "right answers to open questions",
+        "gqa_consistency": "right answers to questions that a right answer entails",
+        "gqa_validity": "answers of the kind that is asked for",
+        "gqa_plausibility": "answers that occur with the object",
+        "gqa_distribution": "distance of the distributions of answers, 0 is best",
         "answer_loss": "loss of the answer",
         "text_cut": "share of texts that were cut to the length of the sequence",
     }
