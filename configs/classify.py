@@ -42,7 +42,7 @@ def fields(images: int = 1) -> ml_collections.ConfigDict:
             positive="",  # label that AUROC and average precision are of; "" = the second of two
             value_means=(),  # of each number in the training split
             value_deviations=(),
-            scorer="",  # writer of the files of a public task: hateful_memes; "" = none
+            scorer="",  # writer of the files of a public task: nlvr2 | hateful_memes; "" = none
             flip_probability=0.0,  # texts say left and right, and two images have an order
             max_regions=36,
             sequence_length=77,  # 36 regions, the whole image, and texts of 40 tokens
@@ -67,7 +67,11 @@ def nlvr2() -> ml_collections.ConfigDict:
     config.warmup_steps = 2_698
     config.eval_every_steps = 1_349
     config.optimizer.clip_norm = 1.0
-    config.data.update(dict(labels="nlvr2.txt", texts="nlvr2/nlvr2", images="nlvr2_images/nlvr2", eval_split="dev"))
+    config.data.update(
+        dict(
+            labels="nlvr2.txt", scorer="nlvr2", texts="nlvr2/nlvr2", images="nlvr2_images/nlvr2", eval_split="dev"
+        )
+    )  # fmt: skip
     return config
 
 
@@ -230,11 +234,11 @@ def demo() -> ml_collections.ConfigDict:
     config.model.encoder.pooler = False
     config.data.update(
         dict(
-            embedded="scene_tasks",
+            embedded="scenes_tasks",
             texts="nlvr2/scenes",
             images="nlvr2_images/scenes",
             features="image",
-            vocab="scenes_downstream/vocab.txt",
+            vocab="scenes_tasks/vocab.txt",
             sequence_length=31,
         )
     )

@@ -41,7 +41,7 @@ def call(workdir, *args):
             "unknown config variant 'dem'; there are: demo, .* mean 'demo'?",
         ),
         (["--config=configs/pretrian.py"], "No such file or directory: 'configs/pretrian.py'"),
-        (["--config=pretrian:demo"], "unknown recipe 'pretrian'; the package has pretrain, .* mean 'pretrain'?"),
+        (["--config=pretrian:demo"], "unknown recipe 'pretrian'; the package has .*pretrain, .* mean 'pretrain'?"),
         (["--config=common"], "unknown recipe 'common'"),
         (["--config=elsewhere/vqa.py:base"], "no file elsewhere/vqa.py; the recipe .* is --config=vqa:base"),
         ([TOY, "--config.learnin_rate=1"], "no field 'learnin_rate'; the nearest name is 'learning_rate'"),

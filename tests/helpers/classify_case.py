@@ -74,6 +74,7 @@ def tiny(images: int = 2, **fields):
     config.batch_size = 4
     config.init.scratch = True
     config.data.update(dict(embedded="", texts="texts", images="images", vocab=str(vocab), max_regions=3))
-    config.data.update(dict(images_per_example=images, sequence_length=24, remember_records=0, eval_split="val"))
+    config.data.update(dict(images_per_example=images, sequence_length=24, remember_records=0))
+    config.data.update(dict(eval_split="val", scorer=""))
     config.update_from_flattened_dict(fields)
     return config

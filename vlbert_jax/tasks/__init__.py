@@ -49,7 +49,7 @@ TASKS: dict[str, Registered] = {
         "expression: the region that it means", pipeline="object-detection",
     ),
     "classify": Registered(
-        "vlbert_jax.tasks.classify.task:Classify", "classes of images and texts", "--text",
+        "vlbert_jax.tasks.classify.task:ClassifyTask", "classes of images and texts", "--text",
         "text, perhaps empty: the best classes, the labels, or the numbers", pipeline="image-text-to-text",
     ),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Classification trains and evaluates every kind of target, counts each example once, and writes its predictions."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -13,6 +14,7 @@ from tests.helpers.classify_case import SIZES, text_record, tiny, use_corpus
 from vlbert_jax.batch import Batch
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.classify.losses import class_losses, class_metrics, class_weights
+from vlbert_jax.tasks.classify.results import SCORERS, Predicted, conclude_split
 from vlbert_jax.tasks.classify.task import ClassTargets
 from vlbert_jax.training import sharding
 from vlbert_jax.training.evaluate import evaluate, evaluate_run, make_score
@@ -142,12 +144,25 @@ def test_a_split_without_labels_is_predicted(run):
     with (workdir / "predictions/test.csv").open() as file:
         table = list(csv.DictReader(file))
     assert list(table[0]) == ["id", "proba", "label"] and len(table) == SIZES["test"]
-    config.data.scorer = "other"
-    with pytest.raises(ValueError, match="scorer is 'other'; it must be empty or one of hateful_memes"):
-        evaluate_run(config, CLASSIFY, workdir, mesh_of(config, 1))
     config.data.eval_split = config.data.train_split = "test"
     with pytest.raises(ValueError, match="An example of test in texts has no label"):
         next(CLASSIFY.train_batches(config, 0, 0, 1))
+
+
+def test_files_of_public_tasks(tmp_path):
+    """Two groups of sentences: of the first one pair is right and one wrong."""
+    names, labels = ("dev-1-0-0", "dev-1-1-0", "dev-2-0-0", "dev-2-0-1"), ("True", "False", "True", "True")
+    records = [dict(example_id=n, labels=[label], known=True) for n, label in zip(names, labels, strict=True)]
+    chances = np.array([[0.2, 0.8], [0.4, 0.6], [0.1, 0.9], [0.3, 0.7]])
+    predicted = Predicted("dev", records, ("False", "True"), chances, "softmax", 1)
+    scores = SCORERS["nlvr2"](tmp_path, predicted)
+    assert (tmp_path / "dev.csv").read_text().splitlines() == [f"{name},True" for name in names]
+    assert scores["accuracy"] == 0.75 and scores["consistency"] == 2 / 3 and "auroc" in scores
+    hidden = dataclasses.replace(predicted, records=[record | dict(known=False) for record in records])
+    assert SCORERS["nlvr2"](tmp_path, hidden) == {}
+    config = tiny(2, **{"data.scorer": "other"})
+    with pytest.raises(ValueError, match="scorer is 'other'; it must be empty or one of hateful_memes, nlvr2"):
+        conclude_split(tmp_path, {}, config)
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from vlbert_jax.data.tables import Split
 from vlbert_jax.files import atomic_write
-from vlbert_jax.tasks.classify import scores
+from vlbert_jax.tasks.classify import nlvr2, scores
 from vlbert_jax.tasks.classify.examples import labels_of, loss_of
 
 ALL_LABELS = 100  # up to so many labels all probabilities are written, of more the best BEST
@@ -131,8 +131,24 @@ def hateful_memes(directory: Path, predicted: Predicted) -> dict[str, float]:
     return own_scores(predicted)
 
 
+def nlvr2_files(directory: Path, predicted: Predicted) -> dict[str, float]:
+    """Write SPLIT.csv with lines `identifier,True`; return the official scores, consistency among them."""
+    answers = {name: predicted.answer(number) for number, name in enumerate(predicted.ids)}
+    with atomic_write(directory / f"{predicted.split}.csv") as path:
+        nlvr2.write_predictions(path, answers)
+    examples = [
+        dict(identifier=name, label=record["labels"][0])
+        for name, record in zip(predicted.ids, predicted.records, strict=True)
+        if record["known"]
+    ]
+    return own_scores(predicted) | (nlvr2.scores(examples, answers) if examples else {})
+
+
 # Value of `config.data.scorer` -> function that writes the files of a public task and returns its scores.
-SCORERS: dict[str, Callable[[Path, Predicted], dict[str, float]]] = {"hateful_memes": hateful_memes}
+SCORERS: dict[str, Callable[[Path, Predicted], dict[str, float]]] = {
+    "hateful_memes": hateful_memes,
+    "nlvr2": nlvr2_files,
+}
 
 
 def conclude_split(directory: Path, rows: dict[str, np.ndarray], config) -> dict[str, float]:
@@ -141,9 +157,10 @@ def conclude_split(directory: Path, rows: dict[str, np.ndarray], config) -> dict
     Raises:
         ValueError: There is no scorer of the name `config.data.scorer`.
     """
-    predicted, scorer = predicted_of(rows, config), config.data.get("scorer", "")
+    scorer = config.data.get("scorer", "")
     if scorer and scorer not in SCORERS:
         raise ValueError(f"config.data.scorer is {scorer!r}; it must be empty or one of {', '.join(SCORERS)}.")
+    predicted = predicted_of(rows, config)
     write_files(directory, predicted)
     found = SCORERS[scorer](directory, predicted) if scorer else own_scores(predicted)
     return {f"classify_{name}": value for name, value in found.items()}

@@ -62,7 +62,7 @@ class ClassTargets(Arrays):
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # a text was cut
 
 
-class Classify(TextImageTask):
+class ClassifyTask(TextImageTask):
     """Classes, labels or numbers of images and texts."""
 
     name = "classify"
