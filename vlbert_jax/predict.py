@@ -57,6 +57,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         uses = [f"{task.title}: {task.help}" for task in TASKS.values() if task.option == option]
         parser.add_argument(option, metavar="TEXT", help="; ".join(uses), **several)
     parser.add_argument("--choices", metavar="TEXT", **several)
+    for option, use in further_options().items():
+        is_image = option.startswith("--image")
+        kind: dict = dict(type=user_path, metavar="FILE") if is_image else dict(metavar="TEXT")
+        parser.add_argument(option, help=use, **kind, **several)
     parser.add_argument(
         "--boxes", type=user_path, metavar="FILE.json", help="regions, a file for each image", **several
     )
@@ -71,13 +75,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--answers", metavar="FILE", help="replaces config.data.answers of the run", **path)
     parser.add_argument("--data_dir", metavar="DIR", help="replaces config.data.data_dir of the run", **path)
     # argparse takes only one value after "=" and rejects the second of --image=a.jpg b.jpg, so "=" is split off.
-    lists = tuple(f"{option}=" for option in ("--image", "--choices", "--boxes", *text_options()))
+    lists = tuple(f"{option}=" for option in ("--image", "--choices", "--boxes", *text_options(), *further_options()))
     return parser.parse_args([part for arg in argv for part in (arg.split("=", 1) if arg.startswith(lists) else [arg])])
 
 
 def text_options() -> list[str]:
     """Return the options that take the texts of a task."""
     return list(dict.fromkeys(task.option for task in TASKS.values()))
+
+
+def further_options() -> dict[str, str]:
+    """Return the options that only some tasks take, with their help."""
+    return {option: use for task in TASKS.values() for option, use in task.options}
 
 
 def texts_of(args: argparse.Namespace) -> list[str]:
@@ -93,8 +102,8 @@ def complete_arguments(args: argparse.Namespace) -> None:
     """
     from vlbert_jax.data.image_files import find_images
 
-    args.image = find_images(args.image)
-    for option in (*text_options(), "--choices"):
+    args.image, args.image2 = find_images(args.image), find_images(args.image2) if args.image2 else []
+    for option in (*text_options(), "--choices", "--text2"):
         name = option.removeprefix("--")
         setattr(args, name, [line for text in getattr(args, name) for line in lines_of(text, option)])
 
@@ -122,13 +131,23 @@ def check_arguments(args: argparse.Namespace) -> None:
     texts = texts_of(args)
     if texts and not args.checkpoint:
         raise ValueError("A text needs --checkpoint; without it only the regions are found.")
-    if args.boxes and len(args.boxes) != len(args.image):
+    images = args.image + args.image2
+    if args.boxes and len(args.boxes) != len(images):
         raise ValueError(
-            f"There are {len(args.image)} images but {len(args.boxes)} files in --boxes; give one for each image."
+            f"There are {len(images)} images but {len(args.boxes)} files in --boxes; give one for each image."
         )
+    for option, given, firsts in (("--text2", args.text2, args.text), ("--image2", args.image2, args.image)):
+        if len(given) not in (0, 1, len(firsts)) or (given and not args.text):
+            name = option.rstrip("2")
+            raise ValueError(
+                f"{option} goes with --text; give one for all or one for each {name}: there are {len(given)}, and "
+                f"{len(firsts)} of {name}."
+            )
     with_choices = {task.option for task in TASKS.values() if task.takes_choices}
     if args.choices and not any(getattr(args, option.removeprefix("--")) for option in with_choices):
         raise ValueError(f"--choices needs the {' or '.join(with_choices)} that they answer.")
+    if args.attention and (args.image2 or args.text2):
+        raise ValueError("--attention shows one text about one image: leave out --image2 and --text2.")
     if args.attention and not texts:
         raise ValueError(f"--attention needs a text: {', '.join(text_options())}.")
     if args.proposals < 1:

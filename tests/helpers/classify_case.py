@@ -42,6 +42,7 @@ def text_record(number: int, images: int, split: str) -> dict:
         labels=["True" if right else "False"], values=np.array([number / 4, -1.0], np.float32), known=split != "test",
         example_id=f"{split}-{number}", extra=json.dumps(dict(note=number)) if number % 2 else "",
     )  # fmt: skip
+    record |= dict(index=number)
     return place | record | ({} if record["known"] else dict(labels=[], values=np.zeros(0, np.float32)))
 
 

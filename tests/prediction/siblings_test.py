@@ -132,7 +132,7 @@ def test_masked_words_with_the_names_of_the_regions(oscar, image):
         assert len(mask.words) == 5 and mask.words != mask.blind
         by_names[names] = mask.words
         request = Request(image, "the [MASK]", (), oscar / "boxes.json")
-        example = predictor._example_of(*predictor._look([request]), request)
+        example = predictor._example_of(predictor._look([request]), request)
         second = [*" ".join(names).split(), "[SEP]"] if names else []
         text = ["[CLS]", "the", "[MASK]", "[SEP]", *second]
         assert example["token_ids"][0, : len(text)].tolist() == [WORDS.index(word) for word in text]

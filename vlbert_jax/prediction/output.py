@@ -1,6 +1,7 @@
 """What the prediction command prints, draws and writes."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -32,11 +33,13 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
     if notice and not args.json:
         say(notice)
     results = []
+    second = look_at_second(model, args) if model else []
     for number, image in enumerate(args.image):
         boxes = args.boxes[number] if args.boxes else None
         if model:
             picture = model.look(image, boxes)
-            pixels, found, asked = picture.pixels, picture.regions, ask_all(model, picture, args)
+            with_image = second[number % len(second)] if second else None
+            pixels, found, asked = picture.pixels, picture.regions, ask_all(model, picture, args, with_image)
         else:
             picture, asked = None, []
             _, pixels = read_image(image, addresses=True)
@@ -59,7 +62,7 @@ def predict_images(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def check_images(args: argparse.Namespace) -> None:
     """Read every image and every file of boxes once, so that errors are reported before anything slow starts."""
-    for number, image in enumerate(args.image):
+    for number, image in enumerate(args.image + args.image2):
         _, pixels = read_image(image, addresses=True)
         if args.boxes:
             given_regions(args.boxes[number], pixels.shape[1::-1])
@@ -95,10 +98,24 @@ def options_of(task: Registered) -> str:
     return task.option + (" with --choices" if task.takes_choices else "")
 
 
-def ask_all(model: Predictor, picture: Picture, args: argparse.Namespace) -> list[Asked]:
-    """Return the answers to every text of the command about one image."""
-    texts = getattr(args, TASKS[model.task.name].option.removeprefix("--"))
-    return [describe_answers(model.task, text, model.ask(picture, text, args.choices)) for text in texts]
+def look_at_second(model: Predictor, args: argparse.Namespace) -> list[Picture]:
+    """Return the second images of the command; their files of boxes follow those of the first images."""
+    boxes = args.boxes[len(args.image) :] or [None] * len(args.image2)
+    return [model.look(image, of_image) for image, of_image in zip(args.image2, boxes, strict=True)]
+
+
+def ask_all(
+    model: Predictor, picture: Picture, args: argparse.Namespace, second: Picture | None = None
+) -> list[Asked]:
+    """Return the answers to every text of the command about one image, or about it and a second one."""
+    texts, found = getattr(args, TASKS[model.task.name].option.removeprefix("--")), []
+    for number, text in enumerate(texts):
+        text2 = args.text2[number % len(args.text2)] if args.text2 else ""
+        asked = describe_answers(model.task, text, model.ask(picture, text, args.choices, None, text2, second))
+        more = dict(text2=text2) if text2 else {}
+        more |= dict(image2=second.name) if second else {}
+        found.append(dataclasses.replace(asked, fields=asked.fields | more))
+    return found
 
 
 def described(found: Regions) -> dict[str, Any]:

@@ -11,14 +11,12 @@ of the CNN for landscape and portrait images, and each program for batches of 1,
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +24,7 @@ import ml_collections
 import numpy as np
 import PIL.Image
 from flax import nnx
-from jaxtyping import Array, Float, Shaped, UInt8
+from jax import Array
 
 from vlbert_jax.batch import IMG, Batch, Example
 from vlbert_jax.data.examples import is_precomputed
@@ -44,47 +42,11 @@ from vlbert_jax.prediction.attention_maps import squares
 from vlbert_jax.prediction.expected import check_features, vocabulary_of
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import find_regions
-from vlbert_jax.prediction.requests import MOST, Request, in_batches, requests_of
+from vlbert_jax.prediction.requests import MOST, Request, in_batches, needs_of, requests_of
+from vlbert_jax.prediction.seen import Attention, Encoded, Picture
 from vlbert_jax.tasks import TASKS, all_tasks, get_task
 
 log = logging.getLogger(__name__)
-
-class Encoded(NamedTuple):
-    """The last states of a sequence, as input of a user-supplied head."""
-
-    tokens: tuple[str, ...]  # text with its special tokens
-    text: Float[np.ndarray, "t d"]
-    regions: Float[np.ndarray, "r e"]  # row 0 is the whole image, in architectures that read it
-
-
-class Attention(NamedTuple):
-    """The attention between the elements of a sequence, or between the words and the regions of two streams."""
-
-    tokens: tuple[str, ...]
-    regions: tuple[str, ...]  # row 0 is the whole image; [END] follows them
-    probabilities: Float[np.ndarray, "layers heads s s"]  # attention of each element (row) to each; rows sum to 1
-    # Names of the layers; () = their numbers. In two streams each map has a layer of its own, which is 0 outside it.
-    layers: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """An image that `Predictor.look` has read, for any number of texts."""
-
-    name: str
-    pixels: UInt8[np.ndarray, "y x 3"]
-    regions: Regions
-    appearance: Shaped[Array, "1 r g"]  # of the regions; row 0 is the whole image
-
-    def __repr__(self) -> str:
-        height, width = self.pixels.shape[:2]
-        return f"Picture({self.name!r}, {width} x {height}, {len(self.regions)} regions from {self.regions.source})"
-
-    def _repr_png_(self) -> bytes:
-        """Return the drawing of the regions that a notebook shows."""
-        file = io.BytesIO()
-        draw_asked(self.pixels, self.regions, ()).save(file, format="PNG")
-        return file.getvalue()
 
 
 def load(
@@ -199,7 +161,8 @@ class Predictor:
         """Return the images of the requests; those that are not yet read go through the CNN in batches."""
         pictures: list[Any] = [self._read(request.image, request.boxes) for request in requests]
         new = [number for number, picture in enumerate(pictures) if not isinstance(picture, Picture)]
-        examples = [self._example(pictures[number][1], pictures[number][2], "a", ("a",)) for number in new]
+        about = Request(None, "a", ("a",), None)
+        examples = [self._example([pictures[number][1:]], about) for number in new]
         for numbers, batch in in_batches(examples, self.task.targets):
             appearance = jax.block_until_ready(self._appearance(batch))
             for place, number in enumerate(numbers):
@@ -233,21 +196,25 @@ class Predictor:
             )
         return name, pixels, found
 
-    def _example(self, pixels: np.ndarray, found: Regions, text: str, choices: Sequence[str] = ()) -> Example:
-        """Return the example of one text about an image, as the task lays it out."""
-        height, width = pixels.shape[:2]
-        record = dict(image=pixels, image_size=np.array([width, height], np.int32), boxes=found.boxes)
-        if found.features is not None:
-            record |= dict(features=found.features)
-        record |= dict(image_feature=() if found.image_feature is None else found.image_feature)
-        record |= dict(labels=found.labels)
-        return self.task.example_from_text(record, text, choices, self.config)
+    def _example(self, shown: Sequence[tuple[np.ndarray, Regions]], request: Request) -> Example:
+        """Return the example of a request about pixels and regions of one or two images, as the task lays it out."""
+        records = []
+        for pixels, found in shown:
+            height, width = pixels.shape[:2]
+            record = dict(image=pixels, image_size=np.array([width, height], np.int32), boxes=found.boxes)
+            if found.features is not None:
+                record |= dict(features=found.features)
+            record |= dict(image_feature=() if found.image_feature is None else found.image_feature)
+            records.append(record | dict(labels=found.labels))
+        record = records[0] if len(records) == 1 else dict(images=records)
+        record |= dict(text2=request.text2) if request.text2 else {}
+        return self.task.example_from_text(record, request.text, request.choices, self.config)
 
-    def _example_of(self, picture: Picture, request: Request) -> Example:
+    def _example_of(self, pictures: Sequence[Picture], request: Request) -> Example:
         """Return the example of a request; log a warning where a part of its text is not read."""
-        for unknown in self._unknown(self.task.plain_text(" ".join([request.text, *request.choices]))):
+        for unknown in self._unknown(self.task.plain_text(" ".join([request.text, request.text2, *request.choices]))):
             log.warning("%r is not in the model's vocabulary", unknown)
-        example = self._example(picture.pixels, picture.regions, request.text, request.choices)
+        example = self._example([(picture.pixels, picture.regions) for picture in pictures], request)
         if example.get("text_cut"):
             log.warning("%r is longer than the sequence of the model; its end is not read", request.text)
         return {name: value for name, value in example.items() if name not in ("pixels", "region_features")}
@@ -256,16 +223,21 @@ class Predictor:
         """Yield, for each request, the image, the batch of it alone and the rows that `program` returns for it."""
         for start in range(0, len(requests), MOST):
             part = requests[start : start + MOST]
-            pictures, found = self._look(part), {}
-            examples = [self._example_of(picture, one) for picture, one in zip(pictures, part, strict=True)]
+            pictures: list[tuple[Picture, ...]] = [(picture,) for picture in self._look(part)]
+            found = {}
+            paired = [number for number, one in enumerate(part) if one.image2 is not None]
+            second = self._look([Request(part[number].image2, "a", (), None) for number in paired])
+            for number, picture in zip(paired, second, strict=True):
+                pictures[number] += (picture,)
+            examples = [self._example_of(seen, one) for seen, one in zip(pictures, part, strict=True)]
             for numbers, batch in in_batches(examples, self.task.targets):
                 filled = numbers + numbers[-1:] * (len(batch.token_ids) - len(numbers))
-                seen = [pictures[number].appearance for number in filled]
-                seen = seen[0] if len(seen) == 1 else jnp.concatenate(seen)
+                seen = [_joined([picture.appearance for picture in pictures[number]], axis=1) for number in filled]
+                seen = _joined(seen, axis=0)
                 rows = jax.device_get(program(batch.replace(region_features=seen)))
                 for place, number in enumerate(numbers):
                     one, row = jax.tree.map(lambda array, place=place: array[place : place + 1], (batch, rows))
-                    found[number] = pictures[number], one, row
+                    found[number] = pictures[number][0], one, row
             yield from (found[number] for number in range(len(part)))
 
     def _unknown(self, text: str) -> list[str]:
@@ -286,7 +258,9 @@ class Predictor:
 
     # --- What can be asked
 
-    def ask(self, image: Any, text: Any, choices: Sequence[Any] = (), boxes: Any = None) -> list[Any]:
+    def ask(
+        self, image: Any, text: Any, choices: Sequence[Any] = (), boxes: Any = None, text2: Any = "", image2: Any = None
+    ) -> list[Any]:
         """Return the answers of the model's task to a text about an image.
 
         Args:
@@ -294,6 +268,8 @@ class Predictor:
             text: Question, expression or caption, or a list of these.
             choices: Texts to choose from, for a task that takes choices; a list of texts for all or for each.
             boxes: Regions; without them the detector finds them, or a grid is used.
+            text2: Second text, for a task that takes two; or a list of these.
+            image2: Second image, for a model of pairs of images; or a list of these.
 
         Returns:
             Named tuples of the task: `Answer`, `Place`, or `Filled` for each [MASK]. For lists, a list of these
@@ -302,11 +278,12 @@ class Predictor:
         Raises:
             ValueError: The image, the boxes or the text cannot be used.
         """
-        requests, several = requests_of(image, text, choices, boxes)
+        registered = TASKS[self.task.name]
+        requests, several = requests_of(image, text, choices, boxes, text2, image2, registered.text_optional)
         for request in requests:
             self.task.check_text(request.text, self.config)
-            if bool(request.choices) != TASKS[self.task.name].takes_choices:
-                needs = "takes no choices" if request.choices else "needs texts to choose from"
+            needs = needs_of(request, registered, self.config)
+            if needs:
                 raise ValueError(f"{self.path} {needs}: call {_usage(self.task.method)}")
         answers = []
         for request, (picture, batch, rows) in zip(requests, self._results(self._predict, requests), strict=True):
@@ -341,6 +318,13 @@ class Predictor:
         several = bool(found) and isinstance(found[0], list)
         rows = [[answer.probability for answer in answers] for answers in (found if several else [found])]
         return rows if several else rows[0]
+
+    def classify(
+        self, image: Any, text: Any = "", text2: Any = "", image2: Any = None, boxes: Any = None
+    ) -> list[Any]:
+        """Return the best labels with their probabilities, or the numbers, as the model was trained for."""
+        self.require("classify")
+        return self.ask(image, text, (), boxes, text2, image2)
 
     def show(self, image: Any, text: Any, choices: Sequence[Any] = (), boxes: Any = None) -> PIL.Image.Image:
         """Return one image with its regions, a text or a list of texts, and the answers; a notebook shows it."""
@@ -393,6 +377,10 @@ class Predictor:
         else:
             first, end = int(np.argmax(ids == self.tokenizer.vocab_size + IMG)), real - architecture.end_token
         return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:first]), (first, end)
+
+
+def _joined(arrays: Sequence[Array], axis: int) -> Array:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=axis)
 
 
 def _usage(method: str) -> str:

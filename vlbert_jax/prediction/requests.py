@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlbert_jax.batch import Arrays, Batch, Example, make_batch
+from vlbert_jax.tasks import Registered
 
 MOST = 8  # examples of a batch; smaller batches have 1, 2 or 4, so that four programs answer any list
 
@@ -20,9 +21,26 @@ class Request(NamedTuple):
     text: str
     choices: Sequence[str]
     boxes: Any
+    text2: str = ""
+    image2: Any = None
 
 
-def requests_of(image: Any, text: Any, choices: Any = (), boxes: Any = None) -> tuple[list[Request], bool]:
+def needs_of(request: Request, task: Registered, config) -> str:
+    """Return what is wrong with the parts of a request to a model of a task, as a predicate; "" = nothing."""
+    if bool(request.choices) != task.takes_choices:
+        return "takes no choices" if request.choices else "needs texts to choose from"
+    if request.text2 and "--text2" not in dict(task.options):
+        return "takes no second text"
+    pairs = config.data.get("images_per_example", 1) == 2
+    if pairs != (request.image2 is not None):
+        return "needs a second image" if pairs else "takes no second image"
+    return ""
+
+
+def requests_of(
+    image: Any, text: Any, choices: Any = (), boxes: Any = None, text2: Any = "", image2: Any = None,
+    text_optional: bool = False,
+) -> tuple[list[Request], bool]:  # fmt: skip
     """Return one request per answer, and whether an image or a text was a list.
 
     Args:
@@ -30,11 +48,15 @@ def requests_of(image: Any, text: Any, choices: Any = (), boxes: Any = None) -> 
         text: One text, or a list of them. Two lists go together entry by entry.
         choices: Texts to choose from; with several requests, also one list of texts for each.
         boxes: Regions of one image; of a list of images a list, None = no boxes.
+        text2: Second text, or a list of them.
+        image2: Second image, or a list of them; None = none.
+        text_optional: Whether a text may be empty.
 
     Raises:
         ValueError: The lengths of the lists differ, a text is no string, or it is empty.
     """
-    lists = {name: value for name, value in dict(image=image, text=text).items() if _is_list(value)}
+    asked = dict(image=image, text=text, text2=text2, image2=image2)
+    lists = {name: value for name, value in asked.items() if _is_list(value)}
     count = len(next(iter(lists.values()))) if lists else 1
     if _is_list(choices) and any(_is_list(entry) for entry in choices):
         lists["choices"] = choices
@@ -49,15 +71,17 @@ def requests_of(image: Any, text: Any, choices: Any = (), boxes: Any = None) -> 
         raise ValueError(f"the lists have different lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
     columns = [
         lists.get(name, [value] * count)
-        for name, value in dict(image=image, text=text, choices=choices, boxes=boxes).items()
+        for name, value in dict(
+            image=image, text=text, choices=choices, boxes=boxes, text2=text2, image2=image2
+        ).items()
     ]
     requests = [Request(*row) for row in zip(*columns, strict=True)]
-    for each in [text for request in requests for text in (request.text, *request.choices)]:
+    for each in [text for request in requests for text in (request.text, request.text2, *request.choices)]:
         if not isinstance(each, str):
             raise ValueError(f"a text must be a string, not {each!r} of type {type(each).__name__}")
-    if not all(request.text.strip() for request in requests):
+    if not text_optional and not all(request.text.strip() for request in requests):
         raise ValueError("the text is empty")
-    return requests, bool(lists.keys() & {"image", "text"})
+    return requests, bool(lists.keys() & asked.keys())
 
 
 def _is_list(value: Any) -> bool:

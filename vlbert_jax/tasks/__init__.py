@@ -27,6 +27,8 @@ class Registered:
     option: str  # option of the prediction command that takes the user's texts
     help: str  # of that option
     takes_choices: bool = False  # whether --choices go with the option
+    options: tuple[tuple[str, str], ...] = ()  # further options of the command, each with its help
+    text_optional: bool = False  # whether the text may be empty
     pipeline: str = ""  # what Hugging Face calls the task, for model cards
 
 
@@ -50,7 +52,12 @@ TASKS: dict[str, Registered] = {
     ),
     "classify": Registered(
         "vlbert_jax.tasks.classify.task:ClassifyTask", "classes of images and texts", "--text",
-        "text, perhaps empty: the best classes, the labels, or the numbers", pipeline="image-text-to-text",
+        'text, "" without one: the best classes, the labels, or the numbers',
+        options=(
+            ("--text2", "second text, one for all or one for each --text"),
+            ("--image2", "second image, one for all or one for each --image"),
+        ),
+        text_optional=True, pipeline="image-text-to-text",
     ),
 }  # fmt: skip
 RENAMED = {"vqa": "answer", "vcr": "choice", "refcoco": "region"}  # values of config.task in earlier versions

@@ -103,6 +103,17 @@ def test_a_mirrored_image_exchanges_left_and_right(tmp_path):
     assert not np.array_equal(plain["boxes"], flipped["boxes"])
 
 
+def test_classes_are_not_read_as_names_of_regions():
+    """Oscar's text has the names of the regions; a joined record has its classes under the same field."""
+    fields = {"model.architecture": "oscar", "model.read": "cls", "model.encoder.pooler": True}
+    example, tokenizer, _ = example_of(1, record=dict(labels=["the"]), **fields)
+    assert example["token_ids"][0, :5].tolist() == words(tokenizer, "[CLS] the red one [SEP]")
+    assert (example["token_ids"][0, 5:] != tokenizer.backend.token_to_id("the")).all()
+    named = dict(images=[image_record(0) | dict(labels=["red"])])
+    example, tokenizer, _ = example_of(1, record=named, **fields)
+    assert example["token_ids"][0, 5:7].tolist() == words(tokenizer, "red [SEP]")
+
+
 def test_targets_of_labels_and_numbers():
     many = {"losses.classify": "sigmoid"}
     assert example_of(record=dict(labels=[]), **many)[0]["label_targets"].tolist() == [0, 0]

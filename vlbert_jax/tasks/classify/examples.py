@@ -140,8 +140,8 @@ class ClassLayout(ImageLayout):
 
 
 def images_of(record: dict) -> list[dict]:
-    """Return the record of each image of an example."""
-    return record.get("images") or [record]
+    """Return the record of each image of an example; `labels` of a joined record are the classes, not the boxes'."""
+    return record.get("images") or [{name: value for name, value in record.items() if name != "labels"}]
 
 
 def class_example(

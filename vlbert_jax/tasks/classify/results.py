@@ -56,7 +56,8 @@ def predicted_of(rows: dict[str, np.ndarray], config) -> Predicted:
     """Return the predictions of the evaluation split from rows of `Task.predict` in the order of their index."""
     texts, labels = Split(config, config.data.eval_split).texts, labels_of(config)
     records = [texts[int(index)] for index in rows["index"]]
-    values = np.asarray(rows["probabilities"], np.float64)
+    order = np.argsort([record.get("index", k) for k, record in enumerate(records)], kind="stable")  # that of the file
+    records, values = [records[k] for k in order], np.asarray(rows["probabilities"], np.float64)[order]
     return Predicted(config.data.eval_split, records, labels, values, loss_of(config), positive_label(config, labels))
 
 

@@ -23,7 +23,7 @@ from vlbert_jax.model.layers import split_keys
 from vlbert_jax.model.visual_linguistic import without_image
 from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
 from vlbert_jax.tasks.classify import report as sections
-from vlbert_jax.tasks.classify.examples import ClassLayout, class_example, images_of, labels_of, loss_of
+from vlbert_jax.tasks.classify.examples import ClassLayout, class_example, labels_of, loss_of
 from vlbert_jax.tasks.classify.losses import answers_of, class_losses, class_metrics
 from vlbert_jax.tasks.classify.model import ClassifyModel, build_classifier
 from vlbert_jax.tasks.classify.results import conclude_split
@@ -235,10 +235,10 @@ class ClassifyTask(TextImageTask):
 
     def example_from_text(self, record: dict, text: str, choices: Sequence[str], config) -> Example:
         """Return the example of a text without known labels; the record may have `text2` and `images`."""
-        images = images_of(record)
+        images = record.get("images") or [record]
         orientation = orientation_of(images[0]) if has_orientations(config) else "square"
         layout = dataclasses.replace(ClassLayout.of(config, orientation), num_images=len(images))
-        asked = record | dict(text=text, text2=record.get("text2", ""), labels=(), values=(), known=False)
+        asked = dict(images=images, text=text, text2=record.get("text2", ""), labels=(), values=(), known=False)
         return class_example(asked, False, tokenizer_of(config), layout, labels_of(config))
 
     def decode(self, rows, boxes, choices, batch: Batch, config) -> list[Any]:

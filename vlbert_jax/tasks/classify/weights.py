@@ -98,13 +98,20 @@ def own_head(shapes: Shapes) -> str:
 
 
 def fields_of_own(shapes: Shapes) -> dict[str, Any]:
-    """Return the fields of the config, by dotted name, that the tensors of this package determine."""
+    """Return the fields of the config, by dotted name, that the tensors of this package determine.
+
+    They do not say whether one sequence is over one image or over both; a stored config does.
+    """
     head = own_head(shapes)
     hidden = any(f"{name}.0.weight" in shapes for name in ("label_mlp", "pair_mlp"))
-    return {
+    fields: dict[str, Any] = {
         "model.num_labels": shapes[f"{head}.weight"][0] if head else 2,
         "model.read": "mask" if head == "mask_classes" else "cls",
         "model.label_head": "hidden" if hidden else "linear",
-        "model.pair": "attention" if "pair_attention.join.weight" in shapes else "each",
-        "data.images_per_example": 2 if head == "pair_mlp.3" else 1,
     }
+    if "pair_attention.join.weight" in shapes:
+        fields["model.pair"] = "attention"
+    width = shapes.get(f"{MASK_OF_VLBERT['mask_head/transform']}.weight", (0,))[0]
+    if head == "pair_mlp.3" or (head == "mask_classes" and shapes["mask_classes.weight"][1] == 2 * width):
+        fields["data.images_per_example"] = 2
+    return fields
