@@ -131,7 +131,7 @@ def config_of(spec: str):
     path = ROOT / (name if name.endswith(".py") else f"configs/{name}.py")
     module = importlib.util.module_from_spec(found := importlib.util.spec_from_file_location(path.stem, path))
     found.loader.exec_module(module)
-    return module.get_config(variant or "demo")
+    return module.get_config(*[variant] if variant else [])
 
 
 def test_console_scripts_are_installed():

@@ -123,7 +123,8 @@ def parse_command(argv: list[str]) -> Command:
             values = _parse_flags(argv)
     except (flags.Error, OSError, ImportError) as error:  # the last line is the message of the variant or the parser
         raise ValueError(re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())) from error
-    recipe = pathlib.Path(config_flags.get_config_filename(values["config"]).replace(".py:", "_"))
+    named = re.sub(r":?@.*", "", config_flags.get_config_filename(values["config"]))  # without a table
+    recipe = pathlib.Path(named.replace(".py:", "_"))
     workdir = user_path(values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}")
     expand_paths(values.config)
     for path in (workdir, values.config.data.data_dir):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from vlbert_jax import configs
 from vlbert_jax.files import user_path
 
+OF_TABLES = ("own",)  # recipes that read the manifest of a table
 NO_RECIPES = ("__init__", "common", "siblings")
 
 
@@ -73,14 +74,36 @@ def recipe_path(value: str) -> str:
 
 
 def with_recipe_paths(argv: list[str]) -> list[str]:
-    """Replace the name of a recipe in --config=NAME or --config NAME by its path."""
-    replaced = list(argv)
+    """Replace the name of a recipe in --config=NAME or --config NAME by its path.
+
+    The variant of a recipe of OF_TABLES becomes VARIANT@TABLE@CHECKPOINT, from the flags that name the two.
+    """
+    replaced, about = list(argv), _tables_of(argv)
     for i, arg in enumerate(argv):
         if match := re.fullmatch(r"(--?config=)(.*)", arg):
-            replaced[i] = match[1] + recipe_path(match[2])
+            replaced[i] = match[1] + _completed(recipe_path(match[2]), about)
         elif arg in ("-config", "--config") and i + 1 < len(argv):
-            replaced[i + 1] = recipe_path(argv[i + 1])
+            replaced[i + 1] = _completed(recipe_path(argv[i + 1]), about)
     return replaced
+
+
+def _tables_of(argv: list[str]) -> str:
+    """Return @TABLE@CHECKPOINT as the flags name them; without a checkpoint the workdir, if it has a run."""
+    values = {"data.data_dir": "data", "data.texts": "", "init.checkpoint": ""}
+    workdirs = [match[1] for arg in argv if (match := re.fullmatch(r"--?workdir=(.*)", arg))]
+    for i, arg in enumerate(argv):
+        if match := re.fullmatch(r"--?config\.(data\.data_dir|data\.texts|init\.checkpoint)(?:=(.*))?", arg):
+            following = argv[i + 1] if i + 1 < len(argv) else ""
+            values[match[1]] = following if match[2] is None else match[2]
+    data_dir, texts, checkpoint = (user_path(value) for value in values.values())
+    if not checkpoint and workdirs and pathlib.Path(user_path(workdirs[-1]), "config.json").is_file():
+        checkpoint = user_path(workdirs[-1])
+    return f"@{pathlib.Path(data_dir, texts)}@{checkpoint}" if texts else f"@@{checkpoint}" if checkpoint else ""
+
+
+def _completed(recipe: str, about: str) -> str:
+    path, _, variant = recipe.partition(":")
+    return f"{path}:{variant}{about}" if pathlib.Path(path).stem in OF_TABLES and about else recipe
 
 
 @contextlib.contextmanager

@@ -82,11 +82,33 @@ def tagged_tokens(text: str, names: Sequence[str], tokenizer: Tokenizer) -> Toke
     return [(piece, found[word][1]) for piece, word in zip(encoding.ids, encoding.word_ids, strict=True)]  # pyright: ignore[reportCallIssue]
 
 
+def as_question(record: dict) -> dict:
+    """Return a record of plain texts, as user-supplied data have, in the form of the records of VCR.
+
+    Such a record has `example_id`, `text`, `choices` and `label`, -1 without one; no text names a region. A
+    record of VCR is returned as it is.
+    """
+    if "choices" not in record:
+        return record
+    number = len(record.get("boxes", ()))
+    return record | dict(
+        annot_id=record["example_id"],
+        objects=["region"] * number,
+        classes=np.zeros(number, np.int32),
+        shapes=np.ones((number, 14, 14), np.uint8),
+        question=json.dumps(record["text"].split()),
+        answers=[json.dumps(choice.split()) for choice in record["choices"]],
+        answer_label=record["label"],
+        rationale_label=-1,
+    )
+
+
 def is_answerable(record: dict, subtask: str, tokenizer: Tokenizer) -> bool:
     """Return whether the right choice is one of the choices and the model reads it otherwise than the others.
 
     Without a label there is nothing to compare, and the result is True.
     """
+    record = as_question(record)
     choices, label = (("answers", "answer_label"), ("rationales", "rationale_label"))[SUBTASKS.index(subtask)]
     texts, number = list(record[choices]), int(record[label])
     if not 0 <= number < len(texts):
@@ -186,6 +208,7 @@ class ChoiceLayout(ImageLayout):
     text_length: int  # tokens of question and response, without [CLS] and [SEP]
     roi_size: int
     num_classes: int
+    num_choices: int = 4
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> ChoiceLayout:
@@ -209,6 +232,7 @@ class ChoiceLayout(ImageLayout):
             text_length=d.text_length,
             roi_size=config.model.region_head.roi_size,
             num_classes=config.model.num_object_classes,
+            num_choices=d.get("num_choices", 4),
         )
 
 
@@ -258,7 +282,7 @@ def choice_example(
         region_positions=np.stack(positions),
         region_shapes=padded(on_rois(shapes, layout.roi_size, flip), rows),
         region_classes=padded(classes[:num_regions], rows, fill=-1),
-        choice=np.int32(label if len(pairs) == 4 else -1),
+        choice=np.int32(label if len(pairs) == layout.num_choices else -1),
         text_cut=np.bool_(cut),
     )
 

@@ -5,11 +5,10 @@ trained separately; evaluation joins them where `config.companion` names the wei
 """
 
 import copy
-import csv
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -23,7 +22,7 @@ from vlbert_jax.data.examples import image_shapes, orientation_of, usual_orienta
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.files import atomic_write, read_json_object
+from vlbert_jax.files import read_json_object
 from vlbert_jax.model.config import RegionHeadConfig, model_options
 from vlbert_jax.model.layers import PredictionHead, dense, dropout, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
@@ -32,6 +31,7 @@ from vlbert_jax.tasks.choice.examples import (
     REGION,
     SUBTASKS,
     ChoiceLayout,
+    as_question,
     choice_example,
     first_name,
     is_answerable,
@@ -39,6 +39,7 @@ from vlbert_jax.tasks.choice.examples import (
     readable,
     record_of_text,
 )
+from vlbert_jax.tasks.choice.results import accuracies, probabilities, write_table
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
@@ -107,6 +108,7 @@ class ChoiceTask(TextImageTask):
         tokenizer, layout = tokenizer_of(config), ChoiceLayout.of(config, orientation, train)
 
         def make(record: dict, flip: bool) -> Example:
+            record = as_question(record)
             example = choice_example(record, flip, tokenizer, layout)
             if train and example["choice"] < 0:
                 raise ValueError(
@@ -125,7 +127,7 @@ class ChoiceTask(TextImageTask):
     def example_shapes(self, config) -> Shapes:
         """Return shapes and dtypes of an example of most batches."""
         layout = ChoiceLayout.of(config, usual_orientation(config))
-        n, rows, size = 4, layout.max_regions + 1, layout.roi_size
+        n, rows, size = layout.num_choices, layout.max_regions + 1, layout.roi_size
         return sequence_shapes(n, layout.sequence_length) | image_shapes(layout) | dict(
             region_positions=((n, rows), np.int32),
             region_shapes=((rows, size, size), np.float32),
@@ -214,12 +216,13 @@ class ChoiceTask(TextImageTask):
         index = rows[config.subtask]["index"]
         if any(not np.array_equal(table["index"], index) for table in rows.values()):
             raise ValueError("The run and its companion were not evaluated on the same questions.")
-        texts = [records[int(number)] for number in index]
+        texts = [as_question(records[int(number)]) for number in index]
         order = np.argsort([text["index"] for text in texts], kind="stable")  # as in the file, orientations mixed
         texts = [texts[i] for i in order]
         logits = {name: np.asarray(table["logits"])[order] for name, table in rows.items()}
         name = split if len(logits) == len(SUBTASKS) else f"{split}_{config.subtask}"
-        tables = {subtask: probabilities(scores) for subtask, scores in logits.items()}
+        number = config.data.get("num_choices", 4)
+        tables = {subtask: probabilities(scores, number) for subtask, scores in logits.items()}
         write_table(directory / f"{name}.csv", [text["annot_id"] for text in texts], tables)
         fields = {"q2a": "answer_label", "qa2r": "rationale_label"}
         labels = {subtask: np.array([text[field] for text in texts]) for subtask, field in fields.items()}
@@ -238,12 +241,15 @@ class ChoiceTask(TextImageTask):
 
     def report_title(self, config) -> str:
         """Return the heading of the report."""
+        if "num_choices" in config.data:
+            return "Choice of texts"
         title = {"q2a": "question to answer", "qa2r": "question and answer to rationale"}[config.subtask]
         return f"Visual commonsense reasoning: {title}"
 
     def card(self, record: dict, shown: dict, row: dict, config) -> Card | None:
         """Return the card of a question with the probability of each choice; None without a label."""
-        if record["answer_label"] < 0 or record["rationale_label"] < 0:
+        record = as_question(record)
+        if record["answer_label"] < 0 or (record["rationale_label"] < 0 and config.subtask == "qa2r"):
             return None
         names = object_names(record["objects"], first_name(record["annot_id"]))
         names = [f"{name} {region}" for region, name in enumerate(names, 1)]
@@ -252,7 +258,7 @@ class ChoiceTask(TextImageTask):
         if config.subtask == "qa2r":
             question += f" {readable(choices[label], names)}"
             choices, label = record["rationales"], int(record["rationale_label"])
-        chances = probabilities(row["logits"][None])[0]
+        chances = probabilities(row["logits"][None], len(choices))[0]
         ranked = np.argsort(-chances)
         answers = [RankedAnswer(readable(choices[i], names), float(chances[i]), float(i == label)) for i in ranked]
         labels = ["", *names][: len(shown["boxes"])]
@@ -309,8 +315,9 @@ class ChoiceTask(TextImageTask):
         [1] in a text names the first region, [1,2] two of them. Regions are whole boxes, without a
         shape. Sequences are filled up to 2, 4, 8 or 16, so that few programs are compiled.
         """
-        layout = dataclasses.replace(ChoiceLayout.of(config, orientation_of(record)), subtask="q2a")
         count = next((n for n in CHOICE_COUNTS if n >= len(choices)), len(choices))
+        layout = ChoiceLayout.of(config, orientation_of(record))
+        layout = dataclasses.replace(layout, subtask="q2a", num_choices=count)
         filled = [*choices, *[""] * (count - len(choices))]
         asked = record | record_of_text(text, filled, record["labels"])
         return choice_example(asked, False, tokenizer_of(config), layout)
@@ -360,41 +367,3 @@ def _object_losses(model: ChoiceModel, states: Float[Array, "b n s d"], batch: B
     classes = jnp.maximum(batch.targets.region_classes, 0)[:, None]
     classes = jnp.broadcast_to(classes, batch.targets.region_positions.shape)
     return cross_entropy(logits, classes), logits.argmax(-1) == classes
-
-
-def probabilities(logits: Float[np.ndarray, "q n"]) -> Float[np.ndarray, "q n"]:
-    """Return the softmax over each four choices, as the official code writes for the leaderboard with any loss."""
-    grouped = logits.reshape(len(logits), -1, 4).astype(np.float32)
-    powers = np.exp(grouped - grouped.max(-1, keepdims=True))
-    return (powers / powers.sum(-1, keepdims=True)).reshape(logits.shape)
-
-
-def columns(subtask: str, number: int) -> list[str]:
-    """Return the names of the leaderboard's columns.
-
-    `rationale_j` is not a column of the leaderboard: it is used where the right answer was given.
-    """
-    if subtask == "q2a":
-        return [f"answer_{i}" for i in range(4)]
-    if number == 4:
-        return [f"rationale_{j}" for j in range(4)]
-    return [f"rationale_conditioned_on_a{i}_{j}" for i in range(4) for j in range(4)]
-
-
-def write_table(path: Path, annot_ids: Iterable[str], tables: dict[str, Float[np.ndarray, "q n"]]) -> None:
-    """Write a row per question: annot_id, then the columns of each subtask, q2a first."""
-    ordered = {name: tables[name] for name in SUBTASKS if name in tables}
-    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["annot_id", *(c for name, table in ordered.items() for c in columns(name, table.shape[1]))])
-        for annot_id, *rows in zip(annot_ids, *ordered.values(), strict=True):
-            writer.writerow([annot_id, *(str(value) for row in rows for value in row)])
-
-
-def accuracies(
-    logits: dict[str, Float[np.ndarray, "q 4"]], labels: dict[str, Int[np.ndarray, " q"]]
-) -> dict[str, float]:
-    """Return `vcr_{q2a,qa2r}_accuracy`, and `vcr_q2ar_accuracy`: the share with both choices right."""
-    hits = {name: scores.argmax(1) == labels[name] for name, scores in logits.items()}
-    found = {f"vcr_{name}_accuracy": float(hit.mean()) for name, hit in hits.items()}
-    return found | dict(vcr_q2ar_accuracy=float(np.logical_and(*hits.values()).mean()))
