@@ -42,7 +42,7 @@ def fields(images: int = 1) -> ml_collections.ConfigDict:
             positive="",  # label that AUROC and average precision are of; "" = the second of two
             value_means=(),  # of each number in the training split
             value_deviations=(),
-            scorer="",  # writer of the files of a public task: nlvr2 | hateful_memes; "" = none
+            scorer="",  # files and scores of a public task: nlvr2 | snli_ve | hateful_memes; "" = none
             flip_probability=0.0,  # texts say left and right, and two images have an order
             max_regions=36,
             sequence_length=77,  # 36 regions, the whole image, and texts of 40 tokens
@@ -172,6 +172,7 @@ def snli_ve() -> ml_collections.ConfigDict:
     config.data.update(
         dict(
             labels="snli_ve.txt",
+            scorer="snli_ve",
             texts="snli_ve/snli_ve",
             images="snli_ve_images/snli_ve",
             eval_split="dev",

@@ -156,8 +156,8 @@ def gqa() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/vqa.py:gqa --workdir=DIR --config.init.checkpoint=BASE_PREC
 
     Corpus: the balanced questions of train and val, about 1,075,000. Rate, batch and lengths are those of volta; nobody
-    published VL-BERT on GQA. The answers are the 1,842 of LXMERT. Others reached on test-std: LXMERT 60.33, 12-in-1
-    60.65, Oscar base 61.62. `data.eval_split=testdev` is scored locally; for consistency, validity and plausibility
+    published VL-BERT on GQA. The answers are the 1,842 of LXMERT. Others reached on test-std: LXMERT 60.33, Oscar base
+    61.62. `data.eval_split=testdev` is scored locally; for consistency, validity and plausibility
     build val_all and evaluate it. `data.eval_split=submission` writes the file for EvalAI.
     """
     config = base()

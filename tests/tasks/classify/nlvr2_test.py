@@ -3,10 +3,13 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
+from data_prep import build
 from tests.helpers.golden_folders import task_folders
-from vlbert_jax.tasks.classify import nlvr2
+from tests.helpers.vqa_case import read_all
+from vlbert_jax.tasks.classify import nlvr2, results
 
 FOLDERS = task_folders("nlvr2")
 
@@ -105,3 +108,31 @@ def test_the_command_prints_all_scores(capsys):
     found = json.loads(capsys.readouterr().out)
     assert {percent for percent, _ in found.pop("categories").values()} == {100}
     assert found == dict(accuracy=1, consistency=1, balanced=100, unbalanced=100)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_file_and_the_scores_of_a_table_are_those_of_the_official_programs(tmp_path, folder):
+    assert build.main(["nlvr2", f"--source={folder}", f"--data_dir={tmp_path}", "--splits=dev"]) == 0
+    table = next((tmp_path / "nlvr2/nlvr2").glob("*.*.*"))
+    records = [*read_all(table, "dev_landscape"), *read_all(table, "dev_portrait")]
+    predictions = predictions_of(folder, "usual.csv")
+    is_true = np.array([predictions[record["example_id"]] == "True" for record in records], float)
+    chances = np.stack([1 - is_true, is_true], 1)
+    predicted = results.Predicted("dev", records, nlvr2.LABELS, chances, "softmax", positive=1)
+    found = results.SCORERS["nlvr2"](tmp_path, predicted)
+    assert nlvr2.read_predictions(tmp_path / "dev.csv") == predictions
+    for name in ("macro_f1", "auroc", "average_precision", "f1"):
+        assert 0 < found.pop(name) < 1
+    expected = json.loads((folder / "expected.json").read_text())
+    printed = dict(line.split("=") for line in expected["metrics.py on data/dev.json"]["usual.csv"]["stdout"])
+    assert {name: repr(found.pop(name)) for name in printed} == printed
+    for name in ("balanced", "unbalanced"):
+        percent = expected["compute_filtered_accuracy.py"][f"usual.csv {name}"]
+        assert found.pop(f"accuracy_{name}") == float(percent) / 100
+    lines = [f"{name.removeprefix('accuracy_').replace('_', ' ')}: {100 * value:.2f}" for name, value in found.items()]
+    official = expected["compute_category_accuracy.py"]["usual.csv"][3:]
+    assert lines == [line.partition(" (")[0] for line in official]
+
+
+def test_records_without_labels_have_no_scores():
+    assert nlvr2.scores_of_records([dict(example_id="test2-1-0-0", labels=[], known=False)], ["True"]) == {}

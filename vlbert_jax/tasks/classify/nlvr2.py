@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,31 @@ def category_accuracies(
     names = sorted({name for example in annotated for name in categories[example["sentence"]]})
     parts = {name: [item for item in annotated if name in categories[item["sentence"]]] for name in names}
     return {name: (subset_accuracy(part, predictions), len(part)) for name, part in parts.items()}
+
+
+def scores_of_records(records: Sequence[Mapping[str, Any]], words: Sequence[str]) -> dict[str, float]:
+    """Return the scores of predictions as fractions; none where no label is known.
+
+    Args:
+        records: Records of the table: `example_id`, `labels`, `known`, and perhaps `extra`, a JSON object with the
+            `subset` and the `categories` of the example.
+        words: Predicted word for each record.
+
+    Returns:
+        accuracy, consistency, and the accuracies of subsets and categories, such as accuracy_balanced.
+    """
+    examples, predictions, parts = [], {}, {}
+    for record, word in zip(records, words, strict=True):
+        if record["known"]:
+            name, extra = record["example_id"], json.loads(record.get("extra") or "{}")
+            examples.append(dict(identifier=name, label=record["labels"][0]))
+            predictions[name] = word
+            for part in (*filter(None, [extra.get("subset")]), *extra.get("categories", ())):
+                parts.setdefault(f"accuracy_{part.replace(' ', '_')}", []).append(examples[-1])
+    if not examples:
+        return {}
+    accuracies = {name: subset_accuracy(part, predictions) / 100 for name, part in sorted(parts.items())}
+    return scores(examples, predictions) | accuracies
 
 
 # --- Files --------------------------------------------------------------------------------------------------

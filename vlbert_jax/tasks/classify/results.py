@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from vlbert_jax.data.tables import Split
 from vlbert_jax.files import atomic_write
-from vlbert_jax.tasks.classify import nlvr2, scores
+from vlbert_jax.tasks.classify import nlvr2, scores, snli_ve
 from vlbert_jax.tasks.classify.examples import labels_of, loss_of
 
 ALL_LABELS = 100  # up to so many labels all probabilities are written, of more the best BEST
@@ -133,23 +133,24 @@ def hateful_memes(directory: Path, predicted: Predicted) -> dict[str, float]:
 
 
 def nlvr2_files(directory: Path, predicted: Predicted) -> dict[str, float]:
-    """Write SPLIT.csv with lines `identifier,True`; return the official scores, consistency among them."""
-    answers = {name: predicted.answer(number) for number, name in enumerate(predicted.ids)}
+    """Write SPLIT.csv with lines `identifier,True`; return the official scores and those of all classes."""
+    words = [predicted.answer(number) for number in range(len(predicted.records))]
     with atomic_write(directory / f"{predicted.split}.csv") as path:
-        nlvr2.write_predictions(path, answers)
-    examples = [
-        dict(identifier=name, label=record["labels"][0])
-        for name, record in zip(predicted.ids, predicted.records, strict=True)
-        if record["known"]
-    ]
-    return own_scores(predicted) | (nlvr2.scores(examples, answers) if examples else {})
+        nlvr2.write_predictions(path, dict(zip(predicted.ids, words, strict=True)))
+    return own_scores(predicted) | nlvr2.scores_of_records(predicted.records, words)
+
+
+def snli_ve_scores(directory: Path, predicted: Predicted) -> dict[str, float]:
+    """Return the accuracy of the examples of each label, and the scores of all; no file has a form of its own."""
+    known = [number for number, record in enumerate(predicted.records) if record["known"]]
+    right, words = [predicted.records[k]["labels"][0] for k in known], [predicted.answer(k) for k in known]
+    return own_scores(predicted) | (snli_ve.scores(right, words) if known else {})
 
 
 # Value of `config.data.scorer` -> function that writes the files of a public task and returns its scores.
 SCORERS: dict[str, Callable[[Path, Predicted], dict[str, float]]] = {
-    "hateful_memes": hateful_memes,
-    "nlvr2": nlvr2_files,
-}
+    "hateful_memes": hateful_memes, "nlvr2": nlvr2_files, "snli_ve": snli_ve_scores,
+}  # fmt: skip
 
 
 def conclude_split(directory: Path, rows: dict[str, np.ndarray], config) -> dict[str, float]:
