@@ -27,8 +27,9 @@ and by kind:
     choice     text text, choices text *, label int64 (-1: not labeled)
     match      text text, text_id int64, targets int64 *  one record for each text of an image; targets are image
                numbers, none if the image of the record itself is what the text describes
-    region     expression text, boxes float32 n 4, targets int64 *, box float64 4  boxes (0, 4) = those of the image;
-               targets are indices of right boxes; box is the first of them, or the only one
+    region     expression text, context text (""), choices int64 * (none: every box), boxes float32 n 4 in place of
+               those of the image, absent if these are meant, targets int64 * indices of right boxes, gold float64 * 4
+               right boxes, which a region must overlap
 
 Next to the records are the lists `CORPUS_labels.txt` or `CORPUS_answers.txt`, and
 `CORPUS_SPLIT_gallery.json`, the image numbers of a gallery. The field `task` of `manifest.json`
@@ -53,8 +54,6 @@ from data_prep.own_targets import describe_task
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.data.region_files import fractions_of
 from vlbert_jax.files import atomic_write
-
-NO_BOX = [0.0] * 4
 
 
 class OwnExamples(OrderedBuilder, skip_registration=True):
@@ -104,7 +103,9 @@ class OwnExamples(OrderedBuilder, skip_registration=True):
             choice=dict(text=text, choices=texts, label=number),
             match=dict(text=text, text_id=number, targets=numbers),
             region=dict(
-                expression=text, boxes=array_feature(None, 4), targets=numbers, box=array_feature(4, dtype=np.float64)
+                expression=text, context=text, choices=numbers, targets=numbers,
+                gold=array_feature(None, 4, dtype=np.float64),
+                **(dict(boxes=array_feature(None, 4)) if self.folder.form.name == "boxes" else {}),
             ),
         )[self.folder.form.kind]
 
@@ -154,15 +155,12 @@ class OwnExamples(OrderedBuilder, skip_registration=True):
 
     def _region(self, example: Example, image: PlacedImage, _) -> Iterator[dict[str, Any]]:
         fields = example.fields
-        boxes = np.array(fields.get("boxes", []), np.float32).reshape(-1, 4)
-        box = np.array(fields.get("box", NO_BOX), np.float64)
-        _check_boxes(example, boxes, image)
-        if "box" in fields:
-            _check_boxes(example, box[None], image)
-        targets = fields.get("label", [])
-        if targets:
-            box = np.array(fields["boxes"][targets[0]], np.float64)
-        yield dict(expression=fields["text"], boxes=boxes, targets=np.array(targets, np.int64), box=box)
+        given = {name: np.array(fields.get(name, []), np.float64).reshape(-1, 4) for name in ("boxes", "box")}
+        for boxes in given.values():
+            _check_boxes(example, boxes, image)
+        right = dict(targets=np.array(fields.get("label", []), np.int64), gold=given["box"])
+        boxes = dict(boxes=given["boxes"].astype(np.float32)) if self.folder.form.name == "boxes" else {}
+        yield dict(expression=fields["text"], context="", choices=np.zeros(0, np.int64)) | right | boxes
 
 
 def _check_boxes(example: Example, boxes: np.ndarray, image: PlacedImage) -> None:

@@ -11,7 +11,7 @@ from data_prep.own import build_own
 from data_prep.own_files import OwnFolder
 from data_prep.own_targets import describe_task
 from tests.helpers.golden_folders import golden_folders
-from tests.helpers.vqa_case import jpeg, read_all
+from tests.helpers.vqa_case import jpeg, read_all, regions
 
 GOLDEN_OWN = [path for root in golden_folders("tasks") for path in sorted(root.glob("own_data*"))]
 SIZES = {"a.jpg": (60, 40), "b.jpg": (40, 60), "c.jpg": (60, 40)}
@@ -38,8 +38,8 @@ def in_record(line):
     """Return the fields of a record that a line of the recordings must give, besides image numbers."""
     text = dict(text=line.get("text", ""), text2=line.get("text2", ""))
     if "boxes" in line:
-        box = line["boxes"][line["label"]]
-        return dict(expression=line["text"], boxes=line["boxes"], targets=[line["label"]], box=box)
+        right = dict(targets=[line["label"]], gold=[], context="", choices=[])
+        return dict(expression=line["text"], boxes=line["boxes"]) | right
     if "label" in line:
         return text | dict(labels=[line["label"]], known=True)
     if "labels" in line:
@@ -186,7 +186,19 @@ def test_choices_and_boxes_from_tables(tmp_path):
         (folder / f"{split}.tsv").write_text("image\ttext\tboxes\tlabel\na.jpg\tthe ball\t1 2 10 20|5 5 9 9.5\t0|1\n")
     (record,) = stored(build_own(folder, tmp_path / "data", "boxes"), "val")
     assert record["boxes"].tolist() == [[1, 2, 10, 20], [5, 5, 9, 9.5]]
-    assert record["targets"].tolist() == [0, 1] and record["box"].tolist() == [1, 2, 10, 20]
+    assert record["targets"].tolist() == [0, 1] and record["gold"].shape == (0, 4)
+
+
+def test_a_box_among_the_regions_of_the_image(tmp_path):
+    line = dict(image="a.jpg", text="the ball", box=[1, 2, 10, 20])
+    folder = write(tmp_path / "photos", train=[line], val=[line], test=[dict(image="a.jpg", text="the ball")])
+    (folder / "found").mkdir()
+    (folder / "found/a.json").write_text(json.dumps(regions(1, SIZES["a.jpg"])))
+    paths = build_own(folder, tmp_path / "data", regions=folder / "found")
+    (record,), (unknown,) = stored(paths, "train"), stored(paths, "test")
+    assert record["gold"].tolist() == [[1, 2, 10, 20]] and record["targets"].size == 0
+    assert unknown["gold"].size == 0 and "boxes" not in record  # those of the image
+    assert len(read_all(paths["images"], "images")[0]["boxes"]) == 2
 
 
 def test_many_labels_and_few_examples(tmp_path, capsys):
