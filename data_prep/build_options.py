@@ -181,6 +181,11 @@ PUBLIC = dict(
     ),
     vizwiz=("VizWiz: questions of blind people", "train.json, ..., train/, ...", "train,val,test"),
     ok_vqa=("OK-VQA: questions that need outside knowledge", "OpenEnded_mscoco_*.json, *2014/", "train,val"),
+    entities=(
+        "Flickr30k Entities: phrases of captions with boxes", "Sentences/, Annotations/, train.txt, ..., the images",
+        "train,val,test",
+    ),
+    visual7w=("Visual7W: pointing questions", "dataset_v7w_pointing.json, images/", "train,val,test"),
 )  # fmt: skip
 
 

@@ -52,6 +52,18 @@ def _retrieval(args: argparse.Namespace) -> None:
     _build(args, Retrieval(args.source, args.dataset, listed(args.splits)))
 
 
+def _entities(args: argparse.Namespace) -> None:
+    from data_prep.entities import Entities
+
+    _build(args, Entities(args.source, listed(args.splits)))
+
+
+def _visual7w(args: argparse.Namespace) -> None:
+    from data_prep.visual7w import Visual7W
+
+    _build(args, Visual7W(args.source, listed(args.splits)))
+
+
 def _gqa(args: argparse.Namespace) -> None:
     from data_prep.gqa import GQA, write_answers
 
@@ -101,7 +113,7 @@ def _ok_vqa(args: argparse.Namespace) -> None:
 
 _COMMANDS = dict(
     nlvr2=_nlvr2, snli_ve=_snli_ve, hateful_memes=_hateful_memes, retrieval=_retrieval, gqa=_gqa, vizwiz=_vizwiz,
-    ok_vqa=_ok_vqa,
+    ok_vqa=_ok_vqa, entities=_entities, visual7w=_visual7w,
 )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ and by kind:
                annotators gave is there ten times; none = not known
     classify   text, text2 text ("" = none), labels text *, values float32 *, known bool (False: not labeled)
     match      text text, text_id int64; one record for each text of an image
+    region     expression text, context text ("" = none), choices int64 *, targets int64 *, gold float64 * 4; see
+               vlbert_jax/tasks/region/listed.py; and where the texts have boxes: boxes float32 * 4, box_ids int64 *
 
 The labels of `classify` are listed in `NAME/CORPUS_labels.txt`, one a line."""
 
@@ -32,7 +34,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from data_prep.builder import OrderedBuilder, array_feature, oriented
-from data_prep.image_table import ImageTable, chosen_regions, placed_images
+from data_prep.image_table import ImageTable, NoRegions, chosen_regions, placed_images
 from data_prep.manifest import SourceError
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.files import atomic_write
@@ -51,7 +53,8 @@ class Corpus:
     """The files of a public task; subclasses read them."""
 
     name = ""  # of the tables
-    kind = ""  # answer, classify or match
+    kind = ""  # answer, classify, match or region
+    has_boxes = False  # whether each text has its own boxes; then the images have no regions
     images_per_example = 1
     labels: tuple[str, ...] = ()  # of classify
 
@@ -107,8 +110,8 @@ def image_prefix(root: pathlib.Path, *folders: str) -> str:
     return f"{folders[0]}/"
 
 
-def _fields_of(kind: str) -> dict[str, Any]:
-    """Return the TFDS features that a kind adds."""
+def _fields_of(kind: str, has_boxes: bool) -> dict[str, Any]:
+    """Return the TFDS features that a kind adds; `has_boxes` is that of a `Corpus`."""
     f = tfds.features
     number = f.Scalar(np.int64)
     if kind == "answer":
@@ -116,6 +119,11 @@ def _fields_of(kind: str) -> dict[str, Any]:
     if kind == "classify":
         texts = dict(text=f.Text(), text2=f.Text(), labels=f.Sequence(f.Text()))
         return texts | dict(values=array_feature(None), known=f.Scalar(np.bool_))
+    if kind == "region":
+        numbers = array_feature(None, dtype=np.int64)
+        fields = dict(expression=f.Text(), context=f.Text(), choices=numbers, targets=numbers)
+        fields |= dict(gold=array_feature(None, 4, dtype=np.float64))
+        return fields | (dict(boxes=array_feature(None, 4), box_ids=numbers) if has_boxes else {})
     return dict(text=f.Text(), text_id=number)
 
 
@@ -143,7 +151,7 @@ class PublicTexts(OrderedBuilder, skip_registration=True):
             fields |= dict(image_numbers=array_feature(several, dtype=np.int64))
         else:
             fields |= dict(image_number=number)
-        return fields | _fields_of(self.source.kind)
+        return fields | _fields_of(self.source.kind, self.source.has_boxes)
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a record per text. Raises SourceError."""
@@ -194,7 +202,10 @@ def run_public(
       ValueError: the weights of the detector cannot be used.
     """
     data_dir, paths = pathlib.Path(data_dir), source.images()
-    chosen = chosen_regions(source.root, paths, regions, detector, features, num_threads)
+    if source.has_boxes and (regions or detector or features):
+        raise SourceError(f"the texts of {source.name} have their own boxes; omit --regions, --detector and --features")
+    options = regions, detector, features, num_threads
+    chosen = NoRegions() if source.has_boxes else chosen_regions(source.root, paths, *options)
     where = f"{source.name}_images", corpus, data_dir, source.root, paths, chosen
     images = ImageTable(*where, store_images=store_images, num_threads=num_threads)
     texts = PublicTexts(corpus, data_dir, source, images.data_dir)

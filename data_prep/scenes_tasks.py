@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 from data_prep.tables import draw_once, only_builder
+
+TASKS = ("nlvr2", "snli_ve", "retrieval", "entities", "visual7w")
 
 
 def build_scenes_tasks(
@@ -14,10 +17,12 @@ def build_scenes_tasks(
     num_val: int = 500,
     num_test: int = 500,
     feature_width: int = 0,
+    tasks: Sequence[str] = TASKS,
 ) -> dict[str, pathlib.Path]:
-    """Generate the corpus in `{data_dir}/scenes_tasks`; data_prep/scenes/task_corpus.py describes it.
+    """Generate the corpus in `{data_dir}/scenes_tasks` and build the records of its tasks.
 
-    Nothing happens if it exists.
+    data_prep/scenes/task_corpus.py describes the corpus. Nothing happens if it exists; the next call completes an
+    interrupted one.
 
     Args:
       data_dir: folder of all corpora.
@@ -26,6 +31,7 @@ def build_scenes_tasks(
       num_val: scenes of val.
       num_test: scenes of test.
       feature_width: width of synthetic region features; 0 = no features.
+      tasks: those of `TASKS` whose records are built.
 
     Returns:
       The paths `source` (folder) and `vocab` (file).
@@ -33,7 +39,13 @@ def build_scenes_tasks(
     Raises:
       SourceError: the corpus exists with other settings.
     """
+    from data_prep.entities import Entities
+    from data_prep.nlvr2 import NLVR2
+    from data_prep.public_texts import run_public
+    from data_prep.retrieval import Retrieval
     from data_prep.scenes import task_corpus
+    from data_prep.snli_ve import SNLIVE
+    from data_prep.visual7w import Visual7W
 
     data_dir = pathlib.Path(data_dir)
     settings = dict(
@@ -41,6 +53,14 @@ def build_scenes_tasks(
         feature_width=feature_width,
     )  # fmt: skip
     source = data_dir / "scenes_tasks"
+    readers = dict(nlvr2=NLVR2, snli_ve=SNLIVE, retrieval=Retrieval, entities=Entities, visual7w=Visual7W)
+    folders = dict(nlvr2="nlvr2", snli_ve="snli_ve", visual7w="visual7w")  # the others are in flickr30k
     with only_builder(data_dir):
-        draw_once(source, settings, task_corpus.write_task_corpus, ())
+        tables = [f"{task}{suffix}/scenes" for task in TASKS for suffix in ("", "_images")]
+        draw_once(source, settings, task_corpus.write_task_corpus, tables)
+        for task in tasks:
+            reader = readers[task](source / folders.get(task, "flickr30k"))
+            regions = source / ("nlvr2" if task == "nlvr2" else "flickr30k") / "regions"
+            found = dict(regions=regions, features=bool(feature_width)) if not reader.has_boxes else {}
+            run_public(reader, "scenes", data_dir, **found)
         return dict(source=source, vocab=source / "vocab.txt")

@@ -1,6 +1,7 @@
 """Test the synthetic corpus of the further tasks: public formats, reproducible bytes, true texts, no prior."""
 
 import collections
+import functools
 import itertools
 import json
 import re
@@ -12,7 +13,9 @@ from data_prep import build
 from data_prep.manifest import SourceError
 from data_prep.scenes import downstream, own, task_corpus
 from data_prep.scenes.hypotheses import LABELS, suppose
+from data_prep.scenes_tasks import TASKS
 from tests.helpers.scene_truth import draw_many, matching
+from vlbert_jax.data.records import open_split
 
 SETTINGS = dict(version=task_corpus.VERSION, seed=3, num_train=24, num_val=10, num_test=9, feature_width=0)
 NUMBERS = dict(one=1, two=2, three=3, four=4)
@@ -270,11 +273,20 @@ def test_the_vocabulary_has_all_words(folder):
     assert words <= set(vocabulary)
 
 
-def test_the_command_draws_once(tmp_path):
-    command = ["scenes_tasks", f"--data_dir={tmp_path}", "--num_train=8", "--num_val=8", "--num_test=8"]
-    assert build.main(command) == 0
-    vocab = tmp_path / "scenes_tasks/vocab.txt"
-    made = vocab.stat().st_mtime_ns
+def test_the_corpus_is_drawn_once_and_a_recipe_builds_only_its_tables(tmp_path, monkeypatch):
+    settings = dict(num_train=8, num_val=8, num_test=8)
+    monkeypatch.setattr(build, "build_scenes_tasks", functools.partial(build.build_scenes_tasks, **settings))
+    built, vocab, made = set(), tmp_path / "scenes_tasks/vocab.txt", None
+    for task in TASKS:
+        fields = dict(data_dir=str(tmp_path), texts=f"{task}/scenes", images=f"{task}_images/scenes")
+        build.draw_missing("scenes_tasks", fields | dict(vocab="scenes_tasks/vocab.txt"))
+        built |= {task, f"{task}_images"}
+        assert {path.name for path in tmp_path.iterdir()} - {".build_lock", "scenes_tasks"} == built
+        made = made or vocab.stat().st_mtime_ns
+        image = open_split(tmp_path, f"{task}_images/scenes", "images")[0]
+        assert image["image"] and (0 < len(image["boxes"]) < 9) != (task == "visual7w")
+    monkeypatch.undo()
+    command = ["scenes_tasks", f"--data_dir={tmp_path}", *(f"--{name}={value}" for name, value in settings.items())]
     assert build.main(command) == 0 and vocab.stat().st_mtime_ns == made
     with pytest.raises(SourceError, match="remove it"):
         build.build_scenes_tasks(tmp_path, seed=7)
