@@ -27,9 +27,8 @@ and by kind:
     choice     text text, choices text *, label int64 (-1: not labeled)
     match      text text, text_id int64, targets int64 *  one record for each text of an image; targets are image
                numbers, none if the image of the record itself is what the text describes
-    region     expression text, context text (""), choices int64 * (none: every box), boxes float32 n 4 in place of
-               those of the image, absent if these are meant, targets int64 * indices of right boxes, gold float64 * 4
-               right boxes, which a region must overlap
+    region     expression text, context text (""), choices int64 *, targets int64 *, gold float64 * 4; and where the
+               lines have boxes: boxes float32 * 4. See vlbert_jax/tasks/region/listed.py
 
 Next to the records are the lists `CORPUS_labels.txt` or `CORPUS_answers.txt`, and
 `CORPUS_SPLIT_gallery.json`, the image numbers of a gallery. The field `task` of `manifest.json`
@@ -105,7 +104,7 @@ class OwnExamples(OrderedBuilder, skip_registration=True):
             region=dict(
                 expression=text, context=text, choices=numbers, targets=numbers,
                 gold=array_feature(None, 4, dtype=np.float64),
-                **(dict(boxes=array_feature(None, 4)) if self.folder.form.name == "boxes" else {}),
+                **({} if self.folder.form.name == "box" else dict(boxes=array_feature(None, 4))),
             ),
         )[self.folder.form.kind]
 
@@ -155,12 +154,14 @@ class OwnExamples(OrderedBuilder, skip_registration=True):
 
     def _region(self, example: Example, image: PlacedImage, _) -> Iterator[dict[str, Any]]:
         fields = example.fields
-        given = {name: np.array(fields.get(name, []), np.float64).reshape(-1, 4) for name in ("boxes", "box")}
-        for boxes in given.values():
-            _check_boxes(example, boxes, image)
-        right = dict(targets=np.array(fields.get("label", []), np.int64), gold=given["box"])
-        boxes = dict(boxes=given["boxes"].astype(np.float32)) if self.folder.form.name == "boxes" else {}
-        yield dict(expression=fields["text"], context="", choices=np.zeros(0, np.int64)) | right | boxes
+        boxes = np.array(fields.get("boxes", []), np.float32).reshape(-1, 4)
+        gold = np.array([fields["box"]] if "box" in fields else [], np.float64).reshape(-1, 4)
+        for these in (boxes, gold):
+            _check_boxes(example, these, image)
+        targets = np.array(fields.get("label", []), np.int64).reshape(-1)
+        own = {} if self.folder.form.name == "box" else dict(boxes=boxes)
+        choices = np.arange(len(boxes))
+        yield dict(expression=fields["text"], context="", choices=choices, targets=targets, gold=gold) | own
 
 
 def _check_boxes(example: Example, boxes: np.ndarray, image: PlacedImage) -> None:

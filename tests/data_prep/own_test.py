@@ -3,6 +3,7 @@
 import collections
 import json
 
+import numpy as np
 import pytest
 
 from data_prep import build
@@ -11,7 +12,8 @@ from data_prep.own import build_own
 from data_prep.own_files import OwnFolder
 from data_prep.own_targets import describe_task
 from tests.helpers.golden_folders import golden_folders
-from tests.helpers.vqa_case import jpeg, read_all, regions
+from tests.helpers.vqa_case import jpeg, read_all
+from vlbert_jax.data.region_files import encode_floats
 
 GOLDEN_OWN = [path for root in golden_folders("tasks") for path in sorted(root.glob("own_data*"))]
 SIZES = {"a.jpg": (60, 40), "b.jpg": (40, 60), "c.jpg": (60, 40)}
@@ -38,8 +40,8 @@ def in_record(line):
     """Return the fields of a record that a line of the recordings must give, besides image numbers."""
     text = dict(text=line.get("text", ""), text2=line.get("text2", ""))
     if "boxes" in line:
-        right = dict(targets=[line["label"]], gold=[], context="", choices=[])
-        return dict(expression=line["text"], boxes=line["boxes"]) | right
+        choices = list(range(len(line["boxes"])))
+        return dict(expression=line["text"], boxes=line["boxes"], targets=[line["label"]], choices=choices, gold=[])
     if "label" in line:
         return text | dict(labels=[line["label"]], known=True)
     if "labels" in line:
@@ -186,19 +188,19 @@ def test_choices_and_boxes_from_tables(tmp_path):
         (folder / f"{split}.tsv").write_text("image\ttext\tboxes\tlabel\na.jpg\tthe ball\t1 2 10 20|5 5 9 9.5\t0|1\n")
     (record,) = stored(build_own(folder, tmp_path / "data", "boxes"), "val")
     assert record["boxes"].tolist() == [[1, 2, 10, 20], [5, 5, 9, 9.5]]
-    assert record["targets"].tolist() == [0, 1] and record["gold"].shape == (0, 4)
+    assert record["targets"].tolist() == [0, 1] and record["choices"].tolist() == [0, 1]
+    assert record["context"] == "" and record["gold"].shape == (0, 4)
 
 
-def test_a_box_among_the_regions_of_the_image(tmp_path):
-    line = dict(image="a.jpg", text="the ball", box=[1, 2, 10, 20])
-    folder = write(tmp_path / "photos", train=[line], val=[line], test=[dict(image="a.jpg", text="the ball")])
-    (folder / "found").mkdir()
-    (folder / "found/a.json").write_text(json.dumps(regions(1, SIZES["a.jpg"])))
-    paths = build_own(folder, tmp_path / "data", regions=folder / "found")
-    (record,), (unknown,) = stored(paths, "train"), stored(paths, "test")
-    assert record["gold"].tolist() == [[1, 2, 10, 20]] and record["targets"].size == 0
-    assert unknown["gold"].size == 0 and "boxes" not in record  # those of the image
-    assert len(read_all(paths["images"], "images")[0]["boxes"]) == 2
+def test_a_right_box_is_sought_among_detected_ones(tmp_path):
+    lines = [dict(image="a.jpg", text="x", box=[1, 2, 9, 9])]
+    folder = write(tmp_path / "photos", train=lines, val=lines)
+    regions = dict(image_id=0, image_w=60, image_h=40, num_boxes=1, boxes=encode_floats(np.array([[0, 0, 9, 9]], "f4")))
+    (tmp_path / "regions").mkdir()
+    (tmp_path / "regions/a.json").write_text(json.dumps(regions))
+    (record,) = stored(build_own(folder, tmp_path / "data", regions=tmp_path / "regions"), "train")
+    assert record["gold"].tolist() == [[1, 2, 9, 9]] and "boxes" not in record
+    assert len(record["choices"]) == len(record["targets"]) == 0
 
 
 def test_many_labels_and_few_examples(tmp_path, capsys):

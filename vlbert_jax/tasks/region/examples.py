@@ -14,6 +14,7 @@ from vlbert_jax.geometry import box_iou
 from vlbert_jax.tasks.layouts import require_vlbert
 
 KINDS = ("gt", "detected", "both")  # of regions to choose from
+LISTED = "listed"  # or those of a table that lists the right ones; see listed.py
 POSITIVE = 0.5  # of a target, more of it than this is in common with what is meant; of a hit, no less
 
 
@@ -65,7 +66,7 @@ def hits(record: dict, kind: str, scale: tuple[int, int], caffe_resize: bool = F
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpressionLayout(ImageLayout):
     """Fields of a config that determine the example of an expression."""
-    kind: str  # of regions: gt, detected or both
+    kind: str  # of regions: gt, detected, both or listed
     sequence_length: int
 
     @classmethod
@@ -73,8 +74,8 @@ class ExpressionLayout(ImageLayout):
         """Return the layout of a config; raise ValueError on an unknown kind or without room for text."""
         d = config.data
         field = "train_boxes" if train else "eval_boxes"
-        if d[field] not in KINDS:
-            raise ValueError(f"config.data.{field} is {d[field]!r}, not one of {', '.join(KINDS)}")
+        if d[field] not in (*KINDS, LISTED):
+            raise ValueError(f"config.data.{field} is {d[field]!r}, not one of {', '.join((*KINDS, LISTED))}")
         if is_precomputed(config):
             raise ValueError("config.data.features must be image: referring expressions have no precomputed features")
         require_vlbert(config, "the task of referring expressions")
@@ -117,19 +118,34 @@ def expression_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: E
 def asked_example(
     record: dict, boxes: Float[np.ndarray, "n 4"], flip: bool, tokenizer: Tokenizer, layout: ExpressionLayout
 ) -> Example:
-    """Return the same example without targets, for the `expression` of a record about some boxes."""
+    """Return the same example without targets, for the `expression` of a record about some boxes.
+
+    A `context`, the sentence that the expression is a phrase of, comes first, with a [SEP] of its own; the
+    expression then has segment 1.
+    """
     image = image_fields(record, boxes, layout, flip)
     real = image["region_mask"]
     num_regions = int(real.sum())
-    ids = sum(tokenizer.words(record["expression"]), [])
-    if flip:
-        ids = mirrored(ids, tokenizer)
+
+    def tokens(text: str) -> list[int]:
+        ids = sum(tokenizer.words(text), [])
+        return mirrored(ids, tokenizer) if flip else ids
+
+    ids, context = tokens(record["expression"]), tokens(record.get("context", ""))
     room = layout.sequence_length - num_regions - 2
-    text = [tokenizer.cls_id, *ids[:room], tokenizer.sep_id]
+    text, segments = [tokenizer.cls_id], [0]
+    if context:  # cut before the expression is
+        room -= 1
+        context_room = max(room - len(ids), 0)
+        text += [*context[:context_room], tokenizer.sep_id]
+        segments *= len(text)
+    is_cut = len(context) + len(ids) > room
+    text += [*ids[: max(room, 0)], tokenizer.sep_id]
+    segments += [int(bool(context))] * (len(text) - len(segments))
     zeros = np.zeros(len(text), np.int32)
     nothing_hidden = np.zeros(num_regions, bool)
     packed = pack(
-        text, zeros, num_regions, nothing_hidden, zeros, layout.sequence_length, tokenizer.vocab_size
+        text, segments, num_regions, nothing_hidden, zeros, layout.sequence_length, tokenizer.vocab_size
     )
     packed["region_positions"] = np.where(real, len(text) + np.arange(len(real)), 0).astype(np.int32)
-    return {name: value[None] for name, value in packed.items()} | image | dict(text_cut=np.bool_(len(ids) > room))
+    return {name: value[None] for name, value in packed.items()} | image | dict(text_cut=np.bool_(is_cut))

@@ -1,7 +1,6 @@
-"""Referring expressions: which region an expression means (paper, section 4.3)."""
+"""Referring expressions, phrases of a sentence and pointing questions: which region is meant (paper, section 4.3)."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,23 +17,16 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
-from vlbert_jax.files import atomic_write
 from vlbert_jax.model.config import RegionHeadConfig, model_options
 from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_words
 from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted
-from vlbert_jax.tasks.region.examples import (
-    ExpressionLayout,
-    asked_example,
-    expression_example,
-    hits,
-    meant_row,
-    original_boxes,
-)
+from vlbert_jax.tasks.region.examples import LISTED, ExpressionLayout, asked_example, expression_example, hits
+from vlbert_jax.tasks.region.listed import check_listed, listed_example, right_rows
+from vlbert_jax.tasks.region.predictions import SCORERS, num_predicted, write_listed, write_referring
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
-TOP = 5  # regions of a prediction
 CHECKED_IMAGES = 20  # so many first images without a detection are taken for a mistake
 
 
@@ -53,6 +45,7 @@ class RegionTargets(Arrays):
     region_positions: Int[Array | np.ndarray, "b n r"] | None = padding(0, default=None)  # elements of the regions
     region_targets: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)  # meant by the expression
     region_hits: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)  # count as right when chosen
+    region_choices: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)  # may be chosen; None = all
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # the expression was cut
 
 
@@ -89,9 +82,9 @@ class RegionTask(TextImageTask):
     def example_maker(self, config, orientation: str, train: bool) -> Callable[[dict, bool], Example]:
         """Return the function that makes the example of an expression."""
         tokenizer, layout = tokenizer_of(config), ExpressionLayout.of(config, orientation, train)
-        if layout.kind != "gt":
-            _check_detections(config)
-        return lambda record, flip: expression_example(record, flip, tokenizer, layout)
+        _check_table(config, layout.kind)
+        make = listed_example if layout.kind == LISTED else expression_example
+        return lambda record, flip: make(record, flip, tokenizer, layout)
 
     target_remedy = (
         "No region overlaps the box that is meant by half: check the boxes of the tables, config.data.train_boxes and "
@@ -101,42 +94,43 @@ class RegionTask(TextImageTask):
     def target_checker(self, config, train: bool) -> Callable[[dict], bool]:
         """Return the function that finds a region that counts as right among those of the model."""
         layout = ExpressionLayout.of(config, train=train)
-        if layout.kind != "gt":
-            _check_detections(config)
-        options = layout.kind, layout.image_scale, layout.caffe_resize
-        return lambda record: bool(hits(record, *options)[: layout.max_regions + 1].any())
+        _check_table(config, layout.kind)
+        return lambda record: bool(_right_rows(record, layout)[: layout.max_regions + 1].any())
 
     def example_shapes(self, config) -> Shapes:
         """Return shapes and dtypes of an example of most batches."""
         layout = ExpressionLayout.of(config, usual_orientation(config))
         rows = layout.max_regions + 1
         shapes = sequence_shapes(1, layout.sequence_length) | image_shapes(layout)
-        shapes |= dict.fromkeys(("region_targets", "region_hits"), ((rows,), bool)) | dict(text_cut=((), bool))
+        flags = ("region_targets", "region_hits", *(("region_choices",) if layout.kind == LISTED else ()))
+        shapes |= dict.fromkeys(flags, ((rows,), bool)) | dict(text_cut=((), bool))
         return shapes | dict(region_positions=((1, rows), np.int32))
 
     def loss_weights(self, config) -> dict[str, float]:
-        """Return the weight of the one loss."""
+        """Return the weight of the one loss; raise ValueError where its kind is unknown."""
+        if (kind := loss_kind(config)) not in LOSSES:
+            raise ValueError(f"config.losses.grounding is {kind!r}; it must be one of {', '.join(LOSSES)}")
         return {"region": 1.0}
 
     def loss_counts(self, batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
-        """Return the number of regions."""
-        return {"region": jnp.maximum(batch.region_mask.sum().astype(jnp.float32), 1.0)}
+        """Return the number of regions that may be chosen, or of examples that have a right one."""
+        learned = has_right_region(batch) if loss_kind(config) == "softmax" else choosable(batch)
+        return {"region": jnp.maximum(learned.sum().astype(jnp.float32), 1.0)}
 
     def loss_sums(self, model: RegionModel, batch: Batch, key, config, names):
         """Return the summed loss and the training accuracies."""
         logits = region_logits(model, batch, appearance_of(model, batch, config.blind), key)
-        loss, _ = counted(region_losses(logits, batch), batch.region_mask)
-        return {"region": loss}, accuracies(logits, batch)
+        return {"region": summed_loss(logits, batch, loss_kind(config))[0]}, accuracies(logits, batch)
 
     def score(self, model: RegionModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
         """Return the accuracy of the choice, of baselines, of any region (`chance`), of the best (`possible`)."""
         logits_by_name, real = baseline_logits(model, batch, config), batch.region_mask.any(1)
-        any_region = batch.targets.region_hits.sum(1) / jnp.maximum(batch.region_mask.sum(1), 1)
+        any_region = batch.targets.region_hits.sum(1) / jnp.maximum(choosable(batch).sum(1), 1)
         choices = {f"grounding_accuracy{name}": choice_accuracy(rows, batch) for name, rows in logits_by_name.items()}
         return accuracies(logits_by_name[""], batch) | choices | dict(
             grounding_accuracy_chance=counted(any_region, real),
             grounding_accuracy_possible=counted(batch.targets.region_hits.any(1), real),
-            region_loss=counted(region_losses(logits_by_name[""], batch), batch.region_mask),
+            region_loss=summed_loss(logits_by_name[""], batch, loss_kind(config)),
             text_cut=counted(batch.targets.text_cut, real),
         )
 
@@ -145,28 +139,15 @@ class RegionTask(TextImageTask):
     def predict(self, model: RegionModel, batch: Batch, config) -> dict[str, Array]:
         """Return the rows of the best regions and their probabilities, [b, 5]; 0 where there are fewer."""
         logits = region_logits(model, batch, appearance_of(model, batch, config.blind))
-        best, region = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
+        best, region = jax.lax.top_k(logits, min(num_predicted(config), logits.shape[-1]))
+        if loss_kind(config) == "softmax":
+            return dict(region=region, probability=jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)))
         return dict(region=region, probability=jax.nn.sigmoid(best))
 
     def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
-        """Write SPLIT.json in the official format and order, with `sent_id` added; `testA+testB` are mixed.
-
-        With annotations among the regions, return the share of expressions whose annotation was chosen:
-        the rule of MAttNet, which is stricter than that of the official code.
-        """
-        rows, d = predictions[""], config.data
-        split, found, exact = Split(config, d.eval_split), [], []
-        for number, (region, *_) in zip(rows["index"], rows["region"], strict=True):
-            record = split[int(number)]
-            box = original_boxes(record, d.eval_boxes, tuple(d.image_scale), d.get("caffe_resize", False))[region]
-            found.append((int(record["index"]), int(record["ref_id"]), int(record["sent_id"]), box.tolist()))
-            exact.append(int(region) == meant_row(record, d.eval_boxes))
-        official = [dict(ref_id=ref_id, sent_id=sent_id, box=box) for _, ref_id, sent_id, box in sorted(found)]
-        with atomic_write(directory / f"{d.eval_split}.json") as path:
-            path.write_text(json.dumps(official))
-        if d.eval_boxes == "detected" or not exact:
-            return {}
-        return dict(grounding_identity_accuracy=float(np.mean(exact)))
+        """Write the files of predictions and return the scores that need all examples; see predictions.py."""
+        write = write_listed if config.data.eval_boxes == LISTED else write_referring
+        return write(directory, predictions[""], config)
 
     metric_labels = {
         "grounding_accuracy": "expressions whose region was found",
@@ -174,6 +155,10 @@ class RegionTask(TextImageTask):
         "grounding_accuracy_possible": "the same at best, with these regions",
         "grounding_accuracy_wordless": "the same without the words",
         "grounding_identity_accuracy": "expressions whose very object was found",
+        "grounding_accuracy_top5": "phrases of which one of the best five regions is right",
+        "grounding_accuracy_top10": "phrases of which one of the best ten regions is right",
+        "grounding_merged_accuracy": "phrases whose merged box was found",
+        "pointing_accuracy": "questions whose box was found",
         "region_accuracy": "regions judged right, of all",
         "region_loss": "loss of the regions",
         "positive_region_accuracy": "regions judged right, of those that are meant",
@@ -188,15 +173,15 @@ class RegionTask(TextImageTask):
 
     def card(self, record: dict, shown: dict, row: dict, config) -> Card:
         """Return the card of an expression with the best regions."""
-        d = config.data
-        right = hits(record, d.eval_boxes, tuple(d.image_scale), d.get("caffe_resize", False))
+        right = _right_rows(record, ExpressionLayout.of(config, train=False))
         answers = [
             RankedAnswer(f"region {i}" if i else "the whole image", float(p), float(right[i]))
             for i, p in zip(row["region"], row["probability"], strict=True)
             if i < len(shown["boxes"])
         ]
         meant = ", ".join(map(str, np.flatnonzero(right))) or "none of the regions"
-        return Card(**shown, question=record["expression"], answers=answers, title=f"meant: {meant}")
+        context = f"{record['context']} — " if record.get("context") else ""
+        return Card(**shown, question=f"{context}{record['expression']}", answers=answers, title=f"meant: {meant}")
 
     # --- Weights ------------------------------------------------------------------------------------
 
@@ -255,9 +240,24 @@ class RegionTask(TextImageTask):
         return {best["region"] - 1: f"{text}  {best['probability']:.0%}"} if best["region"] else {}
 
 
-def _check_detections(config) -> None:
-    """Raise ValueError where the images have no detections: the table was built without them."""
+def _right_rows(record: dict, layout: ExpressionLayout) -> Bool[np.ndarray, "r"]:
+    """Return which rows count as right when chosen."""
+    if layout.kind == LISTED:
+        return right_rows(record)
+    return hits(record, layout.kind, layout.image_scale, layout.caffe_resize)
+
+
+def _check_table(config, kind: str) -> None:
+    """Raise ValueError where the records have no such regions to choose from."""
     d = config.data
+    if kind == LISTED:
+        scorer = d.get("scorer", "")
+        if scorer and scorer not in SCORERS:
+            raise ValueError(f"config.data.scorer is {scorer!r}; it must be empty or one of {', '.join(SCORERS)}")
+        check_listed(Split(config, d.train_split)[0])
+        return
+    if kind == "gt":
+        return
     images = open_split(d.data_dir, d.images, "images")
     if not any(len(images[i]["proposals"]) for i in range(min(len(images), CHECKED_IMAGES))):
         raise ValueError(
@@ -279,12 +279,47 @@ def region_logits(model: RegionModel, batch: Batch, appearance, key=None) -> Flo
     key_project, key_encode = split_keys(key, 2)
     states = model.encode(batch, model.region_states(batch, appearance, key_project), key_encode)
     logits = model.region_logits(states, batch.targets.region_positions[:, 0])
-    return jnp.where(batch.region_mask, logits, -jnp.inf)
+    return jnp.where(choosable(batch), logits, -jnp.inf)
+
+
+LOSSES = ("sigmoid", "softmax")  # values of config.losses.grounding
+
+
+def loss_kind(config) -> str:
+    """Return which loss is trained: each region for itself (sigmoid), or one of several right ones (softmax)."""
+    return config.losses.get("grounding", "sigmoid")
+
+
+def choosable(batch: Batch) -> Bool[Array, "b r"]:
+    """Return which rows may be chosen."""
+    choices = batch.targets.region_choices
+    return batch.region_mask if choices is None else batch.region_mask & choices
+
+
+def has_right_region(batch: Batch) -> Bool[Array, "b"]:
+    """Return which examples have a right region among those that may be chosen."""
+    return (batch.targets.region_targets & choosable(batch)).any(1)
 
 
 def region_losses(logits: Float[Array, "b r"], batch: Batch) -> Float[Array, "b r"]:
-    """Return the loss of each region; the value of padding is arbitrary."""
-    return binary_cross_entropy(jnp.where(batch.region_mask, logits, 0), batch.targets.region_targets)
+    """Return the loss of each region for itself; the value of those that cannot be chosen is arbitrary."""
+    return binary_cross_entropy(jnp.where(choosable(batch), logits, 0), batch.targets.region_targets)
+
+
+def summed_loss(logits: Float[Array, "b r"], batch: Batch, kind: str) -> tuple[Array, Array]:
+    """Return (sum, count) of the loss: over regions (sigmoid), or over examples with a right region (softmax).
+
+    Softmax is the divergence of VisualBERT, whose target is 1/m for each of m right regions.
+    """
+    allowed = choosable(batch)
+    if kind == "sigmoid":
+        return counted(region_losses(logits, batch), allowed)
+    finite = jnp.where(allowed, logits, 0)
+    right = batch.targets.region_targets & allowed
+    number = jnp.maximum(right.sum(1), 1)
+    log_total = jax.nn.logsumexp(finite, axis=-1, where=allowed)
+    mean_right = jnp.where(right, finite, 0).sum(1) / number
+    return counted(log_total - mean_right - jnp.log(number), right.any(1))
 
 
 def choice_accuracy(logits: Float[Array, "b r"], batch: Batch) -> tuple[Array, Array]:
@@ -301,9 +336,9 @@ def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Arr
     correct = (logits > 0) == batch.targets.region_targets
     return dict(
         grounding_accuracy=choice_accuracy(logits, batch),
-        region_accuracy=counted(correct, batch.region_mask),
-        positive_region_accuracy=counted(correct, batch.targets.region_targets & batch.region_mask),
-        positive_region_fraction=counted(batch.targets.region_targets, batch.region_mask),
+        region_accuracy=counted(correct, choosable(batch)),
+        positive_region_accuracy=counted(correct, batch.targets.region_targets & choosable(batch)),
+        positive_region_fraction=counted(batch.targets.region_targets, choosable(batch)),
     )
 
 
