@@ -10,6 +10,8 @@ text is asked of every image.
 --image takes files, folders, patterns ("*.jpg", quoted or expanded by the shell), and http or https
 addresses. @FILE in place of a text stands for the lines of a UTF-8 file, as in
 --question @questions.txt; @@ begins a text with @.
+A model for retrieval scores how well a --text fits an image; with --gallery=FOLDER it finds the images that
+fit a text best, and with --texts=FILE.txt the lines that fit an image best.
 --attention=PAGE.html shows the attention of every layer and head in a web page.
 
 Regions come from --detector=PATH, or from a file --boxes=FILE.json for each image: rows x1 y1 x2 y2 in
@@ -52,7 +54,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     several = dict(action="extend", nargs="+", default=[])
     parser.add_argument("--checkpoint", type=user_path, help=f"the model; shipped: {', '.join(shipped_names())}")
-    parser.add_argument("--image", type=user_path, required=True, metavar="FILE", **several)
+    parser.add_argument("--image", type=user_path, metavar="FILE", **several)
     for option in text_options():
         uses = [f"{task.title}: {task.help}" for task in TASKS.values() if task.option == option]
         parser.add_argument(option, metavar="TEXT", help="; ".join(uses), **several)
@@ -61,6 +63,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         is_image = option.startswith("--image")
         kind: dict = dict(type=user_path, metavar="FILE") if is_image else dict(metavar="TEXT")
         parser.add_argument(option, help=use, **kind, **several)
+    parser.add_argument("--gallery", type=user_path, metavar="FOLDER", help="images among which --text is searched")
+    parser.add_argument("--texts", type=user_path, metavar="FILE.txt", help="texts, one a line, to search for --image")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="best candidates of a search to print")
     parser.add_argument(
         "--boxes", type=user_path, metavar="FILE.json", help="regions, a file for each image", **several
     )
@@ -102,7 +107,7 @@ def complete_arguments(args: argparse.Namespace) -> None:
     """
     from vlbert_jax.data.image_files import find_images
 
-    args.image, args.image2 = find_images(args.image), find_images(args.image2) if args.image2 else []
+    args.image, args.image2 = (find_images(given) if given else [] for given in (args.image, args.image2))
     for option in (*text_options(), "--choices", "--text2"):
         name = option.removeprefix("--")
         setattr(args, name, [line for text in getattr(args, name) for line in lines_of(text, option)])
@@ -129,7 +134,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     from vlbert_jax.visualization.drawing import SUFFIXES
 
     texts = texts_of(args)
-    if texts and not args.checkpoint:
+    if args.gallery and not args.text:
+        raise ValueError("--gallery needs the --text to search for.")
+    if not args.gallery and not args.image:
+        raise ValueError("Give --image=FILE, or --gallery=FOLDER with --text.")
+    if args.top < 1:
+        raise ValueError(f"--top is {args.top}; it must be at least 1.")
+    if (texts or args.texts) and not args.checkpoint:
         raise ValueError("A text needs --checkpoint; without it only the regions are found.")
     images = args.image + args.image2
     if args.boxes and len(args.boxes) != len(images):
@@ -173,11 +184,12 @@ def main(argv: list[str] | None = None) -> int:
         if sys.stderr.isatty() and (args.checkpoint or args.detector):
             print("loading the model; the first image then takes some seconds to compile", file=sys.stderr)
         keep_programs()
+        from vlbert_jax.prediction.gallery import search_images
         from vlbert_jax.prediction.output import predict_images, say
 
         complete_arguments(args)
         check_arguments(args)
-        results = predict_images(args)
+        results = search_images(args) if args.gallery or args.texts else predict_images(args)
         if args.json:
             say(json.dumps(results, indent=2, ensure_ascii=False))
     except (ValueError, OSError) as error:

@@ -43,6 +43,7 @@ from vlbert_jax.prediction.expected import check_features, vocabulary_of
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import find_regions
 from vlbert_jax.prediction.requests import MOST, Request, in_batches, needs_of, requests_of
+from vlbert_jax.prediction.search import Searching
 from vlbert_jax.prediction.seen import Attention, Encoded, Picture
 from vlbert_jax.tasks import TASKS, all_tasks, get_task
 
@@ -84,16 +85,15 @@ def load(
     return predictor
 
 
-class Predictor:
+class Predictor(Searching):
     """A model and what it needs to read an image and a text; `load` makes it.
 
     `image` is a path, uint8 pixels [y, x, 3], a PIL image, or what `look` returned; an http or https address where
-    `load` permits it. `boxes` are as in
-    `regions.given_regions`; without them the detector finds the regions, and without a detector they are a
-    grid. An image or a text may also be a list: of n texts about one image, of n images with one text, or of
-    n images with n texts. The result is then a list of n results, computed in batches; `boxes` of n images are a
-    list of n entries. Every method raises ValueError for an image or boxes that cannot be read and for a model
-    of another task.
+    `load` permits it. `boxes` are as in `regions.given_regions`; without them the detector finds the regions, and
+    without a detector they are a grid. An image or a text may also be a list: of n texts about one image, of n images
+    with one text, or of n images with n texts. The result is then a list of n results, computed in batches; `boxes` of
+    n images are a list of n entries. Every method raises ValueError for an image or boxes that cannot be read and for
+    a model of another task.
     """
 
     addresses = False  # whether images may be addresses

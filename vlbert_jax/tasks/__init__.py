@@ -59,6 +59,10 @@ TASKS: dict[str, Registered] = {
         ),
         text_optional=True, pipeline="image-text-to-text",
     ),
+    "match": Registered(
+        "vlbert_jax.tasks.match.task:Match", "image-text retrieval", "--text",
+        "text: how well it fits the image; with --gallery the images that fit best", pipeline="image-text-to-text",
+    ),
 }  # fmt: skip
 RENAMED = {"vqa": "answer", "vcr": "choice", "refcoco": "region"}  # values of config.task in earlier versions
 # Prefix of a metric in earlier versions -> its prefix now.

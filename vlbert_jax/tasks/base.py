@@ -155,6 +155,19 @@ class Task:
         """
         return {}
 
+    pace: ClassVar[str] = ""  # metric whose sum per second an evaluation states, as scored pairs; "" = none
+
+    def joint_scores(self, rows: dict[str, Any], config: Config) -> dict[str, float]:
+        """Return scores that need all examples at once, at every evaluation.
+
+        A task that has such scores pays for `predict` in every evaluation, also while it is trained.
+
+        Args:
+            rows: Of `predict`, in the order of their index.
+            config: Config of the run.
+        """
+        return {}
+
     def companions(self, config: Config) -> dict[str, Config]:
         """Return the configs of other runs, by name, whose predictions `conclude` needs too."""
         return {}
@@ -229,6 +242,11 @@ class Task:
     starts_from: ClassVar[Mapping[str, str]] = {}
     # Row of the segment table -> row of the pre-trained table that it starts from.
     segments_from: ClassVar[Mapping[int, int]] = {}
+
+    # What to do where weights that are evaluated lack tensors of the model.
+    missing_remedy: ClassVar[str] = (
+        "Evaluation requires the weights of a run of this task, not of one that it starts from."
+    )
 
     def owns(self, names: set[str]) -> bool:
         """Return whether official tensors with these names include the heads of this task."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,11 @@ def shown_images(batch: Batch, example: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def answer_examples(
-    shown: list[tuple[Batch, dict]], config, card: Callable[..., Card | None], rate: float | None
+    shown: list[tuple[Batch, dict]],
+    config,
+    card: Callable[..., Card | None],
+    rate: float | None,
+    records: Sequence[Any] | None = None,
 ) -> Examples:
     """Return some examples of the batches, of which the same share is right as of the split.
 
@@ -131,15 +136,17 @@ def answer_examples(
         config: Config of the run.
         card: (record, shown, row, config) -> the card of an example, as `TextImageTask.card`.
         rate: Measured accuracy; None = not measured.
+        records: The record of each index; None = those of the evaluation split.
     """
-    records, cards = Split(config, config.data.eval_split), []
+    found: Any = Split(config, config.data.eval_split) if records is None else records
+    cards = []
     for batch, rows in shown:
         for i, index in enumerate(batch.index):
             if index < 0:
                 continue
             pixels, boxes = shown_images(batch, i)
             fields = dict(image=pixels, boxes=boxes)
-            made = card(records[int(index)], fields, {name: array[i] for name, array in rows.items()}, config)
+            made = card(found[int(index)], fields, {name: array[i] for name, array in rows.items()}, config)
             if made is not None:
                 cards.append(made)
     if not cards:

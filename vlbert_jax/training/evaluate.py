@@ -4,6 +4,7 @@ import collections
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -81,22 +82,47 @@ def evaluate(
       asked_to_stop: called after each batch (`Preemption.reached`).
 
     Returns:
-      Metric -> sum / count, and the rows in the order of their `index`, without those of padding. Where several subsets
-      have a metric of the same name, the first has the plain name and the others `subset/name`. A metric that counted
-      nothing is left out.
+      Metric -> sum / count, with the joint scores, and the rows in the order of `index` without those of padding.
+      Where several subsets have a metric of the same name, the first has the plain name and the others
+      `subset/name`. A metric that counted nothing is left out. For a task with a pace there is also
+      `PACE_per_second`, which alone differs between processes. The first batch, which may compile a program, is not
+      timed.
 
     Raises:
       Stopped: `asked_to_stop` returned True; the devices have finished.
     """
-    values, seen, tables = {}, set(), []
+    values, seen, tables, pace = {}, set(), [], _Pace(task.pace)
     for subset, batches in task.eval_batches(config, jax.process_index(), jax.process_count()).items():
         sums = metrics.Sums()
         for scores, rows in _outputs(score, params, constants, batches, mesh, asked_to_stop):
             sums.add(scores)
             tables.append(rows)
+            pace.add(scores)
         values |= {f"{subset}/{name}" if name in seen else name: value for name, value in sums.means().items()}
         seen |= set(sums.sums)
-    return values, _in_order(tables)
+    rows = _in_order(tables)
+    return values | pace.values() | (task.joint_scores(rows, config) if rows else {}), rows
+
+
+class _Pace:
+    """Measures the sum of a metric per second, from the first batch that is finished to the last."""
+
+    def __init__(self, name: str):
+        self.name, self.began, self.sum, self.seconds = name, None, 0.0, 0.0
+
+    def add(self, scores: dict) -> None:
+        """Count a batch that is finished now."""
+        if self.name and self.began is not None:
+            self.sum += float(scores[self.name][0])
+            self.seconds = time.perf_counter() - self.began
+        self.began = self.began or time.perf_counter()
+
+    def values(self) -> dict[str, float]:
+        """Return `NAME_per_second`; nothing without a second batch."""
+        if not self.seconds:
+            return {}
+        log.info("%s %s in %.1f s after the first batch", f"{self.sum:,.0f}", self.name, self.seconds)
+        return {f"{self.name}_per_second": self.sum / self.seconds}
 
 
 def _outputs(score, params, constants, batches, mesh, asked_to_stop) -> Iterator[tuple[dict, dict]]:

@@ -24,7 +24,7 @@ LABELS = {
 }
 
 
-SHARES = ("accuracy", "_f1", "auroc", "average_precision")  # in the names of metrics between 0 and 1
+SHARES = ("accuracy", "_f1", "auroc", "average_precision", "recall")  # in the names of metrics between 0 and 1
 
 
 class MetricName(NamedTuple):

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 
 from vlbert_jax.model.architectures import VLBERT, Architecture, get_architecture
-from vlbert_jax.tasks import PRETRAINING
+from vlbert_jax.tasks import PRETRAINING, get_task
 from vlbert_jax.weights import family_names, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.containers import find_weights
@@ -129,7 +129,7 @@ def load_into(
     if complete and lacking:
         raise ValueError(
             f"{' and '.join(init.values())}: {len(lacking)} tensors of a model for {task} are missing, such as "
-            f"{lacking[0]}. Evaluation requires the weights of a run of this task, not of one that it starts from."
+            f"{lacking[0]}. {get_task(task).missing_remedy}"
         )
 
     def place(state: nnx.State) -> nnx.State:

@@ -17,7 +17,7 @@ import numpy as np
 
 from vlbert_jax.files import read_json_object
 from vlbert_jax.model.architectures import VLBERT, get_architecture
-from vlbert_jax.tasks import PRETRAINING, task_of_family, task_of_names
+from vlbert_jax.tasks import PRETRAINING, TASKS, task_of_family, task_of_names
 from vlbert_jax.weights import detector_names, family_names, two_stream_names, vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files, stored_in_file
@@ -90,6 +90,7 @@ def _read(given: str) -> Weights:
     weights = _to_weights(given, raw, container)
     if container == "safetensors" and weights.kind in ("vlbert", "sibling") and (stored := stored_in_file(path)):
         weights.config = upgraded(stored, stored.pop("schema", None), given)
+        weights.task = _stored_task(weights.task, weights.config)
         weights.num_heads = weights.config["model"]["encoder"]["num_heads"]
     folder = path if path.is_dir() else path.parent
     beside = weights.config is None and (folder / "config.json").exists()
@@ -114,11 +115,18 @@ def _read_checkpoint_folder(given: str, path: Path) -> Weights:
     if architecture is VLBERT:
         raw |= {name: np.asarray(count) for name, count in config.get("batch_counters", {}).items()}
         weights = _to_weights(given, raw, "orbax")
+        weights.task = _stored_task(weights.task, config)
     else:
         own = dict(task=config.get("task", PRETRAINING), architecture=architecture.name)
         weights = Weights(given, "sibling", "orbax", raw, **own)
     segments = config.get("bert_segments", 2)
     return dataclasses.replace(weights, config=config, num_heads=encoder["num_heads"], new=new, segments=segments)
+
+
+def _stored_task(task: str, config: dict[str, Any]) -> str:
+    """Return the task of a stored config where the heads are those of pre-training, which other tasks have as well."""
+    stored = config.get("task", PRETRAINING)
+    return stored if task == PRETRAINING and stored in TASKS else task
 
 
 def is_detector_folder(path: Path) -> bool:

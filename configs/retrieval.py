@@ -1,0 +1,112 @@
+"""Image-text retrieval on Flickr30k and COCO (Karpathy's splits).
+
+    python -m vlbert_jax.main --config=configs/retrieval.py:VARIANT --workdir=DIR \\
+        --config.init.bert=BERT --config.init.checkpoint=PRETRAINED
+
+Variants: flickr30k (default), coco. PRETRAINED is the workdir of a pre-training run, a step's folder in it, or what
+`python -m vlbert_jax.convert` made of a released `.model`; the layer after [CLS], which VL-BERT's pre-training does not
+have without the relationship loss, comes from BERT.
+
+An example is a text with its image, compared with `data.negative_texts` other texts for the image and
+`data.negative_images` other images for the text; the model chooses the pair that belongs together. Evaluation scores
+every text of `data.eval_split` with every image, and reports the recall of images (`image_recall_1`, `_5`, `_10`: the
+image of a text is among the best K) and of texts (`text_recall_K`: a text of an image is), and the pairs scored per
+second. The image of each is read, and its regions are projected, once:
+
+    python -m vlbert_jax.main --config=configs/retrieval.py:flickr30k --workdir=DIR --mode=evaluate \\
+        --config.data.eval_split=test --config.data.eval_candidates=0
+
+The best candidates go to WORKDIR/predictions. During training only the first `data.eval_candidates` images and their
+texts are scored; such recalls are higher than those of the whole split.
+
+A model that was pre-trained with the relationship loss (losses.relationship) retrieves without fine-tuning; released
+VL-BERTs have no such head:
+
+    python -m vlbert_jax.main --config=configs/retrieval.py:flickr30k --workdir=DIR --mode=evaluate \\
+        --config.data.eval_split=test --config.data.eval_candidates=0 --config.init.checkpoint=PRETRAINED
+"""
+
+import ml_collections
+
+from vlbert_jax.configs import common
+
+
+def flickr30k() -> ml_collections.ConfigDict:
+    """VL-BERT base on 36 precomputed regions, twenty epochs of 64 texts.
+
+        python -m vlbert_jax.main --config=configs/retrieval.py:flickr30k --workdir=DIR \\
+            --config.init.bert=bert-base-uncased/ --config.init.checkpoint=BASE_PREC
+
+    Corpus: 29,000 images with 145,000 texts, 1,014 images to validate and 1,000 to test (data_prep/README.md).
+    Hyper-parameters are those of the controlled comparison of VL-BERT with its siblings (volta, `ctrl_vl-bert`), which
+    reached a recall at 1 of 57.62 for images and 70.90 for texts on test; there one of the two other texts is that of
+    an image that is hard to tell apart (`data.hard_negatives`). ViLBERT reached 58.2 / 84.9 / 91.5 for images.
+    """
+    config = common.fine_tuning("match", "flickr30k")
+    config.total_steps = 45_312  # 20 epochs of 2,266 batches
+    config.batch_size = 64  # texts, of 1 + negative_texts + negative_images sequences each
+    config.learning_rate = 2e-5
+    config.warmup_steps = 4_531
+    config.eval_every_steps = 2_266
+    config.best_metric = "mean_recall"
+    config.optimizer.clip_norm = 1.0
+    # softmax: the right pair among all (ViLBERT) | hinge: of the sigmoids of right and wrong pairs (UNITER)
+    config.losses.match = "softmax"
+    config.losses.margin = 0.2  # of hinge
+    config.model.train_region_head = False
+    config.model.encoder.pooler = True
+    config.model.relationship_classes = 2  # of the head: the text does not belong, or belongs, to the image
+    config.data.update(
+        dict(
+            texts="retrieval/flickr30k",
+            images="retrieval_images/flickr30k",
+            features="precomputed",
+            max_regions=36,
+            text_length=30,  # with [CLS] and [SEP]; longer texts are cut
+            sequence_length=67,  # no pair is cut: 30 elements of text, 36 regions and the whole image
+            negative_texts=2,  # texts of other images for each image
+            negative_images=1,  # other images for each text
+            # A JSON object in data_dir or elsewhere: number of an image -> numbers of images like it. Then the last of
+            # the negative texts is one of such an image.
+            hard_negatives="",
+            eval_candidates=250,  # images that are scored, with their texts; 0 = all of the split
+            eval_folds=0,  # also score this many parts of the images for themselves: 5 is the 1K protocol of COCO
+            texts_per_pass=4,  # texts that are paired with each image of a batch at once
+            scorer="",  # rule for equal scores: scan (as with ""), volta, against or for (tasks/match/recall.py)
+        )
+    )
+    return config
+
+
+def coco() -> ml_collections.ConfigDict:
+    """VL-BERT base on 36 precomputed regions, twenty epochs of 128 texts.
+
+        python -m vlbert_jax.main --config=configs/retrieval.py:coco --workdir=DIR \\
+            --config.init.bert=bert-base-uncased/ --config.init.checkpoint=BASE_PREC
+
+    Corpus: 113,287 images with 566,747 texts, 5,000 images to validate and 5,000 to test. Hyper-parameters are those of
+    12-in-1; no number of a VL-BERT is published. UNITER base reached a recall at 1 of 50.3 for images and 64.4 for
+    texts among the 5,000 images of test. `*_of_folds` are the means over five parts of 1,000 images.
+    """
+    config = flickr30k()
+    config.batch_size = 128
+    config.total_steps = 88_560  # 20 epochs of 4,428 batches
+    config.warmup_steps = 8_856
+    config.eval_every_steps = 4_428
+    config.data.update(
+        dict(
+            texts="retrieval/coco",
+            images="retrieval_images/coco",
+            train_split="train+restval",
+            eval_folds=5,
+        )
+    )
+    return config
+
+
+VARIANTS = (flickr30k, coco)
+
+
+def get_config(variant: str = "flickr30k") -> ml_collections.ConfigDict:
+    """Return the config of a variant; raise ValueError for an unknown one."""
+    return common.choose(variant, VARIANTS)

@@ -1,0 +1,256 @@
+"""Image-text retrieval: the score of a text with an image, by which images and texts are ranked.
+
+In training the model chooses the pair that belongs together among pairs that do not. Evaluation scores
+every text of a split with every image. `Match.joint_scores` has the names of the recalls.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vlbert_jax.batch import Arrays, Batch, Example, padding
+from vlbert_jax.data.examples import orientation_of
+from vlbert_jax.data.tables import Split
+from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.files import atomic_write
+from vlbert_jax.model.layers import split_keys
+from vlbert_jax.tasks import report
+from vlbert_jax.tasks.base import Task
+from vlbert_jax.tasks.layouts import trunk_options
+from vlbert_jax.tasks.losses import counted
+from vlbert_jax.tasks.match import batches
+from vlbert_jax.tasks.match.batches import candidates_of
+from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs
+from vlbert_jax.tasks.match.model import MatchModel, match_losses, score_candidates
+from vlbert_jax.tasks.match.recall import AT, retrieval_scores
+from vlbert_jax.visualization.cards import Card, RankedAnswer
+
+SHOWN = 5  # texts of an image in the report
+BEST = 10  # candidates of each text and image in the file of predictions
+
+
+class Fit(NamedTuple):
+    """How well a text fits an image."""
+
+    score: float  # logit of "they belong together" minus that of "they do not"
+    probability: float  # of the first, by the score
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MatchTargets(Arrays):
+    """What a choice among pairs is trained on."""
+
+    choice: Int[Array | np.ndarray, "b"] | None = padding(-1, default=None)  # the right pair; -1 = none
+    text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # a text was cut
+
+
+class Match(Task):
+    """Image-text retrieval."""
+
+    name = "match"
+    targets = MatchTargets
+
+    # --- Training -----------------------------------------------------------------------------------
+
+    def build_model(self, config, rngs: nnx.Rngs) -> MatchModel:
+        """Return the model of a config."""
+        return MatchModel(*trunk_options(config), config.model.relationship_classes, rngs)
+
+    def batch_shapes(self, config) -> Batch:
+        """Return the global batch of an update as shapes alone."""
+        return batches.batch_shapes(config, MatchTargets)
+
+    def train_batches(
+        self, config, start_step: int, process_index: int, process_count: int
+    ) -> Iterator[Batch]:
+        """Iterate without end over this process's part of choices among pairs (NumPy)."""
+        return batches.train_batches(config, MatchTargets, start_step, process_index, process_count)
+
+    def loss_weights(self, config) -> dict[str, float]:
+        """Return the weight of the one loss."""
+        return {"match": 1.0}
+
+    def loss_counts(self, batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
+        """Return the number of choices."""
+        return {"match": jnp.maximum((batch.targets.choice >= 0).sum().astype(jnp.float32), 1.0)}
+
+    def loss_sums(self, model: MatchModel, batch: Batch, key, config, names):
+        """Return the summed loss, and how often the right pair has the highest score."""
+        key_states, key_head = split_keys(key, 2)
+        states = model.pair_states(batch, key_states, config.blind)
+        scores, choice = model.pair_scores(states, batch.token_ids, key_head), batch.targets.choice
+        losses = match_losses(scores, choice, config.losses.match, config.losses.margin)
+        metrics = dict(
+            match_accuracy=counted(scores.argmax(-1) == choice, choice >= 0),
+            text_cut=counted(batch.targets.text_cut, choice >= 0),
+        )
+        return {"match": counted(losses, choice >= 0)[0]}, metrics
+
+    # --- Evaluation ---------------------------------------------------------------------------------
+
+    pace = "candidates"
+
+    def eval_batches(self, config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
+        """Return this process's part of the images of the split, every image once over all processes."""
+        parts = batches.eval_parts(config, MatchTargets, process_index, process_count)
+        return {"images": (batch for part in parts for batch in part)}
+
+    def score(self, model: MatchModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+        """Return the number of texts that each image is scored with, as its mean, and the share of cut texts."""
+        candidates, images = candidates_of(config), batch.index >= 0
+        number = len(candidates.lengths)
+        return dict(
+            candidates=counted(jnp.full(images.shape, number), images),
+            text_cut=counted(jnp.full(images.shape, candidates.cut / number), images),
+        )
+
+    def predict(self, model: MatchModel, batch: Batch, config) -> dict[str, Array]:
+        """Return the score of each image with all texts, [b, t]."""
+        per_pass = config.data.texts_per_pass
+        return dict(
+            scores=score_candidates(
+                model, batch, candidates_of(config), PairLayout.of(config), per_pass, config.blind
+            )
+        )
+
+    def joint_scores(self, rows: dict, config) -> dict[str, float]:
+        """Return the recalls of images and texts, and their mean; with folds, also those within folds.
+
+        `image_recall_K` is how often the image of a text is among the best K, `text_recall_K` how often a
+        text of an image is. `config.data.eval_folds` adds `*_of_folds`, the mean over parts of the images.
+        """
+        candidates = candidates_of(config)
+        scores, ties = rows["scores"].T, config.data.scorer or "scan"
+        found = retrieval_scores(scores, candidates.image_of_text, ties)
+        if config.data.eval_folds > 1 and not config.data.eval_candidates:
+            folds = retrieval_scores(scores, candidates.image_of_text, ties, config.data.eval_folds)
+            found |= {f"{name}_of_folds": value for name, value in folds.items()}
+        return found
+
+    def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
+        """Write SPLIT_images.jsonl, the best images of each text, and SPLIT_texts.jsonl, the best texts of each image.
+
+        Images are their numbers in the table of images, texts their `text_id`.
+        """
+        candidates, split = candidates_of(config), Split(config, config.data.eval_split)
+        scores = predictions[""]["scores"]
+        texts = [split.texts[number] for number in candidates.records]
+        text_ids = [int(text["text_id"]) for text in texts]
+        images = [
+            dict(text_id=text_ids[t], text=text["text"], image=candidates.images[int(candidates.image_of_text[t])],
+                 images=_best(candidates.images, scores[:, t]))
+            for t, text in enumerate(texts)
+        ]  # fmt: skip
+        of_images = [
+            dict(image=image, texts=_best(text_ids, scores[i])) for i, image in enumerate(candidates.images)
+        ]
+        for name, lines in dict(images=images, texts=of_images).items():
+            with atomic_write(directory / f"{config.data.eval_split}_{name}.jsonl") as path:
+                path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return {}
+
+    metric_labels = {
+        "match_accuracy": "choices of the pair that belongs together",
+        "match_loss": "loss of the choice",
+        "mean_recall": "mean of the recalls",
+        "candidates": "texts that each image is scored with",
+        "text_cut": "share of texts that were cut to the length of the sequence",
+        **{f"image_recall_{k}": f"texts whose image is among the best {k}" for k in AT},
+        **{f"text_recall_{k}": f"images with a text among the best {k}" for k in AT},
+    }
+
+    def report_title(self, config) -> str:
+        """Return the heading of the report."""
+        return "Image-text retrieval"
+
+    prompt = '--text "a red ball on the left"'
+
+    def report_batches(self, config) -> list[Batch]:
+        """Return the first batch of images of each orientation; none where the images are not stored."""
+        if config.data.features != "image":
+            return []
+        return [next(part) for part in batches.eval_parts(config, MatchTargets, 0, 1)]
+
+    def report_examples(self, shown: list[tuple[Batch, dict]], config, scores) -> report.Examples:
+        """Return images with the texts that fit best, of which as many are right as `text_recall_1` says."""
+        candidates, split = candidates_of(config), Split(config, config.data.eval_split)
+
+        def card(place: int, fields: dict, row: dict, _) -> Card:
+            best = np.argsort(-row["scores"], kind="stable")[:SHOWN]
+            texts = [split.texts[candidates.records[int(t)]]["text"] for t in best]
+            answers = [
+                RankedAnswer(text, float(chance_of(row["scores"][t])), float(candidates.image_of_text[t] == place))
+                for text, t in zip(texts, best, strict=True)
+            ]
+            return Card(question="Which text belongs to the image?", answers=answers, **fields)
+
+        records = range(len(candidates.images))
+        return report.answer_examples(shown, config, card, scores.get("text_recall_1"), records)
+
+    # --- Weights ------------------------------------------------------------------------------------
+
+    official_names = {"relationship_head": "vlbert.relationsip_head.caption_image_relationship"}
+    missing_remedy = (
+        "Retrieval without fine-tuning reads the head of the relationship loss, which released VL-BERTs do not have: "
+        "pre-train with config.losses.relationship=True, or fine-tune (--mode=train)."
+    )
+    defaults = {
+        "data.max_regions": 36,
+        "data.sequence_length": 69,
+        "data.text_length": 32,
+        "model.relationship_classes": 2,
+    }
+
+    def config_from_weights(self, shapes) -> dict:
+        """Return the fields that the head needs; the pooler is initialized where the source has none."""
+        return {"model.encoder.pooler": True, "model.relationship_classes": 2}
+
+
+    # --- Answers to a user --------------------------------------------------------------------------
+
+    method = "similarity"
+
+    def example_from_text(self, record: dict, text: str, choices: Sequence[str], config) -> Example:
+        """Return the example of an image with a text, and with further texts in `choices`.
+
+        Sequences are filled up to 1, 2, 4, ..., so that few programs are compiled.
+        """
+        texts = [text, *choices]
+        filled = texts + [""] * ((1 << (len(texts) - 1).bit_length()) - len(texts))
+        layout = PairLayout.of(config, orientation_of(record))
+        return choice_of_pairs(filled, [record], False, tokenizer_of(config), layout)
+
+    def predict_text(self, model: MatchModel, batch: Batch, config) -> dict[str, Array]:
+        """Return the scores of the texts, [1, n]."""
+        return dict(scores=model.pair_scores(model.pair_states(batch), batch.token_ids))
+
+    def decode(self, rows, boxes, choices, batch: Batch, config) -> list[Fit]:
+        """Return how well the text and each of `choices` fit the image."""
+        scores = rows["scores"][0, : 1 + len(choices)].tolist()
+        return [Fit(score, float(chance_of(score))) for score in scores]
+
+    def describe(self, answers: list[Fit]) -> dict:
+        """Return the first score as plain values."""
+        return {"fit": dict(score=round(answers[0].score, 4), probability=round(answers[0].probability, 4))}
+
+    def lines(self, described) -> list[str]:
+        """Return the score in one line."""
+        return ["score {score:.2f}; they belong together: {probability:.0%}".format(**described["fit"])]
+
+
+def chance_of(score: Any) -> Any:
+    """Return the probability that a text and an image belong together, for their score."""
+    return 1 / (1 + np.exp(-np.clip(score, -80, 80)))
+
+
+def _best(names: Sequence[int], scores: Float[np.ndarray, " n"]) -> list[list]:
+    """Return [name, score] of the best candidates, the best first."""
+    order = np.argsort(-scores, kind="stable")[:BEST]
+    return [[names[int(i)], round(float(scores[i]), 4)] for i in order]
