@@ -3,9 +3,9 @@
     python -m vlbert_jax.main --config=configs/retrieval.py:VARIANT --workdir=DIR \\
         --config.init.bert=BERT --config.init.checkpoint=PRETRAINED
 
-Variants: flickr30k (default), coco. PRETRAINED is the workdir of a pre-training run, a step's folder in it, or what
-`python -m vlbert_jax.convert` made of a released `.model`; the layer after [CLS], which VL-BERT's pre-training does not
-have without the relationship loss, comes from BERT.
+Variants: demo (default), flickr30k, coco. PRETRAINED is the workdir of a pre-training run, a step's folder in it, or
+what `python -m vlbert_jax.convert` made of a released `.model`; the layer after [CLS], which VL-BERT's pre-training
+does not have without the relationship loss, comes from BERT.
 
 An example is a text with its image, compared with `data.negative_texts` other texts for the image and
 `data.negative_images` other images for the text; the model chooses the pair that belongs together. Evaluation scores
@@ -29,6 +29,39 @@ VL-BERTs have no such head:
 import ml_collections
 
 from vlbert_jax.configs import common
+
+
+def demo() -> ml_collections.ConfigDict:
+    """Captions of synthetic scenes, from the demo's pre-training.
+
+        make demo
+        python -m vlbert_jax.main --config=configs/retrieval.py --workdir=workdirs/retrieval \\
+            --config.init.checkpoint=workdirs/demo
+    """
+    config = flickr30k()
+    common.shrink_to_demo(config)
+    config.total_steps = 500
+    config.batch_size = 16
+    config.learning_rate = 1e-3
+    config.warmup_steps = 50
+    config.eval_every_steps = 0
+    config.checkpoint_every_steps = 0
+    config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0))
+    config.model.train_region_head = True
+    config.data.update(
+        dict(
+            embedded="scenes_tasks",
+            texts="retrieval/scenes",
+            images="retrieval_images/scenes",
+            vocab="scenes_tasks/vocab.txt",
+            features="image",
+            text_length=21,
+            sequence_length=28,
+            eval_candidates=100,
+            texts_per_pass=20,
+        )
+    )
+    return config
 
 
 def flickr30k() -> ml_collections.ConfigDict:
@@ -104,9 +137,9 @@ def coco() -> ml_collections.ConfigDict:
     return config
 
 
-VARIANTS = (flickr30k, coco)
+VARIANTS = (demo, flickr30k, coco)
 
 
-def get_config(variant: str = "flickr30k") -> ml_collections.ConfigDict:
+def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     """Return the config of a variant; raise ValueError for an unknown one."""
     return common.choose(variant, VARIANTS)

@@ -57,7 +57,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--image", type=user_path, metavar="FILE", **several)
     for option in text_options():
         uses = [f"{task.title}: {task.help}" for task in TASKS.values() if task.option == option]
-        parser.add_argument(option, metavar="TEXT", help="; ".join(uses), **several)
+        if all(task.takes_text for task in TASKS.values() if task.option == option):
+            parser.add_argument(option, metavar="TEXT", help="; ".join(uses), **several)
+        else:
+            parser.add_argument(option, action="store_const", const=["captions"], default=[], help="; ".join(uses))
     parser.add_argument("--choices", metavar="TEXT", **several)
     for option, use in further_options().items():
         is_image = option.startswith("--image")

@@ -34,7 +34,7 @@ class Attention(nnx.Module):
         self.value = dense(key_size, heads_size, ("embed", "heads"), config, rngs)
         self.output = dense(heads_size, size, ("heads", "embed"), config, rngs)
 
-    def __call__(self, x: Float[Array, "b s d"], read: Float[Array, "b k e"], bias: Float[Array, "b 1 1 k"], key):
+    def __call__(self, x: Float[Array, "b s d"], read: Float[Array, "b k e"], bias: Float[Array, "b 1 #s k"], key):
         """Return the projected context and the attention probabilities (b, heads, s, k) before dropout.
 
         Args:
@@ -65,7 +65,7 @@ class AttentionBlock(nnx.Module):
         self.attention_norm = layer_norm(config.hidden_size, config.dtype, rngs)
 
     def attend(
-        self, x: Float[Array, "b s d"], read: Float[Array, "b k e"], bias: Float[Array, "b 1 1 k"], keys
+        self, x: Float[Array, "b s d"], read: Float[Array, "b k e"], bias: Float[Array, "b 1 #s k"], keys
     ):
         """Return the new states and the attention probabilities; `keys` are two for dropout, or two Nones."""
         key_probabilities, key_attention = keys
@@ -96,7 +96,7 @@ class Layer(AttentionBlock, FeedForward):
         AttentionBlock.__init__(self, config, rngs)
         FeedForward.__init__(self, config, rngs)
 
-    def __call__(self, x: Float[Array, "b s d"], bias: Float[Array, "b 1 1 s"], key=None):
+    def __call__(self, x: Float[Array, "b s d"], bias: Float[Array, "b 1 #s s"], key=None):
         key_probabilities, key_attention, key_output = split_keys(key, 3)
         x, probabilities = self.attend(x, x, bias, (key_probabilities, key_attention))
         return self.transform(x, key_output), probabilities
@@ -116,9 +116,21 @@ class Encoder(nnx.Module):
         make = nnx.vmap(functools.partial(Layer, config), in_axes=0, out_axes=0)
         self.layers = make(rngs.split(config.num_layers))
 
-    def __call__(self, x: Float[Array, "b s d"], mask: Bool[Array, "b s"], key=None, collect: bool = False):
-        """Return the last states; with `collect` also every layer's states and attention probabilities, stacked."""
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        mask: Bool[Array, "b s"],
+        key=None,
+        collect: bool = False,
+        reads: Bool[Array, "b s s"] | None = None,
+    ):
+        """Return the last states; with `collect` also every layer's states and attention probabilities, stacked.
+
+        `reads` states which elements (last axis) each element reads; None = all that are real.
+        """
         bias = jnp.where(mask, 0.0, MASKED)[:, None, None]
+        if reads is not None:
+            bias = bias + jnp.where(reads, 0.0, MASKED)[:, None]
         graphdef, stacked = nnx.split(self.layers)
         layer_keys = None if key is None else jax.random.split(key, self.num_layers)
 

@@ -34,14 +34,19 @@ class OneStream(Embeddings):
         key=None,
         region_words: Int[Array, "b n r a"] | None = None,
         empty_region: Float[Array, " d"] | None = None,
+        reads: Bool[Array, "b n s s"] | None = None,
     ) -> Float[Array, "b n s h"]:
-        """Return the states of every element; `key` is for dropout. `embed` describes the arguments."""
+        """Return the states of every element; `key` is for dropout.
+
+        `embed` describes the other arguments, and `Encoder` what each element `reads`.
+        """
         key_embedding, key_encoder = split_keys(key, 2)
         x = self.embed(
             token_ids, region_ids, segment_ids, position_ids, region_states, key_embedding, region_words, empty_region
         )
         b, n, s, size = x.shape
-        states = self.encoder(x.reshape(b * n, s, size), element_mask.reshape(b * n, s), key_encoder)
+        flat = None if reads is None else reads.reshape(b * n, s, s)
+        states = self.encoder(x.reshape(b * n, s, size), element_mask.reshape(b * n, s), key_encoder, reads=flat)
         return states.reshape(b, n, s, size)  # pyright: ignore[reportAttributeAccessIssue]
 
     def pool(self, states: Float[Array, "... s h"]) -> Float[Array, "... p"]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vlbert_jax.batch import IMG, IMG_MASK, NO_IMAGE, Batch
 from vlbert_jax.model import two_stream_batch
@@ -98,7 +98,12 @@ class VisualLinguisticModel(nnx.Module):
             region_states,
             key,
             **self._of_regions(batch),
+            reads=self.reads(batch),
         )
+
+    def reads(self, batch: Batch) -> Bool[Array, "b n s s"] | None:
+        """Return which elements (last axis) each element reads, in models of one stream; None = all that are real."""
+        return None
 
     def embed(self, batch: Batch, region_states) -> Float[Array, "b n s d"]:
         """Return what the encoder reads: the sum of the parts of each element, without dropout."""
@@ -169,7 +174,9 @@ class VisualLinguisticModel(nnx.Module):
         x = self.embed(batch, self.region_states(batch, self.appearance(batch)))
         b, n, s, size = x.shape
         mask = batch.element_mask.reshape(b * n, s)
-        states, _, attention = self.vlbert.encoder(x.reshape(b * n, s, size), mask, collect=True)
+        reads = self.reads(batch)
+        reads = None if reads is None else reads.reshape(b * n, s, s)
+        states, _, attention = self.vlbert.encoder(x.reshape(b * n, s, size), mask, collect=True, reads=reads)
         layers, _, heads, *_ = attention.shape
         return states.reshape(x.shape), attention.reshape(layers, b, n, heads, s, s)
 

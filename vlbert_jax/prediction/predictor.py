@@ -92,8 +92,7 @@ class Predictor(Searching):
     `load` permits it. `boxes` are as in `regions.given_regions`; without them the detector finds the regions, and
     without a detector they are a grid. An image or a text may also be a list: of n texts about one image, of n images
     with one text, or of n images with n texts. The result is then a list of n results, computed in batches; `boxes` of
-    n images are a list of n entries. Every method raises ValueError for an image or boxes that cannot be read and for
-    a model of another task.
+    n images are a list. Every method raises ValueError for what cannot be read and for a model of another task.
     """
 
     addresses = False  # whether images may be addresses

@@ -1,4 +1,4 @@
-"""Search by a model of image-text retrieval: images for a text, and texts for an image."""
+"""What models of retrieval and of captions are asked: images for a text, texts for an image, and captions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,27 @@ class Found(NamedTuple):
 
 
 class Searching:
-    """The methods of `Predictor` for models of image-text retrieval."""
+    """The methods of `Predictor` for models of image-text retrieval and of captions."""
+
+    def describe(self: Any, image: Any, beams: int = 5) -> list[Any]:
+        """Return captions of an image as `Answer`, the best first; of a list of images, a list of such lists.
+
+        Args:
+            image: As in `similarity`; or a list.
+            beams: Captions that are kept while one is written, and returned; 1 = one caption, of which each word is the
+                most probable one.
+
+        Raises:
+            ValueError: The image cannot be used, or the model is one of another task.
+        """
+        self.require("describe")
+        if beams < 1:
+            raise ValueError(f"beams is {beams}; it must be at least 1.")
+        several = isinstance(image, list | tuple)
+        requests = [Request(one, "captions", [""] * beams, None) for one in (image if several else [image])]
+        rows = self._results(self._predict, requests)
+        found = [self.task.decode(row, None, (), batch, self.config) for _, batch, row in rows]
+        return found if several else found[0]
 
     def similarity(self: Any, images: Any, texts: Any) -> Float[np.ndarray, "i t"]:
         """Return the score of every image with every text.

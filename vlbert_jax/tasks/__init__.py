@@ -29,6 +29,7 @@ class Registered:
     takes_choices: bool = False  # whether --choices go with the option
     options: tuple[tuple[str, str], ...] = ()  # further options of the command, each with its help
     text_optional: bool = False  # whether the text may be empty
+    takes_text: bool = True  # False: the option is a switch
     pipeline: str = ""  # what Hugging Face calls the task, for model cards
 
 
@@ -62,6 +63,11 @@ TASKS: dict[str, Registered] = {
     "match": Registered(
         "vlbert_jax.tasks.match.task:Match", "image-text retrieval", "--text",
         "text: how well it fits the image; with --gallery the images that fit best", pipeline="image-text-to-text",
+    ),
+    "caption": Registered(
+        "vlbert_jax.tasks.caption.task:Caption", "captions of images", "--describe",
+        "describe the image: captions with the mean probability of their words", takes_text=False,
+        pipeline="image-to-text",
     ),
 }  # fmt: skip
 RENAMED = {"vqa": "answer", "vcr": "choice", "refcoco": "region"}  # values of config.task in earlier versions

@@ -158,14 +158,7 @@ class Task:
     pace: ClassVar[str] = ""  # metric whose sum per second an evaluation states, as scored pairs; "" = none
 
     def joint_scores(self, rows: dict[str, Any], config: Config) -> dict[str, float]:
-        """Return scores that need all examples at once, at every evaluation.
-
-        A task that has such scores pays for `predict` in every evaluation, also while it is trained.
-
-        Args:
-            rows: Of `predict`, in the order of their index.
-            config: Config of the run.
-        """
+        """Return scores that every evaluation makes of all rows of `predict`, which are in the order of their index."""
         return {}
 
     def companions(self, config: Config) -> dict[str, Config]:
@@ -244,9 +237,7 @@ class Task:
     segments_from: ClassVar[Mapping[int, int]] = {}
 
     # What to do where weights that are evaluated lack tensors of the model.
-    missing_remedy: ClassVar[str] = (
-        "Evaluation requires the weights of a run of this task, not of one that it starts from."
-    )
+    missing_remedy: ClassVar[str] = "Evaluation requires a run of this task, not weights that it starts from."
 
     def owns(self, names: set[str]) -> bool:
         """Return whether official tensors with these names include the heads of this task."""
