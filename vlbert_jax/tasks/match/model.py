@@ -49,7 +49,8 @@ class MatchModel(VisualLinguisticModel):
             image = jnp.asarray([0] * (n - m + 1) + list(range(1, m)))  # of each sequence
             mask = batch.region_mask.reshape(len(batch.region_mask), m, -1)[:, image]
             regions, size = regions[:, image], batch.image_size[:, image]
-            batch = batch.replace(region_mask=mask.reshape(len(mask), -1), image_size=size)
+            read = dict.fromkeys(("pixels", "region_features", "boxes", "region_hidden", "box_geometry"))  # already
+            batch = batch.replace(**read, region_mask=mask.reshape(len(mask), -1), image_size=size)
         return self.encode(batch, regions, key_encode)
 
     def pair_scores(self, states, token_ids: Int[Array, "b n s"], key=None) -> Float[Array, "b n"]:
