@@ -5,13 +5,15 @@
 Each run is the documented command with its own seed, in WORKDIRS/TASK_START_SEED. A finished run is not repeated. "From
 scratch" also lacks a trained region head, which in the paper's comparison comes from the detector. `blind` is trained
 like the first column, but without the image (RefCOCO+: without the appearance of the regions). `chance` uses no example
-but the most frequent answer of the training split, one choice in four, or any region. The output is a Markdown table
+but the most frequent answer of the training split, one choice in four, any region, random scores of pairs, or the most
+frequent word. The output is a Markdown table
 with mean and standard deviation over seeds.
 """
 
 import argparse
 import collections
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -25,8 +27,11 @@ import numpy as np  # noqa: E402
 
 from vlbert_jax.data.tables import Split  # noqa: E402
 from vlbert_jax.files import user_file  # noqa: E402
+from vlbert_jax.tasks import get_task  # noqa: E402
 from vlbert_jax.tasks.answer import accuracy  # noqa: E402
 from vlbert_jax.tasks.answer.examples import answers_of  # noqa: E402
+from vlbert_jax.tasks.match.batches import Candidates, candidates_of  # noqa: E402
+from vlbert_jax.tasks.match.recall import AT  # noqa: E402
 from vlbert_jax.tasks.region import task as region_task  # noqa: E402
 
 REGION = region_task.RegionTask()
@@ -36,6 +41,8 @@ TASKS = {  # name: (config, metric)
     "VCR Q→A": ("configs/vcr.py", "choice_accuracy"),
     "VCR QA→R": ("configs/vcr.py:demo_qa2r", "choice_accuracy"),
     "RefCOCO+": ("configs/refcoco.py", "grounding_accuracy"),
+    "Retrieval": ("configs/retrieval.py", "mean_recall"),
+    "Captions": ("configs/caption.py", "caption_accuracy"),
 }
 STARTS = ("pre-trained", "from scratch", "blind")
 
@@ -68,6 +75,13 @@ def chance(name: str, config) -> float:
     """Return the score of a guess that uses neither image nor text."""
     if name.startswith("VCR"):
         return 0.25
+    if name == "Retrieval":
+        return chance_of_recall(candidates_of(config))
+    if name == "Captions":
+        labels = collections.Counter()
+        for batch in get_task("caption").eval_batches(config, 0, 1)["images"]:
+            labels.update(batch.targets.mlm_labels[batch.targets.mlm_mask].tolist())
+        return max(labels.values()) / labels.total()
     split = Split(config, config.data.eval_split)
     if name == "VQA":
         given = collections.Counter()
@@ -82,6 +96,14 @@ def chance(name: str, config) -> float:
         real = batch.index >= 0
         hits += list(batch.targets.region_hits[real].sum(1) / batch.region_mask[real].sum(1))
     return float(np.mean(hits))
+
+
+def chance_of_recall(candidates: Candidates) -> float:
+    """Return the expected mean recall of random scores."""
+    images, texts = len(candidates.images), len(candidates.lengths)
+    own = np.bincount(candidates.image_of_text)
+    of_texts = [np.mean([1 - math.comb(texts - n, k) / math.comb(texts, k) for n in own.tolist()]) for k in AT]
+    return float(np.mean([*(min(k / images, 1) for k in AT), *of_texts]))
 
 
 def shown(scores: list[float]) -> str:

@@ -14,6 +14,7 @@ from tests.helpers.retrieval_case import VOCAB_SIZE, build_tables, shrunk
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.detector.regions import Regions
+from vlbert_jax.predict import parse_arguments
 from vlbert_jax.prediction.predictor import load
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.caption import task as captions
@@ -209,6 +210,8 @@ def test_a_user_gets_captions(data_dir, tmp_path):
     assert not any("[" in answer.text for answer in best)
     for again in predictor.describe([picture, picture], beams=3):
         assert [answer.text for answer in again] == [answer.text for answer in best]
+    assert parse_arguments(["--image=a.jpg", "--describe"]).describe == ["captions"]
+    assert [answer.text for answer in predictor.ask(picture, "captions")] == [answer.text for answer in best]
     described = CAPTION.describe(best)
     assert described["captions"][0]["text"] == best[0].text and best[0].text in CAPTION.lines(described)[0]
     with pytest.raises(ValueError, match="beams is 0"):

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from tests.helpers.golden_folders import golden_folders
+from tests.helpers.golden_folders import task_folders
 from vlbert_jax.tasks.match import recall
 
-FOLDERS = [folder for root in golden_folders("tasks") for folder in sorted(root.glob("retrieval_*"))]
+FOLDERS = task_folders("retrieval")
 TABLES = ("scores_test.csv", "scores_with_ties_test.csv")
 
 
@@ -73,6 +73,19 @@ def test_five_folds(folder):
     (stated,) = (value for name, value in expected.items() if name.startswith("SCAN rule, mean of five folds"))
     found = recall.retrieval_scores(*first_five(scores, images), folds=5)
     assert [100 * found[f"{way}_recall_{k}"] for way in ("text", "image") for k in recall.AT] == pytest.approx(stated)
+
+
+@pytest.mark.parametrize("folder", task_folders("own_data"), ids=lambda folder: folder.name)
+def test_own_data_is_scored_as_by_trec_eval(folder):
+    lines = [json.loads(line) for line in (folder / "predictions/retrieval.jsonl").read_text().splitlines()]
+    images = list(lines[0]["scores"])
+    scores = np.array([[line["scores"][image] for image in images] for line in lines])
+    found = recall.retrieval_scores(scores, np.array([images.index(line["id"]) for line in lines]))
+    expected = json.loads((folder / "expected.json").read_text())
+    for way, name in dict(image="text to image", text="image to text").items():
+        stated = expected[f"retrieval, {name} (trec_eval)"]
+        for k in recall.AT:
+            assert found[f"{way}_recall_{k}"] == pytest.approx(stated[f"success_{k}"])
 
 
 def test_what_cannot_be_scored_is_reported():

@@ -251,5 +251,13 @@ def test_runs_and_the_files_of_predictions(data_dir, tmp_path):
     hits = [line["images"][0][0] == line["image"] for line in lines]
     assert len(lines) == len(candidates.lengths) and np.mean(hits) == pytest.approx(scores["image_recall_1"])
     texts = [json.loads(line) for line in (tmp_path / "predictions/val_texts.jsonl").read_text().splitlines()]
-    assert [line["image"] for line in texts] == list(range(8, 16))
-    assert all(len(line["texts"]) == min(10, len(lines)) for line in texts)
+    assert [line["image"] for line in texts] == [f"{number}.png" for number in range(8, 16)]
+    hits = [lines[line["texts"][0][0]]["image"] == line["image"] for line in texts]
+    assert np.mean(hits) == pytest.approx(scores["text_recall_1"])
+    assert all(lines[place]["text"] == text for line in texts for place, text, _ in line["texts"])
+
+
+def test_queries_of_an_image_and_a_text_are_refused(data_dir, monkeypatch):
+    monkeypatch.setattr(Split, "__init__", lambda self, *_: setattr(self, "texts", [dict(targets=[3])]))
+    with pytest.raises(ValueError, match=r"retrieval/squares has queries of an image and a text \(field `targets`\)"):
+        MATCH.train_batches(tiny(data_dir), 0, 0, 1)

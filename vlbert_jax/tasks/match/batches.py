@@ -25,6 +25,24 @@ from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs, text_id
 ATTEMPTS = 200  # records that are drawn for one of another image before the split is taken to have one image
 
 
+# --- The records --------------------------------------------------------------------------------------
+
+
+def open_pairs(config, split: str) -> Split:
+    """Return the records of a split: texts, each with its image.
+
+    Raises:
+        ValueError: The records are queries of an image and a text, or as `Split`.
+    """
+    found = Split(config, split)
+    if len(found) and len(found.texts[0].get("targets", ())):
+        raise ValueError(
+            f"{config.data.texts} has queries of an image and a text (field `targets`); retrieval takes texts, each "
+            "with its image (field `texts`)."
+        )
+    return found
+
+
 # --- Training -----------------------------------------------------------------------------------------
 
 
@@ -53,7 +71,7 @@ def train_batches(
     What an example is compared with is drawn with its own random numbers, so that batches do not depend on
     the number of processes.
     """
-    split, shapes = Split(config, config.data.train_split), choice_shapes(config)
+    split, shapes = open_pairs(config, config.data.train_split), choice_shapes(config)
     share = dict(process_index=process_index, process_count=process_count)
     share |= dict(batch_size=per_host(config.batch_size, process_count))
     tokenizer, hard = tokenizer_of(config), _HardNegatives.of(config, split)
@@ -200,7 +218,7 @@ class _Held:
 def _candidates(_, held: _Held) -> Candidates:
     config, layout = held.config, PairLayout.of(held.config)
     d, tokenizer = config.data, tokenizer_of(config)
-    split = Split(config, d.eval_split)
+    split = open_pairs(config, d.eval_split)
     texts = [split.texts[number] for number in range(len(split))]
     numbers = sorted({int(text["image_number"]) for text in texts})
     numbers = numbers[: d.eval_candidates] if d.eval_candidates else numbers

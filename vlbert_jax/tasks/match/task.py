@@ -137,23 +137,25 @@ class Match(Task):
     def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
         """Write SPLIT_images.jsonl, the best images of each text, and SPLIT_texts.jsonl, the best texts of each image.
 
-        Images are their numbers in the table of images, texts their `text_id`.
+        An image is named as in its table, by its path; a text is a line of the first file, from 0, and `example_id` is
+        that of its record.
         """
         candidates, split = candidates_of(config), Split(config, config.data.eval_split)
         scores = predictions[""]["scores"]
+        names = [str(split.images[number]["image_id"]) for number in candidates.images]
         texts = [split.texts[number] for number in candidates.records]
-        text_ids = [int(text["text_id"]) for text in texts]
-        images = [
-            dict(text_id=text_ids[t], text=text["text"], image=candidates.images[int(candidates.image_of_text[t])],
-                 images=_best(candidates.images, scores[:, t]))
+        of_texts = [
+            dict(example_id=text["example_id"], text_id=int(text["text_id"]), text=text["text"],
+                 image=names[int(candidates.image_of_text[t])], images=_best(names, scores[:, t]))
             for t, text in enumerate(texts)
         ]  # fmt: skip
         of_images = [
-            dict(image=image, texts=_best(text_ids, scores[i])) for i, image in enumerate(candidates.images)
+            dict(image=name, texts=[[t, texts[t]["text"], score] for t, score in _best(range(len(texts)), row)])
+            for name, row in zip(names, scores, strict=True)
         ]
-        for name, lines in dict(images=images, texts=of_images).items():
+        for name, lines in dict(images=of_texts, texts=of_images).items():
             with atomic_write(directory / f"{config.data.eval_split}_{name}.jsonl") as path:
-                path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+                path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
         return {}
 
     metric_labels = {
@@ -250,7 +252,7 @@ def chance_of(score: Any) -> Any:
     return 1 / (1 + np.exp(-np.clip(score, -80, 80)))
 
 
-def _best(names: Sequence[int], scores: Float[np.ndarray, " n"]) -> list[list]:
+def _best(names: Sequence[Any], scores: Float[np.ndarray, " n"]) -> list[list]:
     """Return [name, score] of the best candidates, the best first."""
     order = np.argsort(-scores, kind="stable")[:BEST]
     return [[names[int(i)], round(float(scores[i]), 4)] for i in order]
