@@ -5,10 +5,10 @@
         --config.init.checkpoint=PRETRAINED
 
 The manifest of the table that `config.data.texts` names says the kind, the labels and the lengths; `own.py:KIND`
-overrides the kind. Variants: classify (default without a table), answer, choice, region. PRETRAINED is any pre-trained
-model; where it has a config.json, as workdirs and converted weights do, the sizes of the model and its vocabulary are
-those of PRETRAINED, else those of VL-BERT base. Ten epochs of 32 examples; a run ends after five evaluations without a
-better score.
+overrides the kind. Variants: classify (default without a table), answer, choice, region, match, caption (for the data
+of match). PRETRAINED is any pre-trained model; where it has a config.json, as workdirs and converted weights do, the
+sizes of the model and its vocabulary are those of PRETRAINED, else those of VL-BERT base. Ten epochs of 32 examples; a
+run ends after five evaluations without a better score.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import re
 
 import ml_collections
 
+from vlbert_jax.configs import caption as caption_recipes
 from vlbert_jax.configs import classify as classify_recipes
-from vlbert_jax.configs import common, refcoco, vcr, vqa
+from vlbert_jax.configs import common, refcoco, retrieval, vcr, vqa
 
 EPOCHS = 10
 MOST_EVALUATIONS = 20  # of a run
@@ -68,6 +69,18 @@ def region() -> ml_collections.ConfigDict:
     return _of_own_data(refcoco.base_detected())
 
 
+def match() -> ml_collections.ConfigDict:
+    """Texts and images that find each other."""
+    config = _of_own_data(retrieval.flickr30k())
+    config.data.one_orientation = False  # other images for a text must exist, also for the only upright one
+    return config
+
+
+def caption() -> ml_collections.ConfigDict:
+    """Captions, learned from images with their texts: `own.py:caption` for the data of `match`."""
+    return _of_own_data(caption_recipes.coco())
+
+
 def _of_own_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Set the fields of every kind: tables, and a schedule without a table's size."""
     config.batch_size = 32
@@ -93,7 +106,7 @@ def _of_own_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     return config
 
 
-VARIANTS = (classify, answer, choice, region)
+VARIANTS = (classify, answer, choice, region, match, caption)
 
 
 # --- The table and the checkpoint -----------------------------------------------------------------------------------
@@ -163,6 +176,8 @@ def set_lengths(config: ml_collections.ConfigDict, task: dict) -> None:
     config.data.update(dict(max_regions=regions, sequence_length=words + both * (regions + 1)))
     if config.task == "choice":
         config.data.text_length = words - 3  # without [CLS] and two [SEP]
+    if config.task in ("match", "caption"):
+        config.data.text_length = words
 
 
 def of_checkpoint(config: ml_collections.ConfigDict, checkpoint: str) -> None:
@@ -173,7 +188,7 @@ def of_checkpoint(config: ml_collections.ConfigDict, checkpoint: str) -> None:
     for name in MODEL:
         if name in stored["model"]:
             _replace(config.model, name, stored["model"][name])
-    config.model.encoder.pooler = config.model.encoder.pooler or config.task == "choice"
+    config.model.encoder.pooler = config.model.encoder.pooler or config.task in ("choice", "match")
     if config.model.encoder.hidden_size <= NARROW:
         config.learning_rate = 1e-3
     data = stored.get("data", {})

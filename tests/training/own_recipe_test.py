@@ -18,6 +18,7 @@ TASKS = {
                           images_per_example=2, features=True, images=False),
     "answer": COMMON | dict(kind="answer", num_answers=12, answers="own/photos_answers.txt"),
     "choice": COMMON | dict(kind="choice", num_choices=3),
+    "texts": COMMON | dict(kind="match"),
 }  # fmt: skip
 
 
@@ -44,20 +45,29 @@ def test_a_table_says_kind_sizes_and_lengths(name, tmp_path):
     assert config.data.max_regions == 7 and config.data.sequence_length == 2 * 9 + 8 + 8
     assert config.data.features == ("precomputed" if name == "pair" else "image")
     metrics = dict(label="classify_accuracy", value="classify_squared_error", pair="classify_accuracy",
-                   answer="answer_accuracy", choice="choice_accuracy")  # fmt: skip
+                   answer="answer_accuracy", choice="choice_accuracy", texts="mean_recall")  # fmt: skip
     assert config.best_metric == metrics[name]
     if name == "value":
         assert config.data.value_means == (1, 2) and config.data.value_deviations == (3, 4)
     if name == "label":
         assert config.data.labels == "own/photos_labels.txt" and config.data.positive == "b"
     batch = get_task(config.task).batch_shapes(config)
-    assert batch.image_size.shape == (32, 2 if name == "pair" else 1, 2)
+    assert batch.image_size.shape == (32, 2 if name in ("pair", "texts") else 1, 2)
     outputs = {"label": 3, "value": 2, "pair": 2, "answer": 12}
     if name in outputs:
         found = batch.targets.answer_targets if name == "answer" else batch.targets.label_targets
         assert found.shape == (32, outputs[name])
     else:
-        assert batch.token_ids.shape[1] == 3
+        assert batch.token_ids.shape[1] == (4 if name == "texts" else 3)
+
+
+def test_images_with_texts_teach_captions_where_they_are_asked_for(tmp_path):
+    config = own.get_config(f"caption@{write_table(tmp_path, TASKS['texts'])}@demo-pretrain")
+    assert config.task == "caption" and config.best_metric == "caption_accuracy"
+    # The vocabulary of the checkpoint is small, so that a word can have more pieces.
+    assert config.data.text_length == 4 * 9 + 8 and config.data.sequence_length == 4 * 9 + 8 + 8
+    assert get_task("caption").batch_shapes(config).token_ids.shape == (32, 1, 53)
+    assert own.get_config(f"@{write_table(tmp_path, TASKS['texts'], 'own/more')}@demo-pretrain").model.encoder.pooler
 
 
 def test_epochs_of_a_large_table(tmp_path):
