@@ -1,8 +1,9 @@
-"""Classes of one or two images with a text: NLVR2, SNLI-VE, Hateful Memes, and a demo on synthetic pairs.
+"""Classes of one or two images with a text: NLVR2, SNLI-VE, Hateful Memes, and demos on synthetic scenes.
 
     python -m vlbert_jax.main --config=configs/classify.py:VARIANT --workdir=DIR --config.init.checkpoint=PRETRAINED
 
-Variants: demo (default), nlvr2, nlvr2_controlled, snli_ve, hateful_memes, nlvr2_uniter, nlvr2_lxmert, nlvr2_visualbert.
+Variants: demo (default), demo_pairs, nlvr2, nlvr2_controlled, nlvr2_uniter, nlvr2_lxmert, nlvr2_visualbert, snli_ve,
+hateful_memes.
 PRETRAINED is the workdir of a pre-training run, or what `python -m vlbert_jax.convert` made of released weights; other
 architectures than VL-BERT need their own (`config.model.architecture`). With `--mode=evaluate` the newest checkpoint is
 scored on `data.eval_split`, and WORKDIR/predictions/SPLIT.jsonl and SPLIT.csv are written.
@@ -215,13 +216,35 @@ def hateful_memes() -> ml_collections.ConfigDict:
 
 
 def demo() -> ml_collections.ConfigDict:
-    """Statements about two synthetic scenes, from the demo's pre-training.
+    """Hypotheses about a synthetic scene, in three classes, from the demo's pre-training.
 
         make demo
         python -m vlbert_jax.main --config=configs/classify.py --workdir=workdirs/classify \\
             --config.init.checkpoint=workdirs/demo
+
+    Reached in four minutes on two busy cores: 0.72; chance is 0.33.
+    """
+    config = snli_ve()
+    _shrink(config)
+    config.data.update(dict(texts="snli_ve/scenes", images="snli_ve_images/scenes"))
+    return config
+
+
+def demo_pairs() -> ml_collections.ConfigDict:
+    """Statements about two synthetic scenes, from the demo's pre-training.
+
+        make demo
+        python -m vlbert_jax.main --config=configs/classify.py:demo_pairs --workdir=workdirs/pairs \\
+            --config.init.checkpoint=workdirs/demo
     """
     config = nlvr2()
+    _shrink(config)
+    config.data.update(dict(texts="nlvr2/scenes", images="nlvr2_images/scenes"))
+    return config
+
+
+def _shrink(config: ml_collections.ConfigDict) -> None:
+    """Set the sizes of the demos, and what is read of their synthetic corpus."""
     common.shrink_to_demo(config)
     config.total_steps = 400
     config.batch_size = 32
@@ -234,19 +257,13 @@ def demo() -> ml_collections.ConfigDict:
     config.model.read = "mask"  # no pooler is pre-trained
     config.model.encoder.pooler = False
     config.data.update(
-        dict(
-            embedded="scenes_tasks",
-            texts="nlvr2/scenes",
-            images="nlvr2_images/scenes",
-            features="image",
-            vocab="scenes_tasks/vocab.txt",
-            sequence_length=31,
-        )
+        dict(embedded="scenes_tasks", features="image", vocab="scenes_tasks/vocab.txt", sequence_length=31)
     )
-    return config
 
 
-VARIANTS = (demo, nlvr2, nlvr2_controlled, nlvr2_uniter, nlvr2_lxmert, nlvr2_visualbert, snli_ve, hateful_memes)
+VARIANTS = (
+    demo, demo_pairs, nlvr2, nlvr2_controlled, nlvr2_uniter, nlvr2_lxmert, nlvr2_visualbert, snli_ve, hateful_memes
+)  # fmt: skip
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:

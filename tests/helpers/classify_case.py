@@ -68,8 +68,8 @@ def use_corpus(monkeypatch, images: int) -> None:
 
 def tiny(images: int = 2, **fields):
     """Return the demo with tiny sizes for the corpus; `fields` are by dotted name."""
-    config, vocab = recipes.demo(), FOLDERS["common"] / "vocab.txt"
-    shrink(config, recipes.demo(), "", num_layers=1, names=["sequence_length", "max_regions"])
+    config, vocab = recipes.demo_pairs(), FOLDERS["common"] / "vocab.txt"
+    shrink(config, recipes.demo_pairs(), "", num_layers=1, names=["sequence_length", "max_regions"])
     config.model.encoder.vocab_size = len(vocab.read_text("utf-8").splitlines())
     config.model.feature_size = WIDTH
     config.batch_size = 4

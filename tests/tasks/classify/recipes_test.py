@@ -11,7 +11,8 @@ from vlbert_jax.tasks.classify.examples import labels_of
 CLASSIFY = get_task("classify")
 # Recipe -> images, sequences and elements of an example.
 SHAPES = {
-    "demo": (2, 2, 32), "nlvr2": (2, 2, 78), "nlvr2_controlled": (2, 2, 78), "nlvr2_uniter": (2, 2, 161),
+    "demo": (1, 1, 32), "demo_pairs": (2, 2, 32), "nlvr2": (2, 2, 78), "nlvr2_controlled": (2, 2, 78),
+    "nlvr2_uniter": (2, 2, 161),
     "nlvr2_lxmert": (2, 2, 20), "nlvr2_visualbert": (2, 1, 418), "snli_ve": (1, 1, 158), "hateful_memes": (1, 1, 230),
 }  # fmt: skip
 
