@@ -13,8 +13,8 @@ plausibility, val_choices.json of eval.zip. The folder `--source`:
 
 A file may be a folder with parts, such as train_all_questions/train_all_questions_0.json. Without --splits the balanced
 splits are built whose file exists: train has about 943,000 questions, val 132,062, testdev 12,578. train_all has 14.3
-million. Consistency requires answers to all questions, that is the split val_all. A file is read twice, in 0.5 GB of
-memory for 100,000 questions.
+million. Consistency requires answers to all questions, that is the split val_all. A file is read three times, in 0.3 GB
+of memory for 100,000 questions (a folder: of its largest part); 100,000 questions take half a minute.
 
 The one answer of a question is stored ten times, as if annotators agreed, so that the score of a right answer is 1.
 `extra` has, for val and testdev, the fields of the question that the official scores read, and its choices.
@@ -106,16 +106,13 @@ class GQA(Corpus):
 
     def places(self, split: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Yield name, place and image of each question; the choices are not read. Raises SourceError."""
-        for name, place, question in self._questions(split):
-            yield name, place, (self._image(question, place),)
-
-    def _image(self, question: dict[str, Any], place: str) -> str:
         prefix = image_prefix(self.root, "images")
-        return f"{prefix}{field(question, 'imageId', str, place)}.jpg"
+        for name, place, question in self._questions(split):
+            yield name, place, (f"{prefix}{field(question, 'imageId', str, place)}.jpg",)
 
     def examples(self, split: str) -> Iterator[PublicExample]:
         """Yield the questions of a split. Raises SourceError."""
-        path = self._choices(split)
+        path, prefix = self._choices(split), image_prefix(self.root, "images")
         choices = read_json(path, dict, _Lists().hook) if split in SCORED and path.exists() else {}
         for index, (name, place, question) in enumerate(self._questions(split)):
             answer = field(question, "answer", str, place) if "answer" in question else None
@@ -125,7 +122,8 @@ class GQA(Corpus):
                 answer_type=question.get("types", {}).get("structural", ""),
                 answers=[answer] * ANNOTATORS if answer is not None else [], extra=extra,
             )  # fmt: skip
-            yield PublicExample(name, place, (self._image(question, place),), fields)
+            image = f"{prefix}{field(question, 'imageId', str, place)}.jpg"
+            yield PublicExample(name, place, (image,), fields)
 
     def _extra(self, question: dict[str, Any], place: str, choices: dict[str, Any] | None) -> str:
         """Return what the official scores read besides question and answer, as JSON. Raises SourceError."""
