@@ -177,7 +177,8 @@ def entities_demo() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/refcoco.py:entities_demo --workdir=workdirs/entities \
             --config.init.checkpoint=workdirs/demo
 
-    Corpus: generated on first use, in the files of Flickr30k Entities.
+    Corpus: generated on first use, in the files of Flickr30k Entities. Reached in two minutes on two cores, one seed:
+    0.874; from scratch 0.691, blind 0.450, chance 0.262.
     """
     config = _listed_demo(entities(), "entities")
     config.data.update(dict(max_regions=6, sequence_length=40))  # up to five detections; 32 tokens of text
@@ -222,7 +223,8 @@ def visual7w_demo() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/refcoco.py:visual7w_demo --workdir=workdirs/visual7w \
             --config.init.checkpoint=workdirs/demo
 
-    Corpus: generated on first use, in the file of Visual7W. Chance is 0.25.
+    Corpus: generated on first use, in the file of Visual7W. Reached in two minutes on two cores, one seed: 0.854; from
+    scratch 0.658, blind 0.342, chance 0.25.
     """
     config = _listed_demo(visual7w(), "visual7w")
     config.data.update(dict(max_regions=4, sequence_length=20))  # four boxes; 15 tokens of text

@@ -32,6 +32,8 @@ import os
 import pathlib
 import sys
 import types
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
@@ -73,14 +75,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
 
-    if config.data.embedded and is_first:  # the synthetic corpus is generated on first use
-        with disk_full(pathlib.Path(config.data.data_dir)):
-            with logged_output():
-                _draw_missing(config.data)
+    # A run of several tasks has tables for each of them.
+    blocks = [part.data for part in config.parts.values()] if "parts" in config else [config.data]
+    for data in blocks if is_first else ():
+        if data.embedded:  # the synthetic corpus is generated on first use
+            with disk_full(pathlib.Path(config.data.data_dir)):
+                with logged_output():
+                    _draw_missing(dict(data) | dict(data_dir=config.data.data_dir, vocab=config.data.vocab))
     hosts.wait("corpus")
-    if config.data.features == "precomputed":  # the extractor of the features becomes part of the config of the run
-        tables = [config.data[name] for name in ("captions", "images") if name in config.data]
-        config.data.extractor = extractor_of(config.data.data_dir, *tables)
+    for data in blocks:
+        if data.features == "precomputed":  # the extractor of the features becomes part of the config of the run
+            tables = [data[name] for name in ("captions", "images") if name in data]
+            data.extractor = extractor_of(config.data.data_dir, *tables)
     hosts.agree(config, workdir)
     with log_to_file(workdir) if is_first else contextlib.nullcontext():  # a refused start leaves no file
         if mode == "evaluate":
@@ -92,13 +98,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
         train(config, task, workdir, mesh)
 
 
-def _draw_missing(data: ml_collections.ConfigDict) -> None:
+def _draw_missing(data: Mapping[str, Any]) -> None:
     """Generate the synthetic corpus of `data` unless it exists. Raises ValueError where that is impossible."""
     build = import_builder("build")
     from data_prep.manifest import SourceError
 
     try:
-        build.draw_missing(data.embedded, data)
+        build.draw_missing(data["embedded"], data)
     except SourceError as error:
         raise ValueError(str(error)) from error
 

@@ -89,7 +89,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def text_options() -> list[str]:
     """Return the options that take the texts of a task."""
-    return list(dict.fromkeys(task.option for task in TASKS.values()))
+    return list(dict.fromkeys(task.option for task in TASKS.values() if task.option))
 
 
 def further_options() -> dict[str, str]:

@@ -41,9 +41,11 @@ def test_every_registered_task_is_complete(name):
     task = tasks.get_task(name)
     assert task.name == name and isinstance(task, Task)
     required = "build_model train_batches eval_batches batch_shapes loss_weights loss_counts loss_sums score"
-    for method in (required + " report_examples report_title example_from_text decode describe lines").split():
+    asked = " report_title report_examples example_from_text decode describe lines"
+    # A run of several tasks answers as a model of one of them.
+    for method in (required + asked * (not task.alternates)).split():
         assert task.overrides(method), method
-    assert task.method and task.official_names
+    assert (task.method or task.alternates) and task.official_names
     assert task.takes_choices == tasks.TASKS[name].takes_choices
     # Every field of the targets defines its padding.
     assert set(task.targets.paddings()) == set(task.targets.names())

@@ -74,7 +74,7 @@ def load_models(args: argparse.Namespace):
     if args.detector:
         finder = load_detector(args.detector, RULES[args.rules](proposals_after=args.proposals))
     if args.checkpoint:
-        asked = (name for name, task in TASKS.items() if getattr(args, task.option.removeprefix("--")))
+        asked = (name for name, task in TASKS.items() if getattr(args, task.option.removeprefix("--"), None))
         options = dict(vocab=args.vocab, answers=args.answers, data_dir=args.data_dir, task=next(asked, ""))
         model = load(args.checkpoint, detector=finder, addresses=True, **options)
         check_texts(model, args)
@@ -85,7 +85,7 @@ def check_texts(model: Predictor, args: argparse.Namespace) -> None:
     """Raise ValueError where a text of the command requires a model of another task."""
     own = TASKS[model.task.name]
     for wanted in TASKS.values():
-        given = getattr(args, wanted.option.removeprefix("--"))
+        given = getattr(args, wanted.option.removeprefix("--"), None)
         if given and wanted.takes_choices == bool(args.choices) and options_of(wanted) != options_of(own):
             raise ValueError(
                 f"{model.path} is a model for {own.title}: it takes {options_of(own)}. {options_of(wanted)} needs a "

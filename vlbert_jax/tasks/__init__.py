@@ -8,11 +8,12 @@ importing one takes seconds, is in that line; everything else is in the task's c
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlbert_jax.tasks.base import Task
@@ -69,11 +70,31 @@ TASKS: dict[str, Registered] = {
         "describe the image: captions with the mean probability of their words", takes_text=False,
         pipeline="image-to-text",
     ),
+    "mixture": Registered("vlbert_jax.tasks.mixture.task:Mixture", "several tasks", "", ""),
 }  # fmt: skip
 RENAMED = {"vqa": "answer", "vcr": "choice", "refcoco": "region"}  # values of config.task in earlier versions
 # Prefix of a metric in earlier versions -> its prefix now.
 RENAMED_METRICS = {"vqa_accuracy": "answer_accuracy", "vcr_accuracy": "choice_accuracy", "refcoco_": "grounding_"}
 PRETRAINING = "pretrain"  # the task that the others start from, and whose weights have no other task's heads
+
+
+# Of a run of several tasks: top-level fields that each part has for itself, and fields of its data that it has not.
+OF_THE_PART = ("task", "blind", "losses", "data", "model", "best_metric")
+OF_THE_RUN = ("data_dir", "vocab", "num_threads", "prefetch")
+
+
+def part_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the config of a part of a run of several tasks, with the fields of the run.
+
+    Args:
+        config: The config of the run, as nested dicts; `parts` has the parts by name.
+        name: Name of the part.
+    """
+    part = copy.deepcopy(config["parts"][name])
+    part |= {field: value for field, value in config.items() if field not in (*OF_THE_PART, "parts", "ratios")}
+    part["model"] |= config["model"]
+    part["data"] |= {field: config["data"][field] for field in OF_THE_RUN}
+    return part
 
 
 @functools.cache

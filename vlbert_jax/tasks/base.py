@@ -63,6 +63,7 @@ class Task:
 
     name: ClassVar[str] = ""  # key of the registry and value of config.task
     targets: ClassVar[type[Arrays]] = NoTargets  # class of `Batch.targets`
+    alternates: ClassVar[bool] = False  # whether updates train different losses in turn, on batches of other shapes
 
     def __init_subclass__(cls, extends: bool = False, **options):
         super().__init_subclass__(**options)
@@ -231,8 +232,8 @@ class Task:
     # Prefixes of official tensors that only heads of this task have, in whatever arrangement.
     official_heads: ClassVar[tuple[str, ...]] = ()
     official_prefix: ClassVar[str] = "vlbert."  # what the official model calls the trunk
-    # Prefix of an official pre-training tensor -> prefix of the tensor of this task that starts from it.
-    starts_from: ClassVar[Mapping[str, str]] = {}
+    # Prefix of an official pre-training tensor -> prefix of the tensor of this task that starts from it, or of several.
+    starts_from: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
     # Row of the segment table -> row of the pre-trained table that it starts from.
     segments_from: ClassVar[Mapping[int, int]] = {}
 

@@ -25,12 +25,17 @@ UNUSED_IN_TRAINING = ("class_names",)  # only reports read it
 
 
 def data_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """Return field of `config.data` -> path of the file or folder that it names."""
-    paths = {}
-    for name, path in config.data.items():
-        if isinstance(path, str) and path and name not in NO_PATHS:
-            inside = os.path.join(config.data.data_dir, path)
-            paths[name] = inside if os.path.exists(inside) or not os.path.isfile(path) else path
+    """Return field of `config.data` -> path of the file or folder that it names.
+
+    In a run of several tasks, the fields of a part begin with its name and a dot.
+    """
+    paths, blocks = {}, {"": config.data}
+    blocks |= {f"{name}.": part.data for name, part in config.get("parts", {}).items()}
+    for prefix, data in blocks.items():
+        for name, path in data.items():
+            if isinstance(path, str) and path and name not in (*NO_PATHS, *(("vocab",) if prefix else ())):
+                inside = os.path.join(config.data.data_dir, path)
+                paths[prefix + name] = inside if os.path.exists(inside) or not os.path.isfile(path) else path
     return paths
 
 
@@ -44,15 +49,20 @@ def copy_vocabularies(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         for name, path in data_paths(config).items():
             if name == "vocab":
                 write_tokenizer(tokenizer_of(config), folder / name)
-            elif os.path.isfile(path):
-                shutil.copyfile(path, folder / f"{name}{pathlib.Path(path).suffix}")
+            elif os.path.isfile(path):  # parts of one task share their list, as they share their head
+                shutil.copyfile(path, folder / f"{name.rpartition('.')[2]}{pathlib.Path(path).suffix}")
 
 
 def with_own_vocabularies(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """Return the config with the copies in the workdir in place of files that do not exist here."""
     lacking = {name for name, path in data_paths(config).items() if not os.path.exists(path)}
     config = config.copy_and_resolve_references()
-    config.data.update({name: path for name, path in own_vocabularies(workdir).items() if name in lacking})
+    own = own_vocabularies(workdir)
+    for name in lacking:
+        part, _, field = name.rpartition(".")
+        if field in own:
+            data = config.parts[part].data if part else config.data
+            data[field] = own[field]
     return config
 
 

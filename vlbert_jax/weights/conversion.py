@@ -20,7 +20,7 @@ from vlbert_jax.tasks import PRETRAINING, get_task
 from vlbert_jax.weights import export, family_names, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.model_card import stored_facts, write_card
-from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
+from vlbert_jax.weights.read import Weights, flatten_tree, of_task, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
 from vlbert_jax.weights.sibling_config import BOTTOM_UP, family_config, fields_of_task
 from vlbert_jax.weights.stored_config import SCHEMA, VOCABULARIES, own_vocabularies
@@ -167,7 +167,11 @@ def prepare_conversion(
         FileNotFoundError, ValueError: As `read_weights`, or shapes do not fit together.
     """
     source = read_weights(path)
-    task = task or (preferred if preferred in source.tasks else source.task)
+    several = vlbert_names.tasks_of_heads(source.tensors)
+    own = several[0] if several else source.task
+    task = task or (preferred if preferred in (*source.tasks, *several) else own)
+    if task in several:
+        source = of_task(source, task)
     try:
         if task not in (source.task, *source.tasks):  # tensors that a conversion initialized are initialized again
             source.tensors = {name: array for name, array in source.tensors.items() if name not in source.new}

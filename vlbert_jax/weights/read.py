@@ -17,7 +17,7 @@ import numpy as np
 
 from vlbert_jax.files import read_json_object
 from vlbert_jax.model.architectures import VLBERT, get_architecture
-from vlbert_jax.tasks import PRETRAINING, TASKS, task_of_family, task_of_names
+from vlbert_jax.tasks import PRETRAINING, TASKS, part_config, task_of_family, task_of_names
 from vlbert_jax.weights import detector_names, family_names, two_stream_names, vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files, stored_in_file
@@ -127,6 +127,15 @@ def _stored_task(task: str, config: dict[str, Any]) -> str:
     """Return the task of a stored config where the heads are those of pre-training, which other tasks have as well."""
     stored = config.get("task", PRETRAINING)
     return stored if task == PRETRAINING and stored in TASKS else task
+
+
+def of_task(source: Weights, task: str) -> Weights:
+    """Return the weights of one task of a run of several tasks, with the config of a part for this task."""
+    tensors, config = vlbert_names.heads_of(source.tensors, task), source.config
+    if config:
+        name = next(name for name, part in sorted(config["parts"].items()) if part["task"] == task)
+        config = part_config(config, name)
+    return dataclasses.replace(source, tensors=tensors, config=config, task=task)
 
 
 def is_detector_folder(path: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Shaped
@@ -61,6 +61,7 @@ DECODER = "vlbert.mlm_head.predictions.decoder.weight"
 BACKBONE_NAME = "image_feature_extractor.backbone"
 C5_NAME = "image_feature_extractor.roi_head_feature_extractor"
 C5_AGAIN = "image_feature_extractor.head.0"
+HEADS = "heads."  # before the task and the name of a head, in weights of several tasks
 BLOCK = re.compile(r"fast_rcnn/(?:backbone/stages/(\d+)|c5)/blocks/(\d+)/(conv\d|shortcut)")
 # Tensors that only the official pre-training model has, in addition to its heads.
 OF_PRETRAINING = ("aux_text_visual_embedding.weight", EXTRA_TOKENS[IMG_MASK], "object_mask_visual_embedding.weight")
@@ -250,6 +251,21 @@ def plain_name(name: str) -> str:
     return name.replace("vlbert._module.", "vlbert.")
 
 
+# --- From a run of several tasks to one of them ---------------------------------------------------------------
+
+
+def tasks_of_heads(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the tasks whose heads are among the tensors of a run of several tasks; () for other weights."""
+    return tuple(dict.fromkeys(name.split(".")[1] for name in names if name.startswith(HEADS)))
+
+
+def heads_of(tensors: Mapping[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
+    """Return the tensors of one task of a run of several tasks, by the names of a run of this task alone."""
+    own = f"{HEADS}{task}."
+    kept = {name: array for name, array in tensors.items() if not name.startswith(HEADS) or name.startswith(own)}
+    return {name.removeprefix(own): array for name, array in kept.items()}
+
+
 # --- From pre-training to a task --------------------------------------------------------------------------
 
 
@@ -270,13 +286,17 @@ def warm_start(tensors: Mapping[str, np.ndarray], task: str, of_vlbert: bool = T
     own = task_of_names(tensors)
     if own == task:
         return dict(tensors)
+    if task in tasks_of_heads(tensors):
+        return heads_of(tensors, task)
     if own != PRETRAINING:
         raise ValueError(f"These are weights of a model for {own}; a model for {task} starts from pre-training.")
     target = get_task(task)
     started = {}
     for name, array in tensors.items():
         old = next((prefix for prefix in target.starts_from if name.startswith(prefix)), None)
-        started[name if old is None else target.starts_from[old] + name.removeprefix(old)] = array
+        new = "" if old is None else target.starts_from[old]
+        for prefix in new if isinstance(new, tuple) else (new,):
+            started[prefix + name.removeprefix(old or "")] = array
     if target.segments_from and of_vlbert and SEGMENTS in started:
         started[SEGMENTS] = np.array(started[SEGMENTS])
         for row, source in target.segments_from.items():

@@ -1,0 +1,152 @@
+"""Several tasks in one run: the order of the updates, what they change, the scores, and models of single tasks."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import multitask
+from data_prep.build import build_scene_tasks
+from data_prep.scenes_tasks import build_scenes_tasks
+from tests.helpers.batch_case import fields_of
+from vlbert_jax.batch import NUM_EXTRA_IDS
+from vlbert_jax.prediction.loading import load_trained
+from vlbert_jax.tasks import get_task
+from vlbert_jax.tasks.mixture.schedule import counts_before, name_at, parts_of_steps
+from vlbert_jax.tasks.mixture.task import Mixture
+from vlbert_jax.training import sharding
+from vlbert_jax.training.loop import train
+from vlbert_jax.weights.initialize import load_into
+
+MIXTURE = Mixture()
+RATIOS = dict(questions=2.0, expressions=1.0)
+
+
+def test_each_part_gets_its_share_of_any_updates():
+    ratios = dict(a=3.0, b=1.0, c=0.5)
+    numbers = parts_of_steps(ratios, 0, 3000)
+    for first, count in ((0, 90), (1234, 90), (0, 3000)):
+        found = np.bincount(parts_of_steps(ratios, first, count), minlength=3)
+        np.testing.assert_allclose(found, count * np.array([3.0, 1.0, 0.5]) / 4.5, atol=3)
+        np.testing.assert_array_equal(parts_of_steps(ratios, first, count), numbers[first : first + count])
+    assert [name_at(ratios, step) for step in range(50)] == ["abc"[number] for number in numbers[:50]]
+    assert counts_before(ratios, 777) == dict(zip("abc", np.bincount(numbers[:777]).tolist(), strict=True))
+    assert counts_before(ratios, 0) == dict(a=0, b=0, c=0)
+    assert (np.bincount(parts_of_steps(dict(a=1.0, b=1.0), 0, 100)) == 50).all()
+    for wrong in (dict(a=1.0, b=0.0), dict(a=-1.0), {}, dict(a=float("nan"))):
+        with pytest.raises(ValueError, match="it must have a positive number for each part"):
+            parts_of_steps(wrong, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Return the demo with two tiny parts."""
+    folder = tmp_path_factory.mktemp("data")
+    build_scene_tasks(folder, num_train=10, num_val=4, num_test=2, tasks=("vqa", "refcoco"))
+    build_scenes_tasks(folder, num_train=8, num_val=8, num_test=8, tasks=())
+    config = multitask.demo()
+    del config.parts["phrases"]
+    config.ratios = dict(RATIOS)
+    config.model.encoder.update(dict(num_layers=1, hidden_size=32, num_heads=2, mlp_size=32))
+    config.model.region_head.update(dict(stem_width=4, widths=(4, 4, 4, 8)))
+    config.batch_size, config.total_steps, config.warmup_steps, config.init.scratch = 8, 4, 0, True
+    config.log_every_steps, config.report = 1, False
+    config.data.data_dir = str(folder)
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """Train four updates; return the workdir, the last state and the rows of metrics."""
+    workdir = tmp_path_factory.mktemp("run")
+    _, state = train(config, MIXTURE, workdir, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+    return workdir, state, [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_updates_train_the_parts_in_turn(config, run):
+    names = [name_at(RATIOS, step) for step in range(config.total_steps)]
+    assert set(names) == set(RATIOS)
+    *rows, validation = run[2]
+    for name, row in zip(names, rows, strict=True):
+        losses = {key for key in row if key.endswith("_loss")}
+        assert losses == {"questions_answer_loss" if name == "questions" else "expressions_region_loss"}
+    assert {"questions_answer_accuracy", "expressions_grounding_accuracy"} <= set(validation)
+    assert "expressions_answer_accuracy" not in validation
+    assert int(run[1].step) == config.total_steps and bool(run[1].finite)
+
+
+def test_batches_continue_where_a_run_stopped(config):
+    whole = list(itertools.islice(MIXTURE.train_batches(config, 0, 0, 1), 5))
+    later = list(itertools.islice(MIXTURE.train_batches(config, 3, 0, 1), 2))
+    for step, (one, other) in enumerate(zip(whole[3:], later, strict=True), 3):
+        assert one.targets.part == other.targets.part == name_at(RATIOS, step)
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    # The batches of a part are those of a run of this part alone.
+    part = config.parts.expressions.copy_and_resolve_references()
+    part.batch_size, part.seed = config.batch_size, config.seed
+    part.data.update(dict(data_dir=config.data.data_dir, vocab=config.data.vocab))
+    alone = get_task("region").train_batches(part, 0, 0, 1)
+    for batch in (batch for batch in whole if batch.targets.part == "expressions"):
+        own = batch.replace(targets=batch.targets.own)
+        jax.tree.map(np.testing.assert_array_equal, fields_of(next(alone)), fields_of(own))
+
+
+def test_a_part_leaves_the_head_of_the_other_alone(config):
+    head, losses = ("heads", "region", "region_head", "classes", "kernel"), ("questions_answer",)
+    assert MIXTURE.is_idle(head, config, losses) and not MIXTURE.is_idle(head, config, ("expressions_region",))
+    assert not MIXTURE.is_idle(("vlbert", "token_embeddings"), config, losses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task, part", [("answer", "questions"), ("region", "expressions"), ("", "questions")])
+def test_a_checkpoint_is_a_model_of_each_task(config, run, task, part):
+    workdir, state, _ = run
+    found, graphdef, one = load_trained(workdir, 9, task)
+    assert found.task == config.parts[part].task and found.model.encoder.hidden_size == 32
+    assert found.data.texts == config.parts[part].data.texts and found.data.vocab.endswith("vocabularies/vocab")
+    flat = {tuple(map(str, path)): v[...] for path, v in nnx.to_flat_state(one)}
+    whole = {tuple(map(str, path)): v[...] for path, v in nnx.to_flat_state(state.params)}
+    own = {path: v for path, v in whole.items() if path[0] != "heads"}
+    own |= {path[2:]: v for path, v in whole.items() if path[:2] == ("heads", found.task)}
+    for path, value in own.items():
+        read = config.model.encoder.vocab_size + NUM_EXTRA_IDS if path[-1] == "token_embeddings" else None
+        np.testing.assert_array_equal(flat[path][:read], value[:read], err_msg="/".join(path))
+    assert {path[0] for path in flat} >= {"answer_head" if found.task == "answer" else "region_head"}
+    model = nnx.merge(graphdef, one)
+    assert type(model).__name__ in ("AnswerModel", "RegionModel")
+
+
+@pytest.mark.slow
+def test_a_task_starts_from_a_mixture_and_a_mixture_from_pretraining_heads(config, run):
+    workdir, state, _ = run
+    whole = {tuple(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(state.params)}
+    single = load_trained(workdir, 9, "region")[0]
+    model = nnx.eval_shape(lambda: get_task("region").build_model(single, nnx.Rngs(0)))
+    zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), nnx.state(model, nnx.Param))
+    encoder = config.model.encoder.to_dict()
+    params, _, filled = load_into(zeros, nnx.State({}), encoder, "region", dict(checkpoint=str(workdir)))
+    assert ("region_head", "classes", "kernel") in filled
+    for path, value in nnx.to_flat_state(params):
+        path = tuple(map(str, path))
+        read = config.model.encoder.vocab_size + NUM_EXTRA_IDS if path[-1] == "token_embeddings" else None
+        wanted = whole[path if path in whole else ("heads", "region", *path)]
+        np.testing.assert_array_equal(value[...][:read], wanted[:read], err_msg="/".join(path))
+    starts = MIXTURE.starts_from
+    assert "heads.region.final_mlp.0." in starts["vlbert.mvrc_head.transform."]
+    assert "heads.answer.final_mlp.0." in starts["vlbert.mlm_head.predictions.transform."]
+
+
+def test_parts_that_do_not_belong_together_are_reported(config):
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.parts["more"] = other.parts.questions.copy_and_resolve_references()
+        other.parts.more.model.num_answers = 7
+    message = "has shares for expressions, questions, but config.parts has expressions, more"
+    with pytest.raises(ValueError, match=message):
+        MIXTURE.loss_weights(other)
+    with pytest.raises(ValueError, match="config.parts.questions and an earlier part are both for visual question"):
+        nnx.eval_shape(lambda: MIXTURE.build_model(other, nnx.Rngs(0)))
