@@ -206,6 +206,7 @@ def _public(commands) -> None:
                 + (" (default: all)" if name == "gqa" else ", with <unk> (default: none is written)"),
             )  # fmt: skip
         regions(parser)
+        parser.add_argument("--drop_missing", action="store_true", help="skip texts of which an image is missing")
 
 
 def regions(parser: argparse.ArgumentParser) -> None:

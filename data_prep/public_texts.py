@@ -25,8 +25,9 @@ The labels of `classify` are listed in `NAME/CORPUS_labels.txt`, one a line."""
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from tqdm import tqdm
 from data_prep.builder import OrderedBuilder, array_feature, oriented
 from data_prep.image_table import ImageTable, NoRegions, chosen_regions, placed_images
 from data_prep.manifest import SourceError
+from data_prep.sources import ArchiveFolder
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.files import atomic_write
 
@@ -132,10 +134,27 @@ class PublicTexts(OrderedBuilder, skip_registration=True):
 
     RECORDS_PER_SHARD = 200_000
 
-    def __init__(self, corpus: str, data_dir: str | pathlib.Path, source: Corpus, images: str | pathlib.Path):
+    def __init__(
+        self,
+        corpus: str,
+        data_dir: str | pathlib.Path,
+        source: Corpus,
+        images: str | pathlib.Path,
+        missing: Collection[str] = (),
+    ):
+        """Create the builder.
+
+        Args:
+          corpus: name of the corpus.
+          data_dir: folder of all corpora.
+          source: the files of the task.
+          images: directory of the table of images.
+          missing: images whose texts are skipped.
+        """
         self.name = source.name  # pyright: ignore[reportAttributeAccessIssue]
-        self.source, self.images = source, pathlib.Path(images)
+        self.source, self.images, self.missing = source, pathlib.Path(images), missing
         options: dict[str, Any] = dict(splits=source.splits)
+        options |= dict(missing_images=len(missing)) if missing else {}
         super().__init__(corpus, data_dir, str(source.root), options)
 
     def inputs(self) -> list[pathlib.Path]:
@@ -159,6 +178,9 @@ class PublicTexts(OrderedBuilder, skip_registration=True):
         for split in self.source.splits:
             progress = tqdm(self.source.examples(split), split, unit=" texts", mininterval=1)
             for index, example in enumerate(progress):
+                if gone := [path for path in example.images if path in self.missing]:
+                    self.manifest.note("skipped", example.place, index, f"the image {gone[0]} is missing")
+                    continue
                 if lost := [path for path in example.images if path not in placed]:
                     raise SourceError(
                         f"{example.place}: the table {self.images} lacks the image {lost[0]}; remove this folder and "
@@ -181,6 +203,7 @@ def run_public(
     features: bool = False,
     store_images: bool = True,
     num_threads: int = 4,
+    drop_missing: bool = False,
 ) -> dict[str, pathlib.Path]:
     """Build the two tables of a public task and its list of labels.
 
@@ -193,6 +216,7 @@ def run_public(
       features: store the features of the regions.
       store_images: store the images.
       num_threads: number of threads that read images.
+      drop_missing: skip texts of which an image is missing, instead of raising SourceError.
 
     Returns:
       The paths `images` and `texts` (directories of records).
@@ -204,11 +228,22 @@ def run_public(
     data_dir, paths = pathlib.Path(data_dir), source.images()
     if source.has_boxes and (regions or detector or features):
         raise SourceError(f"the texts of {source.name} have their own boxes; omit --regions, --detector and --features")
+    missing: set[str] = set()
+    if drop_missing:
+        if not store_images:
+            raise SourceError("--drop_missing looks for the images, which --no_images leaves out; omit one of them")
+        files = ArchiveFolder(source.root)
+        with contextlib.closing(files):
+            missing = {path for path in paths if not files.has(path)}
+        if len(missing) == len(paths):
+            path = next(iter(paths))
+            raise SourceError(f"{paths[path]}: {path} and all other images are missing in {source.root}")
+        paths = {path: place for path, place in paths.items() if path not in missing}
     options = regions, detector, features, num_threads
     chosen = NoRegions() if source.has_boxes else chosen_regions(source.root, paths, *options)
     where = f"{source.name}_images", corpus, data_dir, source.root, paths, chosen
     images = ImageTable(*where, store_images=store_images, num_threads=num_threads)
-    texts = PublicTexts(corpus, data_dir, source, images.data_dir)
+    texts = PublicTexts(corpus, data_dir, source, images.data_dir, missing)
     for table in (images, texts):
         is_built(table)
     built = run_builders(images, texts)
