@@ -111,7 +111,7 @@ def complete_arguments(args: argparse.Namespace) -> None:
     from vlbert_jax.data.image_files import find_images
 
     args.image, args.image2 = (find_images(given) if given else [] for given in (args.image, args.image2))
-    for option in (*text_options(), "--choices", "--text2"):
+    for option in (*text_options(), "--choices", "--text2", "--phrases"):
         name = option.removeprefix("--")
         setattr(args, name, [line for text in getattr(args, name) for line in lines_of(text, option)])
 
@@ -160,8 +160,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     with_choices = {task.option for task in TASKS.values() if task.takes_choices}
     if args.choices and not any(getattr(args, option.removeprefix("--")) for option in with_choices):
         raise ValueError(f"--choices needs the {' or '.join(with_choices)} that they answer.")
-    if args.attention and (args.image2 or args.text2):
-        raise ValueError("--attention shows one text about one image: leave out --image2 and --text2.")
+    if args.phrases and not args.expression:
+        raise ValueError("--phrases needs the --expression that is their sentence.")
+    if args.attention and (args.image2 or args.text2 or args.phrases):
+        raise ValueError("--attention shows one text about one image: leave out --image2, --text2 and --phrases.")
     if args.attention and not texts:
         raise ValueError(f"--attention needs a text: {', '.join(text_options())}.")
     if args.proposals < 1:

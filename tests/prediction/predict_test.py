@@ -98,6 +98,18 @@ def test_expressions_are_drawn(folder, capsys, tmp_path):
         assert drawn.format == "JPEG"
 
 
+def test_phrases_of_a_sentence(folder, capsys):
+    sentence = "the red thing is above the ball"
+    argv = [f"--checkpoint={folder / 'model_refcoco'}", "--image", CAT, "--expression", sentence]
+    status, out, _ = run(capsys, *argv, "--phrases", "the red thing", "the ball", "--json")
+    asked = json.loads(out)[0]["asked"]
+    assert status == 0 and [one["phrase"] for one in asked] == ["the red thing", "the ball"]
+    assert {one["expression"] for one in asked} == {sentence}
+    assert all(len(one["places"]) == 5 for one in asked) and asked[0]["places"] != asked[1]["places"]
+    status, out, _ = run(capsys, *argv, "--phrases", "the ball")
+    assert status == 0 and "  the ball\n" in out and "%" in out
+
+
 def test_masked_words_with_and_without_the_image(folder, capsys):
     argv = [f"--checkpoint={folder / 'model_pretrain'}", "--image", COFFEE, "--caption", "a [MASK] cup on a [MASK]"]
     status, out, _ = run(capsys, *argv)
@@ -234,6 +246,7 @@ def test_a_grid_covers_the_image():
     (["--image", CAT, "--boxes", "nowhere.json"], "nowhere.json"),
     (["--image", CAT, "--attention", "x.html"], "needs a text"),
     (["--image", CAT, "--choices", "a", "b"], "needs the --question"),
+    (["--image", CAT, "--checkpoint", "x", "--phrases", "a"], "--phrases needs the --expression"),
     (["--image", CAT, "--checkpoint", "nowhere", "--question", "x"], "nowhere"),
     (["--image", CAT, "--detector", "x", "--proposals", "0"], "--proposals is 0; it must be at least 1"),
     (["--image", CAT, "--checkpoint", "{}/model_vqa", "--expression", "x"], "vqa is a model for visual question"),

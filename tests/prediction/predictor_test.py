@@ -19,6 +19,7 @@ from data_prep.build import build_scene_tasks
 from tests.helpers.predict_case import RECIPES, WIDTH, in_float32, on_model, shrunk, write_model
 from vlbert_jax.batch import make_batch
 from vlbert_jax.convert import main
+from vlbert_jax.data.examples import orientation_of
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.tables import Split, eval_parts
 from vlbert_jax.data.tokenizer import tokenizer_of
@@ -29,7 +30,7 @@ from vlbert_jax.tasks.choice import task as choice_task
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets
 from vlbert_jax.tasks.region import task as region_task
-from vlbert_jax.tasks.region.examples import candidates, original_boxes
+from vlbert_jax.tasks.region.examples import ExpressionLayout, asked_example, candidates, original_boxes
 from vlbert_jax.weights.stored_config import SCHEMA
 
 REGION = region_task.RegionTask()
@@ -109,6 +110,25 @@ def test_places_are_those_of_evaluation(models, predictors):
         # The official code scales the boxes to the resized image and back, which clips them at its
         # last pixel.
         np.testing.assert_allclose([place.box for place in found], expected, atol=1)
+
+
+def test_phrases_are_read_after_their_sentence(models, predictors):
+    """The regions of a phrase are those of a record with its sentence; other words around it change them."""
+    config, path = models["refcoco"]
+    record, _ = evaluated(REGION, config, path, REGION.example_maker)[0]
+    boxes, sentence = candidates(record, "detected"), f"{record['expression']} and the ball"
+    layout = ExpressionLayout.of(in_float32(config), orientation_of(record), train=False)
+    asked = record | dict(expression="the ball", context=sentence, boxes=boxes)
+    example = asked_example(asked, boxes, False, tokenizer_of(config), layout)
+    batch = make_batch({name: value[None] for name, value in example.items()}, REGION.targets)
+    row = on_model(path, config, lambda model, batch: REGION.predict(model, batch, in_float32(config)))(batch)
+    found, first = predictors["refcoco"].ground(image_of(record), sentence, boxes, ["the ball", record["expression"]])
+    count = len(found)
+    assert [place.region for place in found] == row["region"][0, :count].tolist()
+    np.testing.assert_allclose([place.probability for place in found], row["probability"][0, :count], atol=1e-5)
+    alone = predictors["refcoco"].ground(image_of(record), "the ball", boxes)
+    assert [place.probability for place in alone] != pytest.approx([place.probability for place in found], abs=1e-4)
+    assert len(first) == count
 
 
 def test_choices_are_those_of_evaluation(models, predictors):

@@ -110,6 +110,11 @@ def ask_all(
     """Return the answers to every text of the command about one image, or about it and a second one."""
     texts, found = getattr(args, TASKS[model.task.name].option.removeprefix("--")), []
     for number, text in enumerate(texts):
+        if args.phrases:
+            for phrase, places in zip(args.phrases, model.ground(picture, text, phrases=args.phrases), strict=True):
+                asked = describe_answers(model.task, phrase, places)
+                found.append(dataclasses.replace(asked, fields=asked.fields | dict(expression=text, phrase=phrase)))
+            continue
         text2 = args.text2[number % len(args.text2)] if args.text2 else ""
         asked = describe_answers(model.task, text, model.ask(picture, text, args.choices, None, text2, second))
         more = dict(text2=text2) if text2 else {}

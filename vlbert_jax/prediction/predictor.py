@@ -296,9 +296,14 @@ class Predictor(Searching):
         self.require("answer")
         return self.ask(image, question, (), boxes)
 
-    def ground(self, image: Any, expression: Any, boxes: Any = None) -> list[Any]:
-        """Return the five regions that an expression most probably means."""
+    def ground(self, image: Any, expression: Any, boxes: Any = None, phrases: Sequence[str] = ()) -> list[Any]:
+        """Return the five regions that an expression most probably means.
+
+        With `phrases`, the expression is their sentence, and the result is such a list for each of them.
+        """
         self.require("ground")
+        if phrases:
+            return self.ask(image, [expression] * len(phrases), (), boxes, list(phrases))
         return self.ask(image, expression, (), boxes)
 
     def fill(self, image: Any, text: Any, boxes: Any = None) -> list[Any]:
@@ -385,4 +390,4 @@ def _joined(arrays: Sequence[Array], axis: int) -> Array:
 def _usage(method: str) -> str:
     """Return how a method of `Predictor` is called, such as "answer(image, question)"."""
     names = list(inspect.signature(getattr(Predictor, method)).parameters)
-    return f"{method}({', '.join(name for name in names if name not in ('self', 'boxes'))})"
+    return f"{method}({', '.join(name for name in names if name not in ('self', 'boxes', 'phrases'))})"

@@ -21,7 +21,7 @@ class Request(NamedTuple):
     text: str
     choices: Sequence[str]
     boxes: Any
-    text2: str = ""
+    text2: str = ""  # second text, or a phrase of the text
     image2: Any = None
 
 
@@ -29,7 +29,7 @@ def needs_of(request: Request, task: Registered, config) -> str:
     """Return what is wrong with the parts of a request to a model of a task, as a predicate; "" = nothing."""
     if bool(request.choices) != task.takes_choices:
         return "takes no choices" if request.choices else "needs texts to choose from"
-    if request.text2 and "--text2" not in dict(task.options):
+    if request.text2 and not {"--text2", "--phrases"} & dict(task.options).keys():
         return "takes no second text"
     pairs = config.data.get("images_per_example", 1) == 2
     if pairs != (request.image2 is not None):

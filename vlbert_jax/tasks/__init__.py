@@ -50,7 +50,9 @@ TASKS: dict[str, Registered] = {
     ),
     "region": Registered(
         "vlbert_jax.tasks.region.task:RegionTask", "referring expressions", "--expression",
-        "expression: the region that it means", pipeline="object-detection",
+        "expression: the region that it means",
+        options=(("--phrases", "phrases of the --expression, which is then their sentence: the region of each"),),
+        pipeline="object-detection",
     ),
     "classify": Registered(
         "vlbert_jax.tasks.classify.task:ClassifyTask", "classes of images and texts", "--text",

@@ -210,9 +210,11 @@ class RegionTask(TextImageTask):
     method = "ground"
 
     def example_from_text(self, record: dict, text: str, choices: Sequence[str], config) -> Example:
-        """Return the example of an expression whose region is not known."""
+        """Return the example of an expression whose region is not known; with `text2`, of this phrase of the text."""
         layout = ExpressionLayout.of(config, orientation_of(record), train=False)
-        return asked_example(record | dict(expression=text), record["boxes"], False, tokenizer_of(config), layout)
+        phrase = record.get("text2", "")
+        record = record | (dict(expression=phrase, context=text) if phrase else dict(expression=text))
+        return asked_example(record, record["boxes"], False, tokenizer_of(config), layout)
 
     def decode(self, rows, boxes, choices, batch: Batch, config) -> list[Place]:
         """Return the regions that the expression most probably means."""
