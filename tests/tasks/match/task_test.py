@@ -226,6 +226,14 @@ def test_evaluation_equals_pairs_scored_alone(built, brute_force, devices):
     assert devices != 3 or values["candidates_per_second"] > 0  # the rate is known from the second batch on
 
 
+def test_every_image_comes_once_over_all_hosts(data_dir):
+    config = tiny(data_dir, **{"data.one_orientation": True, "data.features": "image"})
+    parts = [list(MATCH.eval_batches(config, host, 2)["images"]) for host in range(2)]
+    assert len(parts[0]) == len(parts[1]) > 1  # batches of both orientations
+    seen = np.concatenate([batch.index for part in parts for batch in part])
+    assert sorted(seen[seen >= 0]) == list(range(8))
+
+
 def test_candidates_are_ordered_and_can_be_fewer(data_dir):
     config = tiny(data_dir)
     found, split = candidates_of(config), Split(config, "val")
