@@ -58,6 +58,7 @@ def test_weights_without_the_head_are_refused(data_dir, tmp_path):
         evaluate_run(config, MATCH, tmp_path, sharding.make_mesh(config.mesh, jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_two_streams_score_a_pair_alike_in_training_and_evaluation(data_dir):
     """In a choice the sequences of an example have different images; alone there is one image."""
     fields = {"model.architecture": "lxmert", "model.encoder.init_deviation": 0.5}

@@ -247,11 +247,11 @@ def test_candidates_are_ordered_and_can_be_fewer(data_dir):
 
 
 def test_runs_and_the_files_of_predictions(data_dir, tmp_path):
-    config = tiny(data_dir, total_steps=2, warmup_steps=1)
+    # The same program evaluates while the model is trained and afterwards.
+    config = tiny(data_dir, total_steps=2, warmup_steps=1, **{"data.eval_candidates": 0, "data.eval_folds": 2})
     train(config, MATCH, tmp_path, one_device(config))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {"match_accuracy", "match_loss"} <= rows[0].keys() and 0 <= rows[-1]["mean_recall"] <= 1
-    config.data.eval_candidates, config.data.eval_folds = 0, 2
     scores = evaluate_run(config, MATCH, tmp_path, one_device(config))
     assert {"image_recall_1", "text_recall_10", "mean_recall", "mean_recall_of_folds"} <= scores.keys()
     lines = [json.loads(line) for line in (tmp_path / "predictions/val_images.jsonl").read_text().splitlines()]
