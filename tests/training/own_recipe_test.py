@@ -19,6 +19,7 @@ TASKS = {
     "answer": COMMON | dict(kind="answer", num_answers=12, answers="own/photos_answers.txt"),
     "choice": COMMON | dict(kind="choice", num_choices=3),
     "texts": COMMON | dict(kind="match"),
+    "boxes": COMMON | dict(kind="region"),
 }  # fmt: skip
 
 
@@ -45,7 +46,8 @@ def test_a_table_says_kind_sizes_and_lengths(name, tmp_path):
     assert config.data.max_regions == 7 and config.data.sequence_length == 2 * 9 + 8 + 8
     assert config.data.features == ("precomputed" if name == "pair" else "image")
     metrics = dict(label="classify_accuracy", value="classify_squared_error", pair="classify_accuracy",
-                   answer="answer_accuracy", choice="choice_accuracy", texts="mean_recall")  # fmt: skip
+                   answer="answer_accuracy", choice="choice_accuracy", texts="mean_recall",
+                   boxes="grounding_accuracy")  # fmt: skip
     assert config.best_metric == metrics[name]
     if name == "value":
         assert config.data.value_means == (1, 2) and config.data.value_deviations == (3, 4)
@@ -58,7 +60,8 @@ def test_a_table_says_kind_sizes_and_lengths(name, tmp_path):
         found = batch.targets.answer_targets if name == "answer" else batch.targets.label_targets
         assert found.shape == (32, outputs[name])
     else:
-        assert batch.token_ids.shape[1] == (4 if name == "texts" else 3)
+        assert batch.token_ids.shape[1] == dict(texts=4, choice=3, boxes=1)[name]
+        assert name != "boxes" or config.data.train_boxes == config.data.eval_boxes == "listed"
 
 
 def test_images_with_texts_teach_captions_where_they_are_asked_for(tmp_path):
