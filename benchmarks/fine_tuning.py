@@ -41,6 +41,8 @@ TASKS = {  # name: (config, metric)
     "VCR Q→A": ("configs/vcr.py", "choice_accuracy"),
     "VCR QA→R": ("configs/vcr.py:demo_qa2r", "choice_accuracy"),
     "RefCOCO+": ("configs/refcoco.py", "grounding_accuracy"),
+    "SNLI-VE": ("configs/classify.py", "classify_accuracy"),
+    "NLVR2": ("configs/classify.py:demo_pairs", "classify_accuracy"),
     "Retrieval": ("configs/retrieval.py", "mean_recall"),
     "Captions": ("configs/caption.py", "caption_accuracy"),
 }
@@ -83,6 +85,11 @@ def chance(name: str, config) -> float:
             labels.update(batch.targets.mlm_labels[batch.targets.mlm_mask].tolist())
         return max(labels.values()) / labels.total()
     split = Split(config, config.data.eval_split)
+    if name in ("SNLI-VE", "NLVR2"):
+        texts = Split(config, config.data.train_split).texts
+        given = collections.Counter(texts[number]["labels"][0] for number in range(len(texts)))
+        (best, _), known = given.most_common(1)[0], [split.texts[k]["labels"] for k in range(len(split))]
+        return statistics.mean(float(labels == [best]) for labels in known)
     if name == "VQA":
         given = collections.Counter()
         texts = Split(config, config.data.train_split).texts

@@ -239,6 +239,9 @@ def demo_pairs() -> ml_collections.ConfigDict:
     """
     config = nlvr2()
     _shrink(config)
+    config.total_steps = 1_200
+    config.learning_rate = 5e-4
+    config.model.train_region_head = False  # its features suffice, and two images take twice the time
     config.data.update(dict(texts="nlvr2/scenes", images="nlvr2_images/scenes"))
     return config
 
