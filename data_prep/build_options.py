@@ -73,12 +73,20 @@ def _scenes_tasks(commands) -> None:
 def _captions(commands) -> None:
     about = "images with captions: your own tables, or Conceptual Captions in the official layout"
     parser = _command(commands, "captions", about, "conceptual_captions")
-    files = "folder with train_frcnn.json and val_frcnn.json; with --detector: train.tsv, val.tsv and their images"
+    files = "folder with train_frcnn.json and val_frcnn.json; with an option of regions: train.tsv, val.tsv, images"
     _download(parser, files, "conceptual_captions", "images")
-    parser.add_argument(
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
         "--detector", type=user_path, default="",
         help="weights of a detector: first find the regions of the images of the tables, or continue to",
     )  # fmt: skip
+    choice.add_argument(
+        "--regions", type=user_path, default="", metavar="FOLDER",
+        help="or the regions of the images of all tables, which extract_regions wrote",
+    )  # fmt: skip
+    choice.add_argument(
+        "--grid", action="store_true", help="or a grid of 3 x 3 cells; pre-train with --config.losses.mrc=False"
+    )
     parser.add_argument("--splits", default="train,val", help="official splits (default: %(default)s)")
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="type of the class scores (default: float16)"

@@ -27,10 +27,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import pathlib
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +38,7 @@ from tqdm import tqdm
 import vlbert_jax
 from data_prep.manifest import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
-from data_prep.sources import Source, image_number, map_ahead, open_source, source_of
+from data_prep.sources import Source, image_number, map_ahead, open_source, source_of, write_index
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.data.image_files import open_image, passed_over
 from vlbert_jax.data.region_files import encode_regions
@@ -156,25 +155,8 @@ def _conclude(source: Source, store: RegionStore) -> None:
         partial.write_text("".join(f"{name}: {error}\n" for name, error in broken.items()))
     if source.captions is None:
         return
-    write_index(source, store.folder, broken)
-
-
-def write_index(source: Source, regions: pathlib.Path, broken: Container[str] = ()) -> None:
-    """Write the index of a table of captions, `regions`.json, as the builder reads it.
-
-    Args:
-      source: the table.
-      regions: folder of the regions of its images, next to it.
-      broken: names of images without regions.
-    """
-    names, captions = source.names, source.captions or ()
-    lines = [
-        dict(image=source.paths[i], caption=caption.split(" "), frcnn=f"{regions.name}.zip@/{names[i]}.json")
-        for caption, i in zip(captions, source.images_of_captions, strict=True)
-        if names[i] not in broken
-    ]
-    with atomic_write(regions.with_name(f"{regions.name}.json")) as partial:
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    folder = store.folder
+    write_index(source, folder.with_name(f"{folder.name}.json"), f"{folder.name}.zip@/", broken)
 
 
 # --- The command ------------------------------------------------------------------------------

@@ -30,8 +30,12 @@ the file's order):
                             empty or with --features
     caption       bytes *   words as in the file
     boxes         float32 n 4   x1 y1 x2 y2 in pixels of the image, not clipped
-    class_scores  float16 or float32 n c
+    class_scores  float16 or float32 n c; (0, 0) with --grid
     features      float32 n g; (0, 0) without --features
+
+With --grid or --regions the index is SPLIT_grid.json or SPLIT_regions.json, which the command makes
+from SPLIT.tsv. The regions of a grid have no class scores, so masked regions cannot be classified in
+pre-training: it ends unless config.losses.mrc=False.
 
 Defects of the download never stop a build. `manifest.json` lists each defect with its file, its
 line and the action: kept (as in the official code), repaired (changed) or skipped (no record)."""
@@ -51,7 +55,7 @@ from tqdm import tqdm
 from data_prep.builder import Note, OrderedBuilder, array_feature, image_features, oriented, region_feature
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder, bad_boxes
-from vlbert_jax.data.region_files import Detections, Unusable, decode_detections, parse_record
+from vlbert_jax.data.region_files import Detections, Unusable, decode_detections, grid_boxes, parse_record
 
 # In the official code, a region whose class scores do not sum to 1 within this is never a target.
 SUM_TOLERANCE = 0.1
@@ -87,6 +91,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         images: bool = True,
         drop_unreadable: bool = False,
         num_threads: int = 4,
+        index: str = "frcnn",
     ):
         """Create the builder.
 
@@ -100,12 +105,16 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
           images: store the images.
           drop_unreadable: skip items whose image cannot be read; otherwise their image is empty.
           num_threads: number of threads that read images.
+          index: the index of a split is SPLIT_INDEX.json; "grid" = without regions, which are a grid.
         """
+        self.indices = {split: f"{split}_{index}.json" for split in splits}
+        self.has_scores = index != "grid"
         self.files = ArchiveFolder(pathlib.Path(source))
         self.splits, self.dtype, self.num_threads = splits, np.dtype(dtype), num_threads
         self.features, self.images, self.drop_unreadable = features, images, drop_unreadable
         options = dict(splits=list(splits), dtype=dtype, features=features, images=images)
         options |= dict(drop_unreadable=drop_unreadable)
+        options |= dict(index=index) if index != "frcnn" else {}
         super().__init__(corpus, data_dir, str(source), options)
 
     def record_features(self) -> dict[str, Any]:
@@ -113,22 +122,22 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         return image_features() | dict(
             caption=tfds.features.Sequence(tfds.features.Text()),
             boxes=array_feature(None, 4),
-            class_scores=array_feature(None, None, dtype=self.dtype),
+            class_scores=array_feature(*(None, None) if self.has_scores else (0, 0), dtype=self.dtype),
             features=region_feature(self.features),
         )
 
     def inputs(self) -> list[pathlib.Path]:
         """Return the indices, and the archives or folders of their first lines."""
-        indices = [self.files.root / f"{split}_frcnn.json" for split in self.splits]
+        indices = [self.files.root / index for index in self.indices.values()]
         data = (self.files.place(path) for index in indices for path in self._first_paths(index))
         return indices + list(dict.fromkeys(data))
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the records of all splits. Raises SourceError if an index or archive is missing."""
         for split in self.splits:
-            self._check(self.files.root / f"{split}_frcnn.json")
+            self._check(self.files.root / self.indices[split])
         for split in self.splits:
-            with open(self.files.root / f"{split}_frcnn.json", "rb") as index:
+            with open(self.files.root / self.indices[split], "rb") as index:
                 total = sum(1 for _ in index)
                 index.seek(0)
                 progress = tqdm(index, split, total, unit=" images", mininterval=1)
@@ -160,7 +169,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         first = next((problem for problem in self.manifest.problems[start:] if problem["action"] == action), None)
         reason = f", such as {first['file']}: {first['reason']}" if first else ""
         what = f"none of the images of {number:,} records" if number else f"none of {total:,} lines"
-        raise SourceError(f"{self.files.root / split}_frcnn.json: {what} can be used{reason}")
+        raise SourceError(f"{self.files.root / self.indices[split]}: {what} can be used{reason}")
 
     def targets(self, record: dict[str, Any]) -> list[bool]:
         """Return for each region whether its class scores are a target."""
@@ -178,7 +187,8 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         try:
             with open(index, "rb") as lines:
                 entry = json.loads(lines.readline())
-            return [str(entry["frcnn"]), str(entry["image"])][: 1 + self.images]
+            paths = [str(entry["frcnn"])] if self.has_scores else []
+            return paths + ([str(entry["image"])] if self.images else [])
         except (KeyError, TypeError, ValueError, OSError):
             return []  # the manifest will list this line
 
@@ -186,29 +196,42 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         """Return the record of a line of the index, None if it is skipped, and the notes."""
         split, number, line = item
         notes: list[Note] = []
-        file = f"{split}_frcnn.json"
+        file = self.indices[split]
         try:
-            entry = _parse_line(number, line, notes)
-            file = entry.detections
+            entry = _parse_line(number, line, notes, self.has_scores)
+            file = entry.detections or entry.image_id
             words = _words(entry.caption)
-            regions = self._regions(entry)
-            size = regions.size
-            image = b""
-            if self.images:
-                file = entry.image_id
-                image, size = self._image(entry, regions)
-                file = entry.detections
-            regions = _usable_regions(entry, regions, size)
+            if not self.has_scores:
+                image, size, regions = self._with_grid(entry)
+            else:
+                regions = self._regions(entry)
+                image, size = b"", regions.size
+                if self.images:
+                    file = entry.image_id
+                    image, size = self._image(entry, regions)
+                    file = entry.detections
+                regions = _usable_regions(entry, regions, size)
         except Unusable as error:
             notes.append(("skipped", file, number, str(error)))
             return None, notes
-        order = np.argsort(-regions.scores.max(1), kind="stable")
+        if self.has_scores:
+            order = np.argsort(-regions.scores.max(1), kind="stable")
+            features = regions.features[order] if len(regions.features) else regions.features
+            regions = regions._replace(boxes=regions.boxes[order], scores=regions.scores[order], features=features)
         record = dict(
             index=number, image_id=entry.image_id, image=image, image_size=np.array(size, np.int32),
-            caption=words, boxes=regions.boxes[order], class_scores=regions.scores[order].astype(self.dtype),
-            features=regions.features[order] if len(regions.features) else regions.features,
+            caption=words, boxes=regions.boxes, class_scores=regions.scores.astype(self.dtype),
+            features=regions.features,
         )  # fmt: skip
         return record, notes
+
+    def _with_grid(self, item: _Item) -> tuple[bytes, tuple[int, int], Detections]:
+        """Return the image, its size and the regions of a grid. Raises Unusable if it cannot be read."""
+        image, size, repair = self.files.read_jpeg(item.image_id, upright=True)
+        if repair:
+            item.note("repaired", item.image_id, repair)
+        empty = np.zeros((0, 0), np.float32)
+        return image, size, Detections("", size, grid_boxes(size), empty, empty)
 
     def _regions(self, item: _Item) -> Detections:
         try:
@@ -235,10 +258,11 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         return image, regions.size if self.features else size
 
 
-def _parse_line(number: int, line: bytes, notes: list[Note]) -> _Item:
+def _parse_line(number: int, line: bytes, notes: list[Note], has_regions: bool) -> _Item:
     try:
         entry = json.loads(line)
-        image_id, detections, caption = str(entry["image"]), str(entry["frcnn"]), entry["caption"]
+        detections = str(entry["frcnn"]) if has_regions else ""
+        image_id, caption = str(entry["image"]), entry["caption"]
     except (KeyError, TypeError, ValueError) as error:
         raise Unusable(f"the line of the index cannot be used: {type(error).__name__} {error}") from None
     return _Item(number, image_id, detections, caption, notes)

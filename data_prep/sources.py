@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import json
 import lzma
 import pathlib
 import re
@@ -14,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -25,6 +26,7 @@ from data_prep.region_store import open_records
 from vlbert_jax.data import image_files
 from vlbert_jax.data.image_files import IMAGE_SUFFIXES, ORIENTATION, has_image_name, is_plain
 from vlbert_jax.data.region_files import Unusable
+from vlbert_jax.files import atomic_write
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 ENCRYPTED = 0x1  # flag of an entry of a zip archive
@@ -299,6 +301,26 @@ def source_of(path: pathlib.Path, root: pathlib.Path, paths: Iterable[str]) -> S
     if len(first) != len(paths):
         raise SourceError(f"{path}: an image is listed twice; list it once")
     return source
+
+
+def write_index(source: Source, path: pathlib.Path, regions: str, broken: Container[str] = ()) -> None:
+    """Write the index of a table of captions, as `region_captions` reads it.
+
+    Args:
+      source: the table.
+      path: the index.
+      regions: start of the paths of the regions, such as "train_frcnn.zip@/"; "" = there are none.
+      broken: names of images without regions, which are left out.
+    """
+    names, captions = source.names, source.captions or ()
+    lines = [
+        dict(image=source.paths[i], caption=caption.split(" "))
+        | (dict(frcnn=f"{regions}{names[i]}.json") if regions else {})
+        for caption, i in zip(captions, source.images_of_captions, strict=True)
+        if names[i] not in broken
+    ]
+    with atomic_write(path) as partial:
+        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 # --- Images and boxes -------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Test captions and images of a user: one command from tables and a detector to records."""
 
+import json
 import zipfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from data_prep.manifest import SourceError
 from data_prep.sources import open_source
 from tests.helpers import detector_case
 from vlbert_jax.data.records import open_split
+from vlbert_jax.data.region_files import encode_regions, grid_boxes
 from vlbert_jax.detector.weights import write_detector
 
 TABLES = dict(train="a red cat\tcat.png\na dog\tsub/dog.png\ntwo cats\tcat.png\n", val="a bird\tbird.jfif\n")
@@ -61,3 +63,42 @@ def test_the_second_column_names_the_image_or_the_line_numbers_it(mine):
         open_source(mine / "train.tsv")
     (mine / "train_image/00000000.jpg").write_bytes(b"")
     assert open_source(mine / "train.tsv").paths == numbered
+
+
+def records_of(tmp_path, corpus):
+    records = open_split(tmp_path / "data", f"region_captions/{corpus}", "train_landscape")
+    return [records[i] for i in range(len(records))]
+
+
+def test_captions_with_a_grid(mine, tmp_path, capsys):
+    command = ["captions", f"--source={mine}", f"--data_dir={tmp_path}/data", "--corpus=grid", "--grid"]
+    assert build.main(command) == 0
+    found = records_of(tmp_path, "grid")
+    assert [" ".join(record["caption"]) for record in found] == ["a red cat", "a dog", "two cats"]
+    for record in found:
+        np.testing.assert_allclose(record["boxes"], grid_boxes((64, 48)))
+        assert record["class_scores"].shape == (0, 0) and record["image"]
+    assert not (mine / "train_frcnn.json").exists()
+    assert build.main([*command, "--features"]) == 2
+    assert "--grid has none" in capsys.readouterr().err
+    (mine / "train_image/cat.png").write_bytes(b"gone")
+    assert build.main([*command, "--corpus=broken"]) == 0
+    assert len(records_of(tmp_path, "broken")) == 1  # what cannot be read has no size, so no grid
+
+
+def test_captions_with_the_regions_of_a_folder(mine, tmp_path, capsys):
+    expected = {}
+    for number, name in enumerate(("cat", "sub/dog", "bird")):
+        path = tmp_path / "regions" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scores = np.eye(3, 4)[[1, 0]]
+        expected[name] = np.array([(1, 2, 30, 30 + number), (3, 4, 20, 20)], np.float32)[[0, 1]]
+        path.write_text(json.dumps(encode_regions(number, (64, 48), dict(boxes=expected[name], classes=scores))))
+    command = ["captions", f"--source={mine}", f"--data_dir={tmp_path}/data", "--corpus=mine"]
+    assert build.main([*command, f"--regions={tmp_path}/regions"]) == 0
+    found = records_of(tmp_path, "mine")
+    for record, name in zip(found, ("cat", "sub/dog", "cat"), strict=True):
+        np.testing.assert_array_equal(record["boxes"], expected[name])
+        assert record["class_scores"].shape == (2, 4)
+    assert build.main([*command, f"--regions={tmp_path}/nothing"]) == 2
+    assert "there is no such folder" in capsys.readouterr().err

@@ -1,9 +1,11 @@
 """Test that training and evaluation end where nothing in a split can be learned or scored."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import refcoco as refcoco_recipes
 from data_prep.build import build_scene_tasks, build_scenes, run_builder
@@ -13,8 +15,10 @@ from data_prep.vcr import VCRImages, VCRQuestions
 from data_prep.vcr_files import read_categories
 from tests.helpers import pretrain_case, vcr_case
 from tests.helpers.tiny_recipes import shrink
+from vlbert_jax.data.masking import draw_samples
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.pretrain import batches
+from vlbert_jax.tasks.pretrain.examples import caption_example
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +100,22 @@ def test_records_without_targets_of_regions(data_dir):
         batches._check_captions(config, [unscored], "train")
     config.losses.mrc, config.losses.region = False, 0.0
     batches._check_captions(config, [nothing, unscored], "train")
+
+
+def test_a_grid_has_no_classes_to_learn(data_dir):
+    config = pretrain_case.shrunk("demo", data_dir)
+    grid = dict(caption=["a", "fish"], boxes=np.ones((9, 4)), class_scores=np.zeros((0, 0), np.float16))
+    for name in ("mrc", "region"):
+        config.losses.mrc, config.losses.region = name == "mrc", float(name == "region")
+        with pytest.raises(ValueError, match="has class scores that sum to 1.*config.losses.mrc=False"):
+            batches._check_captions(config, [grid], "train")
+    config.losses.mrc, config.losses.region = False, 0.0
+    batches._check_captions(config, [grid], "train")
+    config.losses.region = 1.0  # records of a grid among others
+    layout, image = batches.CaptionLayout.of(config), np.zeros((48, 64, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG")
+    record = grid | dict(image=content.getvalue(), image_size=np.array([64, 48]), features=np.zeros((0, 0)))
+    draws = draw_samples(np.random.default_rng(0), layout.num_draws, 9, batches.tokenizer_of(config).ordinary_ids)
+    example = caption_example(record, draws, batches.tokenizer_of(config), layout)
+    assert example["region_mask"].all() and (example["region_classes"] == -1).all()

@@ -103,9 +103,9 @@ def _check_captions(config, records: Source, split: str) -> None:
     if any(losses.get(name, False) for name in ("mrc", "region", "regression", *VISUAL_LOSSES)):
         missing, remedy = f"records of {split} in {d.captions} has a region", "Build it again with regions."
         require_usable(records, lambda record: len(record["boxes"]) > 0, missing, remedy)
-    if losses.get("mrc", True):
+    if losses.get("mrc", True) or losses.get("region", 0) or losses.get("objects", False):
         missing = f"records of {split} in {d.captions} has class scores that sum to 1, the targets of regions"
-        remedy = "Extract regions with a detector of classes, or set config.losses.mrc=False."
+        remedy = "Extract regions with a detector of classes, or set config.losses.mrc=False (region=0, objects=False)."
         require_usable(records, lambda record: bool(is_distribution(record["class_scores"]).any()), missing, remedy)
 
 

@@ -106,7 +106,7 @@ def caption_example(
 
     Args:
         record: As for `image_fields`, with `caption` (words), `boxes` [n, 4] and `class_scores` [n, c], in
-            order of descending score.
+            order of descending score; (0, 0) without a detector.
         draws: Random numbers of the example.
         tokenizer: Tokenizer of the run.
         layout: Shapes and options.
@@ -116,6 +116,8 @@ def caption_example(
         ValueError: Classes or features differ in number from the config.
     """
     scores = record["class_scores"]  # perhaps float16; converting all of it takes a millisecond
+    if not scores.size:  # the regions are a grid, whose classes nobody knows
+        scores = np.zeros((len(record["boxes"]), layout.num_classes), np.float16)
     check_width("class scores", scores, "num_region_classes", layout.num_classes)
     rows = layout.max_regions + 1
     asked, hidden = np.zeros(len(scores), bool), None
