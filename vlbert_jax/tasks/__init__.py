@@ -61,7 +61,7 @@ TASKS: dict[str, Registered] = {
             ("--text2", "second text, one for all or one for each --text"),
             ("--image2", "second image, one for all or one for each --image"),
         ),
-        text_optional=True, pipeline="image-text-to-text",
+        text_optional=True, pipeline="image-classification",
     ),
     "match": Registered(
         "vlbert_jax.tasks.match.task:Match", "image-text retrieval", "--text",
