@@ -97,8 +97,8 @@ def name_table(shapes: Mapping[tuple, tuple[int, ...]], vocab_size: int) -> Iter
             yield Entry(WORDS, path, rows=(0, vocab_size))
             for offset, official in EXTRA_TOKENS.items():
                 yield Entry(official, path, rows=(vocab_size + offset, vocab_size + offset + 1))
-        elif name == "mlm_head/bias":
-            yield Entry(MLM_BIAS, path, rows=(0, vocab_size))
+        elif name.endswith("mlm_head/bias"):  # perhaps one of several heads
+            yield Entry(name.removesuffix("mlm_head/bias").replace("/", ".") + MLM_BIAS, path, rows=(0, vocab_size))
         elif name in SCALARS and shape == ():
             yield Entry(SCALARS[name], path)
         elif name in SINGLE:

@@ -15,6 +15,7 @@ from vlbert_jax.tasks.match.examples import PairLayout, pair_on_device
 from vlbert_jax.training import sharding
 from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.state import split_model
+from vlbert_jax.weights import vlbert_names
 
 MATCH = get_task("match")
 
@@ -84,3 +85,16 @@ def test_two_streams_score_a_pair_alike_in_training_and_evaluation(data_dir):
     found = score(batch)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found[:, 0] - found[:, 3]).max() > 1e-4  # the same text with two images
+
+
+def test_heads_of_pretraining_start_those_of_a_run_of_several_tasks():
+    ends = dict(
+        match=["vlbert.relationsip_head.caption_image_relationship.weight"],
+        caption=["vlbert.mlm_head.predictions.bias", "vlbert.mlm_head.predictions.transform.dense.weight"],
+    )
+    tensors = {name: np.zeros(2) for names in ends.values() for name in names}
+    found = vlbert_names.warm_start(tensors, "mixture")
+    assert {f"heads.{task}.{name}" for task, names in ends.items() for name in names} <= found.keys()
+    assert vlbert_names.warm_start(tensors, "match").keys() == tensors.keys()
+    (entry,) = vlbert_names.name_table({("heads", "caption", "mlm_head", "bias"): (30,)}, 20)
+    assert entry.official == f"heads.caption.{ends['caption'][0]}" and entry.rows == (0, 20)

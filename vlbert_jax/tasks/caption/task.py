@@ -168,6 +168,9 @@ class Caption(Task):
         "mlm_head/transform": "vlbert.mlm_head.predictions.transform.dense",
         "mlm_head/norm": "vlbert.mlm_head.predictions.transform.LayerNorm",
     }
+    # Also where a run has several heads.
+    starts_from = {f"vlbert.mlm_head.predictions.{name}": f"vlbert.mlm_head.predictions.{name}"
+                   for name in ("transform.", "bias")}  # fmt: skip
     missing_remedy = "Captions are written by a head for masked words: choose the weights of a model for captions."
     defaults = {
         "data.max_regions": 50,

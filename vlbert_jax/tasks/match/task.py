@@ -199,6 +199,7 @@ class Match(Task):
     # --- Weights ------------------------------------------------------------------------------------
 
     official_names = {"relationship_head": "vlbert.relationsip_head.caption_image_relationship"}
+    starts_from = {"vlbert.relationsip_head.": "vlbert.relationsip_head."}  # also where a run has several heads
     missing_remedy = (
         "Retrieval without fine-tuning reads the head of the relationship loss, which released VL-BERTs do not have: "
         "pre-train with config.losses.relationship=True, or fine-tune (--mode=train)."
