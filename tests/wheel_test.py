@@ -110,7 +110,7 @@ def test_a_run_outside_a_checkout(call, tmp_path):
     line = call("vlbert-train", "--config=elsewhere/pretrain.py:demo", status=2)
     assert "there is no file elsewhere/pretrain.py; the recipe that comes with the package is --config=pretrain" in line
     (tmp_path / "mine.py").write_text("from vlbert_jax.configs import vqa\n\nget_config = vqa.base\n")
-    assert "config.task = 'vqa'" in call("vlbert-train", "--config=mine.py", "--print_config")
+    assert "config.task = 'answer'" in call("vlbert-train", "--config=mine.py", "--print_config")
     call("vlbert-build", "scenes", "--num_train=40", "--num_val=10")
     fields = ("--config.total_steps=2", "--config.batch_size=16", "--config.opening.steps=1")
     call("vlbert-train", "--config=configs/pretrain:demo", *fields)
