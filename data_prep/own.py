@@ -48,7 +48,7 @@ from data_prep.builder import OrderedBuilder, array_feature, oriented
 from data_prep.image_table import ImageTable, PlacedImage, chosen_regions, placed_images
 from data_prep.manifest import SourceError
 from data_prep.own_files import Example, OwnFolder
-from data_prep.own_report import report
+from data_prep.own_report import next_command, report
 from data_prep.own_targets import describe_task
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.data.region_files import fractions_of
@@ -192,6 +192,7 @@ def build_own(
     positive: str = "",
     store_images: bool = True,
     num_threads: int = 4,
+    suggest: bool = True,
 ) -> dict[str, Any]:
     """Build the tables of user-supplied data, and print what they are and the command that trains.
 
@@ -207,6 +208,7 @@ def build_own(
       positive: the label that AUROC and average precision are of, of two.
       store_images: store the images; otherwise `features` are needed.
       num_threads: number of threads that read images.
+      suggest: print the command that trains.
 
     Returns:
       The paths `texts` and `images` (directories of records), and `task`, as the manifest has it.
@@ -241,5 +243,7 @@ def build_own(
     for name, content in files.items():
         with atomic_write(data_dir / name) as partial:
             partial.write_text(content, "utf-8")
-    report(folder, task, listed, corpus, chosen.options["regions"], data_dir)
+    report(folder, task, listed, corpus, chosen.options["regions"])
+    if suggest:
+        print(next_command(corpus, data_dir))
     return dict(texts=built_texts, images=built_images, task=task)

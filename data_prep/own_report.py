@@ -23,9 +23,7 @@ KINDS = {
 }
 
 
-def report(
-    folder: OwnFolder, task: Mapping[str, Any], listed: Sequence[str], corpus: str, regions: str, data_dir: pathlib.Path
-) -> None:
+def report(folder: OwnFolder, task: Mapping[str, Any], listed: Sequence[str], corpus: str, regions: str) -> None:
     """Print a summary of the data.
 
     Args:
@@ -34,7 +32,6 @@ def report(
       listed: labels or answers.
       corpus: name of the corpus.
       regions: description of the regions.
-      data_dir: folder of all corpora.
     """
     print(f"{corpus}: the kind is {KINDS[folder.form.name].format(**task)}")
     for split, examples in folder.examples.items():
@@ -61,8 +58,12 @@ def report(
         print("  objects are found better by a detector: --detector=WEIGHTS, or --regions=FOLDER of extract_regions")
     for warning in folder.warnings:
         print(f"warning: {warning}")
+
+
+def next_command(corpus: str, data_dir: pathlib.Path) -> str:
+    """Return the line with the command that trains on a corpus."""
     place = "" if data_dir == pathlib.Path("data") else f" --config.data.data_dir={data_dir}"
-    print(
+    return (
         f"next: python -m vlbert_jax.main --config=configs/own.py --config.data.texts=own/{corpus}{place} "
-        f"--workdir=workdirs/{corpus} --config.init.checkpoint=MODEL"
+        f"--workdir=workdirs/{corpus} --config.init.checkpoint=PRETRAINED"
     )

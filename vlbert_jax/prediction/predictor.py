@@ -14,8 +14,9 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 import jax
@@ -96,6 +97,7 @@ class Predictor(Searching):
     """
 
     addresses = False  # whether images may be addresses
+    scores: Mapping[str, float] = MappingProxyType({})  # of the best evaluation, where `fine_tune` made the model
 
     def __init__(self, path: str, config: ml_collections.ConfigDict, graphdef, state: nnx.State, finder=None):
         self.path, self.config = path, config
