@@ -244,6 +244,7 @@ FAULTS = dict(
     no_number=([dict(image="a.jpg", value="3")], "line 1: the field 'value' is the text '3', not a number"),
     widths=([dict(image="a.jpg", value=v) for v in (1, [1, 2])], "line 2: 'value' has 2, but", "line 1 has 1"),
     outside=([BOXES, BOXES | dict(boxes=[[1, 2, 70, 20]])], "line 2: the box [1.0, 2.0, 70.0, 20.0] is not inside"),
+    negative=([BOXES | dict(boxes=[[-9, 2, 10, 20]])], "line 1: the box [-9.0, 2.0, 10.0, 20.0] is not inside"),
     width_height=([BOXES | dict(boxes=[[30, 20, 10, 10]])], "line 1: the box [30.0, 20.0, 10.0, 10.0] is not inside"),
     fractions=([BOXES | dict(boxes=[[0.1, 0.2, 0.5, 0.6]])], "line 1: all corners are within 0 and 1"),
     three_corners=([BOXES | dict(boxes=[[1, 2, 3]])], "line 1: 'boxes' has [1, 2, 3], not four numbers"),
@@ -277,8 +278,9 @@ def test_galleries(tmp_path, capsys):
     assert "train.jsonl, line 1: the target b.jpg is not in" in error
     _, _, error = built(tmp_path, capsys, train_gallery=[dict(image="b.jpg")] * 2, **splits)
     assert "train_gallery.jsonl, line 2: the image b.jpg is on" in error
-    status, _, _ = built(tmp_path, capsys, train_gallery=[dict(image="b.jpg"), dict(image="c.jpg")], **splits)
-    assert status == 0 and json.loads((tmp_path / "data/own/photos_train_gallery.json").read_text()) == [1, 2]
+    status, out, _ = built(tmp_path, capsys, train_gallery=[dict(image="b.jpg"), dict(image="c.jpg")], **splits)
+    assert status == 0 and "no recipe trains on queries" in out and "next:" not in out
+    assert json.loads((tmp_path / "data/own/photos_train_gallery.json").read_text()) == [1, 2]
 
 
 def test_labels_that_train_lacks_are_named(tmp_path, capsys):
