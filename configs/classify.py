@@ -222,7 +222,8 @@ def demo() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/classify.py --workdir=workdirs/classify \\
             --config.init.checkpoint=workdirs/demo
 
-    Reached in four minutes on two busy cores: 0.72; chance is 0.33.
+    Reached in two and a half minutes of updates on two busy cores: 0.72; chance is 0.33, the best guess without the
+    image 0.34.
     """
     config = snli_ve()
     _shrink(config)
@@ -236,6 +237,8 @@ def demo_pairs() -> ml_collections.ConfigDict:
         make demo
         python -m vlbert_jax.main --config=configs/classify.py:demo_pairs --workdir=workdirs/pairs \\
             --config.init.checkpoint=workdirs/demo
+
+    Reached in 1,200 updates: 0.79; chance and the best guess without the images are 0.50.
     """
     config = nlvr2()
     _shrink(config)

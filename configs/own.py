@@ -171,11 +171,11 @@ def set_lengths(config: ml_collections.ConfigDict, task: dict) -> None:
     elif not task.get("features"):
         config.data.features = "image"
     pairs, regions = task["images_per_example"] == 2, max(int(task["max_regions"]), 1)
-    # Word pieces, [CLS], [SEP] and [MASK]; the regions and [END] have two more positions.
+    rows = (regions + 1) * (2 if pairs and config.model.get("pair", "each") == "both" else 1)
     pieces = WORD_PIECES if config.model.encoder.vocab_size > SMALL_VOCABULARY else 2 * WORD_PIECES
-    words = min(pieces * int(task["text_words"]) + 8, config.model.encoder.max_positions - 3)
-    both = 2 if pairs and config.model.get("pair", "each") == "both" else 1
-    config.data.update(dict(max_regions=regions, sequence_length=words + both * (regions + 1)))
+    # Word pieces, [CLS], [SEP] and [MASK], as far as there are positions for them, the regions and [END].
+    words = min(pieces * int(task["text_words"]) + 8, max(config.model.encoder.max_positions - rows - 2, 8))
+    config.data.update(dict(max_regions=regions, sequence_length=words + rows))
     if config.task == "choice":
         config.data.text_length = words - 3  # without [CLS] and two [SEP]
     if config.task in ("match", "caption"):

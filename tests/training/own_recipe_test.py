@@ -85,6 +85,8 @@ def test_a_checkpoint_says_the_sizes_of_the_model(tmp_path):
     assert config.data.image_scale == (64, 96) and config.learning_rate == 1e-3
     assert config.data.vocab.endswith("demo-pretrain/vocabularies/vocab")
     assert config.data.sequence_length == 4 * 9 + 8 + 8  # a small vocabulary has more pieces in a word
+    long = own.get_config(f"@{write_table(tmp_path, TASKS['label'] | dict(text_words=30), 'own/long')}@demo-pretrain")
+    assert long.data.sequence_length + 2 == long.model.encoder.max_positions == 64
     stored = json.loads(config.to_json_best_effort())
     run = tmp_path / "run"
     (run / "checkpoints/10").mkdir(parents=True)
