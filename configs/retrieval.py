@@ -39,7 +39,8 @@ def demo() -> ml_collections.ConfigDict:
             --config.init.checkpoint=workdirs/demo
 
     Reached in four minutes on two busy cores, among 100 images with 500 texts: mean recall 0.95, recall at 1 of images
-    0.90 and of texts 0.83; from scratch a mean recall of 0.58. Random scores reach 0.05.
+    0.90 and of texts 0.83; from scratch a mean recall of 0.58. Random scores reach 0.05. Among all 500 images with
+    2,500 texts (data.eval_candidates=0) the recalls at 1 are 0.54 and 0.50; random scores reach 0.002.
     """
     config = flickr30k()
     common.shrink_to_demo(config)
