@@ -93,7 +93,8 @@ class Texts(OrderedBuilder, skip_registration=True):
             for number, size, colors in images_of(split, self.number):
                 for place, text in enumerate(texts_of(colors, number)):
                     yield oriented(split, *size), dict(
-                        index=3 * number + place, example_id=str(1000 + number), image_number=number, extra="",
+                        index=3 * number + place, example_id=str(1000 + number), image_number=number,
+                        extra='{"place": "shelf"}' if place == 0 else "",
                         text=text, text_id=3 * number + place,
                     )  # fmt: skip
 

@@ -256,6 +256,8 @@ def test_runs_and_the_files_of_predictions(data_dir, tmp_path):
     assert {"image_recall_1", "text_recall_10", "mean_recall", "mean_recall_of_folds"} <= scores.keys()
     lines = [json.loads(line) for line in (tmp_path / "predictions/val_images.jsonl").read_text().splitlines()]
     candidates = candidates_of(config)
+    assert [line["id"] for line in lines] == [str(1008 + place) for place in candidates.image_of_text]
+    assert [line.get("place") for line in lines[:1]] == ["shelf"] and any("place" not in line for line in lines)
     hits = [line["images"][0][0] == line["image"] for line in lines]
     assert len(lines) == len(candidates.lengths) and np.mean(hits) == pytest.approx(scores["image_recall_1"])
     texts = [json.loads(line) for line in (tmp_path / "predictions/val_texts.jsonl").read_text().splitlines()]

@@ -137,16 +137,17 @@ class Match(Task):
     def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
         """Write SPLIT_images.jsonl, the best images of each text, and SPLIT_texts.jsonl, the best texts of each image.
 
-        An image is named as in its table, by its path; a text is a line of the first file, from 0, and `example_id` is
-        that of its record.
+        An image is named as in its table, by its path; a text is a line of the first file, from 0. There `id` is that
+        of the example, and further fields of user-supplied data are kept.
         """
         candidates, split = candidates_of(config), Split(config, config.data.eval_split)
         scores = predictions[""]["scores"]
         names = [str(split.images[number]["image_id"]) for number in candidates.images]
         texts = [split.texts[number] for number in candidates.records]
         of_texts = [
-            dict(example_id=text["example_id"], text_id=int(text["text_id"]), text=text["text"],
-                 image=names[int(candidates.image_of_text[t])], images=_best(names, scores[:, t]))
+            json.loads(text["extra"] or "{}")
+            | dict(id=text["example_id"], text_id=int(text["text_id"]), text=text["text"],
+                   image=names[int(candidates.image_of_text[t])], images=_best(names, scores[:, t]))
             for t, text in enumerate(texts)
         ]  # fmt: skip
         of_images = [
