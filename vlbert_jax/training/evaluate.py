@@ -141,12 +141,17 @@ def _outputs(score, params, constants, batches, mesh, asked_to_stop) -> Iterator
 
 
 def _in_order(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    if not tables or not tables[0]:
-        return {}
-    rows = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    order = np.argsort(rows["index"], kind="stable")
-    order = order[rows["index"][order] >= 0]
-    return {name: array[order] for name, array in rows.items()}
+    """Return the rows by their index, without padding; those of several tasks have different names."""
+    alike, found = collections.defaultdict(list), {}
+    for table in tables:
+        alike[tuple(table)].append(table)
+    for names, those in alike.items():
+        rows = {name: np.concatenate([table[name] for table in those]) for name in names}
+        if rows:
+            order = np.argsort(rows["index"], kind="stable")
+            order = order[rows["index"][order] >= 0]
+            found |= {name: array[order] for name, array in rows.items()}
+    return found
 
 
 def evaluate_run(

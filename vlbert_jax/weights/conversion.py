@@ -16,7 +16,7 @@ from flax import nnx
 from vlbert_jax.files import atomic_write
 from vlbert_jax.model.architectures import VLBERT, Architecture
 from vlbert_jax.model.config import architecture_of
-from vlbert_jax.tasks import PRETRAINING, get_task
+from vlbert_jax.tasks import PRETRAINING, TASKS, get_task
 from vlbert_jax.weights import export, family_names, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.model_card import stored_facts, write_card
@@ -161,15 +161,18 @@ def prepare_conversion(
         path: Source of the weights.
         task: Task of the model; None = that of the weights. Weights of pre-training become its start.
         num_heads: Attention heads, where the source does not state them.
-        preferred: Task of which a source with heads of several tasks is read, where `task` is None.
+        preferred: Task of which a source with heads of several tasks is read, where `task` is None; one with the
+            same option of the prediction command takes its place.
 
     Raises:
         FileNotFoundError, ValueError: As `read_weights`, or shapes do not fit together.
     """
     source = read_weights(path)
     several = vlbert_names.tasks_of_heads(source.tensors)
-    own = several[0] if several else source.task
-    task = task or (preferred if preferred in (*source.tasks, *several) else own)
+    available, own = (*source.tasks, *several), several[0] if several else source.task
+    # Several tasks have one option: the weights decide which of them is meant.
+    alike = [name for name in available if preferred in TASKS and TASKS[name].option == TASKS[preferred].option]
+    task = task or next(iter([name for name in available if name == preferred] or alike), own)
     if task in several:
         source = of_task(source, task)
     try:

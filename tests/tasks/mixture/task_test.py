@@ -18,6 +18,7 @@ from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.mixture.schedule import counts_before, name_at, parts_of_steps
 from vlbert_jax.tasks.mixture.task import Mixture
 from vlbert_jax.training import sharding
+from vlbert_jax.training.evaluate import _in_order
 from vlbert_jax.training.loop import train
 from vlbert_jax.weights.initialize import load_into
 
@@ -101,8 +102,17 @@ def test_a_part_leaves_the_head_of_the_other_alone(config):
     assert not MIXTURE.is_idle(("vlbert", "token_embeddings"), config, losses)
 
 
+def test_rows_of_several_tasks_are_put_in_order():
+    first, last = (dict(a_x=np.array(x), index=np.array(index)) for x, index in (([1, 0], [1, 0]), ([9, 2], [-1, 2])))
+    tables = [first, dict(b_y=np.array([[5], [6]]), index=np.array([1, -1])), {}, last]
+    found = _in_order(tables)
+    assert found["a_x"].tolist() == [0, 1, 2] and found["b_y"].tolist() == [[5]] and _in_order([{}, {}]) == {}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("task, part", [("answer", "questions"), ("region", "expressions"), ("", "questions")])
+@pytest.mark.parametrize(
+    "task, part", [("answer", "questions"), ("region", "expressions"), ("", "questions"), ("choice", "questions")]
+)
 def test_a_checkpoint_is_a_model_of_each_task(config, run, task, part):
     workdir, state, _ = run
     found, graphdef, one = load_trained(workdir, 9, task)

@@ -169,6 +169,21 @@ class Mixture(Task):
         name, task, part, own = _of_batch(batch, config)
         return _named(name, task.score(model.of_task(task.name), own, part))
 
+    def predict(self, model: MixtureModel, batch: Batch, config) -> dict[str, Array]:
+        """Return the predictions that `joint_scores` needs of the batch's part; none for most tasks."""
+        name, task, part, own = _of_batch(batch, config)
+        return _named(name, task.predict(model.of_task(task.name), own, part) if _is_joint(task) else {})
+
+    def joint_scores(self, rows: dict, config) -> dict[str, float]:
+        """Return the scores of the parts that need all examples of their split at once."""
+        found = {}
+        for name in sorted(config.parts):
+            task, part = _part(config, name)
+            if _is_joint(task):
+                own = {key.removeprefix(f"{name}_"): rows[key] for key in rows if key.startswith(f"{name}_")}
+                found |= _named(name, task.joint_scores(own, part))
+        return found
+
     def is_idle(self, path: tuple, config, names: tuple[str, ...]) -> bool:
         """Return whether a parameter belongs to the head of another task than that of the losses."""
         name = next(name for name in config.parts if names[0].startswith(f"{name}_"))
@@ -223,6 +238,10 @@ def _part(config, name: str) -> tuple[Task, Config]:
     """Return the task of a part and its config, with the fields of the run."""
     part = ml_collections.ConfigDict(part_config(config.to_dict(), name))
     return get_task(part.task), part
+
+
+def _is_joint(task: Task) -> bool:
+    return task.overrides("joint_scores")
 
 
 def _marked(batch: Batch, name: str) -> Batch:
