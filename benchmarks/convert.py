@@ -23,7 +23,7 @@ from configs import pretrain as recipes  # noqa: E402
 from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
 from vlbert_jax.weights import export, vlbert_names  # noqa: E402
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 
 def write_random(path: Path, variant: str) -> None:

@@ -27,7 +27,7 @@ from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
 from vlbert_jax.tasks.pretrain.batches import batch_shapes  # noqa: E402
 from vlbert_jax.training import compile_ahead  # noqa: E402
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 RESULTS = ROOT / "benchmarks" / "results"
 SLICES = {  # by their names in orders: v4 counts cores, two per chip

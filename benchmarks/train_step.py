@@ -31,7 +31,7 @@ from vlbert_jax.training import compile_ahead, optimizer, sharding  # noqa: E402
 from vlbert_jax.training.state import create_state  # noqa: E402
 from vlbert_jax.training.step import jitted_step  # noqa: E402
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 # Captions (with as many text-only sequences), text tokens of each, boxes, image (width, height).
 SHAPES = {

@@ -44,10 +44,10 @@ def demo() -> ml_collections.ConfigDict:
     config.model.train_region_head = True
     config.data.update(
         dict(
-            embedded="scenes_tasks",
+            embedded="scene_kinds",
             texts="retrieval/scenes",
             images="retrieval_images/scenes",
-            vocab="scenes_tasks/vocab.txt",
+            vocab="scene_kinds/vocab.txt",
             train_split="train",
             features="image",
             text_length=21,

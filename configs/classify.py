@@ -263,7 +263,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
     config.model.read = "mask"  # no pooler is pre-trained
     config.model.encoder.pooler = False
     config.data.update(
-        dict(embedded="scenes_tasks", features="image", vocab="scenes_tasks/vocab.txt", sequence_length=31)
+        dict(embedded="scene_kinds", features="image", vocab="scene_kinds/vocab.txt", sequence_length=31)
     )
 
 

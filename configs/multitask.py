@@ -47,7 +47,7 @@ def demo() -> ml_collections.ConfigDict:
     config.optimizer = small.optimizer
     config.total_steps = 800
     config.best_metric = "questions_answer_accuracy"
-    config.data.vocab = "scenes_tasks/vocab.txt"  # it has the words of all parts
+    config.data.vocab = "scene_kinds/vocab.txt"  # it has the words of all parts
     return config
 
 

@@ -240,8 +240,8 @@ def _listed_demo(config: ml_collections.ConfigDict, builder: str) -> ml_collecti
     config.optimizer = small.optimizer
     config.batch_size = small.batch_size
     config.grad_accumulation_steps = 1
-    tables = dict(texts=f"{builder}/scenes", images=f"{builder}_images/scenes", vocab="scenes_tasks/vocab.txt")
-    config.data.update(dict(embedded="scenes_tasks", **tables))
+    tables = dict(texts=f"{builder}/scenes", images=f"{builder}_images/scenes", vocab="scene_kinds/vocab.txt")
+    config.data.update(dict(embedded="scene_kinds", **tables))
     return config
 
 

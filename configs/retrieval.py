@@ -54,10 +54,10 @@ def demo() -> ml_collections.ConfigDict:
     config.model.train_region_head = True
     config.data.update(
         dict(
-            embedded="scenes_tasks",
+            embedded="scene_kinds",
             texts="retrieval/scenes",
             images="retrieval_images/scenes",
-            vocab="scenes_tasks/vocab.txt",
+            vocab="scene_kinds/vocab.txt",
             features="image",
             text_length=21,
             sequence_length=28,

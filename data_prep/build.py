@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from data_prep.build_options import listed, parse_options
 from data_prep.build_public import COMMANDS as PUBLIC_COMMANDS
 from data_prep.manifest import SourceError
-from data_prep.scenes_tasks import build_scenes_tasks
+from data_prep.scene_kinds import build_scene_kinds
 from data_prep.tables import draw_once, is_built, only_builder, run_builder, run_builders
 
 # --- The synthetic corpora --------------------------------------------------------------------
@@ -130,14 +130,14 @@ def draw_missing(corpus: str, fields: Mapping[str, str]) -> None:
     """Generate and build a synthetic corpus unless all its tables exist.
 
     Args:
-      corpus: "scenes", "scene_tasks" or "scenes_tasks".
+      corpus: "scenes", "scene_tasks" or "scene_kinds".
       fields: `config.data` of a recipe: `data_dir`, `vocab`, and `captions` and `text`, or `texts`
         and `images`.
 
     Raises:
       ValueError: there is no such corpus.
     """
-    corpora = dict(scenes=build_scenes, scene_tasks=build_scene_tasks, scenes_tasks=build_scenes_tasks)
+    corpora = dict(scenes=build_scenes, scene_tasks=build_scene_tasks, scene_kinds=build_scene_kinds)
     if corpus not in corpora:
         raise ValueError(f"config.data.embedded is {corpus!r}; it must be empty or one of {', '.join(corpora)}")
     data_dir = pathlib.Path(fields["data_dir"])
@@ -204,8 +204,8 @@ def _scene_tasks(args: argparse.Namespace) -> None:
     build_scene_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
 
 
-def _scenes_tasks(args: argparse.Namespace) -> None:
-    build_scenes_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
+def _scene_kinds(args: argparse.Namespace) -> None:
+    build_scene_kinds(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
 
 
 def write_indices(source: pathlib.Path, splits: Sequence[str], index: str, regions: str) -> None:
@@ -301,7 +301,7 @@ def _text(args: argparse.Namespace) -> None:
 
 
 COMMANDS = dict(
-    scenes=_scenes, scene_tasks=_scene_tasks, scenes_tasks=_scenes_tasks,
+    scenes=_scenes, scene_tasks=_scene_tasks, scene_kinds=_scene_kinds,
     captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr, refcoco=_refcoco, text=_text, own=_own,
 ) | PUBLIC_COMMANDS  # fmt: skip
 

@@ -18,7 +18,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for add in (_scenes, _scene_tasks, _scenes_tasks, _captions, _vqa, _vcr, _refcoco, _text, _own, _public):
+    for add in (_scenes, _scene_tasks, _scene_kinds, _captions, _vqa, _vcr, _refcoco, _text, _own, _public):
         add(commands)
     return parser.parse_args(argv)
 
@@ -60,9 +60,9 @@ def _scene_tasks(commands) -> None:
     parser.add_argument("--features", type=int, default=0, metavar="WIDTH", help="also write region features for VQA")
 
 
-def _scenes_tasks(commands) -> None:
+def _scene_kinds(commands) -> None:
     about = "statements, hypotheses, captions, phrases and questions about synthetic scenes, and own data; no download"
-    parser = _command(commands, "scenes_tasks", about)
+    parser = _command(commands, "scene_kinds", about)
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--num_train", type=int, default=3_000, help="scenes (default: %(default)s)")
     parser.add_argument("--num_val", type=int, default=500, help="scenes (default: %(default)s)")

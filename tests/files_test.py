@@ -110,12 +110,16 @@ def test_a_full_disk_is_reported_and_the_incomplete_checkpoint_removed(tmp_path)
 
 PARSERS = {
     "convert": (convert.parse_arguments, ["a", "b"], ["push"]),
-    "predict": (predict.parse_arguments, ["--image=a"], ["choices", "phrases", "text2", *(o.lstrip("-") for o in predict.text_options())]),
+    "predict": (
+        predict.parse_arguments, ["--image=a"],
+        ["choices", "phrases", "text2", *(option.lstrip("-") for option in predict.text_options())],
+    ),
     "extract_regions": (extract_regions.parse_arguments, ["i", "--detector=d", "--out=o"], []),
     "answer_accuracy": (accuracy.parse_arguments, ["--questions=q", "--annotations=a", "--results=r"], []),
 }
+NO_PATHS = ["corpus", "splits", "positive"]
 PARSERS |= {
-    f"build {name}": (parse_options, [name, *(["--source=s"] if "scene" not in name else [])], ["corpus", "splits", "positive"])
+    f"build {name}": (parse_options, [name, *(["--source=s"] if "scene" not in name else [])], NO_PATHS)
     for name in build.COMMANDS
 }
 

@@ -1,4 +1,4 @@
-"""The synthetic corpus `scenes_tasks`, in the files of further public data sets.
+"""The synthetic corpus `scene_kinds`, in the files of further public data sets.
 
 Source: generated here from a seed; no download, no license. Its scenes (crowded.py) are neither those
 of pre-training nor those of `scenes_downstream`, and no scene is in two splits, of any task:
@@ -11,7 +11,7 @@ of pre-training nor those of `scenes_downstream`, and no scene is in two splits,
     visual7w/   dataset_v7w_pointing.json  images  pointing questions (visual7w.py)
     own/        label/, pair/, region/, ...        user-supplied data of each kind (own.py)
     vocab.txt                                      that of `scenes_downstream`, new words in free rows
-    scenes_tasks.json                              the settings
+    scene_kinds.json                              the settings
 
 The folders of images without a slash are links. tests/data_prep/scenes/task_corpus_test.py measures
 the best scores without the images, which the docstrings of the modules state."""
@@ -59,7 +59,7 @@ def write_task_corpus(folder: pathlib.Path, settings: dict) -> None:
     """Write the corpus; the same settings give the same bytes.
 
     Args:
-      folder: an existing empty folder; `scenes_tasks.json` is written last.
+      folder: an existing empty folder; `scene_kinds.json` is written last.
       settings: seed, num_train, num_val, num_test (scenes), and feature_width, the width of
         synthetic region features (0 = no features).
     """
@@ -75,4 +75,4 @@ def write_task_corpus(folder: pathlib.Path, settings: dict) -> None:
         (folder / link).symlink_to(f"../flickr30k/{IMAGES}", target_is_directory=True)
     write_own(folder / "own", scenes, folder / "flickr30k" / IMAGES, folder / "nlvr2")
     (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
-    (folder / "scenes_tasks.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    (folder / "scene_kinds.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -44,7 +44,7 @@ from vlbert_jax.tasks.pretrain.model import PretrainingModel
 from vlbert_jax.weights import vlbert_names
 from vlbert_jax.weights.read import read_weights
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 FIXTURES = [path for folder in golden_folders("model") for path in sorted(folder.glob("*.json"))]
 

@@ -16,7 +16,7 @@ from tests.helpers.pretrain_case import shrunk
 from vlbert_jax.tasks.pretrain import task as pretrain
 from vlbert_jax.training import compile_ahead, sharding
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 FIELDS = {"batch_size": 32, "data.max_mlm_targets": 4}
 

@@ -22,7 +22,7 @@ from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.loop import train
 from vlbert_jax.training.preemption import Preemption, Stopped
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 pytestmark = pytest.mark.skipif("VLBERT_ALL_MESHES" not in os.environ, reason="takes minutes")
 FIELDS = {

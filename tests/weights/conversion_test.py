@@ -21,7 +21,7 @@ from vlbert_jax.weights.conversion import arrays_of, model_config, prepare_conve
 from vlbert_jax.weights.read import Weights, flatten_tree, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -17,7 +17,7 @@ from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.initialize import load_into
 from vlbert_jax.weights.resnet_names import official_to_resnet
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 CHOICE = choice_task.ChoiceTask()
 

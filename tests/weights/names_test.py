@@ -16,7 +16,7 @@ from vlbert_jax.weights import vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official, official_to_bert
 from vlbert_jax.weights.resnet_names import caffe_to_resnet, official_to_resnet, resnet_to_official
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 VARIANTS = ["base_e2e", "base_prec", "large_e2e", "large_prec"]
 NOT_OWN = ("duplicate", "batch counter")

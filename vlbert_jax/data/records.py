@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # it takes a second to import, and predictions read no table
     import tensorflow_datasets
 
 Fields = dict[str, np.ndarray]
-FURTHER = ("nlvr2", "snli_ve", "retrieval", "entities", "visual7w")  # builders of the synthetic corpus scenes_tasks
+FURTHER = ("nlvr2", "snli_ve", "retrieval", "entities", "visual7w")  # builders of the synthetic corpus scene_kinds
 
 # --- Records ----------------------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ def _build_command(data_dir: str | os.PathLike, name: str) -> str:
     builder, _, corpus = name.partition("/")
     sources = {"region_captions": ("scenes", "conceptual_captions"), "text_corpus": ("scenes", "text")}
     task = builder.removesuffix("_images")
-    synthetic, command = sources.get(builder, ("scenes_tasks" if task in FURTHER else "scene_tasks", task))
+    synthetic, command = sources.get(builder, ("scene_kinds" if task in FURTHER else "scene_tasks", task))
     files = "FILES" if command == "text" else "FOLDER"
     what = synthetic if corpus == "scenes" else f"{command} --source={files} --corpus={corpus}"
     options = "" if corpus == "scenes" else f" (further options: python -m data_prep.build {command} --help)"

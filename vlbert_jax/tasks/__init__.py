@@ -36,7 +36,7 @@ class Registered:
 
 TASKS: dict[str, Registered] = {
     "pretrain": Registered(
-        "vlbert_jax.tasks.pretrain.task:Pretrain", "masked words (pre-training)", "--caption",
+        "vlbert_jax.tasks.pretrain.task:PretrainTask", "masked words (pre-training)", "--caption",
         "caption with [MASK]: the masked words, with and without the image", pipeline="fill-mask",
     ),
     "answer": Registered(
@@ -64,15 +64,15 @@ TASKS: dict[str, Registered] = {
         text_optional=True, pipeline="image-classification",
     ),
     "match": Registered(
-        "vlbert_jax.tasks.match.task:Match", "image-text retrieval", "--text",
+        "vlbert_jax.tasks.match.task:MatchTask", "image-text retrieval", "--text",
         "text: how well it fits the image; with --gallery the images that fit best", pipeline="image-text-to-text",
     ),
     "caption": Registered(
-        "vlbert_jax.tasks.caption.task:Caption", "captions of images", "--describe",
+        "vlbert_jax.tasks.caption.task:CaptionTask", "captions of images", "--describe",
         "describe the image: captions with the mean probability of their words", takes_text=False,
         pipeline="image-to-text",
     ),
-    "mixture": Registered("vlbert_jax.tasks.mixture.task:Mixture", "several tasks", "", ""),
+    "mixture": Registered("vlbert_jax.tasks.mixture.task:MixtureTask", "several tasks", "", ""),
 }  # fmt: skip
 RENAMED = {"vqa": "answer", "vcr": "choice", "refcoco": "region"}  # values of config.task in earlier versions
 # Prefix of a metric in earlier versions -> its prefix now.

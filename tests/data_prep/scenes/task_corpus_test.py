@@ -11,9 +11,9 @@ import pytest
 
 from data_prep import build
 from data_prep.manifest import SourceError
+from data_prep.scene_kinds import TASKS
 from data_prep.scenes import downstream, own, task_corpus
 from data_prep.scenes.hypotheses import LABELS, suppose
-from data_prep.scenes_tasks import TASKS
 from tests.helpers.scene_truth import draw_many, matching
 from vlbert_jax.data.records import open_split
 
@@ -275,18 +275,18 @@ def test_the_vocabulary_has_all_words(folder):
 
 def test_the_corpus_is_drawn_once_and_a_recipe_builds_only_its_tables(tmp_path, monkeypatch):
     settings = dict(num_train=8, num_val=8, num_test=8)
-    monkeypatch.setattr(build, "build_scenes_tasks", functools.partial(build.build_scenes_tasks, **settings))
-    built, vocab, made = set(), tmp_path / "scenes_tasks/vocab.txt", None
+    monkeypatch.setattr(build, "build_scene_kinds", functools.partial(build.build_scene_kinds, **settings))
+    built, vocab, made = set(), tmp_path / "scene_kinds/vocab.txt", None
     for task in TASKS:
         fields = dict(data_dir=str(tmp_path), texts=f"{task}/scenes", images=f"{task}_images/scenes")
-        build.draw_missing("scenes_tasks", fields | dict(vocab="scenes_tasks/vocab.txt"))
+        build.draw_missing("scene_kinds", fields | dict(vocab="scene_kinds/vocab.txt"))
         built |= {task, f"{task}_images"}
-        assert {path.name for path in tmp_path.iterdir()} - {".build_lock", "scenes_tasks"} == built
+        assert {path.name for path in tmp_path.iterdir()} - {".build_lock", "scene_kinds"} == built
         made = made or vocab.stat().st_mtime_ns
         image = open_split(tmp_path, f"{task}_images/scenes", "images")[0]
         assert image["image"] and (0 < len(image["boxes"]) < 9) != (task == "visual7w")
     monkeypatch.undo()
-    command = ["scenes_tasks", f"--data_dir={tmp_path}", *(f"--{name}={value}" for name, value in settings.items())]
+    command = ["scene_kinds", f"--data_dir={tmp_path}", *(f"--{name}={value}" for name, value in settings.items())]
     assert build.main(command) == 0 and vocab.stat().st_mtime_ns == made
     with pytest.raises(SourceError, match="remove it"):
-        build.build_scenes_tasks(tmp_path, seed=7)
+        build.build_scene_kinds(tmp_path, seed=7)

@@ -31,7 +31,7 @@ from vlbert_jax.training.loop import train
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.weights import export, vlbert_names
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 ANSWER = answer_task.AnswerTask()
 

@@ -10,19 +10,19 @@ from flax import nnx
 
 from configs import multitask
 from data_prep.build import build_scene_tasks
-from data_prep.scenes_tasks import build_scenes_tasks
+from data_prep.scene_kinds import build_scene_kinds
 from tests.helpers.batch_case import fields_of
 from vlbert_jax.batch import NUM_EXTRA_IDS
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.mixture.schedule import counts_before, name_at, parts_of_steps
-from vlbert_jax.tasks.mixture.task import Mixture
+from vlbert_jax.tasks.mixture.task import MixtureTask
 from vlbert_jax.training import sharding
 from vlbert_jax.training.evaluate import _in_order
 from vlbert_jax.training.loop import train
 from vlbert_jax.weights.initialize import load_into
 
-MIXTURE = Mixture()
+MIXTURE = MixtureTask()
 RATIOS = dict(questions=2.0, expressions=1.0)
 
 
@@ -47,7 +47,7 @@ def config(tmp_path_factory):
     """Return the demo with two tiny parts."""
     folder = tmp_path_factory.mktemp("data")
     build_scene_tasks(folder, num_train=10, num_val=4, num_test=2, tasks=("vqa", "refcoco"))
-    build_scenes_tasks(folder, num_train=8, num_val=8, num_test=8, tasks=())
+    build_scene_kinds(folder, num_train=8, num_val=8, num_test=8, tasks=())
     config = multitask.demo()
     del config.parts["phrases"]
     config.ratios = dict(RATIOS)

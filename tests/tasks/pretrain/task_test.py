@@ -33,7 +33,7 @@ from vlbert_jax.training.state import create_state, open_run
 from vlbert_jax.training.step import train_step
 from vlbert_jax.visualization.metric_names import parse_metric
 
-PRETRAIN = pretrain.Pretrain()
+PRETRAIN = pretrain.PretrainTask()
 
 
 @pytest.fixture(scope="module")

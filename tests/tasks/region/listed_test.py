@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from configs import refcoco as recipes
-from data_prep.build import build_scenes_tasks
+from data_prep.build import build_scene_kinds
 from tests.helpers.tiny_recipes import shrink
 from vlbert_jax.batch import Batch
 from vlbert_jax.data.tables import Split
@@ -27,7 +27,7 @@ NONE = np.zeros(0, np.int64)
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    build_scenes_tasks(folder, num_train=16, num_val=8, num_test=8, tasks=("entities", "visual7w"))
+    build_scene_kinds(folder, num_train=16, num_val=8, num_test=8, tasks=("entities", "visual7w"))
     return folder
 
 
@@ -193,7 +193,7 @@ def test_wrong_tables_and_scorers_are_reported(data_dir):
         REGION.example_maker(config, "square", True)
     other = {"data.texts": "retrieval/scenes", "data.images": "retrieval_images/scenes"}
     config = shrunk("entities", data_dir, **other)
-    build_scenes_tasks(data_dir, num_train=16, num_val=8, num_test=8, tasks=("retrieval",))
+    build_scene_kinds(data_dir, num_train=16, num_val=8, num_test=8, tasks=("retrieval",))
     with pytest.raises(ValueError, match="the records have no context, so their table lists no right regions"):
         REGION.example_maker(config, "square", True)
     assert get_task("region").targets is region_task.RegionTargets

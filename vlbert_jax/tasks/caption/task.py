@@ -1,7 +1,7 @@
 """Captioning: a caption is written word by word, each predicted at a [MASK] from the image and the words before it.
 
 Training masks some tokens of a caption; a word reads only what is before it (masked sequence-to-sequence
-training, as in VLP and Oscar). `Caption.conclude` writes the captions of a split and scores them.
+training, as in VLP and Oscar). `CaptionTask.conclude` writes the captions of a split and scores them.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class CaptionTargets(Arrays):
     mlm_mask: Bool[Array | np.ndarray, "b n k"] | None = padding(False, default=None)  # True = a token is predicted
 
 
-class Caption(Task):
+class CaptionTask(Task):
     """Captions of images."""
 
     name = "caption"

@@ -1,7 +1,7 @@
 """Image-text retrieval: the score of a text with an image, by which images and texts are ranked.
 
 In training the model chooses the pair that belongs together among pairs that do not. Evaluation scores
-every text of a split with every image. `Match.joint_scores` has the names of the recalls.
+every text of a split with every image. `MatchTask.joint_scores` has the names of the recalls.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class MatchTargets(Arrays):
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # a text was cut
 
 
-class Match(Task):
+class MatchTask(Task):
     """Image-text retrieval."""
 
     name = "match"

@@ -71,7 +71,7 @@ class MixtureModel(VisualLinguisticModel):
         return view
 
 
-class Mixture(Task):
+class MixtureTask(Task):
     """Several tasks in turn."""
 
     name = "mixture"

@@ -57,7 +57,7 @@ def _check_streams(config, architecture: Architecture, mrc: bool, regression: bo
         )
 
 
-class Pretrain(Task):
+class PretrainTask(Task):
     """Pre-training on captions with images, mixed 1:1 with text alone."""
 
     name = "pretrain"

@@ -1,4 +1,4 @@
-"""Generate the synthetic corpus `scenes_tasks` and build its records."""
+"""Generate the synthetic corpus `scene_kinds` and build its records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_prep.tables import draw_once, only_builder
 TASKS = ("nlvr2", "snli_ve", "retrieval", "entities", "visual7w")
 
 
-def build_scenes_tasks(
+def build_scene_kinds(
     data_dir: str | pathlib.Path,
     seed: int = 0,
     num_train: int = 3_000,
@@ -19,7 +19,7 @@ def build_scenes_tasks(
     feature_width: int = 0,
     tasks: Sequence[str] = TASKS,
 ) -> dict[str, pathlib.Path]:
-    """Generate the corpus in `{data_dir}/scenes_tasks` and build the records of its tasks.
+    """Generate the corpus in `{data_dir}/scene_kinds` and build the records of its tasks.
 
     data_prep/scenes/task_corpus.py describes the corpus. Nothing happens if it exists; the next call completes an
     interrupted one.
@@ -52,7 +52,7 @@ def build_scenes_tasks(
         version=task_corpus.VERSION, seed=seed, num_train=num_train, num_val=num_val, num_test=num_test,
         feature_width=feature_width,
     )  # fmt: skip
-    source = data_dir / "scenes_tasks"
+    source = data_dir / "scene_kinds"
     readers = dict(nlvr2=NLVR2, snli_ve=SNLIVE, retrieval=Retrieval, entities=Entities, visual7w=Visual7W)
     folders = dict(nlvr2="nlvr2", snli_ve="snli_ve", visual7w="visual7w")  # the others are in flickr30k
     with only_builder(data_dir):
