@@ -365,7 +365,7 @@ class PretrainTask(Task):
 
 
 def _two_stream_fields(shapes) -> dict:
-    """Return the fields of the config that the heads of LXMERT or ViLBERT determine (`PretrainTask.config_from_family`)."""
+    """Return the config fields that the heads of LXMERT or ViLBERT determine (`PretrainTask.config_from_family`)."""
 
     def rows(module: str) -> int:
         return shapes.get(f"{module}.weight", (0,))[0]
