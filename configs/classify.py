@@ -222,8 +222,8 @@ def demo() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/classify.py --workdir=workdirs/classify \\
             --config.init.checkpoint=workdirs/demo
 
-    Reached in two and a half minutes of updates on two busy cores: 0.72; chance is 0.33, the best guess without the
-    image 0.34.
+    Reached in two and a half minutes of updates on two busy cores: 0.72; without the image 0.34, chance
+    0.33.
     """
     config = snli_ve()
     _shrink(config)
