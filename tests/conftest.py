@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -31,6 +32,9 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # This precedes every import of the package, because the hook rewrites modules on import.
 jaxtyping.install_import_hook("vlbert_jax", "beartype.beartype")
+
+# A process in the background of a script ignores Ctrl-C, and so would the commands that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The modules are never garbage; searching them takes a twentieth of the time of the tests.
 gc.freeze()

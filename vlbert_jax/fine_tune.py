@@ -12,9 +12,6 @@ from vlbert_jax.compiled import keep_programs
 from vlbert_jax.files import user_path
 from vlbert_jax.main import import_builder, run
 from vlbert_jax.prediction.predictor import Predictor, load
-from vlbert_jax.training.config import parse_command
-from vlbert_jax.training.metrics import read_rows
-from vlbert_jax.training.patience import lower_is_better
 
 DATA = ("images", "regions", "detector", "features", "answers", "positive", "num_threads")  # options of the build
 
@@ -51,6 +48,9 @@ def fine_tune(
     for name in ("images", "regions", "detector"):
         if name in options:
             options[name] = user_path(str(options[name]))
+    # Training takes seconds to import, and `help(vlbert_jax)` imports this module.
+    from vlbert_jax.training.config import parse_command
+
     builder = import_builder("own")
     from data_prep.manifest import SourceError
 
@@ -72,6 +72,9 @@ def fine_tune(
 
 def best_scores(workdir: pathlib.Path, metric: str) -> dict[str, float]:
     """Return the scores of the best evaluation of a run; {} if none has this metric."""
+    from vlbert_jax.training.metrics import read_rows
+    from vlbert_jax.training.patience import lower_is_better
+
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "val"]
     rows = [row for row in rows if isinstance(row.get(metric), float) and math.isfinite(row[metric])]
     if not rows:
