@@ -52,6 +52,7 @@ def answer() -> ml_collections.ConfigDict:
     """Answers to questions, from the most frequent ones of the training examples."""
     config = _of_own_data(vqa.base())
     config.data.answers = "own/own_answers.txt"
+    config.data.scorer = "own"
     return config
 
 

@@ -86,7 +86,7 @@ def base() -> ml_collections.ConfigDict:
             features="precomputed",
             answers="vqa/vqa_v2_answers.txt",  # the answer vocabulary, one per line; in data_dir or elsewhere
             answers_have_unknown=True,  # whether <unk> is one of them
-            scorer="",  # form of predictions/SPLIT.json and its official scores: "" = VQA v2 | gqa | vizwiz
+            scorer="",  # form of predictions/SPLIT.json and its official scores: "" = VQA v2 | gqa | vizwiz | own
             sequence_length=135,  # 100 regions, the whole image, and questions of at least 30 tokens
         )
     )

@@ -80,6 +80,13 @@ def test_vizwiz_has_its_own_form_and_unanswerable_for_unknown():
     assert scores == {"vqa_official_accuracy": 0.5, "vqa_official_accuracy_other": 0.5}
 
 
+def test_own_data_keep_their_identifiers_and_fields():
+    records = [record("a", ["yes"] * 4, answer_type="", extra='{"source": "shop", "id": "b"}'), record("7", [])]
+    rows, scores = results.write_own(results.Answered(records, ["yes", "no"]))
+    assert rows == [dict(source="shop", id="a", answer="yes"), dict(id="7", answer="no")]
+    assert scores == {"vqa_official_accuracy": 1.0}  # own data has no types of answers
+
+
 def test_a_question_whose_entailed_ones_are_elsewhere_has_no_consistency():
     extra = dict(isBalanced=True, entailed=["09"], groups={"global": None}, semantic=[])
     extra |= dict(types=dict(detailed="a", semantic="attr", structural="query"))

@@ -39,6 +39,8 @@ def annotator_scores(answered: Answered) -> dict[str, float]:
     official: dict[str, Any] = summary(accuracies, [record["answer_type"] for record, _ in known])
     found = {"vqa_official_accuracy": official["overall"]}
     for name, value in official["perAnswerType"].items():
+        if not name:  # own data has no types of answers
+            continue
         found[f"vqa_official_accuracy_{name.replace('/', '_')}"] = value
     return {name: value / 100 for name, value in found.items()}
 
@@ -81,9 +83,18 @@ def write_gqa(answered: Answered) -> tuple[list[dict], dict[str, float]]:
     return rows, scores | ({"gqa_distribution": found["distribution"]} if "distribution" in found else {})
 
 
+def write_own(answered: Answered) -> tuple[list[dict], dict[str, float]]:
+    """Return rows of own data, with the identifiers and further fields of the user's file, and the accuracy of VQA."""
+    rows = [
+        json.loads(record["extra"] or "{}") | dict(id=record["example_id"], answer=answer)
+        for record, answer in answered.pairs()
+    ]
+    return rows, annotator_scores(answered)
+
+
 # Value of `config.data.scorer` -> function that returns the rows of the file of a public task and its scores.
 SCORERS: dict[str, Callable[[Answered], tuple[list[dict], dict[str, float]]]] = {
-    "": write_vqa, "gqa": write_gqa, "vizwiz": write_vizwiz,
+    "": write_vqa, "gqa": write_gqa, "vizwiz": write_vizwiz, "own": write_own,
 }  # fmt: skip
 
 
