@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0 after Ctrl-C, or 2 after an error, which one line explains."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("vlbert_jax").setLevel(logging.NOTSET)  # a run in the same process has lowered it
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         check_arguments(args)

@@ -1,6 +1,7 @@
 """Published files of VL-BERT's one-stream siblings answer, as Hugging Face's own VisualBERT does."""
 
 import json
+import logging
 
 import jax
 import numpy as np
@@ -183,6 +184,7 @@ def test_features_of_another_detector(oscar, image, tmp_path, capsys):
     save(tmp_path / "pytorch_model.bin", tensors)
     (tmp_path / "boxes.json").write_text(json.dumps(regions(2048) | dict(extractor="0123456789abcdef")))
     options = ["--image", image, "--boxes", tmp_path / "boxes.json", "--caption", "a [MASK]"]
+    logging.getLogger("vlbert_jax").setLevel(logging.INFO)  # as a run in the same process; its lines are no warnings
     error = refused("--checkpoint", tmp_path, *options, capsys=capsys)
     assert "reads features of VinVL's detector" in error and "boxes with features of the former" in error
     assert main([str(option) for option in ("--checkpoint", oscar, *options)]) == 0
