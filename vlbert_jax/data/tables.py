@@ -119,7 +119,7 @@ def train_batches(
     process_count: int,
 ) -> Iterator[Batch]:
     """Iterate without end over this process's part of global batches start_step, start_step + 1, ..."""
-    split, share = Split(config, config.data.train_split), _share(config, process_index, process_count)
+    split, share = Split(config, config.data.train_split), host_share(config, process_index, process_count)
 
     def shuffled(orientation: str, numbers: range):
         make = maker(config, orientation, True)
@@ -145,7 +145,7 @@ def eval_parts(
 
     Every example comes once over all processes; all processes get the same number of batches.
     """
-    split, share = Split(config, config.data.eval_split), _share(config, process_index, process_count)
+    split, share = Split(config, config.data.eval_split), host_share(config, process_index, process_count)
 
     def in_order(orientation: str, numbers: range) -> Iterator[Batch]:
         make = maker(config, orientation, False)
@@ -162,6 +162,7 @@ def eval_parts(
     return list(itertools.starmap(in_order, split.parts(config).items()))
 
 
-def _share(config, process_index: int, process_count: int) -> dict[str, int]:
+def host_share(config, process_index: int, process_count: int) -> dict[str, int]:
+    """Return the options of `streams` that give this process its part of each batch of a run."""
     share = per_host(config.batch_size, process_count)
     return dict(batch_size=share, process_index=process_index, process_count=process_count)

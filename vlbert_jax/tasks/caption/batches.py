@@ -10,8 +10,8 @@ import numpy as np
 from vlbert_jax.batch import Arrays, Batch, Example, Shapes, empty_example
 from vlbert_jax.data import streams
 from vlbert_jax.data.examples import usual_orientation
-from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, per_host, stream_seed
-from vlbert_jax.data.tables import Split
+from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, stream_seed
+from vlbert_jax.data.tables import Split, host_share
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.tasks.caption.examples import DescriptionLayout, description_example, description_shapes
 
@@ -27,7 +27,7 @@ def train_batches(
     config, targets: type[Arrays], start_step: int, process_index: int, process_count: int
 ) -> Iterator[Batch]:
     """Iterate without end over this process's part of global batches start_step, start_step + 1, ..."""
-    split, share = Split(config, config.data.train_split), _share(config, process_index, process_count)
+    split, share = Split(config, config.data.train_split), host_share(config, process_index, process_count)
     tokenizer, nbytes = tokenizer_of(config), batch_bytes(config, example_shapes(config), process_count)
 
     def shuffled(orientation: str, numbers: range):
@@ -53,7 +53,7 @@ def eval_parts(
 
     Every image comes once over all processes, with its first caption; `index` is the number of that record.
     """
-    split, share = Split(config, config.data.eval_split), _share(config, process_index, process_count)
+    split, share = Split(config, config.data.eval_split), host_share(config, process_index, process_count)
     tokenizer, seed = tokenizer_of(config), stream_seed(EVAL_SEED, "captions")
     firsts = first_captions(split)
 
@@ -82,8 +82,3 @@ def first_captions(split: Split) -> set[int]:
     for number in range(len(split)):
         seen.setdefault(int(split.texts[number]["image_number"]), number)
     return set(seen.values())
-
-
-def _share(config, process_index: int, process_count: int) -> dict[str, int]:
-    share = per_host(config.batch_size, process_count)
-    return dict(batch_size=share, process_index=process_index, process_count=process_count)

@@ -16,8 +16,8 @@ from vlbert_jax.batch import Arrays, Batch, Example, Shapes, abstract_batch, emp
 from vlbert_jax.data import streams
 from vlbert_jax.data.examples import image_fields, image_shapes, usual_orientation
 from vlbert_jax.data.packing import sequence_shapes
-from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, per_host, stream_seed
-from vlbert_jax.data.tables import Split
+from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, stream_seed
+from vlbert_jax.data.tables import Split, host_share
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import read_json_object
 from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs, text_ids
@@ -72,8 +72,7 @@ def train_batches(
     the number of processes.
     """
     split, shapes = open_pairs(config, config.data.train_split), choice_shapes(config)
-    share = dict(process_index=process_index, process_count=process_count)
-    share |= dict(batch_size=per_host(config.batch_size, process_count))
+    share = host_share(config, process_index, process_count)
     tokenizer, hard = tokenizer_of(config), _HardNegatives.of(config, split)
 
     def shuffled(orientation: str, numbers: range):
@@ -254,8 +253,7 @@ def eval_parts(
     are padding, because the device makes them.
     """
     candidates, split = candidates_of(config), Split(config, config.data.eval_split)
-    share = dict(process_index=process_index, process_count=process_count)
-    share |= dict(batch_size=per_host(config.batch_size, process_count))
+    share = host_share(config, process_index, process_count)
 
     def part(orientation: str, places: Sequence[int]) -> Iterator[Batch]:
         layout = PairLayout.of(config, orientation)
