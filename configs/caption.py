@@ -34,14 +34,8 @@ def demo() -> ml_collections.ConfigDict:
     """
     config = coco()
     common.shrink_to_demo(config)
-    config.total_steps = 600
-    config.batch_size = 32
-    config.learning_rate = 1e-3
-    config.warmup_steps = 50
-    config.eval_every_steps = 0
-    config.checkpoint_every_steps = 0
-    config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0, weight_decay=1e-4))
-    config.model.train_region_head = True
+    common.train_briefly(config, total_steps=600, batch_size=32)
+    config.optimizer.weight_decay = 1e-4
     config.data.update(
         dict(
             embedded="scene_kinds",

@@ -252,14 +252,7 @@ def demo_pairs() -> ml_collections.ConfigDict:
 def _shrink(config: ml_collections.ConfigDict) -> None:
     """Set the sizes of the demos, and what is read of their synthetic corpus."""
     common.shrink_to_demo(config)
-    config.total_steps = 400
-    config.batch_size = 32
-    config.learning_rate = 1e-3
-    config.warmup_steps = 50
-    config.eval_every_steps = 0
-    config.checkpoint_every_steps = 0
-    config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0))
-    config.model.train_region_head = True
+    common.train_briefly(config, total_steps=400, batch_size=32)
     config.model.read = "mask"  # no pooler is pre-trained
     config.model.encoder.pooler = False
     config.data.update(

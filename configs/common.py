@@ -283,6 +283,15 @@ def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
     return config
 
 
+def train_briefly(config: ml_collections.ConfigDict, total_steps: int, batch_size: int) -> None:
+    """Set the schedule of a demo that trains a task and the region head in minutes, and scores it at the end."""
+    config.total_steps, config.batch_size = total_steps, batch_size
+    config.learning_rate, config.warmup_steps = 1e-3, 50
+    config.eval_every_steps = config.checkpoint_every_steps = 0
+    config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0))
+    config.model.train_region_head = True
+
+
 def shrink_to_demo(config: ml_collections.ConfigDict) -> None:
     """Set the sizes of the demos, which take minutes on two cores.
 
