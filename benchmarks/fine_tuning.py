@@ -2,22 +2,25 @@
 
     make demo && python benchmarks/fine_tuning.py [--checkpoint=workdirs/demo] [--seeds=0,1,2] [--tasks=vqa,...]
 
-Each run is the documented command with its own seed, in WORKDIRS/TASK_START_SEED. A finished run is not repeated. "From
-scratch" also lacks a trained region head, which in the paper's comparison comes from the detector. `blind` is trained
-like the first column, but without the image (RefCOCO+: without the appearance of the regions). `chance` uses no example
-but the most frequent answer of the training split, one choice in four, any region, random scores of pairs, or the most
-frequent word. The output is a Markdown table
-with mean and standard deviation over seeds.
+Each run is the documented command with its own seed, in WORKDIRS/TASK_START_SEED, and adds its score, duration and
+machine to `--results` (benchmarks/results/fine_tuning.jsonl). A run that has a row there is not repeated, so a table of
+many hours may be made in parts. "From scratch" also lacks a trained region head, which in the paper's comparison comes
+from the detector. `blind` is trained like the first column, but without the image (regions: without their appearance).
+`chance` uses no example but the most frequent answer of the training split, one choice in four, any region, random
+scores of pairs, or the most frequent word. The output is a Markdown table with mean and standard deviation over the
+seeds that have a row.
 """
 
 import argparse
 import collections
+import itertools
 import json
 import math
 import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,13 +29,14 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from vlbert_jax.data.tables import Split  # noqa: E402
-from vlbert_jax.files import user_file  # noqa: E402
+from vlbert_jax.files import user_file, user_path  # noqa: E402
 from vlbert_jax.tasks import get_task  # noqa: E402
 from vlbert_jax.tasks.answer import accuracy  # noqa: E402
 from vlbert_jax.tasks.answer.examples import answers_of  # noqa: E402
 from vlbert_jax.tasks.match.batches import Candidates, candidates_of  # noqa: E402
 from vlbert_jax.tasks.match.recall import AT  # noqa: E402
 from vlbert_jax.tasks.region import task as region_task  # noqa: E402
+from vlbert_jax.training.metrics import read_rows  # noqa: E402
 
 REGION = region_task.RegionTask()
 
@@ -45,32 +49,35 @@ TASKS = {  # name: (config, metric)
     "NLVR2": ("configs/classify.py:demo_pairs", "classify_accuracy"),
     "Retrieval": ("configs/retrieval.py", "mean_recall"),
     "Captions": ("configs/caption.py", "caption_accuracy"),
+    "Entities": ("configs/refcoco.py:entities_demo", "grounding_accuracy"),
+    "Visual7W": ("configs/refcoco.py:visual7w_demo", "grounding_accuracy"),
 }
 STARTS = ("pre-trained", "from scratch", "blind")
 
 
-def run(workdir: Path, seed: int, config: str, metric: str, start: str, checkpoint: Path, data_dir: Path) -> float:
-    """Return the metric on the validation split at the end of a run."""
-    rows = workdir / "metrics.jsonl"
-    if not finished(rows, metric):
-        init = "scratch=True" if start == "from scratch" else f"checkpoint={checkpoint}"
-        command = [
-            *(sys.executable, "-m", "vlbert_jax.main", f"--config={config}", f"--workdir={workdir}"),
-            *(f"--config.init.{init}", f"--config.seed={seed}", f"--config.data.data_dir={data_dir}"),
-            *(f"--config.blind={start == 'blind'}", "--config.report=False"),
-        ]
-        # As in `make demo`, glibc keeps freed memory.
-        keep = dict(MALLOC_MMAP_THRESHOLD_="8589934592", MALLOC_TRIM_THRESHOLD_="17179869184")
-        workdir.mkdir(parents=True, exist_ok=True)
-        print(f"{workdir} ...", file=sys.stderr, flush=True)
-        with open(workdir / "log", "w") as log:
-            subprocess.run(command, cwd=ROOT, env=os.environ | keep, stdout=log, stderr=log, check=True)
-    return finished(rows, metric)
-
-
-def finished(rows: Path, metric: str) -> float | None:
-    read = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
-    return next((row[metric] for row in reversed(read) if row["split"] == "val"), None)
+def run(workdir: Path, name: str, start: str, seed: int, checkpoint: Path, data_dir: Path) -> dict:
+    """Train once, and return the row of the results: the metric on the validation split at the end of the run."""
+    config, metric = TASKS[name]
+    init = "scratch=True" if start == "from scratch" else f"checkpoint={checkpoint}"
+    command = [
+        *(sys.executable, "-m", "vlbert_jax.main", f"--config={config}", f"--workdir={workdir}"),
+        *(f"--config.init.{init}", f"--config.seed={seed}", f"--config.data.data_dir={data_dir}"),
+        *(f"--config.blind={start == 'blind'}", "--config.report=False"),
+    ]
+    # As in `make demo`, glibc keeps freed memory.
+    keep = dict(MALLOC_MMAP_THRESHOLD_="8589934592", MALLOC_TRIM_THRESHOLD_="17179869184")
+    workdir.mkdir(parents=True, exist_ok=True)
+    print(f"{workdir} ...", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    with open(workdir / "log", "w") as log:
+        subprocess.run(command, cwd=ROOT, env=os.environ | keep, stdout=log, stderr=log, check=True)
+    seconds, load = round(time.monotonic() - began), round(os.getloadavg()[1], 1)
+    last = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "val"][-1]
+    about = json.loads((workdir / "versions.json").read_text())
+    return dict(
+        task=name, start=start, seed=seed, metric=metric, score=last[metric], step=last["step"], seconds=seconds,
+        load=load, machine=about["machine"], commit=about["revision"],
+    )  # fmt: skip
 
 
 def chance(name: str, config) -> float:
@@ -114,6 +121,8 @@ def chance_of_recall(candidates: Candidates) -> float:
 
 
 def shown(scores: list[float]) -> str:
+    if not scores:
+        return "–"
     spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
     return f"{statistics.mean(scores):.3f}{spread}"
 
@@ -123,21 +132,29 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=user_file, default=Path("workdirs/demo"))
     parser.add_argument("--workdirs", type=user_file, default=Path("workdirs/fine_tuning"))
     parser.add_argument("--data_dir", type=user_file, default=Path("data"))
+    parser.add_argument("--results", type=user_path, default=ROOT / "benchmarks/results/fine_tuning.jsonl")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--starts", default=",".join(STARTS), help="columns (default: %(default)s)")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--table", action="store_true", help="print the table of the rows that exist; train nothing")
     args = parser.parse_args()
-    starts = args.starts.split(",")
+    tasks, starts, seeds = args.tasks.split(","), args.starts.split(","), [int(seed) for seed in args.seeds.split(",")]
+    results, paths = Path(args.results), (args.checkpoint.absolute(), args.data_dir.absolute())
+    rows = {}
+    if results.exists():
+        rows = {(row["task"], row["start"], row["seed"]): row for row in map(json.loads, results.open())}
+    # The first seed of everything comes first: an interrupted table has all its cells.
+    for seed, name, start in itertools.product(seeds, tasks, starts):
+        if (name, start, seed) not in rows and not args.table:
+            workdir = args.workdirs.absolute() / f"{name}_{start}_{seed}".replace(" ", "_")
+            rows[name, start, seed] = run(workdir, name, start, seed, *paths)
+            with results.open("a") as file:
+                file.write(f"{json.dumps(rows[name, start, seed])}\n")
     print(f"| task | {' | '.join(starts)} | chance |", "|---" * (len(starts) + 2) + "|", sep="\n")
-    for name in args.tasks.split(","):
-        path, metric = TASKS[name]
-        cells = []
-        for start in starts:
-            where = [args.workdirs / f"{name}_{start}_{seed}".replace(" ", "_") for seed in args.seeds.split(",")]
-            fixed = path, metric, start, args.checkpoint.absolute(), args.data_dir.absolute()
-            each = [run(w.absolute(), int(s), *fixed) for w, s in zip(where, args.seeds.split(","), strict=True)]
-            cells.append(shown(each))
-        print(f"| {name} | {' | '.join(cells)} | {chance(name, config_of(path, args.data_dir)):.3f} |", flush=True)
+    for name in tasks:
+        scores = [[rows[name, start, s]["score"] for s in seeds if (name, start, s) in rows] for start in starts]
+        chance_of = f"{chance(name, config_of(TASKS[name][0], args.data_dir)):.3f}"
+        print(f"| {name} | {' | '.join(map(shown, scores))} | {chance_of} |", flush=True)
 
 
 def config_of(path: str, data_dir: Path):
