@@ -8,7 +8,7 @@ import signal
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# `make test-exact` compares with the recordings under the default flags.
+# The comparisons with the recordings (golden_test.py) run under the default flags in `make test`.
 if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"] and "VLBERT_DEFAULT_XLA" not in os.environ:
     # Most compiled programs run once, so less optimization saves 75 % of the compilation time.
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
