@@ -49,7 +49,7 @@ def config(tmp_path_factory):
     build_scene_tasks(folder, num_train=10, num_val=4, num_test=2, tasks=("vqa", "refcoco"))
     build_scene_kinds(folder, num_train=8, num_val=8, num_test=8, tasks=())
     config = multitask.demo()
-    del config.parts["phrases"]
+    del config.parts["captions"]
     config.ratios = dict(RATIOS)
     config.model.encoder.update(dict(num_layers=1, hidden_size=32, num_heads=2, mlp_size=32))
     config.model.region_head.update(dict(stem_width=4, widths=(4, 4, 4, 8)))
