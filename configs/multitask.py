@@ -34,9 +34,9 @@ def demo() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/multitask.py --workdir=workdirs/multitask \\
             --config.init.checkpoint=workdirs/demo
 
-    Reached in 600 updates, one seed: questions 0.637, expressions 0.815, and among 50 images with 250 captions a recall at
-    1 of 0.85 for images and 0.84 for captions. Runs of one task reach 0.62 for questions and 0.84 for expressions. The
-    command takes six minutes of one core's time on an AMD EPYC.
+    Reached in 600 updates, one seed: questions 0.637, expressions 0.815, and among 50 images with 250 captions a recall
+    at 1 of 0.85 for images and 0.84 for captions. Runs of one task reach 0.62 for questions and 0.84 for expressions.
+    The command takes six minutes of one core's time on an AMD EPYC.
     """
     parts = dict(questions=vqa.demo(), expressions=refcoco.demo(), captions=retrieval.demo())
     for part in parts.values():

@@ -13,7 +13,7 @@ from tests.helpers.retrieval_case import SPECIAL, WORDS, shrunk
 from vlbert_jax import predict
 from vlbert_jax.detector.detect import Detector
 from vlbert_jax.detector.regions import Regions
-from vlbert_jax.prediction import gallery, search
+from vlbert_jax.prediction import gallery, output, search
 
 TEXTS = ["a red square", "white on the left", "blue"]
 
@@ -130,3 +130,20 @@ def test_what_cannot_be_searched_is_one_line(argv, message, predictor, photos, m
     assert run(predictor, monkeypatch, *argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_search_reads_the_head_of_retrieval(monkeypatch, photos):
+    """Weights of a run of several tasks have heads of others, too."""
+    seen = []
+
+    def load(path, **options):
+        seen.append(options["task"])
+        raise ValueError("no weights")
+
+    monkeypatch.setattr(output, "load", load)
+    (photos.parent / "texts.txt").write_text("a red ball\n")
+    command = ["--checkpoint=model", f"--image={photos / 'a.png'}"]
+    assert predict.main([*command, f"--texts={photos.parent / 'texts.txt'}"]) == 2
+    assert predict.main(["--checkpoint=model", f"--gallery={photos}", "--text", "a red ball"]) == 2
+    assert predict.main([*command, "--question", "what?"]) == 2
+    assert seen == ["match", "match", "answer"]

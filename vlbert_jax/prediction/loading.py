@@ -55,6 +55,7 @@ def load_trained(
     run = {name: value for name, value in (source.config or {}).items() if name != "batch_counters"}
     config = _completed(conversion.config.to_dict(), run, task, least_regions)
     config.data.update(own_vocabularies(path))
+    config.tasks_of_heads = conversion.tasks_of_heads
     if config.blind:
         raise ValueError(f"{path} is a model that was trained without the image (config.blind).")
     graphdef, state = nnx.split(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))

@@ -71,7 +71,8 @@ def load(
         answers: Replaces config.data.answers of the run.
         data_dir: Replaces config.data.data_dir of the run.
         addresses: Whether images may be http or https addresses. Leave it out where others choose the images.
-        task: Task of which published weights with heads of several tasks are read, such as those of LXMERT base.
+        task: Task of which weights with heads of several tasks are read, such as those of LXMERT base or of a run of
+            several tasks.
 
     Raises:
         FileNotFoundError: There are no weights or no vocabulary.
@@ -251,10 +252,15 @@ class Predictor(Searching):
         """Raise ValueError where `method` is not the one that the task of the model answers."""
         if self.task.method == method:
             return
-        own, wanted = TASKS[self.task.name], next(TASKS[t.name] for t in all_tasks() if t.method == method)
+        own, name = TASKS[self.task.name], next(task.name for task in all_tasks() if task.method == method)
+        if name in self.config.get("tasks_of_heads", ()):
+            raise ValueError(
+                f"{self.path} has heads of several tasks, and this predictor uses that for {own.title}: for {method}, "
+                f"load it with task={name!r}."
+            )
         raise ValueError(
             f"{self.path} is a model for {own.title}: call {_usage(self.task.method)} or ask. {method} needs a model "
-            f"for {wanted.title}."
+            f"for {TASKS[name].title}."
         )
 
     # --- What can be asked

@@ -123,6 +123,7 @@ class Conversion:
     config: ml_collections.ConfigDict
     state: nnx.State  # abstract
     found: vlbert_names.Match
+    tasks_of_heads: tuple[str, ...] = ()  # tasks that the source has heads of, where they are several
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -193,7 +194,7 @@ def prepare_conversion(
         found = vlbert_names.match_tensors(source.tensors, shapes, config.model.encoder.vocab_size, table)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Conversion(source, task, config, state, found)
+    return Conversion(source, task, config, state, found, tuple(dict.fromkeys(available)))
 
 
 def conversion_table(conversion: Conversion, form: str) -> str:

@@ -14,6 +14,7 @@ from data_prep.scene_kinds import build_scene_kinds
 from tests.helpers.batch_case import fields_of
 from vlbert_jax.batch import NUM_EXTRA_IDS
 from vlbert_jax.prediction.loading import load_trained
+from vlbert_jax.prediction.predictor import Predictor
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.mixture.schedule import counts_before, name_at, parts_of_steps
 from vlbert_jax.tasks.mixture.task import MixtureTask
@@ -128,6 +129,10 @@ def test_a_checkpoint_is_a_model_of_each_task(config, run, task, part):
     assert {path[0] for path in flat} >= {"answer_head" if found.task == "answer" else "region_head"}
     model = nnx.merge(graphdef, one)
     assert type(model).__name__ in ("AnswerModel", "RegionModel")
+    predictor = Predictor(str(workdir), found, graphdef, one)
+    other = dict(answer="ground", region="answer")[found.task]
+    with pytest.raises(ValueError, match=f"has heads of several tasks.* for {other}, load it with task="):
+        predictor.require(other)
 
 
 @pytest.mark.slow
