@@ -6,9 +6,9 @@
 
 The manifest of the table that `config.data.texts` names says the kind, the labels and the lengths; `own.py:KIND`
 overrides the kind. Variants: classify (default without a table), answer, choice, region, match, caption (for the data
-of match). PRETRAINED is any pre-trained model; where it has a config.json, as workdirs and converted weights do, the
-sizes of the model and its vocabulary are those of PRETRAINED, else those of VL-BERT base. Ten epochs of 32 examples; a
-run ends after five evaluations without a better score.
+of match that have `texts`). PRETRAINED is any pre-trained model; where it has a config.json, as workdirs and converted
+weights do, the sizes of the model and its vocabulary are those of PRETRAINED, else those of VL-BERT base. Ten epochs of
+32 examples; a run ends after five evaluations without a better score.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def region() -> ml_collections.ConfigDict:
 
 
 def match() -> ml_collections.ConfigDict:
-    """Texts and images that find each other."""
+    """Texts and images that find each other, or images of a gallery that are found by an image with a text."""
     config = _of_own_data(retrieval.flickr30k())
     config.data.one_orientation = False  # other images for a text must exist, also for the only upright one
     return config
@@ -137,6 +137,17 @@ def read_task(table: str) -> dict:
     return task | dict(examples=sum(int(length) for split in train for length in split["shardLengths"]))
 
 
+def check_kind(kind: str, task: dict, table: str) -> None:
+    """Raise ValueError where the records of a table are not those of a kind; captions are those of `texts`."""
+    if kind == task["kind"] or (kind == "caption" and task["form"] == "texts"):
+        return
+    needed = "images with `texts`" if kind == "caption" else f"data of {kind}"
+    raise ValueError(
+        f"{table} has data of {task['kind']} (field `{task['form']}`), but own.py:{kind} reads {needed}: use "
+        f"--config=configs/own.py, or own.py:{task['kind']}, or build the data with other fields (docs/own_data.md)"
+    )
+
+
 def of_table(config: ml_collections.ConfigDict, task: dict, table: str) -> None:
     """Set the fields that a table determines.
 
@@ -159,6 +170,8 @@ def of_table(config: ml_collections.ConfigDict, task: dict, table: str) -> None:
         config.data.images_per_example = task["images_per_example"]
         for name in ("value_means", "value_deviations"):
             config.data[name] = tuple(float(value) for value in task.get(name, ()))
+    if task["form"] == "targets":  # a query is an image with a text
+        config.data.update(dict(images_per_example=2, negative_texts=1, negative_images=2))
     steps = -(-task["examples"] // config.batch_size)
     config.total_steps = max(EPOCHS * steps, FEWEST_STEPS)
     config.warmup_steps = config.total_steps // 10
@@ -172,7 +185,8 @@ def set_lengths(config: ml_collections.ConfigDict, task: dict) -> None:
     elif not task.get("features"):
         config.data.features = "image"
     pairs, regions = task["images_per_example"] == 2, max(int(task["max_regions"]), 1)
-    rows = (regions + 1) * (2 if pairs and config.model.get("pair", "each") == "both" else 1)
+    in_one_sequence = task["form"] == "targets" or (pairs and config.model.get("pair", "each") == "both")
+    rows = (regions + 1) * (2 if in_one_sequence else 1)
     pieces = WORD_PIECES if config.model.encoder.vocab_size > SMALL_VOCABULARY else 2 * WORD_PIECES
     # Word pieces, [CLS], [SEP] and [MASK], as far as there are positions for them, the regions and [END].
     words = min(pieces * int(task["text_words"]) + 8, max(config.model.encoder.max_positions - rows - 2, 8))
@@ -248,6 +262,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     task = read_task(table) if table else {}
     config = common.choose(kind or task.get("kind", "classify"), VARIANTS)
     if table:
+        check_kind(kind or task["kind"], task, table)
         of_table(config, task, table)
     if checkpoint:
         of_checkpoint(config, checkpoint)

@@ -91,6 +91,7 @@ def flickr30k() -> ml_collections.ConfigDict:
             texts="retrieval/flickr30k",
             images="retrieval_images/flickr30k",
             features="precomputed",
+            images_per_example=1,  # 2: queries of an image and a text, for which an image of a gallery is sought
             max_regions=36,
             text_length=30,  # with [CLS] and [SEP]; longer texts are cut
             sequence_length=67,  # no pair is cut: 30 elements of text, 36 regions and the whole image

@@ -244,8 +244,6 @@ def build_own(
         with atomic_write(data_dir / name) as partial:
             partial.write_text(content, "utf-8")
     report(folder, task, listed, corpus, chosen.options["regions"])
-    if folder.form.name == "targets":
-        print("no recipe trains on queries of an image and a text; the tables are for code of your own")
-    elif suggest:
+    if suggest:
         print(next_command(corpus, data_dir))
     return dict(texts=built_texts, images=built_images, task=task)

@@ -11,7 +11,8 @@ text is asked of every image.
 addresses. @FILE in place of a text stands for the lines of a UTF-8 file, as in
 --question @questions.txt; @@ begins a text with @.
 A model for retrieval scores how well a --text fits an image; with --gallery=FOLDER it finds the images that
-fit a text best, and with --texts=FILE.txt the lines that fit an image best.
+fit a text best, and with --texts=FILE.txt the lines that fit an image best. A model of queries of an image and
+a text takes both, --image and --text, with --gallery.
 --attention=PAGE.html shows the attention of every layer and head in a web page.
 
 Regions come from --detector=PATH, or from a file --boxes=FILE.json for each image: rows x1 y1 x2 y2 in
@@ -66,7 +67,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         is_image = option.startswith("--image")
         kind: dict = dict(type=user_path, metavar="FILE") if is_image else dict(metavar="TEXT")
         parser.add_argument(option, help=use, **kind, **several)
-    parser.add_argument("--gallery", type=user_path, metavar="FOLDER", help="images among which --text is searched")
+    help_of_gallery = "images to search for --text, or for --image with --text"
+    parser.add_argument("--gallery", type=user_path, metavar="FOLDER", help=help_of_gallery)
     parser.add_argument("--texts", type=user_path, metavar="FILE.txt", help="texts, one a line, to search for --image")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="best candidates of a search to print")
     parser.add_argument(

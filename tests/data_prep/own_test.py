@@ -279,7 +279,7 @@ def test_galleries(tmp_path, capsys):
     _, _, error = built(tmp_path, capsys, train_gallery=[dict(image="b.jpg")] * 2, **splits)
     assert "train_gallery.jsonl, line 2: the image b.jpg is on" in error
     status, out, _ = built(tmp_path, capsys, train_gallery=[dict(image="b.jpg"), dict(image="c.jpg")], **splits)
-    assert status == 0 and "no recipe trains on queries" in out and "next:" not in out
+    assert status == 0 and "an image and a text to images of a gallery" in out and "next:" in out
     assert json.loads((tmp_path / "data/own/photos_train_gallery.json").read_text()) == [1, 2]
 
 

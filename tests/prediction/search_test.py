@@ -118,7 +118,7 @@ def test_the_command(predictor, photos, monkeypatch, capsys):
         (["--gallery", "."], "--gallery needs the --text to search for"),
         ([], "Give --image=FILE, or --gallery=FOLDER with --text"),
         (["--gallery", "empty", "--text", "a"], "empty: no image is there"),
-        (["--gallery", ".", "--text", "a", "--image", "a.png"], "to find texts for an image, give --texts"),
+        (["--gallery", "photos", "--text", "a", "--image", "photos/a.png"], "to find texts for an image, give --texts"),
         (["--image", "photos/a.png", "--texts", "none.txt"], "--texts=none.txt: the file cannot be read"),
         (["--image", "photos/a.png", "--top=0"], "--top is 0"),
     ],

@@ -126,6 +126,55 @@ def pack(
     }
 
 
+def pack_images(
+    text_ids: Sequence[int] | Int[np.ndarray, "t"],
+    segment_ids: Sequence[int] | Int[np.ndarray, "t"],
+    rows: Sequence[Int[np.ndarray, "_"]],
+    length: int,
+    vocab_size: int,
+    num_segments: int,
+    layout: RegionLayout = VLBERT_LAYOUT,
+) -> dict[str, np.ndarray]:
+    """Return one sequence over the regions of one or several images, as `pack` does over those of one.
+
+    Words carry the whole first image. Regions of a further image have the next segment, where the table has
+    one, and the next position, where regions share the position behind the text.
+
+    Args:
+        text_ids: As in `pack`.
+        segment_ids: As in `pack`.
+        rows: Rows of each image, of those of the example; the first is that of the whole image.
+        length: As in `pack`.
+        vocab_size: As in `pack`.
+        num_segments: Rows of the table of segments.
+        layout: How regions enter the sequence.
+
+    Raises:
+        ValueError: The text and the regions do not fit.
+    """
+    first, start = layout.first_row, len(text_ids)
+    elements = [of_image[first:] for of_image in rows]
+    number = sum(map(len, elements)) + first
+    zeros = np.zeros(start, np.int32)
+    packed = pack(text_ids, segment_ids, number, np.zeros(number, bool), zeros, length, vocab_size, layout=layout)
+    carried = packed["region_ids"][:start]
+    carried[carried != NO_IMAGE] = rows[0][0]
+    for place, of_image in enumerate(() if layout.apart else elements):
+        here = slice(start, start + len(of_image))
+        packed["region_ids"][here] = of_image
+        if place:
+            packed["segment_ids"][here] = further_segment(place, num_segments, layout)
+            if layout.positions == "shared":
+                packed["position_ids"][here.start : start + len(of_image) + layout.end_token] += 1
+        start += len(of_image)
+    return packed
+
+
+def further_segment(place: int, num_segments: int, layout: RegionLayout) -> int:
+    """Return the segment of the regions of image `place` of a sequence, of a table with `num_segments` rows."""
+    return max(min(layout.segment + place, num_segments - 1), layout.segment)
+
+
 def sequence_shapes(n: int, length: int, layout: RegionLayout = VLBERT_LAYOUT) -> Shapes:
     """Return shapes and dtypes of `n` sequences that `pack` returns."""
     integers, shape = ("token_ids", "region_ids", "segment_ids", "position_ids"), (n, length + layout.end_token)

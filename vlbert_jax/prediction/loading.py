@@ -77,6 +77,6 @@ def _completed(model: dict, run: dict, task: str, least_regions: int) -> ml_coll
         block.setdefault(field, value)
     config: dict[str, Any] = stored | {"task": task, "compute_dtype": "float32"}
     more = max(0, least_regions - config["data"]["max_regions"])
-    for name in ("max_regions", "sequence_length"):
-        config["data"][name] += more
+    config["data"]["max_regions"] += more
+    config["data"]["sequence_length"] += more * config["data"].get("images_per_example", 1)
     return ml_collections.ConfigDict(config)

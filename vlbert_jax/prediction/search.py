@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vlbert_jax.compiled import cache_folder
+from vlbert_jax.data.examples import images_per_example
 from vlbert_jax.data.image_files import find_images, read_image
 from vlbert_jax.detector.detect import Detector
 from vlbert_jax.detector.fingerprint import extractor_id
@@ -69,6 +70,8 @@ class Searching:
             ValueError: An image or a text cannot be used, or the model is one of another task.
         """
         self.require("similarity")
+        if _asks_with_image(self):
+            raise ValueError(f"{self.path} takes queries of an image and a text: call search((image, text), images).")
         texts = [texts] if isinstance(texts, str) else list(texts)
         images = list(images) if isinstance(images, list | tuple) else [images]
         if not texts or not images:
@@ -83,12 +86,13 @@ class Searching:
 
             predictor.search("a red ball", ["1.jpg", "2.jpg"])    # or a folder of images
             predictor.search("1.jpg", ["a red ball", "a blue box"])
+            predictor.search(("1.jpg", "the ball is blue"), ["2.jpg", "3.jpg"])  # of models for such queries
 
         Candidates are images where they are a folder, files that exist, or not texts at all; otherwise they
         are texts. With a detector, the regions of a folder are kept in a cache file for the next search.
 
         Args:
-            query: A text, or an image.
+            query: A text, an image, or a tuple of an image and a text.
             candidates: Images or a folder of images, or texts.
             top: Number of candidates to return.
 
@@ -101,6 +105,11 @@ class Searching:
         candidates = list(candidates)
         if not candidates:
             raise ValueError("There is nothing to search: the list of candidates is empty.")
+        if isinstance(query, tuple):
+            if not _asks_with_image(self):
+                raise ValueError(f"{self.path} takes a text or an image as a query, not an image with a text.")
+            image, text = query
+            return ranked(candidates, _of_query(self, image, text, candidates), top)
         if all(isinstance(one, str) and not os.path.isfile(one) for one in candidates):
             scores = self.similarity(query, candidates)[0]
         else:
@@ -113,6 +122,24 @@ def ranked(candidates: Sequence[Any], scores: Float[np.ndarray, " c"], top: int)
     chances = 1 / (1 + np.exp(-np.clip(scores, -80, 80)))
     order = np.argsort(-scores, kind="stable")[:top]
     return [Found(int(i), candidates[int(i)], float(scores[i]), float(chances[i])) for i in order]
+
+
+def _asks_with_image(predictor: Any) -> bool:
+    """Return whether queries of the model are images with a text."""
+    return images_per_example(predictor.config) == 2
+
+
+def _of_query(predictor: Any, image: Any, text: str, candidates: Sequence[Any]) -> Float[np.ndarray, " c"]:
+    """Return the score of each candidate for an image with a text; few candidates are in memory at once."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("a text must be a string that is not empty")
+    (query,) = predictor.look([image])
+    known, scores = known_regions(candidates, predictor.detector), []
+    for start in range(0, len(candidates), MOST):
+        some = slice(start, start + MOST)
+        requests = [Request(query, text, (), None, "", seen) for seen in predictor.look(candidates[some], known[some])]
+        scores += [rows["scores"][0, 0] for _, _, rows in predictor._results(predictor._predict, requests)]
+    return np.array(scores, np.float32)
 
 
 def _rows(predictor: Any, images: Sequence[Any], texts: Sequence[str]) -> Iterator[list[np.ndarray]]:

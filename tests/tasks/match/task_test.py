@@ -265,9 +265,3 @@ def test_runs_and_the_files_of_predictions(data_dir, tmp_path):
     hits = [lines[line["texts"][0][0]]["image"] == line["image"] for line in texts]
     assert np.mean(hits) == pytest.approx(scores["text_recall_1"])
     assert all(lines[place]["text"] == text for line in texts for place, text, _ in line["texts"])
-
-
-def test_queries_of_an_image_and_a_text_are_refused(data_dir, monkeypatch):
-    monkeypatch.setattr(Split, "__init__", lambda self, *_: setattr(self, "texts", [dict(targets=[3])]))
-    with pytest.raises(ValueError, match=r"retrieval/squares has queries of an image and a text \(field `targets`\)"):
-        MATCH.train_batches(tiny(data_dir), 0, 0, 1)

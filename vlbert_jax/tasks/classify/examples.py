@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float32, Int32
 
-from vlbert_jax.batch import NO_IMAGE, Example
+from vlbert_jax.batch import Example
 from vlbert_jax.data.examples import ImageLayout, fields_of_images
-from vlbert_jax.data.packing import pack
+from vlbert_jax.data.packing import pack_images
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
 from vlbert_jax.files import read_lines
 from vlbert_jax.tasks.classify.model import ClassHead
@@ -174,7 +174,12 @@ def class_example(
     for group in groups:
         names = sum((names_of_regions(images[k], tokenizer, layout.regions) for k in group), [])
         ids, segments, cut = _text(texts, names, _room(group, counts, layout), tokenizer, layout)
-        sequences.append(_sequence(ids, segments, group, counts, tokenizer.vocab_size, layout))
+        rows = [image * (layout.max_regions + 1) + np.arange(counts[image]) for image in group]
+        sequences.append(
+            pack_images(
+                ids, segments, rows, layout.sequence_length, tokenizer.vocab_size, layout.num_segments, layout.regions
+            )
+        )
         positions.append(len(ids) - 2)
         cuts.append(cut)
     targets, known = targets_of(record, labels, layout)
@@ -191,14 +196,8 @@ def _mirrored_label(label: str, labels: Sequence[str]) -> str:
     return other if other in labels else label
 
 
-def _elements(group: Sequence[int], counts: Sequence[int], layout: ClassLayout) -> list[np.ndarray]:
-    """Return the rows of each image of a group that are elements of its sequence."""
-    rows = layout.max_regions + 1
-    return [image * rows + np.arange(layout.regions.first_row, counts[image]) for image in group]
-
-
 def _room(group: Sequence[int], counts: Sequence[int], layout: ClassLayout) -> int:
-    regions = 0 if layout.regions.apart else sum(map(len, _elements(group, counts, layout)))
+    regions = 0 if layout.regions.apart else sum(counts[image] - layout.regions.first_row for image in group)
     return min(layout.sequence_length - regions, layout.text_length)
 
 
@@ -225,34 +224,3 @@ def _cut(first: int, second: int, room: int) -> tuple[int, int]:
     longer = min(over, abs(first - second))
     first, second = (first - longer, second) if first > second else (first, second - longer)
     return first - (over - longer) // 2, second - (over - longer + 1) // 2
-
-
-def _sequence(
-    ids: list[int], segments: Int[np.ndarray, " t"], group: Sequence[int], counts: Sequence[int], vocab_size: int,
-    layout: ClassLayout,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """Return a sequence over the images of a group.
-
-    Words carry the whole first image. Regions of the second image have the next segment, where the table has
-    one, and the next position, where regions share the position behind the text.
-    """
-    elements, first = _elements(group, counts, layout), layout.regions.first_row
-    number = 0 if layout.regions.apart else sum(map(len, elements))
-    shown, whole = np.zeros(number + first, bool), np.zeros(len(ids), np.int32)
-    packed = pack(ids, segments, number + first, shown, whole, layout.sequence_length, vocab_size, 0, layout.regions)
-    words, start = slice(0, len(ids)), len(ids)
-    start_row = group[0] * (layout.max_regions + 1)
-    carried = packed["region_ids"][words]
-    packed["region_ids"][words] = np.where(carried == NO_IMAGE, NO_IMAGE, carried + start_row)
-    if layout.regions.apart:
-        return packed
-    for place, rows in enumerate(elements):
-        here = slice(start, start + len(rows))
-        packed["region_ids"][here] = rows
-        if place:
-            next_one = min(layout.regions.segment + place, layout.num_segments - 1)
-            packed["segment_ids"][here] = max(next_one, layout.regions.segment)
-            if layout.regions.positions == "shared":
-                packed["position_ids"][here.start : start + len(rows) + layout.regions.end_token] += 1
-        start += len(rows)
-    return packed

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
 from vlbert_jax.batch import Arrays, Batch, Example, Shapes, abstract_batch, empty_example
 from vlbert_jax.data import streams
-from vlbert_jax.data.examples import image_fields, image_shapes, usual_orientation
+from vlbert_jax.data.examples import image_fields, image_shapes, images_per_example, usual_orientation
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, stream_seed
 from vlbert_jax.data.tables import Split, host_share
@@ -29,18 +31,36 @@ ATTEMPTS = 200  # records that are drawn for one of another image before the spl
 
 
 def open_pairs(config, split: str) -> Split:
-    """Return the records of a split: texts, each with its image.
+    """Return the records of a split: texts, each with its image, or queries of an image and a text.
 
     Raises:
-        ValueError: The records are queries of an image and a text, or as `Split`.
+        ValueError: They are such queries, but `config.data.images_per_example` is 1; or as `Split`.
     """
     found = Split(config, split)
-    if len(found) and len(found.texts[0].get("targets", ())):
+    if images_per_example(config) == 1 and len(found) and len(found.texts[0].get("targets", ())):
         raise ValueError(
-            f"{config.data.texts} has queries of an image and a text (field `targets`); retrieval takes texts, each "
-            "with its image (field `texts`)."
+            f"{split} of {config.data.texts} has queries of an image and a text (field `targets`): set "
+            "config.data.images_per_example=2, as configs/own.py does."
         )
     return found
+
+
+def gallery_of(config, split: str) -> list[int]:
+    """Return the image numbers among which the targets of the queries of a split are sought.
+
+    Raises:
+        ValueError: The table has no gallery, or it is damaged.
+    """
+    path = Path(config.data.data_dir, f"{config.data.texts}_{split}_gallery.json")
+    try:
+        return [int(number) for number in json.loads(path.read_text("utf-8"))]
+    except FileNotFoundError:
+        raise ValueError(
+            f"There is no gallery {path}, in which config.data.images_per_example=2 seeks the `targets` of queries of "
+            "an image and a text; set it to 1 for texts, each with its image."
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); build the table again, which writes it.") from None
 
 
 # --- Training -----------------------------------------------------------------------------------------
@@ -51,10 +71,9 @@ def choice_shapes(config) -> Shapes:
     d, layout = config.data, PairLayout.of(config, usual_orientation(config))
     if d.negative_texts + d.negative_images < 1:
         raise ValueError("config.data.negative_texts and negative_images are 0, so there is nothing to choose from.")
-    m = 1 + d.negative_images
-    shapes = sequence_shapes(m + d.negative_texts, layout.sequence_length, layout.regions)
-    # The first axis of these is that of the images, or of the regions of all images.
-    shapes |= {name: ((m * shape[0], *shape[1:]), dtype) for name, (shape, dtype) in image_shapes(layout).items()}
+    pairs = 1 + d.negative_images + d.negative_texts
+    shapes = sequence_shapes(pairs, layout.sequence_length, layout.regions)
+    shapes |= image_shapes(dataclasses.replace(layout, num_images=layout.asked + 1 + d.negative_images))
     return shapes | dict(choice=((), np.int32), text_cut=((), bool), index=((), np.int32))
 
 
@@ -74,15 +93,17 @@ def train_batches(
     split, shapes = open_pairs(config, config.data.train_split), choice_shapes(config)
     share = host_share(config, process_index, process_count)
     tokenizer, hard = tokenizer_of(config), _HardNegatives.of(config, split)
+    gallery = gallery_of(config, config.data.train_split) if images_per_example(config) == 2 else None
 
     def shuffled(orientation: str, numbers: range):
-        layout, negatives = PairLayout.of(config, orientation), _Negatives(config, split, numbers, hard)
+        layout, negatives = PairLayout.of(config, orientation), _Negatives(config, split, numbers, hard, gallery)
 
         def example(number: int, rng: np.random.Generator) -> Example:
             flip = rng.random() < config.data.flip_probability
             text = split.texts[number]
             texts, images = negatives.draw(text, rng)
-            records = [split.images[image] for image in (int(text["image_number"]), *images)]
+            target = [int(rng.choice(text["targets"]))] if layout.asked else []
+            records = [split.images[image] for image in (int(text["image_number"]), *target, *images)]
             made = choice_of_pairs([text["text"], *texts], records, flip, tokenizer, layout)
             return made | dict(index=np.int32(number))
 
@@ -137,6 +158,7 @@ class _Negatives:
     split: Split
     numbers: range  # records of the same orientation, whose images share a batch
     hard: _HardNegatives | None
+    gallery: list[int] | None  # images from which those for a query with an image are drawn
 
     def draw(self, text: dict, rng: np.random.Generator) -> tuple[list[str], list[int]]:
         """Return texts of other images than that of `text`, and numbers of other images.
@@ -151,8 +173,21 @@ class _Negatives:
             like = self.hard.images[own]
             of_image = self.hard.texts[like[int(rng.integers(len(like)))]]
             texts.append(self.split.texts[of_image[int(rng.integers(len(of_image)))]]["text"])
-        images = [int(self._other(text, self.numbers, rng)["image_number"]) for _ in range(d.negative_images)]
+        images = [self._other_image(text, rng) for _ in range(d.negative_images)]
         return texts, images
+
+    def _other_image(self, text: dict, rng: np.random.Generator) -> int:
+        """Return an image of another text; of the gallery one that is no target of the query."""
+        if self.gallery is None:
+            return int(self._other(text, self.numbers, rng)["image_number"])
+        others = [image for image in self.gallery if image not in text["targets"]]
+        if not others:
+            d = self.config.data  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError(
+                f"{d.texts}: all {len(self.gallery)} images of the gallery of {d.train_split} are targets of the query "
+                f"{text['text']!r}; a choice needs another image: add some to {d.train_split}_gallery.jsonl."
+            )
+        return others[int(rng.integers(len(others)))]
 
     def _other(self, text: dict, numbers: range, rng: np.random.Generator) -> dict:
         """Return another text of another image among some records."""
@@ -163,6 +198,11 @@ class _Negatives:
         d = self.config.data  # pyright: ignore[reportAttributeAccessIssue]
         kind = "" if len(numbers) == len(self.split) else " of one orientation"
         remedy = " Set config.data.one_orientation=False." if kind else ""
+        if self.gallery is not None:
+            raise ValueError(
+                f"{d.texts}: {ATTEMPTS} queries of {d.train_split} have the same image or the same text, so no text of "
+                "another query can be the wrong one. Set config.data.negative_texts=0."
+            )
         raise ValueError(
             f"{d.texts}: {ATTEMPTS} texts of {d.train_split}{kind} have the same image; a choice needs two "
             f"images.{remedy}"
@@ -195,10 +235,10 @@ def candidates_of(config) -> Candidates:
     """
     d = config.data
     own = (d.data_dir, d.texts, d.images, d.eval_split, d.eval_candidates, d.features, d.one_orientation)
-    return _candidates(own, _Held(config))
+    return _candidates(own, Held(config))
 
 
-class _Held:
+class Held:
     """A config that does not count in the key of a cache, because the remaining key names what is read of it."""
 
     def __init__(self, config):
@@ -207,14 +247,14 @@ class _Held:
         self.key = d.vocab, PairLayout.of(config).text_length, config.model.encoder.vocab_size
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, _Held) and self.key == other.key
+        return isinstance(other, Held) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
 
 @functools.lru_cache(8)
-def _candidates(_, held: _Held) -> Candidates:
+def _candidates(_, held: Held) -> Candidates:
     config, layout = held.config, PairLayout.of(held.config)
     d, tokenizer = config.data, tokenizer_of(config)
     split = open_pairs(config, d.eval_split)

@@ -1,6 +1,7 @@
 """The model that scores whether a text and an image belong together, and its losses."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
 from vlbert_jax.tasks.losses import cross_entropy
 from vlbert_jax.tasks.match.batches import Candidates
-from vlbert_jax.tasks.match.examples import PairLayout, pair_on_device
+from vlbert_jax.tasks.match.examples import PairLayout, pair_on_device, query_on_device
 
 LOSSES = ("softmax", "hinge")
 
@@ -44,7 +45,7 @@ class MatchModel(VisualLinguisticModel):
         if blind:
             return self.encode(without_image(batch, self.vocab_size), None, key_encode)
         regions = self.region_states(batch, self.appearance(batch), key_project)
-        if self.two_stream is not None:
+        if self.two_stream is not None:  # of one image each, as `PairLayout.of` checks
             n, m = batch.token_ids.shape[1], batch.image_size.shape[1]
             image = jnp.asarray([0] * (n - m + 1) + list(range(1, m)))  # of each sequence
             mask = batch.region_mask.reshape(len(batch.region_mask), m, -1)[:, image]
@@ -94,6 +95,44 @@ def score_candidates(
 
     found = jax.lax.map(scores, (ids, lengths))  # passes b per_pass
     return found.swapaxes(0, 1).reshape(len(num_rows), -1)[:, :number]
+
+
+def score_queries(
+    model: MatchModel, batch: Batch, layout: PairLayout, blind: bool = False
+) -> Float[Array, "b b"]:
+    """Return the score of every query (row) of a batch with every candidate (column).
+
+    The CNN and the projection of the regions run once for each image; the encoder then runs over each query
+    with one candidate at a time, which is that of the example itself, of the next example, and so on.
+
+    Args:
+        model: The model.
+        batch: Examples of `query_batches`: a query and a candidate each, and the text.
+        layout: Layout of a pair.
+        blind: Whether to leave the images out; then all candidates have the same score for a query.
+    """
+    b, lengths = len(batch.token_ids), batch.element_mask[:, 0].sum(1)
+    regions = None if blind else model.region_states(batch, model.appearance(batch))
+    rows = batch.region_mask.shape[1] // 2
+
+    def shifted(x: Any, by: Any) -> Any:
+        """Return values of the regions, with those of the candidate of the example `by` rows below."""
+        return jnp.concatenate([x[:, :rows], jnp.roll(x[:, rows:], -by, axis=0)], axis=1)
+
+    def scores(by: Any) -> Float[Array, " b"]:
+        mask = shifted(batch.region_mask, by)
+        packed = query_on_device(
+            batch.token_ids[:, 0], lengths, mask.reshape(b, 2, rows).sum(2), rows, layout.num_segments,
+            layout.sequence_length, model.vocab_size, layout.regions,
+        )  # fmt: skip
+        pairs = batch.replace(**packed, region_mask=mask)
+        if blind:
+            pairs = without_image(pairs, model.vocab_size)
+        states = model.encode(pairs, None if regions is None else shifted(regions, by))
+        return model.pair_scores(states, pairs.token_ids)[:, 0]
+
+    found, place = jax.lax.map(scores, jnp.arange(b)), jnp.arange(b)  # by, query
+    return found[(place[None, :] - place[:, None]) % b, place[:, None]]
 
 
 def match_losses(

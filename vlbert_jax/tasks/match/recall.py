@@ -37,8 +37,14 @@ def ranks_of_images(
     Raises:
         ValueError: `ties` is none of the rules.
     """
-    own = image_of_text[:, None] == np.arange(scores.shape[1])
-    return np.array([_rank(row, right, ties) for row, right in zip(scores, own, strict=True)])
+    return ranks_of_right(scores, image_of_text[:, None] == np.arange(scores.shape[1]), ties)
+
+
+def ranks_of_right(
+    scores: Float[np.ndarray, "q c"], right: Bool[np.ndarray, "q c"], ties: str = "scan"
+) -> Int[np.ndarray, " q"]:
+    """Return for each query (row) the rank of the best of its right candidates, from 0; each has one or more."""
+    return np.array([_rank(row, own, ties) for row, own in zip(scores, right, strict=True)])
 
 
 def ranks_of_texts(

@@ -1,7 +1,8 @@
 """Image-text retrieval: the score of a text with an image, by which images and texts are ranked.
 
 In training the model chooses the pair that belongs together among pairs that do not. Evaluation scores
-every text of a split with every image. `MatchTask.joint_scores` has the names of the recalls.
+every text of a split with every image. `MatchTask.joint_scores` has the names of the recalls. A query may
+also be an image with a text, `config.data.images_per_example=2`; then it is scored with every image of a gallery.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vlbert_jax.batch import Arrays, Batch, Example, padding
-from vlbert_jax.data.examples import orientation_of
+from vlbert_jax.data.examples import has_orientations, images_per_example, orientation_of
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import atomic_write
@@ -28,7 +29,8 @@ from vlbert_jax.tasks.losses import counted
 from vlbert_jax.tasks.match import batches
 from vlbert_jax.tasks.match.batches import candidates_of
 from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs
-from vlbert_jax.tasks.match.model import MatchModel, match_losses, score_candidates
+from vlbert_jax.tasks.match.model import MatchModel, match_losses, score_candidates, score_queries
+from vlbert_jax.tasks.match.queries import queries_of, query_batches, query_scores, report_batch
 from vlbert_jax.tasks.match.recall import AT, retrieval_scores
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
@@ -98,12 +100,22 @@ class MatchTask(Task):
     pace = "candidates"
 
     def eval_batches(self, config, process_index: int, process_count: int) -> dict[str, Iterator[Batch]]:
-        """Return this process's part of the images of the split, every image once over all processes."""
+        """Return this process's part of the images of the split, every image once over all processes.
+
+        Of queries with an image it is the part of all blocks of queries and candidates.
+        """
+        if images_per_example(config) == 2:
+            return {"queries": query_batches(config, MatchTargets, process_index, process_count)}
         parts = batches.eval_parts(config, MatchTargets, process_index, process_count)
         return {"images": (batch for part in parts for batch in part)}
 
     def score(self, model: MatchModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
-        """Return the number of texts that each image is scored with, as its mean, and the share of cut texts."""
+        """Return the number of texts that each image is scored with, as its mean, and the share of cut texts.
+
+        Of queries with an image it is the number of images that each query is scored with.
+        """
+        if images_per_example(config) == 2:
+            return self._score_of_queries(batch, config)
         candidates, images = candidates_of(config), batch.index >= 0
         number = len(candidates.lengths)
         return dict(
@@ -111,8 +123,20 @@ class MatchTask(Task):
             text_cut=counted(jnp.full(images.shape, candidates.cut / number), images),
         )
 
+    def _score_of_queries(self, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
+        queries, real = queries_of(config), batch.index >= 0
+        block = jnp.where(real, batch.index % queries.blocks, 0)
+        first = (real & (block == 0)).sum().astype(jnp.float32)  # each query counts once
+        sizes = jnp.where(real, jnp.asarray(queries.sizes(), jnp.float32)[block], 0)
+        return dict(
+            candidates=(sizes.sum(), first),
+            text_cut=counted(batch.targets.text_cut, real & (block == 0)),
+        )
+
     def predict(self, model: MatchModel, batch: Batch, config) -> dict[str, Array]:
-        """Return the score of each image with all texts, [b, t]."""
+        """Return the score of each image with all texts, [b, t], or of each query with candidates, [b, b]."""
+        if images_per_example(config) == 2:
+            return dict(scores=score_queries(model, batch, PairLayout.of(config), config.blind))
         per_pass = config.data.texts_per_pass
         return dict(
             scores=score_candidates(
@@ -124,10 +148,13 @@ class MatchTask(Task):
         """Return the recalls of images and texts, and their mean; with folds, also those within folds.
 
         `image_recall_K` is how often the image of a text is among the best K, `text_recall_K` how often a
-        text of an image is. `config.data.eval_folds` adds `*_of_folds`, the mean over parts of the images.
+        text of an image is. `config.data.eval_folds` adds `*_of_folds`, the mean over parts of the images. Queries
+        with an image have `image_recall_K`, how often one of the targets is among the best K.
         """
-        candidates = candidates_of(config)
-        scores, ties = rows["scores"].T, config.data.scorer or "scan"
+        ties = config.data.scorer or "scan"
+        if images_per_example(config) == 2:
+            return query_scores(queries_of(config), rows["scores"], ties)
+        candidates, scores = candidates_of(config), rows["scores"].T
         found = retrieval_scores(scores, candidates.image_of_text, ties)
         if config.data.eval_folds > 1 and not config.data.eval_candidates:
             folds = retrieval_scores(scores, candidates.image_of_text, ties, config.data.eval_folds)
@@ -138,8 +165,11 @@ class MatchTask(Task):
         """Write SPLIT_images.jsonl, the best images of each text, and SPLIT_texts.jsonl, the best texts of each image.
 
         An image is named as in its table, by its path; a text is a line of the first file, from 0. There `id` is that
-        of the example, and further fields of user-supplied data are kept.
+        of the example, and further fields of user-supplied data are kept. Queries with an image have the first file.
         """
+        if images_per_example(config) == 2:
+            self._conclude_queries(directory, predictions[""]["scores"], config)
+            return {}
         candidates, split = candidates_of(config), Split(config, config.data.eval_split)
         scores = predictions[""]["scores"]
         names = [str(split.images[number]["image_id"]) for number in candidates.images]
@@ -155,9 +185,21 @@ class MatchTask(Task):
             for name, row in zip(names, scores, strict=True)
         ]
         for name, lines in dict(images=of_texts, texts=of_images).items():
-            with atomic_write(directory / f"{config.data.eval_split}_{name}.jsonl") as path:
-                path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+            _write_lines(directory / f"{config.data.eval_split}_{name}.jsonl", lines)
         return {}
+
+    def _conclude_queries(self, directory: Path, rows: Float[np.ndarray, "e b"], config) -> None:
+        queries, split = queries_of(config), Split(config, config.data.eval_split)
+        names = [str(split.images[number]["image_id"]) for number in queries.images]
+        lines = []
+        for number, right, scores in zip(queries.records, queries.right, queries.scores(rows), strict=True):
+            text = split.texts[number]
+            image = str(split.images[int(text["image_number"])]["image_id"])
+            targets = [name for name, is_right in zip(names, right, strict=True) if is_right]
+            known = dict(targets=targets) if targets else {}
+            line = json.loads(text["extra"] or "{}") | dict(id=text["example_id"], image=image, text=text["text"])
+            lines.append(line | known | dict(images=_best(names, scores)))
+        _write_lines(directory / f"{config.data.eval_split}_images.jsonl", lines)
 
     metric_labels = {
         "match_accuracy": "choices of the pair that belongs together",
@@ -179,10 +221,14 @@ class MatchTask(Task):
         """Return the first batch of images of each orientation; none where the images are not stored."""
         if config.data.features != "image":
             return []
+        if images_per_example(config) == 2:
+            return list(report_batch(config, MatchTargets))
         return [next(part) for part in batches.eval_parts(config, MatchTargets, 0, 1)]
 
     def report_examples(self, shown: list[tuple[Batch, dict]], config, scores) -> report.Examples:
         """Return images with the texts that fit best, of which as many are right as `text_recall_1` says."""
+        if images_per_example(config) == 2:
+            return self._examples_of_queries(shown, config)
         candidates, split = candidates_of(config), Split(config, config.data.eval_split)
 
         def card(place: int, fields: dict, row: dict, _) -> Card:
@@ -196,6 +242,26 @@ class MatchTask(Task):
 
         records = range(len(candidates.images))
         return report.answer_examples(shown, config, card, scores.get("text_recall_1"), records)
+
+    def _examples_of_queries(self, shown: list[tuple[Batch, dict]], config) -> report.Examples:
+        """Return queries, each next to its target, with those of the shown targets that fit best."""
+        queries, split = queries_of(config), Split(config, config.data.eval_split)
+        places = [int(index) for batch, _ in shown for index in batch.index if index >= 0]
+        firsts = [int(queries.right[place].argmax()) for place in places]
+
+        def card(place: int, fields: dict, row: dict, _) -> Card:
+            scores, question = row["scores"][: len(places)], split.texts[queries.records[place]]["text"]
+            answers = [
+                RankedAnswer(
+                    str(split.images[queries.images[firsts[i]]]["image_id"]), float(chance_of(scores[i])),
+                    float(queries.right[place, firsts[i]]),
+                )
+                for i in np.argsort(-scores, kind="stable")[:SHOWN]
+            ]  # fmt: skip
+            title = f"{question} (left: the query; right: the image it asks for, among {len(places)} of such images)"
+            return Card(question=title, answers=answers, **fields)
+
+        return report.answer_examples(shown, config, card, None, range(len(queries.records)))
 
     # --- Weights ------------------------------------------------------------------------------------
 
@@ -224,12 +290,15 @@ class MatchTask(Task):
     def example_from_text(self, record: dict, text: str, choices: Sequence[str], config) -> Example:
         """Return the example of an image with a text, and with further texts in `choices`.
 
-        Sequences are filled up to 1, 2, 4, ..., so that few programs are compiled.
+        Of two images the first is that of the query, and the second the candidate. Sequences are filled up
+        to 1, 2, 4, ..., so that few programs are compiled.
         """
         texts = [text, *choices]
         filled = texts + [""] * ((1 << (len(texts) - 1).bit_length()) - len(texts))
-        layout = PairLayout.of(config, orientation_of(record))
-        return choice_of_pairs(filled, [record], False, tokenizer_of(config), layout)
+        images = record.get("images", [record])
+        orientation = orientation_of(images[0]) if has_orientations(config) else "square"
+        layout = dataclasses.replace(PairLayout.of(config, orientation), num_images=len(images))
+        return choice_of_pairs(filled, images, False, tokenizer_of(config), layout)
 
     def predict_text(self, model: MatchModel, batch: Batch, config) -> dict[str, Array]:
         """Return the scores of the texts, [1, n]."""
@@ -247,6 +316,11 @@ class MatchTask(Task):
     def lines(self, described) -> list[str]:
         """Return the score in one line."""
         return ["score {score:.2f}; they belong together: {probability:.0%}".format(**described["fit"])]
+
+
+def _write_lines(path: Path, lines: Sequence[dict]) -> None:
+    with atomic_write(path) as partial:
+        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
 
 
 def chance_of(score: Any) -> Any:
