@@ -40,12 +40,7 @@ def demo() -> ml_collections.ConfigDict:
     """
     config = base_detected()
     common.shrink_to_demo(config)
-    config.total_steps = 200
-    config.learning_rate = 1e-3
-    config.warmup_steps = 50
-    config.eval_every_steps = 0
-    config.checkpoint_every_steps = 0
-    config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0))
+    common.train_briefly(config, total_steps=200, batch_size=32)
     config.grad_accumulation_steps = 1
     config.data.update(
         dict(
@@ -233,12 +228,8 @@ def visual7w_demo() -> ml_collections.ConfigDict:
 
 def _listed_demo(config: ml_collections.ConfigDict, builder: str) -> ml_collections.ConfigDict:
     """Return a recipe with the sizes and updates of the demo, for the synthetic corpus."""
-    small = demo()
     common.shrink_to_demo(config)
-    for name in ("total_steps", "learning_rate", "warmup_steps", "eval_every_steps", "checkpoint_every_steps"):
-        config[name] = small[name]
-    config.optimizer = small.optimizer
-    config.batch_size = small.batch_size
+    common.train_briefly(config, total_steps=200, batch_size=32)
     config.grad_accumulation_steps = 1
     tables = dict(texts=f"{builder}/scenes", images=f"{builder}_images/scenes", vocab="scene_kinds/vocab.txt")
     config.data.update(dict(embedded="scene_kinds", **tables))

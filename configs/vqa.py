@@ -30,14 +30,8 @@ def demo() -> ml_collections.ConfigDict:
     """
     config = base()
     common.shrink_to_demo(config)
-    config.total_steps = 400
-    config.batch_size = 32
-    config.learning_rate = 1e-3
-    config.warmup_steps = 50
-    config.checkpoint_every_steps = 0
-    config.optimizer.update(dict(schedule="cosine", b2=0.98, clip_norm=10.0))
+    common.train_briefly(config, total_steps=400, batch_size=32)
     config.model.num_answers = 36
-    config.model.train_region_head = True
     config.data.update(
         dict(
             embedded="scene_tasks",
