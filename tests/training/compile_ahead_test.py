@@ -41,7 +41,7 @@ def test_local_devices():
     classes = 2 * b * 4 * (width * 81 + width**2)
     # Each forward product has two products in the backward pass.
     assert found.flops == found.executed_flops == 3 * (encoder + regions + words + classes)
-    lines = "\n".join(compile_ahead.described(found, config))
+    lines = "\n".join(compile_ahead.described(found, config, config.total_steps))
     assert "8 x cpu, data 8 x fsdp 1 x tensor 1" in lines and "time         no prediction" in lines
 
 
@@ -137,7 +137,7 @@ def test_remedies_when_memory_does_not_fit():
     assert not found.fits and dataclasses.replace(found, needed=2**34).fits
     local = dataclasses.replace(found, kind="NVIDIA H200", limit=2**34)
     assert not local.fits and dataclasses.replace(local, limit=2**35).fits and dataclasses.replace(local, limit=0).fits
-    lines = "\n".join(compile_ahead.described(found, config))
+    lines = "\n".join(compile_ahead.described(found, config, config.total_steps))
     assert "24.00 of 16 GiB per device" in lines and "all-reduce 2 per update" in lines
     seconds = 1e15 / (8 * 197e12 * 0.4)
     assert f"predicted {seconds:.3g} s" in lines and f"{seconds * 250_000 / 3600:.3g} hours of these devices" in lines

@@ -30,27 +30,18 @@ Config = ml_collections.ConfigDict
 Metrics = dict[str, tuple[Array, Array]]  # metric -> (sum, count)
 
 
-class Answer(NamedTuple):
-    """A text that the model answers with."""
+class Updates(NamedTuple):
+    """Updates of a run that are one compiled program."""
 
-    text: str
-    probability: float
+    batch: Batch  # the global batch, as shapes alone
+    losses: tuple[str, ...]  # that are trained
+    number: int  # of such updates in the run
 
 
 def _closest(name: str, cls: type) -> str:
     public = sorted({own for base in cls.__mro__[1:] for own in vars(base) if not own.startswith("_")})
     near: Iterable[str] = difflib.get_close_matches(name, public, 1)
     return f"is {next(iter(near))} meant?" if near else "helpers of a task start with an underscore"
-
-
-def answer_fields(answer: Answer) -> dict[str, Any]:
-    """Return an answer as plain values for JSON."""
-    return dict(text=answer.text, probability=round(answer.probability, 4))
-
-
-def answer_line(described: Sequence[Mapping[str, Any]]) -> str:
-    """Return answers as `answer_fields` describes them in one line."""
-    return "   ".join(f"{answer['text']} {answer['probability']:.0%}" for answer in described)
 
 
 class Task:
@@ -107,6 +98,11 @@ class Task:
         """Return the global batch of an update as shapes alone; this needs no data."""
         raise NotImplementedError
 
+    def updates(self, config: Config) -> dict[str, Updates]:
+        """Return the largest updates of a run by a name, "" if there is one kind; `--mode=compile` reports on them."""
+        last = self.active_losses(config, config.total_steps - 1)  # the last phase trains the most
+        return {"": Updates(self.batch_shapes(config), last, config.total_steps)}
+
     def loss_weights(self, config: Config) -> dict[str, float]:
         """Return the weight of each loss in the sum."""
         raise NotImplementedError
@@ -156,10 +152,14 @@ class Task:
         """
         return {}
 
+    def joint_rows(self, model: Any, batch: Batch, config: Config) -> dict[str, Any]:
+        """Return those predictions for each example that `joint_scores` needs while a run trains."""
+        return self.predict(model, batch, config) if self.overrides("joint_scores") else {}
+
     pace: ClassVar[str] = ""  # metric whose sum per second an evaluation states, as scored pairs; "" = none
 
     def joint_scores(self, rows: dict[str, Any], config: Config) -> dict[str, float]:
-        """Return scores that every evaluation makes of all rows of `predict`, which are in the order of their index."""
+        """Return scores that every evaluation makes of all rows of `joint_rows`, in the order of their index."""
         return {}
 
     def companions(self, config: Config) -> dict[str, Config]:

@@ -11,13 +11,13 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import ml_collections
 from jax.extend import core
 
-from vlbert_jax.tasks.base import Task
+from vlbert_jax.tasks.base import Task, Updates
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.state import create_state
 from vlbert_jax.training.step import jitted_step
@@ -120,19 +120,24 @@ def devices_of(topology: str, num_slices: int) -> list:
         raise ValueError(f"config.topology={topology!r}: {error}") from error
 
 
-def compile_step(config: ml_collections.ConfigDict, task: Task, devices: list) -> Compiled:
-    """Compile the update that a run would make; this needs no data and no memory for the state.
+def compile_step(config: ml_collections.ConfigDict, task: Task, devices: list, name: str = "") -> Compiled:
+    """Compile an update that a run would make; this needs no data and no memory for the state.
+
+    Args:
+        config: Config of the run.
+        task: Task of `config.task`.
+        devices: Devices of the run.
+        name: Which of `Task.updates`.
 
     Raises:
         ValueError: Mesh or batch do not divide the devices.
     """
-    mesh, batch = sharding.make_mesh(config.mesh, devices), task.batch_shapes(config)
+    mesh, (batch, names, _) = sharding.make_mesh(config.mesh, devices), task.updates(config)[name]
     sharding.check_divides(batch.token_ids.shape[0], mesh)
 
     def traced(config: ml_collections.ConfigDict):
         tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
         graphdef, abstract, shardings, _ = create_state(config, task, tx, mesh)
-        names = task.active_losses(config, config.total_steps - 1)  # the last phase trains the most
         static = dict(graphdef=graphdef, task=task, config=config, tx=tx, mesh=mesh, shardings=shardings)
         with jax.set_mesh(mesh):
             return jitted_step(names, **static).trace(abstract, batch), abstract, shardings
@@ -173,16 +178,35 @@ def compile_step(config: ml_collections.ConfigDict, task: Task, devices: list) -
 
 def run(config: ml_collections.ConfigDict, task: Task) -> int:
     """Print what a run would need on `config.topology`; return 0, or raise ValueError if it does not fit."""
-    found = compile_step(config, task, devices_of(config.topology, config.num_slices))
-    print("\n".join(described(found, config)))
-    if not found.fits:
-        smaller = ", or ".join(remedies(found, config, task.batch_shapes(config).token_ids.shape[0]))
-        raise ValueError(f"does not fit: {found.needed / GIB:.1f} GiB per device. Smaller with {smaller}")
+    devices, kinds, found = devices_of(config.topology, config.num_slices), task.updates(config), {}
+    for name, kind in kinds.items():
+        found[name] = compile_step(config, task, devices, name)
+        heading = [f"updates of {name}: {kind.number:,} of {config.total_steps:,}"] if name else []
+        print("\n".join([*heading, *described(found[name], config, kind.number)]), flush=True)
+    largest = max(found, key=lambda name: found[name].needed)
+    if len(found) > 1:
+        print("\n".join(_together(found, kinds, largest)))
+    if not found[largest].fits:
+        smaller = ", or ".join(remedies(found[largest], config, kinds[largest].batch.token_ids.shape[0]))
+        which = f" for updates of {largest}" if largest else ""
+        raise ValueError(
+            f"does not fit: {found[largest].needed / GIB:.1f} GiB per device{which}. Smaller with {smaller}"
+        )
     return 0
 
 
-def described(found: Compiled, config: ml_collections.ConfigDict) -> Iterator[str]:
-    """Yield the lines to print."""
+def _together(found: Mapping[str, Compiled], kinds: Mapping[str, Updates], largest: str) -> Iterator[str]:
+    """Yield the lines about updates of several kinds together."""
+    yield "all updates"
+    yield f"memory       {found[largest].needed / GIB:.2f} GiB per device, by updates of {largest}, which need the most"
+    seconds = sum(found[name].step_seconds * kind.number for name, kind in kinds.items())
+    if math.isfinite(seconds):
+        hours, devices = seconds / 3600, found[largest].devices
+        yield f"time         predicted {hours:.3g} hours of these devices, {hours * devices:.4g} chip-hours"
+
+
+def described(found: Compiled, config: ml_collections.ConfigDict, updates: int) -> Iterator[str]:
+    """Yield the lines to print about a number of updates."""
     mesh = " x ".join(f"{name} {size}" for name, size in found.mesh.items())
     yield f"devices      {found.devices} x {found.kind}, {mesh}"
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in found.memory.items()) or "the compiler gave up"
@@ -199,10 +223,10 @@ def described(found: Compiled, config: ml_collections.ConfigDict) -> Iterator[st
     if found.chip is None:
         yield f"time         no prediction: the peak of {found.kind!r} is not known here"
         return
-    hours = found.step_seconds * config.total_steps / 3600
+    hours = found.step_seconds * updates / 3600
     yield (
         f"time         predicted {found.step_seconds:.3g} s per update at {UTILIZATION:.0%} of {found.chip.tflops} "
-        f"TFLOP/s per chip; {config.total_steps:,} updates: {hours:.3g} hours of these devices, "
+        f"TFLOP/s per chip; {updates:,} updates: {hours:.3g} hours of these devices, "
         f"{hours * found.devices:.4g} chip-hours"
     )
 

@@ -48,15 +48,16 @@ def make_score(
       task: the task of `config.task`.
       config: the run's config.
       mesh: devices of the run.
-      predict: whether `rows` are the task's predictions for each example, else they are empty; every process gets the
-        rows of all.
+      predict: whether `rows` are the task's predictions for each example, else those that `Task.joint_scores` needs;
+        every process gets the rows of all.
     """
+    rows_of = task.predict if predict else task.joint_rows
 
     def score(params: PyTree, constants: PyTree, batch: PyTree) -> tuple[dict, dict]:
         with matmul_precision(score_precision(config)):
             model = nnx.merge(graphdef, params, constants)
-            rows = task.predict(model, batch, config) | dict(index=batch.index) if predict else {}
-            return task.score(model, batch, config), rows
+            rows = rows_of(model, batch, config)
+            return task.score(model, batch, config), rows and rows | dict(index=batch.index)
 
     return jax.jit(score, out_shardings=sharding.replicated(mesh))
 

@@ -124,7 +124,7 @@ class Loop:
         self.writer = metrics.Writer(
             workdir if is_writer else None, self.start, config.total_steps, self.unscored, config.best_metric, trackers
         )
-        self.score = make_score(self.graphdef, task, config, mesh, task.overrides("joint_scores"))
+        self.score = make_score(self.graphdef, task, config, mesh)
         self.waits = Waits()
         self.report = RunReport(config, task, workdir, self.graphdef, mesh, self.waits) if config.report else None
         self.losses: tuple[str, ...] = ()  # of the last update

@@ -1,6 +1,7 @@
 """Queries of an image and a text: pairs of the device and the host, batches, evaluation, a run, and a search."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 import vlbert_jax
 from configs import own, vqa
 from data_prep.own import build_own
+from tests.helpers.predict_case import write_model
 from tests.helpers.retrieval_case import COLORS, SPECIAL, VOCAB_SIZE, WORDS
 from tests.helpers.tiny_recipes import shrink
 from vlbert_jax import predict
@@ -21,13 +23,13 @@ from vlbert_jax.data.packing import RegionLayout, pack_images
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.prediction import gallery
+from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.match.batches import gallery_of
 from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs, query_on_device
 from vlbert_jax.tasks.match.queries import queries_of
 from vlbert_jax.training import sharding
-from vlbert_jax.training.evaluate import evaluate, evaluate_run, make_score
-from vlbert_jax.training.loop import train
+from vlbert_jax.training.evaluate import evaluate, make_score
 from vlbert_jax.training.state import split_model
 
 MATCH = get_task("match")
@@ -134,8 +136,17 @@ def _pixels(split, number, layout):
 
 
 @pytest.fixture(scope="module")
-def built(config):
-    return split_model(nnx.jit(lambda: MATCH.build_model(config, nnx.Rngs(0)))(), MATCH, config)
+def weights(config):
+    """Return the folder of a model with random weights."""
+    folder = Path(config.data.data_dir) / "model"
+    write_model(folder, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(config, weights):
+    _, graphdef, state = load_trained(weights, 9, "match")
+    return split_model(nnx.merge(graphdef, state), MATCH, config)
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +170,24 @@ def brute_force(config, built):
     return np.array(score(params, constants, batch)).reshape(len(texts), len(candidates))
 
 
-@pytest.mark.parametrize("devices", [1, 3, 8])
-def test_evaluation_equals_pairs_scored_alone(config, built, brute_force, devices):
+@pytest.fixture(scope="module")
+def rows():
+    """Return the rows of an evaluation, and the function that made them, of the test that evaluates."""
+    return {}
+
+
+@pytest.mark.parametrize("devices", [8, 1])
+def test_evaluation_equals_pairs_scored_alone(config, built, brute_force, rows, devices):
     graphdef, params, constants = built
     config = config.copy_and_resolve_references()
     config.batch_size = 8 if devices == 8 else 6
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     score = make_score(graphdef, MATCH, config, mesh, predict=True)
     with jax.set_mesh(mesh):
-        values, rows = evaluate(score, params, constants, MATCH, config, mesh, lambda: False)
+        values, found = evaluate(score, params, constants, MATCH, config, mesh, lambda: False)
+    rows.update(all=found, score=lambda batch: jax.device_get(score(params, constants, batch))[1])
     queries = queries_of(config)
-    found = queries.scores(rows["scores"])
+    found = queries.scores(found["scores"])
     np.testing.assert_allclose(found, brute_force, atol=2e-5)
     assert min(np.ptp(brute_force, axis=axis).min() for axis in (0, 1)) > 1e-3  # else any scores would agree
     assert values["candidates"] == len(PAIRS) and values["text_cut"] == 0
@@ -192,45 +210,43 @@ def test_fewer_candidates_are_the_targets_of_the_first_queries_and_others(config
     assert found.right.shape == (2, 4) and not found.known.any()
 
 
-# --- A run, and its use ---------------------------------------------------------------------------
+# --- What is written, and a search ----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    config = config.copy_and_resolve_references()
-    config.report, config.data.eval_candidates = True, 0
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    train(config, MATCH, folder, mesh)
-    return folder, evaluate_run(config, MATCH, folder, mesh), vlbert_jax.load(folder)
-
-
-def test_the_file_of_predictions_and_the_report(run, config):
-    folder, scores, _ = run
-    lines = [json.loads(line) for line in (folder / "predictions/val_images.jsonl").read_text().splitlines()]
+def test_the_file_of_predictions_and_the_report(config, rows, tmp_path):
+    assert MATCH.conclude(tmp_path, {"": rows["all"]}, config) == {}
+    lines = [json.loads(line) for line in (tmp_path / "val_images.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [f"val{i}" for i in range(5)] and lines[0]["place"] == "shelf"
     hits = [line["images"][0][0] in line["targets"] for line in lines]
+    scores = MATCH.joint_scores(rows["all"], config)
     assert np.mean(hits) == scores["image_recall_1"] and all(len(line["images"]) == 10 for line in lines)
-    page = (folder / "report/index.html").read_text()
-    assert "left: the query; right: the image it asks for, among 5 of such images" in page
+    shown = [(batch, rows["score"](batch)) for batch in MATCH.report_batches(config)]
+    cards = MATCH.report_examples(shown, config, scores).cards
+    assert len(cards) == 5 and all(card.question.startswith("a ") for card in cards)
+    targets = {line["text"]: line["targets"] for line in lines}
+    for card in cards:
+        text, about = card.question.split(" (left: the query; right: the image it asks for, ")
+        assert about == "among 5 of such images)" and card.image.shape[1] > 48  # both images
+        assert [bool(answer.score) for answer in card.answers] == [a.text in targets[text] for a in card.answers]
 
 
-def test_search(run, photos, monkeypatch, capsys):
-    folder, _, predictor = run
-    lines = [json.loads(line) for line in (folder / "predictions/val_images.jsonl").read_text().splitlines()]
-    query = photos / lines[0]["image"], lines[0]["text"]
-    images = [photos / f"{a}_{b}.png" for a, b in PAIRS]
-    found = predictor.search(query, images, top=3)
-    expected = lines[0]["images"][:3]
-    assert [one.name.name for one in found] == [name for name, _ in expected]
-    np.testing.assert_allclose([one.score for one in found], [score for _, score in expected], atol=1e-3)
+def test_search(config, weights, photos, brute_force, monkeypatch, capsys):
+    predictor = vlbert_jax.load(weights)
+    split = Split(config, "val")
+    text = next(one for one in map(split.texts.__getitem__, range(len(split))) if one["example_id"] == "val0")
+    query = photos / str(split.images[int(text["image_number"])]["image_id"]), text["text"]
+    names = [str(split.images[number]["image_id"]) for number in gallery_of(config, "val")]
+    found = predictor.search(query, [photos / name for name in names], top=len(names))
+    # The table has JPEG files of the images.
+    np.testing.assert_allclose([one.score for one in found], brute_force[0, [one.number for one in found]], atol=5e-3)
+    assert np.ptp(brute_force[0]) > 0.02 and sorted(found, key=lambda one: -one.score) == found
     with pytest.raises(ValueError, match=r"queries of an image and a text: call search\(\(image, text\), images\)"):
-        predictor.search(query[1], images)
+        predictor.search(query[1], [query[0]])
     monkeypatch.setattr(gallery, "load_models", lambda args: (predictor, None))
-    argv = ["--checkpoint", str(folder), "--gallery", str(photos), "--text", query[1], "--top=3"]
+    argv = ["--checkpoint", "model", "--gallery", str(photos), "--text", query[1], "--top=3"]
     assert predict.main([*argv, "--image", str(query[0])]) == 0
     heading, first, *_ = capsys.readouterr().out.splitlines()
-    assert heading == f"{query[0]} + {query[1]}" and first.endswith(lines[0]["images"][0][0])
+    assert heading == f"{query[0]} + {query[1]}" and first.endswith(found[0].name.name)
 
 
 def test_other_kinds_refuse_the_table_in_one_line(config):

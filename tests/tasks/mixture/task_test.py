@@ -1,9 +1,12 @@
 """Several tasks in one run: the order of the updates, what they change, the scores, and models of single tasks."""
 
+import functools
 import itertools
 import json
+from collections import Counter
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,13 +16,14 @@ from data_prep.build import build_scene_tasks
 from data_prep.scene_kinds import build_scene_kinds
 from tests.helpers.batch_case import fields_of
 from vlbert_jax.batch import NUM_EXTRA_IDS
+from vlbert_jax.data.tables import Split
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.predictor import Predictor
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.mixture.schedule import counts_before, name_at, parts_of_steps
-from vlbert_jax.tasks.mixture.task import MixtureTask
-from vlbert_jax.training import sharding
-from vlbert_jax.training.evaluate import _in_order
+from vlbert_jax.tasks.mixture.task import MixtureTask, _part
+from vlbert_jax.training import compile_ahead, sharding
+from vlbert_jax.training.evaluate import _in_order, evaluate, evaluate_run
 from vlbert_jax.training.loop import train
 from vlbert_jax.weights.initialize import load_into
 
@@ -56,7 +60,10 @@ def config(tmp_path_factory):
     config.model.region_head.update(dict(stem_width=4, widths=(4, 4, 4, 8)))
     config.batch_size, config.total_steps, config.warmup_steps, config.init.scratch = 8, 4, 0, True
     config.log_every_steps, config.report = 1, False
+    config.compute_dtype = "float32"
     config.data.data_dir = str(folder)
+    for part in config.parts.values():
+        part.data.image_scale = (32, 48)
     return config
 
 
@@ -155,6 +162,95 @@ def test_a_task_starts_from_a_mixture_and_a_mixture_from_pretraining_heads(confi
     assert "heads.answer.final_mlp.0." in starts["vlbert.mlm_head.predictions.transform."]
 
 
+def test_losses_and_counts_are_those_of_one_device(config):
+    """An update of each part has the losses, metrics and counts of one device on eight."""
+    config = config.copy_and_resolve_references()
+    config.batch_size = 24
+    graphdef, state = nnx.split(nnx.jit(lambda: MIXTURE.build_model(config, nnx.Rngs(0)))())
+    batches = {}
+    for batch in MIXTURE.train_batches(config, 0, 0, 1):
+        batches.setdefault(batch.targets.part, batch)
+        if len(batches) == 2:
+            break
+
+    def losses(state, batch):
+        names = tuple(f"{batch.targets.part}_{loss}" for loss in ("answer", "region"))
+        names = tuple(name for name in names if name in MIXTURE.loss_weights(config))
+        sums, metrics = MIXTURE.loss_sums(nnx.merge(graphdef, state), batch, None, config, names)
+        return MIXTURE.loss_counts(batch, config, names), sums, metrics
+
+    def on(devices, batch):
+        mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            return jax.device_get(jax.jit(losses)(state, sharding.global_batch(batch, mesh)))
+
+    for batch in batches.values():
+        counts, *alone = on(1, batch)
+        again, *found = on(8, batch)
+        assert again == counts and min(counts.values()) > 20
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, alone)  # order of the sums
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+def test_evaluation_counts_each_example_of_each_part_once(config, devices):
+    config = config.copy_and_resolve_references()
+    config.batch_size = 48
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
+
+    @jax.jit
+    def score(params, constants, batch):
+        name, real = batch.targets.part, batch.index >= 0
+        return {f"{name}_real": (real.sum(), jax.numpy.ones(()))}, {f"{name}/index": batch.index, "index": batch.index}
+
+    values, rows = evaluate(score, {}, {}, MIXTURE, config, mesh, lambda: False)
+    for name, part in config.parts.items():
+        number = len(Split(_part(config, name)[1], part.data.eval_split))
+        np.testing.assert_array_equal(rows[f"{name}/index"], np.arange(number))
+        assert number % config.batch_size and values[f"{name}_real"] * -(-number // config.batch_size) == number
+
+
+@pytest.mark.slow
+def test_an_evaluation_writes_the_files_of_each_part(config, run):
+    """They are those of the recipe of the part alone, which scores the same checkpoint."""
+    workdir, mesh = run[0], sharding.make_mesh(config.mesh, jax.devices()[:1])
+    scores = evaluate_run(config, MIXTURE, workdir, mesh)
+    part = _part(config, "expressions")[1]
+    part.init = ml_collections.ConfigDict(config.init.to_dict() | dict(scratch=False, checkpoint=str(workdir)))
+    alone = workdir.parent / "alone"
+    alone.mkdir()
+    found = evaluate_run(part, get_task("region"), alone, mesh)
+    assert scores["expressions_grounding_accuracy"] == found["grounding_accuracy"]
+    files = {path.name: path.read_bytes() for path in (alone / "predictions").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (workdir / "predictions/expressions").iterdir()}
+    answers = json.loads((workdir / "predictions/questions/val.json").read_text())
+    assert len(answers) == len(Split(_part(config, "questions")[1], "val")) and len(files) > 0
+
+
+def test_memory_is_reported_for_all_parts(config, monkeypatch, capsys):
+    kinds = MIXTURE.updates(config)
+    assert {name: kind.number for name, kind in kinds.items()} == counts_before(RATIOS, config.total_steps)
+    for name, kind in kinds.items():
+        task, part = _part(config, name)
+        assert kind.losses == tuple(f"{name}_{loss}" for loss in task.loss_weights(part))
+        assert kind.batch.targets.part == name and kind.batch.token_ids.shape == task.batch_shapes(part).token_ids.shape
+    made = dict(devices=1, kind="TPU v5 lite", mesh=dict(data=1, fsdp=1, tensor=1), collectives=Counter(), reduced=0)
+    needs = dict(questions=12, expressions=20)
+
+    def compile_step(config, task, devices, name):
+        needed = needs[name] * compile_ahead.GIB
+        return compile_ahead.Compiled(**made, memory=dict(state=needed), needed=needed, flops=1.0, executed_flops=1.0)
+
+    monkeypatch.setattr(compile_ahead, "compile_step", compile_step)
+    with pytest.raises(ValueError, match=r"20.0 GiB per device for updates of expressions. Smaller with"):
+        compile_ahead.run(config, MIXTURE)
+    needs["expressions"] = 11
+    assert compile_ahead.run(config, MIXTURE) == 0
+    lines = capsys.readouterr().out
+    for name, kind in kinds.items():
+        assert lines.count(f"updates of {name}: {kind.number} of 4\n") == 2
+    assert "12.00 GiB per device, by updates of questions, which need the most" in lines
+
+
 def test_parts_that_do_not_belong_together_are_reported(config):
     other = config.copy_and_resolve_references()
     with other.unlocked():
@@ -163,5 +259,10 @@ def test_parts_that_do_not_belong_together_are_reported(config):
     message = "has shares for expressions, questions, but config.parts has expressions, more"
     with pytest.raises(ValueError, match=message):
         MIXTURE.loss_weights(other)
+    alike = config.copy_and_resolve_references()
+    with alike.unlocked():
+        alike.parts["questions_hard"], alike.ratios["questions_hard"] = alike.parts.questions, 1.0
+    with pytest.raises(ValueError, match="has questions and questions_hard, whose metrics would be mixed up"):
+        MIXTURE.loss_weights(alike)
     with pytest.raises(ValueError, match="config.parts.questions and an earlier part are both for visual question"):
         nnx.eval_shape(lambda: MIXTURE.build_model(other, nnx.Rngs(0)))

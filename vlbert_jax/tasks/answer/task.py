@@ -21,7 +21,8 @@ from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks.answer.accuracy import soft_targets
 from vlbert_jax.tasks.answer.examples import QuestionLayout, answers_of, question_example
 from vlbert_jax.tasks.answer.results import conclude_split
-from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
+from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
+from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy, divergence, soft_cross_entropy
 from vlbert_jax.visualization.cards import Card, RankedAnswer

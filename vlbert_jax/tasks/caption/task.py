@@ -24,7 +24,8 @@ from vlbert_jax.model.config import model_options
 from vlbert_jax.model.layers import split_keys
 from vlbert_jax.model.visual_linguistic import without_image
 from vlbert_jax.tasks import report
-from vlbert_jax.tasks.base import Answer, Task, answer_fields
+from vlbert_jax.tasks.answers import Answer, answer_fields
+from vlbert_jax.tasks.base import Task
 from vlbert_jax.tasks.caption import batches
 from vlbert_jax.tasks.caption.examples import DescriptionLayout, description_sequence
 from vlbert_jax.tasks.caption.model import CaptionModel, write_captions

@@ -26,7 +26,8 @@ from vlbert_jax.files import read_json_object
 from vlbert_jax.model.config import RegionHeadConfig, model_options
 from vlbert_jax.model.layers import PredictionHead, dense, dropout, gather_positions, split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
-from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
+from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
+from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.choice.examples import (
     REGION,
     SUBTASKS,

@@ -21,7 +21,8 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.layers import split_keys
 from vlbert_jax.model.visual_linguistic import without_image
-from vlbert_jax.tasks.base import Answer, TextImageTask, answer_fields, answer_line
+from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
+from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.classify import report as sections
 from vlbert_jax.tasks.classify.examples import ClassLayout, class_example, labels_of, loss_of
 from vlbert_jax.tasks.classify.losses import answers_of, class_losses, class_metrics

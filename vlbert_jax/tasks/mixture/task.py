@@ -9,6 +9,7 @@ vocabulary and folder of the data (`tasks.part_config`).
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import ml_collections
@@ -20,7 +21,7 @@ from vlbert_jax.batch import Arrays, Batch, padding
 from vlbert_jax.model.config import model_options
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks import TASKS, get_task, part_config
-from vlbert_jax.tasks.base import Task
+from vlbert_jax.tasks.base import Task, Updates
 from vlbert_jax.tasks.mixture.schedule import counts_before, name_at, parts_of_steps
 
 Config = ml_collections.ConfigDict
@@ -136,6 +137,16 @@ class MixtureTask(Task):
         task, part = _part(config, name)
         return _marked(task.batch_shapes(part), name)
 
+    def updates(self, config) -> dict[str, Updates]:
+        """Return the largest updates of each part."""
+        numbers, found = counts_before(_shares(config), config.total_steps), {}
+        for name in sorted(config.parts):
+            task, part = _part(config, name)
+            losses = task.active_losses(part, max(numbers[name] - 1, 0))
+            batch = _marked(task.batch_shapes(part), name)
+            found[name] = Updates(batch, tuple(f"{name}_{loss}" for loss in losses), numbers[name])
+        return found
+
     def loss_weights(self, config) -> dict[str, float]:
         """Return the weight of each loss of each part."""
         _check_parts(config)
@@ -170,17 +181,31 @@ class MixtureTask(Task):
         return _named(name, task.score(model.of_task(task.name), own, part))
 
     def predict(self, model: MixtureModel, batch: Batch, config) -> dict[str, Array]:
+        """Return the predictions of the batch's part, each with the name of the part before it."""
+        name, task, part, own = _of_batch(batch, config)
+        return _rows(name, task.predict(model.of_task(task.name), own, part), own)
+
+    def joint_rows(self, model: MixtureModel, batch: Batch, config) -> dict[str, Array]:
         """Return the predictions that `joint_scores` needs of the batch's part; none for most tasks."""
         name, task, part, own = _of_batch(batch, config)
-        return _named(name, task.predict(model.of_task(task.name), own, part) if _is_joint(task) else {})
+        return _rows(name, task.joint_rows(model.of_task(task.name), own, part), own)
+
+    def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
+        """Write the files of each part to a folder of its name, as a run of this part alone does to `directory`."""
+        found = {}
+        for name in sorted(config.parts):
+            task, part = _part(config, name)
+            if rows := _rows_of(name, predictions[""]):
+                (directory / name).mkdir(exist_ok=True)
+                found |= _named(name, task.conclude(directory / name, {"": rows}, part))
+        return found
 
     def joint_scores(self, rows: dict, config) -> dict[str, float]:
         """Return the scores of the parts that need all examples of their split at once."""
         found = {}
         for name in sorted(config.parts):
             task, part = _part(config, name)
-            if _is_joint(task):
-                own = {key.removeprefix(f"{name}_"): rows[key] for key in rows if key.startswith(f"{name}_")}
+            if own := _rows_of(name, rows):
                 found |= _named(name, task.joint_scores(own, part))
         return found
 
@@ -232,6 +257,14 @@ def _check_parts(config) -> None:
             f"config.ratios has shares for {', '.join(sorted(config.ratios))}, but config.parts has "
             f"{', '.join(sorted(config.parts))}; give each part a share"
         )
+    for name, part in config.parts.items():
+        if longer := [other for other in config.parts if other.startswith(f"{name}_")]:
+            raise ValueError(f"config.parts has {name} and {longer[0]}, whose metrics would be mixed up: rename one")
+        if part.get("companion", ""):
+            raise ValueError(
+                f"config.parts.{name}.companion is {part.companion!r}; another run is scored together with a run of "
+                "one task only: leave it empty, and evaluate the checkpoint with the recipe of this task"
+            )
 
 
 def _part(config, name: str) -> tuple[Task, Config]:
@@ -240,8 +273,14 @@ def _part(config, name: str) -> tuple[Task, Config]:
     return get_task(part.task), part
 
 
-def _is_joint(task: Task) -> bool:
-    return task.overrides("joint_scores")
+def _rows(name: str, rows: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+    """Return predictions of a part and their index, by NAME/FIELD; none where the part has none."""
+    return {f"{name}/{key}": value for key, value in (rows and {**rows, "index": batch.index}).items()}
+
+
+def _rows_of(name: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the predictions of a part among those of all."""
+    return {key.removeprefix(f"{name}/"): value for key, value in rows.items() if key.startswith(f"{name}/")}
 
 
 def _marked(batch: Batch, name: str) -> Batch:

@@ -14,7 +14,8 @@ from vlbert_jax.data.examples import orientation_of
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
 from vlbert_jax.model.architectures import VLBERT, Architecture
 from vlbert_jax.model.visual_linguistic import without_image, without_words
-from vlbert_jax.tasks.base import Answer, Task, answer_fields, answer_line
+from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
+from vlbert_jax.tasks.base import Task
 from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import counted, cross_entropy, soft_cross_entropy
 from vlbert_jax.tasks.pretrain import batches, losses, report
