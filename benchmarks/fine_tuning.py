@@ -65,7 +65,8 @@ def run(workdir: Path, name: str, start: str, seed: int, checkpoint: Path, data_
         *(f"--config.blind={start == 'blind'}", "--config.report=False"),
     ]
     # As in `make demo`, glibc keeps freed memory.
-    keep = dict(MALLOC_MMAP_THRESHOLD_="8589934592", MALLOC_TRIM_THRESHOLD_="17179869184")
+    thresholds = dict(MALLOC_MMAP_THRESHOLD_="8589934592", MALLOC_TRIM_THRESHOLD_="17179869184")
+    keep = thresholds | dict(MALLOC_ARENA_MAX="1")
     workdir.mkdir(parents=True, exist_ok=True)
     print(f"{workdir} ...", file=sys.stderr, flush=True)
     began = time.monotonic()
