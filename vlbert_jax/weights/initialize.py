@@ -13,7 +13,7 @@ from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 
 from vlbert_jax.model.architectures import VLBERT, Architecture, get_architecture
-from vlbert_jax.tasks import PRETRAINING, get_task
+from vlbert_jax.tasks import PRETRAINING, get_task, task_of_names
 from vlbert_jax.weights import family_names, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.containers import find_weights
@@ -75,8 +75,8 @@ def load_into(
 ) -> tuple[nnx.State, nnx.State, set[tuple]]:
     """Return the two states with the weights that `init` names, on the devices where they are.
 
-    Weights of pre-training become those that `task` starts from (vlbert_names.warm_start). A parameter
-    that no source has keeps its value.
+    Weights of pre-training become those that `task` starts from (vlbert_names.warm_start). Of those of another
+    task the trunk is taken. A parameter that no source has keeps its value.
 
     Args:
         params: Trained parameters.
@@ -165,13 +165,13 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, ar
         if source.kind == "bert" and architecture is not VLBERT:
             tensors = plain_names_of_bert(own) if architecture.streams == 2 else official_to_bert(own)
         elif source.kind != "sibling":
+            other = task_of_names(own)
+            if _differs(field, source, other, task) and task not in vlbert_names.tasks_of_heads(own):
+                own = vlbert_names.without_heads(own, other)
             tensors = vlbert_names.warm_start(own, task, source.kind == "vlbert")
-        elif source.task in (task, PRETRAINING):
-            tensors = own
         else:
-            raise ValueError(
-                f"These are weights of a model for {source.task}; a model for {task} starts from pre-training."
-            )
+            differs = _differs(field, source, source.task, task)
+            tensors = family_names.without_heads(own, source.task, architecture.name) if differs else own
         found = vlbert_names.match_tensors(tensors, shapes, vocab_size, family_names.table_of(architecture))
     except ValueError as error:
         raise ValueError(f"init.{field}: {source.path}: {error}") from error
@@ -184,6 +184,21 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, ar
     if absent:
         raise ValueError(f"init.{field}: {source.path} lacks {', '.join(absent[:8])} ({len(absent)} tensors)")
     return tensors, found
+
+
+def _differs(field: str, source: Weights, other: str, task: str) -> bool:
+    """Return whether weights are those of a model for another task than the run's; log what is taken of them.
+
+    Raises:
+        ValueError: The run is one of pre-training.
+    """
+    if other in (task, PRETRAINING):
+        return False
+    if task == PRETRAINING:
+        raise ValueError(f"These are weights of a model for {other}; pre-training starts from pre-training or a BERT.")
+    log.info("init.%s: %s is a model for %s; its trunk is taken, and heads for %s that it lacks are initialized",
+             field, source.path, other, task)  # fmt: skip
+    return True
 
 
 def _log_origins(table: Iterable[Entry], origin: dict[str, str]):

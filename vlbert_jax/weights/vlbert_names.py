@@ -266,7 +266,22 @@ def heads_of(tensors: Mapping[str, np.ndarray], task: str) -> dict[str, np.ndarr
     return {name.removeprefix(own): array for name, array in kept.items()}
 
 
-# --- From pre-training to a task --------------------------------------------------------------------------
+# --- From another task, or from pre-training, to a task ---------------------------------------------------
+
+
+def without_heads(tensors: Mapping[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
+    """Return weights of a model for `task` as weights of pre-training, from which another task may start.
+
+    The layers of its heads that started from pre-training have the names of there; the others are left out.
+    """
+    source = get_task(task)
+    back = {new: old for old, new in source.starts_from.items() if isinstance(new, str)}
+    found = {}
+    for name, array in tensors.items():
+        new = next((prefix for prefix in back if name.startswith(prefix)), "")
+        if new or not name.startswith(source.official_heads):
+            found[back.get(new, "") + name.removeprefix(new)] = array
+    return found
 
 
 def warm_start(tensors: Mapping[str, np.ndarray], task: str, of_vlbert: bool = True) -> dict[str, np.ndarray]:

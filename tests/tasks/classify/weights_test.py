@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.helpers import predict_case
 from tests.helpers.classify_case import tiny
 from tests.helpers.golden_case import Case, close
 from tests.helpers.golden_folders import golden_folders
@@ -20,6 +21,7 @@ from vlbert_jax.tasks import get_task, task_of_family, task_of_names
 from vlbert_jax.tasks.classify.model import ClassHead, ClassifyModel
 from vlbert_jax.weights import family_names, two_stream_names
 from vlbert_jax.weights.family_names import to_bert_names
+from vlbert_jax.weights.initialize import load_into
 
 CLASSIFY = get_task("classify")
 # Prefix of a recording -> whether it is of pairs.
@@ -120,3 +122,25 @@ def test_heads_have_names_in_every_architecture(read, architecture, images):
         })  # fmt: skip
         assert found["model.num_labels"] == 2 and found["model.read"] == read
         assert found.get("data.images_per_example", 1) == images
+
+
+@pytest.mark.parametrize("read", ["mask", "cls"])
+def test_a_model_of_another_task_is_a_start(read, tmp_path, caplog):
+    """The trunk of a VQA model is taken, and its hidden layer at [MASK] where there is one; the head is new."""
+    source = predict_case.shrunk("vqa", tmp_path, **{"model.encoder.pooler": read == "cls"})
+    predict_case.write_model(tmp_path / "vqa", source)
+    config = tiny(1, **{"model.read": read})
+    config.model.encoder, config.model.region_head = source.model.encoder, source.model.region_head
+    model = nnx.eval_shape(lambda: CLASSIFY.build_model(config, nnx.Rngs(0)))
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nnx.state(model, nnx.Param))
+    sources, encoder = dict(checkpoint=str(tmp_path / "vqa")), config.model.encoder.to_dict()
+    with caplog.at_level("INFO"):
+        _, _, filled = load_into(state, nnx.State({}), encoder, "classify", sources)
+    assert f"{tmp_path / 'vqa'} is a model for answer; its trunk is taken" in caplog.text
+    new = {path[:2] for path, _ in nnx.to_flat_state(state) if path not in filled and path[0] != "fast_rcnn"}
+    layers = ("classes",) if read == "mask" else ("transform", "norm", "classes")
+    assert new == {("mask_head" if read == "mask" else "label_head", layer) for layer in layers}
+    with pytest.raises(ValueError, match="of a model for classify are missing, such as .*Evaluation requires a run of"):
+        load_into(state, nnx.State({}), encoder, "classify", sources, complete=True)
+    with pytest.raises(ValueError, match="weights of a model for answer; pre-training starts from pre-training"):
+        load_into(state, nnx.State({}), encoder, "pretrain", sources)
