@@ -109,7 +109,7 @@ def chance(name: str, config) -> float:
     hits = []
     for batch in REGION.eval_batches(config, 0, 1)["expressions"]:
         real = batch.index >= 0
-        hits += list(batch.targets.region_hits[real].sum(1) / batch.region_mask[real].sum(1))
+        hits += list(batch.targets.region_hits[real].sum(1) / np.asarray(region_task.choosable(batch))[real].sum(1))
     return float(np.mean(hits))
 
 
