@@ -16,6 +16,7 @@ from data_prep.build_public import COMMANDS as PUBLIC_COMMANDS
 from data_prep.manifest import SourceError
 from data_prep.scene_kinds import build_scene_kinds
 from data_prep.tables import draw_once, is_built, only_builder, run_builder, run_builders
+from vlbert_jax.command import run_command
 
 # --- The synthetic corpora --------------------------------------------------------------------
 
@@ -311,15 +312,9 @@ def main(argv: list[str] | None = None) -> int:
 
     It is 2 after an error, which one line explains, and 130 after Ctrl-C."""
     args = parse_options(argv)
-    try:
-        COMMANDS[args.name](args)
-        return 0
-    except (SourceError, ValueError, OSError) as error:
-        status, message = 2, f"error: {error}"
-    except KeyboardInterrupt:
-        status, message = 130, f"stopped by Ctrl-C; the same command builds the tables that {args.data_dir} lacks"
-    print(message, file=sys.stderr)  # now that the error, and with it the progress bars of its frames, is gone
-    return status
+    interrupted = f"stopped by Ctrl-C; the same command builds the tables that {args.data_dir} lacks"
+    errors = SourceError, ValueError, OSError
+    return run_command(lambda: COMMANDS[args.name](args), ["data_prep.builder"], errors, interrupted)
 
 
 if __name__ == "__main__":

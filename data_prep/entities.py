@@ -28,6 +28,7 @@ from data_prep.entities_files import read_boxes, read_sentences, read_unrelated
 from data_prep.json_lines import chosen_splits
 from data_prep.manifest import SourceError
 from data_prep.public_texts import Corpus, PublicExample, image_prefix
+from vlbert_jax.files import read_lines
 
 SPLITS = ("train", "val", "test")
 NONE = np.zeros(0, np.int64)
@@ -54,7 +55,9 @@ class Entities(Corpus):
         """Yield the phrases that have boxes. Raises SourceError."""
         prefix = image_prefix(self.root, "flickr30k-images", "flickr30k_images")
         unrelated = read_unrelated(self.folder / "UNRELATED_CAPTIONS")
-        for number, image in enumerate(self._file(split).read_text("utf-8").split(), 1):
+        for number, image in enumerate(map(str.strip, read_lines(self._file(split))), 1):
+            if not image:
+                continue
             if not image.isdigit():
                 raise SourceError(
                     f"{self._file(split)}, line {number}: {image!r} is not the number of an image; download it again"

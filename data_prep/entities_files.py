@@ -7,6 +7,7 @@ import pathlib
 import xml.etree.ElementTree as ElementTree
 
 from data_prep.manifest import SourceError
+from vlbert_jax.files import read_lines
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 FORMAT = "download annotations.zip of Flickr30k Entities again"
@@ -75,10 +76,13 @@ def parse_sentence(line: str, place: str) -> MarkedSentence:
 def read_sentences(path: pathlib.Path) -> list[MarkedSentence]:
     """Return the sentences of a file. Raises SourceError."""
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_lines(path)
+    except (OSError, ValueError) as error:
         raise SourceError(f"{path}: the file cannot be read ({error}); {FORMAT}") from None
-    return [parse_sentence(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    found = [parse_sentence(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    if not any(sentence.phrases for sentence in found):
+        raise SourceError(f"{path}: no phrase is marked, such as [/EN#1/people Two men]; {FORMAT}")
+    return found
 
 
 def read_boxes(path: pathlib.Path) -> ImageBoxes:
@@ -115,7 +119,7 @@ def read_unrelated(path: pathlib.Path) -> set[tuple[str, int]]:
     if not path.is_file():
         return set()
     found = set()
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         parts = line.split()
         if not parts or line.startswith("#"):
             continue

@@ -39,6 +39,7 @@ import vlbert_jax
 from data_prep.manifest import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
 from data_prep.sources import Source, image_number, map_ahead, open_source, source_of, write_index
+from vlbert_jax.command import run_command
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.data.image_files import open_image, passed_over
 from vlbert_jax.data.region_files import encode_regions
@@ -271,7 +272,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _run(args: argparse.Namespace) -> None:
     """Extract regions with these options and print a summary."""
-    keep_programs()
     from vlbert_jax.detector.detect import load_detector
 
     given = {name: getattr(args, name) for name in ("threshold", "fewest", "most")}
@@ -309,17 +309,15 @@ def main(argv: list[str] | None = None) -> int:
     It is 2 after an error, which one line explains, and 130 after Ctrl-C.
     """
     args = parse_arguments(argv)
-    try:
-        _run(args)
-    except (SourceError, ValueError, OSError) as error:
-        remedy = "; the regions so far are stored: free some space and run the same command again"
-        message = f"{error}{remedy if 'No space left' in str(error) else ''}"
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped; the same command continues the extraction in {args.out}", file=sys.stderr)
-        return 130
-    return 0
+    keep_programs()
+    remedy = "; the regions so far are stored: free some space and run the same command again"
+    return run_command(
+        lambda: _run(args),
+        ["vlbert_jax.detector.detect"],
+        (SourceError, ValueError, OSError),
+        f"stopped; the same command continues the extraction in {args.out}",
+        lambda message: f"{message}{remedy if 'No space left' in message else ''}",
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def mark_of(path: pathlib.Path) -> str:
     for folder, folders, files in os.walk(path):
         folders.sort()
         for name in sorted(files):
-            length = os.stat(os.path.join(folder, name)).st_size
+            file = os.path.join(folder, name)
+            length = os.path.getsize(file) if os.path.exists(file) else 0  # a link may point nowhere
             mark.update(f"{os.path.relpath(folder, path)}/{name}:{length}\n".encode(errors="surrogateescape"))
             size += length
     return f"{size} bytes, {mark.hexdigest()[:16]}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from data_prep.manifest import SourceError, described
+from data_prep.manifest import SourceError, described, is_stored
+from vlbert_jax.files import parse_json
 
 MISSING = "download it, or correct --source"
 KINDS = {str: "a text", int: "an integer", list: "a list", tuple: "a list", dict: "an object", bool: "true or false"}
@@ -26,7 +26,7 @@ def read_json(path: pathlib.Path, kind: type, hook: Callable[[dict], Any] | None
       SourceError: the file is missing, not JSON or of another kind.
     """
     try:
-        content = json.loads(path.read_bytes(), object_hook=hook)
+        content = parse_json(path.read_bytes(), hook)
     except OSError as error:
         raise SourceError(f"{path}: the file cannot be read ({error.strerror}); {MISSING}") from None
     except ValueError as error:
@@ -52,7 +52,7 @@ def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         place = f"{path}, line {number}"
         try:
-            item = json.loads(line)
+            item = parse_json(line)
         except ValueError as error:
             raise SourceError(f"{place}: the line is not JSON ({error}); download the file again") from None
         if not isinstance(item, dict):
@@ -60,24 +60,28 @@ def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, item
 
 
-def field(item: dict[str, Any], name: str, kind: type, place: str) -> Any:
+def field(item: Any, name: str, kind: type, place: str) -> Any:
     """Return a field of an object.
 
     Args:
-      item: the object.
+      item: the object; it may be another value, because it is of a foreign file.
       name: name of the field.
       kind: str, int, list, dict or bool, which the value must be.
       place: where the object is, for the message.
 
     Raises:
-      SourceError: there is no such field, or it has another type.
+      SourceError: there is no object or no such field, or it has another type or too many digits.
     """
+    if not isinstance(item, dict):
+        raise SourceError(f"{place}: it is {described(item)}, not an object; download the file again")
     if name not in item:
         close = difflib.get_close_matches(name, item, 1)
         hint = f"; {close[0]!r} is there" if close else ""
         raise SourceError(f"{place}: the field {name!r} is missing{hint}; the fields are {', '.join(item) or 'none'}")
     if type(item[name]) is not kind:
         raise SourceError(f"{place}: the field {name!r} is {described(item[name])}, not {KINDS[kind]}")
+    if kind is int and not is_stored(item[name]):
+        raise SourceError(f"{place}: the field {name!r} is {described(item[name])}, which has more than 64 bits")
     return item[name]
 
 

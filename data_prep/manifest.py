@@ -51,6 +51,11 @@ def described(value: Any) -> str:
     return f"the number {value}" if is_number else f"of the type {type(value).__name__}"
 
 
+def is_stored(number: int) -> bool:
+    """Return whether a record can store an integer: with its sign it has at most 64 bits."""
+    return -(2**63) <= number < 2**63
+
+
 def is_text(text: str) -> bool:
     """Return whether a text has a letter, of any script, and at most half of it is undecodable (U+FFFD)."""
     return any(map(str.isalpha, text)) and 2 * text.count("\ufffd") <= len(text)

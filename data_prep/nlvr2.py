@@ -27,6 +27,7 @@ from data_prep.json_lines import chosen_splits, field, read_json_lines
 from data_prep.manifest import SourceError, described
 from data_prep.public_texts import Corpus, PublicExample, image_prefix
 from data_prep.sources import ArchiveFolder
+from vlbert_jax.files import read_lines
 
 SPLITS = ("train", "dev", "test1", "test2")
 SUBSETS = ("balanced", "unbalanced")
@@ -65,7 +66,7 @@ class NLVR2(Corpus):
         }  # fmt: skip
         if split != "dev" or not self._categories.exists():
             return subsets, {}
-        blocks = "\n".join(self._categories.read_text("utf-8").splitlines()).split("\n\n")
+        blocks = "\n".join(read_lines(self._categories)).split("\n\n")
         parts = [block.strip().split("\n") for block in blocks if block.strip()]
         return subsets, {sentence: [line.removeprefix("* ") for line in lines] for sentence, *lines in parts}
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from data_prep.manifest import SourceError, described
+from vlbert_jax.files import parse_json
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 LISTS = ("images", "labels", "answers", "choices", "texts", "targets")  # of texts
@@ -51,7 +51,7 @@ def _json_lines(path: pathlib.Path, text: str) -> Iterator[Line]:
             continue
         place = f"{path}, line {number}"
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
         except ValueError as error:
             remedy = "each line must be one JSON object, such as {\"image\": \"a.jpg\", \"label\": \"red\"}"
             raise SourceError(f"{place}: the line is not JSON ({error}); {remedy}") from None

@@ -82,6 +82,7 @@ class Corpus:
         Raises SourceError, also where two examples of a split have one identifier.
         """
         found: dict[str, str] = {}
+        files, remedy = ", ".join(map(str, self.files()[:4])), "download the files again"
         for split in self.splits:
             first: dict[str, str] = {}
             for name, place, paths in self.places(split):
@@ -90,9 +91,10 @@ class Corpus:
                 first[name] = place
                 for path in paths:
                     found.setdefault(path, place)
+            if not first:
+                raise SourceError(f"{files}: there is no example in the split {split}; {remedy}, or omit the split")
         if not found:
-            splits = ", ".join(self.splits)
-            raise SourceError(f"{self.root}: there is no example in the splits {splits}; download the files again")
+            raise SourceError(f"{files}: there is no example; {remedy}")
         return found
 
 

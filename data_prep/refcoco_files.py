@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import operator
 import pathlib
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.manifest import SourceError, described
+from data_prep.manifest import SourceError, described, is_stored
+from vlbert_jax.files import parse_json
 from vlbert_jax.weights.safe_pickle import load_pickle
 
 FORMAT = "data_prep/README.md describes the format"
@@ -70,11 +70,14 @@ def _fields(item: Any) -> dict:
 
 def _integer(item: dict, name: str) -> int:
     try:
-        return operator.index(item[name])  # also an integer of NumPy
+        number = operator.index(item[name])  # also an integer of NumPy
     except TypeError:
         several = "; expressions for several objects or none, as in gRefCOCO, are not supported"
         remark = several if name == "ann_id" and isinstance(item[name], list) else ""
         raise TypeError(f"{name} is {described(item[name])}, not an integer{remark}") from None
+    if not is_stored(number):
+        raise TypeError(f"{name} is {described(number)}, which has more than 64 bits")
+    return number
 
 
 def _reference(item: Any) -> Reference:
@@ -149,8 +152,7 @@ def read_json(path: pathlib.Path) -> Any:
         return item
 
     try:
-        with open(path, "rb") as file:
-            return json.load(file, object_hook=without_polygons)
+        return parse_json(path.read_bytes(), without_polygons)
     except OSError as error:
         raise SourceError(
             f"{path}: the file cannot be read ({error.strerror}); data_prep/README.md describes the layout"

@@ -43,7 +43,6 @@ line and the action: kept (as in the official code), repaired (changed) or skipp
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -56,6 +55,7 @@ from data_prep.builder import Note, OrderedBuilder, array_feature, image_feature
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder, bad_boxes
 from vlbert_jax.data.region_files import Detections, Unusable, decode_detections, grid_boxes, parse_record
+from vlbert_jax.files import parse_json
 
 # In the official code, a region whose class scores do not sum to 1 within this is never a target.
 SUM_TOLERANCE = 0.1
@@ -146,8 +146,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
                 for record in self.in_threads(self._record, items, self.num_threads):
                     readable, number = readable + bool(record["image"]), number + 1
                     yield oriented(split, *record["image_size"]), record
-            if total:
-                self._check_share(split, total, number, readable, start)
+            self._check_share(split, total, number, readable, start)
         self.files.close()
 
     def _check_share(self, split: str, total: int, number: int, readable: int, start: int) -> None:
@@ -186,7 +185,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         """Return the paths in the first line of an index; none if it cannot be read."""
         try:
             with open(index, "rb") as lines:
-                entry = json.loads(lines.readline())
+                entry = parse_json(lines.readline())
             paths = [str(entry["frcnn"])] if self.has_scores else []
             return paths + ([str(entry["image"])] if self.images else [])
         except (KeyError, TypeError, ValueError, OSError):
@@ -260,7 +259,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
 
 def _parse_line(number: int, line: bytes, notes: list[Note], has_regions: bool) -> _Item:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         detections = str(entry["frcnn"]) if has_regions else ""
         image_id, caption = str(entry["image"]), entry["caption"]
     except (KeyError, TypeError, ValueError) as error:

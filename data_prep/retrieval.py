@@ -69,7 +69,8 @@ class Retrieval(Corpus):
         """Yield the sentences of a split. Raises SourceError."""
         prefixes: dict[str, str] = {}
         for place, image in self._images[split]:
-            name, folder = field(image, "filename", str, place), image.get("filepath", "")
+            name = field(image, "filename", str, place)
+            folder = field(image, "filepath", str, place) if "filepath" in image else ""
             if folder not in prefixes:
                 prefixes[folder] = image_prefix(self.root, *([folder] if folder else FOLDERS))
             path = (prefixes[folder] + name,)

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import lzma
+import os
 import pathlib
 import re
 import struct
@@ -79,7 +80,7 @@ class ArchiveFolder:
     def _archive(self, name: str) -> zipfile.ZipFile | None:
         if name not in self._archives:
             path = self.root / name
-            self._archives[name] = open_archive(path) if path.is_file() else None
+            self._archives[name] = open_archive(path) if os.path.isfile(path) else None
         return self._archives[name]
 
     def read(self, path: str) -> bytes:
@@ -101,7 +102,7 @@ class ArchiveFolder:
             archive, _, inner = inner.rpartition("/")
             return self._read(self.root / archive, inner)
         for folder in archive_folders(archive):
-            if (self.root / folder).is_dir():
+            if os.path.isdir(self.root / folder):
                 with contextlib.suppress(FileNotFoundError):
                     return self._read(self.root / folder, inner)
         raise FileNotFoundError(f"there is no {archive_folders(archive)[-1]}/{inner}")
@@ -109,7 +110,10 @@ class ArchiveFolder:
     def _read(self, folder: pathlib.Path, inner: str) -> bytes:
         if inner.endswith(".json") and (records := self._open_records(folder)):
             return records.read(inner.removesuffix(".json"))
-        return (folder / inner).read_bytes()
+        try:
+            return (folder / inner).read_bytes()
+        except ValueError as error:  # a name that no file can have
+            raise FileNotFoundError(f"there is no {inner!r} in {folder} ({error})") from None
 
     def has(self, path: str) -> bool:
         """Return whether a file exists; it may be damaged."""
@@ -120,8 +124,9 @@ class ArchiveFolder:
         archive, _, inner = path.rpartition("@/")
         if opened := self._archive(archive):
             return opened.NameToInfo[inner].file_size if inner in opened.NameToInfo else -1
-        files = (self.root / folder / inner for folder in archive_folders(archive))
-        return next((file.stat().st_size for file in files if file.is_file()), -1)
+        files = (os.path.join(self.root, folder, inner) for folder in archive_folders(archive))
+        # os.path.isfile is False for names that no file can have, too; they come from foreign files.
+        return next((os.path.getsize(file) for file in files if os.path.isfile(file)), -1)
 
     def read_jpeg(self, path: str, upright: bool = False) -> tuple[bytes, tuple[int, int], str]:
         """Return what `as_jpeg` returns for the image in a file.
@@ -146,7 +151,7 @@ class ArchiveFolder:
         if not archive or self._archive(archive):
             return
         folders = archive_folders(archive)
-        if not any((self.root / folder).is_dir() for folder in folders):
+        if not any(os.path.isdir(self.root / folder) for folder in folders):
             raise SourceError(
                 f"{self.root / archive}: neither this archive nor the folder {folders[-1]} exists; download it"
             )
@@ -157,7 +162,7 @@ class ArchiveFolder:
         if not archive:
             return (self.root / inner).parent
         folders = [self.root / archive, *(self.root / folder for folder in archive_folders(archive))]
-        return next((folder for folder in folders if folder.exists()), folders[0])
+        return next((folder for folder in folders if os.path.exists(folder)), folders[0])
 
     def close(self) -> None:
         """Close all archives."""

@@ -7,7 +7,6 @@ label that is not one of them, an image or metadata file that is missing or dama
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.manifest import SourceError, described
+from vlbert_jax.files import parse_json
 
 SPLITS = ("train", "val", "test")
 NUM_CHOICES = 4
@@ -147,6 +147,8 @@ def read_questions(root: pathlib.Path, splits: Sequence[str]) -> Iterator[tuple[
             for number, line in enumerate(lines):
                 if line.strip():
                     yield split, number, _parse_question(path, number, line, known)
+        if not known:
+            raise SourceError(f"{path}: there is no question; download it again, or omit {split} from --splits")
 
 
 def _parse_question(path: pathlib.Path, number: int, line: bytes, known: dict[str, int]) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def _parse_question(path: pathlib.Path, number: int, line: bytes, known: dict[st
     """
     item = None
     try:
-        item = json.loads(line)
+        item = parse_json(line)
         if not isinstance(item, dict):
             raise Invalid(f"the line is {described(item)}, not an object")
         check_question(item, labeled=path.stem != "test")
@@ -188,7 +190,7 @@ def read_metadata(content: bytes, num_objects: int) -> tuple[dict[str, Any], np.
       Invalid: the content does not fit the objects or is damaged.
     """
     try:
-        metadata = json.loads(content)
+        metadata = parse_json(content)
     except ValueError as error:
         raise Invalid(f"the file is not JSON: {error}") from None
     if not isinstance(metadata, dict):

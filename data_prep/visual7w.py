@@ -51,6 +51,8 @@ class Visual7W(Corpus):
         for number, box in enumerate(field(content, "boxes", list, str(self.file))):
             place = f"{self.file}, box {number} (from 0)"
             x, y, width, height = (float(field(box, name, int, place)) for name in ("x", "y", "width", "height"))
+            if width <= 0 or height <= 0:
+                raise SourceError(f"{place}: the box is {width:g} x {height:g} pixels, without area; correct it")
             of_image = self._boxes.setdefault(field(box, "image_id", int, place), {})
             of_image[field(box, "box_id", int, place)] = [x, y, x + width, y + height]
         self._images: dict[str, list[tuple[str, dict[str, Any]]]] = {split: [] for split in SPLITS}
@@ -70,10 +72,13 @@ class Visual7W(Corpus):
         """Yield the questions of a split. Raises SourceError."""
         prefix = image_prefix(self.root, "images")
         for place, image in self._images[split]:
-            path, boxes = prefix + field(image, "filename", str, place), self._boxes.get(image["image_id"], {})
+            path = prefix + field(image, "filename", str, place)
+            boxes = self._boxes.get(field(image, "image_id", int, place), {})
             for number, item in enumerate(field(image, "qa_pairs", list, place)):
                 about = f"{place}, question {number} (from 0)"
                 right, others = field(item, "answer", int, about), field(item, "multiple_choices", list, about)
+                if not others or any(type(box_id) is not int for box_id in others):
+                    raise SourceError(f"{about}: multiple_choices is {others}, not a list of numbers of boxes")
                 choices = sorted({right, *others})
                 if missing := [box_id for box_id in choices if box_id not in boxes]:
                     raise SourceError(f"{about}: box {missing[0]} is not among the image's boxes; download it again")

@@ -7,7 +7,6 @@ vocabulary is made."""
 from __future__ import annotations
 
 import collections
-import json
 import pathlib
 import re
 import sys
@@ -16,8 +15,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data_prep.manifest import SourceError, described
-from vlbert_jax.files import atomic_write
+from data_prep.manifest import SourceError, described, is_stored
+from vlbert_jax.files import atomic_write, parse_json
 
 # split: (part of the name of the question file, image set)
 SPLITS = dict(
@@ -59,7 +58,7 @@ def _slim(entry: dict):
 def _read_items(path: pathlib.Path, field: str) -> dict[int, dict]:
     """Return the items of the list `field` of a JSON file by question_id. Raises SourceError."""
     try:
-        content = json.loads(path.read_bytes(), object_hook=_slim)
+        content = parse_json(path.read_bytes(), _slim)
     except ValueError as error:
         raise SourceError(f"{path}: the file is not JSON ({error}); download it again") from None
     if not isinstance(content, dict) or field not in content:
@@ -74,6 +73,8 @@ def _read_items(path: pathlib.Path, field: str) -> dict[int, dict]:
         for key in ("question_id", "image_id"):
             if key not in item:
                 raise SourceError(f"{about} is {described(item)}, without {key}; {FORMAT}")
+            if type(item[key]) is int and not is_stored(item[key]):
+                raise SourceError(f"{about}: {key} is {described(item[key])}, which has more than 64 bits; {FORMAT}")
             if type(item[key]) is not int or item[key] < 0:
                 raise SourceError(f"{about}: {key} is {described(item[key])}, not an integer from 0; {FORMAT}")
         number = item["question_id"]
@@ -187,6 +188,9 @@ class VQADownload:
                 )
         with tqdm(chosen, "questions", unit=" splits") as progress:
             self.questions = {split: read_questions(self.root, split) for split in progress}
+        if empty := [split for split, questions in self.questions.items() if not questions]:
+            path = question_file(self.root, empty[0])
+            raise SourceError(f"{path}: there is no question; download it again, or omit {empty[0]} from --splits")
 
     def files(self) -> list[pathlib.Path]:
         """Return the files of the questions and annotations."""

@@ -13,13 +13,14 @@ from tests.helpers import GOLDEN, ROOT
 FOLDERS = ("vlbert_jax", "configs", "data_prep")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
-GROUND = {"batch", "geometry", "files", "compiled"}
+GROUND = {"batch", "geometry", "files", "compiled", "command"}
 # The packages and modules of vlbert_jax that each package or module may import, besides itself.
 MAY_IMPORT = {
     "batch": set(),
     "geometry": set(),
     "files": set(),
     "compiled": set(),
+    "command": set(),
     "data": GROUND,
     "visualization": GROUND,
     "model": GROUND,
@@ -34,13 +35,13 @@ MAY_IMPORT = {
     "convert": GROUND | {"", "data.tokenizer", "tasks", "weights", "detector"},
     "predict": GROUND | {"", "data", "visualization", "tasks", "weights", "detector", "prediction"},
     "app": GROUND | {"", "detector", "web", "weights"},
-    "report": {"", "files", "tasks", "training", "visualization", "weights"},
+    "report": {"", "command", "files", "tasks", "training", "visualization", "weights"},
     "main": GROUND | {"", "data", "tasks", "weights", "training"},
     "fine_tune": {"", "compiled", "files", "main", "prediction", "training"},
     "__main__": {""},
-    "": {"fine_tune", "prediction"},
+    "": {"command", "fine_tune", "prediction"},
 }
-DATA_PREP = {"", "files", "compiled", "data.image_files", "data.region_files", "detector.fingerprint"}
+DATA_PREP = {"", "command", "files", "compiled", "data.image_files", "data.region_files", "detector.fingerprint"}
 DATA_PREP |= {"weights.safe_pickle"}
 # Third-party packages that each package must not import.
 NEVER = {
@@ -48,6 +49,7 @@ NEVER = {
     "geometry": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
     "files": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
     "compiled": {"jax", "flax"},
+    "command": {"jax", "flax"},
     "data": {"flax", "optax", "orbax"},
     "visualization": {"jax", "flax"},
     "model": {"grain", "tensorflow_datasets", "transformers", "tokenizers", "ml_collections"},

@@ -1,13 +1,16 @@
 """VL-BERT (Su et al., ICLR 2020) in JAX: one Transformer that reads words and image regions together."""
 
-from typing import TYPE_CHECKING
+from vlbert_jax.command import end_at_ctrl_c
 
+TYPE_CHECKING = False  # as in typing, which is not imported before `end_at_ctrl_c` is called
 if TYPE_CHECKING:
     from vlbert_jax.fine_tune import fine_tune as fine_tune
     from vlbert_jax.prediction.predictor import load as load
 
 __version__ = "0.1.0"
 __all__ = ["fine_tune", "load"]
+
+end_at_ctrl_c()  # before the slow imports of a command
 
 
 def __dir__() -> list[str]:

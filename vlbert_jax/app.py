@@ -19,13 +19,13 @@ Examples:
 
 import argparse
 import importlib.util
-import logging
 import os
 import socket
 import sys
 import threading
 
 import vlbert_jax
+from vlbert_jax.command import log_warnings, run_command
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.detector.options import RULES, add_arguments
 from vlbert_jax.files import user_path
@@ -80,7 +80,6 @@ def start(args: argparse.Namespace) -> str:
     # Gradio would report its use to its authors, and newer versions keep every answer in the browser.
     for setting in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"):
         os.environ.setdefault(setting, "False")
-    keep_programs()
     from vlbert_jax.detector.detect import load_detector
     from vlbert_jax.web.models import ServedModel
 
@@ -97,24 +96,26 @@ def start(args: argparse.Namespace) -> str:
     return serve(build_page(models, finder), HOST, args.port)
 
 
+def serve_until_stopped(args: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        ValueError, OSError: As `check_arguments` and `start` do.
+    """
+    check_arguments(args)
+    try:
+        print(f"The page is at {start(args)} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0 after Ctrl-C, or 2 after an error, which one line explains."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("vlbert_jax").setLevel(logging.NOTSET)  # a run in the same process has lowered it
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    try:
-        check_arguments(args)
-        print(f"The page is at {start(args)} (Ctrl-C ends it)", flush=True)
-        threading.Event().wait()
-    except (ValueError, OSError) as error:
-        if os.environ.get("VLBERT_DEBUG"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-    return 0
+    log_warnings()
+    keep_programs()
+    return run_command(lambda: serve_until_stopped(args), ["vlbert_jax.web.models"])
 
 
 if __name__ == "__main__":

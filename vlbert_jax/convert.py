@@ -52,6 +52,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vlbert_jax
+from vlbert_jax.command import run_command
 from vlbert_jax.files import user_file, user_path
 from vlbert_jax.tasks import RENAMED, TASKS
 
@@ -108,25 +109,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    try:
-        form = choose_format(args.target, args.format)
-        check_target(Path(args.source), args.target, replace=args.overwrite or args.dry_run)
-        if args.vocab and form != "hf":
-            raise ValueError("--vocab is for --format=hf; other formats hold no tokenizer")
-        if args.push is not None:
-            check_upload(args, form)
-        convert = convert_detector if args.task == DETECTOR else convert_model
-        with full_disk(args.target):
-            convert(args, form)
-        if args.push and not args.dry_run:
-            upload(args.target, args.push)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped by Ctrl-C; {args.target} is unchanged", file=sys.stderr)
-        return 130
-    return 0
+    work, interrupted = (lambda: write_weights(args)), f"stopped by Ctrl-C; {args.target} is unchanged"
+    return run_command(work, ["vlbert_jax.weights.export"], interrupted=interrupted)
+
+
+def write_weights(args: argparse.Namespace) -> None:
+    """Convert the source, and upload the target if that is asked for.
+
+    Raises:
+        ValueError, OSError: The arguments contradict each other, or a file cannot be used.
+    """
+    form = choose_format(args.target, args.format)
+    check_target(Path(args.source), args.target, replace=args.overwrite or args.dry_run)
+    if args.vocab and form != "hf":
+        raise ValueError("--vocab is for --format=hf; other formats hold no tokenizer")
+    if args.push is not None:
+        check_upload(args, form)
+    convert = convert_detector if args.task == DETECTOR else convert_model
+    with full_disk(args.target):
+        convert(args, form)
+    if args.push and not args.dry_run:
+        upload(args.target, args.push)
 
 
 def choose_format(target: Path, form: str | None) -> str:

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,16 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     """Return the lines of a UTF-8 text file without their ends; a byte order mark is removed.
 
     Only line ends separate lines; `str.splitlines` would also split at U+2028, form feeds and other separators.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not UTF-8; the message names it.
     """
-    with open(path, encoding="utf-8-sig") as file:
-        return [line.rstrip("\n") for line in file]
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [line.rstrip("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)}: the text is not UTF-8 ({error}); save it as UTF-8") from None
 
 
 def read_json_object(path: str | os.PathLike, remedy: str, *fields: str) -> dict[str, Any]:
@@ -114,10 +121,30 @@ def read_json_object(path: str | os.PathLike, remedy: str, *fields: str) -> dict
     return json_object(content, os.fspath(path), remedy, *fields)
 
 
+def parse_json(content: str | bytes, hook: Callable[[dict], Any] | None = None) -> Any:
+    """Return the value of a JSON text of another program; `hook` replaces each object, the inner ones first.
+
+    Raises:
+        ValueError: It is not JSON, nested too deeply, or a text in it is no Unicode and could not be stored.
+    """
+    if isinstance(content, bytes):
+        content = content.decode(json.detect_encoding(content))
+    try:
+        value = json.loads(content, object_hook=hook)
+        if "\\ud" in content or "\\uD" in content:  # half of such a pair is no character
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 20) : error.end]
+        raise ValueError(f"the text {around!r} ends with half of a surrogate pair") from None
+    return value
+
+
 def json_object(content: str | bytes, place: str, remedy: str, *fields: str) -> dict[str, Any]:
     """Return the JSON object in a text that comes from `place`; see `read_json_object`."""
     try:
-        found = json.loads(content)
+        found = parse_json(content)
     except ValueError as error:
         problem = f"not JSON ({error})" if content else "empty"
         raise ValueError(f"{place} is damaged: it is {problem}; {remedy}") from None

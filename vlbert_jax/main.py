@@ -38,6 +38,7 @@ from typing import Any
 import ml_collections
 
 import vlbert_jax
+from vlbert_jax.command import catch_ctrl_c, one_line
 from vlbert_jax.compiled import keep_programs
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
@@ -131,11 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     if text := _answer(argv):
         print(text)
         return 0
-    try:
-        return _run_command(argv)
-    except KeyboardInterrupt:  # while the libraries are imported
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
+    return _run_command(argv)
 
 
 def _answer(argv: list[str]) -> str:
@@ -162,7 +159,7 @@ def _run_command(argv: list[str]) -> int:
     except ValueError as error:
         if os.environ.get("VLBERT_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     if print_config:
         with contextlib.suppress(BrokenPipeError):  # `| head` has read enough
@@ -178,6 +175,8 @@ def _run_command(argv: list[str]) -> int:
     from vlbert_jax.training import hosts
     from vlbert_jax.training.preemption import Stopped
 
+    importlib.import_module("vlbert_jax.training.loop")  # all that is slow to import
+    catch_ctrl_c()
     try:
         jax.config.update("jax_default_prng_impl", config.prng_impl)
         if mode == "compile":
@@ -197,7 +196,7 @@ def _run_command(argv: list[str]) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("VLBERT_DEBUG"):
             raise
-        return hosts.leave(2, f"error: {' '.join(str(error).split())}")
+        return hosts.leave(2, f"error: {one_line(error)}")
 
 
 def build() -> int:

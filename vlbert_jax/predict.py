@@ -32,12 +32,11 @@ Examples:
 
 import argparse
 import json
-import logging
-import os
 import re
 import sys
 
 import vlbert_jax
+from vlbert_jax.command import log_warnings, run_command
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.detector.options import add_arguments
 from vlbert_jax.files import read_lines, user_file, user_path
@@ -124,7 +123,7 @@ def lines_of(text: str, option: str) -> list[str]:
         return [text.removeprefix("@")]
     try:
         lines = read_lines(user_path(text[1:]))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{option} {text}: the file {text[1:]} cannot be read as UTF-8 text ({error}); "
             "@@ begins a text that starts with @"
@@ -182,33 +181,30 @@ def with_flags(message: str) -> str:
     return re.sub(r"(?<![\w./-])(vocab|answers|data_dir|detector|boxes)=", r"--\1=", message)
 
 
+def answer(args: argparse.Namespace) -> None:
+    """Print what the arguments ask for.
+
+    Raises:
+        ValueError, OSError: The arguments or a file that they name cannot be used.
+    """
+    from vlbert_jax.prediction.gallery import search_images
+    from vlbert_jax.prediction.output import predict_images, say
+
+    complete_arguments(args)
+    check_arguments(args)
+    results = search_images(args) if args.gallery or args.texts else predict_images(args)
+    if args.json:
+        say(json.dumps(results, indent=2, ensure_ascii=False))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 2 after an error, which one line explains, or 130 after Ctrl-C."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("vlbert_jax").setLevel(logging.NOTSET)  # a run in the same process has lowered it
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    try:
-        if sys.stderr.isatty() and (args.checkpoint or args.detector):
-            print("loading the model; the first image then takes some seconds to compile", file=sys.stderr)
-        keep_programs()
-        from vlbert_jax.prediction.gallery import search_images
-        from vlbert_jax.prediction.output import predict_images, say
-
-        complete_arguments(args)
-        check_arguments(args)
-        results = search_images(args) if args.gallery or args.texts else predict_images(args)
-        if args.json:
-            say(json.dumps(results, indent=2, ensure_ascii=False))
-    except (ValueError, OSError) as error:
-        if os.environ.get("VLBERT_DEBUG"):
-            raise
-        print(f"error: {with_flags(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 130
-    return 0
+    log_warnings()
+    if sys.stderr.isatty() and (args.checkpoint or args.detector):
+        print("loading the model; the first image then takes some seconds to compile", file=sys.stderr)
+    keep_programs()
+    return run_command(lambda: answer(args), ["vlbert_jax.prediction.output"], reworded=with_flags)
 
 
 if __name__ == "__main__":

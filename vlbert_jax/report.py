@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vlbert_jax
+from vlbert_jax.command import run_command
 from vlbert_jax.files import user_file
 
 if TYPE_CHECKING:
@@ -104,17 +104,8 @@ def compare(workdirs: Sequence[Path], directory: Path) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 2 after an error, which one line explains, or 130 after Ctrl-C."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    try:
-        print(compare(args.runs, args.out))
-    except (ValueError, OSError) as error:
-        if os.environ.get("VLBERT_DEBUG"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 130
-    return 0
+    slow = ["vlbert_jax.training.description", "vlbert_jax.visualization.comparison"]
+    return run_command(lambda: print(compare(args.runs, args.out)), slow)
 
 
 if __name__ == "__main__":

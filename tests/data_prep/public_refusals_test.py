@@ -48,7 +48,7 @@ IMAGE = dict(filename="7.jpg", split="train", sentences=[SENTENCE])
         ("hateful_memes", "dev.jsonl", [dict(id=7, img="img/7.png", txt="a")], ["'text' is missing; 'txt' is there"]),
         ("hateful_memes", "dev.jsonl", [MEME | dict(text=3)], ["the field 'text' is the number 3, not a text"]),
         ("hateful_memes", "dev.jsonl", [MEME], ["dev.jsonl, line 1: the image img/7.png is missing"]),
-        ("hateful_memes", "dev.jsonl", [], ["there is no example in the splits dev"]),
+        ("hateful_memes", "dev.jsonl", [], ["there is no example in the split dev; download"]),
         ("hateful_memes", "dev.jsonl", ["text"], ["line 1: the line is the text 'text', not an object"]),
         ("snli_ve", "snli_ve_dev.jsonl", [ENTAILED | dict(gold_label="no")], ["gold_label is the text 'no', not"]),
         ("snli_ve", "snli_ve_dev.jsonl", [dict(gold_label="neutral")], ["the field 'Flickr30K_ID' is missing"]),

@@ -1,6 +1,6 @@
 """The formats in which the regions of an image are stored: encoding, decoding and validation.
 
-This module imports NumPy only, so that `data_prep` can use it. The formats:
+This module imports no JAX, so that `data_prep` can use it. The formats:
 
 - The per-image JSON object of the official code: `image_id`, `image_w`, `image_h`, `num_boxes`, and
   arrays of float32 in base64: `boxes` [n, 4], `features` [n, g], and, in some files, `classes` [n,
@@ -17,11 +17,12 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from vlbert_jax.files import parse_json
 
 ARRAYS = ("boxes", "classes", "attrs", "features")  # float32 arrays with a row per region
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")  # of the tables
@@ -106,7 +107,7 @@ def parse_row(line: bytes) -> dict[str, str]:
 def parse_record(content: bytes) -> dict[str, Any]:
     """Return the JSON object in the bytes of a file. Raises Unusable."""
     try:
-        record = json.loads(content)
+        record = parse_json(content)
     except ValueError as error:
         raise Unusable(f"the region file is not JSON ({error})") from None
     if not isinstance(record, dict):
@@ -119,10 +120,10 @@ def _counted(record: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, int]
     try:
         size = int(record["image_w"]), int(record["image_h"])
         number = int(record["num_boxes"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise Unusable(f"image_w, image_h and num_boxes must all be integers ({reason})") from None
-    if number < 1 or min(size) < 1:
+    if number < 1 or min(size) < 1 or max(size) >= 2**31:
         raise Unusable(f"the file lists {number} regions in an image of {size[0]} x {size[1]} pixels")
     return {**record, "num_boxes": number}, size
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import UInt8
 from vlbert_jax.data.region_files import GRID, Unusable, decode_regions, fractions_of, grid_boxes
 from vlbert_jax.detector.detect import Detector
 from vlbert_jax.detector.regions import Regions
+from vlbert_jax.files import parse_json
 
 
 def find_regions(pixels: UInt8[np.ndarray, "y x 3"], boxes: Any, finder: Detector | None) -> Regions:
@@ -57,7 +57,7 @@ def given_regions(boxes: Any, size: tuple[int, int]) -> Regions:
     if not isinstance(boxes, str | Path):
         return _check_regions("boxes", dict(boxes=boxes), size)
     try:
-        content = json.loads(Path(boxes).read_bytes())
+        content = parse_json(Path(boxes).read_bytes())
     except ValueError as error:
         raise ValueError(f"{boxes}: the file is not valid JSON: {error}") from None
     if not isinstance(content, dict):

@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from vlbert_jax.files import user_path
+from vlbert_jax.command import run_command
+from vlbert_jax.files import parse_json, user_path
 
 UNKNOWN = "<unk>"
 FEWEST_ANNOTATORS = 4  # with fewer, no answer has three matches among the others, so none can score 1
@@ -214,7 +215,7 @@ def load_answers(path: str | os.PathLike) -> AnswerVocabulary:
 
 
 def _json_answers(text: str) -> list[str]:
-    content = json.loads(text)
+    content = parse_json(text)
     if isinstance(content, dict) and sorted(map(str, content.values())) == sorted(map(str, range(len(content)))):
         content = sorted(content, key=content.__getitem__)
     if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
@@ -240,11 +241,10 @@ def soft_targets(answers: Sequence[str], vocabulary: AnswerVocabulary) -> Float3
 
 def _read(path: str, field: str | None) -> list[dict]:
     """Return the list in `field` of a JSON file, or the file as a list; items have an integer `question_id`."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON ({error}); write or download it again") from None
+    try:
+        content = parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); write or download it again") from None
     items = content.get(field) if field and isinstance(content, dict) else None if field else content
     if not isinstance(items, list):
         raise ValueError(f"{path}: must be " + (f'an object with a list "{field}"' if field else "a list"))
@@ -346,12 +346,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, or 2 after an error, which one line explains."""
     args = parse_arguments(argv)
-    try:
+
+    def work() -> None:
         print(json.dumps(evaluate_files(args.questions, args.annotations, args.results), indent=1, ensure_ascii=False))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

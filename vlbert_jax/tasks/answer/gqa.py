@@ -27,7 +27,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlbert_jax.files import user_path
+from vlbert_jax.command import run_command
+from vlbert_jax.files import parse_json, user_path
 
 COMMON_CHOICES = ("color", "material", "shape")
 # Steps of a question's program that the official code does not count.
@@ -154,7 +155,7 @@ def scores(
 def _read(path: Path, kind: type, what: str) -> Any:
     """Return the JSON value of a file, of a given type. Raises ValueError."""
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: the file is not JSON ({error}); {what}.") from None
     if not isinstance(found, kind):
@@ -227,13 +228,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--choices", type=user_path, default="", help="val_choices.json, for validity, plausibility")
     parser.add_argument("--consistency", action="store_true", help="requires answers to all questions of the split")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         found = evaluate_files(args.questions, args.predictions, args.choices, args.consistency)
         print(json.dumps(found, indent=1, ensure_ascii=False))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlbert_jax.files import user_file
+from vlbert_jax.command import run_command
+from vlbert_jax.files import parse_json, user_file
 
 REMEDY = "Captions are scored by pycocoevalcap (pip install 'vlbert_jax[captions]') and Java, such as the package "
 REMEDY += "default-jre-headless."
@@ -75,7 +76,7 @@ def read_references(path: Path) -> dict[int, list[str]]:
     """Return image_id -> captions of a file of annotations of COCO; raise ValueError where it is none."""
     found: dict[int, list[str]] = {}
     try:
-        for entry in json.loads(path.read_bytes())["annotations"]:
+        for entry in parse_json(path.read_bytes())["annotations"]:
             found.setdefault(entry["image_id"], []).append(entry["caption"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} has no list `annotations` of image_id and caption ({error!r}).") from None
@@ -86,7 +87,7 @@ def read_results(path: Path) -> dict[int, str]:
     """Return image_id -> caption of a file of results; raise ValueError where it is none or names an image twice."""
     found: dict[int, str] = {}
     try:
-        for entry in json.loads(path.read_bytes()):
+        for entry in parse_json(path.read_bytes()):
             if entry["image_id"] in found:
                 raise ValueError(f"{path} has two captions of image {entry['image_id']}.")
             found[entry["image_id"]] = entry["caption"]
@@ -104,12 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("annotations", "results"):
         parser.add_argument(f"--{name}", type=user_file, required=True, metavar="FILE.json")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         print(json.dumps(caption_scores(read_results(args.results), read_references(args.annotations)), indent=2))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(work, errors=(ValueError, OSError, ImportError))
 
 
 if __name__ == "__main__":

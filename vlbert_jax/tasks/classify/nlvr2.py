@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlbert_jax.files import user_path
+from vlbert_jax.command import run_command
+from vlbert_jax.files import parse_json, read_lines, user_path
 
 WORDS = ("true", "false")
 LABELS = ("False", "True")  # of the data; the second is the positive one
@@ -135,9 +136,9 @@ def read_examples(path: str | Path) -> list[dict[str, Any]]:
         ValueError: A line is not such an object.
     """
     found = []
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
-            example = json.loads(line)
+            example = parse_json(line)
         except ValueError:
             example = None
         fields = ("identifier", "sentence", "label")
@@ -157,7 +158,7 @@ def read_predictions(path: str | Path) -> dict[str, str]:
         ValueError: A line has no comma.
     """
     found = {}
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         identifier, *words = line.strip().split(",")
         if not words:
             raise ValueError(f"{path}: line {number} is {line[:40]!r}, not `identifier,True`; remove or correct it.")
@@ -170,7 +171,7 @@ def read_categories(path: str | Path) -> dict[str, list[str]]:
 
     An empty line ends a sentence; its categories are the lines `* category` after it.
     """
-    blocks = "\n".join(Path(path).read_text("utf-8").splitlines()).split("\n\n")
+    blocks = "\n".join(read_lines(path)).split("\n\n")
     parts = [block.strip().split("\n") for block in blocks if block.strip()]
     return {sentence: [line.removeprefix("* ") for line in lines] for sentence, *lines in parts}
 
@@ -192,7 +193,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=user_path, default="", help=f"such as {name}/{name}_dev.json")
     parser.add_argument("--categories", type=user_path, default="", help="util/annotated_dev_examples.txt")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         examples, predictions = read_examples(args.examples), read_predictions(args.predictions)
         found: dict[str, Any] = dict(scores(examples, predictions))
         for name in subsets:
@@ -201,10 +203,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.categories:
             found["categories"] = category_accuracies(examples, predictions, read_categories(args.categories))
         print(json.dumps(found, indent=1, ensure_ascii=False))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""How a command starts and ends: Ctrl-C, warnings, and errors in one line. `data_prep` uses it too: no JAX."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+# Other imports are inside the functions: until `end_at_ctrl_c` is called, Ctrl-C shows the code of what is imported.
+
+LONGEST = 1000  # characters of an error; a value of a file in it may be longer
+WRONG_PATH = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def end_at_ctrl_c() -> None:
+    """Let Ctrl-C end the process at once, without a word, if a command of this project is starting.
+
+    While modules are imported there is nothing to save. A KeyboardInterrupt would show their code, or get lost: the
+    start of a module in C and a callback of the garbage collector drop it.
+    """
+    program = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
+    is_command = program == "-m" or program.startswith("vlbert-")  # "-m" while Python looks for the module to run
+    if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def catch_ctrl_c() -> None:
+    """Make Ctrl-C a KeyboardInterrupt again after `end_at_ctrl_c`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame) -> None:
+    """Raise KeyboardInterrupt, a moment later inside a callback of the garbage collector, which would drop it."""
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}  # JAX has one
+    while frame is not None:
+        if frame.f_code in callbacks:
+            import threading
+
+            again = threading.main_thread().ident, number
+            threading.Timer(0.01, signal.pthread_kill, again).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def run_command(
+    work: Callable[[], None],
+    needs: Sequence[str] = (),
+    errors: tuple[type[Exception], ...] = (ValueError, OSError),
+    interrupted: str = "stopped by Ctrl-C",
+    reworded: Callable[[str], str] = str,
+) -> int:
+    """Run a command and return its exit status: 0, 2 after an error, or 130 after Ctrl-C.
+
+    Args:
+        work: Does what the command is for.
+        needs: Slow modules, which are imported first; until then Ctrl-C ends the process at once.
+        errors: Exceptions that one line on stderr explains; VLBERT_DEBUG=1 shows the traceback.
+        interrupted: The line after Ctrl-C.
+        reworded: Function of the message that returns the message to print.
+    """
+    try:
+        for module in needs:
+            importlib.import_module(module)
+        catch_ctrl_c()
+        work()
+        return 0
+    except errors as error:
+        if os.environ.get("VLBERT_DEBUG"):
+            raise
+        status, message = 2, f"error: {reworded(one_line(error))}"
+    except KeyboardInterrupt:
+        status, message = 130, interrupted
+    finally:
+        if signal.getsignal(signal.SIGINT) is _interrupt:  # what Python does at its end saves nothing
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    print(message, file=sys.stderr)  # now that the error, and with it the progress bars of its frames, is gone
+    return status
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error in one line of at most `LONGEST` characters."""
+    message = str(error)
+    if isinstance(error, OSError) and error.errno in WRONG_PATH and error.filename and not error.filename2:
+        message = f"{os.fsdecode(error.filename)}: {error.strerror}; check this path and its permissions"
+    message = " ".join(message.split())
+    if len(message) > LONGEST:  # the place is at the start, the remedy at the end
+        message = f"{message[: LONGEST - 303]} ... {message[-298:]}"
+    return message
+
+
+def log_warnings() -> None:
+    """Print the warnings of the package on stderr, and nothing of the libraries below it."""
+    import logging
+
+    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("vlbert_jax").setLevel(logging.NOTSET)  # a run in the same process has lowered it
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
