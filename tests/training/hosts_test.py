@@ -84,6 +84,12 @@ def wait_for_a_checkpoint(processes, workdir):
         time.sleep(0.02)
 
 
+def press_ctrl_c(processes):
+    """Send what a terminal sends to all processes of a command."""
+    for process in processes:
+        os.kill(process.pid, signal.SIGINT)
+
+
 def losses(workdir):
     rows = metrics.read_rows(workdir / "metrics.jsonl")
     return [(row["step"], row["split"]) for row in rows], [row["loss"] for row in rows]
@@ -101,7 +107,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_a_run_continues_after_sigterm_and_sigkill(uninterrupted, tmp_path):
-    """A run of two processes continues after one of them received SIGTERM or SIGKILL.
+    """A run of two processes continues after SIGTERM or SIGKILL to one of them, and after Ctrl-C.
 
     The other process stops, too, after SIGKILL to the worker as well as to the coordinator. SIGTERM
     interrupts an evaluation, and the next start repeats it.
@@ -116,7 +122,7 @@ def test_a_run_continues_after_sigterm_and_sigkill(uninterrupted, tmp_path):
 
     processes = start(tmp_path, 2, *flags)
     wait_for_a_checkpoint(processes, run)
-    processes[1].terminate()
+    press_ctrl_c(processes)
     assert end(processes) == ([143, 143], [[], []])
     assert 10 < newest_step(run) < 40
 
@@ -143,6 +149,21 @@ def test_sigterm_during_startup(tmp_path):
     processes[0].terminate()
     assert end(processes) == ([143, 143], [[], []])
     assert 1 <= newest_step(tmp_path / "run") < 5
+
+
+def test_a_second_ctrl_c_ends_all_processes_at_once(tmp_path):
+    """Nothing is saved: the first would have saved at the end of the update, which waits for three seconds."""
+    run = tmp_path / "run"
+    processes = start(tmp_path, 2, *FIELDS, f"--workdir={run}", "--config.log_every_steps=1", "--config.step_delay=3")
+    while not metrics.read_rows(run / "metrics.jsonl") and all(process.is_alive() for process in processes):
+        time.sleep(0.02)
+    logs = [process.log for process in processes]
+    press_ctrl_c(processes)
+    while "Ctrl-C again ends it at once" not in logs[0].read_text() and processes[0].is_alive():
+        time.sleep(0.02)
+    press_ctrl_c(processes)
+    assert end(processes) == ([130, 130], [[], []])
+    assert newest_step(run) is None and not any("Traceback" in log.read_text() for log in logs)
 
 
 def test_four_processes_equal_one_process(uninterrupted, tmp_path):
