@@ -42,6 +42,15 @@ def test_the_import_of_the_package_leaves_signals_alone():
     subprocess.run([sys.executable, "-c", start, sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
+def test_a_command_of_somebody_else_keeps_its_ctrl_c(tmp_path):
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool/__init__.py").write_text("import vlbert_jax\n")
+    check = "import signal\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    (tmp_path / "tool/__main__.py").write_text(check)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    subprocess.run([sys.executable, "-m", "tool"], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=path), check=True)
+
+
 def raising(error):
     def work():
         raise error

@@ -23,7 +23,10 @@ def end_at_ctrl_c() -> None:
     start of a module in C and a callback of the garbage collector drop it.
     """
     program = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
-    is_command = program == "-m" or program.startswith("vlbert-")  # "-m" while Python looks for the module to run
+    if program == "-m":  # while Python looks for the module to run, which may be of somebody else
+        is_command = any(argument.partition(".")[0] in ("vlbert_jax", "data_prep") for argument in sys.orig_argv)
+    else:
+        is_command = program.startswith("vlbert-")
     if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
