@@ -220,12 +220,17 @@ def test_implicit_transfers_are_errors(tmp_path, monkeypatch):
         train(toy_task.make_config(), toy_task.toy, tmp_path, two_devices())
 
 
-def test_evaluate_run_scores_the_newest_checkpoint(uninterrupted, tmp_path):
+def test_evaluate_run_scores_the_newest_checkpoint(uninterrupted, tmp_path, caplog):
     config, workdir, _ = uninterrupted
     scores = evaluate_run(config, toy_task.toy, workdir, two_devices())
     row = rows_of(workdir)[-1]
     assert scores == {name: value for name, value in row.items() if name != "split"}
     assert json.loads((workdir / "scores.json").read_text()) == scores
+    other = config.copy_and_resolve_references()
+    other.optimizer.name = "sgd"  # the state of the run has the moments of adamw
+    with caplog.at_level("INFO"):
+        assert evaluate_run(other, toy_task.toy, workdir, two_devices()) == scores
+    assert "config.json, because they change no number of an evaluation: optimizer.name='adamw'" in caplog.text
     with pytest.raises(FileNotFoundError, match="nothing to evaluate"):
         evaluate_run(config, toy_task.toy, tmp_path, two_devices())
     config = config.copy_and_resolve_references()

@@ -1,6 +1,7 @@
 """The flags of `vlbert_jax.main`, which its docstring describes, and the checks of a config."""
 
 import difflib
+import logging
 import math
 import pathlib
 import re
@@ -10,9 +11,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from vlbert_jax.files import user_path
+from vlbert_jax.files import read_json_object, user_path
 from vlbert_jax.training.recipes import checkout_importable, with_recipe_paths
-from vlbert_jax.weights.stored_config import flat_config
+from vlbert_jax.weights.stored_config import flat_config, upgraded
+
+log = logging.getLogger(__name__)
 
 # Limits of fields whose mistakes would otherwise fail deep in a library, or never.
 COUNTS = ("batch_size", "grad_accumulation_steps", "total_steps", "keep_checkpoints", "data.sequence_length")
@@ -205,6 +208,45 @@ FREE_FIELDS = (
     "model.region_head.roi_chunk",
     "model.region_head.remat",
 )
+
+
+# Fields that shape the state of a training run, or count in training alone: they change no number of an evaluation.
+OF_TRAINING = (
+    "optimizer.",
+    "model.train_region_head",
+    "model.region_head.frozen_stages",
+    "model.region_head.frozen_batch_norm",
+    "model.region_head.dropout_rate",
+    "model.region_head.projection_gain_init",
+    "model.region_head.geometry_gain_init",
+    "model.encoder.dropout_rate",
+    "model.encoder.init_deviation",
+    "model.encoder.text_visual_gain_init",
+    "model.encoder.region_visual_gain_init",
+)
+
+
+def with_fields_of_training(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """Return the config of an evaluation with the run's values of `OF_TRAINING`, where they differ; log them.
+
+    Args:
+      config: the config of the evaluation.
+      workdir: folder of the run, whose config.json is read; without one the config stays as it is.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        return config
+    stored = read_json_object(path, "remove it, and the run is read as it is")
+    stored = flat_config(upgraded(stored, stored.pop("schema", None), str(path)))
+    own = {name: value for name, value in flat_config(config.to_dict()).items() if _matches(name, OF_TRAINING)}
+    found = {name: stored[name] for name, value in own.items() if stored.get(name, value) != value}
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    if found:
+        listed = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        log.info("taken from %s, because they change no number of an evaluation: %s", path, listed)
+        config = config.copy_and_resolve_references()
+        config.update_from_flattened_dict(found)
+    return config
 
 
 def config_differences(old: dict[str, Any], new: dict[str, Any], fixed: tuple[str, ...] = ("",)) -> list[str]:

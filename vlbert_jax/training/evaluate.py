@@ -18,6 +18,7 @@ from vlbert_jax.files import atomic_write
 from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
+from vlbert_jax.training.config import with_fields_of_training
 from vlbert_jax.training.logs import Waits
 from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.training.provenance import with_own_vocabularies
@@ -176,7 +177,7 @@ def evaluate_run(
       Stopped: the process received SIGTERM.
     """
     check_sources(config, workdir, "evaluate")
-    config = with_own_vocabularies(config, workdir)
+    config = with_fields_of_training(with_own_vocabularies(config, workdir), workdir)
     predict = task.overrides("predict")
     companions = task.companions(config)
     nowhere = workdir / "predictions" / "of_companions"  # holds no checkpoint: `init` of their configs names weights
