@@ -310,9 +310,9 @@ class ImageTable(OrderedBuilder, skip_registration=True):
         image, size = b"", None
         try:
             if self.store_images:
-                image, size, repair = self.files.read_jpeg(path, upright=True)
-                if repair:
-                    notes.append(("repaired", path, number, repair))
+                image, size, conversion = self.files.read_jpeg(path, upright=True)
+                if conversion:
+                    notes.append(("converted", path, number, conversion))
             extractor, found = self.regions.of_image(path, size)
             bad = bad_boxes(found.boxes, *found.size)
             if bad.any() and bad.all():

@@ -89,6 +89,7 @@ class Manifest:
         self.inputs: dict[str, str] = {}  # path -> mark of what the table is built from
         self.records: dict[str, int] = {}  # number of records per split
         self.problems: list[dict[str, Any]] = []
+        self.converted: collections.Counter[str] = collections.Counter()  # description -> number of images
         self.task: dict[str, Any] = {}  # what a run must know about user-supplied data
         self.needs_text = True  # empty texts count as texts without a letter
         # Id of the detector of all regions, "" = unknown; None = no regions so far.
@@ -109,14 +110,18 @@ class Manifest:
             raise SourceError(mixed_extractors(self._first_file, self.extractor, file, extractor))
 
     def note(self, action: str, file: str, line: int, reason: str) -> None:
-        """List a problem.
+        """List a problem, or count a conversion, which is none.
 
         Args:
-          action: "skipped" (the item has no record), "repaired" (changed) or "kept" (unchanged).
+          action: "skipped" (the item has no record), "repaired" (changed), "kept" (unchanged) or "converted" (an image
+            that is stored in another format than that of its file).
           file: path of the file, relative to the source.
           line: number of the line or item in the file, from 0; -1 = none.
-          reason: description of the problem.
+          reason: description of the problem or the conversion.
         """
+        if action == "converted":
+            self.converted[reason] += 1
+            return
         self.problems.append(dict(action=action, file=file, line=line, reason=reason))
 
     def count(self, action: str) -> int:
@@ -175,5 +180,6 @@ class Manifest:
         content = dict(source=self.source, options=self.options, inputs=self.inputs, records=self.records, **counts)
         content |= dict(extractor=self.extractor) if self.extractor is not None else {}
         content |= dict(task=self.task) if self.task else {}
+        content |= dict(converted=dict(self.converted)) if self.converted else {}
         content |= dict(problems=self.problems)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -205,7 +205,7 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
         path, root = f"train2014/COCO_train2014_{image_id:012d}.jpg", self.download.root
         inside = "" if (root / "train2014").is_dir() else "train2014.zip@/"
         try:
-            image, size, repair = self.files.read_jpeg(inside + path)
+            image, size, conversion = self.files.read_jpeg(inside + path)
         except Unusable as error:
             raise SourceError(
                 f"{root / 'train2014'}: image {image_id} cannot be read ({error}); --source must contain all images of "
@@ -216,7 +216,7 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
                 f"{root / path}: the image has {size[0]}x{size[1]} pixels, but {self.download.instances.name} states "
                 f"{self.download.sizes[image_id]}, so the boxes would not fit; use the unchanged images of COCO"
             )
-        notes = [("repaired", path, number, repair)] if repair else []
+        notes = [("converted", path, number, conversion)] if conversion else []
         return dict(index=number, image_id=str(image_id), image=image), notes
 
 

@@ -226,9 +226,9 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
 
     def _with_grid(self, item: _Item) -> tuple[bytes, tuple[int, int], Detections]:
         """Return the image, its size and the regions of a grid. Raises Unusable if it cannot be read."""
-        image, size, repair = self.files.read_jpeg(item.image_id, upright=True)
-        if repair:
-            item.note("repaired", item.image_id, repair)
+        image, size, conversion = self.files.read_jpeg(item.image_id, upright=True)
+        if conversion:
+            item.note("converted", item.image_id, conversion)
         empty = np.zeros((0, 0), np.float32)
         return image, size, Detections("", size, grid_boxes(size), empty, empty)
 
@@ -244,14 +244,14 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
     def _image(self, item: _Item, regions: Detections) -> tuple[bytes, tuple[int, int]]:
         """Return the image, empty if it cannot be read, and the size to which the boxes refer."""
         try:
-            image, size, repair = self.files.read_jpeg(item.image_id, upright=bool(regions.extractor))
+            image, size, conversion = self.files.read_jpeg(item.image_id, upright=bool(regions.extractor))
         except Unusable as error:
             if self.drop_unreadable:
                 raise Unusable(f"the image cannot be read: {error}") from None
             item.note("kept", item.image_id, f"the image is left empty: {error}")
             return b"", regions.size
-        if repair:
-            item.note("repaired", item.image_id, repair)
+        if conversion:
+            item.note("converted", item.image_id, conversion)
         if size != regions.size:
             item.note("kept", item.image_id, f"the size is {size}, the detector saw {regions.size}")
         return image, regions.size if self.features else size

@@ -340,7 +340,7 @@ def as_jpeg(content: bytes, upright: bool = False) -> tuple[bytes, tuple[int, in
         official code does neither.
 
     Returns:
-      The JPEG; (width, height); a description of the repair, "" if the content is unchanged.
+      The JPEG; (width, height); a description of the conversion, "" if the content is unchanged.
 
     Raises:
       Exception: an exception of Pillow, mostly OSError, if the image cannot be decoded completely.

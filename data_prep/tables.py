@@ -111,6 +111,9 @@ def run_builder(builder: OrderedBuilder) -> pathlib.Path:
     print(f"{directory}: " + ", ".join(f"{split} {number:,}" for split, number in manifest.records.items()))
     if summary := manifest.summary():
         print(f"{directory}: {summary}")
+    if manifest.converted:
+        kinds = "; ".join(f"{number:,} {kind}" for kind, number in manifest.converted.most_common())
+        print(f"{directory}: {manifest.converted.total():,} images were converted, which is no defect: {kinds}")
     if manifest.problems:
         counts = ", ".join(f"{manifest.count(action):,} {action}" for action in ("skipped", "repaired", "kept"))
         print(f"{directory / 'manifest.json'} lists the defects of the source: {counts}")

@@ -143,7 +143,7 @@ class VCRImages(OrderedBuilder, skip_registration=True):
             content = self.files.read(f"vcr1images.zip@/{self.inner}{metadata_id}")
             metadata, boxes, polygons = read_metadata(content, len(objects))
             file = image_id
-            image, size, repair = self.files.read_jpeg(f"vcr1images.zip@/{self.inner}{image_id}")
+            image, size, conversion = self.files.read_jpeg(f"vcr1images.zip@/{self.inner}{image_id}")
             if reason := fractions_of(boxes, size):
                 file = metadata_id
                 raise Invalid(reason)
@@ -152,7 +152,7 @@ class VCRImages(OrderedBuilder, skip_registration=True):
             raise SourceError(
                 f"{self.root / 'vcr1images' / file} (of {place}): {error}; correct it, or download vcr1images.zip again"
             ) from None
-        notes: list[Note] = [("repaired", image_id, line, repair)] if repair else []
+        notes: list[Note] = [("converted", image_id, line, conversion)] if conversion else []
         notes += [("kept", metadata_id, line, reason) for reason in unusual(metadata, boxes, polygons, size)]
         shapes = [shape_of(found, box) for found, box in zip(polygons, boxes, strict=True)]
         record = dict(

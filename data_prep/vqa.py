@@ -182,13 +182,13 @@ class VQAImages(OrderedBuilder, skip_registration=True):
         Raises SourceError.
         """
         try:
-            image, size, repair = self.files.read_jpeg(path, upright=bool(self.manifest.extractor))
+            image, size, conversion = self.files.read_jpeg(path, upright=bool(self.manifest.extractor))
         except Unusable as error:
             raise SourceError(
                 f"{self.files.root / path}: image {image_id} cannot be read ({error}); download it again"
             ) from None
-        if repair:
-            notes.append(("repaired", path, number, repair))
+        if conversion:
+            notes.append(("converted", path, number, conversion))
         if size != detector_size:
             notes.append(("kept", path, number, f"the size is {size}, the detector saw {detector_size}"))
         return image, size

@@ -46,7 +46,7 @@ def test_grid(photos):
     assert manifest["options"]["regions"] == "grid of 3 x 3" and "extractor" not in manifest
 
 
-def test_images_in_an_archive_are_stored_upright_as_jpeg(photos):
+def test_images_in_an_archive_are_stored_upright_as_jpeg(photos, capsys):
     exif, content = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (50, 20)).save(content, "JPEG", exif=exif)
@@ -56,8 +56,10 @@ def test_images_in_an_archive_are_stored_upright_as_jpeg(photos):
     (record,) = read_all(directory, "images")
     assert record["image_size"].tolist() == [20, 50] and record["boxes"].shape == (0, 4)
     assert Image.open(io.BytesIO(record["image"])).size == (20, 50)
-    (problem,) = json.loads((directory / "manifest.json").read_text())["problems"]
-    assert problem["action"] == "repaired" and "rotated" in problem["reason"]
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["problems"] == [] and manifest["repaired"] == 0
+    assert manifest["converted"] == {"JPEG in mode RGB, rotated as EXIF says, encoded as an RGB JPEG": 1}
+    assert "1 images were converted, which is no defect: 1 JPEG in mode RGB, rotated" in capsys.readouterr().out
 
 
 def store(folder, names, **changes):

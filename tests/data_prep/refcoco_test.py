@@ -34,8 +34,12 @@ def expressions_of(directory, split):
     return sorted(found, key=lambda record: record["index"])
 
 
+def manifest_of(directory):
+    return json.loads((directory / "manifest.json").read_text())
+
+
 def problems_of(directory):
-    return json.loads((directory / "manifest.json").read_text())["problems"]
+    return manifest_of(directory)["problems"]
 
 
 # --- The official sample --------------------------------------------------------------------------
@@ -318,8 +322,10 @@ def test_a_valid_download_and_problems_that_are_not_errors(tmp_path):
         ("kept", 3, "box [5.0, 5.0, 5.0, 8.0] has no area in image 2"),
         ("kept", 0, "box [70.0, 0.0, 79.0, 9.0] has no area in image 1"),
         ("kept", -1, "no region of image 2"),
-        ("repaired", 0, "JPEG in mode L encoded as an RGB JPEG"),
     ]
+    assert manifest_of(tmp_path / "data/refcoco_images/dubious/1.0.0")["converted"] == {
+        "JPEG in mode L encoded as an RGB JPEG": 1
+    }
     (record, _) = read_all(tmp_path / "data/refcoco_images/dubious/1.0.0", "images")
     assert Image.open(io.BytesIO(record["image"])).mode == "RGB"
     (problem,) = problems_of(tmp_path / "data/refcoco/dubious/1.0.0")

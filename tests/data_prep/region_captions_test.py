@@ -90,8 +90,10 @@ BAD = dict(
     no_image=(["a", "dog"], None, detections(), ("kept", "the image is left empty"), 2),
     cut_image=(["a"], jpeg()[:-200], detections(), ("kept", "truncated"), 2),
     no_jpeg=(["a"], b"<html>gone</html>", detections(), ("kept", "not an image of a format"), 2),
-    gray_image=(["a"], jpeg("L"), detections(), ("repaired", "mode L"), 2),
-    png_image=(["a"], jpeg("RGBA", form="PNG"), detections(), ("repaired", "PNG in mode RGBA"), 2),
+    gray_image=(["a"], jpeg("L"), detections(), ("converted", "JPEG in mode L encoded as an RGB JPEG"), 2),
+    png_image=(
+        ["a"], jpeg("RGBA", form="PNG"), detections(), ("converted", "PNG in mode RGBA encoded as an RGB JPEG"), 2,
+    ),  # fmt: skip
     other_size=(["a"], jpeg(size=(40, 60)), detections(), ("kept", "the detector saw (60, 40)"), 2),
     nan_box=(["a"], jpeg(), detections([(NAN, 2, 3, 4), TWO[1]]), ("repaired", "dropped box [nan"), 1),
     infinite_box=(["a"], jpeg(), detections([TWO[0], (30, 5, INF, 9)]), ("repaired", "dropped box [30.0"), 1),
@@ -160,8 +162,11 @@ def test_problems_are_listed_and_the_build_continues(bad_build, name):
     manifest, records = bad_build
     *_, expected, num_boxes = BAD[name]
     problems = [problem for problem in manifest["problems"] if f"@/{name}." in problem["file"]]
-    assert len(problems) == (expected is not None)
-    if expected:
+    is_converted = expected is not None and expected[0] == "converted"
+    assert len(problems) == (expected is not None and not is_converted)
+    if is_converted:
+        assert manifest["converted"][expected[1]] == 1
+    elif expected:
         action, reason = expected
         assert problems[0]["action"] == action and reason in problems[0]["reason"]
         assert problems[0]["line"] == list(BAD).index(name)

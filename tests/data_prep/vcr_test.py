@@ -223,7 +223,9 @@ def test_a_gray_png_becomes_an_rgb_jpeg(tmp_path):
     directory = build_vcr(write(tmp_path / "s", image=jpeg(mode="L", form="PNG")), tmp_path, splits=["train"])["images"]
     (row,) = read(directory, "images")
     assert Image.open(io.BytesIO(row["image"])).format == "JPEG"
-    assert [p["action"] for p in problems(directory)] == ["repaired"]
+    assert problems(directory) == []
+    converted = json.loads((directory / "manifest.json").read_text())["converted"]
+    assert converted == {"PNG in mode L encoded as an RGB JPEG": 1}
 
 
 # --- Bad input ------------------------------------------------------------------------------------

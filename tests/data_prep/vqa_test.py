@@ -120,9 +120,10 @@ def test_images_without_features(tmp_path):
     assert Image.open(io.BytesIO(images[1]["image"])).mode == "RGB" and images[0]["image"] == download.images[9]
     assert images[2]["image_size"].tolist() == [30, 44]
     assert [record["question_id"] for record in read_all(paths["questions"], "test_portrait")] == [5]
-    problems = json.loads((paths["images"] / "manifest.json").read_text())["problems"]
-    assert [(p["action"], p["line"]) for p in problems] == [("repaired", 1), ("kept", 2)]
-    assert "mode L" in problems[0]["reason"] and "the detector saw (60, 40)" in problems[1]["reason"]
+    manifest = json.loads((paths["images"] / "manifest.json").read_text())
+    (problem,) = manifest["problems"]
+    assert (problem["action"], problem["line"]) == ("kept", 2) and "the detector saw (60, 40)" in problem["reason"]
+    assert manifest["converted"] == {"JPEG in mode L encoded as an RGB JPEG": 1}
 
 
 def test_tables_and_files_give_the_same_records(tmp_path):
