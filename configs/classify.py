@@ -190,10 +190,11 @@ def hateful_memes() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/classify.py:hateful_memes --workdir=DIR \\
             --config.init.checkpoint=BASE_PREC --config.init.bert=bert-base-uncased/
 
-    8,500 training examples; rate, updates and lengths of VisualBERT's recipe in mmf. AUROC is in scores.json of
-    `--mode=evaluate`, chance is 0.5. predictions/SPLIT.csv has the columns id, proba, label.
+    8,500 training examples; rate, updates and lengths of VisualBERT's recipe in mmf. AUROC chooses the best checkpoint;
+    chance is 0.5. predictions/SPLIT.csv has the columns id, proba, label.
     """
     config = fields()
+    config.best_metric = "classify_auroc"
     config.total_steps = 22_000
     config.batch_size = 64
     config.learning_rate = 5e-5

@@ -170,17 +170,25 @@ def test_every_example_counts_once(corpus, devices):
     config = tiny(2, **{
         "data.features": "precomputed", "model.pair": "attention", "model.read": "cls", "model.encoder.pooler": True,
         "model.label_head": "linear", "batch_size": 24, "blind": devices == 8, "data.geometry_on_device": True,
+        "best_metric": "classify_auroc",
     })  # fmt: skip
     model = nnx.jit(lambda: CLASSIFY.build_model(config, nnx.Rngs(0)))()
     graphdef, params, constants = nnx.split(model, nnx.Param, ...)
     mesh = mesh_of(config, devices)
-    score = make_score(graphdef, CLASSIFY, config, mesh, predict=True)
+    score = make_score(graphdef, CLASSIFY, config, mesh)  # as in training: rows for AUROC, which chooses the best
     with jax.set_mesh(mesh):
         scores, rows = evaluate(score, params, constants, CLASSIFY, config, mesh, lambda: False)
     assert rows["index"].tolist() == list(range(SIZES["val"]))
     labels = [text_record(number, 2, "val")["labels"][0] for number in (0, 2, 4, 6, 1, 3, 5)]
     answers = ["False" if row[0] > row[1] else "True" for row in rows["probabilities"]]
     assert scores["classify_accuracy"] == pytest.approx(np.mean([a == b for a, b in zip(answers, labels, strict=True)]))
+    chances = rows["probabilities"][:, 1].astype(float)
+    is_true = np.array(labels) == "True"
+    above = [(a > b) + 0.5 * (a == b) for a in chances[is_true] for b in chances[~is_true]]
+    assert scores["classify_auroc"] == pytest.approx(np.mean(above)) and "classify_average_precision" in scores
+    config.best_metric = "classify_accuracy"
+    batch = next(CLASSIFY.eval_batches(config, 0, 1)["examples"])
+    assert CLASSIFY.joint_rows(model, batch, config) == {}
 
 
 def test_the_blind_model_does_not_see_the_images(corpus):

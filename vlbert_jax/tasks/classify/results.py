@@ -19,6 +19,12 @@ from vlbert_jax.tasks.classify.examples import labels_of, loss_of
 
 ALL_LABELS = 100  # up to so many labels all probabilities are written, of more the best BEST
 BEST = 10
+PREFIX = "classify_"  # of the names of scores
+# Scores of `own_scores` that are no means over examples. A run computes them if one of them is its best metric.
+JOINT = (
+    "f1", "auroc", "average_precision", "macro_f1", "macro_auroc", "mean_average_precision", "subset_accuracy",
+    "mean_squared_error", "mean_absolute_error", "pearson", "spearman",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,4 +171,4 @@ def conclude_split(directory: Path, rows: dict[str, np.ndarray], config) -> dict
     predicted = predicted_of(rows, config)
     write_files(directory, predicted)
     found = SCORERS[scorer](directory, predicted) if scorer else own_scores(predicted)
-    return {f"classify_{name}": value for name, value in found.items()}
+    return {f"{PREFIX}{name}": value for name, value in found.items()}

@@ -27,7 +27,7 @@ from vlbert_jax.tasks.classify import report as sections
 from vlbert_jax.tasks.classify.examples import ClassLayout, class_example, labels_of, loss_of
 from vlbert_jax.tasks.classify.losses import answers_of, class_losses, class_metrics
 from vlbert_jax.tasks.classify.model import ClassifyModel, build_classifier
-from vlbert_jax.tasks.classify.results import conclude_split
+from vlbert_jax.tasks.classify.results import JOINT, PREFIX, conclude_split, own_scores, predicted_of
 from vlbert_jax.tasks.classify.weights import (
     MASK_OF_VLBERT,
     OWN_NAMES,
@@ -142,6 +142,15 @@ class ClassifyTask(TextImageTask):
     def predict(self, model: ClassifyModel, batch: Batch, config) -> dict[str, Array]:
         """Return the probabilities of the labels, or the numbers, [b, k]."""
         return dict(probabilities=answers_of(_outputs(model, batch, config), config))
+
+    def joint_rows(self, model: ClassifyModel, batch: Batch, config) -> dict[str, Array]:
+        """Return the predictions while a run trains, if `config.best_metric` is a score that needs all examples."""
+        is_joint = config.best_metric.removeprefix(PREFIX) in JOINT
+        return self.predict(model, batch, config) if is_joint else {}
+
+    def joint_scores(self, rows: dict, config) -> dict[str, float]:
+        """Return the scores of all examples at once, such as AUROC, where labels are known."""
+        return {f"{PREFIX}{name}": value for name, value in own_scores(predicted_of(rows, config)).items()}
 
     def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
         """Write SPLIT.jsonl and SPLIT.csv; return the scores that need all examples, where labels are known."""
