@@ -176,3 +176,21 @@ def test_a_text_of_another_encoding_is_named(tmp_path):
 def test_an_image_has_a_possible_size(size):
     with pytest.raises(Unusable):
         decode_regions(dict(image_w=size, image_h=4, num_boxes=1, boxes="AAAAAAAAAAAAAIA/AACAPw=="), False)
+
+
+@pytest.mark.parametrize(
+    "command, place",
+    [
+        ("retrieval --dataset=coco", ("images", 0, "sentences", 0, "sentid")),
+        ("vqa --images --answers=5", ("annotations", 0, "question_id")),
+        ("refcoco", ("annotations", 0, "id")),
+    ],
+)
+def test_integers_that_no_record_can_store(command, place, tmp_path, capsys):
+    write, name = SOURCES[command]
+    write(tmp_path / "source")
+    path = tmp_path / "source" / name
+    path.write_text(json.dumps(replaced(json.loads(path.read_text()), place, 2**63)))
+    assert build.main([*command.split(), f"--source={tmp_path}/source", f"--data_dir={tmp_path}/data"]) == 2
+    error = capsys.readouterr().err.rpartition("\r")[2]
+    assert f"{path}" in error and f"{place[-1]}" in error and "which has more than 64 bits" in error
