@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
-from data_prep.build_options import listed, parse_options
+from data_prep.build_options import listed, parse_options, workers_of
 from data_prep.build_public import COMMANDS as PUBLIC_COMMANDS
 from data_prep.manifest import SourceError
+from data_prep.parts import ONE, Workers
 from data_prep.scene_kinds import build_scene_kinds
-from data_prep.tables import draw_once, is_built, only_builder, run_builder, run_builders
+from data_prep.tables import ShareWritten, draw_once, is_built, only_builder, run_builder, run_builders
 from vlbert_jax.command import run_command
 
 # --- The synthetic corpora --------------------------------------------------------------------
@@ -29,6 +31,7 @@ def build_scenes(
     num_train_stories: int = 12_000,
     num_val_stories: int = 600,
     feature_width: int = 0,
+    workers: Workers = ONE,
 ) -> dict[str, pathlib.Path]:
     """Generate the synthetic corpus of pre-training in `{data_dir}/scenes` and build its records.
 
@@ -42,6 +45,7 @@ def build_scenes(
       num_train_stories: text documents of train.
       num_val_stories: text documents of val.
       feature_width: width of synthetic region features; 0 = no features.
+      workers: the processes that make the records.
 
     Returns:
       The paths `source` (folder), `vocab` (file), `captions` and `text` (directories of records).
@@ -63,7 +67,7 @@ def build_scenes(
         draw_once(source, settings, corpus.write_corpus, ("region_captions/scenes", "text_corpus/scenes"))
         captions = RegionCaptions("scenes", data_dir, source, features=bool(feature_width))
         text = TextCorpus("scenes", data_dir, [source / "train.doc"], [source / "val.doc"])
-        captions, text = run_builders(captions, text)
+        captions, text = run_builders(captions, text, workers=workers)
         return dict(source=source, vocab=source / "vocab.txt", captions=captions, text=text)
 
 
@@ -75,6 +79,7 @@ def build_scene_tasks(
     num_test: int = 300,
     feature_width: int = 0,
     tasks: Sequence[str] = ("vqa", "vcr", "refcoco"),
+    workers: Workers = ONE,
 ) -> dict[str, pathlib.Path]:
     """Generate the synthetic corpora of the downstream tasks and build their records.
 
@@ -89,6 +94,7 @@ def build_scene_tasks(
       num_test: scenes of test, and again of RefCOCO+'s testA and testB.
       feature_width: width of synthetic region features for VQA; 0 = no features.
       tasks: tasks whose records are built.
+      workers: the processes that make the records.
 
     Returns:
       The paths `source` (folder), `vocab`, `answers` and `categories` (files).
@@ -116,11 +122,12 @@ def build_scene_tasks(
         refcoco = ("scenes", data_dir, ReferDownload(source / "coco"))
         detected = "refcoco+/proposal/res101_coco_minus_refer_notime_dets.json"
         if "vqa" in tasks:
-            run_vqa(source / "coco", data_dir, "scenes", images=True, features=bool(feature_width))
+            run_vqa(source / "coco", data_dir, "scenes", workers=workers, images=True, features=bool(feature_width))
         if "vcr" in tasks:
-            run_builders(VCRImages(*vcr, categories), VCRQuestions(*vcr))
+            run_builders(VCRImages(*vcr, categories), VCRQuestions(*vcr), workers=workers)
         if "refcoco" in tasks:
-            run_builders(RefCOCOImages(*refcoco, proposals=detected), RefCOCOExpressions(*refcoco))
+            images = RefCOCOImages(*refcoco, proposals=detected)
+            run_builders(images, RefCOCOExpressions(*refcoco), workers=workers)
         return dict(
             source=source, vocab=source / "vocab.txt", answers=source / "answers_vqa.txt",
             categories=source / "categories.txt",
@@ -161,6 +168,7 @@ def run_vqa(
     corpus: str = "vqa_v2",
     splits: tuple[str, ...] = (),
     answers: int = 0,
+    workers: Workers = ONE,
     **options,
 ) -> dict[str, pathlib.Path]:
     """Build the two tables and the answer vocabulary of VQA.
@@ -171,6 +179,7 @@ def run_vqa(
       corpus: name of the corpus.
       splits: requested splits; empty = all with a question file.
       answers: number of entries of the answer vocabulary; 0 = copy the official file.
+      workers: the processes that make the records.
       **options: options of `VQAImages`.
 
     Returns:
@@ -188,9 +197,11 @@ def run_vqa(
     questions = VQAQuestions(corpus, data_dir, download, images.data_dir)
     for table in (images, questions):  # before the vocabulary is written
         is_built(table)
+    if workers.shards > 1:
+        run_builder(images, workers)
     if not write_answers(download, vocabulary, answers):
         print(f"{vocabulary}: not written, because neither --answers nor {source}/vqa/answers_vqa.txt exists")
-    images, questions = run_builders(images, questions)
+    images, questions = run_builders(images, questions, workers=workers)
     return dict(images=images, questions=questions, answers=vocabulary)
 
 
@@ -198,15 +209,18 @@ def run_vqa(
 
 
 def _scenes(args: argparse.Namespace) -> None:
-    build_scenes(args.data_dir, args.seed, args.num_train, args.num_val, args.num_train, feature_width=args.features)
+    numbers = args.num_train, args.num_val, args.num_train
+    build_scenes(args.data_dir, args.seed, *numbers, feature_width=args.features, workers=workers_of(args))
 
 
 def _scene_tasks(args: argparse.Namespace) -> None:
-    build_scene_tasks(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
+    numbers = args.num_train, args.num_val, args.num_test
+    build_scene_tasks(args.data_dir, args.seed, *numbers, args.features, workers=workers_of(args))
 
 
 def _scene_kinds(args: argparse.Namespace) -> None:
-    build_scene_kinds(args.data_dir, args.seed, args.num_train, args.num_val, args.num_test, args.features)
+    numbers = args.num_train, args.num_val, args.num_test
+    build_scene_kinds(args.data_dir, args.seed, *numbers, args.features, workers=workers_of(args))
 
 
 def write_indices(source: pathlib.Path, splits: Sequence[str], index: str, regions: str) -> None:
@@ -238,13 +252,14 @@ def _captions(args: argparse.Namespace) -> None:
         extract_tables(source, splits, args.detector, args.num_threads)
     index = "grid" if args.grid else "regions" if args.regions else "frcnn"
     if args.grid or args.regions:
-        write_indices(source, splits, index, args.regions)
+        with only_builder(pathlib.Path(args.data_dir)):
+            write_indices(source, splits, index, args.regions)
     builder = RegionCaptions(
         args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
         args.features, not args.no_images, args.drop_unreadable, args.num_threads, index,
     )  # fmt: skip
-    with only_builder(pathlib.Path(args.data_dir)):
-        run_builder(builder)
+    with only_builder(pathlib.Path(args.data_dir), workers_of(args)):
+        run_builder(builder, workers_of(args))
 
 
 def _vqa(args: argparse.Namespace) -> None:
@@ -252,9 +267,9 @@ def _vqa(args: argparse.Namespace) -> None:
         raise SourceError("without --features and --images a model sees neither features nor images; give one or both")
     if args.answers and args.answers < 2:
         raise SourceError(f"--answers={args.answers} leaves no answer except <unk>; the official number is 3129")
-    with only_builder(pathlib.Path(args.data_dir)):
+    with only_builder(pathlib.Path(args.data_dir), workers_of(args)):
         run_vqa(
-            args.source, pathlib.Path(args.data_dir), args.corpus, listed(args.splits), args.answers,
+            args.source, pathlib.Path(args.data_dir), args.corpus, listed(args.splits), args.answers, workers_of(args),
             regions=args.regions, features_tsv=listed(args.features_tsv), features=args.features,
             images=args.images, num_threads=args.num_threads,
         )  # fmt: skip
@@ -266,8 +281,9 @@ def _vcr(args: argparse.Namespace) -> None:
 
     where, splits = (args.corpus, args.data_dir, args.source), listed(args.splits)
     categories = read_categories(args.categories) if args.categories else COCO_CATEGORIES
-    with only_builder(pathlib.Path(args.data_dir)):
-        run_builders(VCRImages(*where, categories, splits, args.num_threads), VCRQuestions(*where, splits))
+    with only_builder(pathlib.Path(args.data_dir), workers_of(args)):
+        images = VCRImages(*where, categories, splits, args.num_threads)
+        run_builders(images, VCRQuestions(*where, splits), workers=workers_of(args))
 
 
 def _refcoco(args: argparse.Namespace) -> None:
@@ -277,18 +293,18 @@ def _refcoco(args: argparse.Namespace) -> None:
     corpus = args.corpus or f"{args.dataset}_{args.split_by}"
     download = ReferDownload(args.source, args.dataset, args.split_by, listed(args.splits))
     where = corpus, args.data_dir, download
-    with only_builder(pathlib.Path(args.data_dir)):
+    with only_builder(pathlib.Path(args.data_dir), workers_of(args)):
         images = RefCOCOImages(*where, args.annotations, args.proposals, args.num_threads)
-        run_builders(images, RefCOCOExpressions(*where))
+        run_builders(images, RefCOCOExpressions(*where), workers=workers_of(args))
 
 
 def _own(args: argparse.Namespace) -> None:
     from data_prep.own import build_own
 
-    with only_builder(pathlib.Path(args.data_dir)):
+    with only_builder(pathlib.Path(args.data_dir), workers_of(args)):
         build_own(
             args.source, args.data_dir, args.corpus, args.images, args.regions, args.detector, args.features,
-            args.answers, args.positive, not args.no_images, args.num_threads,
+            args.answers, args.positive, not args.no_images, args.num_threads, workers=workers_of(args),
         )  # fmt: skip
 
 
@@ -298,7 +314,7 @@ def _text(args: argparse.Namespace) -> None:
     sources = listed(args.source), listed(args.val_source)
     builder = TextCorpus(args.corpus, args.data_dir, *sources, args.val_fraction)
     with only_builder(pathlib.Path(args.data_dir)):
-        run_builder(builder)
+        run_builder(builder, workers_of(args))
 
 
 COMMANDS = dict(
@@ -307,14 +323,39 @@ COMMANDS = dict(
 ) | PUBLIC_COMMANDS  # fmt: skip
 
 
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def _terminate(*_) -> None:
+    raise _Terminated
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    It is 2 after an error, which one line explains, and 130 after Ctrl-C."""
+    It is 2 after an error, which one line explains, 130 after Ctrl-C and 143 after SIGTERM."""
     args = parse_options(argv)
-    interrupted = f"stopped by Ctrl-C; the same command builds the tables that {args.data_dir} lacks"
-    errors = SourceError, ValueError, OSError
-    return run_command(lambda: COMMANDS[args.name](args), ["data_prep.builder"], errors, interrupted)
+    interrupted = "stopped by {}; the same command builds the tables that " + str(args.data_dir) + " lacks"
+
+    def work():
+        if args.shard[1] > 1 and getattr(args, "detector", ""):
+            raise SourceError("--shard and --detector exclude each other; first share data_prep.extract_regions")
+        try:
+            COMMANDS[args.name](args)
+        except ShareWritten as share:
+            print(share)
+
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        errors = SourceError, ValueError, OSError
+        return run_command(work, ["data_prep.builder"], errors, interrupted.format("Ctrl-C"))
+    except _Terminated:
+        status = 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(interrupted.format("SIGTERM"), file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

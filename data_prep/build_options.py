@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import vlbert_jax
+from data_prep.parts import Workers, cores
 from data_prep.refcoco_files import SPLITS as REFER_SPLITS
 from data_prep.vcr_files import SPLITS as VCR_SPLITS
 from vlbert_jax.files import user_path, user_paths
@@ -33,14 +34,46 @@ def _command(commands, name: str, description: str, *aliases: str) -> argparse.A
     parser.add_argument(
         "--data_dir", type=user_path, default="data", help="folder for the records (default: %(default)s)"
     )
+    parser.add_argument(
+        "--num_processes", type=_positive, default=cores(), metavar="N",
+        help="processes that make records, which do not depend on N; a table of up to 256 images, or 20,000 texts, "
+        "is built by one (default: the number of cores, %(default)s)",
+    )  # fmt: skip
+    parser.set_defaults(shard=(0, 1))
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, at least 1")
+    return int(text)
+
+
+def share(text: str) -> tuple[int, int]:
+    """Return (i, n) of an option i/n. Raises ArgumentTypeError."""
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be i/n with i from 0 to n - 1, such as 0/4")
+    return int(number), int(of)
+
+
+def workers_of(args: argparse.Namespace) -> Workers:
+    """Return the processes that the options choose."""
+    return Workers(args.num_processes, *args.shard)
 
 
 def _download(parser: argparse.ArgumentParser, source: str, corpus: str, threads: str, default: str = "") -> None:
     """Add the options that all downloads with images share; `default` describes an empty `corpus`."""
     parser.add_argument("--source", type=user_path, required=True, help=source)
     parser.add_argument("--corpus", default=corpus, help=f"name of the corpus (default: {corpus or default})")
-    parser.add_argument("--num_threads", type=int, default=4, help=f"threads that read {threads} (default: 4)")
+    parser.add_argument(
+        "--num_threads", type=int, default=4, help=f"threads of a process that read {threads} (default: 4)"
+    )
+    parser.add_argument(
+        "--shard", type=share, metavar="i/n",
+        help="make only share i, from 0, of the records of images, on one of n machines with the same --data_dir; "
+        "after all shares, the same command without --shard completes the corpus",
+    )  # fmt: skip
 
 
 def _scenes(commands) -> None:

@@ -8,7 +8,7 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from data_prep.build_options import listed
+from data_prep.build_options import listed, workers_of
 from data_prep.manifest import SourceError
 from data_prep.tables import only_builder
 
@@ -22,7 +22,7 @@ def _build(args: argparse.Namespace, source: Corpus) -> pathlib.Path:
 
     run_public(
         source, args.corpus, args.data_dir, args.regions, args.detector, args.features, not args.no_images,
-        args.num_threads, args.drop_missing,
+        args.num_threads, args.drop_missing, workers_of(args),
     )  # fmt: skip
     return pathlib.Path(args.data_dir) / source.name / args.corpus
 
@@ -119,7 +119,7 @@ _COMMANDS = dict(
 
 def run_command(args: argparse.Namespace) -> None:
     """Run the command `args.name`. Raises SourceError."""
-    with only_builder(pathlib.Path(args.data_dir)):
+    with only_builder(pathlib.Path(args.data_dir), workers_of(args)):
         _COMMANDS[args.name](args)
 
 

@@ -1,28 +1,35 @@
-"""The base class of all builders: it writes records in order, in one pass and in constant memory.
+"""The base class of all builders: items of a source, in order, become records.
 
+data_prep/parts.py writes the records, in several processes and in constant memory.
 `GeneratorBasedBuilder` of TFDS collects a split before it writes it; above 1 GB it spills to disk
-with TensorFlow, which is not a dependency. `tfds.core.SequentialWriter` needs neither, and one pass
-over a download can fill several splits. TFDS still does the remaining work: the temporary directory
-that is renamed after the last record, `dataset_info.json` and `features.json`."""
+with TensorFlow, which is not a dependency. The shards of `ShardBasedBuilder` are of one split each,
+are written by one process without Apache Beam, and are written again after a kill. TFDS still
+serializes the records, and writes `dataset_info.json` and `features.json`."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_prep.inputs import marks_of
-from data_prep.manifest import Manifest, SourceError
-from data_prep.sources import map_ahead
-
-_WRITE_EVERY = 256  # records per call of the writer; each call has a fixed cost
+from data_prep.manifest import Manifest
 
 Note = tuple[str, str, int, str]  # arguments of `Manifest.note`: action, file, line, reason
+
+
+class Made(NamedTuple):
+    """What a builder makes of an item."""
+
+    split: str = ""
+    record: dict[str, Any] | None = None  # None = the item is skipped
+    notes: Sequence[Note] = ()
+    usable: Sequence[bool] = ()  # for each target of the record, whether it can be learned from
+    fact: Any = None  # what `absorb` must know, as JSON; None = nothing
 
 
 @contextlib.contextmanager
@@ -71,13 +78,19 @@ def oriented(split: str, width: int, height: int) -> str:
 
 
 class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder of one table; subclasses define `record_features`, `inputs` and `records`.
+    """A builder of one table; `data_prep.tables.run_builder` builds it.
 
-    The records of a split keep the order in which `records` yields them. A build that fails or is
-    killed leaves a directory named `incomplete.*`, which no reader accepts."""
+    A table of images defines `record_features`, `inputs`, `items`, `number_of_items` and `make`.
+    Any other table defines `record_features`, `inputs` and `records`. The records of a split keep
+    the order of the items. A build that fails or is killed leaves a directory named `incomplete.*`,
+    which no reader accepts."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RECORDS_PER_SHARD = 2048
+    RECORDS_PER_SHARD = 20_000  # of a table whose number of items is not known; some items have no record
+    FEWEST, MOST = 256, 4096  # items per shard of any other table
+    SHARDS = 64  # number of shards of such a table, within these bounds
+    NOT_SENT: tuple[str, ...] = ()  # attributes that `make` does not need; they can be as large as the corpus
+    num_threads = 0  # threads of a process that call `make`; 0 = none
     # With a path TFDS would search for checksums next to it, with a package that may be missing.
     code_path = None
 
@@ -90,13 +103,24 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           source: the download, as the manifest names it.
           options: options that change the records; a build with other options is refused.
         """
+        before = set(vars(self))
         with quiet_tfds():
             super().__init__(
                 data_dir=str(data_dir),
                 config=tfds.core.BuilderConfig(name=corpus, version=self.VERSION),
                 file_format="array_record",
             )
+        self._of_tfds = {"_of_tfds", *vars(self)} - before
         self.manifest = Manifest(source, options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs to call `make`."""
+        left_out = self._of_tfds.union(self.NOT_SENT)
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set the attributes; the builder can then call `make`, and nothing of TFDS."""
+        vars(self).update(state)
 
     def record_features(self) -> dict[str, Any]:
         """Return the TFDS feature of each field of a record."""
@@ -110,62 +134,40 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Yield (split, record) in the order of the source. Raises SourceError."""
         raise NotImplementedError
 
-    def targets(self, record: dict[str, Any]) -> Iterable[bool]:
-        """Return whether each target of a record can be learned from; none if the table has no targets."""
-        return ()
+    def number_of_items(self) -> int:
+        """Return the number of items; 0 if `records` generates them and shows its own progress."""
+        return 0
 
-    def in_threads(self, function: Callable, items: Iterable, num_threads: int) -> Iterator[dict[str, Any]]:
-        """Yield the records of some items in order, and list the notes about them in the manifest.
+    def items(self) -> Iterable[Any]:
+        """Return the items in the order of the source; they can be pickled. Raises SourceError.
 
-        Args:
-          function: item -> (record, or None if the item is skipped; list of `Note`). It runs in
-            threads.
-          items: the items, read as they are needed.
-          num_threads: number of threads.
+        The main process calls this method, once, before any process calls `make`.
         """
-        for record, notes in map_ahead(function, items, num_threads):
-            for note in notes:
-                self.manifest.note(*note)
-            if record is not None:
-                yield record
+        return self.records()
+
+    def make(self, item: Any) -> Made:
+        """Return the record of an item. Raises SourceError.
+
+        Threads of other processes call this method, on copies of the builder.
+        """
+        return Made(*item)
+
+    def absorb(self, facts: list[Any]) -> None:
+        """Check or keep the facts of the next shard; the main process calls it. Raises SourceError."""
+
+    def conclude(self, folder: pathlib.Path) -> None:
+        """Write other files of the table to `folder`, after the last shard. Raises SourceError."""
+
+    def items_per_shard(self) -> int:
+        """Return the number of items of a shard, which does not depend on the number of processes."""
+        number = self.number_of_items()
+        return min(self.MOST, max(self.FEWEST, -(-number // self.SHARDS))) if number else self.RECORDS_PER_SHARD
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(self.record_features())
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
-        raise NotImplementedError("OrderedBuilder writes the records of records(); TFDS must not generate them")
+        raise NotImplementedError("use data_prep.tables.run_builder; TFDS must not generate the records")
 
     _generate_examples = _split_generators
-
-    def _download_and_prepare(self, dl_manager, download_config) -> None:
-        """Write all records; TFDS calls this extension point in a temporary directory."""
-        self.manifest.inputs = marks_of(self.inputs())  # before they are read: a later change is noticed
-        info = self._info()  # unlike self.info, this one knows the temporary directory
-        # The writer would rewrite dataset_info.json with every call. TFDS writes the file after the
-        # last record, so its presence shows that a build is complete.
-        info.write_to_directory = lambda *_, **__: None
-        writer = tfds.core.SequentialWriter(info, self.RECORDS_PER_SHARD, file_format="array_record")
-        waiting: dict[str, list] = {}
-
-        def flush():
-            writer.initialize_splits(list(waiting), fail_if_exists=False)
-            writer.add_examples(waiting)
-            waiting.clear()
-
-        for number, (split, record) in enumerate(self.records(), 1):
-            self.manifest.records[split] = self.manifest.records.get(split, 0) + 1
-            self.manifest.tally(record)
-            self.manifest.count_targets(self.targets(record))
-            waiting.setdefault(split, []).append(record)
-            if number % _WRITE_EVERY == 0:
-                flush()
-        flush()
-        writer.close_all()
-        self.info.set_splits(info.splits)
-        if not self.manifest.records:
-            raise SourceError(
-                f"{self.manifest.source}: no usable item was found; data_prep/README.md describes the format"
-            )
-        self.manifest.check_texts()
-        self.manifest.write(pathlib.Path(self.data_dir) / "manifest.json")

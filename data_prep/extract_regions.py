@@ -36,6 +36,7 @@ import numpy as np
 from tqdm import tqdm
 
 import vlbert_jax
+from data_prep.build_options import share
 from data_prep.manifest import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
 from data_prep.sources import Source, image_number, map_ahead, open_source, source_of, write_index
@@ -214,13 +215,6 @@ def extract_images(
     print(f"{store.folder}: {len(source.paths):,} images, extractor {store.extractor}")
 
 
-def _shard(text: str) -> tuple[int, int]:
-    number, _, of = text.partition("/")
-    if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
-        raise argparse.ArgumentTypeError(f"{text!r} must be i/n with i from 0 to n - 1, such as 0/4")
-    return int(number), int(of)
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = argparse.ArgumentParser(
@@ -240,7 +234,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--images", dest="image_folder", type=user_path, default="",
         help="folder or zip of the images of a table, next to the table",
     )  # fmt: skip
-    add("--shard", type=_shard, default=(0, 1), metavar="i/n", help="the share of the images of this process")
+    add("--shard", type=share, default=(0, 1), metavar="i/n", help="the share of the images of this process")
     add(
         "--rules", choices=tuple(RULES), default="caffe",
         help="of boxes, pixels and selection; huggingface = those of its frcnn, for LXMERT (default: %(default)s)",

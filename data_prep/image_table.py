@@ -28,7 +28,6 @@ that were dropped because they have no area inside their image."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import pathlib
@@ -36,9 +35,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
-from data_prep.builder import Note, OrderedBuilder, array_feature, image_features, region_feature
+from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_features, region_feature
 from data_prep.manifest import SourceError
 from data_prep.region_store import open_records, read_extraction
 from data_prep.sources import ArchiveFolder, bad_boxes, name_of
@@ -257,6 +255,8 @@ class ImageTable(OrderedBuilder, skip_registration=True):
         self.files, self.images = ArchiveFolder(pathlib.Path(root)), images
         self.regions = GridRegions() if regions is None else regions
         self.store_images, self.num_threads = store_images, num_threads
+        self._sizes: list[list] = []
+        self._width = 0  # of the features so far
         listed = hashlib.sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()[:16]
         options = dict(number=len(images), paths=listed, images=store_images, features=self.regions.features)
         super().__init__(corpus, data_dir, str(root), options | self.regions.options)
@@ -285,26 +285,33 @@ class ImageTable(OrderedBuilder, skip_registration=True):
             check_images(self.files, self.images)
         self.regions.check(self.images)
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield a record per image. Raises SourceError."""
-        self.check()
-        sizes, width = [], 0
-        with contextlib.closing(self.files):
-            progress = tqdm(self.images, "images", unit=" images", mininterval=1)
-            for record in self.in_threads(self._record, enumerate(progress), self.num_threads):
-                path, found = record["image_id"], record["features"].shape[-1]
-                width = width or found
-                if found != width:
-                    raise SourceError(
-                        f"{self.images[path]}: features of {path} are {found} wide, earlier ones {width}; use the "
-                        "features of one detector"
-                    )
-                sizes.append([path, *record["image_size"].tolist(), len(record["boxes"])])
-                yield "images", record
-        (pathlib.Path(self.data_dir) / "sizes.json").write_text(json.dumps(sizes) + "\n")
+    def number_of_items(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
 
-    def _record(self, item: tuple[int, str]) -> tuple[dict[str, Any], list[Note]]:
-        """Return the record of an image and the notes about it. Raises SourceError."""
+    def items(self) -> Iterator[tuple[int, str]]:
+        """Return (number, path) of each image. Raises SourceError."""
+        self.check()
+        self.files.close()  # the processes that read images open their own archives
+        return enumerate(self.images)
+
+    def absorb(self, facts: list[tuple[int, list]]) -> None:
+        """Keep the sizes, and check that all features have one width. Raises SourceError."""
+        for found, (path, *size) in facts:
+            self._width = self._width or found
+            if found != self._width:
+                raise SourceError(
+                    f"{self.images[path]}: features of {path} are {found} wide, earlier ones {self._width}; use the "
+                    "features of one detector"
+                )
+            self._sizes.append([path, *size])
+
+    def conclude(self, folder: pathlib.Path) -> None:
+        """Write sizes.json."""
+        (folder / "sizes.json").write_text(json.dumps(self._sizes) + "\n")
+
+    def make(self, item: tuple[int, str]) -> Made:
+        """Return the record of an image. Raises SourceError."""
         number, path = item
         notes: list[Note] = []
         image, size = b"", None
@@ -323,12 +330,13 @@ class ImageTable(OrderedBuilder, skip_registration=True):
             self.manifest.extracted(extractor, path)
         for box in found.boxes[bad]:
             notes.append(("repaired", path, number, f"dropped box {box.tolist()} of an image of {found.size}"))
-        record = dict(
+        record: dict[str, Any] = dict(
             index=number, image_id=path, image=image, image_size=np.array(found.size, np.int32),
             boxes=found.boxes[~bad], features=found.features[~bad] if len(found.features) else found.features,
             image_feature=found.image_feature,
         )  # fmt: skip
-        return record, notes
+        shape = [path, *record["image_size"].tolist(), len(record["boxes"])]
+        return Made("images", record, notes, fact=(record["features"].shape[-1], shape))
 
 
 def check_images(files: ArchiveFolder, images: Mapping[str, str]) -> None:

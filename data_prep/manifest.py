@@ -109,6 +109,32 @@ class Manifest:
         if extractor != self.extractor:
             raise SourceError(mixed_extractors(self._first_file, self.extractor, file, extractor))
 
+    def for_part(self) -> Manifest:
+        """Return the manifest of a part of the table, which starts empty but knows the extractor."""
+        part = Manifest(self.source, self.options)
+        part.needs_text, part.extractor, part._first_file = self.needs_text, self.extractor, self._first_file
+        return part
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `merge` needs of a part."""
+        return dict(
+            records=self.records, problems=self.problems, summary=self._summary, least=self._least,
+            no_text=self._no_text, extractor=self.extractor, first_file=self._first_file, converted=self.converted,
+        )  # fmt: skip
+
+    def merge(self, part: dict[str, Any]) -> None:
+        """Add the result of `to_json` of the next part. Raises SourceError if its extractor is another one."""
+        if part["extractor"] is not None:
+            self.extracted(part["extractor"], part["first_file"])
+        for split, number in part["records"].items():
+            self.records[split] = self.records.get(split, 0) + number
+        self.problems += part["problems"]
+        self._summary.update(part["summary"])
+        self.converted.update(part["converted"])
+        known = [least for least in (self._least, part["least"]) if least is not None]
+        self._least = min(known, default=None)
+        self._no_text = self._no_text or part["no_text"]
+
     def note(self, action: str, file: str, line: int, reason: str) -> None:
         """List a problem, or count a conversion, which is none.
 

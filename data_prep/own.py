@@ -50,6 +50,7 @@ from data_prep.manifest import SourceError
 from data_prep.own_files import Example, OwnFolder
 from data_prep.own_report import next_command, report
 from data_prep.own_targets import describe_task
+from data_prep.parts import ONE, Workers
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.data.region_files import fractions_of
 from vlbert_jax.files import atomic_write
@@ -59,6 +60,7 @@ class OwnExamples(OrderedBuilder, skip_registration=True):
     """The builder of the examples; `images` is the directory that `ImageTable` wrote."""
 
     name = "own"
+    NOT_SENT = ("folder",)
 
     def __init__(
         self,
@@ -193,6 +195,7 @@ def build_own(
     store_images: bool = True,
     num_threads: int = 4,
     suggest: bool = True,
+    workers: Workers = ONE,
 ) -> dict[str, Any]:
     """Build the tables of user-supplied data, and print what they are and the command that trains.
 
@@ -209,6 +212,7 @@ def build_own(
       store_images: store the images; otherwise `features` are needed.
       num_threads: number of threads that read images.
       suggest: print the command that trains.
+      workers: the processes that make the records.
 
     Returns:
       The paths `texts` and `images` (directories of records), and `task`, as the manifest has it.
@@ -233,7 +237,7 @@ def build_own(
         table.check()
     task |= dict(features=features, images=store_images)
     examples = OwnExamples(corpus, data_dir, folder, task, table.data_dir)
-    built_images, built_texts = run_builders(table, examples)
+    built_images, built_texts = run_builders(table, examples, workers=workers)
     placed = placed_images(built_images)
     files: dict[str, str] = {}
     if listed:

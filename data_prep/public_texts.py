@@ -37,6 +37,7 @@ from tqdm import tqdm
 from data_prep.builder import OrderedBuilder, array_feature, oriented
 from data_prep.image_table import ImageTable, NoRegions, chosen_regions, placed_images
 from data_prep.manifest import SourceError
+from data_prep.parts import ONE, Workers
 from data_prep.sources import ArchiveFolder
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.files import atomic_write
@@ -134,7 +135,7 @@ def _fields_of(kind: str, has_boxes: bool) -> dict[str, Any]:
 class PublicTexts(OrderedBuilder, skip_registration=True):
     """The builder of the texts of a public task; `images` is the directory of its images."""
 
-    RECORDS_PER_SHARD = 200_000
+    NOT_SENT = ("source", "missing")
 
     def __init__(
         self,
@@ -206,6 +207,7 @@ def run_public(
     store_images: bool = True,
     num_threads: int = 4,
     drop_missing: bool = False,
+    workers: Workers = ONE,
 ) -> dict[str, pathlib.Path]:
     """Build the two tables of a public task and its list of labels.
 
@@ -219,6 +221,7 @@ def run_public(
       store_images: store the images.
       num_threads: number of threads that read images.
       drop_missing: skip texts of which an image is missing, instead of raising SourceError.
+      workers: the processes that make the records.
 
     Returns:
       The paths `images` and `texts` (directories of records).
@@ -248,7 +251,7 @@ def run_public(
     texts = PublicTexts(corpus, data_dir, source, images.data_dir, missing)
     for table in (images, texts):
         is_built(table)
-    built = run_builders(images, texts)
+    built = run_builders(images, texts, workers=workers)
     if source.labels:
         content = "".join(f"{label}\n" for label in source.labels)
         write_once(data_dir / source.name / f"{corpus}_labels.txt", content)

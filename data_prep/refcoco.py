@@ -58,7 +58,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.builder import Note, OrderedBuilder, array_feature, image_features, oriented
+from data_prep.builder import Made, OrderedBuilder, array_feature, image_features, oriented
 from data_prep.manifest import SourceError
 from data_prep.refcoco_files import ReferDownload, read_items
 from data_prep.sources import ArchiveFolder, bad_boxes
@@ -69,6 +69,7 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
     """The builder of the images with their boxes."""
 
     name = "refcoco_images"
+    NOT_SENT = ("download", "_meant")
 
     def __init__(
         self,
@@ -106,8 +107,15 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
         boxes = array_feature(None, 4)
         return image_features() | dict(boxes=boxes, ann_ids=array_feature(None, dtype=np.int64), proposals=boxes)
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield a record per image. Raises SourceError."""
+    def number_of_items(self) -> int:
+        """Return the number of images. Raises SourceError."""
+        return len(self.download.image_ids)
+
+    def items(self) -> Iterator[tuple[int, dict[str, Any], list[tuple[float, ...]]]]:
+        """Return (number in COCO, fields of the record from other files, boxes of expressions) of each image.
+
+        Raises SourceError.
+        """
         if not any((self.download.root / name).exists() for name in ("train2014", "train2014.zip")):
             raise SourceError(
                 f"{self.download.root}: neither train2014 nor train2014.zip, the images of COCO, exists; download one"
@@ -115,21 +123,42 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
         # Fail before any image is read if the other table cannot be built.
         _ = self.download.reference_boxes
         sizes, annotations, detections = self.download.sizes, self._annotations(), self._proposals()
-        progress = tqdm(self.download.image_ids, "images", unit=" images", mininterval=1)
-        for record in self.in_threads(self._image, progress, self.num_threads):
-            image_id = int(record["image_id"])
-            ann_ids, boxes = annotations[image_id]
-            yield "images", record | dict(
-                image_size=np.array(sizes[image_id], np.int32), boxes=boxes, ann_ids=ann_ids,
-                proposals=detections.get(image_id, np.zeros((0, 4), np.float32)),
-            )  # fmt: skip
-        self.files.close()
+        none = np.zeros((0, 4), np.float32)
 
-    def targets(self, record: dict[str, Any]) -> list[bool]:
-        """Return for each object that expressions mean whether a detection overlaps it by half."""
-        if not self.proposals:
-            return []
-        return [_overlaps(record["proposals"], box) for box in self._meant.get(int(record["image_id"]), [])]
+        def fields(image_id: int, number: int) -> dict[str, Any]:
+            ann_ids, boxes = annotations[image_id]
+            return dict(
+                index=number, image_id=str(image_id), image_size=np.array(sizes[image_id], np.int32), boxes=boxes,
+                ann_ids=ann_ids, proposals=detections.get(image_id, none),
+            )  # fmt: skip
+
+        numbered = self.download.image_ids.items()
+        return ((image_id, fields(image_id, number), self._meant.get(image_id, [])) for image_id, number in numbered)
+
+    def make(self, item: tuple[int, dict[str, Any], list[tuple[float, ...]]]) -> Made:
+        """Return the record of an image; its targets are the boxes that a detection overlaps by half.
+
+        Raises SourceError.
+        """
+        image_id, fields, meant = item
+        path, root = f"train2014/COCO_train2014_{image_id:012d}.jpg", self.files.root
+        inside = "" if (root / "train2014").is_dir() else "train2014.zip@/"
+        try:
+            image, size, conversion = self.files.read_jpeg(inside + path)
+        except Unusable as error:
+            raise SourceError(
+                f"{root / 'train2014'}: image {image_id} cannot be read ({error}); --source must contain all images of "
+                "COCO train2014, as the folder train2014 or as train2014.zip"
+            ) from None
+        stated = tuple(fields["image_size"].tolist())
+        if size != stated:
+            raise SourceError(
+                f"{root / path}: the image has {size[0]}x{size[1]} pixels, but instances.json states {stated}, so the "
+                "boxes would not fit; use the unchanged images of COCO"
+            )
+        notes = [("converted", path, fields["index"], conversion)] if conversion else []
+        usable = [_overlaps(fields["proposals"], box) for box in meant] if self.proposals else []
+        return Made("images", fields | dict(image=image), notes, usable)
 
     @functools.cached_property
     def _meant(self) -> dict[int, list[tuple[float, ...]]]:
@@ -199,26 +228,6 @@ class RefCOCOImages(OrderedBuilder, skip_registration=True):
             self.manifest.note("kept", str(path.relative_to(self.download.root)), items[i][0], reason)
         return boxes
 
-    def _image(self, image_id: int) -> tuple[dict[str, Any], list[Note]]:
-        """Return the fields that come from the image file, and the notes. Raises SourceError."""
-        number = self.download.image_ids[image_id]
-        path, root = f"train2014/COCO_train2014_{image_id:012d}.jpg", self.download.root
-        inside = "" if (root / "train2014").is_dir() else "train2014.zip@/"
-        try:
-            image, size, conversion = self.files.read_jpeg(inside + path)
-        except Unusable as error:
-            raise SourceError(
-                f"{root / 'train2014'}: image {image_id} cannot be read ({error}); --source must contain all images of "
-                "COCO train2014, as the folder train2014 or as train2014.zip"
-            ) from None
-        if size != self.download.sizes[image_id]:
-            raise SourceError(
-                f"{root / path}: the image has {size[0]}x{size[1]} pixels, but {self.download.instances.name} states "
-                f"{self.download.sizes[image_id]}, so the boxes would not fit; use the unchanged images of COCO"
-            )
-        notes = [("converted", path, number, conversion)] if conversion else []
-        return dict(index=number, image_id=str(image_id), image=image), notes
-
 
 def _overlaps(boxes: np.ndarray, box: tuple[float, ...]) -> bool:
     """Return whether one of some boxes [n, 4] has half of the union with `box` in common; last pixels count."""
@@ -233,6 +242,7 @@ class RefCOCOExpressions(OrderedBuilder, skip_registration=True):
     """The builder of the expressions; `download` is that of `RefCOCOImages`."""
 
     name = "refcoco"
+    NOT_SENT = ("download",)
 
     def __init__(self, corpus: str, data_dir: str | pathlib.Path, download: ReferDownload):
         self.download = download

@@ -42,16 +42,17 @@ line and the action: kept (as in the official code), repaired (changed) or skipp
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
-from data_prep.builder import Note, OrderedBuilder, array_feature, image_features, oriented, region_feature
+from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_features, oriented, region_feature
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder, bad_boxes
 from vlbert_jax.data.region_files import Detections, Unusable, decode_detections, grid_boxes, parse_record
@@ -112,6 +113,8 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         self.files = ArchiveFolder(pathlib.Path(source))
         self.splits, self.dtype, self.num_threads = splits, np.dtype(dtype), num_threads
         self.features, self.images, self.drop_unreadable = features, images, drop_unreadable
+        self._without: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._first: dict[tuple[str, str], str] = {}  # reason
         options = dict(splits=list(splits), dtype=dtype, features=features, images=images)
         options |= dict(drop_unreadable=drop_unreadable)
         options |= dict(index=index) if index != "frcnn" else {}
@@ -132,47 +135,62 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         data = (self.files.place(path) for index in indices for path in self._first_paths(index))
         return indices + list(dict.fromkeys(data))
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the records of all splits. Raises SourceError if an index or archive is missing."""
+    @functools.cached_property
+    def _lines(self) -> dict[str, int]:
+        """Count the lines of the index of each split."""
+        counts = {}
         for split in self.splits:
             self._check(self.files.root / self.indices[split])
         for split in self.splits:
             with open(self.files.root / self.indices[split], "rb") as index:
-                total = sum(1 for _ in index)
-                index.seek(0)
-                progress = tqdm(index, split, total, unit=" images", mininterval=1)
-                items = ((split, number, line) for number, line in enumerate(progress))
-                readable, number, start = 0, 0, len(self.manifest.problems)
-                for record in self.in_threads(self._record, items, self.num_threads):
-                    readable, number = readable + bool(record["image"]), number + 1
-                    yield oriented(split, *record["image_size"]), record
-            self._check_share(split, total, number, readable, start)
-        self.files.close()
+                counts[split] = sum(1 for _ in index)
+        self.files.close()  # the processes that read images open their own archives
+        return counts
 
-    def _check_share(self, split: str, total: int, number: int, readable: int, start: int) -> None:
-        """Check that a split has a record, and an image if images are stored.
+    def number_of_items(self) -> int:
+        """Return the number of lines. Raises SourceError if an index or archive is missing."""
+        return sum(self._lines.values())
 
-        Args:
-          split: the split.
-          total: number of lines of its index.
-          number: number of records.
-          readable: number of records with an image.
-          start: number of problems before the split.
+    def items(self) -> Iterator[tuple[str, int, bytes]]:
+        """Yield (split, number in its index, line)."""
+        for split in self.splits:
+            with open(self.files.root / self.indices[split], "rb") as index:
+                for number, line in enumerate(index):
+                    yield split, number, line
+
+    def make(self, item: tuple[str, int, bytes]) -> Made:
+        """Return the record of a line of the index."""
+        split = item[0]
+        record, notes = self._record(item)
+        action = "skipped" if record is None else "" if record["image"] else "kept"
+        reason = next((f"{file}: {reason}" for found, file, _, reason in notes if found == action), "")
+        fact = split, action, reason
+        if record is None:
+            return Made(notes=notes, fact=fact)
+        usable = are_distributions(record["class_scores"]).tolist()
+        return Made(oriented(split, *record["image_size"]), record, notes, usable, fact)
+
+    def absorb(self, facts: list[tuple[str, str, str]]) -> None:
+        """Count the lines of each split without a record ("skipped") and those without an image ("kept")."""
+        for split, action, reason in facts:
+            self._without[split, action] += 1
+            self._first.setdefault((split, action), reason)
+
+    def conclude(self, folder: pathlib.Path) -> None:
+        """Check that each split has a record, and an image if images are stored.
 
         Raises:
           SourceError: a fault of everything is one of the download, not of its items.
         """
-        if number and (readable or not self.images):
-            return
-        action = "kept" if number else "skipped"
-        first = next((problem for problem in self.manifest.problems[start:] if problem["action"] == action), None)
-        reason = f", such as {first['file']}: {first['reason']}" if first else ""
-        what = f"none of the images of {number:,} records" if number else f"none of {total:,} lines"
-        raise SourceError(f"{self.files.root / self.indices[split]}: {what} can be used{reason}")
-
-    def targets(self, record: dict[str, Any]) -> list[bool]:
-        """Return for each region whether its class scores are a target."""
-        return are_distributions(record["class_scores"]).tolist()
+        for split, total in self._lines.items():
+            number = total - self._without[split, "skipped"]
+            readable = number - self._without[split, "kept"]
+            if number and (readable or not self.images):
+                continue
+            first = self._first[split, "kept" if number else "skipped"]
+            reason = f", such as {first}" if first else ""
+            what = f"none of the images of {number:,} records" if number else f"none of {total:,} lines"
+            raise SourceError(f"{self.files.root / self.indices[split]}: {what} can be used{reason}")
 
     def _check(self, index: pathlib.Path) -> None:
         """Check that an index and the archives of its first line exist. Raises SourceError."""

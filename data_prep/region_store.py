@@ -273,6 +273,9 @@ class Records:
             file = f"regions-{path.stem}.array_record"
             self._places |= {name: (file, i) for i, name in enumerate(about["names"])}
 
+    def __reduce__(self):  # another process opens its own files
+        return Records, (self.folder,)
+
     def __contains__(self, name: str) -> bool:
         return name in self._places
 

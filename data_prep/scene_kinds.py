@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
+from data_prep.parts import ONE, Workers
 from data_prep.tables import draw_once, only_builder
 
 TASKS = ("nlvr2", "snli_ve", "retrieval", "entities", "visual7w")
@@ -18,6 +19,7 @@ def build_scene_kinds(
     num_test: int = 500,
     feature_width: int = 0,
     tasks: Sequence[str] = TASKS,
+    workers: Workers = ONE,
 ) -> dict[str, pathlib.Path]:
     """Generate the corpus in `{data_dir}/scene_kinds` and build the records of its tasks.
 
@@ -32,6 +34,7 @@ def build_scene_kinds(
       num_test: scenes of test.
       feature_width: width of synthetic region features; 0 = no features.
       tasks: those of `TASKS` whose records are built.
+      workers: the processes that make the records.
 
     Returns:
       The paths `source` (folder) and `vocab` (file).
@@ -62,5 +65,5 @@ def build_scene_kinds(
             reader = readers[task](source / folders.get(task, "flickr30k"))
             regions = source / ("nlvr2" if task == "nlvr2" else "flickr30k") / "regions"
             found = dict(regions=regions, features=bool(feature_width)) if not reader.has_boxes else {}
-            run_public(reader, "scenes", data_dir, **found)
+            run_public(reader, "scenes", data_dir, **found, workers=workers)
         return dict(source=source, vocab=source / "vocab.txt")

@@ -77,6 +77,9 @@ class ArchiveFolder:
         self._archives: dict[str, zipfile.ZipFile | None] = {}
         self._open_records = functools.cache(open_records)
 
+    def __reduce__(self):  # another process opens its own archives
+        return ArchiveFolder, (self.root,)
+
     def _archive(self, name: str) -> zipfile.ZipFile | None:
         if name not in self._archives:
             path = self.root / name

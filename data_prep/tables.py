@@ -4,27 +4,35 @@ The functions import TFDS, which takes seconds, when they are called."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
+import json
+import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.inputs import marks_of, other_inputs
 from data_prep.manifest import SourceError, read_object
+from data_prep.parts import ONE, Workers, read_part, write_json, write_parts
+from vlbert_jax import __version__
 
 if TYPE_CHECKING:
     from data_prep.builder import OrderedBuilder
 
 
+class ShareWritten(Exception):
+    """The share of this machine is written; the message says what to do next."""
+
+
 @contextlib.contextmanager
-def only_builder(data_dir: pathlib.Path) -> Iterator[None]:
-    """Wait until no other process on this machine builds in `data_dir`."""
+def only_builder(data_dir: pathlib.Path, workers: Workers = ONE) -> Iterator[None]:
+    """Wait until no other command on this machine builds in `data_dir`; the shares of a build do not wait."""
     data_dir.mkdir(parents=True, exist_ok=True)
     with open(data_dir / ".build_lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH if workers.shards > 1 else fcntl.LOCK_EX)
         yield
 
 
@@ -81,32 +89,47 @@ def is_built(builder: OrderedBuilder) -> bool:
     return True
 
 
-def run_builders(*builders: OrderedBuilder) -> list[pathlib.Path]:
+def run_builders(*builders: OrderedBuilder, workers: Workers = ONE) -> list[pathlib.Path]:
     """Build tables unless they exist, and return their directories.
 
-    Raises SourceError before anything is built if one exists that is not the requested one.
-    """
+    Raises SourceError before anything is built if one exists that is not the requested one, and
+    ShareWritten as `run_builder` does."""
     for builder in builders:
         is_built(builder)
-    return [run_builder(builder) for builder in builders]
+    return [run_builder(builder, workers) for builder in builders]
 
 
-def run_builder(builder: OrderedBuilder) -> pathlib.Path:
+def run_builder(builder: OrderedBuilder, workers: Workers = ONE) -> pathlib.Path:
     """Build a table unless it exists, and return its directory.
 
-    Remains of killed builds are removed. Raises SourceError if the table was built with other
-    options or from other data."""
-    from data_prep.builder import quiet_tfds
+    What a killed build finished is not built again; other remains are removed.
 
+    Args:
+      builder: the table.
+      workers: the processes that build it.
+
+    Raises:
+      SourceError: the table was built with other options or from other data, or cannot be built.
+      ShareWritten: there are several machines, and the share of this one is written.
+    """
     directory = pathlib.Path(builder.data_dir)
     if is_built(builder):
         print(f"{directory}: already built from {builder.manifest.source}")
         return directory
-    for remains in directory.parent.glob("incomplete.*"):
-        shutil.rmtree(remains)
-    # Nothing is downloaded, but TFDS creates a folder for downloads.
-    with tempfile.TemporaryDirectory() as downloads, quiet_tfds():
-        builder.download_and_prepare(download_dir=downloads)
+    is_shared = workers.shards > 1
+    folder = _claim(builder, is_shared)
+    if is_shared:
+        parts = write_parts(builder, folder, workers, lambda part: None)
+        raise ShareWritten(
+            f"{folder}: share {workers.shard}/{workers.shards} of {parts} parts is written; after all shares, the same "
+            "command without --shard completes the corpus"
+        )
+
+    def finished(part: dict[str, Any]) -> None:
+        builder.manifest.merge(part)
+        builder.absorb(part["facts"])
+
+    _conclude(builder, folder, write_parts(builder, folder, workers, finished))
     manifest = builder.manifest
     print(f"{directory}: " + ", ".join(f"{split} {number:,}" for split, number in manifest.records.items()))
     if summary := manifest.summary():
@@ -118,3 +141,89 @@ def run_builder(builder: OrderedBuilder) -> pathlib.Path:
         counts = ", ".join(f"{manifest.count(action):,} {action}" for action in ("skipped", "repaired", "kept"))
         print(f"{directory / 'manifest.json'} lists the defects of the source: {counts}")
     return directory
+
+
+def _claim(builder: OrderedBuilder, is_shared: bool) -> pathlib.Path:
+    """Create the folder of the parts of a table and return it.
+
+    Parts of another build are removed. Raises SourceError instead if other machines may write them now.
+    """
+    final = pathlib.Path(builder.data_dir)
+    folder = final.with_name(f"incomplete.{final.name}")
+    manifest = builder.manifest
+    manifest.inputs = marks_of(builder.inputs())  # before they are read: a later change is noticed
+    requested = dict(
+        version=__version__, source=manifest.source, options=manifest.options, inputs=manifest.inputs,
+        items_per_part=builder.items_per_shard(),
+    )  # fmt: skip
+    requested = json.loads(json.dumps(requested))
+    stored = folder / "parts" / "build.json"
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(stored.read_bytes())
+        if found == requested:
+            return folder
+        if is_shared:
+            other = next(name for name, value in requested.items() if found.get(name) != value)
+            raise SourceError(
+                f"{folder} has parts of a build with other {other}: {found.get(other)}, not {requested[other]}; start "
+                "all shares with the same command, or remove the folder"
+            )
+    if not is_shared:
+        for remains in folder.parent.glob("incomplete.*"):
+            shutil.rmtree(remains)
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    write_json(stored, requested)
+    return folder
+
+
+def _conclude(builder: OrderedBuilder, folder: pathlib.Path, number: int) -> None:
+    """Turn the finished parts into the table; the next call completes a killed one.
+
+    Args:
+      builder: the table, which has absorbed all parts.
+      folder: the folder of the parts.
+      number: number of parts.
+
+    Raises:
+      SourceError: the table has no record, or its texts are no text.
+    """
+    import tensorflow_datasets as tfds
+
+    from data_prep.builder import quiet_tfds
+
+    builder.conclude(folder)
+    if not builder.manifest.records:
+        raise SourceError(
+            f"{builder.manifest.source}: no usable item was found; data_prep/README.md describes the format"
+        )
+    builder.manifest.check_texts()
+    lengths: dict[str, list[int]] = {}
+    sizes: collections.Counter[str] = collections.Counter()
+    for part_number in range(number):
+        part = read_part(folder, part_number) or {}
+        for split, records in part["records"].items():
+            shards = lengths.setdefault(split, [])
+            with contextlib.suppress(FileNotFoundError):  # an earlier call has renamed it
+                name = f"{builder.name}-{split}.array_record-{len(shards):05d}"
+                os.replace(folder / f"{part_number:05d}.{split}", folder / name)
+            shards.append(records)
+            sizes[split] += part["bytes"][split]
+    for remains in folder.glob(".*"):  # files of killed processes
+        remains.unlink()
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=builder.data_path, dataset_name=builder.name, filetype_suffix="array_record",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+    )  # fmt: skip
+    infos = [
+        tfds.core.SplitInfo(
+            name=split, shard_lengths=shards, num_bytes=sizes[split], filename_template=template.replace(split=split)
+        )
+        for split, shards in lengths.items()
+    ]
+    with quiet_tfds():
+        builder.info.set_splits(tfds.core.SplitDict(infos))
+        builder.info.write_to_directory(folder)
+    builder.manifest.write(folder / "manifest.json")
+    directory = pathlib.Path(builder.data_dir)
+    folder.rename(directory)
+    shutil.rmtree(directory / "parts")

@@ -95,7 +95,7 @@ class TextCorpus(OrderedBuilder, skip_registration=True):
     """The builder of the splits `train` and, if it has a source or a fraction, `val`."""
 
     name = "text_corpus"
-    RECORDS_PER_SHARD = 500_000
+    RECORDS_PER_SHARD = 50_000
 
     def __init__(
         self,

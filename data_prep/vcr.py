@@ -45,16 +45,17 @@ box (moved onto its border), a box outside its image, metadata with another imag
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.builder import Note, OrderedBuilder, array_feature, image_features, oriented
+from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_features, oriented
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder
 from data_prep.vcr_files import (
@@ -76,6 +77,7 @@ class VCRImages(OrderedBuilder, skip_registration=True):
     """The builder of the images that the questions are about."""
 
     name = "vcr_images"
+    NOT_SENT = ("_found",)
 
     def __init__(
         self,
@@ -118,8 +120,9 @@ class VCRImages(OrderedBuilder, skip_registration=True):
             shapes=array_feature(None, GRID, GRID, dtype=np.uint8),
         )
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield a record per image and list of objects. Raises SourceError."""
+    @functools.cached_property
+    def _found(self) -> dict[tuple, tuple[int, str, int]]:
+        """Map the images with their lists of objects to (number of the record, split, line of the first mention)."""
         found: dict[tuple, tuple[int, str, int]] = {}
         for split, line, item in read_questions(self.root, self.splits):
             unknown = [name for name in item["objects"] if name not in self.class_of]
@@ -129,14 +132,20 @@ class VCRImages(OrderedBuilder, skip_registration=True):
                     f"which is not one of the {len(self.class_of)} categories; list yours in --categories=FILE"
                 )
             found.setdefault(image_key(item), (len(found), split, line))
-        self.files.check("vcr1images.zip@/")
-        items = tqdm(found.items(), "images", mininterval=1)
-        for record in self.in_threads(self._record, items, self.num_threads):
-            yield "images", record
-        self.files.close()
+        return found
 
-    def _record(self, item: tuple[tuple, tuple]) -> tuple[dict[str, Any], list[Note]]:
-        """Return the record of an image and the notes about it. Raises SourceError."""
+    def number_of_items(self) -> int:
+        """Return the number of images, each of which counts once for each list of objects. Raises SourceError."""
+        return len(self._found)
+
+    def items(self) -> Iterable[tuple[tuple, tuple]]:
+        """Return each image and list of objects, and where it is mentioned first. Raises SourceError."""
+        self.files.check("vcr1images.zip@/")
+        self.files.close()  # the processes that read images open their own archives
+        return self._found.items()
+
+    def make(self, item: tuple[tuple, tuple]) -> Made:
+        """Return the record of an image. Raises SourceError."""
         (image_id, metadata_id, objects), (index, split, line) = item
         file = metadata_id
         try:
@@ -160,14 +169,13 @@ class VCRImages(OrderedBuilder, skip_registration=True):
             objects=list(objects), classes=np.array([self.class_of[name] for name in objects], np.int64),
             shapes=np.array(shapes, np.uint8).reshape(-1, GRID, GRID),
         )  # fmt: skip
-        return record, notes
+        return Made("images", record, notes)
 
 
 class VCRQuestions(OrderedBuilder, skip_registration=True):
     """The builder of the questions; `VCRImages` of the same corpus must have been built."""
 
     name = "vcr"
-    RECORDS_PER_SHARD = 50_000
 
     def __init__(
         self, corpus: str, data_dir: str | pathlib.Path, source: str | pathlib.Path, splits: Sequence[str] = SPLITS
@@ -195,10 +203,11 @@ class VCRQuestions(OrderedBuilder, skip_registration=True):
             rationale_label=f.Scalar(np.int64),
         )
 
-    def targets(self, record: dict[str, Any]) -> list[bool]:
-        """Return for the answer and the rationale, where they are labeled, whether another choice differs from it."""
+    def make(self, item: tuple[str, dict[str, Any]]) -> Made:
+        """Return a record; the labeled answer and rationale are targets if another choice differs from them."""
+        split, record = item
         labeled = [(record[f"{name}s"], record[f"{name}_label"]) for name in ("answer", "rationale")]
-        return [len(set(choices)) > 1 for choices, label in labeled if label >= 0]
+        return Made(split, record, usable=[len(set(choices)) > 1 for choices, label in labeled if label >= 0])
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a record per question. Raises SourceError if the images are of another download."""

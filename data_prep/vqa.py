@@ -62,18 +62,16 @@ size differs from the detector's (kept), which `manifest.json` lists."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.builder import Note, OrderedBuilder, array_feature, image_features, oriented, region_feature
+from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_features, oriented, region_feature
 from data_prep.image_table import placed_images
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder
@@ -86,6 +84,7 @@ class VQAImages(OrderedBuilder, skip_registration=True):
     """The builder of the images with their regions; next to the records it writes `sizes.json`."""
 
     name = "vqa_images"
+    NOT_SENT = ("download",)
 
     def __init__(
         self,
@@ -113,6 +112,8 @@ class VQAImages(OrderedBuilder, skip_registration=True):
         self.download, self.files = download, ArchiveFolder(download.root)
         self.regions, self.tables = regions, [pathlib.Path(path) for path in features_tsv]
         self.features, self.images, self.num_threads = features, images, num_threads
+        self._sizes: list[list[int]] = []
+        self._width = 0  # of the features so far
         options = dict(splits=list(download.questions), features=features, images=images)
         options |= dict(features_tsv=[path.name for path in self.tables]) if self.tables else dict(regions=regions)
         super().__init__(corpus, data_dir, str(download.root), options)
@@ -130,49 +131,61 @@ class VQAImages(OrderedBuilder, skip_registration=True):
             boxes=array_feature(None, 4), features=region_feature(self.features), image_feature=array_feature(None)
         )
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield a record per image. Raises SourceError."""
+    def number_of_items(self) -> int:
+        """Return the number of images."""
+        return len(self.download.images())
+
+    def items(self) -> Iterator[tuple[int, tuple[int, str]]]:
+        """Return (number of the record, (number of the image, its set)). Raises SourceError."""
         image_ids = self.download.images()
-        with contextlib.closing(self.files):
-            image_sets = set(image_ids.values())
-            prefixes = {image_set: path_prefix(self.files, image_set) for image_set in image_sets if self.images}
-            if self.tables:
-                source = RegionTable(self.tables, image_ids, self.manifest)
-            else:
-                source = RegionFiles(self.files, self.regions, image_sets, self.manifest)
-            width, sizes = _SameWidth(), []
-            record = functools.partial(self._record, source, prefixes)
-            progress = tqdm(image_ids.items(), "images", len(image_ids), unit=" images", mininterval=1)
-            for file, made in self.in_threads(record, enumerate(progress), self.num_threads):
-                width.check(file, made)
-                sizes.append([int(made["image_id"]), *made["image_size"].tolist()])  # pyright: ignore[reportAttributeAccessIssue]
-                yield "images", made
-        (pathlib.Path(self.data_dir) / "sizes.json").write_text(json.dumps(sizes) + "\n")
+        image_sets = set(image_ids.values())
+        self._prefixes = {image_set: path_prefix(self.files, image_set) for image_set in image_sets if self.images}
+        if self.tables:
+            self._source = RegionTable(self.tables, image_ids, self.manifest)
+        else:
+            self._source = RegionFiles(self.files, self.regions, image_sets)
+        self.files.close()  # the processes that read images open their own archives
+        return enumerate(image_ids.items())
 
-    def _record(
-        self, source: RegionFiles | RegionTable, prefixes: Mapping[str, str], item: tuple[int, tuple[int, str]]
-    ) -> tuple[tuple[str, dict[str, Any]], list[Note]]:
-        """Return (file of the regions, record) of an image and the notes about it.
+    def absorb(self, facts: list[tuple[str, list[int], list[int]]]) -> None:
+        """Keep the sizes, and check that all features have one width. Raises SourceError."""
+        for file, size, widths in facts:
+            for field, width in zip(("features", "image_feature"), widths, strict=True):
+                self._width = self._width or width
+                if width not in (0, self._width):
+                    raise SourceError(
+                        f"{file}: {field} of image {size[0]} is {width} wide, earlier features are {self._width} wide; "
+                        "use the features of one detector"
+                    )
+            self._sizes.append(size)
 
-        Raises SourceError.
-        """
+    def conclude(self, folder: pathlib.Path) -> None:
+        """Write sizes.json."""
+        (folder / "sizes.json").write_text(json.dumps(self._sizes) + "\n")
+
+    def make(self, item: tuple[int, tuple[int, str]]) -> Made:
+        """Return the record of an image. Raises SourceError."""
         number, (image_id, image_set) = item
-        file, content = source.read(image_set, image_id)
+        file, content = self._source.read(image_set, image_id)
+        if not self.tables:
+            self.manifest.extracted(str(content.get("extractor", "")), file)
         try:
             found = decode_regions(content, self.features)
         except Unusable as error:
             raise SourceError(f"{file}: image {image_id}: {error}; download it again") from None
-        record = dict(
+        record: dict[str, Any] = dict(
             index=number, image_id=str(image_id), image=b"", image_size=np.array(found.size, np.int32),
             boxes=found.boxes, features=found.features, image_feature=found.image_feature,
         )  # fmt: skip
         notes: list[Note] = []
         if self.images:
-            path = f"{prefixes[image_set]}COCO_{image_set}_{image_id:012d}.jpg"
+            path = f"{self._prefixes[image_set]}COCO_{image_set}_{image_id:012d}.jpg"
             record["image"], size = self._image(path, number, image_id, found.size, notes)
             if not self.features:
                 record["image_size"] = np.array(size, np.int32)
-        return (file, record), notes
+        size = [image_id, *record["image_size"].tolist()]
+        widths = [record[name].shape[-1] for name in ("features", "image_feature")]
+        return Made("images", record, notes, fact=(file, size, widths))
 
     def _image(
         self, path: str, number: int, image_id: int, detector_size: tuple[int, int], notes: list[Note]
@@ -194,29 +207,11 @@ class VQAImages(OrderedBuilder, skip_registration=True):
         return image, size
 
 
-class _SameWidth:
-    """A check that all features of a corpus have one width."""
-
-    def __init__(self):
-        self.width = 0
-
-    def check(self, file: str, record: dict[str, Any]) -> None:
-        """Compare a record with those before it. Raises SourceError."""
-        for field in ("features", "image_feature"):
-            found = record[field].shape[-1]
-            self.width = self.width or found
-            if found not in (0, self.width):
-                raise SourceError(
-                    f"{file}: {field} of image {record['image_id']} is {found} wide, earlier features are {self.width} "
-                    "wide; use the features of one detector"
-                )
-
-
 class VQAQuestions(OrderedBuilder, skip_registration=True):
     """The builder of the questions; `images` is the directory that `VQAImages` wrote."""
 
     name = "vqa"
-    RECORDS_PER_SHARD = 200_000
+    NOT_SENT = ("download",)
 
     def __init__(self, corpus: str, data_dir: str | pathlib.Path, download: VQADownload, images: str | pathlib.Path):
         self.download, self.sizes = download, pathlib.Path(images) / "sizes.json"

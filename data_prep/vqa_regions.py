@@ -62,19 +62,17 @@ def region_folders(regions: str) -> list[str]:
 class RegionFiles:
     """A JSON file per image in `vgbua_res101_precomputed`."""
 
-    def __init__(self, files: ArchiveFolder, regions: str, image_sets: Iterable[str], manifest: Manifest):
+    def __init__(self, files: ArchiveFolder, regions: str, image_sets: Iterable[str]):
         """Find the folders.
 
         Args:
           files: the download.
           regions: a key of `VARIANTS`, or two folders: TRAINVAL,TEST.
           image_sets: the image sets that will be read, such as "train2014".
-          manifest: it records the extractor of each file.
 
         Raises:
           SourceError: `regions` is neither, or a folder does not exist.
         """
-        self.manifest = manifest
         self.files, folders = files, region_folders(regions)
         self.prefixes = {
             image_set: path_prefix(files, folders[image_set == "test2015"]) for image_set in image_sets
@@ -95,7 +93,6 @@ class RegionFiles:
             ) from None
         except Unusable as error:
             raise SourceError(f"{file}: image {image_id}: {error}; download it again") from None
-        self.manifest.extracted(str(record.get("extractor", "")), file)
         return file, record
 
 

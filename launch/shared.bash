@@ -48,6 +48,11 @@ settle() {
   fi
   # shellcheck disable=SC2034
   compiled=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled} # restarts do not compile again
+  settle_python
+}
+
+# Sets the default interpreter.
+settle_python() {
   if [[ -z $python ]]; then
     python=python3
     [[ -x .venv/bin/python ]] && python=.venv/bin/python

@@ -60,8 +60,8 @@ def interrupt(monkeypatch):
 
 def test_ctrl_c_while_threads_read_images(interrupt, tmp_path, capsys):
     arguments = ["captions", f"--source={CAPTIONS}", f"--data_dir={tmp_path}", "--corpus=c", "--num_threads=2"]
-    for place in ("_record", "targets"):  # in a thread that reads ahead; where records are written
-        restore = interrupt(RegionCaptions, place, 2)
+    for place, call in (("_record", 2), ("absorb", 1)):  # in a thread that reads ahead; after the records are written
+        restore = interrupt(RegionCaptions, place, call)
         assert build.main(arguments) == 130
         last = capsys.readouterr().err.strip().split("\n")[-1]
         assert last == f"stopped by Ctrl-C; the same command builds the tables that {tmp_path} lacks"

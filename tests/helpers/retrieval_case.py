@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from configs import vqa
 from data_prep.builder import OrderedBuilder, array_feature, image_features, oriented, region_feature
+from data_prep.tables import run_builder
 from tests.helpers.tiny_recipes import shrink
 
 COLORS = dict(red=(230, 30, 30), green=(30, 200, 60), blue=(40, 60, 230), white=(250, 250, 250), black=(5, 5, 5))
@@ -102,7 +103,7 @@ class Texts(OrderedBuilder, skip_registration=True):
 def build_tables(folder: pathlib.Path, number: int = 8) -> pathlib.Path:
     """Write the tables of `number` images in each split, and their vocabulary, to a folder; return it."""
     for builder in (Images(folder, number), Texts(folder, number)):
-        builder.download_and_prepare()
+        run_builder(builder)
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in (*SPECIAL, *WORDS)))
     return folder
 

@@ -12,7 +12,8 @@ import pytest
 from tests.helpers import HANG_SECONDS, ROOT
 
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / "launch" / "slurm.sbatch"])
-SHELL = [*SCRIPTS, ROOT / "launch" / "shared.bash", ROOT / ".ci" / "run", ROOT / "tests/launch/slurm_cluster.sh"]
+ARRAY = ROOT / "launch" / "slurm_array.sbatch"
+SHELL = [*SCRIPTS, ARRAY, ROOT / "launch" / "shared.bash", ROOT / ".ci" / "run", ROOT / "tests/launch/slurm_cluster.sh"]
 GPU_NODE, LOCAL, SLURM, TPU_POD, GKE = (
     ROOT / "launch" / name for name in ("gpu_node.sh", "local.sh", "slurm.sbatch", "tpu_pod.sh", "gke_xpk.sh")
 )
@@ -164,6 +165,9 @@ WRONG = [
     (LOCAL, ["2", "--port=http"]),
     (SLURM, ["--nodes=0"]),
     (SLURM, ["--time=60"]),
+    (ARRAY, ["--tasks=0", "--", "build"]),
+    (ARRAY, ["--", "train"]),
+    (ARRAY, ["--", "build", "captions", "--shard=0/2"]),
     (TPU_POD, ["run", "--name=a"]),
     (TPU_POD, ["run", "--name=a", "--zone=b"]),  # the default workdir is on the worker's disk, which is temporary
     (TPU_POD, ["run", "--name=a", "--zone=b", "--workdir=workdirs/a"]),
@@ -226,6 +230,37 @@ def test_slurm_requeues_depending_on_the_exit_status(tmp_path, status, before, r
     step, *after = starts(tmp_path)
     assert step.endswith(f"py -m vlbert_jax.main --config=configs/pretrain.py:base_e2e --workdir={tmp_path}/run --x=1")
     assert after == ["requeue 7"] * requeued
+
+
+def test_slurm_shares_a_build_among_the_tasks_of_an_array(tmp_path):
+    fake_program(tmp_path, "sbatch", "echo 12")
+    fake_program(tmp_path, "python", "")
+    options = ["--tasks=3", f"--logs={tmp_path}/logs", f"--python={tmp_path}/python"]
+    command = ["build", "captions", "--source=/a b"]
+
+    def array(*arguments, **environment):
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        result = launch(*options, *arguments, script=ARRAY, PATH=path, SLURM_SUBMIT_DIR=str(ROOT), **environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    printed = array("--dry-run", "--", *command)
+    assert not (tmp_path / "starts").exists() and "--dependency=afterany:JOB" in printed
+    array("--sbatch=--time=60", "--", *command)
+    array("--", "extract_regions", "images", "--out=o")
+    shares, last, extraction = starts(tmp_path)
+    head = f"--parsable --output={tmp_path}/logs/%A_%a.out --time=60"
+    assert shares.startswith(f"{head} --array=0-2 launch/slurm_array.sbatch --tasks=3")
+    assert last.startswith(f"{head} --dependency=afterany:12 --array=3 launch/slurm_array.sbatch --tasks=3")
+    assert all(line.endswith(" -- build captions --source=/a b") for line in (shares, last))
+    assert "--array=0-2" in extraction  # its last share concludes it
+    (tmp_path / "starts").unlink()
+    for task in "13":
+        array("--", *command, SLURM_ARRAY_TASK_ID=task, SLURM_CPUS_PER_TASK="8")
+    array("--", "extract_regions", "images", "--out=o", SLURM_ARRAY_TASK_ID="0")
+    build = "-m data_prep.build captions --source=/a b"
+    extract = "-m data_prep.extract_regions images --out=o --shard=0/3"
+    assert starts(tmp_path) == [f"{build} --shard=1/3 --num_processes=8", f"{build} --num_processes=8", extract]
 
 
 # A fake gcloud with one resource, whose state is in a file, and one run. Each query of the run
