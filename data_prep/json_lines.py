@@ -47,6 +47,21 @@ def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise SourceError(f"{path}: the file cannot be read ({error.strerror}); {MISSING}") from None
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: the text is not UTF-8 ({error}); download it again") from None
+    for place, _, item in objects_of(path, content, "download the file again"):
+        yield place, item
+
+
+def objects_of(path: pathlib.Path, content: str, remedy: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield the place, the number from 1 on, and the object of each line that is not empty.
+
+    Args:
+      path: the file, for messages.
+      content: its text.
+      remedy: what to do about a line that is no JSON object.
+
+    Raises:
+      SourceError: a line is none.
+    """
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
@@ -54,10 +69,10 @@ def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             item = parse_json(line)
         except ValueError as error:
-            raise SourceError(f"{place}: the line is not JSON ({error}); download the file again") from None
+            raise SourceError(f"{place}: the line is not JSON ({error}); {remedy}") from None
         if not isinstance(item, dict):
-            raise SourceError(f"{place}: the line is {described(item)}, not an object; download the file again")
-        yield place, item
+            raise SourceError(f"{place}: the line is {described(item)}, not an object; {remedy}")
+        yield place, number, item
 
 
 def field(item: Any, name: str, kind: type, place: str) -> Any:

@@ -11,8 +11,8 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from data_prep.manifest import SourceError, described
-from vlbert_jax.files import parse_json
+from data_prep.json_lines import objects_of
+from data_prep.manifest import SourceError
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 LISTS = ("images", "labels", "answers", "choices", "texts", "targets")  # of texts
@@ -46,17 +46,8 @@ def read_lines_of(path: pathlib.Path) -> Iterator[Line]:
 
 
 def _json_lines(path: pathlib.Path, text: str) -> Iterator[Line]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            fields = parse_json(line)
-        except ValueError as error:
-            remedy = "each line must be one JSON object, such as {\"image\": \"a.jpg\", \"label\": \"red\"}"
-            raise SourceError(f"{place}: the line is not JSON ({error}); {remedy}") from None
-        if not isinstance(fields, dict):
-            raise SourceError(f"{place}: the line is {described(fields)}, not an object with fields such as image")
+    remedy = "each line must be one JSON object, such as {\"image\": \"a.jpg\", \"label\": \"red\"}"
+    for place, number, fields in objects_of(path, text, remedy):
         yield Line(place, number, {name: value for name, value in fields.items() if value is not None})
 
 
