@@ -64,6 +64,28 @@ def array_feature(*shape: int | None, dtype: type | np.dtype = np.float32) -> tf
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 
 
+def example_features(kind: str, images: int) -> dict[str, Any]:
+    """Return the features of a record about `images` images: those of every kind of task, and those of `kind`.
+
+    Builders add fields of their own, such as the boxes of a text.
+    """
+    f = tfds.features
+    number, text, texts = f.Scalar(np.int64), f.Text(), f.Sequence(f.Text())
+    numbers = array_feature(None, dtype=np.int64)
+    fields = dict(index=number, example_id=text, extra=text)
+    fields |= dict(image_number=number) if images == 1 else dict(image_numbers=array_feature(images, dtype=np.int64))
+    return fields | dict(
+        answer=dict(question_id=number, question=text, answer_type=text, answers=texts),
+        choice=dict(text=text, choices=texts, label=number),
+        classify=dict(text=text, text2=text, labels=texts, values=array_feature(None), known=f.Scalar(np.bool_)),
+        match=dict(text=text, text_id=number),
+        region=dict(
+            expression=text, context=text, choices=numbers, targets=numbers,
+            gold=array_feature(None, 4, dtype=np.float64),
+        ),
+    )[kind]  # fmt: skip
+
+
 def region_feature(is_stored: bool) -> tfds.features.Tensor:
     """Return the feature of region features [n, g]; [0, 0] if they are not stored.
 

@@ -42,9 +42,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from data_prep.builder import OrderedBuilder, array_feature, oriented
+from data_prep.builder import OrderedBuilder, array_feature, example_features, oriented
 from data_prep.image_table import ImageTable, PlacedImage, chosen_regions, placed_images
 from data_prep.manifest import SourceError
 from data_prep.own_files import Example, OwnFolder
@@ -90,25 +89,12 @@ class OwnExamples(OrderedBuilder, skip_registration=True):
 
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""
-        f = tfds.features
-        number, text, texts = f.Scalar(np.int64), f.Text(), f.Sequence(f.Text())
-        fields: dict[str, Any] = dict(index=number, example_id=text, extra=text)
-        if self.folder.images_per_example == 2:
-            fields |= dict(image_numbers=array_feature(2, dtype=np.int64))
-        else:
-            fields |= dict(image_number=number)
-        numbers = array_feature(None, dtype=np.int64)
-        return fields | dict(
-            classify=dict(text=text, text2=text, labels=texts, values=array_feature(None), known=f.Scalar(np.bool_)),
-            answer=dict(question_id=number, question=text, answer_type=text, answers=texts),
-            choice=dict(text=text, choices=texts, label=number),
-            match=dict(text=text, text_id=number, targets=numbers),
-            region=dict(
-                expression=text, context=text, choices=numbers, targets=numbers,
-                gold=array_feature(None, 4, dtype=np.float64),
-                **({} if self.folder.form.name == "box" else dict(boxes=array_feature(None, 4))),
-            ),
-        )[self.folder.form.kind]
+        form = self.folder.form
+        fields = example_features(form.kind, self.folder.images_per_example)
+        if form.kind == "match":
+            fields |= dict(targets=array_feature(None, dtype=np.int64))
+        has_boxes = form.kind == "region" and form.name != "box"
+        return fields | (dict(boxes=array_feature(None, 4)) if has_boxes else {})
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the records of all splits. Raises SourceError if a box is not inside its image."""

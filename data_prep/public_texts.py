@@ -31,10 +31,9 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.builder import OrderedBuilder, array_feature, oriented
+from data_prep.builder import OrderedBuilder, array_feature, example_features, oriented
 from data_prep.image_table import ImageTable, NoRegions, chosen_regions, placed_images
 from data_prep.manifest import SourceError
 from data_prep.parts import ONE, Workers
@@ -115,23 +114,6 @@ def image_prefix(root: pathlib.Path, *folders: str) -> str:
     return f"{folders[0]}/"
 
 
-def _fields_of(kind: str, has_boxes: bool) -> dict[str, Any]:
-    """Return the TFDS features that a kind adds; `has_boxes` is that of a `Corpus`."""
-    f = tfds.features
-    number = f.Scalar(np.int64)
-    if kind == "answer":
-        return dict(question_id=number, question=f.Text(), answer_type=f.Text(), answers=f.Sequence(f.Text()))
-    if kind == "classify":
-        texts = dict(text=f.Text(), text2=f.Text(), labels=f.Sequence(f.Text()))
-        return texts | dict(values=array_feature(None), known=f.Scalar(np.bool_))
-    if kind == "region":
-        numbers = array_feature(None, dtype=np.int64)
-        fields = dict(expression=f.Text(), context=f.Text(), choices=numbers, targets=numbers)
-        fields |= dict(gold=array_feature(None, 4, dtype=np.float64))
-        return fields | (dict(boxes=array_feature(None, 4), box_ids=numbers) if has_boxes else {})
-    return dict(text=f.Text(), text_id=number)
-
-
 class PublicTexts(OrderedBuilder, skip_registration=True):
     """The builder of the texts of a public task; `images` is the directory of its images."""
 
@@ -166,14 +148,9 @@ class PublicTexts(OrderedBuilder, skip_registration=True):
 
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""
-        f = tfds.features
-        number, several = f.Scalar(np.int64), self.source.images_per_example
-        fields = dict(index=number, example_id=f.Text(), extra=f.Text())
-        if several > 1:
-            fields |= dict(image_numbers=array_feature(several, dtype=np.int64))
-        else:
-            fields |= dict(image_number=number)
-        return fields | _fields_of(self.source.kind, self.source.has_boxes)
+        boxes = dict(boxes=array_feature(None, 4), box_ids=array_feature(None, dtype=np.int64))
+        fields = example_features(self.source.kind, self.source.images_per_example)
+        return fields | (boxes if self.source.has_boxes else {})
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a record per text. Raises SourceError."""
