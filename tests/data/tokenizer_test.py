@@ -60,15 +60,28 @@ def test_a_bad_config_is_reported(text, reason, tmp_path):
         load_tokenizer(str(folder), len(CASED))
 
 
-@pytest.mark.parametrize("lower", [True, False])
-def test_a_file_gives_the_tokenizer_of_transformers(lower, tmp_path):
+ABOUT = [
+    dict(do_lower_case=True), dict(do_lower_case=False), dict(do_lower_case=True, strip_accents=False),
+    dict(do_lower_case=False, strip_accents=True, tokenize_chinese_chars=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("about", ABOUT, ids=str)
+def test_a_file_gives_the_tokenizer_of_transformers(about, tmp_path):
     """All of it: normalization, splitting, special tokens and the template of pairs."""
+    lower = about["do_lower_case"]
     pieces = ["[PAD]", "b" if lower else "B", "[UNK]", "##a", "[CLS]", "[SEP]", "[MASK]", "\u00e9"]
     (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(do_lower_case=lower)))
-    expected = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), do_lower_case=lower)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    expected = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), **about)
     found = load_tokenizer(str(tmp_path), len(pieces))
     assert json.loads(found.backend.to_str()) == json.loads(expected.backend_tokenizer.to_str())
+    write_tokenizer(found, tmp_path / "copy")
+    for copy in (
+        load_tokenizer(str(tmp_path / "copy"), len(pieces)).backend,
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "copy").backend_tokenizer,
+    ):
+        assert copy.normalizer.normalize_str("\u00c9a\u4e00") == found.backend.normalizer.normalize_str("\u00c9a\u4e00")
     assert (found.cls_id, found.sep_id, found.mask_id) == (4, 5, 6) and found.ordinary_ids.tolist() == [1, 3, 7]
     (tmp_path / "vocab.txt").write_text("\n".join(piece for piece in pieces if piece != "[SEP]"), "utf-8")
     with pytest.raises(ValueError, match=r"vocab.txt' has no \[SEP\]; every BERT has them"):

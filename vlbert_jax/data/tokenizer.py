@@ -7,15 +7,23 @@ import functools
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int
 
-from vlbert_jax.files import read_lines
+from vlbert_jax.files import read_json_object, read_lines
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# Field of tokenizer_config.json -> argument of the normalizer and default. Accents: None = removed with upper case.
+NORMALIZATION = {
+    "do_lower_case": ("lowercase", True),
+    "strip_accents": ("strip_accents", None),
+    "tokenize_chinese_chars": ("handle_chinese_chars", True),
+}
 SPECIAL = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 
 
@@ -54,7 +62,8 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
 
     Args:
         vocab: A `vocab.txt`, a folder that has one, or a name at Hugging Face (downloaded once). Text becomes lower
-            case unless tokenizer_config.json beside vocab.txt says `do_lower_case: false`.
+            case without accents, unless `do_lower_case` or `strip_accents` in tokenizer_config.json beside vocab.txt
+            is false.
         vocab_size: Number of tokens that the model has.
 
     Raises:
@@ -63,7 +72,7 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
     """
     file = os.path.join(vocab, "vocab.txt") if os.path.isdir(vocab) else vocab
     if os.path.isfile(file):
-        backend = _word_piece(file, _lower_case(Path(file).with_name(TOKENIZER_CONFIG)))
+        backend = _word_piece(file, _normalization(Path(file).with_name(TOKENIZER_CONFIG)))
     elif vocab.endswith(".txt"):
         raise FileNotFoundError(f"no vocabulary at {vocab!r} (config.data.vocab)")
     else:
@@ -93,7 +102,7 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
     )
 
 
-def _word_piece(file: str, lower: bool) -> tokenizers.Tokenizer:
+def _word_piece(file: str, normalization: Mapping[str, bool | None]) -> tokenizers.Tokenizer:
     """Return what transformers.BertTokenizerFast makes of a vocab.txt.
 
     Raises:
@@ -103,7 +112,7 @@ def _word_piece(file: str, lower: bool) -> tokenizers.Tokenizer:
     if lacking := [token for token in SPECIAL if token not in pieces]:
         raise ValueError(f"the vocabulary {file!r} has no {', '.join(lacking)}; every BERT has them")
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower)
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(**normalization)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     backend.decoder = tokenizers.decoders.WordPiece(prefix="##")
     ends = [(token, pieces[token]) for token in ("[CLS]", "[SEP]")]
@@ -114,17 +123,20 @@ def _word_piece(file: str, lower: bool) -> tokenizers.Tokenizer:
     return backend
 
 
-def _lower_case(about: Path) -> bool:
-    """Return `do_lower_case` of a tokenizer_config.json, True without the file or the field."""
-    if not about.is_file():
-        return True
-    try:
-        lower = json.loads(about.read_text("utf-8")).get("do_lower_case", True)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{about} is no JSON object ({error}); download it again") from None
-    if not isinstance(lower, bool):
-        raise ValueError(f"{about}: do_lower_case is {lower!r}; it must be true or false")
-    return lower
+def _normalization(about: Path) -> dict[str, bool | None]:
+    """Return the arguments of the normalizer that a tokenizer_config.json states; the defaults without the file."""
+    stated = {}
+    if about.is_file():
+        try:
+            stated = read_json_object(about, "download it again")
+        except ValueError as error:
+            raise ValueError(f"{about} is no JSON object ({error}); download it again") from None
+    found = {}
+    for name, (argument, default) in NORMALIZATION.items():
+        value = found[argument] = stated.get(name, default)
+        if not isinstance(value, bool) and value is not default:
+            raise ValueError(f"{about}: {name} is {value!r}; it must be true or false")
+    return found
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
@@ -135,7 +147,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     backend = tokenizer.backend
     tokens = sorted(backend.get_vocab().items(), key=lambda item: item[1])
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
-    about = {"tokenizer_class": "BertTokenizer", "do_lower_case": getattr(backend.normalizer, "lowercase", True)}
+    about: dict[str, Any] = {"tokenizer_class": "BertTokenizer"}
+    for name, (argument, default) in NORMALIZATION.items():
+        about[name] = getattr(backend.normalizer, argument, default)
     folder.mkdir(exist_ok=True)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in tokens), "utf-8")
     backend.save(str(folder / "tokenizer.json"))
