@@ -86,3 +86,11 @@ def test_a_file_gives_the_tokenizer_of_transformers(about, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(piece for piece in pieces if piece != "[SEP]"), "utf-8")
     with pytest.raises(ValueError, match=r"vocab.txt' has no \[SEP\]; every BERT has them"):
         load_tokenizer(str(tmp_path), len(pieces) - 1)
+
+
+def test_a_text_that_is_not_unicode_is_named(tmp_path):
+    tokenizer = load_tokenizer(str(write(tmp_path, [*SPECIAL, "the"])), 6)
+    for text in ("the caf\udce9", "\ud83d"):  # as a command line in Latin-1 gives it; half of a pair
+        with pytest.raises(ValueError, match="is not Unicode; write it in UTF-8") as error:
+            tokenizer.words(text)
+        str(error.value).encode()

@@ -38,6 +38,17 @@ class Tokenizer:
     mask_id: int
     ordinary_ids: Int[np.ndarray, "v"]  # tokens that may replace a word: neither special nor unused
 
+    def encode(self, text: str) -> tokenizers.Encoding:
+        """Return the encoding of a text without [CLS] and [SEP].
+
+        Raises:
+            ValueError: Part of the text is not Unicode, as after a command line in another encoding.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=False)
+        except TypeError:
+            raise ValueError(f"the text {text[:60]!r} is not Unicode; write it in UTF-8") from None
+
     def words(self, text: str, limit: int | None = None) -> list[list[int]]:
         """Return the token ids of each word (`BasicTokenizer`).
 
@@ -45,7 +56,7 @@ class Tokenizer:
         With `limit`, only the start of a long text is read: at least `limit` words, if there are that many.
         """
         head = text if limit is None else " ".join(text.split(maxsplit=limit)[:limit])
-        encoding = self.backend.encode(head, add_special_tokens=False)
+        encoding = self.encode(head)
         words, last = [], None
         for piece, word in zip(encoding.ids, encoding.word_ids, strict=True):
             if word != last:

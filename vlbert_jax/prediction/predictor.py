@@ -243,8 +243,7 @@ class Predictor(Searching):
             yield from (found[number] for number in range(len(part)))
 
     def _unknown(self, text: str) -> list[str]:
-        backend = self.tokenizer.backend
-        encoding, missing = backend.encode(text, add_special_tokens=False), backend.token_to_id("[UNK]")
+        encoding, missing = self.tokenizer.encode(text), self.tokenizer.backend.token_to_id("[UNK]")
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
         return list(dict.fromkeys(text[slice(*span)] for number, span in pairs if number == missing))
 
