@@ -1,5 +1,6 @@
 """The shipped recipes with each one-stream architecture: two updates on synthetic data, layouts, refusals."""
 
+import dataclasses
 import json
 
 import jax
@@ -16,9 +17,11 @@ from tests.helpers.pretrain_case import FEATURES
 from tests.helpers.pretrain_case import shrunk as shrunk_pretraining
 from tests.helpers.tiny_recipes import shrink
 from vlbert_jax.batch import END, IMG, NO_IMAGE
+from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.architectures import ARCHITECTURES, ONE_STREAM
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.layouts import region_layout
+from vlbert_jax.tasks.region.examples import ExpressionLayout, asked_example
 from vlbert_jax.training import sharding
 from vlbert_jax.training.loop import train
 
@@ -130,12 +133,87 @@ def test_positions_of_hidden_regions(data_dir):
     assert seen
 
 
-@pytest.mark.parametrize(("name", "recipes"), [("choice", vcr_recipes), ("region", refcoco_recipes)])
-def test_tasks_of_vlbert_alone(name, recipes):
+def shrunk_demo(recipes, data_dir, architecture: str, **fields):
+    """Return a demo of regions or choices with small sizes, for another architecture."""
     config = recipes.demo()
-    config.model.architecture = "uniter"
-    with pytest.raises(ValueError, match="config.model.architecture is 'uniter', but .* runs with 'vlbert' only"):
-        get_task(name).batch_shapes(config)
+    names = ("texts", "images", "vocab", "sequence_length", "max_regions")
+    shrink(config, recipes.demo(), data_dir, num_layers=1, names=names)
+    config.model.architecture, config.model.encoder.pooler = architecture, True
+    config.init.scratch, config.total_steps, config.warmup_steps, config.batch_size = True, 2, 0, 8
+    config.eval_every_steps = config.checkpoint_every_steps = 0
+    config.data.one_orientation = False
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+RECIPES = dict(choice=vcr_recipes, region=refcoco_recipes)
+
+
+@pytest.mark.parametrize("architecture", ["uniter", "oscar", "vilbert", "lxmert"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_elements_of_regions(name, architecture, data_dir):
+    """They are where their positions say; the whole image may be chosen where the model reads it."""
+    config, task = shrunk_demo(RECIPES[name], data_dir, architecture), get_task(name)
+    batch = next(task.train_batches(config, 0, 0, 1))
+    shapes, promised = ({jax.tree_util.keystr(path): (a.shape, a.dtype) for path, a in jax.tree.leaves_with_path(tree)}
+                        for tree in (batch, task.batch_shapes(config)))  # fmt: skip
+    assert shapes == promised
+    first, length = region_layout(config).first_row, batch.token_ids.shape[-1]
+    assert first == (0 if architecture == "vilbert" else 1)
+    for example, n in np.ndindex(*batch.token_ids.shape[:2]):
+        rows = np.flatnonzero(batch.region_mask[example])[first:]
+        places = batch.targets.region_positions[example, n, rows]
+        if region_layout(config).apart:
+            np.testing.assert_array_equal(places, length + rows - first)
+        else:
+            np.testing.assert_array_equal(batch.region_ids[example, n, places], rows)
+    if name == "region" and first:
+        assert not batch.targets.region_choices[:, 0].any() and not batch.targets.region_hits[:, 0].any()
+        np.testing.assert_array_equal(batch.targets.region_choices[:, 1:], batch.region_mask[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("choice", "lxmert"), ("region", "uniter"), ("region", "vilbert")]
+)
+def test_regions_and_choices(name, architecture, data_dir, tmp_path):
+    config, task = shrunk_demo(RECIPES[name], data_dir, architecture), get_task(name)
+    batch = next(task.train_batches(config, 0, 0, 1))
+    _, state = train(config, task, tmp_path, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+    assert int(state.step) == 2 and bool(state.finite)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: task.build_model(config, nnx.Rngs(0))))
+    model = nnx.merge(graphdef, state.params, state.constants)
+    predicted = jax.device_get(nnx.jit(lambda m, b: task.predict(m, b, config))(model, batch))
+    if name == "region":
+        chosen, first = predicted["region"][:, 0], region_layout(config).first_row
+        assert (chosen >= first).all() and batch.region_mask[np.arange(len(chosen)), chosen].all()
+    else:
+        assert predicted["logits"].shape == (8, 4) and np.isfinite(predicted["logits"]).all()
+        assert len(np.unique(predicted["logits"][0])) == 4
+
+
+def test_names_of_regions_follow_the_expression(data_dir):
+    config = shrunk_demo(refcoco_recipes, data_dir, "oscar")
+    tokenizer, layout = tokenizer_of(config), ExpressionLayout.of(config)
+    record = dict(image=np.zeros((20, 40, 3), np.uint8), image_size=np.array([40, 20]), expression="red ball")
+    record |= dict(labels=["fish", "car"])
+    boxes = np.array([[0, 0, 10, 10], [20, 10, 39, 19]], np.float32)
+    example = asked_example(record, boxes, False, tokenizer, layout)
+    words = {word: tokenizer.words(word)[0][0] for word in ("red", "ball", "fish", "car")}
+    expected = [tokenizer.cls_id, words["red"], words["ball"], tokenizer.sep_id, words["fish"], words["car"],
+                tokenizer.sep_id]  # fmt: skip
+    assert example["token_ids"][0, :7].tolist() == expected
+    assert example["segment_ids"][0, :7].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert example["region_positions"][0, 1:3].tolist() == [7, 8]
+    short = asked_example(record, boxes, False, tokenizer, dataclasses.replace(layout, text_length=6))
+    assert short["token_ids"][0, :7].tolist() == [*expected[:5], tokenizer.sep_id, config.model.encoder.vocab_size]
+
+
+def test_features_of_regions_are_those_of_a_table(data_dir):
+    config = shrunk_demo(refcoco_recipes, data_dir, "uniter", **{"data.features": "precomputed"})
+    with pytest.raises(ValueError, match="precomputed, but config.data.train_boxes is 'both', whose regions have no"):
+        ExpressionLayout.of(config)
+    config.data.train_boxes = "listed"
+    assert ExpressionLayout.of(config).precomputed
 
 
 def test_the_layout_of_vlbert_is_the_default(data_dir):

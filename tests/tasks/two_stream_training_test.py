@@ -77,7 +77,7 @@ def test_what_the_model_reads_of_a_batch(architecture, data_dir):
         nothing = (jnp.zeros((len(features), 1, 1, x.shape[-1])) for x in (features, numbers))
         by_hand = model.two_stream(*captions, *regions)
         alone = model.two_stream(*texts, *nothing, jnp.ones((len(features), 1, 1), bool))
-        return ours, by_hand, alone, model.regions_at(ours, batch.targets.mrc_positions)
+        return ours, by_hand, alone, model.first_regions_at(ours, batch.targets.mrc_positions)
 
     spoilt = batch.replace(
         region_features=np.where(real[..., None], batch.region_features, np.nan),

@@ -127,7 +127,11 @@ class VisualLinguisticModel(nnx.Module):
             return gather_positions(states[:, 0], positions)
         return states.of_sequence(0).words(positions[:, None])[:, 0]
 
-    def regions_at(self, states, positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
+    def regions_at(self, states, positions: Int[Array, "b n k"]) -> Float[Array, "b n k d"]:
+        """Return the states of regions at some positions of their sequences."""
+        return gather_positions(states, positions) if self.two_stream is None else states.regions(positions)
+
+    def first_regions_at(self, states, positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
         """Return the states of regions at some positions of the first sequence."""
         if self.two_stream is None:
             return gather_positions(states[:, 0], positions)

@@ -5,7 +5,6 @@ from typing import Any
 
 from vlbert_jax.data.packing import RegionLayout
 from vlbert_jax.data.tokenizer import Tokenizer
-from vlbert_jax.model.architectures import VLBERT
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig, architecture_of, model_options
 from vlbert_jax.model.two_stream_config import TwoStreamConfig, two_stream_options
 
@@ -46,12 +45,3 @@ def text_length(config) -> int:
 def sequence_length(config) -> int:
     """Return the length of the sequences, without [END]: words and regions, or words alone if regions are apart."""
     return text_length(config) if architecture_of(config).streams == 2 else config.data.sequence_length
-
-
-def require_vlbert(config, title: str) -> None:
-    """Raise ValueError where the config has another architecture than the one that a task is made for."""
-    if architecture_of(config) is not VLBERT:
-        raise ValueError(
-            f"config.model.architecture is {config.model.architecture!r}, but {title} runs with {VLBERT.name!r} only: "
-            "set it to that."
-        )

@@ -54,13 +54,13 @@ def record_by_hand(**fields):
 
 def test_right_rows_and_rows_to_choose_from():
     gold = np.array([[0.0, 0, 10, 10], [20, 10, 39, 19]])
-    assert right_rows(record_by_hand(gold=gold)).tolist() == [False, True, True, True]  # the last: exactly 0.526
-    assert right_rows(record_by_hand(gold=np.array([[0.0, 0, 39, 12]]))).tolist() == [True, False, False, False]
-    assert choosable_rows(record_by_hand()).tolist() == [True] * 4
+    assert right_rows(record_by_hand(gold=gold), 0).tolist() == [False, True, True, True]  # the last: exactly 0.526
+    assert right_rows(record_by_hand(gold=np.array([[0.0, 0, 39, 12]])), 0).tolist() == [True, False, False, False]
+    assert choosable_rows(record_by_hand(), 0).tolist() == [True] * 4
     chosen = record_by_hand(choices=np.array([0, 2]), targets=np.array([2]))
-    assert choosable_rows(chosen).tolist() == [False, True, False, True]
-    assert right_rows(chosen).tolist() == [False, False, False, True]
-    assert not right_rows(chosen | dict(targets=np.array([1]))).any()  # it cannot be chosen
+    assert choosable_rows(chosen, 0).tolist() == [False, True, False, True]
+    assert right_rows(chosen, 0).tolist() == [False, False, False, True]
+    assert not right_rows(chosen | dict(targets=np.array([1])), 0).any()  # it cannot be chosen
 
 
 def test_the_sentence_comes_before_the_phrase(data_dir):
@@ -150,10 +150,10 @@ def test_scores_are_those_of_the_written_files(evaluated):
     assert [line["id"] for line in lines] == [record["example_id"] for record in records]
     for line, record in zip(lines, records, strict=True):
         assert set(line) == {"id", "boxes", "probabilities"}
-        assert {i + 1 for i in line["boxes"]} <= set(np.flatnonzero(choosable_rows(record)))
+        assert {i + 1 for i in line["boxes"]} <= set(np.flatnonzero(choosable_rows(record, 0)))
         assert line["probabilities"] == sorted(line["probabilities"], reverse=True)
         assert config.losses.grounding == "sigmoid" or sum(line["probabilities"]) == pytest.approx(1, abs=1e-3)
-    best = np.mean([right_rows(r)[line["boxes"][0] + 1] for line, r in zip(lines, records, strict=True)])
+    best = np.mean([right_rows(r, 0)[line["boxes"][0] + 1] for line, r in zip(lines, records, strict=True)])
     assert scores["grounding_accuracy"] == pytest.approx(best) and 0 < scores["grounding_accuracy_possible"] <= 1
     written = json.loads((directory / "val.json").read_text())
     if config.data.scorer == "visual7w":
@@ -183,7 +183,7 @@ def test_the_report_shows_sentence_and_phrase(evaluated):
     shown = dict(image=np.zeros((4, 4, 3), np.uint8), boxes=np.zeros((len(record["boxes"]) + 1, 4), np.float32))
     card = REGION.card(record, shown, {name: value[0] for name, value in rows.items()}, config)
     assert card.question == (f"{record['context']} — " if record["context"] else "") + record["expression"]
-    right = [f"region {i}" for i in np.flatnonzero(right_rows(record))]
+    right = [f"region {i}" for i in np.flatnonzero(right_rows(record, 0))]
     assert {answer.text for answer in card.answers if answer.score} <= set(right) and card.title.startswith("meant: ")
 
 

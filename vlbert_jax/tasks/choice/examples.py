@@ -22,7 +22,7 @@ from vlbert_jax.batch import Example
 from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.data.packing import pack, padded
 from vlbert_jax.data.tokenizer import Tokenizer
-from vlbert_jax.tasks.layouts import require_vlbert
+from vlbert_jax.tasks.layouts import region_layout
 
 SUBTASKS = ("q2a", "qa2r")
 PERSON = "person"  # the category whose objects get names
@@ -213,22 +213,20 @@ class ChoiceLayout(ImageLayout):
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> ChoiceLayout:
         """Return the layout of a config; raise ValueError where its fields contradict."""
-        d = config.data
+        d, regions = config.data, region_layout(config)
         if config.subtask not in SUBTASKS:
             raise ValueError(f"config.subtask is {config.subtask!r}, not one of {', '.join(SUBTASKS)}")
-        if d.features != "image":
-            raise ValueError(f"config.data.features is {d.features!r}: VCR's objects come with images only")
-        require_vlbert(config, "VCR")
-        needed = d.text_length + NUM_SPECIAL + d.max_regions + 1
-        if needed > d.sequence_length:
+        needed = d.text_length + NUM_SPECIAL
+        length = needed if regions.apart else d.sequence_length
+        if not regions.apart and needed + d.max_regions + 1 > length:
             raise ValueError(
-                f"config.data.sequence_length is {d.sequence_length}, but {d.text_length} tokens of text, "
-                f"{NUM_SPECIAL} special ones, {d.max_regions} regions and the whole image need {needed}"
+                f"config.data.sequence_length is {length}, but {d.text_length} tokens of text, {NUM_SPECIAL} special "
+                f"ones, {d.max_regions} regions and the whole image need {needed + d.max_regions + 1}"
             )
         return cls(
-            **cls.options(config, orientation),
+            **cls.options(config, orientation, regions),
             subtask=config.subtask,
-            sequence_length=d.sequence_length,
+            sequence_length=length,
             text_length=d.text_length,
             roi_size=config.model.region_head.roi_size,
             num_classes=config.model.num_object_classes,
@@ -252,8 +250,12 @@ def choice_example(
         start: Replaces `first_name`.
 
     Raises:
-        ValueError: An object has a class that the model does not have.
+        ValueError: An object has a class that the model does not have, or no stored features.
     """
+    if layout.precomputed and "features" not in record:
+        raise ValueError(
+            f"{record['annot_id']}: its objects have no stored features, as in VCR: set config.data.features=image."
+        )
     if len(record["classes"]) and max(record["classes"]) >= layout.num_classes:
         raise ValueError(
             f"{record['annot_id']}: an object of class {max(record['classes'])}, but config.model.num_object_classes "
@@ -261,6 +263,7 @@ def choice_example(
         )
     image = image_fields(record, record["boxes"], layout, flip, exact=True)
     num_regions, rows = int(image["region_mask"].sum()), layout.max_regions + 1
+    is_read = image["region_mask"] & (np.arange(rows) >= layout.regions.first_row)
     start = first_name(record["annot_id"]) if start is None else start
     pairs, cut = contexts(record, start, layout.subtask, tokenizer, layout.text_length)
     sequences, positions = [], []
@@ -271,9 +274,13 @@ def choice_example(
         segments = np.repeat([0, 1], [len(first) + 2, len(second) + 1])
         shown = np.zeros(num_regions, bool)
         sequences.append(
-            pack(ids, segments, num_regions, shown, regions, layout.sequence_length, tokenizer.vocab_size)
-        )
-        positions.append(padded(len(ids) + np.arange(num_regions, dtype=np.int32), rows))
+            pack(
+                ids, segments, num_regions, shown, regions, layout.sequence_length, tokenizer.vocab_size,
+                layout=layout.regions,
+            )
+        )  # fmt: skip
+        places = layout.regions.place_of(np.arange(rows), len(ids), layout.sequence_length)
+        positions.append(np.where(is_read, places, 0).astype(np.int32))
     label = int(record["answer_label" if layout.subtask == "q2a" else "rationale_label"])
     whole = np.ones((1, *record["shapes"].shape[1:]), np.uint8)
     shapes = np.concatenate([whole, record["shapes"]])[:num_regions]
@@ -281,7 +288,7 @@ def choice_example(
     return image | {name: np.stack([s[name] for s in sequences]) for name in sequences[0]} | dict(
         region_positions=np.stack(positions),
         region_shapes=padded(on_rois(shapes, layout.roi_size, flip), rows),
-        region_classes=padded(classes[:num_regions], rows, fill=-1),
+        region_classes=np.where(is_read, padded(classes[:num_regions], rows), -1).astype(np.int32),
         choice=np.int32(label if len(pairs) == layout.num_choices else -1),
         text_cut=np.bool_(cut),
     )

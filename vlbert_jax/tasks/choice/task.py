@@ -23,8 +23,9 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import read_json_object
-from vlbert_jax.model.config import RegionHeadConfig, model_options
-from vlbert_jax.model.layers import PredictionHead, dense, dropout, gather_positions, split_keys, xavier_init
+from vlbert_jax.model.config import RegionHeadConfig
+from vlbert_jax.model.layers import PredictionHead, dense, dropout, split_keys, xavier_init
+from vlbert_jax.model.two_stream_config import STREAMS, TwoStreamConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
 from vlbert_jax.tasks.base import TextImageTask
@@ -41,6 +42,7 @@ from vlbert_jax.tasks.choice.examples import (
     record_of_text,
 )
 from vlbert_jax.tasks.choice.results import accuracies, probabilities, write_table
+from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
@@ -59,26 +61,30 @@ class ChoiceTargets(Arrays):
 
 
 class ChoiceModel(VisualLinguisticModel):
-    """VL-BERT with a pooler, a score per choice, and the auxiliary classes of the objects (official CNN_LOSS_TOP)."""
+    """VL-BERT or a sibling with a pooler, a score per choice, and classes of the objects (official CNN_LOSS_TOP)."""
 
     def __init__(self, encoder, region_head: RegionHeadConfig, num_object_classes: int, rngs: nnx.Rngs):
         if not encoder.pooler:
             raise ValueError("config.model.encoder.pooler is False, but a choice's score is computed from the pooler")
         super().__init__(encoder, region_head, rngs)
         self.dropout_rate = encoder.dropout_rate
-        exact = dataclasses.replace(encoder, dtype=jnp.float32)  # four scores must not tie
-        self.choice_head = dense(encoder.hidden_size, 1, ("embed", None), exact, rngs)
-        self.object_head = PredictionHead(encoder, num_object_classes, rngs)
+        exact = dataclasses.replace(encoder.encoder_config("text"), dtype=jnp.float32)  # four scores must not tie
+        self.choice_head = dense(encoder.pool_size, 1, ("embed", None), exact, rngs)
+        self.object_head = PredictionHead(encoder.encoder_config("visual"), num_object_classes, rngs)
+        if isinstance(encoder, TwoStreamConfig):
+            self.wanted = encoder.pooled_streams
 
-    def choice_logits(self, states: Float[Array, "b n s d"], key=None) -> Float[Array, "b n"]:
-        pooled = dropout(self.vlbert.pool(states), self.dropout_rate, key)
-        return self.choice_head(pooled)[..., 0]
+    def choice_logits(
+        self, states, key=None, token_ids: Int[Array, "b n s"] | None = None
+    ) -> Float[Array, "b n"]:
+        """Return a score per choice; a product of pooled vectors needs the ids of the elements."""
+        key_pool = None if key is None else jax.random.fold_in(key, 1)
+        pooled = self.pooled_each(states, key_pool, token_ids)
+        return self.choice_head(dropout(pooled, self.dropout_rate, key))[..., 0]
 
-    def object_logits(
-        self, states: Float[Array, "b n s d"], positions: Int[Array, "b n r"]
-    ) -> Float[Array, "b n r c"]:
+    def object_logits(self, states, positions: Int[Array, "b n r"]) -> Float[Array, "b n r c"]:
         """Return a logit per object class; `positions` are those of the regions in their sequences."""
-        return self.object_head(gather_positions(states, positions))
+        return self.object_head(self.regions_at(states, positions))
 
 
 class ChoiceTask(TextImageTask):
@@ -92,7 +98,7 @@ class ChoiceTask(TextImageTask):
 
     def build_model(self, config, rngs: nnx.Rngs) -> ChoiceModel:
         """Return the model of a config; config.model.num_object_classes includes the background."""
-        return ChoiceModel(*model_options(config), config.model.num_object_classes, rngs)
+        return ChoiceModel(*trunk_options(config), config.model.num_object_classes, rngs)
 
     def initialize_heads(self, model: ChoiceModel, config, loaded: set[tuple]) -> None:
         """Initialize the layer that scores a choice as the official code does."""
@@ -129,7 +135,7 @@ class ChoiceTask(TextImageTask):
         """Return shapes and dtypes of an example of most batches."""
         layout = ChoiceLayout.of(config, usual_orientation(config))
         n, rows, size = layout.num_choices, layout.max_regions + 1, layout.roi_size
-        return sequence_shapes(n, layout.sequence_length) | image_shapes(layout) | dict(
+        return sequence_shapes(n, layout.sequence_length, layout.regions) | image_shapes(layout) | dict(
             region_positions=((n, rows), np.int32),
             region_shapes=((rows, size, size), np.float32),
             region_classes=((rows,), np.int32),
@@ -153,8 +159,8 @@ class ChoiceTask(TextImageTask):
     def loss_sums(self, model: ChoiceModel, batch: Batch, key, config, names):
         """Return the summed losses and the training accuracies."""
         key_states, key_head = split_keys(key, 2)
-        states = _states(model, batch, config, key_states)
-        logits, known = model.choice_logits(states, key_head), batch.targets.choice >= 0
+        states = _states(model, batch, config, key_states, objects="object" in names)
+        logits, known = model.choice_logits(states, key_head, batch.token_ids), batch.targets.choice >= 0
         sums = {"choice": counted(_choice_losses(logits, batch, config), known)[0]}
         metrics = {"choice_accuracy": counted(logits.argmax(-1) == batch.targets.choice, known)}
         if "object" in names:
@@ -165,17 +171,19 @@ class ChoiceTask(TextImageTask):
 
     def score(self, model: ChoiceModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
         """Return losses and accuracies; `choice_accuracy_blind` is that of the same weights on the text alone."""
-        states, known = _states(model, batch, config), batch.targets.choice >= 0
-        logits = model.choice_logits(states)
+        classifies = "object" in self.active_losses(config, 0)
+        states, known = _states(model, batch, config, objects=classifies), batch.targets.choice >= 0
+        logits = model.choice_logits(states, token_ids=batch.token_ids)
         metrics = dict(
             choice_accuracy=counted(logits.argmax(-1) == batch.targets.choice, known),
             choice_loss=counted(_choice_losses(logits, batch, config), known),
             text_cut=counted(batch.targets.text_cut, batch.element_mask.any((1, 2))),
         )
         if not config.blind:
-            blind = model.choice_logits(model.encode(without_image(batch, config.model.encoder.vocab_size), None))
+            text = model.encode(without_image(batch, model.vocab_size), None)
+            blind = model.choice_logits(text, token_ids=batch.token_ids)
             metrics["choice_accuracy_blind"] = counted(blind.argmax(-1) == batch.targets.choice, known)
-        if "object" in self.active_losses(config, 0):
+        if classifies:
             losses, hits = _object_losses(model, states, batch)
             metrics["object_loss"] = counted(losses, _objects(batch))
             metrics["object_accuracy"] = counted(hits, _objects(batch))
@@ -207,7 +215,7 @@ class ChoiceTask(TextImageTask):
 
         For QA2R without labels they are [b, 16]: the rationales with answer 0, with answer 1, ...
         """
-        return dict(logits=model.choice_logits(_states(model, batch, config)))
+        return dict(logits=model.choice_logits(_states(model, batch, config), token_ids=batch.token_ids))
 
     def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
         """Write SPLIT_SUBTASK.csv; with a companion, write SPLIT.csv (leaderboard), return the joint accuracy."""
@@ -347,9 +355,10 @@ def _objects(batch: Batch) -> Bool[Array, "b n r"]:
     return jnp.broadcast_to(real[:, None], batch.targets.region_positions.shape)
 
 
-def _states(model: ChoiceModel, batch: Batch, config, key=None) -> Float[Array, "b n s d"]:
+def _states(model: ChoiceModel, batch: Batch, config, key=None, objects: bool = False):
+    """Return the states of all elements; `objects` says whether those of the regions are read, too."""
     key_project, key_encode = split_keys(key, 2)
-    return model.states(batch, key_project, key_encode, config.blind)
+    return model.states(batch, key_project, key_encode, config.blind, STREAMS if objects else None)
 
 
 def _choice_losses(logits: Float[Array, "b n"], batch: Batch, config) -> Float[Array, " b"]:
@@ -362,7 +371,7 @@ def _choice_losses(logits: Float[Array, "b n"], batch: Batch, config) -> Float[A
     raise ValueError(f"config.losses.choice is {config.losses.choice!r}, it must be sigmoid or softmax.")
 
 
-def _object_losses(model: ChoiceModel, states: Float[Array, "b n s d"], batch: Batch):
+def _object_losses(model: ChoiceModel, states, batch: Batch):
     """Return the cross-entropy and whether the class is right, [b n r] each, of every region in every sequence."""
     logits = model.object_logits(states, batch.targets.region_positions)
     classes = jnp.maximum(batch.targets.region_classes, 0)[:, None]

@@ -93,14 +93,14 @@ class PretrainingModel(VisualLinguisticModel):
 
     def mrc_logits(self, states, positions: Int[Array, "b k"]) -> Float[Array, "b k c"]:
         """Return a logit per region class at the hidden regions."""
-        return self.mrc_head(self.regions_at(states, positions))
+        return self.mrc_head(self.first_regions_at(states, positions))
 
     def regressed_features(self, states, positions: Int[Array, "b k"]) -> Float[Array, "b k g"]:
         """Return the appearance that the hidden regions are taken to have."""
         if self.regression_head is None:
             return self.mrc_logits(states, positions)
         kernel = self.fast_rcnn.projection.kernel[...][-self.fast_rcnn.feature_size :]  # without the rows for geometry
-        return self.regression_head(self.regions_at(states, positions), kernel)
+        return self.regression_head(self.first_regions_at(states, positions), kernel)
 
     def visual_predictions(self, states: TwoStreamStates) -> dict[str, Float[Array, "b r c"]]:
         """Return LXMERT's predictions for all regions of the first sequence: objects, attributes, features."""

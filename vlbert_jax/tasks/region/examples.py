@@ -11,7 +11,7 @@ from vlbert_jax.data.images import place_boxes, resize_ratios, resized
 from vlbert_jax.data.packing import pack, padded
 from vlbert_jax.data.tokenizer import Tokenizer, mirrored
 from vlbert_jax.geometry import box_iou
-from vlbert_jax.tasks.layouts import require_vlbert
+from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
 
 KINDS = ("gt", "detected", "both")  # of regions to choose from
 LISTED = "listed"  # or those of a table that lists the right ones; see listed.py
@@ -68,24 +68,32 @@ class ExpressionLayout(ImageLayout):
     """Fields of a config that determine the example of an expression."""
     kind: str  # of regions: gt, detected, both or listed
     sequence_length: int
+    text_length: int
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> "ExpressionLayout":
         """Return the layout of a config; raise ValueError on an unknown kind or without room for text."""
-        d = config.data
+        d, regions, length = config.data, region_layout(config), sequence_length(config)
         field = "train_boxes" if train else "eval_boxes"
         if d[field] not in (*KINDS, LISTED):
             raise ValueError(f"config.data.{field} is {d[field]!r}, not one of {', '.join((*KINDS, LISTED))}")
-        if is_precomputed(config):
-            raise ValueError("config.data.features must be image: referring expressions have no precomputed features")
-        require_vlbert(config, "the task of referring expressions")
-        if d.sequence_length < d.max_regions + 4:
+        if is_precomputed(config) and d[field] != LISTED:
             raise ValueError(
-                f"config.data.sequence_length {d.sequence_length} has no room for {d.max_regions} regions, the whole "
+                f"config.data.features is precomputed, but config.data.{field} is {d[field]!r}, whose regions have no "
+                f"stored features: set config.data.features=image. Only the regions of {LISTED!r} may have features."
+            )
+        if not regions.apart and length < d.max_regions + 4:
+            raise ValueError(
+                f"config.data.sequence_length {length} has no room for {d.max_regions} regions, the whole "
                 "image, [CLS], a word and [SEP]"
             )
-        options = cls.options(config, orientation)
-        return cls(**options, kind=d[field], sequence_length=d.sequence_length)
+        if text_length(config) < 3:
+            raise ValueError(
+                f"config.data.text_length {text_length(config)} has no room for [CLS], a word and [SEP]"
+            )
+        options = cls.options(config, orientation, regions)
+        return cls(**options, kind=d[field], sequence_length=length, text_length=text_length(config))
+
 
 
 def expression_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: ExpressionLayout) -> Example:
@@ -109,9 +117,10 @@ def expression_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: E
     original = tuple(map(int, record["image_size"]))
     size, factor = resized(original, layout.image_scale, layout.caffe_resize)
     meant = place_boxes(record["box"][None], original, size, flip, factor=factor)[1]
+    is_read = np.arange(rows) >= layout.regions.first_row
     return example | dict(
-        region_targets=example["region_mask"] & (box_iou(example["boxes"], meant) > POSITIVE),
-        region_hits=padded(hits(record, layout.kind, layout.image_scale, layout.caffe_resize)[:rows], rows),
+        region_targets=example["region_mask"] & is_read & (box_iou(example["boxes"], meant) > POSITIVE),
+        region_hits=is_read & padded(hits(record, layout.kind, layout.image_scale, layout.caffe_resize)[:rows], rows),
     )
 
 
@@ -121,18 +130,19 @@ def asked_example(
     """Return the same example without targets, for the `expression` of a record about some boxes.
 
     A `context`, the sentence that the expression is a phrase of, comes first, with a [SEP] of its own; the
-    expression then has segment 1.
+    expression then has segment 1. Where an architecture has the names of the regions in the text, they are
+    the last part, with segment 1. Where it does not read the whole image, `region_choices` excludes it.
     """
-    image = image_fields(record, boxes, layout, flip)
-    real = image["region_mask"]
-    num_regions = int(real.sum())
+    image, regions = image_fields(record, boxes, layout, flip), layout.regions
+    rows = np.arange(layout.max_regions + 1)
+    num_regions = int(image["region_mask"].sum())
 
     def tokens(text: str) -> list[int]:
         ids = sum(tokenizer.words(text), [])
         return mirrored(ids, tokenizer) if flip else ids
 
     ids, context = tokens(record["expression"]), tokens(record.get("context", ""))
-    room = layout.sequence_length - num_regions - 2
+    room = min(layout.sequence_length - (0 if regions.apart else num_regions), layout.text_length) - 2
     text, segments = [tokenizer.cls_id], [0]
     if context:  # cut before the expression is
         room -= 1
@@ -142,10 +152,18 @@ def asked_example(
     is_cut = len(context) + len(ids) > room
     text += [*ids[: max(room, 0)], tokenizer.sep_id]
     segments += [int(bool(context))] * (len(text) - len(segments))
+    names = names_of_regions(record, tokenizer, regions)[: max(room - len(context) - len(ids) - 1, 0)]
+    if names:
+        text += [*names, tokenizer.sep_id]
+        segments += [1] * (len(text) - len(segments))
     zeros = np.zeros(len(text), np.int32)
     nothing_hidden = np.zeros(num_regions, bool)
     packed = pack(
-        text, segments, num_regions, nothing_hidden, zeros, layout.sequence_length, tokenizer.vocab_size
-    )
-    packed["region_positions"] = np.where(real, len(text) + np.arange(len(real)), 0).astype(np.int32)
-    return {name: value[None] for name, value in packed.items()} | image | dict(text_cut=np.bool_(is_cut))
+        text, segments, num_regions, nothing_hidden, zeros, layout.sequence_length, tokenizer.vocab_size,
+        layout=regions,
+    )  # fmt: skip
+    read = image["region_mask"] & (rows >= regions.first_row)
+    places = regions.place_of(rows, len(text), layout.sequence_length)
+    packed["region_positions"] = np.where(read, places, 0).astype(np.int32)
+    choices = dict(region_choices=read) if regions.first_row else {}
+    return {name: value[None] for name, value in packed.items()} | image | choices | dict(text_cut=np.bool_(is_cut))

@@ -7,6 +7,8 @@ Besides the expression, the record of a text has
     targets    int64 [m]: numbers of the right boxes
     gold       float64 [m, 4]: or right boxes, of which a region must share half of the union (IoU >= 0.5)
     boxes      float32 [n, 4]: boxes of the text, in place of those of its image; absent = those of its image
+
+Row 0 of the regions is the whole image. `first_row`, of `RegionLayout`, is 1 where the model does not read it.
 """
 
 import numpy as np
@@ -30,15 +32,15 @@ def check_listed(record: dict) -> None:
         )
 
 
-def choosable_rows(record: dict) -> Bool[np.ndarray, "r"]:
-    """Return which rows may be chosen; row 0 is the whole image."""
+def choosable_rows(record: dict, first_row: int) -> Bool[np.ndarray, "r"]:
+    """Return which rows may be chosen."""
     chosen = np.zeros(len(record["boxes"]) + 1, bool)
-    chosen[1 + record["choices"] if len(record["choices"]) else slice(None)] = True
+    chosen[1 + record["choices"] if len(record["choices"]) else slice(first_row, None)] = True
     return chosen
 
 
-def right_rows(record: dict) -> Bool[np.ndarray, "r"]:
-    """Return which rows are right, among those that may be chosen; row 0 is the whole image.
+def right_rows(record: dict, first_row: int) -> Bool[np.ndarray, "r"]:
+    """Return which rows are right, among those that may be chosen.
 
     Boxes are compared in pixels of the original image and in double precision.
     """
@@ -47,7 +49,7 @@ def right_rows(record: dict) -> Bool[np.ndarray, "r"]:
     right = np.isin(np.arange(len(boxes)) - 1, record["targets"])
     if len(record["gold"]):
         right |= (continuous_iou(boxes, record["gold"]) >= FOUND).any(1)
-    return right & choosable_rows(record)
+    return right & choosable_rows(record, first_row)
 
 
 def listed_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: ExpressionLayout) -> Example:
@@ -61,8 +63,8 @@ def listed_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: Expre
         tokenizer: Tokenizer of the run.
         layout: Shapes and options.
     """
-    rows = layout.max_regions + 1
-    right = padded(right_rows(record)[:rows], rows)
-    choosable = padded(choosable_rows(record)[:rows], rows)
+    rows, first = layout.max_regions + 1, layout.regions.first_row
+    right = padded(right_rows(record, first)[:rows], rows)
+    choosable = padded(choosable_rows(record, first)[:rows], rows)
     example = asked_example(record, record["boxes"], flip, tokenizer, layout)
     return example | dict(region_targets=right, region_hits=right.copy(), region_choices=choosable)

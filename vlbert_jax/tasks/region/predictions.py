@@ -12,6 +12,7 @@ import numpy as np
 
 from vlbert_jax.data.tables import Split
 from vlbert_jax.files import atomic_write
+from vlbert_jax.tasks.layouts import region_layout
 from vlbert_jax.tasks.region.entities import AMONG, Phrase, phrase_recall
 from vlbert_jax.tasks.region.examples import meant_row, original_boxes
 from vlbert_jax.tasks.region.listed import choosable_rows
@@ -73,9 +74,10 @@ def write_listed(directory: Path, rows: dict, config) -> dict[str, float]:
 def _examples(rows: dict, config) -> Iterator[tuple[dict, list[int], list[float]]]:
     """Yield the record of each example, its best rows that may be chosen, and their probabilities."""
     split, most = Split(config, config.data.eval_split), config.data.max_regions + 1
+    first = region_layout(config).first_row
     for number, best, probability in zip(rows["index"], rows["region"], rows["probability"], strict=True):
         record = split[int(number)]
-        allowed = np.flatnonzero(choosable_rows(record)[:most])
+        allowed = np.flatnonzero(choosable_rows(record, first)[:most])
         kept = [i for i, row in enumerate(best) if row in allowed]
         yield record, [int(best[i]) for i in kept], [round(float(probability[i]), 6) for i in kept]
 

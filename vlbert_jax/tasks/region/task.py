@@ -12,15 +12,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vlbert_jax.batch import Arrays, Batch, Example, Shapes, padding
-from vlbert_jax.data.examples import image_shapes, orientation_of, usual_orientation
+from vlbert_jax.data.examples import image_shapes, is_precomputed, orientation_of, usual_orientation
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
-from vlbert_jax.model.config import RegionHeadConfig, model_options
-from vlbert_jax.model.layers import PredictionHead, gather_positions, split_keys, xavier_init
+from vlbert_jax.model.config import RegionHeadConfig
+from vlbert_jax.model.layers import PredictionHead, split_keys, xavier_init
+from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_words
 from vlbert_jax.tasks.base import TextImageTask
+from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted
 from vlbert_jax.tasks.region.examples import LISTED, ExpressionLayout, asked_example, expression_example, hits
 from vlbert_jax.tasks.region.listed import check_listed, listed_example, right_rows
@@ -50,15 +52,17 @@ class RegionTargets(Arrays):
 
 
 class RegionModel(VisualLinguisticModel):
-    """VL-BERT and a score per region; the hidden layer of the head starts from that for hidden regions."""
+    """VL-BERT or a sibling, and a score per region; the head's hidden layer starts from that for hidden regions."""
 
     def __init__(self, encoder, region_head: RegionHeadConfig, rngs: nnx.Rngs):
         super().__init__(encoder, region_head, rngs)
-        self.region_head = PredictionHead(encoder, 1, rngs)
+        self.region_head = PredictionHead(encoder.encoder_config("visual"), 1, rngs)
+        if isinstance(encoder, TwoStreamConfig):
+            self.wanted = ("visual",)
 
-    def region_logits(self, states: Float[Array, "b 1 s d"], positions: Int[Array, "b r"]) -> Float[Array, "b r"]:
+    def region_logits(self, states, positions: Int[Array, "b r"]) -> Float[Array, "b r"]:
         """Return a logit per region; `positions` are those of the regions in the sequence."""
-        return self.region_head(gather_positions(states[:, 0], positions))[..., 0]
+        return self.region_head(self.first_regions_at(states, positions))[..., 0]
 
 
 class RegionTask(TextImageTask):
@@ -72,7 +76,7 @@ class RegionTask(TextImageTask):
 
     def build_model(self, config, rngs: nnx.Rngs) -> RegionModel:
         """Return the model of a config."""
-        return RegionModel(*model_options(config), rngs)
+        return RegionModel(*trunk_options(config), rngs)
 
     def initialize_heads(self, model: RegionModel, config, loaded: set[tuple]) -> None:
         """Initialize the layer that scores a region as the official code does."""
@@ -95,14 +99,16 @@ class RegionTask(TextImageTask):
         """Return the function that finds a region that counts as right among those of the model."""
         layout = ExpressionLayout.of(config, train=train)
         _check_table(config, layout.kind)
-        return lambda record: bool(_right_rows(record, layout)[: layout.max_regions + 1].any())
+        read = slice(layout.regions.first_row, layout.max_regions + 1)
+        return lambda record: bool(_right_rows(record, layout)[read].any())
 
     def example_shapes(self, config) -> Shapes:
         """Return shapes and dtypes of an example of most batches."""
         layout = ExpressionLayout.of(config, usual_orientation(config))
         rows = layout.max_regions + 1
-        shapes = sequence_shapes(1, layout.sequence_length) | image_shapes(layout)
-        flags = ("region_targets", "region_hits", *(("region_choices",) if layout.kind == LISTED else ()))
+        shapes = sequence_shapes(1, layout.sequence_length, layout.regions) | image_shapes(layout)
+        some_only = layout.kind == LISTED or layout.regions.first_row > 0
+        flags = ("region_targets", "region_hits", *(("region_choices",) if some_only else ()))
         shapes |= dict.fromkeys(flags, ((rows,), bool)) | dict(text_cut=((), bool))
         return shapes | dict(region_positions=((1, rows), np.int32))
 
@@ -245,7 +251,7 @@ class RegionTask(TextImageTask):
 def _right_rows(record: dict, layout: ExpressionLayout) -> Bool[np.ndarray, "r"]:
     """Return which rows count as right when chosen."""
     if layout.kind == LISTED:
-        return right_rows(record)
+        return right_rows(record, layout.regions.first_row)
     return hits(record, layout.kind, layout.image_scale, layout.caffe_resize)
 
 
@@ -256,7 +262,13 @@ def _check_table(config, kind: str) -> None:
         scorer = d.get("scorer", "")
         if scorer and scorer not in SCORERS:
             raise ValueError(f"config.data.scorer is {scorer!r}; it must be empty or one of {', '.join(SCORERS)}")
-        check_listed(Split(config, d.train_split)[0])
+        split = Split(config, d.train_split)
+        check_listed(split[0])
+        if is_precomputed(config) and "boxes" in split.texts[0]:
+            raise ValueError(
+                f"the texts of {d.texts} have boxes of their own, for which no features are stored: set "
+                "config.data.features=image."
+            )
         return
     if kind == "gt":
         return
