@@ -30,6 +30,11 @@ def check_listed(record: dict) -> None:
         )
 
 
+def is_labeled(record: dict) -> bool:
+    """Return whether the right regions of a record are known."""
+    return len(record["targets"]) > 0 or len(record["gold"]) > 0
+
+
 def choosable_rows(record: dict) -> Bool[np.ndarray, "r"]:
     """Return which rows may be chosen; row 0 is the whole image."""
     chosen = np.zeros(len(record["boxes"]) + 1, bool)
@@ -65,4 +70,5 @@ def listed_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: Expre
     right = padded(right_rows(record)[:rows], rows)
     choosable = padded(choosable_rows(record)[:rows], rows)
     example = asked_example(record, record["boxes"], flip, tokenizer, layout)
-    return example | dict(region_targets=right, region_hits=right.copy(), region_choices=choosable)
+    known = np.bool_(is_labeled(record))
+    return example | dict(region_targets=right, region_hits=right.copy(), region_choices=choosable, region_known=known)
