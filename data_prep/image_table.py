@@ -98,7 +98,9 @@ class GridRegions(_BoxesAlone):
     options = dict(regions=f"grid of {GRID} x {GRID}")
 
     def boxes(self, size: Size) -> np.ndarray:
-        """Return the cells, row by row, float32 [9, 4]."""
+        """Return the cells, row by row, float32 [9, 4]. Raises Unusable if the image is a line."""
+        if min(size) < 2:
+            raise Unusable(f"it has {size[0]} x {size[1]} pixels, too few for the cells of a grid; remove it")
         return grid_boxes(size)
 
 
@@ -344,10 +346,9 @@ def check_images(files: ArchiveFolder, images: Mapping[str, str]) -> None:
     missing = [path for path in images if not files.has(path)]
     if missing:
         are = "is" if len(missing) == 1 else f"and {len(missing) - 1:,} more of {len(images):,} are"
-        raise SourceError(
-            f"{images[missing[0]]}: the image {missing[0]} {are} missing in {files.root}; paths are relative to this "
-            "folder"
-        )
+        slashes = missing[0].replace("\\", "/")
+        remedy = f"write {slashes}" if files.has(slashes) else "paths are relative to this folder"
+        raise SourceError(f"{images[missing[0]]}: the image {missing[0]} {are} missing in {files.root}; {remedy}")
 
 
 class PlacedImage(NamedTuple):

@@ -47,8 +47,10 @@ def described(value: Any) -> str:
         return f"the text {value[:40]!r}"
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    is_number = isinstance(value, int | float)
-    return f"the number {value}" if is_number else f"of the type {type(value).__name__}"
+    if isinstance(value, int | float):
+        digits = str(value)
+        return f"the number {digits}" if len(digits) <= 40 else f"the number {digits[:40]}..."
+    return f"of the type {type(value).__name__}"
 
 
 def is_stored(number: int) -> bool:

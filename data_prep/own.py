@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.builder import OrderedBuilder, array_feature, example_features, oriented
-from data_prep.image_table import ImageTable, PlacedImage, chosen_regions, placed_images
+from data_prep.image_table import ImageTable, NoRegions, PlacedImage, chosen_regions, placed_images
 from data_prep.manifest import SourceError
 from data_prep.own_files import Example, OwnFolder
 from data_prep.own_report import next_command, report
@@ -217,7 +217,15 @@ def build_own(
             f"{folder.examples['train'][0].place}: a right 'box' is sought among detected regions; give "
             "--detector=WEIGHTS or --regions=FOLDER, or the candidates in 'boxes'"
         )
-    chosen = chosen_regions(root, folder.images, regions, detector, features, num_threads)
+    if folder.form.name == "boxes":
+        if regions or detector or features:
+            raise SourceError(
+                f"{folder.examples['train'][0].place}: the regions are the 'boxes' of each line; give none of "
+                "--detector, --regions and --features"
+            )
+        chosen = NoRegions()
+    else:
+        chosen = chosen_regions(root, folder.images, regions, detector, features, num_threads)
     table = ImageTable("own_images", corpus, data_dir, root, folder.images, chosen, store_images, num_threads)
     if not is_built(table):
         table.check()

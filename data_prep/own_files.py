@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from data_prep.manifest import SourceError, described
 from data_prep.own_lines import SUFFIXES, Line, read_lines_of, split_file
@@ -50,6 +51,7 @@ FORMS = (
     Form("value", "classify", "value", ("image",), TEXTS, "squared"),
 )
 FIELDS = set().union(*(form.known for form in FORMS), {"images", "answer"})
+LARGEST = float(np.finfo(np.float32).max)  # number that a record can store
 
 
 @dataclasses.dataclass
@@ -87,7 +89,8 @@ class OwnFolder:
         self.form = _form_of(first)
         self.images_per_example = 2 if "images" in first.fields else 1
         self.images: dict[str, str] = {}
-        self.examples = {split: self._checked(split, found, first) for split, found in lines.items()}
+        self._checks = _Checks(self, first)
+        self.examples = {split: self._checked(split, found) for split, found in lines.items()}
         self.galleries = self._galleries() if self.form.name == "targets" else {}
         self._warn_of_shared()
 
@@ -95,10 +98,11 @@ class OwnFolder:
         """Return the files that decide the examples."""
         return [*self.paths.values(), *(path for split in self.galleries if (path := self._gallery_file(split)))]
 
-    def _checked(self, split: str, lines: list[Line], first: Line) -> list[Example]:
-        known, places, examples = _Checks(self, first), {}, []
+    def _checked(self, split: str, lines: list[Line]) -> list[Example]:
+        self._checks.labels = None  # a table has texts where JSON has integers
+        places, examples = {}, []
         for line in lines:
-            example = known.example(line, split)
+            example = self._checks.example(line, split)
             if (before := places.setdefault(example.name, line.place)) != line.place:
                 raise SourceError(f"{line.place}: the id {example.name!r} is that of {before}, too; give each its own")
             for path in example.images:
@@ -171,7 +175,7 @@ def _split_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
 def _form_of(line: Line) -> Form:
     found = next((form for form in FORMS if form.name in line.fields), None)
     if found is None:
-        close = _nearest(line.fields, {form.name for form in FORMS}) or _nearest(line.fields, FIELDS)
+        close = _nearest(line.fields, FIELDS)
         if close:
             raise SourceError(f"{line.place}: the field {close[0]!r} is not known; rename it {close[1]!r}")
         raise SourceError(
@@ -185,8 +189,8 @@ def _nearest(fields: Mapping[str, Any], missing: set[str]) -> tuple[str, str] | 
     """Return an unknown field and the missing one that it resembles."""
     for name in fields:
         if name not in FIELDS:
-            simple = name.strip().lower()
-            if close := difflib.get_close_matches(simple, sorted(missing - fields.keys()), 1, 0.75):
+            simple, free = name.strip().lower(), sorted(missing - fields.keys())
+            if close := [simple] if simple in free else difflib.get_close_matches(simple, free, 1, 0.75):
                 return name, close[0]
     return None
 
@@ -217,9 +221,12 @@ class _Checks:
             if missing == ["images"] and "image" in fields:
                 raise SourceError(f"{line.place}: there is one image, but {self.first.place} has a pair in 'images'")
             raise SourceError(
-                f"{line.place}: the field {missing[0]!r} is missing; the fields are {', '.join(fields) or 'none'}. "
-                f"{DOCS}"
+                f"{line.place}: the field {'answer' if missing == ['answers'] else missing[0]!r} is missing; the "
+                f"fields are {', '.join(fields) or 'none'}. {DOCS}"
             )
+        for one, several in (("answer", "answers"), ("image", "images")):
+            if {one, several} <= fields.keys():
+                raise SourceError(f"{line.place}: there are both {one!r} and {several!r}; give one of them")
         if strange := sorted(fields.keys() & FIELDS - known):
             raise SourceError(
                 f"{line.place}: the field {strange[0]!r} does not go with {form.name!r}, which {self.first.place} has; "
@@ -310,7 +317,7 @@ class _Checks:
         value = line.fields["value"]
         values = value if isinstance(value, list) else [value]
         if not values or not all(_is_number(value) for value in values):
-            raise self._wrong(line, "value", "a number or a list of numbers")
+            raise self._wrong(line, "value", f"a number or a list of numbers, of at most {LARGEST:.0e}")
         self._same_width(line, "value", len(values))
         return [float(value) for value in values]
 
@@ -347,7 +354,7 @@ class _Checks:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _type_name(kind: type) -> str:

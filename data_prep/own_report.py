@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,14 +57,15 @@ def report(folder: OwnFolder, task: Mapping[str, Any], listed: Sequence[str], co
     print(f"  words of the texts of an example: {fewest} to {most}; images: {len(folder.images):,}; regions: {regions}")
     if regions.startswith("grid"):
         print("  objects are found better by a detector: --detector=WEIGHTS, or --regions=FOLDER of extract_regions")
+    if extra := dict.fromkeys(name for examples in folder.examples.values() for one in examples for name in one.extra):
+        print(f"  other fields, which are not read and come back in the predictions: {', '.join(extra)}")
     for warning in folder.warnings:
         print(f"warning: {warning}")
 
 
 def next_command(corpus: str, data_dir: pathlib.Path) -> str:
     """Return the line with the command that trains on a corpus."""
-    place = "" if data_dir == pathlib.Path("data") else f" --config.data.data_dir={data_dir}"
-    return (
-        f"next: python -m vlbert_jax.main --config=configs/own.py --config.data.texts=own/{corpus}{place} "
-        f"--workdir=workdirs/{corpus} --config.init.checkpoint=PRETRAINED"
-    )
+    place = [] if data_dir == pathlib.Path("data") else [f"--config.data.data_dir={data_dir}"]
+    flags = [f"--config.data.texts=own/{corpus}", *place, f"--workdir=workdirs/{corpus}"]
+    command = "python -m vlbert_jax.main --config=configs/own.py"
+    return f"next: {command} {shlex.join(flags)} --config.init.checkpoint=PRETRAINED"

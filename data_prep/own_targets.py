@@ -137,6 +137,22 @@ def covered_share(folder: OwnFolder, split: str, entries: Iterable[str]) -> floa
     return sum(bool(known & set(example.fields.get("answers", ()))) for example in examples) / len(examples)
 
 
+def _warn_of_equal_choices(folder: OwnFolder) -> None:
+    examples = [example for examples in folder.examples.values() for example in examples]
+    equal = [example for example in examples if len(set(example.fields["choices"])) < len(example.fields["choices"])]
+    if equal:
+        folder.warnings.append(
+            f"{equal[0].place}: two choices are the same, of which one counts as wrong ({len(equal):,} such examples)"
+        )
+
+
+def _warn_of_missing_texts(folder: OwnFolder) -> None:
+    empty = [example for example in folder.examples["train"] if not example.fields.get("text", "x").strip()]
+    number = len(folder.examples["train"])
+    if empty and len(empty) < number:
+        folder.warnings.append(f"{empty[0].place}: there is no text ({len(empty):,} of {number:,} examples of train)")
+
+
 # --- The task ---------------------------------------------------------------------------------
 
 
@@ -170,6 +186,7 @@ def describe_task(folder: OwnFolder, corpus: str, answers: int, positive: str) -
         raise SourceError(f"--positive={positive}: the data have no labels, but {form.name!r}")
     if answers and form.name != "question":
         raise SourceError(f"--answers={answers}: the data have no questions, but {form.name!r}")
+    _warn_of_missing_texts(folder)
     task: dict[str, Any] = dict(kind=form.kind, form=form.name, images_per_example=folder.images_per_example)
     task |= dict(text_words=longest_text(folder)[1])
     if form.name in ("label", "labels"):
@@ -190,4 +207,10 @@ def describe_task(folder: OwnFolder, corpus: str, answers: int, positive: str) -
         return task | dict(num_answers=len(entries), answers=f"own/{corpus}_answers.txt"), entries
     if form.name == "choices":
         task |= dict(num_choices=len(folder.examples["train"][0].fields["choices"]))
+        _warn_of_equal_choices(folder)
+    if form.name == "boxes" and all(len(example.fields["boxes"]) == 1 for example in folder.examples["train"]):
+        raise SourceError(
+            f"{folder.paths['train']}: each example has one box, so there is nothing to learn; add the "
+            "boxes that are wrong"
+        )
     return task, []

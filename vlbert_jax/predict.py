@@ -152,7 +152,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"There are {len(images)} images but {len(args.boxes)} files in --boxes; give one for each image."
         )
     for option, given, firsts in (("--text2", args.text2, args.text), ("--image2", args.image2, args.image)):
-        if len(given) not in (0, 1, len(firsts)) or (given and not args.text):
+        lonely = given and not args.text and (option == "--text2" or texts or not args.checkpoint)
+        if len(given) not in (0, 1, len(firsts)) or lonely:
             name = option.rstrip("2")
             raise ValueError(
                 f"{option} goes with --text; give one for all or one for each {name}: there are {len(given)}, and "

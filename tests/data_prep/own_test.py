@@ -16,7 +16,7 @@ from tests.helpers.vqa_case import jpeg, read_all
 from vlbert_jax.data.region_files import encode_floats
 
 GOLDEN_OWN = [path for root in golden_folders("tasks") for path in sorted(root.glob("own_data*"))]
-SIZES = {"a.jpg": (60, 40), "b.jpg": (40, 60), "c.jpg": (60, 40)}
+SIZES = {"a.jpg": (60, 40), "b.jpg": (40, 60), "c.jpg": (60, 40), "line.jpg": (60, 1)}
 
 
 def lines_of(path):
@@ -225,11 +225,22 @@ PAIR = dict(images=["a.jpg", "b.jpg"], text="the same", label="yes")
 BOXES = dict(image="a.jpg", text="the ball", boxes=[[1, 2, 10, 20], [5, 5, 20, 20]], label=0)
 SEARCH = dict(image="a.jpg", text="but blue", targets=["b.jpg"])
 CHOICE = dict(image="a.jpg", text="what?", choices=["a", "b"], label=0)
+ASK = dict(image="a.jpg", question="what?", answer="box")
 FAULTS = dict(
     missing_image=([RED, RED | dict(image="z.jpg"), BLUE], "train.jsonl, line 2: the image z.jpg is missing"),
     misspelt=([RED, dict(image="a.jpg", lable="red")], "line 2: the field 'lable' is not known; rename it 'label'"),
     misspelt_first=([dict(imagee="a.jpg", label="red")], "line 1: the field 'imagee' is not known; rename it 'image'"),
     misspelt_text=([dict(image="a.jpg", Text="x", label="red")], "the field 'Text' is not known; rename it 'text'"),
+    capitals=([dict(Text="x", Label="red", Image="a.jpg")], "the field 'Text' is not known; rename it 'text'"),
+    backslash=([BLUE, RED | dict(image=r".\b.jpg")], r"line 2: the image .\b.jpg is missing in", "write ./b.jpg"),
+    line=([RED | dict(image="line.jpg"), BLUE], "line 1: the image line.jpg cannot be used: it has 60 x 1 pixels"),
+    image_twice=([PAIR | dict(image="a.jpg")], "line 1: there are both 'image' and 'images'; give one"),
+    answer_twice=([ASK | dict(answers=["a"])], "line 1: there are both 'answer' and 'answers'; give one"),
+    answer_as_label=([dict(image="a.jpg", question="x?", label="a")], "line 1: the field 'answer' is missing"),
+    too_large=([dict(image="a.jpg", value=1e39)], "the field 'value' is the number 1e+39, not", "at most 3e+38"),
+    digits=([dict(image="a.jpg", value=10**400)], "the field 'value' is the number 1" + 39 * "0" + "..., not a number"),
+    corner=([BOXES | dict(boxes=[[0, 0, 10**400, 9]])], "line 1: 'boxes' has [0, 0, 1000", "not four numbers"),
+    one_box=([BOXES | dict(boxes=[[1, 2, 10, 20]])], "train.jsonl: each example has one box, so there is nothing"),
     no_target=([dict(image="a.jpg", text="x")], "to say what is to be learned, one of choices"),
     two_types=([RED, RED | dict(label=3)], "line 2: the label is the number 3, but", "has a text"),
     fraction=([RED, RED | dict(label=0.5)], "line 2: the label is the number 0.5; name numbers to predict 'value'"),
@@ -244,14 +255,14 @@ FAULTS = dict(
     no_number=([dict(image="a.jpg", value="3")], "line 1: the field 'value' is the text '3', not a number"),
     widths=([dict(image="a.jpg", value=v) for v in (1, [1, 2])], "line 2: 'value' has 2, but", "line 1 has 1"),
     outside=([BOXES, BOXES | dict(boxes=[[1, 2, 70, 20]])], "line 2: the box [1.0, 2.0, 70.0, 20.0] is not inside"),
-    negative=([BOXES | dict(boxes=[[-9, 2, 10, 20]])], "line 1: the box [-9.0, 2.0, 10.0, 20.0] is not inside"),
-    width_height=([BOXES | dict(boxes=[[30, 20, 10, 10]])], "line 1: the box [30.0, 20.0, 10.0, 10.0] is not inside"),
-    fractions=([BOXES | dict(boxes=[[0.1, 0.2, 0.5, 0.6]])], "line 1: all corners are within 0 and 1"),
+    negative=([BOXES | dict(boxes=[[-9, 2, 10, 20]] * 2)], "line 1: the box [-9.0, 2.0, 10.0, 20.0] is not inside"),
+    width_height=([BOXES | dict(boxes=[[30, 20, 10, 10]] * 2)], "line 1: the box [30.0, 20.0, 10.0, 10.0] is not in"),
+    fractions=([BOXES | dict(boxes=[[0.1, 0.2, 0.5, 0.6]] * 2)], "line 1: all corners are within 0 and 1"),
     three_corners=([BOXES | dict(boxes=[[1, 2, 3]])], "line 1: 'boxes' has [1, 2, 3], not four numbers"),
     index=([BOXES | dict(label=2)], "line 1: the label 2 is not an index among 2 boxes, 0 to 1"),
     choices=([CHOICE, CHOICE | dict(choices=["a", "b", "c"])], "line 2: 'choices' has 3, but", "line 1 has 2"),
-    one_answer=([dict(image="a.jpg", question="what?", answer="box")], "the only answer is 'box'"),
-    marks=([dict(image="a.jpg", question="what?", answer="?!")], "line 1: the answer '?!' has no letter"),
+    one_answer=([ASK], "the only answer is 'box'"),
+    marks=([ASK | dict(answer="?!")], "line 1: the answer '?!' has no letter"),
     no_detector=([dict(image="a.jpg", text="x", box=[1, 2, 3, 4])], "line 1: a right 'box' is sought among detected"),
     not_json=([RED, "{'image': 'a.jpg'}"], "line 2: the line is not JSON"),
     not_an_object=([RED, "[1]"], "line 2: the line is a list of 1, not an object"),
@@ -268,6 +279,32 @@ def test_faults_are_one_line(tmp_path, capsys, name):
     for part in parts:
         assert part in error
     assert not (tmp_path / "data/own/photos/1.0.0").exists()
+
+
+def test_all_splits_have_the_same_number_of_values_and_choices(tmp_path, capsys):
+    value = dict(image="a.jpg", value=[1, 2])
+    for train, val in ((value, dict(value=1)), (CHOICE, dict(choices=["a", "b", "c"]))):
+        _, _, error = built(tmp_path, capsys, train=[train], val=[train | val])
+        assert "val.jsonl, line 1: " in error and "train.jsonl, line 1 has 2" in error
+
+
+def test_what_is_not_used_is_reported(tmp_path, capsys):
+    train = [RED, BLUE, dict(image="c.jpg", sentence="what color?", label="red")]
+    status, out, _ = built(tmp_path, capsys, "--corpus=my photos", train=train, val=[BLUE])
+    assert status == 0 and "come back in the predictions: sentence" in out
+    assert "train.jsonl, line 3: there is no text (1 of 3 examples of train)" in out
+    assert "'--config.data.texts=own/my photos'" in out and "'--workdir=workdirs/my photos'" in out
+    train = [CHOICE, CHOICE | dict(choices=["a", "a"])]
+    status, out, _ = built(tmp_path, capsys, "--corpus=b", train=train, val=[CHOICE])
+    assert status == 0 and "train.jsonl, line 2: two choices are the same" in out
+
+
+def test_boxes_of_the_lines_are_the_regions(tmp_path, capsys):
+    status, out, _ = built(tmp_path, capsys, train=[BOXES], val=[BOXES])
+    assert status == 0 and "regions: of the texts" in out and "detector" not in out
+    assert [len(image["boxes"]) for image in read_all(tables(tmp_path)["images"], "images")] == [0]
+    status, _, error = built(tmp_path, capsys, "--features", "--regions=r", train=[BOXES], val=[BOXES])
+    assert status == 2 and "the regions are the 'boxes' of each line; give none of --detector" in error
 
 
 def test_galleries(tmp_path, capsys):

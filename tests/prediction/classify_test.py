@@ -76,6 +76,11 @@ def test_the_command_takes_two_images_and_two_texts(pair, capsys):
     chances = expected(folder, config, (0, 1), "the red one", "is it left")
     assert asked["text"] == "the red one" and asked["text2"] == "is it left" and asked["image2"] == second
     assert asked["answers"][0]["probability"] == pytest.approx(chances.max(), abs=1e-4)
+    assert predict.main(given) == 0  # without a text the images alone are classified
+    (asked,) = json.loads(capsys.readouterr().out)[0]["asked"]
+    assert asked["answers"][0]["probability"] == pytest.approx(expected(folder, config, (0, 1), "").max(), abs=1e-4)
+    assert predict.main(["--checkpoint=demo-vqa", f"--image={first}", f"--image2={second}"]) == 2
+    assert "--image2 goes with --text, but" in capsys.readouterr().err
     assert predict.main([*given, "--text2=is it left"]) == 2
     assert "--text2 goes with --text" in capsys.readouterr().err
     assert predict.main([*given[:-1], "--text", "the red one"]) == 2

@@ -85,6 +85,8 @@ def load_models(args: argparse.Namespace):
 def check_texts(model: Predictor, args: argparse.Namespace) -> None:
     """Raise ValueError where a text of the command requires a model of another task."""
     own = TASKS[model.task.name]
+    if args.image2 and not (args.text or own.text_optional):
+        raise ValueError(f"--image2 goes with --text, but {model.path} is a model for {own.title}.")
     for wanted in TASKS.values():
         given = getattr(args, wanted.option.removeprefix("--"), None)
         if given and wanted.takes_choices == bool(args.choices) and options_of(wanted) != options_of(own):
@@ -109,7 +111,8 @@ def ask_all(
     model: Predictor, picture: Picture, args: argparse.Namespace, second: Picture | None = None
 ) -> list[Asked]:
     """Return the answers to every text of the command about one image, or about it and a second one."""
-    texts, found = getattr(args, TASKS[model.task.name].option.removeprefix("--")), []
+    own, found = TASKS[model.task.name], []
+    texts = getattr(args, own.option.removeprefix("--")) or ([""] if own.text_optional else [])
     for number, text in enumerate(texts):
         if args.phrases:
             for phrase, places in zip(args.phrases, model.ground(picture, text, phrases=args.phrases), strict=True):
@@ -162,7 +165,8 @@ def show(about: dict[str, Any], asked: list[Asked]) -> None:
     lines = [f"{about['image']}: {about['width']} x {about['height']}; {count} regions from {about['source']}"]
     lines += [about["features"]] if "features" in about else []
     for one in asked:
-        lines += [f"  {one.text}", *(f"     {line}" for line in one.lines)]
+        lines += [f"  {one.text}"] if one.text else []
+        lines += [f"     {line}" for line in one.lines]
     for row in () if asked else about["regions"]:
         what = f"{row.get('attribute', '')} {row.get('label', '')}".strip()
         score = f"{row['score']:.2f}" if "score" in row else ""

@@ -56,7 +56,7 @@ TASKS: dict[str, Registered] = {
     ),
     "classify": Registered(
         "vlbert_jax.tasks.classify.task:ClassifyTask", "classes of images and texts", "--text",
-        'text, "" without one: the best classes, the labels, or the numbers',
+        "text, if the model reads one: the best classes, the labels, or the numbers",
         options=(
             ("--text2", "second text, one for all or one for each --text"),
             ("--image2", "second image, one for all or one for each --image"),

@@ -82,8 +82,8 @@ def test_vizwiz_has_its_own_form_and_unanswerable_for_unknown():
 
 def test_own_data_keep_their_identifiers_and_fields():
     records = [record("a", ["yes"] * 4, answer_type="", extra='{"source": "shop", "id": "b"}'), record("7", [])]
-    rows, scores = results.write_own(results.Answered(records, ["yes", "no"]))
-    assert rows == [dict(source="shop", id="a", answer="yes"), dict(id="7", answer="no")]
+    rows, scores = results.own_answers(results.Answered(records, ["yes", "no"]))
+    assert rows == [dict(id="a", answer="yes", source="shop"), dict(id="7", answer="no")]
     assert scores == {"vqa_official_accuracy": 1.0}  # own data has no types of answers
 
 

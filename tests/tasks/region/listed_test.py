@@ -112,6 +112,11 @@ def test_losses_on_known_logits(data_dir):
     signs = np.array([[-1, 1, 1, 0], [-1, -1, -1, -1], [0, -1, 1, 0]])
     np.testing.assert_allclose((total, count), (np.log1p(np.exp(-signs * z))[signs != 0].sum(), 9), rtol=1e-6)
     assert tuple(map(float, region_task.choice_accuracy(logits, batch))) == (1, 3)
+    # An example whose right region is not known has no part in any score.
+    unknown = batch.replace(targets=batch.targets.replace(region_known=jnp.array([True, False, False])))
+    assert tuple(map(float, region_task.choice_accuracy(logits, unknown))) == (1, 1)
+    assert region_task.summed_loss(logits, unknown, "sigmoid")[1] == 3
+    assert region_task.accuracies(logits, unknown)["positive_region_fraction"] == (2, 3)
     config = shrunk("entities", data_dir)
     assert REGION.loss_counts(batch, config, ("region",))["region"] == 2
     config.losses.grounding = "hinge"

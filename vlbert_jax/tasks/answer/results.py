@@ -13,6 +13,7 @@ from vlbert_jax.files import atomic_write
 from vlbert_jax.tasks.answer import gqa
 from vlbert_jax.tasks.answer.accuracy import UNKNOWN, answer_accuracy, summary
 from vlbert_jax.tasks.answer.examples import answers_of
+from vlbert_jax.tasks.own_predictions import file_order, own_row, write_own
 
 UNANSWERABLE = "unanswerable"  # what VizWiz expects in place of an unknown answer
 TYPES = ("accuracyPerStructuralType", "accuracyPerSemanticType")
@@ -83,23 +84,22 @@ def write_gqa(answered: Answered) -> tuple[list[dict], dict[str, float]]:
     return rows, scores | ({"gqa_distribution": found["distribution"]} if "distribution" in found else {})
 
 
-def write_own(answered: Answered) -> tuple[list[dict], dict[str, float]]:
+def own_answers(answered: Answered) -> tuple[list[dict], dict[str, float]]:
     """Return rows of own data, with the identifiers and further fields of the user's file, and the accuracy of VQA."""
-    rows = [
-        json.loads(record["extra"] or "{}") | dict(id=record["example_id"], answer=answer)
-        for record, answer in answered.pairs()
-    ]
-    return rows, annotator_scores(answered)
+    rows = [own_row(record, dict(answer=answer)) for record, answer in answered.pairs()]
+    return [rows[place] for place in file_order(answered.records)], annotator_scores(answered)
 
 
 # Value of `config.data.scorer` -> function that returns the rows of the file of a public task and its scores.
 SCORERS: dict[str, Callable[[Answered], tuple[list[dict], dict[str, float]]]] = {
-    "": write_vqa, "gqa": write_gqa, "vizwiz": write_vizwiz, "own": write_own,
+    "": write_vqa, "gqa": write_gqa, "vizwiz": write_vizwiz, "own": own_answers,
 }  # fmt: skip
 
 
 def conclude_split(directory: Path, rows: dict, config) -> dict[str, float]:
     """Write SPLIT.json in the form of a public task, and return its official scores as fractions.
+
+    Answers of own data are in SPLIT.jsonl and SPLIT.csv.
 
     Args:
         directory: Folder of the file.
@@ -116,6 +116,9 @@ def conclude_split(directory: Path, rows: dict, config) -> dict[str, float]:
     texts = Split(config, split).texts
     records = [texts[int(index)] for index in rows["index"]]
     submission, scores = SCORERS[scorer](Answered(records, [entries[best] for best, *_ in rows["answer"]]))
+    if scorer == "own":
+        write_own(directory, split, submission, {})
+        return scores
     with atomic_write(directory / f"{split}.json") as path:
         path.write_text(json.dumps(submission))
     return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from vlbert_jax.files import atomic_write
 from vlbert_jax.tasks.choice.examples import SUBTASKS
+from vlbert_jax.tasks.own_predictions import own_row
 
 
 def probabilities(logits: Float[np.ndarray, "q n"], choices: int = 4) -> Float[np.ndarray, "q n"]:
@@ -43,6 +44,17 @@ def write_table(path: Path, annot_ids: Iterable[str], tables: dict[str, Float[np
         writer.writerow(["annot_id", *(c for name, table in ordered.items() for c in columns(name, table.shape[1]))])
         for annot_id, *rows in zip(annot_ids, *ordered.values(), strict=True):
             writer.writerow([annot_id, *(str(value) for row in rows for value in row)])
+
+
+def own_rows(records: Sequence[dict], logits: Float[np.ndarray, "q n"]) -> list[dict]:
+    """Return the rows of user-supplied data: id, the index and text of the best choice, and all probabilities."""
+    rows = []
+    for record, chances in zip(records, probabilities(logits, logits.shape[1]), strict=True):
+        best = int(chances.argmax())
+        answer = dict(label=best, choice=record["choices"][best])
+        answer |= dict(probabilities=[round(float(chance), 6) for chance in chances])
+        rows.append(own_row(record, answer))
+    return rows
 
 
 def accuracies(

@@ -41,9 +41,10 @@ from vlbert_jax.tasks.choice.examples import (
     readable,
     record_of_text,
 )
-from vlbert_jax.tasks.choice.results import accuracies, probabilities, write_table
+from vlbert_jax.tasks.choice.results import accuracies, own_rows, probabilities, write_table
 from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
+from vlbert_jax.tasks.own_predictions import write_own
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 log = logging.getLogger(__name__)
@@ -218,7 +219,10 @@ class ChoiceTask(TextImageTask):
         return dict(logits=model.choice_logits(_states(model, batch, config), token_ids=batch.token_ids))
 
     def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
-        """Write SPLIT_SUBTASK.csv; with a companion, write SPLIT.csv (leaderboard), return the joint accuracy."""
+        """Write SPLIT_SUBTASK.csv; with a companion, write SPLIT.csv (leaderboard), return the joint accuracy.
+
+        User-supplied data have SPLIT.jsonl and SPLIT.csv.
+        """
         split = config.data.eval_split
         records = Split(config, split).texts
         rows = {name or config.subtask: table for name, table in predictions.items()}
@@ -231,6 +235,9 @@ class ChoiceTask(TextImageTask):
         logits = {name: np.asarray(table["logits"])[order] for name, table in rows.items()}
         name = split if len(logits) == len(SUBTASKS) else f"{split}_{config.subtask}"
         number = config.data.get("num_choices", 4)
+        if "num_choices" in config.data:
+            write_own(directory, split, own_rows(texts, logits[config.subtask]), {str(k): k for k in range(number)})
+            return {}
         tables = {subtask: probabilities(scores, number) for subtask, scores in logits.items()}
         write_table(directory / f"{name}.csv", [text["annot_id"] for text in texts], tables)
         fields = {"q2a": "answer_label", "qa2r": "rationale_label"}

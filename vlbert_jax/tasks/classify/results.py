@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.files import atomic_write
 from vlbert_jax.tasks.classify import nlvr2, scores, snli_ve
 from vlbert_jax.tasks.classify.examples import labels_of, loss_of
+from vlbert_jax.tasks.own_predictions import file_order, own_row, write_own
 
 ALL_LABELS = 100  # up to so many labels all probabilities are written, of more the best BEST
 BEST = 10
@@ -62,7 +62,7 @@ def predicted_of(rows: dict[str, np.ndarray], config) -> Predicted:
     """Return the predictions of the evaluation split from rows of `Task.predict` in the order of their index."""
     texts, labels = Split(config, config.data.eval_split).texts, labels_of(config)
     records = [texts[int(index)] for index in rows["index"]]
-    order = np.argsort([record.get("index", k) for k, record in enumerate(records)], kind="stable")  # that of the file
+    order = file_order(records)
     records, values = [records[k] for k in order], np.asarray(rows["probabilities"], np.float64)[order]
     return Predicted(config.data.eval_split, records, labels, values, loss_of(config), positive_label(config, labels))
 
@@ -98,34 +98,18 @@ def own_scores(predicted: Predicted) -> dict[str, float]:
 def write_files(directory: Path, predicted: Predicted) -> None:
     """Write SPLIT.jsonl and SPLIT.csv: id, answer, probabilities, and the other fields of the user's file."""
     rows = [_row(predicted, number) for number in range(len(predicted.records))]
-    with atomic_write(directory / f"{predicted.split}.jsonl") as path, path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    names = dict.fromkeys(name for row in rows for name in row if name != "probabilities")
-    probabilities = predicted.labels if predicted.loss != "squared" and len(predicted.labels) <= ALL_LABELS else ()
-    table = directory / f"{predicted.split}.csv"
-    with atomic_write(table) as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*names, *(f"probability of {label}" for label in probabilities)])
-        for row in rows:
-            cells = [_cell(row.get(name, "")) for name in names]
-            writer.writerow(cells + [str(row["probabilities"][label]) for label in probabilities])
+    shown = predicted.labels if predicted.loss != "squared" and len(predicted.labels) <= ALL_LABELS else ()
+    write_own(directory, predicted.split, rows, {label: label for label in shown})
 
 
 def _row(predicted: Predicted, number: int) -> dict[str, Any]:
-    answer, extra = predicted.answer(number), predicted.records[number].get("extra") or "{}"
     name = {"softmax": "label", "sigmoid": "labels", "squared": "value"}[predicted.loss]
-    row = {"id": predicted.ids[number], name: answer}
+    answer = {name: predicted.answer(number)}
     if predicted.loss != "squared":
         chances, many = predicted.probabilities[number], len(predicted.labels) > ALL_LABELS
         shown = np.argsort(-chances, kind="stable")[:BEST] if many else range(len(chances))
-        row["probabilities"] = {predicted.labels[k]: round(float(chances[k]), 6) for k in shown}
-    return row | {name: value for name, value in json.loads(extra).items() if name not in row}
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return "|".join(map(str, value))
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        answer["probabilities"] = {predicted.labels[k]: round(float(chances[k]), 6) for k in shown}
+    return own_row(predicted.records[number], answer, number)
 
 
 def hateful_memes(directory: Path, predicted: Predicted) -> dict[str, float]:

@@ -32,6 +32,11 @@ def check_listed(record: dict) -> None:
         )
 
 
+def is_labeled(record: dict) -> bool:
+    """Return whether the right regions of a record are known."""
+    return len(record["targets"]) > 0 or len(record["gold"]) > 0
+
+
 def choosable_rows(record: dict, first_row: int) -> Bool[np.ndarray, "r"]:
     """Return which rows may be chosen."""
     chosen = np.zeros(len(record["boxes"]) + 1, bool)
@@ -67,4 +72,5 @@ def listed_example(record: dict, flip: bool, tokenizer: Tokenizer, layout: Expre
     right = padded(right_rows(record, first)[:rows], rows)
     choosable = padded(choosable_rows(record, first)[:rows], rows)
     example = asked_example(record, record["boxes"], flip, tokenizer, layout)
-    return example | dict(region_targets=right, region_hits=right.copy(), region_choices=choosable)
+    known = np.bool_(is_labeled(record))
+    return example | dict(region_targets=right, region_hits=right.copy(), region_choices=choosable, region_known=known)

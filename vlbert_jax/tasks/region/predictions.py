@@ -13,6 +13,7 @@ import numpy as np
 from vlbert_jax.data.tables import Split
 from vlbert_jax.files import atomic_write
 from vlbert_jax.tasks.layouts import region_layout
+from vlbert_jax.tasks.own_predictions import own_row, write_own
 from vlbert_jax.tasks.region.entities import AMONG, Phrase, phrase_recall
 from vlbert_jax.tasks.region.examples import meant_row, original_boxes
 from vlbert_jax.tasks.region.listed import choosable_rows
@@ -53,21 +54,22 @@ def write_referring(directory: Path, rows: dict, config) -> dict[str, float]:
 
 
 def write_listed(directory: Path, rows: dict, config) -> dict[str, float]:
-    """Write SPLIT.jsonl, and the file and scores of the public task that config.data.scorer names.
+    """Write SPLIT.jsonl, SPLIT.csv, and the file and scores of the public task that config.data.scorer names.
 
     A line of SPLIT.jsonl has `id`, the numbers of the best boxes (`boxes`, -1 = the whole image), their
     probabilities, and the fields that user-supplied data has besides.
     """
     d = config.data
     examples = sorted(_examples(rows, config), key=lambda example: int(example[0]["index"]))
+    scorer = d.get("scorer", "")
     lines = [
-        dict(id=record["example_id"], boxes=[row - 1 for row in best], probabilities=probabilities)
-        | (json.loads(record.get("extra", "") or "{}") if not d.get("scorer", "") else {})
+        own_row(
+            {"example_id": record["example_id"]} if scorer else record,
+            dict(boxes=[row - 1 for row in best], probabilities=probabilities),
+        )
         for record, best, probabilities in examples
     ]
-    with atomic_write(directory / f"{d.eval_split}.jsonl") as partial:
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    scorer = d.get("scorer", "")
+    write_own(directory, d.eval_split, lines, {"the first box": 0})
     return SCORERS[scorer](directory / f"{d.eval_split}.json", examples) if scorer else {}
 
 

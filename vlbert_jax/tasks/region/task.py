@@ -25,7 +25,7 @@ from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted
 from vlbert_jax.tasks.region.examples import LISTED, ExpressionLayout, asked_example, expression_example, hits
-from vlbert_jax.tasks.region.listed import check_listed, listed_example, right_rows
+from vlbert_jax.tasks.region.listed import check_listed, is_labeled, listed_example, right_rows
 from vlbert_jax.tasks.region.predictions import SCORERS, num_predicted, write_listed, write_referring
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
@@ -48,6 +48,7 @@ class RegionTargets(Arrays):
     region_targets: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)  # meant by the expression
     region_hits: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)  # count as right when chosen
     region_choices: Bool[Array | np.ndarray, "b r"] | None = padding(False, default=None)  # may be chosen; None = all
+    region_known: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # is labeled; None = all
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # the expression was cut
 
 
@@ -96,11 +97,16 @@ class RegionTask(TextImageTask):
     )
 
     def target_checker(self, config, train: bool) -> Callable[[dict], bool]:
-        """Return the function that finds a region that counts as right among those of the model."""
+        """Return the function that finds a right region among those of the model, or no label where none is needed."""
         layout = ExpressionLayout.of(config, train=train)
         _check_table(config, layout.kind)
         read = slice(layout.regions.first_row, layout.max_regions + 1)
-        return lambda record: bool(_right_rows(record, layout)[read].any())
+
+        def is_usable(record: dict) -> bool:
+            unlabeled = layout.kind == LISTED and not train and not is_labeled(record)
+            return unlabeled or bool(_right_rows(record, layout)[read].any())
+
+        return is_usable
 
     def example_shapes(self, config) -> Shapes:
         """Return shapes and dtypes of an example of most batches."""
@@ -110,6 +116,7 @@ class RegionTask(TextImageTask):
         some_only = layout.kind == LISTED or layout.regions.first_row > 0
         flags = ("region_targets", "region_hits", *(("region_choices",) if some_only else ()))
         shapes |= dict.fromkeys(flags, ((rows,), bool)) | dict(text_cut=((), bool))
+        shapes |= dict(region_known=((), bool)) if layout.kind == LISTED else {}
         return shapes | dict(region_positions=((1, rows), np.int32))
 
     def loss_weights(self, config) -> dict[str, float]:
@@ -130,14 +137,14 @@ class RegionTask(TextImageTask):
 
     def score(self, model: RegionModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
         """Return the accuracy of the choice, of baselines, of any region (`chance`), of the best (`possible`)."""
-        logits_by_name, real = baseline_logits(model, batch, config), batch.region_mask.any(1)
+        logits_by_name, labeled = baseline_logits(model, batch, config), is_judged(batch)
         any_region = batch.targets.region_hits.sum(1) / jnp.maximum(choosable(batch).sum(1), 1)
         choices = {f"grounding_accuracy{name}": choice_accuracy(rows, batch) for name, rows in logits_by_name.items()}
         return accuracies(logits_by_name[""], batch) | choices | dict(
-            grounding_accuracy_chance=counted(any_region, real),
-            grounding_accuracy_possible=counted(batch.targets.region_hits.any(1), real),
+            grounding_accuracy_chance=counted(any_region, labeled),
+            grounding_accuracy_possible=counted(batch.targets.region_hits.any(1), labeled),
             region_loss=summed_loss(logits_by_name[""], batch, loss_kind(config)),
-            text_cut=counted(batch.targets.text_cut, real),
+            text_cut=counted(batch.targets.text_cut, batch.region_mask.any(1)),
         )
 
     # --- Evaluation ---------------------------------------------------------------------------------
@@ -177,9 +184,12 @@ class RegionTask(TextImageTask):
         """Return the heading of the report."""
         return "VL-BERT on referring expressions"
 
-    def card(self, record: dict, shown: dict, row: dict, config) -> Card:
-        """Return the card of an expression with the best regions."""
-        right = _right_rows(record, ExpressionLayout.of(config, train=False))
+    def card(self, record: dict, shown: dict, row: dict, config) -> Card | None:
+        """Return the card of an expression with the best regions; None without a label."""
+        layout = ExpressionLayout.of(config, train=False)
+        if layout.kind == LISTED and not is_labeled(record):
+            return None
+        right = _right_rows(record, layout)
         answers = [
             RankedAnswer(f"region {i}" if i else "the whole image", float(p), float(right[i]))
             for i, p in zip(row["region"], row["probability"], strict=True)
@@ -310,6 +320,12 @@ def choosable(batch: Batch) -> Bool[Array, "b r"]:
     return batch.region_mask if choices is None else batch.region_mask & choices
 
 
+def is_judged(batch: Batch) -> Bool[Array, "b"]:
+    """Return which rows are examples whose right region is known."""
+    known = batch.targets.region_known
+    return batch.region_mask.any(1) if known is None else batch.region_mask.any(1) & known
+
+
 def has_right_region(batch: Batch) -> Bool[Array, "b"]:
     """Return which examples have a right region among those that may be chosen."""
     return (batch.targets.region_targets & choosable(batch)).any(1)
@@ -327,7 +343,7 @@ def summed_loss(logits: Float[Array, "b r"], batch: Batch, kind: str) -> tuple[A
     """
     allowed = choosable(batch)
     if kind == "sigmoid":
-        return counted(region_losses(logits, batch), allowed)
+        return counted(region_losses(logits, batch), allowed & is_judged(batch)[:, None])
     finite = jnp.where(allowed, logits, 0)
     right = batch.targets.region_targets & allowed
     number = jnp.maximum(right.sum(1), 1)
@@ -339,7 +355,7 @@ def summed_loss(logits: Float[Array, "b r"], batch: Batch, kind: str) -> tuple[A
 def choice_accuracy(logits: Float[Array, "b r"], batch: Batch) -> tuple[Array, Array]:
     """Return whether the best region is a hit, as (sum, count)."""
     chosen = logits.argmax(-1)[:, None]
-    return counted(jnp.take_along_axis(batch.targets.region_hits, chosen, axis=1)[:, 0], batch.region_mask.any(1))
+    return counted(jnp.take_along_axis(batch.targets.region_hits, chosen, axis=1)[:, 0], is_judged(batch))
 
 
 def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Array, Array]]:
@@ -348,11 +364,12 @@ def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Arr
     The official code calls them RefAcc, ClsAcc, ClsPosAcc and ClsPosFrac.
     """
     correct = (logits > 0) == batch.targets.region_targets
+    judged = choosable(batch) & is_judged(batch)[:, None]
     return dict(
         grounding_accuracy=choice_accuracy(logits, batch),
-        region_accuracy=counted(correct, choosable(batch)),
-        positive_region_accuracy=counted(correct, batch.targets.region_targets & choosable(batch)),
-        positive_region_fraction=counted(batch.targets.region_targets, choosable(batch)),
+        region_accuracy=counted(correct, judged),
+        positive_region_accuracy=counted(correct, batch.targets.region_targets & judged),
+        positive_region_fraction=counted(batch.targets.region_targets, judged),
     )
 
 
