@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,11 @@ def test_evaluate_run_scores_the_newest_checkpoint(uninterrupted, tmp_path, capl
     with caplog.at_level("INFO"):
         assert evaluate_run(other, toy_task.toy, workdir, two_devices()) == scores
     assert "config.json, because they change no number of an evaluation: optimizer.name='adamw'" in caplog.text
+    damaged = tmp_path / "damaged"
+    shutil.copytree(workdir, damaged)
+    next(damaged.glob("checkpoints/20/state/d/*")).write_bytes(b"")
+    assert evaluate_run(config, toy_task.toy, damaged, two_devices())["step"] == 15
+    assert "checkpoint 20 is damaged and not used" in caplog.text
     with pytest.raises(FileNotFoundError, match="nothing to evaluate"):
         evaluate_run(config, toy_task.toy, tmp_path, two_devices())
     config = config.copy_and_resolve_references()
