@@ -319,6 +319,8 @@ def test_checkpoints_without_checksums_are_used(three_steps, state, tmp_path):
     for path in tmp_path.rglob("checksums.json"):
         path.unlink()
     assert checkpoint.Checkpoints(tmp_path / "run", toy_task.make_config()).newest == 3
+    shutil.rmtree(tmp_path / "run/checkpoints/3/state")
+    assert checkpoint.Checkpoints(tmp_path / "run", toy_task.make_config()).newest == 2
 
 
 def test_other_errors_pass_through(state, tmp_path, monkeypatch):
