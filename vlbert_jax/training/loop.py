@@ -25,6 +25,7 @@ from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.description import facts_of, write_description
 from vlbert_jax.training.evaluate import EVALUATION, evaluate, make_score
+from vlbert_jax.training.lock import only_run
 from vlbert_jax.training.logs import Waits
 from vlbert_jax.training.patience import Patience
 from vlbert_jax.training.preemption import Preemption, Stopped
@@ -58,8 +59,17 @@ def train(
       Stopped: a process of the run received SIGTERM; everything is saved.
       FloatingPointError: the loss or its gradient is not finite; names the step, before which the state is saved.
       OSError: the disk is full.
-      ValueError: the config does not fit the devices, the data or the checkpoints of `workdir`.
+      ValueError: the config does not fit the devices, the data or the checkpoints of `workdir`, or another run writes
+        to it.
     """
+    with only_run(workdir):
+        return _train(config, task, workdir, mesh)
+
+
+def _train(
+    config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Do what `train` describes, in a workdir that no other run uses."""
     loop = Loop(config, task, workdir, mesh)
     with loop.opened():
         loop.repeat_stopped_evaluation()
