@@ -135,6 +135,7 @@ class Loop:
             workdir if is_writer else None, self.start, config.total_steps, self.unscored, config.best_metric, trackers
         )
         self.score = make_score(self.graphdef, task, config, mesh)
+        self.evaluated = False  # whether `score` is compiled
         self.waits = Waits()
         self.report = RunReport(config, task, workdir, self.graphdef, mesh, self.waits) if config.report else None
         self.losses: tuple[str, ...] = ()  # of the last update
@@ -199,7 +200,8 @@ class Loop:
         key = names, tuple(x.shape for x in jax.tree.leaves(batch)), jax.tree.structure(batch)
         if key not in self.programs:
             about = f"of an update with these losses: {', '.join(names)}"
-            with self.waits.announced("the compilation", about, "6 to 16 s for a demo or a base recipe on 2 cores"):
+            expected = "6 to 16 s for a demo or a base recipe on 2 cores"
+            with self.waits.announced("the compilation", about, expected), self.preemption.of_compilation():
                 jitted = jitted_step(
                     names, graphdef=self.graphdef, task=self.task, config=self.config, tx=self.tx, mesh=self.mesh,
                     shardings=self.shardings,
@@ -276,8 +278,10 @@ class Loop:
     def evaluate(self, step: int) -> dict[str, float]:
         """Write and return the scores of the current state, which is that of `step`. Raise Stopped where asked to."""
         weights, stop = (self.state.params, self.state.constants), self.preemption.reached
+        score = self.score if self.evaluated else self.preemption.of_compilation()(self.score)
         with self.waits.announced("the evaluation", "", EVALUATION):
-            scores, _ = evaluate(self.score, *weights, self.task, self.config, self.mesh, stop)
+            scores, _ = evaluate(score, *weights, self.task, self.config, self.mesh, stop)
+        self.evaluated = True
         self.writer.write(step, "val", scores)
         self.patience.count(step, scores)
         if jax.process_index() == 0:
