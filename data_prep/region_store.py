@@ -282,13 +282,20 @@ class Records:
     def read(self, name: str) -> bytes:
         """Return the regions of an image in the JSON format of the official code.
 
-        Raises FileNotFoundError.
+        Raises FileNotFoundError, and SourceError if the file of the regions is damaged or missing.
         """
         if name not in self._places:
             raise FileNotFoundError(f"there are no regions of {name} in {self.folder}")
         file, position = self._places[name]
-        with self._lock:
-            (content,) = self._reader(file).read([position])
+        try:
+            with self._lock:
+                (content,) = self._reader(file).read([position])
+        except (RuntimeError, ValueError) as error:
+            part = self.folder / "parts" / file.replace("regions-", "").replace(".array_record", ".json")
+            raise SourceError(
+                f"{self.folder / file}: the regions of {name} (record {position}) cannot be read; the file is damaged "
+                f"or missing: restore it, or remove {part} and extract again ({error})"
+            ) from None
         return json.dumps(unpack(content)).encode()
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_prep import build, extract_regions
 from data_prep.manifest import Manifest, SourceError
-from data_prep.region_store import RegionStore
+from data_prep.region_store import RegionStore, open_records
 from data_prep.sources import ArchiveFolder, open_source
 from data_prep.vqa_regions import RegionFiles, RegionTable
 from tests.helpers import detector_case
@@ -188,6 +188,13 @@ def test_shards_divide_the_images(images, detector, expected, tmp_path):
     (tmp_path / "Train_GCC.tsv").write_text("one\thttp://x\n")
     with pytest.raises(SourceError, match="images was"):
         extract_regions.extract(open_source(tmp_path / "Train_GCC.tsv"), detector, out, shard=(0, 2))
+    damaged = out / "regions-00000-of-00002-000000.array_record"
+    whole = damaged.read_bytes()
+    for content in whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], b"":
+        damaged.write_bytes(content)
+        with pytest.raises(SourceError, match=f"^{damaged}: the regions of .* or remove .*-00002-000000.json and"):
+            for name in expected:
+                open_records(out).read(name)
     store = RegionStore(out, detector.fingerprint, source.names, "array_record", 2)
     next(lock := store.shard(0))
     with pytest.raises(SourceError, match="another process works on shard 0/2"):

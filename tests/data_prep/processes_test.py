@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_prep import build
+from data_prep import build, parts
 from data_prep.manifest import Manifest, SourceError
 from data_prep.parts import Workers
 from data_prep.tables import ShareWritten, run_builder
@@ -178,6 +178,17 @@ def test_machines_share_a_build(photos, alone, tmp_path):
         builder.manifest.options["images"] = False
         run_builder(builder, Workers(1, 0, 3))
     assert conclude(photos, tmp_path, finished) == alone[0]
+
+
+def test_two_machines_may_write_the_same_part_at_once(tmp_path, monkeypatch):
+    part = tmp_path / "00000.json"
+    with parts._replacing(part) as mine:
+        pathlib.Path(mine).write_text("ha")
+        monkeypatch.setattr(parts.socket, "gethostname", lambda: "another")
+        parts.write_json(part, "half")
+        assert part.read_text() == '"half"'
+        pathlib.Path(mine).write_text('"half"')
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.json"] and part.read_text() == '"half"'
 
 
 def test_parts_of_another_build_are_removed(photos, alone, tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 
 import jax
@@ -13,6 +14,8 @@ from tests.helpers import toy_task
 from vlbert_jax.training import checkpoint, optimizer, sharding
 from vlbert_jax.training.config import config_differences
 from vlbert_jax.training.state import create_state
+from vlbert_jax.weights.checksums import newest_intact
+from vlbert_jax.weights.export import write_orbax
 from vlbert_jax.weights.orbax import newest_step, read_checkpoint
 from vlbert_jax.weights.stored_config import SCHEMA
 
@@ -105,6 +108,7 @@ def edit_meta(workdir, change):
         meta = json.loads(file.read_text())
         change(meta)
         file.write_text(json.dumps(meta))
+        (file.parent.parent / "checksums.json").unlink(missing_ok=True)
 
 
 def test_a_stored_config_may_lack_fields(state, tmp_path, caplog):
@@ -232,6 +236,91 @@ def test_a_full_disk_is_reported_in_one_line(state, tmp_path, monkeypatch, error
     again = checkpoint.Checkpoints(tmp_path, config)
     jax.tree.map(np.testing.assert_array_equal, again.restore(abstract, shardings), state)
     again.close()
+
+
+def changed(content: bytes) -> bytes:
+    """Return the content of a file with one changed bit."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+CUT = r"has changed since it was saved \([\d,]+ bytes instead of [\d,]+\)"
+DAMAGE = {
+    "has changed since it was saved": lambda path: path.write_bytes(changed(path.read_bytes())),
+    CUT: lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "is missing": lambda path: path.unlink(),
+}
+
+
+@pytest.fixture(scope="module")
+def three_steps(state, tmp_path_factory):
+    """Return a workdir with the checkpoints 1, 2 and 3."""
+    workdir = tmp_path_factory.mktemp("three_steps")
+    for step in (1, 2, 3):
+        save(workdir, toy_task.make_config(), state, step, loss=1.0 / step)
+    return workdir
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_not_used_but_the_one_before(three_steps, tmp_path, caplog, damage):
+    """Every file counts: those of the arrays, of their metadata and of the run."""
+    config, number = toy_task.make_config(best_metric="loss"), 0
+    files = [path for part in ("state", "meta") for path in three_steps.rglob(f"3/{part}/**/*") if path.is_file()]
+    for name in [path.relative_to(three_steps) for path in files]:
+        workdir, number = tmp_path / str(number), number + 1
+        shutil.copytree(three_steps, workdir)
+        DAMAGE[damage](workdir / name)
+        caplog.clear()
+        assert newest_intact(workdir / "checkpoints", "") == workdir / "checkpoints/2"
+        (line,) = caplog.messages
+        assert re.fullmatch(f"checkpoint 3 is damaged and not used: {workdir / name} {damage}", line)
+    assert number > 8
+    assert checkpoint.Checkpoints(workdir, config, read_only=True).newest == 2 and steps_in(workdir) == [1, 2, 3]
+
+
+def test_a_run_continues_before_a_damaged_checkpoint(three_steps, state, tmp_path, caplog):
+    workdir, config = tmp_path / "run", toy_task.make_config(keep_checkpoints=2)
+    shutil.copytree(three_steps, workdir)
+    shutil.rmtree(workdir / "checkpoints/2/state")
+    next(workdir.glob("checkpoints/3/state/d/*")).unlink()
+    weights = read_checkpoint(workdir)
+    np.testing.assert_array_equal(weights["params"]["first"], state.params.first)
+    with pytest.raises(ValueError, match=r"checkpoints/3 is damaged: .*/state/d/\w+ is missing; train or convert"):
+        read_checkpoint(workdir / "checkpoints/3")
+    caplog.clear()
+    checkpoints = checkpoint.Checkpoints(workdir, config)
+    assert checkpoints.newest == 1 and steps_in(workdir) == [1]
+    assert sorted(path.name for path in (workdir / "damaged_checkpoints").iterdir()) == ["2", "3"]
+    assert "3 was moved to " in caplog.text and "the run continues from step 1" in caplog.text
+    abstract, shardings, _ = make_state(config)
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(abstract, shardings), state)
+    checkpoints.save(3, state, {})
+    checkpoints.close()
+    assert steps_in(workdir) == [1, 3] and checkpoint.Checkpoints(workdir, config, read_only=True).newest == 3
+    for path in workdir.glob("checkpoints/*/checksums.json"):
+        path.write_text("{")
+    for read_only in (True, False):
+        with pytest.raises(ValueError, match="all checkpoints in .* are damaged; .*1/checksums.json .*; remove this f"):
+            checkpoint.Checkpoints(workdir, config, read_only)
+    assert steps_in(workdir) == [1, 3]
+
+
+def test_a_damaged_converted_folder_is_refused(tmp_path):
+    write_orbax(tmp_path / "model", dict(a=np.arange(1000.0)), dict(b=np.ones(3)), {})
+    np.testing.assert_array_equal(read_checkpoint(tmp_path / "model")["params"]["a"], np.arange(1000))
+    path = next((tmp_path / "model/state").glob("ocdbt.process_0/d/*"))
+    path.write_bytes(changed(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"^{tmp_path}/model is damaged: {path} has changed .*; .* convert again"):
+        read_checkpoint(tmp_path / "model")
+
+
+def test_checkpoints_without_checksums_are_used(three_steps, state, tmp_path):
+    shutil.copytree(three_steps, tmp_path / "run")
+    for path in tmp_path.rglob("checksums.json"):
+        path.unlink()
+    assert checkpoint.Checkpoints(tmp_path / "run", toy_task.make_config()).newest == 3
+    shutil.rmtree(tmp_path / "run/checkpoints/3/state")
+    assert checkpoint.Checkpoints(tmp_path / "run", toy_task.make_config()).newest == 2
 
 
 def test_other_errors_pass_through(state, tmp_path, monkeypatch):

@@ -4,9 +4,11 @@ The tests train the toy task, which takes a second.
 """
 
 import dataclasses
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +17,12 @@ import time
 import jax
 import numpy as np
 import pytest
+import tqdm
 
 from tests.helpers import HANG_SECONDS, ROOT, toy_task
 from tests.helpers.toy_runs import rows_of, task_with, two_devices, updates
 from vlbert_jax.training import checkpoint, metrics, sharding, state
+from vlbert_jax.training.description import facts_of
 from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.loop import train
 from vlbert_jax.training.preemption import Stopped
@@ -137,6 +141,30 @@ def test_a_run_continues_on_another_mesh(tmp_path):
             )
 
 
+def test_a_clock_that_jumps_back_changes_nothing(uninterrupted, tmp_path, monkeypatch):
+    """Durations, the progress bar, rows and kept checkpoints do not depend on the wall clock."""
+    config, workdir, _ = uninterrupted
+    now = [time.time()]
+
+    def jumping():
+        now[0] -= 3600
+        return now[0]
+
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(time, "time_ns", lambda: int(jumping()) * 10**9)
+    monkeypatch.setattr(tqdm.std, "time", jumping)
+    with metrics.Bar(total=9, file=io.StringIO(), mininterval=0) as bar:
+        bar.update(3)
+        assert 0 <= bar.format_dict["elapsed"] < 60 and bar.format_dict["rate"] > 0
+    train(config, toy_task.toy, tmp_path, two_devices())
+    assert rows_of(tmp_path) == rows_of(workdir)
+    rows = [row for row in metrics.read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
+    assert all(0 < row["step_time_ms"] < 60_000 and 0 <= row["data_wait_time_ms"] < 60_000 for row in rows)
+    kept = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (tmp_path, workdir)]
+    assert kept[0] == kept[1]
+    assert " s of updates" in facts_of(tmp_path, rows)["duration"]
+
+
 def test_a_finished_run_does_not_change(uninterrupted):
     config, workdir, state = uninterrupted
     before = (workdir / "metrics.jsonl").read_text()
@@ -231,6 +259,11 @@ def test_evaluate_run_scores_the_newest_checkpoint(uninterrupted, tmp_path, capl
     with caplog.at_level("INFO"):
         assert evaluate_run(other, toy_task.toy, workdir, two_devices()) == scores
     assert "config.json, because they change no number of an evaluation: optimizer.name='adamw'" in caplog.text
+    damaged = tmp_path / "damaged"
+    shutil.copytree(workdir, damaged)
+    next(damaged.glob("checkpoints/20/state/d/*")).write_bytes(b"")
+    assert evaluate_run(config, toy_task.toy, damaged, two_devices())["step"] == 15
+    assert "checkpoint 20 is damaged and not used" in caplog.text
     with pytest.raises(FileNotFoundError, match="nothing to evaluate"):
         evaluate_run(config, toy_task.toy, tmp_path, two_devices())
     config = config.copy_and_resolve_references()

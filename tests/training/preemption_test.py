@@ -1,5 +1,6 @@
 """Ctrl-C: a run is saved and ends; every command ends with one line; a second Ctrl-C ends at once."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from vlbert_jax import main
 from vlbert_jax.tasks import TASKS
 from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.loop import train
-from vlbert_jax.training.preemption import Stopped
+from vlbert_jax.training.preemption import Preemption, Stopped
 from vlbert_jax.weights.orbax import newest_step
 
 
@@ -106,6 +107,48 @@ with Preemption():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
 """
+
+
+def test_sigterm_ends_a_compilation():
+    """SIGTERM in a long compilation ends the process; outside of one it does not."""
+    limits = "from vlbert_jax.training import preemption; preemption.COMPILATION_SECONDS = 0.2\n"
+    compiling = BUSY.replace("with Preemption():", limits + "with Preemption() as stop, stop.of_compilation():")
+    not_compiling = BUSY.replace("with Preemption():", limits + "with Preemption() as stop:").replace(
+        'hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)',
+        'import time\n    time.sleep(1)\n    print(stop.reached(), stop.compiling)',
+    )
+    for script, status, printed in ((compiling, 143, ""), (not_compiling, 0, "True False\n")):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=HANG_SECONDS)
+        assert (process.returncode, output) == (status, printed)
+        assert ("SIGTERM in a compilation: ended; the same command continues" in errors) == (status == 143)
+
+
+def test_compilations_of_a_run_are_marked(tmp_path, monkeypatch):
+    """The compilations of updates, of the evaluation of a run, and of a run that is only evaluated may be given up."""
+    marked = []
+    monkeypatch.setattr(Preemption, "of_compilation", recording(marked, Preemption.of_compilation))
+    config = toy_task.make_config(total_steps=20, second_loss_from=6)
+    train(config, toy_task.toy, tmp_path, two_devices())
+    assert len(marked) == 2 + 4  # two programs of updates; four batches of the first of two evaluations
+    evaluate_run(config, toy_task.toy, tmp_path, two_devices())
+    assert len(marked) == 2 + 4 + 4
+
+
+def recording(calls, context):
+    """Return a context manager that also notes each time it is entered."""
+
+    @contextlib.contextmanager
+    def recorded(self):
+        with context(self):
+            calls.append(self.compiling)
+            yield
+
+    return recorded
 
 
 def test_a_second_ctrl_c_ends_at_once_also_in_a_call_of_c():

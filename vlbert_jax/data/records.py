@@ -122,6 +122,8 @@ class _Split:
         # time per record.
         files = builder.info.splits[split].file_instructions
         self._source.data_source = ArrayRecordDataSource(files, reader_options={"max_parallelism": "0"})
+        self._files = [file.filename for file in files]
+        self._ends = list(itertools.accumulate(file.examples_in_shard for file in files))
         self._texts, self._lists = [], []
         for key, feature in builder.info.features.items():  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(feature, tfds.features.Text):
@@ -133,7 +135,16 @@ class _Split:
         return len(self._source)
 
     def __getitem__(self, number: int) -> dict:
-        record = self._source[number]
+        try:
+            record = self._source[number]
+        except (RuntimeError, ValueError) as error:  # a wrong checksum, or a file that is cut or missing
+            which = bisect.bisect_right(self._ends, number)
+            first = self._ends[which - 1] if which else 0
+            place = f"{self._files[which]}: record {number - first} of {self._ends[which] - first}"
+            raise ValueError(
+                f"{place} cannot be read; the file is damaged or missing: restore it, or remove its folder and build "
+                f"the records again ({error})"
+            ) from error
         for key in self._texts:
             record[key] = record[key].decode()
         for key in self._lists:

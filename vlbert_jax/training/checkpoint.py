@@ -2,17 +2,19 @@
 
 WORKDIR/checkpoints/STEP/ holds `state` (step, params, constants, opt_state as nested dicts of arrays, named as the
 model's attributes are) and `meta` (JSON). The data position is the step: batch k of a run is a function of (config, k).
-Checkpoints are written atomically.
+Checkpoints are written atomically, with checksums of their files. A damaged one is not used but the one before it.
 """
 
 import json
 import logging
 import math
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -22,6 +24,7 @@ from vlbert_jax.files import atomic_write, disk_full
 from vlbert_jax.training.config import config_differences
 from vlbert_jax.training.patience import lower_is_better
 from vlbert_jax.training.provenance import check_provenance, provenance_of
+from vlbert_jax.weights.checksums import newest_intact, write_checksums
 from vlbert_jax.weights.stored_config import SCHEMA, completed, current_metric, upgraded
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,8 @@ class Checkpoints:
             fields that shape the model have to agree.
 
         Raises:
-          ValueError: the stored config differs in a field that may not, or the data differ from those of the run.
+          ValueError: the stored config differs in a field that may not, the data differ from those of the run, or all
+            checkpoints are damaged.
         """
         self.directory, self.config = pathlib.Path(workdir).absolute() / "checkpoints", config.to_dict()
         self.metric = config.best_metric
@@ -58,11 +62,13 @@ class Checkpoints:
             best_fn=self._goodness if self.metric else None,
             cleanup_tmp_directories=not read_only,  # of an earlier process that was killed while saving
             read_only=read_only,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
+        self.newest = self._newest_intact(read_only)  # the step that is restored, None without any
         with disk_full(self.directory):
             self.manager = _Manager(self.directory, options=options)
         self.provenance = {} if read_only else provenance_of(config)
-        if self.latest_step() is not None:
+        if self.newest is not None:
             meta = self.meta()
             self._check_config(meta["config"], read_only)
             if not read_only:
@@ -97,14 +103,37 @@ class Checkpoints:
                 "Choose another --workdir, or start from its weights with --config.init.checkpoint"
             )
 
-    def latest_step(self) -> int | None:
-        """Return the step of the newest checkpoint, None without any."""
-        return self.manager.latest_step()
+    def _newest_intact(self, read_only: bool) -> int | None:
+        """Return the step of the newest checkpoint that is not damaged, None without any.
+
+        A run that continues moves the damaged ones away, because it will save these steps again. Process 0 looks for
+        all, in the folder that they share. Raises ValueError if all checkpoints are damaged.
+        """
+        newest = np.int32(-1)
+        if jax.process_index() == 0:
+            remedy = f"remove this folder; then the run starts again{'' if read_only else ' from the beginning'}"
+            if found := newest_intact(self.directory, remedy):
+                newest = np.int32(found.name)
+            for path in [] if read_only or not found else self.directory.iterdir():
+                if path.name.isdigit() and int(path.name) > newest:
+                    moved = self.directory.parent / "damaged_checkpoints" / path.name
+                    shutil.rmtree(moved, ignore_errors=True)
+                    moved.parent.mkdir(exist_ok=True)
+                    path.rename(moved)
+                    log.warning("%s was moved to %s; the run continues from step %d", path, moved, newest)
+        if jax.process_count() > 1:
+            newest = multihost_utils.broadcast_one_to_all(newest)
+        return int(newest) if newest >= 0 else None
+
+    def _seal(self):
+        """Write the checksums of the checkpoint that is complete and will now be committed; Orbax calls this."""
+        for path in self.directory.glob(f"{self.saving}.orbax-checkpoint-tmp*"):
+            write_checksums(path)
 
     def meta(self) -> dict[str, Any]:
         """Return what `save` stored with the newest state: `meta`, `provenance`, and `config` as of this version."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self.manager.restore(self.latest_step(), args=args)["meta"]
+        meta = self.manager.restore(self.newest, args=args)["meta"]
         return meta | {"config": upgraded(meta["config"], meta.get("schema"), str(self.directory.parent))}
 
     def restore(self, abstract: PyTree, shardings: PyTree) -> PyTree:
@@ -113,7 +142,7 @@ class Checkpoints:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain(abstract), plain(shardings)
         )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        restored = self.manager.restore(self.latest_step(), args=args)["state"]
+        restored = self.manager.restore(self.newest, args=args)["state"]
         return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(restored))
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any], scores: dict[str, float] | None = None):
@@ -135,6 +164,8 @@ class Checkpoints:
             state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta | stored)
         )
         with disk_full(self.directory):
+            self.manager.wait_until_finished()
+            self.saving = step
             self.manager.save(step, args=args, metrics=self._ranked(scores))
 
     def add_scores(self, step: int, scores: dict[str, float]):

@@ -202,7 +202,7 @@ def evaluate_run(
 def _evaluate_weights(config, task, workdir, mesh, predict: bool, preemption: Preemption) -> tuple[int, dict, dict]:
     """Return the step, scores and rows of the weights of a run; see `evaluate_run`."""
     run = open_run(config, task, workdir, mesh, read_only=True)
-    score = make_score(run.graphdef, task, config, mesh, predict)
+    score = preemption.of_compilation()(make_score(run.graphdef, task, config, mesh, predict))
     with jax.set_mesh(mesh), Waits().announced("the evaluation", "", EVALUATION):
         scores, rows = evaluate(
             score, run.state.params, run.state.constants, task, config, mesh, preemption.reached

@@ -25,6 +25,7 @@ from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.description import facts_of, write_description
 from vlbert_jax.training.evaluate import EVALUATION, evaluate, make_score
+from vlbert_jax.training.lock import only_run
 from vlbert_jax.training.logs import Waits
 from vlbert_jax.training.patience import Patience
 from vlbert_jax.training.preemption import Preemption, Stopped
@@ -58,8 +59,17 @@ def train(
       Stopped: a process of the run received SIGTERM; everything is saved.
       FloatingPointError: the loss or its gradient is not finite; names the step, before which the state is saved.
       OSError: the disk is full.
-      ValueError: the config does not fit the devices, the data or the checkpoints of `workdir`.
+      ValueError: the config does not fit the devices, the data or the checkpoints of `workdir`, or another run writes
+        to it.
     """
+    with only_run(workdir):
+        return _train(config, task, workdir, mesh)
+
+
+def _train(
+    config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Do what `train` describes, in a workdir that no other run uses."""
     loop = Loop(config, task, workdir, mesh)
     with loop.opened():
         loop.repeat_stopped_evaluation()
@@ -125,6 +135,7 @@ class Loop:
             workdir if is_writer else None, self.start, config.total_steps, self.unscored, config.best_metric, trackers
         )
         self.score = make_score(self.graphdef, task, config, mesh)
+        self.evaluated = False  # whether `score` is compiled
         self.waits = Waits()
         self.report = RunReport(config, task, workdir, self.graphdef, mesh, self.waits) if config.report else None
         self.losses: tuple[str, ...] = ()  # of the last update
@@ -189,7 +200,8 @@ class Loop:
         key = names, tuple(x.shape for x in jax.tree.leaves(batch)), jax.tree.structure(batch)
         if key not in self.programs:
             about = f"of an update with these losses: {', '.join(names)}"
-            with self.waits.announced("the compilation", about, "6 to 16 s for a demo or a base recipe on 2 cores"):
+            expected = "6 to 16 s for a demo or a base recipe on 2 cores"
+            with self.waits.announced("the compilation", about, expected), self.preemption.of_compilation():
                 jitted = jitted_step(
                     names, graphdef=self.graphdef, task=self.task, config=self.config, tx=self.tx, mesh=self.mesh,
                     shardings=self.shardings,
@@ -266,8 +278,10 @@ class Loop:
     def evaluate(self, step: int) -> dict[str, float]:
         """Write and return the scores of the current state, which is that of `step`. Raise Stopped where asked to."""
         weights, stop = (self.state.params, self.state.constants), self.preemption.reached
+        score = self.score if self.evaluated else self.preemption.of_compilation()(self.score)
         with self.waits.announced("the evaluation", "", EVALUATION):
-            scores, _ = evaluate(self.score, *weights, self.task, self.config, self.mesh, stop)
+            scores, _ = evaluate(score, *weights, self.task, self.config, self.mesh, stop)
+        self.evaluated = True
         self.writer.write(step, "val", scores)
         self.patience.count(step, scores)
         if jax.process_index() == 0:

@@ -12,6 +12,7 @@ import logging
 import math
 import pathlib
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,16 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     return rows
 
 
+class Bar(tqdm.tqdm):
+    """A progress bar whose rate and remaining time do not depend on the wall clock, which may jump."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        if not self.disable:
+            self._time = time.monotonic
+            self.start_t = self.last_print_t = self._time()
+
+
 class Writer:
     """Writer of rows to WORKDIR/metrics.jsonl, the trackers and the terminal; without a workdir it writes nothing."""
 
@@ -79,7 +90,7 @@ class Writer:
             kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.file = self.path.open("a")
         # A progress bar on a terminal, one line per row elsewhere.
-        self.bar = tqdm.tqdm(
+        self.bar = Bar(
             total=total_steps,
             initial=start_step,
             disable=not sys.stderr.isatty(),

@@ -7,11 +7,13 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
 log = logging.getLogger(__name__)
+COMPILATION_SECONDS = 20  # time from SIGTERM until a compilation is given up; clusters kill a process after 30 s
 
 
 class Stopped(Exception):
@@ -27,12 +29,16 @@ class Preemption:
     """Detects within its context whether a process of the run was asked to stop (SIGTERM, SIGINT).
 
     A second SIGINT ends the process at once, with status 130 and without saving; in an interactive session it raises
-    KeyboardInterrupt. Python sets signal handlers in the main thread only. In another thread (a server, Ray) a run of
-    one process is not stopped by signals, and the log says so.
+    KeyboardInterrupt. No signal interrupts a compilation, which may take minutes: a run of one process that is still
+    compiling COMPILATION_SECONDS after SIGTERM ends at once, with status 143.
+
+    Python sets signal handlers in the main thread only. In another thread (a server, Ray) a run of one process is not
+    stopped by signals, and the log says so.
     """
 
     def __enter__(self):
         self.signalled, self.alone, self.calls = 0, jax.process_count() == 1, 0
+        self.compiling = False
         self.closing = contextlib.ExitStack()
         # With more processes JAX installs a handler of SIGTERM, which finds a call that suits all.
         if threading.current_thread() is threading.main_thread():
@@ -65,13 +71,17 @@ class Preemption:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX passes it on to the other processes
 
     def _answer(self, reader: socket.socket):
-        """Report the first SIGINT, and end the process at the second one.
+        """Report the first SIGINT, and end the process at the second one; on SIGTERM limit a compilation.
 
         A handler of Python would wait for the main thread, which may compile a program for minutes.
         """
         asked = False
         with reader:
             while number := reader.recv(1):
+                if number[0] == signal.SIGTERM and self.alone:
+                    timer = threading.Timer(COMPILATION_SECONDS, self._end_compilation)
+                    timer.daemon = True
+                    timer.start()
                 if number[0] != signal.SIGINT:
                     continue
                 if asked and not hasattr(sys, "ps1"):
@@ -79,6 +89,21 @@ class Preemption:
                     os._exit(128 + signal.SIGINT)
                 asked = True
                 log.warning("Ctrl-C: the run is saved after this step and stops; Ctrl-C again ends it at once")
+
+    @contextlib.contextmanager
+    def of_compilation(self) -> Iterator[None]:
+        """Mark a compilation by the main thread; it may be given up after SIGTERM."""
+        self.compiling = True
+        try:
+            yield
+        finally:
+            self.compiling = False
+
+    def _end_compilation(self):
+        if self.compiling and not hasattr(sys, "ps1"):
+            log.warning("SIGTERM in a compilation: ended; the same command continues from the newest checkpoint")
+            sys.stdout.flush()
+            os._exit(128 + signal.SIGTERM)
 
     def reached(self) -> bool:
         """Return True from the same call on in every process; all processes call it equally often.

@@ -71,8 +71,8 @@ def open_run(
     graphdef, abstract, shardings, create = create_state(config, task, tx, mesh)
     _log_sizes(abstract, shardings, mesh)
     checkpoints, meta = checkpoint.Checkpoints(workdir, config, read_only), dict(window={})
-    if (step := checkpoints.latest_step()) is not None:
-        log.info("loading the newest checkpoint of %s; a second for a demo", workdir)
+    if (step := checkpoints.newest) is not None:
+        log.info("loading the checkpoint of step %d of %s; a second for a demo", step, workdir)
         state, meta = checkpoints.restore(abstract, shardings), checkpoints.meta()
         log.info("all parameters: step %d of %s", step, workdir)
     else:

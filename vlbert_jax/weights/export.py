@@ -15,13 +15,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from vlbert_jax.weights.checksums import CHECKSUMS, write_checksums
 from vlbert_jax.weights.containers import CONFIG_METADATA, INSTALL_TORCH
 from vlbert_jax.weights.model_card import CARD, is_own_card
 from vlbert_jax.weights.stored_config import VOCABULARIES
 
 # What `convert` writes into a folder.
 WRITTEN = {"config.json", "state", VOCABULARIES, "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
-WRITTEN |= {"vocab.txt", "tokenizer.json", "tokenizer_config.json", CARD}
+WRITTEN |= {"vocab.txt", "tokenizer.json", "tokenizer_config.json", CARD, CHECKSUMS}
 FILE_SIZE = 64 * 2**20  # bytes per file of a checkpoint; Orbax holds a whole file in memory
 
 
@@ -175,6 +176,7 @@ def write_orbax(path: Path, params: dict, constants: dict, config: Mapping[str, 
     arrays = ocp.args.PyTreeSave(arrays, ocdbt_target_data_file_size=FILE_SIZE)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path.absolute() / "state", arrays)
+    write_checksums(path)
     _write_config(path, config)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 PREFIX = "hf:"
 NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # What is read of a repository. Its weights are one of these kinds, the first that it has.
-TEXTS = ["README.md", "config.json", "*.txt", "tokenizer*.json", "vocabularies/*"]
+TEXTS = ["README.md", "config.json", "checksums.json", "*.txt", "tokenizer*.json", "vocabularies/*"]
 WEIGHTS = (["state/*", "model*.safetensors*"], ["pytorch_model*"])
 
 

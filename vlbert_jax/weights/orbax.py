@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vlbert_jax.weights.checksums import damage_of, newest_intact
+
 log = logging.getLogger(__name__)
 
 
@@ -21,19 +23,22 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
     """Read a checkpoint as {"params": ..., "constants": ...}, nested dicts of NumPy arrays.
 
     Args:
-        path: a workdir, or the folder of one step (`WORKDIR/checkpoints/STEP`).
+        path: a workdir, of which the newest checkpoint that is not damaged is read, or the folder of one step
+            (`WORKDIR/checkpoints/STEP`).
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        ValueError: The checkpoint is damaged.
+        ValueError: The checkpoint is damaged, or all those of the workdir are.
     """
     import orbax.checkpoint as ocp  # it takes a second, and other weights need it not
 
     path = pathlib.Path(path).absolute()
-    if (step := newest_step(path)) is not None:
-        path = path / "checkpoints" / str(step)
+    newest = newest_intact(path / "checkpoints", "train or convert again")
+    path = newest or path
     if not (path / "state").exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}; give a workdir, or the folder of one step in it")
+    if newest is None and (damage := damage_of(path)):
+        raise ValueError(f"{path} is damaged: {damage}; train or convert again, or use another step")
     log.info("reading weights from %s, %s", path, expected_reading(path))
     handler = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn about the missing parent folder of a checkpoint
     try:
