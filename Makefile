@@ -3,6 +3,7 @@
 # make test          runs ruff, basedpyright and pytest, as .ci/run does
 # make test-exact    runs the second part of it: the comparisons with the official code (golden_test.py)
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
+# make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100)
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
 #
@@ -11,12 +12,13 @@
 
 PYTHON ?=
 PYTEST_FLAGS ?=
+FAULTS_FLAGS ?=
 PYTEST_WORKERS := -n auto --maxprocesses 8 --dist loadfile
 VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo assets test test-exact test-lowest docs clean help
+.PHONY: demo assets test test-exact test-lowest faults docs clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -51,6 +53,9 @@ test-exact: $(VENV)/.installed-test
 test-lowest:
 	$(MAKE) VENV=.venv-lowest PYTHON=$(or $(PYTHON),python3.11) .venv-lowest/.installed-lowest
 	.venv-lowest/bin/python -m pytest $(PYTEST_WORKERS) $(PYTEST_FLAGS)
+
+faults: $(VENV)/.installed-test
+	$(RUN) -m tests.faults.kills $(FAULTS_FLAGS)
 
 # NO_MKDOCS_2_WARNING: the theme prints an advertisement otherwise.
 docs: export NO_MKDOCS_2_WARNING = 1
