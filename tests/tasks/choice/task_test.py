@@ -54,7 +54,7 @@ def one_device(config):
     "fields, message",
     [
         ({"subtask": "q2ar"}, "config.subtask is 'q2ar', not one of q2a, qa2r"),
-        ({"data.features": "precomputed"}, "come with images only"),
+        ({"data.features": "precomputed"}, "have no stored features, as in VCR: set config.data.features=image"),
         ({"data.max_regions": 60}, "sequence_length is 38, but 28 tokens of text, 3 special ones, 60 regions"),
         ({"model.num_object_classes": 3}, "num_object_classes is 3; it counts"),
         ({"data.train_split": "test"}, "has no label to learn from: choose another config.data.train_split"),

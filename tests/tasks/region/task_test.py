@@ -75,7 +75,7 @@ def build(config):
     [
         ({"data.eval_boxes": "proposal"}, "config.data.eval_boxes is 'proposal', not one of gt, detected, both"),
         ({"data.sequence_length": 15}, "sequence_length 15 has no room for 12 regions"),
-        ({"data.features": "precomputed"}, "config.data.features must be image"),
+        ({"data.features": "precomputed"}, "precomputed, but config.data.train_boxes is .both., whose regions"),
         ({"data.images": "refcoco_images/bare"}, "refcoco_images/bare in .* has no detections: .* --proposals"),
         ({"data.eval_split": "testC"}, "refcoco/scenes has no split 'testC_landscape'; there are: "),
         ({"data.texts": "refcoco/other"}, "no records in .*refcoco/other; build them"),

@@ -68,7 +68,7 @@ class ExpressionLayout(ImageLayout):
     """Fields of a config that determine the example of an expression."""
     kind: str  # of regions: gt, detected, both or listed
     sequence_length: int
-    text_length: int
+    text_length: int = 0  # most elements of the text; 0 = as many as fit
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> "ExpressionLayout":
@@ -142,7 +142,8 @@ def asked_example(
         return mirrored(ids, tokenizer) if flip else ids
 
     ids, context = tokens(record["expression"]), tokens(record.get("context", ""))
-    room = min(layout.sequence_length - (0 if regions.apart else num_regions), layout.text_length) - 2
+    room = layout.sequence_length - (0 if regions.apart else num_regions)
+    room = min(room, layout.text_length or room) - 2
     text, segments = [tokenizer.cls_id], [0]
     if context:  # cut before the expression is
         room -= 1
