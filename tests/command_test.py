@@ -102,3 +102,36 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector():
             time.sleep(9)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# What the writers of a checkpoint do on a full disk: threads find the event loop closed, and an error is not retrieved.
+FAILED = """
+import asyncio, gc, sys
+from vlbert_jax.command import run_command
+
+class Writer:
+    def __init__(self, reason):
+        self.reason = reason
+
+    def __del__(self):
+        raise RuntimeError(self.reason)
+
+def work():
+    for reason in sys.argv[1:]:
+        Writer(reason)
+    loop = asyncio.new_event_loop()
+    for reason in ("No space left on device", "another reason"):
+        loop.create_future().set_exception(ValueError(reason))
+    gc.collect()
+    raise OSError("no space left")
+
+sys.exit(run_command(work))
+"""
+
+
+def test_a_failed_write_is_reported_once():
+    command = [sys.executable, "-c", FAILED, "Event loop is closed", "something else"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.endswith("\nerror: no space left\n")
+    assert "Event loop is closed" not in done.stderr and "No space left on device" not in done.stderr
+    assert "RuntimeError: something else" in done.stderr and "ValueError: another reason" in done.stderr

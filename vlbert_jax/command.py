@@ -51,6 +51,28 @@ def _interrupt(number: int, frame) -> None:
     raise KeyboardInterrupt
 
 
+def report_once() -> None:
+    """Hide what the threads of Orbax and TensorStore print after a write that failed, because the error is one line.
+
+    On a full disk each of many writers finds the event loop closed, and asyncio logs the error of each once more.
+    """
+    import logging
+
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable  # it stays: threads may end after the command
+    logging.getLogger("asyncio").addFilter(_is_news)
+
+
+def _unraisable(found) -> None:
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
+
+
+def _is_news(record) -> bool:
+    message = record.getMessage()
+    return "exception was never retrieved" not in message or "No space left on device" not in message
+
+
 def run_command(
     work: Callable[[], None],
     needs: Sequence[str] = (),
@@ -67,6 +89,7 @@ def run_command(
         interrupted: The line after Ctrl-C.
         reworded: Function of the message that returns the message to print.
     """
+    report_once()
     try:
         for module in needs:
             importlib.import_module(module)

@@ -38,7 +38,7 @@ from typing import Any
 import ml_collections
 
 import vlbert_jax
-from vlbert_jax.command import catch_ctrl_c, one_line
+from vlbert_jax.command import catch_ctrl_c, one_line, report_once
 from vlbert_jax.compiled import keep_programs
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
@@ -177,6 +177,7 @@ def _run_command(argv: list[str]) -> int:
 
     importlib.import_module("vlbert_jax.training.loop")  # all that is slow to import
     catch_ctrl_c()
+    report_once()
     try:
         jax.config.update("jax_default_prng_impl", config.prng_impl)
         if mode == "compile":

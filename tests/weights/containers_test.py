@@ -112,6 +112,6 @@ def test_a_full_disk_is_one_line(target, bert, tmp_path):
         capture_output=True, text=True, cwd=ROOT, timeout=HANG_SECONDS, env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "vlbert_jax/" not in done.stderr, done.stderr  # no traceback of vlbert_jax; Orbax's threads may print one
-    assert done.stderr.count(f"error: no space left on device while writing {tmp_path}/small/") == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"error: no space left on device while writing {tmp_path}/small/")
     assert done.stdout.splitlines()[-1].startswith(("newly", "dropped", "matched", "kept"))  # of the table
