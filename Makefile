@@ -26,15 +26,16 @@ help:
 
 # By default glibc returns large freed blocks to the system and requests them again. Other arenas than the main one, which
 # threads use, do so whatever the two thresholds say: 25,000 instead of 5,000 page faults in each update of configs/vqa.py.
-demo: export MALLOC_MMAP_THRESHOLD_ = 8589934592
-demo: export MALLOC_TRIM_THRESHOLD_ = 17179869184
-demo: export MALLOC_ARENA_MAX = 1
+demo assets: export MALLOC_MMAP_THRESHOLD_ = 8589934592
+demo assets: export MALLOC_TRIM_THRESHOLD_ = 17179869184
+demo assets: export MALLOC_ARENA_MAX = 1
 demo: $(VENV)/.installed
 	$(RUN) -m vlbert_jax.main --config=configs/pretrain.py --workdir=workdirs/demo
 
 assets: demo
-	$(RUN) -m vlbert_jax.main --config=configs/vqa.py --config.init.checkpoint=workdirs/demo
-	$(RUN) -m vlbert_jax.main --config=configs/refcoco.py --config.init.checkpoint=workdirs/demo
+	for config in vqa refcoco classify classify:demo_pairs retrieval caption; do \
+	  $(RUN) -m vlbert_jax.main --config=$$config --config.init.checkpoint=workdirs/demo || exit; \
+	done
 	$(RUN) benchmarks/assets.py
 
 # Tests compile with few optimizations, to save time (tests/conftest.py). The comparisons with the official code compile

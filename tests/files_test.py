@@ -182,7 +182,7 @@ def test_only_line_ends_separate_lines(end, tmp_path):
 
 
 BENCHMARK_PATHS = {  # script -> its options that are paths
-    "assets": ("data_dir", "pretrain", "vqa", "refcoco"),
+    "assets": ("data_dir", "workdirs"),
     "fine_tuning": ("checkpoint", "workdirs", "data_dir"),
     "held_out_scenes": ("data_dir", "caption_data_dir", "vocab", "pretrain", "vqa", "refcoco"),
     "predict": ("image",),

@@ -84,7 +84,7 @@ def test_the_installed_package_is_the_wheel(call, installed):
 
 def test_the_installed_package_has_the_example(call):
     program = "import os; from vlbert_jax import examples; print(*sorted(os.listdir(next(iter(examples.__path__)))))"
-    assert call(sys.executable, "-c", program) == "scene.jpg scene.json\n"
+    assert call(sys.executable, "-c", program) == "gallery gallery_boxes scene.jpg scene.json\n"
 
 
 @pytest.mark.parametrize("script, module", COMMANDS.items())

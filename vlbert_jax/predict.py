@@ -17,10 +17,11 @@ a text takes both, --image and --text, with --gallery.
 
 Regions come from --detector=PATH, or from a file --boxes=FILE.json for each image: rows x1 y1 x2 y2 in
 its pixels, an object with "boxes" and optionally "labels" and "features", or the file of the official
-code for an image. Without either they are the whole image and a 3 x 3 grid. A detector of the published
-size describes 300 proposals, which is most of the time of an answer on a CPU; --proposals=75 halves that
-time and finds fewer regions. Compiled programs are kept in ~/.cache/vlbert_jax for the next command;
-JAX_COMPILATION_CACHE_DIR=FOLDER names another place.
+code for an image. --boxes=FOLDER stands for the file FOLDER/NAME.json of each image NAME.jpg. Without either
+they are the whole image and a 3 x 3 grid. A detector of the published size describes 300 proposals, which is
+most of the time of an answer on a CPU; --proposals=75 halves that time and finds fewer regions. Compiled
+programs are kept in ~/.cache/vlbert_jax for the next command; JAX_COMPILATION_CACHE_DIR=FOLDER names
+another place.
 
 Examples:
   python -m vlbert_jax.predict --checkpoint=demo-pretrain --image=examples/scene.jpg --boxes=examples/scene.json \\
@@ -32,6 +33,8 @@ Examples:
 
 import argparse
 import json
+import os
+import pathlib
 import re
 import sys
 
@@ -71,7 +74,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--texts", type=user_path, metavar="FILE.txt", help="texts, one a line, to search for --image")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="best candidates of a search to print")
     parser.add_argument(
-        "--boxes", type=user_path, metavar="FILE.json", help="regions, a file for each image", **several
+        "--boxes", type=user_path, metavar="FILE.json", help="regions: a file for each image, or a folder", **several
     )
     add_arguments(parser)
     parser.add_argument("--out", metavar="IMAGE.png", type=user_file, help="image with boxes and answers; numbered")
@@ -104,17 +107,45 @@ def texts_of(args: argparse.Namespace) -> list[str]:
 
 
 def complete_arguments(args: argparse.Namespace) -> None:
-    """Replace folders and patterns by the images in them, and @FILE by the lines of the file, in place.
+    """Replace folders and patterns by the files in them, and @FILE by the lines of the file, in place.
 
     Raises:
-        ValueError: there is no such image or file, or the file has no lines.
+        ValueError: there is no such image or file, the file has no lines, or nothing is sought in a gallery.
     """
     from vlbert_jax.data.image_files import find_images
 
-    args.image, args.image2 = (find_images(given) if given else [] for given in (args.image, args.image2))
+    if args.gallery and not args.text:
+        raise ValueError("--gallery needs the --text to search for.")
+    gallery = [args.gallery] if args.gallery else []
+    args.image, args.image2, args.gallery = (
+        find_images(given) if given else [] for given in (args.image, args.image2, gallery)
+    )
+    if len(args.boxes) == 1 and os.path.isdir(args.boxes[0]):
+        args.boxes = boxes_of(images_of(args), args.boxes[0])
     for option in (*text_options(), "--choices", "--text2", "--phrases"):
         name = option.removeprefix("--")
         setattr(args, name, [line for text in getattr(args, name) for line in lines_of(text, option)])
+
+
+def images_of(args: argparse.Namespace) -> list[str]:
+    """Return all images that the user gave, in the order of their files of boxes."""
+    return [*args.image, *args.image2, *args.gallery]
+
+
+def boxes_of(images: list[str], folder: str) -> list[str]:
+    """Return the file of each image in a folder of boxes: NAME.json of the image NAME.jpg.
+
+    Raises:
+        ValueError: there is no such file, or two images would have the same one.
+    """
+    paths = [os.path.join(folder, f"{pathlib.PurePath(image).stem}.json") for image in images]
+    owners: dict[str, str] = {}
+    for path, image in zip(paths, images, strict=True):
+        if not os.path.isfile(path):
+            raise ValueError(f"--boxes={folder}: there is no file {path}, which would have the boxes of {image}.")
+        if owners.setdefault(path, image) != image:
+            raise ValueError(f"--boxes={folder}: {path} would be of {owners[path]} and of {image}; rename one of them.")
+    return paths
 
 
 def lines_of(text: str, option: str) -> list[str]:
@@ -138,15 +169,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     from vlbert_jax.visualization.drawing import SUFFIXES
 
     texts = texts_of(args)
-    if args.gallery and not args.text:
-        raise ValueError("--gallery needs the --text to search for.")
     if not args.gallery and not args.image:
         raise ValueError("Give --image=FILE, or --gallery=FOLDER with --text.")
     if args.top < 1:
         raise ValueError(f"--top is {args.top}; it must be at least 1.")
     if (texts or args.texts) and not args.checkpoint:
         raise ValueError("A text needs --checkpoint; without it only the regions are found.")
-    images = args.image + args.image2
+    images = images_of(args)
     if args.boxes and len(args.boxes) != len(images):
         raise ValueError(
             f"There are {len(images)} images but {len(args.boxes)} files in --boxes; give one for each image."

@@ -93,6 +93,34 @@ def test_regions_of_a_gallery_are_kept(predictor, photos):
     assert search._read_cache(cache) == {}
 
 
+@pytest.fixture
+def boxes(photos):
+    """Write a file of boxes for each photo and return their folder."""
+    folder = photos.parent / "boxes"
+    folder.mkdir()
+    for name, feature in dict(a=1.5, b=-0.5, c=0.5).items():
+        content = dict(boxes=[[1, 1, 20, 12]], features=[[feature, 1.0, -feature]])
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_given_boxes_are_read_in_place_of_a_detector(predictor, photos, boxes):
+    images, files = ([str(folder / f"{name}.{suffix}") for name in "abc"]
+                     for folder, suffix in ((photos, "png"), (boxes, "json")))  # fmt: skip
+    scores = predictor.similarity(images, TEXTS, files)
+    assert predictor.detector.seen == 0
+    np.testing.assert_allclose(scores, predictor.similarity(predictor.look(images, files), TEXTS), atol=1e-5)
+    assert np.abs(scores - predictor.similarity(images, TEXTS)).max() > 1e-3
+    found = predictor.search(TEXTS[0], photos, boxes=files)
+    assert [one.number for one in found] == np.argsort(-scores[:, 0]).tolist()
+    found = predictor.search(images[1], TEXTS, boxes=files[1])
+    np.testing.assert_allclose([one.score for one in found], np.sort(scores[1])[::-1], atol=1e-5)
+    with pytest.raises(ValueError, match="different lengths: images 3, boxes 2"):
+        predictor.search(TEXTS[0], photos, boxes=files[:2])
+    with pytest.raises(ValueError, match="takes a list of boxes"):
+        predictor.similarity(images, TEXTS, files[0])
+
+
 def run(predictor, monkeypatch, *argv):
     monkeypatch.setattr(gallery, "load_models", lambda args: (predictor, None))
     return predict.main(["--checkpoint=model", *map(str, argv)])
@@ -112,9 +140,30 @@ def test_the_command(predictor, photos, monkeypatch, capsys):
     assert heading == str(image) and [line.split("  ")[-1] for line in lines] == [one.name for one in ranked]
 
 
+def test_the_command_reads_boxes(predictor, photos, boxes, monkeypatch, capsys):
+    (photos.parent / "texts.txt").write_text("\n".join(TEXTS))
+    for argv in (["--gallery", photos, "--text", TEXTS[0]], ["--image", photos / "b.png", "--texts", "texts.txt"]):
+        monkeypatch.chdir(photos.parent)
+        assert run(predictor, monkeypatch, *argv, "--boxes", boxes, "--json") == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        of_images = "images" in found
+        expected = (
+            predictor.search(TEXTS[0], photos, boxes=[boxes / f"{name}.json" for name in "abc"])
+            if of_images
+            else predictor.search(str(photos / "b.png"), TEXTS, boxes=boxes / "b.json")
+        )
+        rows = found["images" if of_images else "texts"]
+        assert [row["score"] for row in rows] == pytest.approx([one.score for one in expected], abs=1e-4)
+    assert predictor.detector.seen == 0
+    with pytest.raises(ValueError, match=r"a.json would be of x/a.png and of y/a.jpg; rename one"):
+        predict.boxes_of(["x/a.png", "y/a.jpg"], str(boxes))
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
+        (["--gallery", "photos", "--text", "a", "--boxes", "photos"], "there is no file photos/a.json"),
+        (["--gallery", "photos", "--text", "a", "--boxes", "a.json"], "3 images but 1 files in --boxes"),
         (["--gallery", "."], "--gallery needs the --text to search for"),
         ([], "Give --image=FILE, or --gallery=FOLDER with --text"),
         (["--gallery", "empty", "--text", "a"], "empty: no image is there"),
@@ -127,6 +176,7 @@ def test_the_command(predictor, photos, monkeypatch, capsys):
 def test_what_cannot_be_searched_is_one_line(argv, message, predictor, photos, monkeypatch, capsys):
     monkeypatch.chdir(photos.parent)
     (photos.parent / "empty").mkdir()
+    (photos.parent / "a.json").write_text("[]")
     assert run(predictor, monkeypatch, *argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

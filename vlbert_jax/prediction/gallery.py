@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlbert_jax.data.examples import images_per_example
-from vlbert_jax.data.image_files import find_images
 from vlbert_jax.files import read_lines
 from vlbert_jax.prediction.output import load_models, say
 from vlbert_jax.prediction.search import Found, ranked
+from vlbert_jax.weights.shipped import notice_of
 
 
 def search_images(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -26,10 +26,10 @@ def search_images(args: argparse.Namespace) -> list[dict[str, Any]]:
             f"--image goes with --text in a query; give one for all or one for each: there are {len(args.image)}, and "
             f"{len(args.text)} of --text."
         )
-    images = find_images([args.gallery]) if args.gallery else args.image
+    images = args.gallery or args.image
     texts = args.text if args.gallery else _lines(args.texts)
     model, _ = load_models(args)
-    results = []
+    boxes, results = args.boxes or None, []
     if args.gallery and args.image:
         model.require("similarity")
         if images_per_example(model.config) != 2:
@@ -37,13 +37,14 @@ def search_images(args: argparse.Namespace) -> list[dict[str, Any]]:
                 f"{model.path} is not a model for queries of an image and a text, so --gallery takes no --image with "
                 "it: to find texts for an image, give --texts=FILE.txt."
             )
-        asked = args.image * len(texts) if len(args.image) == 1 else args.image
-        for image, text in zip(asked, texts, strict=True):
-            found = model.search((image, text), images, args.top)
+        count = len(args.image)
+        of_queries, of_gallery = (boxes[:count], boxes[count:]) if boxes else (None, None)
+        asked = [*zip(args.image, model.look(args.image, of_queries), strict=True)]
+        for (image, picture), text in zip(asked * (len(texts) if count == 1 else 1), texts, strict=True):
+            found = model.search((picture, text), images, args.top, of_gallery)
             results.append(dict(image=image, text=text, images=_rows("image", found)))
-        _print(results, args)
-        return results
-    scores = model.similarity(images, texts)
+        return _printed(results, args)
+    scores = model.similarity(images, texts, boxes)
     if args.gallery:
         for number, text in enumerate(texts):
             best = ranked(images, scores[:, number], args.top)
@@ -52,16 +53,20 @@ def search_images(args: argparse.Namespace) -> list[dict[str, Any]]:
         for number, image in enumerate(images):
             best = ranked(texts, scores[number], args.top)
             results.append(dict(image=image, texts=_rows("text", best)))
-    _print(results, args)
+    return _printed(results, args)
+
+
+def _printed(results: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print what was found, unless --json is given; return it, with the notice about a shipped model."""
+    notice = notice_of(args.checkpoint)
+    if args.json:
+        return [result | (dict(notice=notice) if notice else {}) for result in results]
+    lines = [notice] if notice else []
+    for *asked, rows in (result.values() for result in results):
+        lines.append(" + ".join(asked))
+        lines += [f"{row['probability']:6.1%}  {row['score']:7.2f}  {next(iter(row.values()))}" for row in rows]
+    say("\n".join(lines))
     return results
-
-
-def _print(results: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Print what was found, unless --json is given."""
-    for result in () if args.json else results:
-        *asked, rows = result.values()
-        lines = [f"{row['probability']:6.1%}  {row['score']:7.2f}  {next(iter(row.values()))}" for row in rows]
-        say("\n".join([" + ".join(asked), *lines]))
 
 
 def _lines(path: str) -> list[str]:

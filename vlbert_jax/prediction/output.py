@@ -75,7 +75,8 @@ def load_models(args: argparse.Namespace):
         finder = load_detector(args.detector, RULES[args.rules](proposals_after=args.proposals))
     if args.checkpoint:
         asked = [name for name, task in TASKS.items() if getattr(args, task.option.removeprefix("--"), None)]
-        task = "match" if args.gallery or args.texts else next(iter(asked), "")
+        searching = [name for name, task in TASKS.items() if task.searches]
+        task = next(iter(searching if args.gallery or args.texts else asked), "")
         options = dict(vocab=args.vocab, answers=args.answers, data_dir=args.data_dir, task=task)
         model = load(args.checkpoint, detector=finder, addresses=True, **options)
         check_texts(model, args)

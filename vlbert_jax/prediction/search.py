@@ -58,13 +58,14 @@ class Searching:
         found = [self.task.decode(row, None, (), batch, self.config) for _, batch, row in rows]
         return found if several else found[0]
 
-    def similarity(self: Any, images: Any, texts: Any) -> Float[np.ndarray, "i t"]:
+    def similarity(self: Any, images: Any, texts: Any, boxes: Any = None) -> Float[np.ndarray, "i t"]:
         """Return the score of every image with every text.
 
         Args:
             images: An image, or a list of images; each is a path, uint8 pixels [y, x, 3], a PIL image, or what `look`
                 returned.
             texts: A text, or a list of texts.
+            boxes: Regions, as in `Predictor`; of a list of images a list.
 
         Raises:
             ValueError: An image or a text cannot be used, or the model is one of another task.
@@ -73,15 +74,18 @@ class Searching:
         if _asks_with_image(self):
             raise ValueError(f"{self.path} takes queries of an image and a text: call search((image, text), images).")
         texts = [texts] if isinstance(texts, str) else list(texts)
-        images = list(images) if isinstance(images, list | tuple) else [images]
+        if not isinstance(images, list | tuple):
+            images, boxes = [images], None if boxes is None else [boxes]
+        images = list(images)
+        _check_boxes(boxes, images)
         if not texts or not images:
             raise ValueError("similarity needs at least one image and one text.")
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError("a text must be a string that is not empty")
-        rows = [np.concatenate(row) for row in _rows(self, images, texts)]
+        rows = [np.concatenate(row) for row in _rows(self, images, texts, boxes)]
         return np.stack(rows)
 
-    def search(self: Any, query: Any, candidates: Any, top: int = TOP) -> list[Found]:
+    def search(self: Any, query: Any, candidates: Any, top: int = TOP, boxes: Any = None) -> list[Found]:
         """Return the images that fit a text best, or the texts that fit an image best; the best first.
 
             predictor.search("a red ball", ["1.jpg", "2.jpg"])    # or a folder of images
@@ -95,6 +99,7 @@ class Searching:
             query: A text, an image, or a tuple of an image and a text.
             candidates: Images or a folder of images, or texts.
             top: Number of candidates to return.
+            boxes: Regions of the candidates, a list, or where these are texts those of the image.
 
         Raises:
             ValueError: A folder has no image, or as `similarity`.
@@ -109,11 +114,12 @@ class Searching:
             if not _asks_with_image(self):
                 raise ValueError(f"{self.path} takes a text or an image as a query, not an image with a text.")
             image, text = query
-            return ranked(candidates, _of_query(self, image, text, candidates), top)
+            _check_boxes(boxes, candidates)
+            return ranked(candidates, _of_query(self, image, text, candidates, boxes), top)
         if all(isinstance(one, str) and not os.path.isfile(one) for one in candidates):
-            scores = self.similarity(query, candidates)[0]
+            scores = self.similarity(query, candidates, boxes)[0]
         else:
-            scores = self.similarity(candidates, query)[:, 0]
+            scores = self.similarity(candidates, query, boxes)[:, 0]
         return ranked(candidates, scores, top)
 
 
@@ -124,17 +130,27 @@ def ranked(candidates: Sequence[Any], scores: Float[np.ndarray, " c"], top: int)
     return [Found(int(i), candidates[int(i)], float(scores[i]), float(chances[i])) for i in order]
 
 
+def _check_boxes(boxes: Any, images: Sequence[Any]) -> None:
+    """Raise ValueError where `boxes` are not a list with an entry for each of some images, or None."""
+    if boxes is not None and not isinstance(boxes, list | tuple):
+        raise ValueError("a list of images takes a list of boxes: one entry for each image, or None")
+    if boxes is not None and len(boxes) != len(images):
+        raise ValueError(f"the lists have different lengths: images {len(images)}, boxes {len(boxes)}")
+
+
 def _asks_with_image(predictor: Any) -> bool:
     """Return whether queries of the model are images with a text."""
     return images_per_example(predictor.config) == 2
 
 
-def _of_query(predictor: Any, image: Any, text: str, candidates: Sequence[Any]) -> Float[np.ndarray, " c"]:
+def _of_query(
+    predictor: Any, image: Any, text: str, candidates: Sequence[Any], boxes: Sequence[Any] | None
+) -> Float[np.ndarray, " c"]:
     """Return the score of each candidate for an image with a text; few candidates are in memory at once."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("a text must be a string that is not empty")
     (query,) = predictor.look([image])
-    known, scores = known_regions(candidates, predictor.detector), []
+    known, scores = boxes or known_regions(candidates, predictor.detector), []
     for start in range(0, len(candidates), MOST):
         some = slice(start, start + MOST)
         requests = [Request(query, text, (), None, "", seen) for seen in predictor.look(candidates[some], known[some])]
@@ -142,10 +158,12 @@ def _of_query(predictor: Any, image: Any, text: str, candidates: Sequence[Any]) 
     return np.array(scores, np.float32)
 
 
-def _rows(predictor: Any, images: Sequence[Any], texts: Sequence[str]) -> Iterator[list[np.ndarray]]:
+def _rows(
+    predictor: Any, images: Sequence[Any], texts: Sequence[str], boxes: Sequence[Any] | None
+) -> Iterator[list[np.ndarray]]:
     """Yield the scores of each image with the parts of the texts; few images are in memory at once."""
     parts = [texts[start : start + TEXTS] for start in range(0, len(texts), TEXTS)]
-    known = known_regions(images, predictor.detector)
+    known = boxes or known_regions(images, predictor.detector)
     for start in range(0, len(images), MOST):
         some = slice(start, start + MOST)
         pictures = predictor.look(list(images[some]), known[some])

@@ -31,6 +31,7 @@ class Registered:
     options: tuple[tuple[str, str], ...] = ()  # further options of the command, each with its help
     text_optional: bool = False  # whether the text may be empty
     takes_text: bool = True  # False: the option is a switch
+    searches: bool = False  # whether images are ordered by a text, and texts by an image
     pipeline: str = ""  # what Hugging Face calls the task, for model cards
 
 
@@ -65,7 +66,8 @@ TASKS: dict[str, Registered] = {
     ),
     "match": Registered(
         "vlbert_jax.tasks.match.task:MatchTask", "image-text retrieval", "--text",
-        "text: how well it fits the image; with --gallery the images that fit best", pipeline="image-text-to-text",
+        "text: how well it fits the image; with --gallery the images that fit best", searches=True,
+        pipeline="image-text-to-text",
     ),
     "caption": Registered(
         "vlbert_jax.tasks.caption.task:CaptionTask", "captions of images", "--describe",

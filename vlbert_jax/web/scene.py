@@ -6,7 +6,7 @@ import base64
 import binascii
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vlbert_jax.visualization.attention import data_address
 from vlbert_jax.visualization.drawing import PALE, STRONG
 
 SMALLEST_SIDE = 1 / 200  # of the image; a box with a shorter side is a click that slipped
+MOST_IMAGES = 100  # of a gallery; more would take minutes and much of the server's memory
 EDITED = ", changed by hand"
 
 
@@ -68,8 +69,27 @@ def open_dropped(name: str, address: str, finder: Detector | None) -> Scene:
     return open_scene(open_image(content, name), finder, name=name)
 
 
+def open_gallery(files: Sequence[Mapping[str, str]], finder: Detector | None) -> list[Scene]:
+    """Read images that the browser sends, each a `name` and its `data` address.
+
+    Raises:
+        ValueError: One of them is no image, or there are more than MOST_IMAGES.
+    """
+    if len(files) > MOST_IMAGES:
+        raise ValueError(f"there are {len(files)} images; the page takes {MOST_IMAGES} at once")
+    return [open_dropped(str(file["name"]), str(file["data"]), finder) for file in files]
+
+
+def example_gallery(finder: Detector | None) -> list[Scene]:
+    """Return the scenes of the example gallery, with the boxes of their files as in `example_scene`."""
+    folder = Path(next(iter(examples.__path__)))
+    images = sorted((folder / "gallery").glob("*.jpg"))
+    boxes = [None if finder else folder / "gallery_boxes" / f"{image.stem}.json" for image in images]
+    return [open_scene(image, finder, of_image) for image, of_image in zip(images, boxes, strict=True)]
+
+
 def example_scene(finder: Detector | None) -> tuple[Scene, dict[str, list[str]]]:
-    """Return the example scene, and texts about it for each option of the prediction command.
+    """Return the example scene, and texts about it for each kind of `ServedModel`.
 
     Its regions are those of its file of boxes; a detector, where there is one, finds others.
     """
@@ -139,3 +159,19 @@ def board_value(scene: Scene, marks: dict[int, str] | None = None) -> dict[str, 
     count = f"{len(rows)} region{'' if len(rows) == 1 else 's'}"
     about = f"{scene.name}: {width} × {height} pixels, {count} from {regions.source}"
     return dict(image=data_address(scene.pixels), width=width, height=height, about=about, boxes=rows)
+
+
+def shelf_value(shown: Sequence[Scene], several: bool, lines: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """Return what the shelf (shelf.js) shows, as plain values.
+
+    Args:
+        shown: The images, in the order of their numbers.
+        several: Whether the visitor may open several images at once.
+        lines: Number of each image in the order in which they are shown -> line below it; None = as they are.
+    """
+    order = dict.fromkeys(range(len(shown)), "") if lines is None else lines
+    images = [
+        dict(image=data_address(shown[i].pixels), name=shown[i].name, line=line, best=bool(line) and place == 0)
+        for place, (i, line) in enumerate(order.items())
+    ]
+    return dict(images=images, several=several)
