@@ -214,6 +214,8 @@ def test_boxes_of_an_official_file(tmp_path):
     ("{", "not valid JSON"), ('"boxes"', "must be rows of numbers"), ("[[1, 2, 3]]", "rows of 4 finite numbers"),
     ('[["a", 1, 2, 3]]', "must be rows of numbers"), ("[[1, 2, NaN, 4]]", "finite"), ("{}", "'boxes' must be rows"),
     ("[[1, 2, 3, 4], [5, 5, 4, 9]]", "box 1 is .5, 5, 4, 9."), ("[[500, 2, 600, 4]]", "box 0 is .*outside the image"),
+    ("[[1, 2, 3, 4], [0, 0, 999, 999]]", "box 1 is .*far beyond the image of 451 x 300"),
+    ("[[-100, 0, 3, 4]]", "box 0 is .*far beyond the image"),
     ('{"boxes": [[1, 2, 3, 4]], "labels": ["a", "b"]}', "1 boxes but 2 labels"),
     ("[[0.1, 0.1, 0.5, 0.9], [0, 0, 1, 1]]", "within 0 and 1, but boxes are in pixels of the image of 451 x 300"),
     ('{"boxes": [[1, 2, 3, 4]], "labels": 5}', "must be lists"),

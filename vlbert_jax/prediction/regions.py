@@ -13,6 +13,8 @@ from vlbert_jax.detector.detect import Detector
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.files import parse_json
 
+BEYOND = 0.1  # share of the side of an image by which a box may be beyond it, as those of some detectors are
+
 
 def find_regions(pixels: UInt8[np.ndarray, "y x 3"], boxes: Any, finder: Detector | None) -> Regions:
     """Return the regions of an image.
@@ -132,3 +134,8 @@ def _check_boxes(name: str, boxes: np.ndarray, size: tuple[int, int]) -> None:
             raise ValueError(f"{name}: {box}, but x1 y1 must not be beyond x2 y2")
         if x1 >= size[0] or y1 >= size[1] or x2 < 0 or y2 < 0:
             raise ValueError(f"{name}: {box}, which is outside the image of {size[0]} x {size[1]} pixels")
+        if min(x1 / size[0], y1 / size[1]) < -BEYOND or max(x2 / size[0], y2 / size[1]) > 1 + BEYOND:
+            raise ValueError(
+                f"{name}: {box}, which is far beyond the image of {size[0]} x {size[1]} pixels; give boxes in pixels "
+                "of this image, not of another size of it"
+            )
