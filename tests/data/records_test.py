@@ -4,6 +4,7 @@ import json
 import logging
 
 import numpy as np
+import pytest
 
 from vlbert_jax.data import records
 from vlbert_jax.data.examples import decode_record
@@ -30,3 +31,8 @@ def test_a_damaged_image_is_reported_by_the_logger_of_the_module(caplog):
     assert pixels.shape == (2, 4, 3)
     (message,) = caplog.records
     assert message.name == "vlbert_jax.data.examples" and "record 7" in message.message
+
+
+def test_the_command_of_a_missing_corpus_is_quoted(tmp_path):
+    with pytest.raises(FileNotFoundError, match="vqa --source=FOLDER '--corpus=my photos' '--data_dir=.*/my data'"):
+        records.open_split(tmp_path / "my data", "vqa/my photos", "train")
