@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 
 import ml_collections
 
@@ -125,10 +126,8 @@ def read_task(table: str) -> dict:
     newest = max(folders, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
     if newest is None or not (newest / "manifest.json").is_file():
         corpus, data_dir = pathlib.Path(table).name, pathlib.Path(table).parents[1]
-        raise ValueError(
-            f"no records in {table}; build them: python -m data_prep.build own --source=FOLDER --corpus={corpus} "
-            f"--data_dir={data_dir}"
-        )
+        place = shlex.join([f"--corpus={corpus}", f"--data_dir={data_dir}"])
+        raise ValueError(f"no records in {table}; build them: python -m data_prep.build own --source=FOLDER {place}")
     task = json.loads((newest / "manifest.json").read_text("utf-8")).get("task")
     if not task:
         raise ValueError(f"{table} is not a table of your own data, whose manifest has a task; use the task's recipe")

@@ -11,6 +11,7 @@ from data_prep.manifest import SourceError, described, is_stored
 from vlbert_jax.files import parse_json
 
 MISSING = "download it, or correct --source"
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh9": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}  # first bytes -> program
 KINDS = {str: "a text", int: "an integer", list: "a list", tuple: "a list", dict: "an object", bool: "true or false"}
 
 
@@ -26,9 +27,7 @@ def read_json(path: pathlib.Path, kind: type, hook: Callable[[dict], Any] | None
       SourceError: the file is missing, not JSON or of another kind.
     """
     try:
-        content = parse_json(path.read_bytes(), hook)
-    except OSError as error:
-        raise SourceError(f"{path}: the file cannot be read ({error.strerror}); {MISSING}") from None
+        content = parse_json(_bytes_of(path), hook)
     except ValueError as error:
         raise SourceError(f"{path}: the file is not JSON ({error}); download it again") from None
     if not isinstance(content, kind):
@@ -41,14 +40,35 @@ def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises SourceError if the file is missing or a line is no JSON object.
     """
+    for place, _, item in objects_of(path, text_of(path, "download it again"), "download the file again"):
+        yield place, item
+
+
+def text_of(path: pathlib.Path, remedy: str) -> str:
+    """Return the text of a file without its byte order mark.
+
+    Args:
+      path: the file.
+      remedy: what to do where the text is not UTF-8.
+
+    Raises:
+      SourceError: the file cannot be read, or it is compressed or not UTF-8.
+    """
     try:
-        content = path.read_bytes().decode("utf-8-sig")
+        return _bytes_of(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: the text is not UTF-8 ({error}); {remedy}") from None
+
+
+def _bytes_of(path: pathlib.Path) -> bytes:
+    """Return the content of a file. Raises SourceError if it cannot be read, or is compressed."""
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: the file cannot be read ({error.strerror}); {MISSING}") from None
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: the text is not UTF-8 ({error}); download it again") from None
-    for place, _, item in objects_of(path, content, "download the file again"):
-        yield place, item
+    if kind := next((kind for start, kind in COMPRESSED.items() if content.startswith(start)), ""):
+        raise SourceError(f"{path}: the file is compressed by {kind}; unpack it")
+    return content
 
 
 def objects_of(path: pathlib.Path, content: str, remedy: str) -> Iterator[tuple[str, int, dict[str, Any]]]:

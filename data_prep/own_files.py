@@ -17,6 +17,7 @@ from data_prep.manifest import SourceError, described
 from data_prep.own_lines import SUFFIXES, Line, read_lines_of, split_file
 
 SPLITS = ("train", "val", "test")
+TABLES = (*SUFFIXES, ".json", ".xlsx", ".xls", ".parquet")  # suffixes of files that may be intended
 DOCS = "docs/own_data.md lists the fields of each kind"
 
 
@@ -164,7 +165,7 @@ def _split_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
     paths = {split: path for split in SPLITS if (path := split_file(root, split))}
     for split in ("train", "val"):
         if split not in paths:
-            there = ", ".join(sorted(path.name for path in root.iterdir() if path.suffix in SUFFIXES))
+            there = ", ".join(sorted(path.name for path in root.iterdir() if set(path.suffixes) & set(TABLES)))
             remedy = "move a tenth of the lines of train into it, about other images" if paths else "write it"
             raise SourceError(
                 f"{root / split}.jsonl (or .csv, .tsv) is missing; {remedy}" + (f" (there: {there})" if there else "")

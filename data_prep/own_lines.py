@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from data_prep.json_lines import objects_of
+from data_prep.json_lines import objects_of, text_of
 from data_prep.manifest import SourceError
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
@@ -36,12 +36,7 @@ def split_file(source: pathlib.Path, split: str) -> pathlib.Path | None:
 
 def read_lines_of(path: pathlib.Path) -> Iterator[Line]:
     """Yield the examples of a file. Raises SourceError if it cannot be read."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise SourceError(f"{path}: the file cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: the text is not UTF-8 ({error}); save it as UTF-8") from None
+    text = text_of(path, "save it as UTF-8")
     yield from (_json_lines if path.suffix == ".jsonl" else _table)(path, text)
 
 

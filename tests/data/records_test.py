@@ -68,3 +68,8 @@ def test_a_damaged_file_of_records_is_named_in_one_line(damage, tmp_path):
     with pytest.raises(ValueError, match=f"^{file}: record {first - SIZE} of {SIZE} cannot be read; .* again") as error:
         next(batches)
     assert "\n" not in str(error.value)
+
+
+def test_the_command_of_a_missing_corpus_is_quoted(tmp_path):
+    with pytest.raises(FileNotFoundError, match="vqa --source=FOLDER '--corpus=my photos' '--data_dir=.*/my data'"):
+        records.open_split(tmp_path / "my data", "vqa/my photos", "train")

@@ -4,14 +4,19 @@ Every place of a JSON file gets a value that no builder expects: another type, a
 text that is no Unicode, lists that are nested too deeply.
 """
 
+import bz2
+import gzip
 import itertools
 import json
+import lzma
 import shutil
 
 import pytest
 
 from data_prep import build
 from data_prep.inputs import mark_of
+from data_prep.json_lines import read_json, read_json_lines
+from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder
 from tests.helpers import GOLDEN
 from tests.helpers.golden_folders import task_folders
@@ -170,6 +175,15 @@ def test_a_text_of_another_encoding_is_named(tmp_path):
     (tmp_path / "a.txt").write_bytes("é".encode("utf-16"))
     with pytest.raises(ValueError, match=r"a\.txt: the text is not UTF-8 .*; save it as UTF-8"):
         read_lines(tmp_path / "a.txt")
+
+
+def test_a_compressed_file_is_named(tmp_path):
+    path = tmp_path / "val.json"
+    for module, name in ((gzip, "gzip"), (bz2, "bzip2"), (lzma, "xz")):
+        path.write_bytes(module.compress(b"[]"))
+        for read in (lambda: read_json(path, list), lambda: list(read_json_lines(path))):
+            with pytest.raises(SourceError, match=f"val.json: the file is compressed by {name}; unpack it"):
+                read()
 
 
 @pytest.mark.parametrize("size", [float("inf"), 10**30, 1e308, 2**31, -1, 0])

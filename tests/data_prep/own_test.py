@@ -1,6 +1,7 @@
 """Test the builder of user-supplied data: records of each kind, and one line for each fault."""
 
 import collections
+import gzip
 import json
 
 import numpy as np
@@ -358,4 +359,10 @@ def test_faults_of_tables(tmp_path, content, message):
         OwnFolder(folder)
     (folder / "train.csv").write_bytes("image,label\n".encode("utf-16"))
     with pytest.raises(SourceError, match="save it as UTF-8"):
+        OwnFolder(folder)
+    (folder / "train.csv").write_bytes(gzip.compress(b"image,label\n"))
+    with pytest.raises(SourceError, match="train.csv: the file is compressed by gzip; unpack it"):
+        OwnFolder(folder)
+    (folder / "train.csv").rename(folder / "train.csv.gz")
+    with pytest.raises(SourceError, match=r"train.jsonl .* is missing; .*\(there: train.csv.gz, val.jsonl\)"):
         OwnFolder(folder)

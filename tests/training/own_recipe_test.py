@@ -11,15 +11,16 @@ from vlbert_jax.training.recipes import recipe_folder, with_recipe_paths
 
 COMMON = dict(images_per_example=1, text_words=9, features=False, images=True, max_regions=7)
 TASKS = {
-    "label": COMMON | dict(kind="classify", loss="softmax", num_labels=3, labels="own/photos_labels.txt", positive="b"),
-    "value": COMMON | dict(kind="classify", loss="squared", num_labels=2, value_means=[1.0, 2.0],
+    "label": COMMON | dict(form="label", kind="classify", loss="softmax", num_labels=3, labels="own/photos_labels.txt",
+                           positive="b"),
+    "value": COMMON | dict(form="value", kind="classify", loss="squared", num_labels=2, value_means=[1.0, 2.0],
                            value_deviations=[3.0, 4.0]),
-    "pair": COMMON | dict(kind="classify", loss="softmax", num_labels=2, labels="own/photos_labels.txt",
+    "pair": COMMON | dict(form="label", kind="classify", loss="softmax", num_labels=2, labels="own/photos_labels.txt",
                           images_per_example=2, features=True, images=False),
-    "answer": COMMON | dict(kind="answer", num_answers=12, answers="own/photos_answers.txt"),
-    "choice": COMMON | dict(kind="choice", num_choices=3),
-    "texts": COMMON | dict(kind="match"),
-    "boxes": COMMON | dict(kind="region"),
+    "answer": COMMON | dict(form="question", kind="answer", num_answers=12, answers="own/photos_answers.txt"),
+    "choice": COMMON | dict(form="choices", kind="choice", num_choices=3),
+    "texts": COMMON | dict(form="texts", kind="match"),
+    "boxes": COMMON | dict(form="boxes", kind="region"),
 }  # fmt: skip
 
 
@@ -118,6 +119,8 @@ def test_flags_complete_the_recipe(tmp_path):
 def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(ValueError, match="no records in .*own/none; build them: python -m data_prep.build own"):
         own.get_config(f"@{tmp_path}/own/none")
+    with pytest.raises(ValueError, match=f"own --source=FOLDER '--corpus=my photos' --data_dir={tmp_path}$"):
+        own.get_config(f"@{tmp_path}/own/my photos@")
     table = write_table(tmp_path, {})
     with pytest.raises(ValueError, match="is not a table of your own data"):
         own.get_config(f"@{table}")

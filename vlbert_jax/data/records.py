@@ -9,6 +9,7 @@ import itertools
 import os
 import pathlib
 import re
+import shlex
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -158,9 +159,10 @@ def _build_command(data_dir: str | os.PathLike, name: str) -> str:
     task = builder.removesuffix("_images")
     synthetic, command = sources.get(builder, ("scene_kinds" if task in FURTHER else "scene_tasks", task))
     files = "FILES" if command == "text" else "FOLDER"
-    what = synthetic if corpus == "scenes" else f"{command} --source={files} --corpus={corpus}"
+    what = synthetic if corpus == "scenes" else f"{command} --source={files} {shlex.quote(f'--corpus={corpus}')}"
     options = "" if corpus == "scenes" else f" (further options: python -m data_prep.build {command} --help)"
-    return f"python -m data_prep.build {what} --data_dir={data_dir}{options}"
+    place = shlex.quote(f"--data_dir={data_dir}")
+    return f"python -m data_prep.build {what} {place}{options}"
 
 
 class Records:
