@@ -74,23 +74,24 @@ MODELS = {
     "demo-classify": Model(
         classify.demo, "configs/classify.py", "classify",
         "says whether a statement follows from an image, contradicts it, or neither",
-        SCENE + '--text "The car is orange."', ("classify_accuracy",),
+        SCENE + '--text "The purple thing is a fish."', ("classify_accuracy",),
         "Chance, and the best guess without the image, is a third.",
     ),
     "demo-nlvr2": Model(
         classify.demo_pairs, "configs/classify.py:demo_pairs", "classify_demo_pairs",
         "says whether a statement about two images is true",
-        PAIR + '--text "Both images show a car."', ("classify_accuracy",),
+        PAIR + '--text "Only the left image shows a fish."', ("classify_accuracy",),
         "Chance, and the best guess without the images, is a half.",
     ),
     "demo-retrieval": Model(
         retrieval.demo, "configs/retrieval.py", "retrieval", "orders images by how well a text fits them",
-        GALLERY + '--text "a green fish"', ("mean_recall", "image_recall_1", "text_recall_1"),
+        GALLERY + '--text "a blue star above an orange moon"', ("mean_recall", "image_recall_1", "text_recall_1"),
         "Each image has five texts. Validation ranks 100 images, where random scores reach a mean recall of 0.05; the\n"
         "held-out scores rank the first 30, which is easier.", dict(eval_candidates=30),
     ),
     "demo-caption": Model(
-        caption.demo, "configs/caption.py", "caption", "writes captions of an image", SCENE + "--describe",
+        caption.demo, "configs/caption.py", "caption", "writes captions of an image",
+        "--image=examples/gallery/7.jpg --boxes=examples/gallery_boxes/7.json \\\n  --describe",
         ("caption_accuracy",),
         "The score is that of masked words, of which each is predicted from the image and the words before it.",
     ),
@@ -102,15 +103,17 @@ EXAMPLE_TEXTS = {  # for each kind of model, for the page of the app; each was t
     "answer": ["what color is the large fish?", "what is the purple thing?", "how many things are there?"],
     "region": ["the large fish", "the car", "the purple thing"],
     "pretrain": ["the purple [MASK]", "a [MASK] car", "three things on the [MASK]"],
-    "classify": ["The car is orange.", "The purple thing is a ball.", "The house is orange."],
-    "classify_pair": ["Both images show a car.", "Only the left image shows a fish.", "No image shows a ball."],
-    "match": ["a green fish", "two cups on the road", "a blue star above an orange moon"],
-}
+    "classify": ["The purple thing is a fish.", "The purple thing is a ball.", "The car is red."],
+    "classify_pair": [
+        "Only the left image shows a fish.", "Both images show a car.", "At least one image shows a house.",
+    ],
+    "match": ["a blue star above an orange moon", "a black house", "a purple fish and an orange fish"],
+}  # fmt: skip
 CARD = """\
 # {name}
 
-A small VL-BERT that {does}. It ships with vlbert_jax, so that the first
-command works without training:
+A small VL-BERT that {does}.
+It ships with vlbert_jax, so that the first command works without training:
 
 ```
 python -m vlbert_jax.predict --checkpoint={name} {ask}
@@ -127,8 +130,9 @@ The weights come from this command at commit `{commit}`, {steps:,} updates of {b
 {training}
 ```
 
-{start}The command generates its training data, {scenes} synthetic scenes. A scene shows up to four things,
-such as fish, balls and houses, in eight colors and five places. `make assets` makes this folder again.
+{start}The command generates its training data, {scenes} synthetic scenes.
+A scene shows up to four things, such as fish, balls and houses, in eight colors and five places. `make assets` makes
+this folder again.
 
 ## Scores
 

@@ -21,8 +21,8 @@ START += "from vlbert_jax import app; sys.exit(app.main(sys.argv[1:]))"
 
 @pytest.fixture(scope="module")
 def server():
-    """Start the app with two models; yield the process and the address that it prints."""
-    command = [sys.executable, "-c", START, "--checkpoint=demo-vqa", "--checkpoint=demo-refcoco"]
+    """Start the app with the models that ship; yield the process and the address that it prints."""
+    command = [sys.executable, "-c", START]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen(command, cwd=ROOT, **pipes)
     line = process.stdout.readline()
@@ -39,10 +39,11 @@ def test_the_page_has_a_tab_for_each_model(server):
     with urllib.request.urlopen(server[1] + "config", timeout=HANG_SECONDS) as answer:
         config = json.load(answer)
     labels = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
-    assert labels == ["Visual question answering", "Referring expressions"]
+    expected = ["Answer", "Similarity", "Ground", "Fill", "Classify two images", "Classify", "Describe"]
+    assert labels == expected
     assert config["analytics_enabled"] is False and config.get("run_history", False) is False
     texts = "".join(str(part["props"].get("value")) for part in config["components"] if part["type"] == "html")
-    assert texts.count("small demonstration model") == 2
+    assert texts.count("small demonstration model") == len(expected)
 
 
 def visible(selector):
@@ -96,9 +97,39 @@ def test_in_a_browser(server, tmp_path):
         page.wait_for(f"{boxes} === 3")
         x, y = page.run("['x', 'y'].map(n => +document.querySelector('#board g[data-row=\"2\"] rect').getAttribute(n))")
         assert x == pytest.approx(0.02 * 118, abs=1) and y == pytest.approx(0.13 * 124, abs=1)
-        click(page, "button[role=tab]", "Referring")
+        click(page, "button[role=tab]", "Ground")
         click(page, "button", "Ask")
         assert "the large fish" in page.wait_for(MARKS) and page.run(LINE).startswith("region ")
+
+        # A text orders the images of the gallery, and texts are ordered for the image.
+        names = f"{visible('.shelf .images li')}.map(e => e.querySelector('img').alt).join()"
+        click(page, "button[role=tab]", "Similarity")
+        page.wait_for(f"{names} === '1.jpg,2.jpg,3.jpg,4.jpg,5.jpg,6.jpg,7.jpg,8.jpg'")
+        click(page, "button", "Order the images")
+        page.wait_for(f"{names}.startsWith('7.jpg,')")
+        assert "99%" in page.run(f"{visible('.shelf .images li.best')}[0].textContent")
+        click(page, "button.ask", "Order the texts")
+        page.wait_for(f"{LINE}.includes('a blue star above an orange moon')")
+
+        # A file that is opened replaces the gallery, and the second image of a pair.
+        page.run("image = document.querySelector('#board svg image').getAttribute('href')")
+        opened = "fetch(image).then(r => r.blob()).then(b => {{ const files = new DataTransfer(); " \
+                 "for (const name of {0}) files.items.add(new File([b], name)); " \
+                 "const input = {1}[0]; input.files = files.files; " \
+                 "input.dispatchEvent(new Event('change', {{bubbles: true}})); }}); null"  # fmt: skip
+        page.run(opened.format('["a.jpg", "b.jpg"]', visible(".shelf .open") + ".map(e => e.querySelector('input'))"))
+        page.wait_for(f"{names} === 'a.jpg,b.jpg'")
+        click(page, "button[role=tab]", "Classify two")
+        page.wait_for(f"{names} === '5.jpg'")
+        click(page, "button", "Ask")
+        assert page.wait_for(LINE).startswith("True ")
+
+        # A caption needs no text.
+        click(page, "button[role=tab]", "Describe")
+        click(page, "button.ask", "Describe")
+        page.wait_for(f"{LINE}.includes(' on the road.')")
+        assert page.run(f"{visible('textarea')}.length") == 0
+        click(page, "button[role=tab]", "Answer")
 
         # An error of the library is a message on the page.
         page.run(f"box = {visible('textarea')}[0]; box.value = ' '; box.dispatchEvent(new Event('input')); null")
@@ -123,7 +154,7 @@ def test_ctrl_c_ends_the_server(server):
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, err
     assert out == "" and "Traceback" not in err
-    assert err.startswith("loading demo-vqa\nloading demo-refcoco\n") and err.endswith("stopped by Ctrl-C\n")
+    assert err.startswith("loading demo-vqa\nloading demo-retrieval\n") and err.endswith("stopped by Ctrl-C\n")
 
 
 def test_without_gradio_a_line_names_the_installation(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shlex
 import shutil
 
 import pytest
@@ -72,6 +73,28 @@ def test_answers_about_the_example_are_right():
     assert place.region == 2
     (filled,) = vlbert_jax.load("demo-pretrain").fill(IMAGE, "the purple [MASK]", BOXES)
     assert filled.words[0].text == "fish"
+
+
+def test_the_newer_kinds_answer_about_the_examples(capsys, monkeypatch):
+    """The commands of the cards give right answers, each with the notice; the classes are above chance."""
+    monkeypatch.chdir(ROOT)
+
+    def answered(name):
+        argv = shlex.split(MODELS[name].ask.replace("\\\n", " "))
+        assert predict.main([f"--checkpoint={name}", *argv, "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        assert found["notice"].startswith(f"{name} is a small demonstration model")
+        return found
+
+    (asked,) = answered("demo-classify")["asked"]
+    assert asked["answers"][0]["text"] == "entailment" and asked["answers"][0]["probability"] > 0.6
+    (asked,) = answered("demo-nlvr2")["asked"]
+    assert asked["answers"][0]["text"] == "True" and asked["image2"] == "examples/gallery/5.jpg"
+    (asked,) = answered("demo-caption")["asked"]
+    assert asked["captions"][0]["text"] == "the orange moon and the blue star on the beach."
+    best, second, *others = answered("demo-retrieval")["images"]
+    assert best["image"] == "examples/gallery/7.jpg" and best["probability"] > 0.9 > 0.5 > second["probability"]
+    assert len(others) == 6
 
 
 def test_the_command_names_the_demonstration(capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import vlbert_jax
+from tests.helpers import ROOT
 from tests.helpers.predict_case import shrunk, write_model, write_words
 from vlbert_jax.web import scene as scenes
 from vlbert_jax.web.models import ServedModel
@@ -67,6 +68,49 @@ def test_what_cannot_be_asked(vqa, choosing, example, monkeypatch):
     scene = scenes.dataclasses.replace(example, found=described, regions=described)
     with pytest.raises(ValueError, match="features that a detector computes .* a drawn box has none"):
         choosing.ask(scenes.draw_box(scene, (1.0, 1.0, 50.0, 50.0)), "why is [1] here ?", ("red", "blue"))
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    return scenes.example_gallery(None)
+
+
+def test_labels_follow_from_a_text_and_one_or_two_images(example, gallery):
+    one, two = (ServedModel(vlbert_jax.load(name)) for name in ("demo-classify", "demo-nlvr2"))
+    assert (one.label, one.kind) == ("Classify", "classify")
+    assert (two.label, two.kind) == ("Classify two images", "classify_pair")
+    assert one.ask(example, "The purple thing is a fish.").lines[0].startswith("entailment ")
+    assert one.shows_attention and not two.shows_attention
+    assert two.ask(example, "Only the left image shows a fish.", (), gallery[4]).lines[0].startswith("True ")
+    with pytest.raises(ValueError, match="needs a second image"):
+        two.ask(example, "Both images show a car.")
+    with pytest.raises(ValueError, match="takes no second image"):
+        one.ask(example, "The car is red.", (), gallery[4])
+
+
+def test_captions_need_no_text(gallery):
+    model = ServedModel(vlbert_jax.load("demo-caption"))
+    assert (model.label, model.registered.takes_text, model.shows_attention) == ("Describe", False, False)
+    assert model.ask(gallery[6], "").lines[0].endswith("the orange moon and the blue star on the beach.")
+
+
+def test_texts_are_ranked_and_images_are_ordered(example, gallery):
+    model = ServedModel(vlbert_jax.load("demo-retrieval"))
+    texts = ["two cars", "a purple fish and an orange fish", "a blue ball"]
+    lines = model.rank_texts(example, texts).lines
+    assert lines[0].endswith(texts[1]) and sorted(line.split("  ")[-1] for line in lines) == sorted(texts)
+    order, warnings = model.order_images(example, "a blue star above an orange moon", gallery)
+    assert list(order)[0] == 6 and sorted(order) == list(range(8)) and not warnings
+    expected = model.predictor.search(
+        "a blue star above an orange moon", [str(ROOT / f"examples/gallery/{n}.jpg") for n in range(1, 9)],
+        boxes=[str(ROOT / f"examples/gallery_boxes/{n}.json") for n in range(1, 9)],
+    )  # fmt: skip
+    assert list(order) == [one.number for one in expected]
+    assert order[6].split() == [f"{expected[0].probability:.0%}", f"{expected[0].score:.1f}"]
+    assert model.order_images(example, "a blue Ω", gallery)[1] == ["'Ω' is not in the model's vocabulary"]
+    for wrong in (lambda: model.rank_texts(example, []), lambda: model.order_images(example, " ", gallery)):
+        with pytest.raises(ValueError, match="the text is empty"):
+            wrong()
 
 
 def page_data(page):

@@ -23,8 +23,31 @@ def example():
 def test_the_example_has_its_boxes_and_texts(example):
     texts = scenes.example_scene(None)[1]
     assert example.pixels.shape == (HEIGHT, WIDTH, 3) and len(example.regions) == 3
-    assert set(texts) == {"question", "expression", "caption"}
+    assert {"answer", "region", "pretrain", "classify", "classify_pair", "match"} == set(texts)
     assert scenes.board_value(example)["about"] == "scene.jpg: 118 × 124 pixels, 3 regions from scene.json"
+
+
+def test_the_gallery_has_its_boxes_and_is_shown_in_any_order():
+    gallery = scenes.example_gallery(None)
+    assert [scene.name for scene in gallery] == [f"{number}.jpg" for number in range(1, 9)]
+    assert all(scene.regions.source == f"{number}.json" for number, scene in enumerate(gallery, 1))
+    shown = scenes.shelf_value(gallery[:3], True)
+    assert [image["name"] for image in shown["images"]] == ["1.jpg", "2.jpg", "3.jpg"] and shown["several"]
+    shown = scenes.shelf_value(gallery, True, {2: "90%", 0: "4%"})["images"]
+    assert [(image["name"], image["line"], image["best"]) for image in shown] == [
+        ("3.jpg", "90%", True), ("1.jpg", "4%", False),
+    ]  # fmt: skip
+
+
+def test_a_gallery_is_opened_from_the_browser():
+    address = "data:image/jpeg;base64," + base64.b64encode(IMAGE.read_bytes()).decode()
+    files = [dict(name=name, data=address) for name in ("a.jpg", "b.jpg")]
+    opened = scenes.open_gallery(files, None)
+    assert [(scene.name, len(scene.regions)) for scene in opened] == [("a.jpg", 9), ("b.jpg", 9)]
+    with pytest.raises(ValueError, match="there are 101 images; the page takes 100 at once"):
+        scenes.open_gallery(files[:1] * 101, None)
+    with pytest.raises(ValueError, match="^b.txt: "):
+        scenes.open_gallery([files[0], dict(name="b.txt", data="data:text/plain;base64,aGVsbG8=")], None)
 
 
 def test_without_a_detector_a_dropped_image_has_a_grid():

@@ -148,7 +148,7 @@ def collected_warnings() -> Iterator[list[str]]:
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == thread:
+            if record.thread == thread and record.getMessage() not in found:  # a search asks of each image
                 found.append(record.getMessage())
 
     collector = Collector(logging.WARNING)

@@ -137,7 +137,7 @@ class Tab:
                     example = gr.Button(text, size="sm", min_width=80)
                     example.click(functools.partial(str, text), None, self.text, show_progress="hidden")
             with gr.Row():
-                asking = "Fit the image to the texts" if several else "Ask" if registered.takes_text else "Describe"
+                asking = "Order the texts" if several else "Ask" if registered.takes_text else "Describe the image"
                 first = dict(variant="primary", elem_classes="ask")
                 self.ask = gr.Button(asking, visible=not model.searches_with_image, **first)
                 self.order = gr.Button("Order the images below", visible=model.searches, **first)
