@@ -82,7 +82,9 @@ def match() -> ml_collections.ConfigDict:
 
 def caption() -> ml_collections.ConfigDict:
     """Captions, learned from images with their texts: `own.py:caption` for the data of `match`."""
-    return _of_own_data(caption_recipes.coco())
+    config = _of_own_data(caption_recipes.coco())
+    config.data.scorer = "own"
+    return config
 
 
 def _of_own_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from data_prep.manifest import SourceError, described, is_stored
-from vlbert_jax.files import parse_json
+from vlbert_jax.files import distinct_fields, parse_json
 
 MISSING = "download it, or correct --source"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh9": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}  # first bytes -> program
@@ -87,9 +88,11 @@ def objects_of(path: pathlib.Path, content: str, remedy: str) -> Iterator[tuple[
             continue
         place = f"{path}, line {number}"
         try:
-            item = parse_json(line)
-        except ValueError as error:
+            item = parse_json(line, pairs_hook=distinct_fields)
+        except json.JSONDecodeError as error:
             raise SourceError(f"{place}: the line is not JSON ({error}); {remedy}") from None
+        except ValueError as error:
+            raise SourceError(f"{place}: {error}; {remedy}") from None
         if not isinstance(item, dict):
             raise SourceError(f"{place}: the line is {described(item)}, not an object; {remedy}")
         yield place, number, item

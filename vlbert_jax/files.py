@@ -121,8 +121,27 @@ def read_json_object(path: str | os.PathLike, remedy: str, *fields: str) -> dict
     return json_object(content, os.fspath(path), remedy, *fields)
 
 
-def parse_json(content: str | bytes, hook: Callable[[dict], Any] | None = None) -> Any:
-    """Return the value of a JSON text of another program; `hook` replaces each object, the inner ones first.
+def distinct_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a JSON object; raise ValueError where one is there twice, of which one would be lost."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in fields if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is there twice")
+    return fields
+
+
+def parse_json(
+    content: str | bytes,
+    hook: Callable[[dict], Any] | None = None,
+    pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
+    """Return the value of a JSON text of another program.
+
+    Args:
+        content: The text.
+        hook: Replaces each object, the inner ones first.
+        pairs_hook: Does so from the fields in their order, such as `distinct_fields`; `hook` is not called then.
 
     Raises:
         ValueError: It is not JSON, nested too deeply, or a text in it is no Unicode and could not be stored.
@@ -130,7 +149,7 @@ def parse_json(content: str | bytes, hook: Callable[[dict], Any] | None = None) 
     if isinstance(content, bytes):
         content = content.decode(json.detect_encoding(content))
     try:
-        value = json.loads(content, object_hook=hook)
+        value = json.loads(content, object_hook=hook, object_pairs_hook=pairs_hook)
         if "\\ud" in content or "\\uD" in content:  # half of such a pair is no character
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:

@@ -265,6 +265,7 @@ FAULTS = dict(
     one_answer=([ASK], "the only answer is 'box'"),
     marks=([ASK | dict(answer="?!")], "line 1: the answer '?!' has no letter"),
     no_detector=([dict(image="a.jpg", text="x", box=[1, 2, 3, 4])], "line 1: a right 'box' is sought among detected"),
+    twice=([RED, '{"image": "a.jpg", "label": "red", "label": "blue"}'], "line 2: the field 'label' is there twice"),
     not_json=([RED, "{'image': 'a.jpg'}"], "line 2: the line is not JSON"),
     not_an_object=([RED, "[1]"], "line 2: the line is a list of 1, not an object"),
     no_gallery=([SEARCH], "train_gallery.jsonl is missing: list the images"),

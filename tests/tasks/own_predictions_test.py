@@ -11,8 +11,10 @@ from data_prep.own import build_own
 from tests.helpers.vqa_case import jpeg
 from vlbert_jax.data.tables import Split
 from vlbert_jax.tasks import get_task
+from vlbert_jax.weights.shipped import ASSETS
 
 BOXES = [[1, 2, 10, 20], [5, 5, 20, 20]]
+WORDS = (ASSETS / "demo-pretrain/vocabularies/vocab/vocab.txt").read_text().split("\n")[150:152]
 LINES = {  # kind -> fields of a line without a label, its label, rows of `Task.predict` for three lines
     "answer": (dict(question="what is it?"), dict(answer="box"), dict(answer=np.array([[1], [2], [1]]))),
     "choice": (
@@ -20,6 +22,7 @@ LINES = {  # kind -> fields of a line without a label, its label, rows of `Task.
         dict(label=0),
         dict(logits=np.array([[0.0, 9], [9, 0], [0, 9]], np.float32)),
     ),
+    "caption": (dict(texts=["a red ball"]), {}, dict(tokens=np.array([[0, 150], [0, 151], [0, 150]]))),
     "region": (
         dict(text="the ball", boxes=BOXES),
         dict(label=[0]),
@@ -29,6 +32,7 @@ LINES = {  # kind -> fields of a line without a label, its label, rows of `Task.
 EXPECTED = {  # answers to the lines 1, 2 and 3; the second is an upright image, and the last of the table
     "answer": [dict(answer="box"), dict(answer="box"), dict(answer="cup")],
     "choice": [dict(label=1, choice="blue"), dict(label=1, choice="blue"), dict(label=0, choice="red")],
+    "caption": [dict(caption=WORDS[0]), dict(caption=WORDS[0]), dict(caption=WORDS[1])],
     "region": [dict(boxes=[1, 0]), dict(boxes=[1, 0]), dict(boxes=[0, 1])],
 }
 
@@ -47,11 +51,12 @@ def test_a_split_without_labels_is_predicted(kind, tmp_path):
     for split, lines in dict(train=labeled, val=labeled, test=test).items():
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     build_own(tmp_path, tmp_path / "data", "photos")
-    config = own.get_config(f"@{tmp_path / 'data/own/photos'}@demo-pretrain")
+    config = own.get_config(f"{'caption' if kind == 'caption' else ''}@{tmp_path / 'data/own/photos'}@demo-pretrain")
     config.data.eval_split = "test"
     task, split = get_task(config.task), Split(config, "test")
-    is_usable = task.target_checker(config, train=False)
-    assert all(is_usable(split[number]) for number in range(3))
+    if kind != "caption":  # captions need no label
+        is_usable = task.target_checker(config, train=False)
+        assert all(is_usable(split[number]) for number in range(3))
     assert task.conclude(tmp_path, {"": rows | dict(index=np.arange(3))}, config) == {}
     found = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
     for number, (row, answer) in enumerate(zip(found, EXPECTED[kind], strict=True)):

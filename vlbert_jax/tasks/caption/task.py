@@ -31,6 +31,7 @@ from vlbert_jax.tasks.caption.examples import DescriptionLayout, description_seq
 from vlbert_jax.tasks.caption.model import CaptionModel, write_captions
 from vlbert_jax.tasks.caption.scores import caption_scores, missing_programs
 from vlbert_jax.tasks.losses import counted, cross_entropy
+from vlbert_jax.tasks.own_predictions import file_order, own_row, write_own
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 log = logging.getLogger(__name__)
@@ -111,23 +112,27 @@ class CaptionTask(Task):
     def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
         """Write SPLIT.json, a list of image_id and caption, and return the scores of pycocoevalcap.
 
-        References are the captions of each image in the split. Without the library or Java a warning says what is
-        missing, and there are no scores.
+        Captions of user-supplied data are in SPLIT.jsonl and SPLIT.csv, too. References are the captions of each image
+        in the split. Without the library or Java a warning says what is missing, and there are no scores.
         """
         rows, split, tokenizer = predictions[""], Split(config, config.data.eval_split), tokenizer_of(config)
         texts = [split.texts[number] for number in range(len(split))]
         references: dict[int, list[str]] = {}
         for text in texts:
             references.setdefault(int(text["image_number"]), []).append(text["text"])
-        captions, results = {}, []
+        captions, results, described = {}, [], []
         for index, tokens in zip(rows["index"], rows["tokens"], strict=True):
             text, caption = texts[int(index)], caption_of(tokens, tokenizer)
             name = text["example_id"]
             captions[int(text["image_number"])] = caption
+            described.append((text, dict(caption=caption)))
             results.append(dict(image_id=int(name) if name.isdecimal() else name, caption=caption))
         path = directory / f"{config.data.eval_split}.json"
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(results) + "\n")
+        if config.data.get("scorer", "") == "own":
+            order = file_order([text for text, _ in described])
+            write_own(directory, config.data.eval_split, [own_row(*described[place]) for place in order], {})
         if reason := missing_programs():
             log.warning("%s has the captions, but they are not scored: %s", path, reason)
             return {}
