@@ -144,6 +144,10 @@ def test_damaged_vlbert_jax_folders(tmp_path, capsys):
     # Threads of Orbax may print errors after the call, so the tool runs in a separate process.
     command = [sys.executable, "-m", "vlbert_jax.convert", str(tmp_path / "converted"), str(tmp_path / "target")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""})
+    found = f"error: {tmp_path}/converted is damaged: {tmp_path}/converted/state/"
+    assert done.returncode == 2 and found in done.stderr and "bytes instead of" in done.stderr, done.stderr
+    (tmp_path / "converted/checksums.json").unlink()  # as earlier versions wrote the folder
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""})
     assert done.returncode == 2 and f"error: {tmp_path}/converted/state is damaged" in done.stderr, done.stderr
     assert not (tmp_path / "target").exists()
 
