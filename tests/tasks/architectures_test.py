@@ -213,7 +213,14 @@ def test_features_of_regions_are_those_of_a_table(data_dir):
     with pytest.raises(ValueError, match="precomputed, but config.data.train_boxes is 'both', whose regions have no"):
         ExpressionLayout.of(config)
     config.data.train_boxes = "listed"
-    assert ExpressionLayout.of(config).precomputed
+    layout = ExpressionLayout.of(config)
+    boxes = np.array([[0, 0, 10, 10]], np.float32)
+    record = dict(image_size=np.array([40, 20]), expression="red ball", features=np.zeros((1, 0), np.float32))
+    with pytest.raises(ValueError, match="a record has no features of its regions.* set it to image, or build"):
+        asked_example(record, boxes, False, tokenizer_of(config), layout)
+    record["features"] = np.ones((1, layout.feature_size), np.float32)
+    example = asked_example(record, boxes, False, tokenizer_of(config), layout)
+    assert "pixels" not in example and example["region_features"][:2].all()
 
 
 def test_the_layout_of_vlbert_is_the_default(data_dir):

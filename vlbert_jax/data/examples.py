@@ -206,6 +206,11 @@ def _region_features(record: dict, hidden: np.ndarray | None, layout: ImageLayou
     The whole image has its own feature, or the mean over all boxes that are not hidden.
     """
     features = np.asarray(record["features"], np.float32)
+    if not features.shape[1]:
+        raise ValueError(
+            "a record has no features of its regions, but config.data.features is precomputed: set it to image, or "
+            "build the images with features"
+        )
     check_width("features", features, "feature_size", layout.feature_size)
     out = np.zeros((layout.max_regions + 1, layout.feature_size), np.float32)
     if len(record.get("image_feature", ())):
