@@ -24,6 +24,8 @@ from vlbert_jax.tasks.layouts import region_layout
 from vlbert_jax.tasks.region.examples import ExpressionLayout, asked_example
 from vlbert_jax.training import sharding
 from vlbert_jax.training.loop import train
+from vlbert_jax.weights.conversion import prepare_conversion, write_conversion
+from vlbert_jax.weights.read import read_weights
 
 SIBLINGS = [a.name for a in ONE_STREAM if a.name != "vlbert"]
 GEOMETRY = dict(visualbert=None, uniter=7, oscar=6, vinvl=6, b2t2=None, b2t2_positions=4, unicoder_vl=5)
@@ -189,6 +191,15 @@ def test_regions_and_choices(name, architecture, data_dir, tmp_path):
     else:
         assert predicted["logits"].shape == (8, 4) and np.isfinite(predicted["logits"]).all()
         assert len(np.unique(predicted["logits"][0])) == 4
+    if architecture == "uniter":  # it has a ResNet, as VL-BERT has, and the head of VL-BERT
+        source, file = prepare_conversion(tmp_path, name), tmp_path / "model.safetensors"
+        tensors = dict(source.tensors)
+        write_conversion(source, file, "safetensors", "float32")
+        assert read_weights(file).architecture == architecture
+        found = prepare_conversion(file, name).tensors
+        assert found.keys() == tensors.keys() and any(name.startswith("image_feature_extractor.") for name in found)
+        for name, array in tensors.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 def test_names_of_regions_follow_the_expression(data_dir):

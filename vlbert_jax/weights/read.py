@@ -229,7 +229,7 @@ def _to_weights(path: str, raw: Mapping[str, np.ndarray], container: str) -> Wei
 
 def _sibling_of(raw: Mapping[str, np.ndarray]) -> str:
     """Return the architecture of a sibling of VL-BERT with tensors of these names; "" where it is none."""
-    official = any(vlbert_names.plain_name(name).startswith(("vlbert.", "image_feature_extractor.")) for name in raw)
+    official = any(vlbert_names.plain_name(name).startswith("vlbert.") for name in raw)
     return "" if official else family_names.architecture_of_names(raw)
 
 
