@@ -142,12 +142,12 @@ def test_a_run_continues_on_another_mesh(tmp_path):
 
 
 def test_a_clock_that_jumps_back_changes_nothing(uninterrupted, tmp_path, monkeypatch):
-    """Durations, the progress bar, rows and kept checkpoints do not depend on the wall clock."""
+    """Durations, the progress bar, rows, kept checkpoints and TensorBoard do not depend on the wall clock."""
     config, workdir, _ = uninterrupted
     now = [time.time()]
 
     def jumping():
-        now[0] -= 3600
+        now[0] -= 10 * 86_400
         return now[0]
 
     monkeypatch.setattr(time, "time", jumping)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
-import tensorboardX
 from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from vlbert_jax.weights.stored_config import flat_config
 
@@ -58,39 +61,53 @@ def open_trackers(
 
 
 class TensorBoard(Tracker):
-    """Event files in WORKDIR/tensorboard: scalars, examples, the config as text and as hyperparameters."""
+    """Event files in WORKDIR/tensorboard: scalars, examples, the config as text and as hyperparameters.
+
+    Events are written where they arise. The thread of `tensorboardX.SummaryWriter` waits by the wall clock: it ends
+    when the clock jumps back by 25 days or the disk is full, and then the run waits for it forever.
+    """
 
     def __init__(
         self, config: ml_collections.ConfigDict, workdir: pathlib.Path, start_step: int, about: Mapping[str, Any]
     ):
         """Hide the events after `start_step` of an earlier start; write the config."""
         self.fields, self.has_fields = flat_config(config.to_dict()), False
-        self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # The program and its starts within a second have files of their own.
+        self.file = EventsWriter(str(folder / "events"), f".{os.getpid()}.{len(list(folder.iterdir()))}")
+        self.file.write_event(
+            Event(wall_time=time.time(), step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+        )
         table = "\n".join(f"| {name} | {value!r} |" for name, value in self.fields.items())
-        self.board.add_text("config", f"| field | value |\n|---|---|\n{table}", start_step)
-        self.board.add_text("command", f"    {about.get('command', '')}", start_step)
+        self._write(start_step, summary.text("config", f"| field | value |\n|---|---|\n{table}"))
+        self._write(start_step, summary.text("command", f"    {about.get('command', '')}"))
+
+    def _write(self, step: int, *values: Any) -> None:
+        for value in values:
+            self.file.write_event(Event(wall_time=time.time(), step=step, summary=value))
+        self.file.flush()
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Write one row of metrics; the first evaluation decides which scores the table of hyperparameters has."""
-        for name, value in values.items():
-            self.board.add_scalar(f"{split}/{name}", value, step)
+        self._write(step, *(summary.scalar(f"{split}/{name}", value) for name, value in values.items()))
         if split == "val" and not self.has_fields:
             simple = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.fields.items()}
             # `SummaryWriter.add_hparams` would write another run; here the table and the scalars belong together.
-            for event in summary.hparams(simple, {f"val/{name}": value for name, value in values.items()}):
-                self.board.file_writer.add_summary(event)
+            self._write(step, *summary.hparams(simple, {f"val/{name}": value for name, value in values.items()}))
             self.has_fields = True
 
     def examples(self, step: int, drawings: Drawings) -> None:
         """Write examples as images, and their texts."""
-        for number, (_, image) in enumerate(drawings, 1):
-            self.board.add_image(f"examples/{number}", image, step, dataformats="HWC")
+        images = [image for _, image in drawings]
+        self._write(step, *(summary.image(f"examples/{k}", x, dataformats="HWC") for k, x in enumerate(images, 1)))
         if drawings:
-            self.board.add_text("examples", "\n".join(f"{i}. {text}" for i, (text, _) in enumerate(drawings, 1)), step)
+            texts = "\n".join(f"{number}. {text}" for number, (text, _) in enumerate(drawings, 1))
+            self._write(step, summary.text("examples", texts))
 
     def close(self) -> None:
-        """Write the remaining events."""
-        self.board.close()
+        """Close the file."""
+        self.file.close()
 
 
 class WeightsAndBiases(Tracker):
