@@ -121,9 +121,17 @@ def one_line(error: Exception) -> str:
 
 
 def log_warnings() -> None:
-    """Print the warnings of the package on stderr, and nothing of the libraries below it."""
+    """Print each warning of the package once on stderr, and nothing of the libraries below it."""
     import logging
 
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, force=True)
+    printed: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:  # a search reads the same text with each image
+        known = record.getMessage() in printed
+        printed.add(record.getMessage())
+        return not known
+
+    logging.getLogger().handlers[0].addFilter(is_new)
     logging.getLogger("vlbert_jax").setLevel(logging.NOTSET)  # a run in the same process has lowered it
     logging.getLogger("absl").setLevel(logging.CRITICAL)

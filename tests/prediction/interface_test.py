@@ -120,7 +120,14 @@ BAD_CALLS = (
     (lambda demo: demo.answer("nowhere.jpg", "a"), "nowhere.jpg: there is no such file"),
     (lambda demo: vlbert_jax.load("demo-vqa", vocab="nowhere.txt"), "Give it as vocab=FILE, or the folder that holds"),
     (lambda demo: vlbert_jax.load("demo-vqa", answers="nowhere.txt"), "give it as answers=FILE, or the folder"),
-    (lambda demo: vlbert_jax.load("demo-vqa", detector="nowhere"), "there are no weights at nowhere"),
+    (
+        lambda demo: vlbert_jax.load("demo-vqa", detector="unc-nlp/frcnn-vg-finetund"),
+        "no weights at unc-nlp/frcnn-vg-finetund; did you mean unc-nlp/frcnn-vg-finetuned",
+    ),
+    (
+        lambda demo: vlbert_jax.load("demo-vqa", detector="/nowhere"),
+        "no weights at /nowhere; check the path, or name a model: the Hugging Face hub has unc-nlp/frcnn-vg-finet",
+    ),
 )
 
 

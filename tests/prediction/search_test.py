@@ -138,6 +138,8 @@ def test_the_command(predictor, photos, monkeypatch, capsys):
     heading, *lines = capsys.readouterr().out.splitlines()
     ranked = predictor.search(str(image), TEXTS)
     assert heading == str(image) and [line.split("  ")[-1] for line in lines] == [one.name for one in ranked]
+    assert run(predictor, monkeypatch, "--gallery", photos, "--text", *(f"{text} €" for text in TEXTS), "--json") == 0
+    assert capsys.readouterr().err == "warning: '€' is not in the model's vocabulary\n"
 
 
 def test_the_command_reads_boxes(predictor, photos, boxes, monkeypatch, capsys):

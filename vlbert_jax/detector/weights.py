@@ -24,6 +24,7 @@ from vlbert_jax.weights.orbax import read_checkpoint
 from vlbert_jax.weights.read import flatten_tree, is_detector_folder
 from vlbert_jax.weights.shipped import locate_weights
 
+PUBLISHED = ("unc-nlp/frcnn-vg-finetuned",)  # detectors at the Hugging Face hub
 LISTS = ("objects_vocab.txt", "attributes_vocab.txt")
 LIST_FOLDERS = ("", "data/genome/1600-400-20")  # relative to the weights; the second is that of the original repository
 
@@ -38,7 +39,7 @@ def read_detector(path: str | Path) -> dict[str, np.ndarray]:
         FileNotFoundError: Nothing is at `path`.
         ValueError: The source is not such a detector, is damaged, or would run code.
     """
-    file = find_weights(str(path))
+    file = find_weights(str(path), PUBLISHED)
     try:
         if is_detector_folder(file):
             tensors = detector_names.parameters_to_milvlg(flatten_tree(read_checkpoint(file)))

@@ -9,7 +9,7 @@ import collections
 import difflib
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,18 @@ INSTALL_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, by its specification
 
 
-def find_weights(given: str) -> Path:
+def find_weights(given: str, known: Sequence[str] | None = None) -> Path:
     """Return the file or folder at `given`: a path, a shipped model, or a name of the Hugging Face hub, downloaded.
 
-    Raises FileNotFoundError if it is none of them.
+    Args:
+        given: What the user named.
+        known: Names of the hub that fit, for the message of the error; None = the shipped models fit.
+
+    Raises:
+        FileNotFoundError: It is none of them.
     """
     path = locate_weights(given)
-    return path if path.exists() else _download(given)
+    return path if path.exists() else _download(given, known)
 
 
 def read_files(path: Path) -> tuple[dict[str, np.ndarray], str]:
@@ -82,19 +87,23 @@ def stored_in_file(path: Path) -> dict[str, Any] | None:
     return config
 
 
-def _download(name: str) -> Path:
+def _download(name: str, known: Sequence[str] | None) -> Path:
     """Return the folder to which a model of the Hugging Face hub is downloaded."""
-    shipped = f"the models that ship with vlbert_jax are {', '.join(shipped_names())}"
-    if nearest := nearest_shipped(name) or _nearest_path(name):
-        raise FileNotFoundError(f"there are no weights at {name}; did you mean {nearest}? {shipped}")
+    if known is None:
+        near, fitting = nearest_shipped(name), f"the models that ship with vlbert_jax are {', '.join(shipped_names())}"
+    else:
+        near = "".join(difflib.get_close_matches(name, known, n=1, cutoff=0.7))
+        fitting = f"the Hugging Face hub has {' and '.join(known) or 'none that is known to fit'}"
+    if nearest := near or _nearest_path(name):
+        raise FileNotFoundError(f"there are no weights at {name}; did you mean {nearest}? {fitting}")
     if not NAME.fullmatch(name) or Path(name).suffix in FILE_SUFFIXES:
-        raise FileNotFoundError(f"there are no weights at {name}; check the path, or name a model: {shipped}")
+        raise FileNotFoundError(f"there are no weights at {name}; check the path, or name a model: {fitting}")
     try:
         return download_folder(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"there are no weights at {name}, and as a name of the Hugging Face hub {error}; give a file or folder, or "
-            f"name a model: {shipped}"
+            f"name a model: {fitting}"
         ) from error
 
 

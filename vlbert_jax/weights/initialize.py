@@ -25,6 +25,7 @@ from vlbert_jax.weights.two_stream_names import plain_names_of_bert
 log = logging.getLogger(__name__)
 
 FIELDS = ("bert", "resnet", "checkpoint")  # of config.init; the last one that has a tensor counts
+PUBLISHED = {"bert": ("google-bert/bert-base-uncased", "google-bert/bert-large-uncased"), "resnet": ()}  # at the hub
 KINDS = {"bert": ("bert",), "resnet": ("resnet",), "checkpoint": ("vlbert", "sibling", "bert", "resnet")}
 
 
@@ -59,8 +60,8 @@ def check_sources(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode
             "for the first, or choose another --workdir for the second."
         )
     if own is None:
-        for source in named_sources(config.init.to_dict()).values():
-            find_weights(source)
+        for field, source in named_sources(config.init.to_dict()).items():
+            find_weights(source, PUBLISHED.get(field))
 
 
 def load_into(
