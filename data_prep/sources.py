@@ -156,7 +156,8 @@ class ArchiveFolder:
         folders = archive_folders(archive)
         if not any(os.path.isdir(self.root / folder) for folder in folders):
             raise SourceError(
-                f"{self.root / archive}: neither this archive nor the folder {folders[-1]} exists; download it"
+                f"{self.root / archive}: neither this archive nor the folder {folders[-1]} exists; download it, or put "
+                "the files into this folder"
             )
 
     def place(self, path: str) -> pathlib.Path:
