@@ -152,8 +152,8 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Return the files and folders that decide the records, in a fixed order."""
         raise NotImplementedError
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, record) in the order of the source. Raises SourceError."""
+    def records(self) -> Iterator[tuple]:
+        """Yield (split, record), or more fields of `Made`, in the order of the source. Raises SourceError."""
         raise NotImplementedError
 
     def number_of_items(self) -> int:

@@ -40,6 +40,8 @@ from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_f
 from data_prep.manifest import SourceError
 from data_prep.region_store import open_records, read_extraction
 from data_prep.sources import ArchiveFolder, bad_boxes, name_of
+from vlbert_jax.data.overlap import finds
+from vlbert_jax.data.records import open_split
 from vlbert_jax.data.region_files import GRID, ImageRegions, Unusable, decode_regions, grid_boxes, parse_record
 
 Size = tuple[int, int]  # width, height in pixels
@@ -377,3 +379,19 @@ def placed_images(table: str | pathlib.Path) -> dict[str, PlacedImage]:
         raise SourceError(
             f"{sizes} is damaged ({error}); remove the folder {sizes.parent} and build again"
         ) from None
+
+
+class StoredBoxes:
+    """The boxes of the images of a table that is built; those of the last image are kept."""
+
+    def __init__(self, table: str | pathlib.Path):
+        """Open the table at the directory that the builder of images wrote."""
+        data_dir, name, corpus, _ = pathlib.Path(table).parts[:-3], *pathlib.Path(table).parts[-3:]
+        self._records = open_split(pathlib.Path(*data_dir), f"{name}/{corpus}", "images")
+        self._last: tuple[int, np.ndarray] = -1, np.zeros((0, 4))
+
+    def find(self, number: int, right: np.ndarray) -> bool:
+        """Return whether a box of an image counts as one of the right boxes [m, 4]."""
+        if self._last[0] != number:
+            self._last = number, self._records[number]["boxes"]
+        return finds(self._last[1], right)

@@ -43,8 +43,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.builder import OrderedBuilder, array_feature, example_features, oriented
-from data_prep.image_table import ImageTable, NoRegions, PlacedImage, chosen_regions, placed_images
+from data_prep.builder import Made, OrderedBuilder, array_feature, example_features, oriented
+from data_prep.image_table import ImageTable, NoRegions, PlacedImage, StoredBoxes, chosen_regions, placed_images
 from data_prep.manifest import SourceError
 from data_prep.own_files import Example, OwnFolder
 from data_prep.own_report import next_command, report
@@ -96,12 +96,13 @@ class OwnExamples(OrderedBuilder, skip_registration=True):
         has_boxes = form.kind == "region" and form.name != "box"
         return fields | (dict(boxes=array_feature(None, 4)) if has_boxes else {})
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def records(self) -> Iterator[Made]:
         """Yield the records of all splits. Raises SourceError if a box is not inside its image."""
         placed = placed_images(self.images)
+        stored = StoredBoxes(self.images) if self.folder.form.name == "box" else None
         records = getattr(self, f"_{self.folder.form.kind}")
         for split, examples in self.folder.examples.items():
-            index = 0
+            index, found_boxes = 0, []
             for example in examples:
                 found = [placed[path] for path in example.images]
                 numbers = np.array([image.number for image in found], np.int64)
@@ -109,8 +110,17 @@ class OwnExamples(OrderedBuilder, skip_registration=True):
                 common = dict(example_id=example.name, extra=extra)
                 common |= dict(image_numbers=numbers) if len(found) > 1 else dict(image_number=numbers[0])
                 for fields in records(example, found[0], placed):
-                    yield oriented(split, found[0].width, found[0].height), dict(index=index) | common | fields
+                    sought = stored is not None and len(fields["gold"]) > 0
+                    usable = [stored.find(found[0].number, fields["gold"])] if sought else []
+                    found_boxes += usable
+                    part = oriented(split, found[0].width, found[0].height)
+                    yield Made(part, dict(index=index) | common | fields, usable=usable)
                     index += 1
+            if found_boxes and not any(found_boxes):
+                self.folder.warnings.append(
+                    f"{self.folder.paths[split]}: no detected region shares half of the union with a right box, so the "
+                    "examples teach nothing and cannot be scored; give 'boxes' to choose from, or another detector"
+                )
         boxes = [len(example.fields["boxes"]) for examples in self.folder.examples.values()
                  for example in examples if "boxes" in example.fields]  # fmt: skip
         most = max(boxes or (image.regions for image in placed.values()))

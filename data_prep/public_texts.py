@@ -33,8 +33,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.builder import OrderedBuilder, array_feature, example_features, oriented
-from data_prep.image_table import ImageTable, NoRegions, chosen_regions, placed_images
+from data_prep.builder import Made, OrderedBuilder, array_feature, example_features, oriented
+from data_prep.image_table import ImageTable, NoRegions, StoredBoxes, chosen_regions, placed_images
 from data_prep.manifest import SourceError
 from data_prep.parts import ONE, Workers
 from data_prep.sources import ArchiveFolder
@@ -152,9 +152,10 @@ class PublicTexts(OrderedBuilder, skip_registration=True):
         fields = example_features(self.source.kind, self.source.images_per_example)
         return fields | (boxes if self.source.has_boxes else {})
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def records(self) -> Iterator[Made]:
         """Yield a record per text. Raises SourceError."""
         placed = placed_images(self.images)
+        stored = None if self.source.has_boxes else StoredBoxes(self.images)
         for split in self.source.splits:
             progress = tqdm(self.source.examples(split), split, unit=" texts", mininterval=1)
             for index, example in enumerate(progress):
@@ -171,7 +172,10 @@ class PublicTexts(OrderedBuilder, skip_registration=True):
                 several = len(found) > 1
                 record = dict(index=index, example_id=example.name, extra="")
                 record |= dict(image_numbers=numbers) if several else dict(image_number=numbers[0])
-                yield oriented(split, found[0].width, found[0].height), record | example.fields
+                sought = stored is not None and len(example.fields.get("gold", ())) > 0
+                usable = [stored.find(found[0].number, example.fields["gold"])] if sought else []
+                part = oriented(split, found[0].width, found[0].height)
+                yield Made(part, record | example.fields, usable=usable)
 
 
 def run_public(

@@ -10,11 +10,14 @@ import pytest
 from data_prep import build
 from tests.helpers.golden_folders import task_folders
 from tests.helpers.public_case import built, each
+from vlbert_jax.data.overlap import finds
 
 
 @each("flickr30k_entities")
-def test_phrases_with_boxes_and_their_sentences(tmp_path, folder):
+def test_phrases_with_boxes_and_their_sentences(tmp_path, folder, capsys):
     images, records = built(tmp_path, "entities", folder)
+    usable = [finds(images[one["image_number"]]["boxes"], one["gold"]) for part in records.values() for one in part]
+    assert f"{np.mean(usable):.1%} of {len(usable):,} targets usable" in capsys.readouterr().out
     parsed = json.loads((folder / "expected_parsed.json").read_text())
     unrelated = [line.split() for line in (folder / "UNRELATED_CAPTIONS").read_text().splitlines()[1:]]
     for split in ("train", "val", "test"):

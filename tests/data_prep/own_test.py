@@ -193,15 +193,19 @@ def test_choices_and_boxes_from_tables(tmp_path):
     assert record["context"] == "" and record["gold"].shape == (0, 4)
 
 
-def test_a_right_box_is_sought_among_detected_ones(tmp_path):
+def test_a_right_box_is_sought_among_detected_ones(tmp_path, capsys):
     lines = [dict(image="a.jpg", text="x", box=[1, 2, 9, 9])]
-    folder = write(tmp_path / "photos", train=lines, val=lines)
+    elsewhere = [dict(image="a.jpg", text="x", box=[0, 0, 9, 4])]  # 36 of 81 are common
+    folder = write(tmp_path / "photos", train=lines, val=elsewhere)
     regions = dict(image_id=0, image_w=60, image_h=40, num_boxes=1, boxes=encode_floats(np.array([[0, 0, 9, 9]], "f4")))
     (tmp_path / "regions").mkdir()
     (tmp_path / "regions/a.json").write_text(json.dumps(regions))
     (record,) = stored(build_own(folder, tmp_path / "data", regions=tmp_path / "regions"), "train")
     assert record["gold"].tolist() == [[1, 2, 9, 9]] and "boxes" not in record
     assert len(record["choices"]) == len(record["targets"]) == 0
+    output = capsys.readouterr().out
+    assert "50.0% of 2 targets usable" in output and "val.jsonl: no detected region shares half" in output
+    assert "train.jsonl: no detected region" not in output
 
 
 def test_many_labels_and_few_examples(tmp_path, capsys):

@@ -191,6 +191,15 @@ def test_sigterm_saves_and_stops(uninterrupted, tmp_path):
     assert rows_of(tmp_path) == rows_of(workdir)
 
 
+def test_a_split_that_cannot_be_evaluated_ends_the_run_before_its_first_update(tmp_path):
+    def eval_batches(config, *hosts):
+        raise ValueError("val has no usable target")
+
+    with pytest.raises(ValueError, match="val has no usable target"):
+        train(toy_task.make_config(), task_with(eval_batches=eval_batches), tmp_path, two_devices())
+    assert not rows_of(tmp_path)
+
+
 def test_sigterm_interrupts_an_evaluation(uninterrupted, tmp_path):
     """SIGTERM interrupts an evaluation; the next start repeats it with the same rows and scores.
 

@@ -124,7 +124,9 @@ class Loop:
         self.patience, self.step = Patience(config, meta.get("patience")), self.start  # `step`: the last update
         self.unscored = meta.get("unscored", False)  # whether the run was stopped in the evaluation of `start`
 
-        self.batches = task.train_batches(config, self.start, jax.process_index(), jax.process_count())
+        hosts = jax.process_index(), jax.process_count()
+        self.batches = task.train_batches(config, self.start, *hosts)
+        task.eval_batches(config, *hosts)  # what is wrong with the split ends the run now, not at its first evaluation
         is_writer, trackers = jax.process_index() == 0, []
         if is_writer:
             about = write_description(workdir, config)

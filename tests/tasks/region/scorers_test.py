@@ -7,7 +7,8 @@ import pytest
 
 from data_prep.entities_files import read_boxes, read_sentences
 from tests.helpers.golden_folders import task_folders
-from vlbert_jax.tasks.region.entities import Phrase, continuous_iou, phrase_recall
+from vlbert_jax.data.overlap import continuous_iou
+from vlbert_jax.tasks.region.entities import Phrase, phrase_recall
 from vlbert_jax.tasks.region.visual7w import pointing_score
 
 ENTITIES, POINTING = task_folders("flickr30k_entities"), task_folders("visual7w_pointing")

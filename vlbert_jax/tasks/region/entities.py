@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from vlbert_jax.data.overlap import FOUND, continuous_iou
+
 AMONG = (1, 5, 10)  # k
-FOUND = 0.5  # least intersection over union
 
 Boxes = Float[np.ndarray, "n 4"]
 
@@ -22,16 +23,6 @@ class Phrase(NamedTuple):
 
     types: tuple[str, ...]  # such as people; it counts in each
     boxes: Boxes  # of its chain
-
-
-def continuous_iou(first: Boxes, second: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-    """Return the intersection over union of every pair of boxes, in double precision, without + 1."""
-    first, second = np.asarray(first, np.float64)[:, None], np.asarray(second, np.float64)[None]
-    low, high = np.maximum(first[..., :2], second[..., :2]), np.minimum(first[..., 2:], second[..., 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=-1)
-    areas = (np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1) for boxes in (first, second))
-    union = sum(areas) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def enclosing(boxes: Boxes) -> Float[np.ndarray, "1 4"]:

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from vlbert_jax.batch import Example
+from vlbert_jax.data.overlap import FOUND, continuous_iou
 from vlbert_jax.data.packing import padded
 from vlbert_jax.data.tokenizer import Tokenizer
-from vlbert_jax.tasks.region.entities import FOUND, continuous_iou
 from vlbert_jax.tasks.region.examples import ExpressionLayout, asked_example
 
 FIELDS = ("context", "choices", "targets", "gold")
