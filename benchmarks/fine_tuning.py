@@ -14,13 +14,9 @@ seeds that have a row.
 import argparse
 import collections
 import itertools
-import json
 import math
-import os
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from benchmarks import runs  # noqa: E402
 from vlbert_jax.data.tables import Split  # noqa: E402
 from vlbert_jax.files import user_file, user_path  # noqa: E402
 from vlbert_jax.tasks import get_task  # noqa: E402
@@ -36,7 +33,6 @@ from vlbert_jax.tasks.answer.examples import answers_of  # noqa: E402
 from vlbert_jax.tasks.match.batches import Candidates, candidates_of  # noqa: E402
 from vlbert_jax.tasks.match.recall import AT  # noqa: E402
 from vlbert_jax.tasks.region import task as region_task  # noqa: E402
-from vlbert_jax.training.metrics import read_rows  # noqa: E402
 
 REGION = region_task.RegionTask()
 
@@ -59,26 +55,11 @@ def run(workdir: Path, name: str, start: str, seed: int, checkpoint: Path, data_
     """Train once, and return the row of the results: the metric on the validation split at the end of the run."""
     config, metric = TASKS[name]
     init = "scratch=True" if start == "from scratch" else f"checkpoint={checkpoint}"
-    command = [
-        *(sys.executable, "-m", "vlbert_jax.main", f"--config={config}", f"--workdir={workdir}"),
-        *(f"--config.init.{init}", f"--config.seed={seed}", f"--config.data.data_dir={data_dir}"),
+    last, facts = runs.train(
+        *(workdir, config, f"--config.init.{init}", f"--config.seed={seed}", f"--config.data.data_dir={data_dir}"),
         *(f"--config.blind={start == 'blind'}", "--config.report=False"),
-    ]
-    # As in `make demo`, glibc keeps freed memory.
-    thresholds = dict(MALLOC_MMAP_THRESHOLD_="8589934592", MALLOC_TRIM_THRESHOLD_="17179869184")
-    keep = thresholds | dict(MALLOC_ARENA_MAX="1")
-    workdir.mkdir(parents=True, exist_ok=True)
-    print(f"{workdir} ...", file=sys.stderr, flush=True)
-    began = time.monotonic()
-    with open(workdir / "log", "w") as log:
-        subprocess.run(command, cwd=ROOT, env=os.environ | keep, stdout=log, stderr=log, check=True)
-    seconds, load = round(time.monotonic() - began), round(os.getloadavg()[1], 1)
-    last = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "val"][-1]
-    about = json.loads((workdir / "versions.json").read_text())
-    return dict(
-        task=name, start=start, seed=seed, metric=metric, score=last[metric], step=last["step"], seconds=seconds,
-        load=load, machine=about["machine"], commit=about["revision"],
-    )  # fmt: skip
+    )
+    return dict(task=name, start=start, seed=seed, metric=metric, score=last[metric], **facts)
 
 
 def chance(name: str, config) -> float:
@@ -121,13 +102,6 @@ def chance_of_recall(candidates: Candidates) -> float:
     return float(np.mean([*(min(k / images, 1) for k in AT), *of_texts]))
 
 
-def shown(scores: list[float]) -> str:
-    if not scores:
-        return "–"
-    spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.3f}{spread}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=user_file, default=Path("workdirs/demo"))
@@ -141,21 +115,18 @@ def main() -> None:
     args = parser.parse_args()
     tasks, starts, seeds = args.tasks.split(","), args.starts.split(","), [int(seed) for seed in args.seeds.split(",")]
     results, paths = Path(args.results), (args.checkpoint.absolute(), args.data_dir.absolute())
-    rows = {}
-    if results.exists():
-        rows = {(row["task"], row["start"], row["seed"]): row for row in map(json.loads, results.open())}
+    rows = runs.stored_rows(results, "task", "start", "seed")
     # The first seed of everything comes first: an interrupted table has all its cells.
     for seed, name, start in itertools.product(seeds, tasks, starts):
         if (name, start, seed) not in rows and not args.table:
             workdir = args.workdirs.absolute() / f"{name}_{start}_{seed}".replace(" ", "_")
             rows[name, start, seed] = run(workdir, name, start, seed, *paths)
-            with results.open("a") as file:
-                file.write(f"{json.dumps(rows[name, start, seed])}\n")
+            runs.store(results, rows[name, start, seed])
     print(f"| task | {' | '.join(starts)} | chance |", "|---" * (len(starts) + 2) + "|", sep="\n")
     for name in tasks:
         scores = [[rows[name, start, s]["score"] for s in seeds if (name, start, s) in rows] for start in starts]
         chance_of = f"{chance(name, config_of(TASKS[name][0], args.data_dir)):.3f}"
-        print(f"| {name} | {' | '.join(map(shown, scores))} | {chance_of} |", flush=True)
+        print(f"| {name} | {' | '.join(map(runs.shown, scores))} | {chance_of} |", flush=True)
 
 
 def config_of(path: str, data_dir: Path):

@@ -116,6 +116,11 @@ def switches() -> ml_collections.ConfigDict:
     )
 
 
+def control(config: ml_collections.ConfigDict) -> None:
+    """Set the switches of VOLTA's controlled study: what every architecture reads, hides and pools."""
+    config.model.switches.update(dict(whole_image=True, box_numbers=5, hidden="zeros", pool="mul"))
+
+
 def region_head() -> ml_collections.ConfigDict:
     """Return ResNet-101 with RoIAlign and a dilated C5 (`base_e2e` of the official code)."""
     return ml_collections.ConfigDict(

@@ -207,11 +207,12 @@ def controlled() -> ml_collections.ConfigDict:
         vilbert     68.97   70.53   72.24  60.34  78.80
         lxmert      67.52   70.49   71.09  58.62  74.90
 
-    The code of VOLTA differs in details: its VL-BERT has no [END], and dropout precedes its head of matching.
+    The code of VOLTA differs in details: its VL-BERT has no [END], and dropout precedes its head of matching. The demo
+    of the study is configs/pretrain.py:controlled_demo.
     """
     config = _from_captions("vlbert", "conceptual_captions", text_length=38, max_regions=36)
     config.model.two_stream.update(dict(visual=(768, 12, 3072), cross=(768, 12)))
-    config.model.switches.update(dict(whole_image=True, box_numbers=5, hidden="zeros", pool="mul"))
+    common.control(config)
     config.total_steps = 121_850
     config.learning_rate = 1e-4
     config.warmup_steps = 12_185

@@ -2,7 +2,8 @@
 
     python -m vlbert_jax.main --config=configs/vqa.py:VARIANT --workdir=DIR --config.init.checkpoint=PRETRAINED
 
-Variants: demo (default), base, large, lxmert_base, vilbert_base; on other data gqa, lxmert_gqa, vizwiz, ok_vqa.
+Variants: demo (default), controlled_demo, base, large, lxmert_base, vilbert_base; on other data gqa, lxmert_gqa,
+vizwiz, ok_vqa.
 PRETRAINED is the workdir of a pre-training run, a step's folder in it, or what `python -m vlbert_jax.convert` made of a
 released `.model`. With `--mode=evaluate` the newest checkpoint of the workdir, or a fine-tuned init.checkpoint, is
 scored on `data.eval_split` (train, val, test_dev, test), and WORKDIR/predictions/SPLIT.json is written in the format of
@@ -44,6 +45,20 @@ def demo() -> ml_collections.ConfigDict:
             sequence_length=31,
         )
     )
+    return config
+
+
+def controlled_demo() -> ml_collections.ConfigDict:
+    """The same questions for a model of configs/pretrain.py:controlled_demo.
+
+        python -m vlbert_jax.main --config=configs/vqa.py:controlled_demo --workdir=DIR \\
+            --config.model.architecture=vilbert --config.init.checkpoint=PRETRAINED
+
+    The head reads the state of [MASK], in every architecture; that of the study reads the pooled vector.
+    """
+    config = demo()
+    common.control(config)
+    config.data.text_length = 24  # and 7 rows of regions in a sequence of 31
     return config
 
 
@@ -233,7 +248,7 @@ def ok_vqa() -> ml_collections.ConfigDict:
     return config
 
 
-VARIANTS = (demo, base, large, lxmert_base, vilbert_base, gqa, lxmert_gqa, vizwiz, ok_vqa)
+VARIANTS = (demo, controlled_demo, base, large, lxmert_base, vilbert_base, gqa, lxmert_gqa, vizwiz, ok_vqa)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:

@@ -183,6 +183,7 @@ def test_only_line_ends_separate_lines(end, tmp_path):
 
 BENCHMARK_PATHS = {  # script -> its options that are paths
     "assets": ("data_dir", "workdirs"),
+    "controlled": ("workdirs", "data_dir"),
     "fine_tuning": ("checkpoint", "workdirs", "data_dir"),
     "held_out_scenes": ("data_dir", "caption_data_dir", "vocab", "pretrain", "vqa", "refcoco"),
     "predict": ("image",),
@@ -194,8 +195,8 @@ def test_benchmarks_expand_paths(script, monkeypatch):
     class Parsed(Exception):
         pass
 
-    def stop(parser):
-        raise Parsed(parse(parser))
+    def stop(parser, argv=None):
+        raise Parsed(parse(parser, argv))
 
     parse = argparse.ArgumentParser.parse_args
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import vlbert_jax
+from benchmarks import controlled
 from configs import vqa as vqa_recipes
 from data_prep.build import build_scene_tasks, build_scenes
 from tests.helpers import predict_case
@@ -20,13 +22,16 @@ from tests.helpers.pretrain_case import FEATURES
 from tests.helpers.pretrain_case import shrunk as shrunk_pretraining
 from tests.helpers.tiny_recipes import shrink
 from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.model.architectures import get_architecture
 from vlbert_jax.model.one_stream import OneStream
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.training import optimizer, sharding
+from vlbert_jax.training.config import parse_command
 from vlbert_jax.training.loop import train
 from vlbert_jax.training.state import create_state, initial_weights
 from vlbert_jax.visualization.attention import write_attention
+from vlbert_jax.weights.family_names import table_of
 from vlbert_jax.weights.two_stream_names import run_table
 
 
@@ -128,6 +133,9 @@ def test_the_controlled_study(data_dir):
             "vlbert/pooler/kernel", "vlbert/region_pooler/kernel"]  # fmt: skip
         assert [shapes[name] for name in poolers] == [(16, 16)] * 2 and shapes["relationship_head/kernel"] == (16, 2)
         assert "fast_rcnn/hidden_appearance" not in shapes and "mrc_head/classes/kernel" in shapes
+        paths = {tuple(name.split("/")): shape for name, shape in shapes.items()}
+        named = table_of(get_architecture(architecture))(paths, config.model.encoder.vocab_size)
+        assert {entry.path for entry in named} == set(paths)  # without a name the weights start no other task
         options, _ = trunk_options(config)
         assert not two_streams or options.visual.hidden_size == 16
     numbers = {name: batch.box_geometry.shape[-1] for name, batch in seen.items() if batch.box_geometry is not None}
@@ -150,6 +158,40 @@ def test_the_product_of_both_pooled_vectors(data_dir):
     expected = np.maximum(words, 0) * np.maximum(regions, 0)
     assert np.abs(expected).max() > 1e-4
     np.testing.assert_allclose(trunk.pool_both(states, jnp.asarray(ids)), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_benchmark_of_the_controlled_study(tmp_path, monkeypatch, capsys):
+    """A row is a pre-training and a fine-tuning of one architecture; a row that exists is not repeated."""
+    ran = []
+
+    def write_results(command, **options):
+        config, workdir, *_ = parse_command(command[2:])  # the fields exist in both recipes
+        ran.append(config)
+        number = len(ran) / 100
+        scores = dict(visual_word_accuracy=0.5 + number, visual_word_accuracy_blind=0.1, answer_accuracy=number)
+        rows = [dict(step=1, split="val", **dict.fromkeys(scores, 0.9)), dict(step=2, split="val", **scores)]
+        rows.append(rows[0] | dict(split="train"))
+        (workdir / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        (workdir / "versions.json").write_text(json.dumps(dict(machine="2 cores", revision="0")))
+
+    def table(*seeds, only=()):
+        controlled.main([*options, f"--seeds={','.join(map(str, seeds))}", *only])
+        return capsys.readouterr().out.splitlines()[-2:]
+
+    monkeypatch.setattr(controlled.runs, "subprocess", types.SimpleNamespace(run=write_results))
+    options = ["--architectures=uniter,lxmert", f"--workdirs={tmp_path}", f"--results={tmp_path}/rows"]
+    options += ["--flag=--config.total_steps=2", "--flag=--config.model.encoder.hidden_size=16"]
+    assert table(3, only=["--table"]) == ["| uniter | – | – | – |", "| lxmert | – | – | – |"]
+    assert table(3) == ["| uniter | 0.510 | 0.100 | 0.020 |", "| lxmert | 0.530 | 0.100 | 0.040 |"]
+    assert table(3, 4)[0] == "| uniter | 0.530 ± 0.028 | 0.100 ± 0.000 | 0.040 ± 0.028 |"
+    assert [(config.model.architecture, config.seed, config.task) for config in ran] == [
+        (name, seed, task) for seed in (3, 4) for name in ("uniter", "lxmert") for task in ("pretrain", "answer")
+    ]
+    for config in ran:
+        assert (config.total_steps, config.model.encoder.hidden_size) == (2, 16)
+        switches = {name: config.model.switches[name] for name in ("whole_image", "box_numbers", "hidden", "pool")}
+        assert switches == dict(whole_image=True, box_numbers=5, hidden="zeros", pool="mul")
+        assert config.task == "pretrain" or config.init.checkpoint.endswith(f"_{config.seed}/pretrain")
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from vlbert_jax.weights.vlbert_names import (
 BERT = {  # modules of every family: the trunk of BERT
     "vlbert/embedding_norm": "bert.embeddings.LayerNorm",
     "vlbert/pooler": "bert.pooler.dense",
+    "vlbert/region_pooler": "bert.v_pooler.dense",  # of this package, where the pooled vector is a product
     "vlbert/encoder/layers/attention/query": "bert.encoder.layer.{layer}.attention.self.query",
     "vlbert/encoder/layers/attention/key": "bert.encoder.layer.{layer}.attention.self.key",
     "vlbert/encoder/layers/attention/value": "bert.encoder.layer.{layer}.attention.self.value",
@@ -202,7 +203,7 @@ REASONS = {
     "duplicate": r"cls\.predictions\.decoder\.",  # the words, and the bias of the head
     "position counter": r"bert\.embeddings\.position_ids$",
     "batch counter": r".*\.num_batches_tracked$",
-    "pooler": r"bert\.pooler\.",  # where no head reads it
+    "pooler": r"bert\.(v_)?pooler\.",  # where no head reads it
 }
 
 

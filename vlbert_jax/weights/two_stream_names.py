@@ -27,6 +27,7 @@ TRUNK = {  # modules outside the groups, by family
         "geometry": "encoder.visn_fc.box_fc",
         "geometry_norm": "encoder.visn_fc.box_layer_norm",
         "text_pooler": "pooler.dense",
+        "visual_pooler": "v_pooler.dense",  # of this package, where the pooled vector is a product
     },
     "vilbert": {
         "embedding_norm": "embeddings.LayerNorm",
@@ -87,6 +88,7 @@ REASONS = {
     "duplicate": re.compile(r"cls\.predictions\.decoder\."),
     "never used by the official code": re.compile(r"encoder\.c_layer\.\d+\.biOutput\.q_dense[12]\."),
     "position counter": re.compile(r"embeddings\.position_ids$"),
+    "pooler": re.compile(r"v_pooler\."),  # where the pooled vector is not a product
     "head of another task": OF_HEADS,
 }
 TABLES = {

@@ -32,6 +32,7 @@ TRUNK = {  # modules that every task has
     "vlbert/encoder/layers/output": "vlbert.encoder.layer.{layer}.output.dense",
     "vlbert/encoder/layers/output_norm": "vlbert.encoder.layer.{layer}.output.LayerNorm",
     "vlbert/pooler": "vlbert.pooler.dense",
+    "vlbert/region_pooler": "vlbert.v_pooler.dense",  # where the pooled vector is a product; the name is ViLBERT's
     "fast_rcnn/projection": "image_feature_extractor.obj_downsample.1",
 }
 SINGLE = {  # parameters that are whole official tensors
@@ -72,7 +73,7 @@ REASONS = {
     "position counter": re.compile(r"vlbert\.position_ids$"),
     "ImageNet classifier": re.compile(r"image_feature_extractor\.backbone\.fc\."),
     "head of another task": re.compile(
-        r"vlbert\.(mlm_head|mvrc_head|relationsip_head|pooler|classifier|qa_outputs)\.|object_mask_|"
+        r"vlbert\.(mlm_head|mvrc_head|relationsip_head|(v_)?pooler|classifier|qa_outputs)\.|object_mask_|"
         r"aux_text_visual_embedding\.|image_feature_extractor\.regularizing_predictor\."
     ),
     "region head": re.compile(r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\."),
@@ -132,10 +133,10 @@ REQUIRED = {  # tensors that a source of a kind must have; others may be initial
     "bert": re.compile(r"vlbert\.((word|position|token_type)_embeddings|embedding_LayerNorm|encoder)\."),
     "resnet": re.compile(r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\."),
     "vlbert": re.compile(
-        r"vlbert\.(?!pooler|mlm_head|mvrc_head|relationsip_head|special)|object_linguistic_embeddings\.|"
+        r"vlbert\.(?!pooler|v_pooler|mlm_head|mvrc_head|relationsip_head|special)|object_linguistic_embeddings\.|"
         r"image_feature_extractor\.obj_downsample\."
     ),
-    "sibling": re.compile(r"bert\.(?!pooler)|(v_)?embeddings\.|encoder\."),
+    "sibling": re.compile(r"bert\.(?!pooler|v_pooler)|(v_)?embeddings\.|encoder\."),
 }
 
 

@@ -251,6 +251,7 @@ class PretrainTask(Task):
         "mlm_head/transform": "vlbert.mlm_head.predictions.transform.dense",
         "mlm_head/norm": "vlbert.mlm_head.predictions.transform.LayerNorm",
         "mrc_head/transform": "vlbert.mvrc_head.transform.dense",
+        "mrc_head/norm": "vlbert.mvrc_head.transform.LayerNorm",  # where the architecture has it
         "mrc_head/classes": "vlbert.mvrc_head.region_cls_pred",
         "relationship_head": "vlbert.relationsip_head.caption_image_relationship",  # the spelling of the official code
         "region_classifier": "image_feature_extractor.regularizing_predictor",
