@@ -99,7 +99,7 @@ def test_a_question_whose_entailed_ones_are_elsewhere_has_no_consistency():
 def test_another_scorer_is_refused(tables, tmp_path):
     config = recipes.gqa()
     config.data.scorer = "gpa"
-    with pytest.raises(ValueError, match="scorer is 'gpa'; it must be empty .VQA v2. or one of gqa, vizwiz"):
+    with pytest.raises(ValueError, match="scorer is 'gpa'; it must be empty or one of gqa, vizwiz"):
         results.conclude_split(tmp_path, {}, config)
 
 

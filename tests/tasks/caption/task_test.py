@@ -196,6 +196,9 @@ def test_runs_and_the_file_of_captions(data_dir, tmp_path, monkeypatch, caplog):
         row = dict(index=np.array([0]), tokens=np.array([[CLS, 7, SEP]]))
         assert CAPTION.conclude(tmp_path, {"": row}, config) == {}
     assert "not scored: The program java cannot be found" in caplog.text
+    config.data.scorer = "coco"
+    with pytest.raises(ValueError, match="config.data.scorer is 'coco'; it must be empty or one of own"):
+        CAPTION.conclude(tmp_path, {"": row}, config)
 
 
 def test_a_user_gets_captions(data_dir, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import PIL.Image
 import pytest
@@ -220,6 +221,8 @@ def test_the_file_of_predictions_and_the_report(config, rows, tmp_path):
     hits = [line["images"][0][0] in line["targets"] for line in lines]
     scores = MATCH.joint_scores(rows["all"], config)
     assert np.mean(hits) == scores["image_recall_1"] and all(len(line["images"]) == 10 for line in lines)
+    with pytest.raises(ValueError, match="config.data.scorer is 'vollta'; it must be empty or one of scan, volta"):
+        MATCH.joint_scores({}, ml_collections.ConfigDict(dict(data=dict(scorer="vollta"))))
     shown = [(batch, rows["score"](batch)) for batch in MATCH.report_batches(config)]
     cards = MATCH.report_examples(shown, config, scores).cards
     assert len(cards) == 5 and all(card.question.startswith("a ") for card in cards)

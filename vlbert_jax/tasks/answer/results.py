@@ -14,6 +14,7 @@ from vlbert_jax.tasks.answer import gqa
 from vlbert_jax.tasks.answer.accuracy import UNKNOWN, answer_accuracy, summary
 from vlbert_jax.tasks.answer.examples import answers_of
 from vlbert_jax.tasks.own_predictions import file_order, own_row, write_own
+from vlbert_jax.tasks.scorers import scorer_of
 
 UNANSWERABLE = "unanswerable"  # what VizWiz expects in place of an unknown answer
 TYPES = ("accuracyPerStructuralType", "accuracyPerSemanticType")
@@ -109,10 +110,7 @@ def conclude_split(directory: Path, rows: dict, config) -> dict[str, float]:
     Raises:
         ValueError: There is no scorer of the name `config.data.scorer`.
     """
-    scorer, split, entries = config.data.get("scorer", ""), config.data.eval_split, answers_of(config).entries
-    if scorer not in SCORERS:
-        names = ", ".join(filter(None, SCORERS))
-        raise ValueError(f"config.data.scorer is {scorer!r}; it must be empty (VQA v2) or one of {names}.")
+    scorer, split, entries = scorer_of(config, SCORERS), config.data.eval_split, answers_of(config).entries
     texts = Split(config, split).texts
     records = [texts[int(index)] for index in rows["index"]]
     submission, scores = SCORERS[scorer](Answered(records, [entries[best] for best, *_ in rows["answer"]]))

@@ -32,6 +32,7 @@ from vlbert_jax.tasks.caption.model import CaptionModel, write_captions
 from vlbert_jax.tasks.caption.scores import caption_scores, missing_programs
 from vlbert_jax.tasks.losses import counted, cross_entropy
 from vlbert_jax.tasks.own_predictions import file_order, own_row, write_own
+from vlbert_jax.tasks.scorers import scorer_of
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class CaptionTask(Task):
         path = directory / f"{config.data.eval_split}.json"
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(results) + "\n")
-        if config.data.get("scorer", "") == "own":
+        if scorer_of(config, ("own",)):
             order = file_order([text for text, _ in described])
             write_own(directory, config.data.eval_split, [own_row(*described[place]) for place in order], {})
         if reason := missing_programs():

@@ -16,6 +16,7 @@ from vlbert_jax.files import atomic_write
 from vlbert_jax.tasks.classify import nlvr2, scores, snli_ve
 from vlbert_jax.tasks.classify.examples import labels_of, loss_of
 from vlbert_jax.tasks.own_predictions import file_order, own_row, write_own
+from vlbert_jax.tasks.scorers import scorer_of
 
 ALL_LABELS = 100  # up to so many labels all probabilities are written, of more the best BEST
 BEST = 10
@@ -149,9 +150,7 @@ def conclude_split(directory: Path, rows: dict[str, np.ndarray], config) -> dict
     Raises:
         ValueError: There is no scorer of the name `config.data.scorer`.
     """
-    scorer = config.data.get("scorer", "")
-    if scorer and scorer not in SCORERS:
-        raise ValueError(f"config.data.scorer is {scorer!r}; it must be empty or one of {', '.join(SCORERS)}.")
+    scorer = scorer_of(config, SCORERS)
     predicted = predicted_of(rows, config)
     write_files(directory, predicted)
     found = SCORERS[scorer](directory, predicted) if scorer else own_scores(predicted)

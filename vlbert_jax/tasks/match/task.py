@@ -31,7 +31,8 @@ from vlbert_jax.tasks.match.batches import candidates_of
 from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs
 from vlbert_jax.tasks.match.model import MatchModel, match_losses, score_candidates, score_queries
 from vlbert_jax.tasks.match.queries import queries_of, query_batches, query_scores, report_batch
-from vlbert_jax.tasks.match.recall import AT, retrieval_scores
+from vlbert_jax.tasks.match.recall import AT, TIES, retrieval_scores
+from vlbert_jax.tasks.scorers import scorer_of
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 SHOWN = 5  # texts of an image in the report
@@ -151,7 +152,7 @@ class MatchTask(Task):
         text of an image is. `config.data.eval_folds` adds `*_of_folds`, the mean over parts of the images. Queries
         with an image have `image_recall_K`, how often one of the targets is among the best K.
         """
-        ties = config.data.scorer or "scan"
+        ties = scorer_of(config, TIES, "scan")
         if images_per_example(config) == 2:
             return query_scores(queries_of(config), rows["scores"], ties)
         candidates, scores = candidates_of(config), rows["scores"].T

@@ -18,13 +18,14 @@ from vlbert_jax.tasks.region.entities import AMONG, Phrase, phrase_recall
 from vlbert_jax.tasks.region.examples import meant_row, original_boxes
 from vlbert_jax.tasks.region.listed import choosable_rows
 from vlbert_jax.tasks.region.visual7w import pointing_score
+from vlbert_jax.tasks.scorers import scorer_of
 
 TOP = 5  # regions of a prediction
 
 
 def num_predicted(config) -> int:
     """Return the number of regions of a prediction."""
-    return max(AMONG) if config.data.get("scorer", "") == "entities" else TOP
+    return max(AMONG) if scorer_of(config, SCORERS) == "entities" else TOP
 
 
 def _write(path: Path, content: Any) -> None:
@@ -61,7 +62,7 @@ def write_listed(directory: Path, rows: dict, config) -> dict[str, float]:
     """
     d = config.data
     examples = sorted(_examples(rows, config), key=lambda example: int(example[0]["index"]))
-    scorer = d.get("scorer", "")
+    scorer = scorer_of(config, SCORERS)
     lines = [
         own_row(
             {"example_id": record["example_id"]} if scorer else record,

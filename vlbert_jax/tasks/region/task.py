@@ -27,6 +27,7 @@ from vlbert_jax.tasks.losses import binary_cross_entropy, counted
 from vlbert_jax.tasks.region.examples import LISTED, ExpressionLayout, asked_example, expression_example, hits
 from vlbert_jax.tasks.region.listed import check_listed, is_labeled, listed_example, right_rows
 from vlbert_jax.tasks.region.predictions import SCORERS, num_predicted, write_listed, write_referring
+from vlbert_jax.tasks.scorers import scorer_of
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 CHECKED_IMAGES = 20  # so many first images without a detection are taken for a mistake
@@ -269,9 +270,7 @@ def _check_table(config, kind: str) -> None:
     """Raise ValueError where the records have no such regions to choose from."""
     d = config.data
     if kind == LISTED:
-        scorer = d.get("scorer", "")
-        if scorer and scorer not in SCORERS:
-            raise ValueError(f"config.data.scorer is {scorer!r}; it must be empty or one of {', '.join(SCORERS)}")
+        scorer_of(config, SCORERS)
         split = Split(config, d.train_split)
         check_listed(split[0])
         if is_precomputed(config) and "boxes" in split.texts[0]:
