@@ -4,6 +4,7 @@
 # make test-exact    runs the second part of it: the comparisons with the official code (golden_test.py)
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
 # make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100)
+# make fuzz          gives damaged files to every reader: tests/faults/fuzz.jsonl (FUZZ_FLAGS="--inputs=2000 --seed=1")
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
 #
@@ -13,12 +14,13 @@
 PYTHON ?=
 PYTEST_FLAGS ?=
 FAULTS_FLAGS ?=
+FUZZ_FLAGS ?=
 PYTEST_WORKERS := -n auto --maxprocesses 8 --dist loadfile
 VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo assets test test-exact test-lowest faults docs clean help
+.PHONY: demo assets test test-exact test-lowest faults fuzz docs clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -57,6 +59,10 @@ test-lowest:
 
 faults: $(VENV)/.installed-test
 	$(RUN) -m tests.faults.kills $(FAULTS_FLAGS)
+
+# PyTorch files are among them; without PyTorch they are refused.
+fuzz: $(VENV)/.installed-test
+	$(RUN) -m tests.faults.fuzz $(FUZZ_FLAGS)
 
 # NO_MKDOCS_2_WARNING: the theme prints an advertisement otherwise.
 docs: export NO_MKDOCS_2_WARNING = 1

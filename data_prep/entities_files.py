@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import xml.etree.ElementTree as ElementTree
 
-from data_prep.manifest import SourceError
+from data_prep.manifest import SourceError, is_stored
 from vlbert_jax.files import read_lines
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -100,6 +100,8 @@ def read_boxes(path: pathlib.Path) -> ImageBoxes:
             box = item.find("bndbox")
             if box is not None:
                 corners = [int(box.findtext(corner, "")) - 1 for corner in CORNERS]
+                if not all(map(is_stored, corners)):
+                    raise ValueError(f"a corner has more than 64 bits: {str(max(corners, key=abs))[:40]}")
                 for name in names:
                     boxes.setdefault(name, []).append(corners)
                 continue

@@ -40,6 +40,7 @@ PARTS = ("train", "val", "testdev", "test", "challenge")
 FILES = {part: f"{part}_balanced_questions" for part in PARTS}
 FILES |= {f"{part}_all": f"{part}_all_questions" for part in PARTS} | dict(submission="submission_all_questions")
 SCORED = ("val", "testdev", "val_all", "testdev_all")
+LISTS = ("semantic", "entailed")  # fields that the scores read: steps, and identifiers of questions
 ANNOTATORS = 10  # copies of the one answer
 
 
@@ -116,28 +117,41 @@ class GQA(Corpus):
         choices = read_json(path, dict, _Lists().hook) if split in SCORED and path.exists() else {}
         for index, (name, place, question) in enumerate(self._questions(split)):
             answer = field(question, "answer", str, place) if "answer" in question else None
-            extra = self._extra(question, place, choices.get(name)) if split in SCORED and answer is not None else ""
+            is_scored = split in SCORED and answer is not None
+            listed = self._listed(choices[name], f"{path}, question {name}") if is_scored and name in choices else {}
+            extra = json.dumps(self._extra(question, place) | listed) if is_scored else ""
             fields = dict(
-                question_id=int(name) if name.isdecimal() else index, question=field(question, "question", str, place),
-                answer_type=question.get("types", {}).get("structural", ""),
+                question_id=int(name) if name.isdecimal() and len(name) < 19 else index,  # of 64 bits
+                question=field(question, "question", str, place), answer_type=self._answer_type(question, place),
                 answers=[answer] * ANNOTATORS if answer is not None else [], extra=extra,
             )  # fmt: skip
             image = f"{prefix}{field(question, 'imageId', str, place)}.jpg"
             yield PublicExample(name, place, (image,), fields)
 
-    def _extra(self, question: dict[str, Any], place: str, choices: dict[str, Any] | None) -> str:
-        """Return what the official scores read besides question and answer, as JSON. Raises SourceError."""
+    def _answer_type(self, question: dict[str, Any], place: str) -> str:
+        types = field(question, "types", dict, place) if "types" in question else {}
+        return field(types, "structural", str, place) if "structural" in types else ""
+
+    def _listed(self, choices: Any, place: str) -> dict[str, Any]:
+        """Return the choices of a question. Raises SourceError."""
+        return dict(choices={name: field(choices, name, tuple, place) for name in ("valid", "plausible")})
+
+    def _extra(self, question: dict[str, Any], place: str) -> dict[str, Any]:
+        """Return what the official scores read besides question, answer and choices. Raises SourceError."""
         types, groups = (field(question, name, dict, place) for name in ("types", "groups"))
-        found: dict[str, Any] = dict(
+        semantic, entailed, group = *(field(question, name, list, place) for name in LISTS), groups.get("global")
+        for step in semantic:
+            for name in ("operation", "argument"):
+                field(step, name, str, f"{place}, semantic")
+        if not all(isinstance(name, str) for name in entailed) or not isinstance(group, str | None):
+            raise SourceError(f"{place}: groups or entailed have an entry that is not a text; download the file again")
+        return dict(
             isBalanced=field(question, "isBalanced", bool, place),
             types={name: field(types, name, str, place) for name in ("detailed", "semantic", "structural")},
-            groups={"global": groups.get("global")},
-            entailed=field(question, "entailed", list, place),
-            semantic=field(question, "semantic", list, place),
+            groups={"global": group},
+            entailed=entailed,
+            semantic=semantic,
         )
-        if choices is not None:
-            found["choices"] = {name: field(choices, name, tuple, place) for name in ("valid", "plausible")}
-        return json.dumps(found)
 
 
 def write_answers(corpus: GQA, path: pathlib.Path, size: int = 0) -> None:
@@ -153,7 +167,8 @@ def write_answers(corpus: GQA, path: pathlib.Path, size: int = 0) -> None:
     """
     splits = [split for split in corpus.splits if split.removesuffix("_all") in ("train", "val")]
     counts = collections.Counter(
-        question["answer"] for split in splits for _, _, question in corpus._questions(split) if "answer" in question
+        field(question, "answer", str, place)
+        for split in splits for _, place, question in corpus._questions(split) if "answer" in question
     )
     if not counts:
         print(f"{path}: not written, because no split of train or val is built")

@@ -43,6 +43,7 @@ from data_prep.sources import ArchiveFolder, bad_boxes, name_of
 from vlbert_jax.data.overlap import finds
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.region_files import GRID, ImageRegions, Unusable, decode_regions, grid_boxes, parse_record
+from vlbert_jax.files import parse_json
 
 Size = tuple[int, int]  # width, height in pixels
 NOTHING = np.zeros(0, np.float32)
@@ -373,9 +374,9 @@ def placed_images(table: str | pathlib.Path) -> dict[str, PlacedImage]:
     """
     sizes = pathlib.Path(table) / "sizes.json"
     try:
-        rows = {str(path): tuple(map(int, numbers)) for path, *numbers in json.loads(sizes.read_bytes())}
+        rows = {str(path): tuple(map(int, numbers)) for path, *numbers in parse_json(sizes.read_bytes())}
         return {path: PlacedImage(number, *numbers) for number, (path, numbers) in enumerate(rows.items())}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         raise SourceError(
             f"{sizes} is damaged ({error}); remove the folder {sizes.parent} and build again"
         ) from None

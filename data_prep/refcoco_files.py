@@ -191,7 +191,7 @@ def _box(item: dict, name: str) -> tuple[float, ...]:
     values = item[name]
     try:
         box = tuple(map(float, _list(item, name)))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name} is {described(values)}, not a list of four finite numbers") from None
     if len(box) != 4 or not np.isfinite(box).all():
         raise ValueError(f"{name} is {values}, not four finite numbers")

@@ -230,12 +230,25 @@ def _short(value: Any) -> str:
 def read_extraction(folder: pathlib.Path) -> dict[str, Any]:
     """Return the content of a store's `extraction.json`. Raises SourceError."""
     remedy = "remove the folder and extract again"
-    return read_object(folder / "extraction.json", remedy, "extractor", "format")
+    found = read_object(folder / "extraction.json", remedy, "extractor", "format")
+    if not isinstance(found["extractor"], str):
+        raise SourceError(f"{folder / 'extraction.json'} is damaged: the extractor is not a text; {remedy}")
+    return found
 
 
 def _read_part(path: pathlib.Path) -> dict[str, Any]:
     """Return the content of the file of a complete part. Raises SourceError."""
-    return read_object(path, "remove this file and extract again", "extractor", "names", "broken")
+    remedy = "remove this file and extract again"
+    found = read_object(path, remedy, "extractor", "names", "broken")
+    names, broken = found["names"], found["broken"]
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_list or not isinstance(broken, list) or not all(map(_is_broken, broken)):
+        raise SourceError(f"{path} is damaged: names and broken are not lists of images; {remedy}")
+    return found
+
+
+def _is_broken(line: Any) -> bool:
+    return isinstance(line, dict) and all(isinstance(line.get(name), str) for name in ("name", "error"))
 
 
 def store_extractor(folder: pathlib.Path) -> str:
@@ -290,13 +303,13 @@ class Records:
         try:
             with self._lock:
                 (content,) = self._reader(file).read([position])
+            return json.dumps(unpack(content)).encode()
         except (RuntimeError, ValueError) as error:
             part = self.folder / "parts" / file.replace("regions-", "").replace(".array_record", ".json")
             raise SourceError(
                 f"{self.folder / file}: the regions of {name} (record {position}) cannot be read; the file is damaged "
                 f"or missing: restore it, or remove {part} and extract again ({error})"
             ) from None
-        return json.dumps(unpack(content)).encode()
 
 
 def broken_images(folder: pathlib.Path) -> Iterator[tuple[str, str]]:

@@ -304,6 +304,8 @@ def source_of(path: pathlib.Path, root: pathlib.Path, paths: Iterable[str]) -> S
     if not paths:
         raise SourceError(f"{path}: there is no image; supported suffixes are {', '.join(IMAGE_SUFFIXES)}")
     first: dict[str, str] = {}
+    if nameless := [image for image in paths if not pathlib.PurePosixPath(image.rpartition("@/")[2]).name]:
+        raise SourceError(f"{path}: {nameless[0]!r} names no file; remove or correct it")
     for name, image in zip(source.names, paths, strict=True):
         if first.setdefault(name, image) != image:
             raise SourceError(f"{path}: {first[name]} and {image} would both be named {name}; rename one of them")

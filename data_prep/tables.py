@@ -18,6 +18,7 @@ from data_prep.inputs import marks_of, other_inputs
 from data_prep.manifest import SourceError, read_object
 from data_prep.parts import ONE, Workers, read_part, write_json, write_parts
 from vlbert_jax import __version__
+from vlbert_jax.files import read_json_object
 
 if TYPE_CHECKING:
     from data_prep.builder import OrderedBuilder
@@ -159,7 +160,7 @@ def _claim(builder: OrderedBuilder, is_shared: bool) -> pathlib.Path:
     requested = json.loads(json.dumps(requested))
     stored = folder / "parts" / "build.json"
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(stored.read_bytes())
+        found = read_json_object(stored, "remove it")
         if found == requested:
             return folder
         if is_shared:

@@ -200,7 +200,7 @@ def read_metadata(content: bytes, num_objects: int) -> tuple[dict[str, Any], np.
         raise Invalid(f"there are {len(boxes)} boxes and {len(outlines)} segms for {num_objects} objects")
     try:
         boxes = np.array([box[:4] for box in boxes], np.float64).reshape(num_objects, 4)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Invalid("a box does not have four numbers and a score") from None
     if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
         raise Invalid("a box is not finite, or its second corner is before its first")
@@ -210,7 +210,7 @@ def read_metadata(content: bytes, num_objects: int) -> tuple[dict[str, Any], np.
 def _polygons(number: int, outline: Any) -> list[np.ndarray]:
     try:
         found = [np.array(polygon, np.float64).reshape(len(polygon), 2) for polygon in outline]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Invalid(f"segms[{number}] is not a list of polygons [[x, y], ...]") from None
     if not all(np.isfinite(polygon).all() for polygon in found):
         raise Invalid(f"segms[{number}] has a point that is not finite")

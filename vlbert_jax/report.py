@@ -14,7 +14,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import vlbert_jax
 from vlbert_jax.command import run_command
-from vlbert_jax.files import user_file
+from vlbert_jax.files import parse_json, user_file
 
 if TYPE_CHECKING:
     from vlbert_jax.visualization.comparison import ComparedRun
@@ -61,10 +60,10 @@ def read_run(workdir: Path, name: str) -> ComparedRun:
                 f"{workdir} holds no run, because it has no {file}; give the folder of --workdir of a training."
             )
     try:
-        rows, stored = read_rows(workdir / "metrics.jsonl"), json.loads((workdir / "config.json").read_text())
+        rows, stored = read_rows(workdir / "metrics.jsonl"), parse_json((workdir / "config.json").read_bytes())
         facts = facts_of(workdir, rows)
         config = flat_config(upgraded(stored, stored.pop("schema", None), str(workdir)))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{workdir}: metrics.jsonl, config.json or versions.json is damaged ({error}); leave this run out."
         ) from error

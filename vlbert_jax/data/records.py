@@ -52,12 +52,19 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
         raise FileNotFoundError(f"no records in {folder}; build them: {_build_command(data_dir, name)}")
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(os.path.join(folder, versions[-1]))
-    if split not in builder.info.splits:
-        if optional:
-            return []
-        raise ValueError(f"{folder} has no split {split!r}; there are: {', '.join(builder.info.splits)}")
-    return _Split(builder, split)
+    table = os.path.join(folder, versions[-1])
+    try:
+        builder = tfds.builder_from_directory(table)
+        if split in builder.info.splits:
+            return _Split(builder, split)
+    except Exception as error:  # TFDS and protobuf raise errors of many classes for damaged JSON
+        raise ValueError(
+            f"{table}: dataset_info.json or features.json is missing or damaged; restore it, or remove this folder and "
+            f"build the records again ({error})"
+        ) from error
+    if optional:
+        return []
+    raise ValueError(f"{folder} has no split {split!r}; there are: {', '.join(builder.info.splits)}")
 
 
 def _versions(folder: str | os.PathLike) -> list[str]:
@@ -137,8 +144,8 @@ class _Split:
 
     def __getitem__(self, number: int) -> dict:
         try:
-            record = self._source[number]
-        except (RuntimeError, ValueError) as error:  # a wrong checksum, or a file that is cut or missing
+            return self._as_text(self._source[number])
+        except Exception as error:  # a wrong checksum, a file that is cut or missing, or features of other records
             which = bisect.bisect_right(self._ends, number)
             first = self._ends[which - 1] if which else 0
             place = f"{self._files[which]}: record {number - first} of {self._ends[which] - first}"
@@ -146,6 +153,8 @@ class _Split:
                 f"{place} cannot be read; the file is damaged or missing: restore it, or remove its folder and build "
                 f"the records again ({error})"
             ) from error
+
+    def _as_text(self, record: dict) -> dict:
         for key in self._texts:
             record[key] = record[key].decode()
         for key in self._lists:

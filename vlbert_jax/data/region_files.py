@@ -85,9 +85,14 @@ def pack(record: Mapping[str, Any]) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """Return the JSON object that `pack` stored."""
-    with np.load(io.BytesIO(content)) as arrays:
-        return {name: encode_floats(arrays[name]) if name in ARRAYS else arrays[name].item() for name in arrays.files}
+    """Return the JSON object that `pack` stored. Raises ValueError."""
+    try:
+        with np.load(io.BytesIO(content)) as arrays:
+            return {
+                name: encode_floats(arrays[name]) if name in ARRAYS else arrays[name].item() for name in arrays.files
+            }
+    except Exception as error:  # zip, zlib and the parser of NumPy's headers raise errors of many classes
+        raise ValueError(f"these are not packed regions: {type(error).__name__} {error}") from None
 
 
 def table_row(record: Mapping[str, Any]) -> str:

@@ -98,7 +98,7 @@ def _check_regions(name: str, content: dict, size: tuple[int, int]) -> Regions:
             raise ValueError(f"{name}: there are {len(boxes)} boxes but {len(values)} {field}; give one per box")
     try:
         scores = None if scores is None else tuple(map(float, scores))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: scores must be numbers") from None
     return Regions(
         boxes=boxes,
@@ -115,7 +115,7 @@ def _number_rows(name: str, content: dict, field: str, width: int | None = None)
     """Return a field as float32 rows of `width` numbers, None = any number, equal for all rows."""
     try:
         array = np.asarray(content[field], np.float32)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: {field!r} must be rows of numbers, all of the same length") from None
     if array.size == 0:
         array = array.reshape(0, width or 0)

@@ -33,6 +33,8 @@ PACKAGES = (
     "numpy",
     "vlbert_jax",
 )
+# Fields of versions.json that are read again.
+KINDS = dict(packages=dict, devices=dict, hosts=int, revision=str, command=str, machine=str)
 
 
 def write_description(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -94,13 +96,21 @@ def facts_of(workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> dict[s
       rows: rows of its metrics.jsonl.
     """
     path = workdir / "versions.json"
-    about = read_json_object(path, "remove it; the next start of the run writes it again") if path.exists() else {}
+    remedy = "remove it; the next start of the run writes it again"
+    about = read_json_object(path, remedy) if path.exists() else {}
+    about = {name: value for name, value in about.items() if value is not None}  # outside a checkout: no revision
+    try:
+        started = datetime.datetime.fromisoformat(about["started"]) if "started" in about else None
+        if wrong := [name for name, kind in KINDS.items() if not isinstance(about.get(name, kind()), kind)]:
+            raise ValueError(f"{wrong[0]} is {str(about[wrong[0]])[:60]!r}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}; {remedy}") from None
     devices = ", ".join(f"{count} × {kind}" for kind, count in about.get("devices", {}).items())
     hosts = about.get("hosts", 1)
     return {
         "command": about.get("command", ""),
-        "commit": about.get("revision") or "",
-        "duration": _duration(workdir, about, rows),
+        "commit": about.get("revision", ""),
+        "duration": _duration(workdir, started, rows),
         "machine": about.get("machine", ""),
         "devices": devices + (f", {hosts} processes" if hosts > 1 else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in about.get("packages", {}).items()),
@@ -108,16 +118,15 @@ def facts_of(workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> dict[s
     }
 
 
-def _duration(workdir: pathlib.Path, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the time of all updates, and begin and end of the newest start."""
+def _duration(workdir: pathlib.Path, begin: datetime.datetime | None, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the time of all updates, and begin and end of the newest start; None = not known."""
     seconds, before = 0.0, 0
     for row in rows:
         if row["split"] == "train":
             seconds += (row.get("step_time_ms") or 0.0) * (row["step"] - before) / 1e3
             before = row["step"]
     parts = [f"{readable_seconds(seconds)} of updates"] if seconds else []
-    if (started := about.get("started")) and (metrics := workdir / "metrics.jsonl").exists():
-        begin = datetime.datetime.fromisoformat(started)
+    if begin and (metrics := workdir / "metrics.jsonl").exists():
         end = datetime.datetime.fromtimestamp(metrics.stat().st_mtime, begin.tzinfo)
         if end >= begin:
             last = f"{readable_seconds((end - begin).total_seconds())} in all for the newest start"

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import jax
 
+from vlbert_jax.files import json_object
+
 log = logging.getLogger(__name__)
 LOCK = ".lock"  # file of a workdir
 LEASE_SECONDS = 120  # a file server keeps the lock of a machine that was lost for about 90 s
@@ -74,6 +76,5 @@ def _holder(file) -> dict:
     """Return what the process that has the lock has written, {} if nothing."""
     file.seek(0)
     with contextlib.suppress(ValueError):
-        holder = json.load(file)
-        return holder if isinstance(holder, dict) else {}
+        return json_object(file.read(), LOCK, "it is written again")
     return {}

@@ -54,6 +54,9 @@ def read_rows(path: pathlib.Path) -> list[dict]:
         if line.endswith(b"\n") and line.strip():
             remedy = "remove this line; only curves and tables of the report are made of it"
             row = json_object(line, f"{path}, line {number},", remedy, "step", "split")
+            kinds = dict(step=int, split=str, step_time_ms=int | float | None)
+            if wrong := [name for name, kind in kinds.items() if name in row and not isinstance(row[name], kind)]:
+                raise ValueError(f"{path}, line {number}, is damaged: {wrong[0]} is {row[wrong[0]]!r}; {remedy}")
             rows.append({current_metric(name): value for name, value in row.items()})
     return rows
 

@@ -1,5 +1,6 @@
 """Weights of a Caffe network, read without Caffe."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,13 @@ def read_caffe(path: Path) -> dict[str, np.ndarray]:
         )
     tensors = {}
     for layer in (*net.layers, *net.layer):  # a file has one of them; Caffe used `layers` before 2015
+        if not isinstance(layer.name, str):  # protobuf returns bytes that are not UTF-8 as they are
+            raise ValueError(f"{path} is damaged: {layer.name[:60]!r}, the name of a layer, is not UTF-8")
         blobs = []
         for blob in layer.blobs:
             shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
             data = np.fromiter(blob.data, np.float32, len(blob.data))
-            if data.size != np.prod(shape):
+            if min(shape) < 0 or data.size != math.prod(shape):
                 raise ValueError(f"{path}: layer {layer.name} has {data.size} values for the shape {shape}")
             blobs.append(data.reshape(shape))
         try:

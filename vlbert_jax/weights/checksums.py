@@ -38,7 +38,7 @@ def damage_of(folder: Path) -> str:
     if not (folder / CHECKSUMS).exists():
         return ""
     try:
-        sums = parse_json((folder / CHECKSUMS).read_bytes())
+        sums = dict(parse_json((folder / CHECKSUMS).read_bytes()))
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             found = pool.map(lambda name: _sum(folder / name), sums)
             for (name, expected), value in zip(sums.items(), found, strict=True):

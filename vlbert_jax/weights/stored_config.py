@@ -103,6 +103,8 @@ def upgraded(stored: Mapping[str, Any], schema: int | None, place: str) -> dict[
       ValueError: a later version of vlbert_jax stored the config.
     """
     schema = 1 if schema is None else schema
+    if not isinstance(schema, int) or schema < 1:
+        raise ValueError(f"{place}: the config is damaged: its schema is {str(schema)[:60]!r}, not a number from 1")
     if schema > SCHEMA:
         raise ValueError(
             f"{place}: the config has schema {schema}, this version of vlbert_jax reads up to {SCHEMA}: "

@@ -176,12 +176,33 @@ def read_questions(path: str | Path) -> dict[str, dict[str, Any]]:
     questions: dict[str, dict[str, Any]] = {}
     for part in parts:
         for name, question in _read(part, dict, "an object questionId -> question").items():
+            if not isinstance(question, dict):
+                raise ValueError(f"{part}: question {name!r} is {str(question)[:80]}; download the file again.")
             # An answer is required of val and testdev alone; `scores` states that it is missing.
             missing = [field for field in FIELDS if field not in question and field != "answer"]
             if missing:
                 raise ValueError(f"{part}: question {name!r} has no field {missing[0]!r}; score val or testdev.")
+            if wrong := _wrong_field(question):
+                raise ValueError(f"{part}: {wrong!r} of question {name!r} is damaged; download the file again.")
             questions[name] = question
     return questions
+
+
+def _wrong_field(question: Mapping[str, Any]) -> str:
+    """Return the name of a field of a question that has another type than in the official files; "" = none."""
+    kinds: dict[str, type] = dict(question=str, isBalanced=bool, types=dict, groups=dict, entailed=list, semantic=list)
+    if wrong := [name for name, kind in kinds.items() if type(question[name]) is not kind]:
+        return wrong[0]
+    if not isinstance(question.get("answer"), str | None):
+        return "answer"
+    if not all(isinstance(question["types"].get(name), str) for name in ("structural", "semantic", "detailed")):
+        return "types"
+    if "global" not in question["groups"] or not isinstance(question["groups"]["global"], str | None):
+        return "groups"
+    if not all(isinstance(other, str) for other in question["entailed"]):
+        return "entailed"
+    is_whole = all(isinstance(step, dict) and {"operation", "argument"} <= step.keys() for step in question["semantic"])
+    return "" if is_whole else "semantic"
 
 
 def read_predictions(path: str | Path) -> dict[Any, Any]:
@@ -194,7 +215,8 @@ def read_predictions(path: str | Path) -> dict[Any, Any]:
     items: Iterable[Any] = _read(Path(path), list, form)
     found = {}
     for place, item in enumerate(items):
-        if not isinstance(item, dict) or not {"questionId", "prediction"} <= item.keys():
+        whole = isinstance(item, dict) and isinstance(item.get("questionId"), str | int)
+        if not whole or not isinstance(item.get("prediction"), str):
             raise ValueError(f"{path}: item {place} (from 0) is {str(item)[:80]}; the file must be {form}.")
         found[item["questionId"]] = item["prediction"]
     return found
@@ -214,8 +236,16 @@ def evaluate_files(
     Raises:
         ValueError: A file is not of the official form, or predictions are missing.
     """
-    lists = _read(Path(choices), dict, "an object questionId -> valid, plausible") if choices else None
-    return scores(read_questions(questions), read_predictions(predictions), lists, consistency)
+    form = "an object questionId -> valid, plausible"
+    lists = _read(Path(choices), dict, form) if choices else None
+    for name, entry in (lists or {}).items():
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(kind), list) for kind in ("valid", "plausible")):
+            raise ValueError(f"{choices}: question {name!r} is {str(entry)[:80]}; the file must be {form}.")
+    read = read_questions(questions), read_predictions(predictions)
+    try:
+        return scores(*read, lists, consistency)
+    except ValueError as error:
+        raise ValueError(f"{predictions}, scored with {questions}: {error}") from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -72,13 +72,21 @@ def caption_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequenc
     return {name: float(value) for name, value in found.items()}
 
 
+def _read(path: Path) -> Any:
+    """Return the value of a JSON file. Raises ValueError."""
+    try:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: the file is not JSON ({error}); write or download it again.") from None
+
+
 def read_references(path: Path) -> dict[int, list[str]]:
     """Return image_id -> captions of a file of annotations of COCO; raise ValueError where it is none."""
     found: dict[int, list[str]] = {}
     try:
-        for entry in parse_json(path.read_bytes())["annotations"]:
+        for entry in _read(path)["annotations"]:
             found.setdefault(entry["image_id"], []).append(entry["caption"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} has no list `annotations` of image_id and caption ({error!r}).") from None
     return found
 
@@ -87,11 +95,11 @@ def read_results(path: Path) -> dict[int, str]:
     """Return image_id -> caption of a file of results; raise ValueError where it is none or names an image twice."""
     found: dict[int, str] = {}
     try:
-        for entry in parse_json(path.read_bytes()):
+        for entry in _read(path):
             if entry["image_id"] in found:
                 raise ValueError(f"{path} has two captions of image {entry['image_id']}.")
             found[entry["image_id"]] = entry["caption"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no list of image_id and caption ({error!r}).") from None
     return found
 

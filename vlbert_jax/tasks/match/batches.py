@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, stream_seed
 from vlbert_jax.data.tables import Split, host_share
 from vlbert_jax.data.tokenizer import tokenizer_of
-from vlbert_jax.files import read_json_object
+from vlbert_jax.files import parse_json, read_json_object
 from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs, text_ids
 
 ATTEMPTS = 200  # records that are drawn for one of another image before the split is taken to have one image
@@ -53,13 +52,13 @@ def gallery_of(config, split: str) -> list[int]:
     """
     path = Path(config.data.data_dir, f"{config.data.texts}_{split}_gallery.json")
     try:
-        return [int(number) for number in json.loads(path.read_text("utf-8"))]
+        return [int(number) for number in parse_json(path.read_bytes())]
     except FileNotFoundError:
         raise ValueError(
             f"There is no gallery {path}, in which config.data.images_per_example=2 seeks the `targets` of queries of "
             "an image and a text; set it to 1 for texts, each with its image."
         ) from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is damaged ({error}); build the table again, which writes it.") from None
 
 
