@@ -101,6 +101,12 @@ def test_in_a_browser(server, tmp_path):
         click(page, "button", "Ask")
         assert "the large fish" in page.wait_for(MARKS) and page.run(LINE).startswith("region ")
 
+        # The boxes that are marked are those of the open tab.
+        click(page, "button[role=tab]", "Answer")
+        page.wait_for(f"{boxes} === 3 && !{MARKS}")
+        click(page, "button[role=tab]", "Ground")
+        assert "the large fish" in page.wait_for(MARKS)
+
         # A text orders the images of the gallery, and texts are ordered for the image.
         names = f"{visible('.shelf .images li')}.map(e => e.querySelector('img').alt).join()"
         click(page, "button[role=tab]", "Similarity")

@@ -123,7 +123,7 @@ class Tab:
         self.model = model
         registered, asks = model.registered, model.option.capitalize()
         several = model.searches and not model.searches_with_image
-        with gr.Tab(label):
+        with gr.Tab(label) as self.tab:
             notice = TEMPLATES["notice"].fill(text=model.notice) if model.notice else Html("")
             about = TEMPLATES["model"].fill(name=model.name, help=registered.help, notice=notice)
             gr.HTML(about, elem_classes="model")
@@ -187,6 +187,11 @@ class Tab:
                 raise ValueError("there is no answer to look into; ask first")
             return TEMPLATES["attention"].fill(page=str(self.model.attention(now, reply)))
 
+        def open_tab(now: Scene, reply: Reply | None) -> list[Any]:
+            return [scenes.board_value(now, reply.marks if reply else None), ""]
+
+        # The board and the attention are about the answer of the open tab.
+        self.tab.select(open_tab, [scene, self.reply], [board, attention], show_progress="hidden")
         asked = [scene, self.text, self.choices, self.images]
         answered = [self.reply, self.answer, board, attention]
         gr.on([self.ask.click, self.text.submit], readable(ask), asked, answered, show_progress_on=self.answer)
