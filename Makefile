@@ -3,7 +3,8 @@
 # make test          runs ruff, basedpyright and pytest, as .ci/run does
 # make test-exact    runs the second part of it: the comparisons with the official code (golden_test.py)
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
-# make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100)
+# make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100);
+#                    then fills the disk of a small run at random moments: tests/faults/full_disk.jsonl
 # make fuzz          gives damaged files to every reader: tests/faults/fuzz.jsonl (FUZZ_FLAGS="--inputs=2000 --seed=1")
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
@@ -59,8 +60,8 @@ test-lowest:
 
 faults: $(VENV)/.installed-test
 	$(RUN) -m tests.faults.kills $(FAULTS_FLAGS)
+	$(RUN) -m tests.faults.full_disk $(FAULTS_FLAGS)
 
-# PyTorch files are among them; without PyTorch they are refused.
 fuzz: $(VENV)/.installed-test
 	$(RUN) -m tests.faults.fuzz $(FUZZ_FLAGS)
 

@@ -30,6 +30,7 @@ from vlbert_jax.data.region_files import Unusable
 from vlbert_jax.files import atomic_write
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+LARGEST = 2**30  # bytes of a file of an archive, all of which are decompressed into the memory
 ENCRYPTED = 0x1  # flag of an entry of a zip archive
 COCO = re.compile(r"COCO_\w+_0*(\d+)")
 
@@ -58,6 +59,8 @@ def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise SourceError(f"{path}: the zip archive is not complete ({error}); download it again") from None
     for entry in archive.infolist():
+        if not entry.filename:
+            raise unreadable_archive(path, "a file in it has no name")
         if entry.flag_bits & ENCRYPTED:
             raise unreadable_archive(path, f"{entry.filename} needs a password")
         if entry.compress_type not in METHODS:
@@ -94,13 +97,15 @@ class ArchiveFolder:
         archive, _, inner = path.rpartition("@/")
         if archive and (opened := self._archive(archive)):
             try:
+                if (size := opened.getinfo(inner).file_size) > LARGEST:
+                    raise OSError(f"{inner} in {archive} claims {size:,} bytes, more than {LARGEST:,}")
                 return opened.read(inner)
             except KeyError:
                 raise FileNotFoundError(f"there is no {inner} in {archive}") from None
             except (NotImplementedError, RuntimeError) as error:  # true of all that was packed in this way
                 raise unreadable_archive(self.root / archive, str(error)) from None
-            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error) as error:
-                raise OSError(f"{inner} in {archive}: {error}") from None
+            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, MemoryError) as error:
+                raise OSError(f"{inner} in {archive}: {error or 'damaged, or too large for the memory'}") from None
         if not archive:
             archive, _, inner = inner.rpartition("/")
             return self._read(self.root / archive, inner)

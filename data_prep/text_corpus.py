@@ -36,7 +36,8 @@ from data_prep.manifest import Manifest, SourceError
 # Pattern of the first bytes of a compressed file -> the module that opens it.
 OPENERS = {rb"\x1f\x8b": gzip, rb"BZh[1-9]1A": bz2, rb"\xfd7zXZ\x00": lzma}
 ZIP = b"PK\x03\x04"
-DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)  # bz2 raises an OSError
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, MemoryError)  # bz2 raises an OSError
+LONGEST = 2**26  # bytes of a line; a small compressed file may have a line of any length
 SAMPLE = 1000  # lines after which a file that is mostly not UTF-8 is refused
 
 
@@ -60,12 +61,17 @@ def read_lines(path: pathlib.Path, manifest: Manifest | None = None) -> Iterator
     Bytes that are not UTF-8 become U+FFFD; the manifest, if there is one, lists the line.
 
     Raises:
-      SourceError: the compressed data are damaged, or most lines are not UTF-8.
+      SourceError: the compressed data are damaged, most lines are not UTF-8, or a line has more than `LONGEST` bytes.
     """
     number, wrong = -1, 0
     try:
         with open_text(path) as file:
-            for number, line in enumerate(file):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST), b"")):
+                if len(line) == LONGEST:
+                    raise SourceError(
+                        f"{path}: line {number + 1:,} has more than {LONGEST:,} bytes, so this is no text; give a text "
+                        "file with a sentence or paragraph on each line"
+                    )
                 try:
                     text = line.decode("utf-8")
                 except UnicodeDecodeError as error:

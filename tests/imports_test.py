@@ -198,7 +198,8 @@ def test_tests_share_only_helpers(name):
 
     The campaigns of tests/faults are programs, which their short forms call.
     """
-    shared = ("tests.helpers", "tests.faults") if name.startswith("tests.faults.") else ("tests.helpers",)
+    campaigns = ("tests.faults",) if name.startswith(("tests.faults.", "tests.reliability")) else ()
+    shared = ("tests.helpers", *campaigns)
     tree = ast.parse(TESTS[name].read_text())
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):

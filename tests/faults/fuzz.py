@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import mmap
 import os
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 from tests.faults import task_readers  # noqa: F401 (it registers readers)
@@ -150,6 +152,11 @@ def _address_space() -> int:
 # --- In the process that watches ---------------------------------------------------------------------------
 
 
+def available(names: Iterable[str]) -> list[str]:
+    """Return the readers whose packages are installed; PyTorch need not be."""
+    return [name for name in names if name != "pytorch" or importlib.util.find_spec("torch")]
+
+
 def fuzz(names: list[str], inputs: int, seed: int, folder: pathlib.Path) -> list[dict[str, Any]]:
     """Give `inputs` files to each of some readers, all of them in one process unless it crashes.
 
@@ -230,7 +237,7 @@ def main() -> int:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    names = args.readers.split(",")
+    names = available(args.readers.split(","))
     if unknown := [name for name in names if name not in BY_NAME]:
         parser.error(f"there is no reader {unknown[0]}; choose from {', '.join(BY_NAME)}")
     if args.work:

@@ -186,6 +186,8 @@ def decode_detections(record: Mapping[str, Any], with_features: bool) -> Detecti
     record, size = _counted(record)
     boxes, scores = decode_floats(record, "boxes"), decode_floats(record, "classes")
     features = decode_floats(record, "features") if with_features else np.zeros((0, 0), np.float32)
+    if not scores.size:
+        raise Unusable("classes: the array is empty")
     if not np.isfinite(scores).all() or not np.isfinite(features).all():
         raise Unusable("classes or features: some values are not finite")
     if reason := fractions_of(boxes, size):

@@ -55,8 +55,11 @@ def read_rows(path: pathlib.Path) -> list[dict]:
             remedy = "remove this line; only curves and tables of the report are made of it"
             row = json_object(line, f"{path}, line {number},", remedy, "step", "split")
             kinds = dict(step=int, split=str, step_time_ms=int | float | None)
-            if wrong := [name for name, kind in kinds.items() if name in row and not isinstance(row[name], kind)]:
-                raise ValueError(f"{path}, line {number}, is damaged: {wrong[0]} is {row[wrong[0]]!r}; {remedy}")
+            for name, kind in kinds.items():
+                value = row.get(name)
+                is_number = isinstance(value, int | float)
+                if name in row and (not isinstance(value, kind) or (is_number and not abs(value) < 2**63)):
+                    raise ValueError(f"{path}, line {number}, is damaged: {name} is {str(value)[:60]!r}; {remedy}")
             rows.append({current_metric(name): value for name, value in row.items()})
     return rows
 

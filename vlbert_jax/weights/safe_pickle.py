@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import pickle
+import pickletools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,31 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _reconstruct(*_) -> np.ndarray:
+    """Return an empty array, which its state then fills, as NumPy writes it; other sizes could be of any length."""
+    return np.empty(0, np.int8)
+
+
+def _dtype(text: str, *options: bool) -> np.dtype:
+    """Return a type of plain values; objects would be allocated before their number is checked."""
+    found = np.dtype(text, *options)
+    if found.hasobject:
+        raise pickle.UnpicklingError("it holds arrays of objects; only numbers and texts are read")
+    return found
+
+
 # The functions that pickles of arrays and of scalars call. They have private names in NumPy, which
 # also differ between versions, so they are taken from what NumPy itself would write.
-RECONSTRUCT_ARRAY = np.empty(0).__reduce__()[0]
 ARRAY_FROM_BUFFER = np.empty(0).__reduce_ex__(5)[0]
 RECONSTRUCT_SCALAR = np.float64(0).__reduce__()[0]
 ADMITTED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): "numpy.ndarray",  # an argument of `_reconstruct`, never called
+    ("numpy", "dtype"): _dtype,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("_codecs", "encode"): _latin1,
 }
 for _package in ("numpy.core", "numpy._core"):  # before and since NumPy 2
-    ADMITTED[f"{_package}.multiarray", "_reconstruct"] = RECONSTRUCT_ARRAY
+    ADMITTED[f"{_package}.multiarray", "_reconstruct"] = _reconstruct
     ADMITTED[f"{_package}.multiarray", "scalar"] = RECONSTRUCT_SCALAR
     ADMITTED[f"{_package}.numeric", "_frombuffer"] = ARRAY_FROM_BUFFER
 
@@ -55,7 +68,8 @@ def load_pickle(path: Path, encodings: Sequence[str] = ("latin1",)) -> Any:
         OSError: The file cannot be read.
     """
     content = path.read_bytes()
-    for encoding in encodings:
+    problem: Exception | None = _far_memo(content)
+    for encoding in () if problem else encodings:
         try:
             return _Unpickler(io.BytesIO(content), encoding=encoding).load()
         except Exception as error:  # a damaged pickle raises errors of nearly every class
@@ -65,6 +79,20 @@ def load_pickle(path: Path, encodings: Sequence[str] = ("latin1",)) -> Any:
     raise ValueError(
         f"{path} is not a pickle of plain arrays, lists, dicts and texts, or it is cut short: {problem}"
     )
+
+
+def _far_memo(content: bytes) -> Exception | None:
+    """Return the error for a pickle that is damaged, or numbers its values beyond their count, else None.
+
+    `pickle` allocates and fills a list of this number, so that some bytes could take all memory.
+    """
+    try:
+        for count, (opcode, number, _) in enumerate(pickletools.genops(content)):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and number > count:
+                return pickle.UnpicklingError(f"after {count} values, one has the number {number}")
+    except Exception as error:  # as below
+        return error
+    return None
 
 
 def pickle_arrays(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:

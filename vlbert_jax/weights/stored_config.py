@@ -89,7 +89,7 @@ SCHEMA = max(CHANGES)
 VOCABULARIES = "vocabularies"  # folder of a workdir with a copy of each file of words that its config names
 
 
-def upgraded(stored: Mapping[str, Any], schema: int | None, place: str) -> dict[str, Any]:
+def upgraded(stored: Mapping[str, Any], schema: Any, place: str) -> dict[str, Any]:
     """Return a stored config with the names of this version and the fields that were added since.
 
     A field is added only to a block that the config has, because tasks have different blocks.

@@ -216,7 +216,8 @@ def load_answers(path: str | os.PathLike) -> AnswerVocabulary:
 
 def _json_answers(text: str) -> list[str]:
     content = parse_json(text)
-    if isinstance(content, dict) and sorted(map(str, content.values())) == sorted(map(str, range(len(content)))):
+    numbers = list(content.values()) if isinstance(content, dict) else []
+    if numbers and all(type(number) is int for number in numbers) and sorted(numbers) == list(range(len(numbers))):
         content = sorted(content, key=content.__getitem__)
     if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
         raise ValueError("the file must hold a list of answers, or an object answer -> number with every number once")

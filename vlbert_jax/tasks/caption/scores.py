@@ -80,12 +80,20 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path}: the file is not JSON ({error}); write or download it again.") from None
 
 
+def _pair(entry: Any) -> tuple[int, str]:
+    """Return image_id and caption. Raises KeyError or TypeError."""
+    if type(entry["image_id"]) is not int or not isinstance(entry["caption"], str):
+        raise TypeError(f"{str(entry)[:80]} is not an image_id, an integer, and a caption, a text")
+    return entry["image_id"], entry["caption"]
+
+
 def read_references(path: Path) -> dict[int, list[str]]:
     """Return image_id -> captions of a file of annotations of COCO; raise ValueError where it is none."""
     found: dict[int, list[str]] = {}
     try:
         for entry in _read(path)["annotations"]:
-            found.setdefault(entry["image_id"], []).append(entry["caption"])
+            image, caption = _pair(entry)
+            found.setdefault(image, []).append(caption)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} has no list `annotations` of image_id and caption ({error!r}).") from None
     return found
@@ -96,9 +104,10 @@ def read_results(path: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     try:
         for entry in _read(path):
-            if entry["image_id"] in found:
-                raise ValueError(f"{path} has two captions of image {entry['image_id']}.")
-            found[entry["image_id"]] = entry["caption"]
+            image, caption = _pair(entry)
+            if image in found:
+                raise ValueError(f"{path} has two captions of image {image}.")
+            found[image] = caption
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no list of image_id and caption ({error!r}).") from None
     return found
