@@ -222,6 +222,9 @@ def pretraining() -> ml_collections.ConfigDict:
             features=False,
             only_matched=False,  # leave out words and regions of an image with another caption (ViLBERT, Unicoder-VL)
             transport=0.0,  # weight of optimal transport of words to regions (UNITER: 0.1); requires relationship
+            # Shares of the updates that train one objective each, on captions that are masked for it alone (UNITER).
+            # All 0: every update trains all losses. `relationship` includes the transport.
+            ratios=dict(mlm=0.0, mrc=0.0, regression=0.0, relationship=0.0),
             normalize="targets",  # mean over all targets of a batch | examples: over those of each example first
         )
     )

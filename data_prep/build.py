@@ -16,7 +16,7 @@ from data_prep.build_options import listed, parse_options, workers_of
 from data_prep.build_public import COMMANDS as PUBLIC_COMMANDS
 from data_prep.manifest import SourceError
 from data_prep.parts import ONE, Workers
-from data_prep.scene_kinds import build_scene_kinds
+from data_prep.scene_kinds import build_scene_kinds, build_scene_questions
 from data_prep.tables import ShareWritten, draw_once, is_built, only_builder, run_builder, run_builders
 from vlbert_jax.command import run_command
 
@@ -138,24 +138,27 @@ def draw_missing(corpus: str, fields: Mapping[str, str]) -> None:
     """Generate and build a synthetic corpus unless all its tables exist.
 
     Args:
-      corpus: "scenes", "scene_tasks" or "scene_kinds".
-      fields: `config.data` of a recipe: `data_dir`, `vocab`, and `captions` and `text`, or `texts`
-        and `images`.
+      corpus: "scenes", "scene_questions", "scene_tasks" or "scene_kinds".
+      fields: `config.data` of a recipe: `data_dir`, `vocab`, and `captions` and `text` (perhaps empty), or
+        `texts` and `images`.
 
     Raises:
       ValueError: there is no such corpus.
     """
-    corpora = dict(scenes=build_scenes, scene_tasks=build_scene_tasks, scene_kinds=build_scene_kinds)
+    corpora = dict(
+        scenes=build_scenes, scene_questions=build_scene_questions, scene_tasks=build_scene_tasks,
+        scene_kinds=build_scene_kinds,
+    )  # fmt: skip
     if corpus not in corpora:
         raise ValueError(f"config.data.embedded is {corpus!r}; it must be empty or one of {', '.join(corpora)}")
     data_dir = pathlib.Path(fields["data_dir"])
     # An interrupted build leaves the folder of a table without its version.
-    tables = [data_dir / fields[name] for name in ("captions", "text", "texts", "images") if name in fields]
+    tables = [data_dir / fields[name] for name in ("captions", "text", "texts", "images") if fields.get(name, "")]
     is_complete = all(any(table.glob("*.*.*/manifest.json")) for table in tables)
     if not is_complete or not (data_dir / fields["vocab"]).is_file():
         print(f"{data_dir}: building the synthetic corpus {corpus}, about a minute", flush=True)
         # The records of the other tasks are built when they are needed.
-        own = {} if corpus == "scenes" else dict(tasks=[fields["texts"].partition("/")[0]])
+        own = {} if "texts" not in fields else dict(tasks=[fields["texts"].partition("/")[0]])
         corpora[corpus](data_dir, **own)
 
 
@@ -223,6 +226,11 @@ def _scene_kinds(args: argparse.Namespace) -> None:
     build_scene_kinds(args.data_dir, args.seed, *numbers, args.features, workers=workers_of(args))
 
 
+def _scene_questions(args: argparse.Namespace) -> None:
+    numbers = args.num_train, args.num_val
+    build_scene_questions(args.data_dir, args.seed, *numbers, args.features, workers=workers_of(args))
+
+
 def write_indices(source: pathlib.Path, splits: Sequence[str], index: str, regions: str) -> None:
     """Write SPLIT_INDEX.json for each table of captions, with the regions of a folder or without any.
 
@@ -244,8 +252,11 @@ def _captions(args: argparse.Namespace) -> None:
 
     if args.no_images and not args.features:
         raise SourceError("--no_images without --features leaves neither images nor features; add --features")
-    if args.grid and args.features:
-        raise SourceError("--features requires the regions of a detector, but --grid has none; leave one out")
+    if args.answers and (args.grid or args.regions or args.detector):
+        raise SourceError("--answers reads SPLIT_frcnn.json, but the tables SPLIT.tsv, read here, have no answers")
+    if args.grid and (args.features or args.attributes):
+        option = "--features" if args.features else "--attributes"
+        raise SourceError(f"{option} requires the regions of a detector, but --grid has none; leave one out")
     source, splits = pathlib.Path(args.source), listed(args.splits)
     if args.detector:
         from data_prep.extract_regions import extract_tables  # it imports JAX
@@ -256,7 +267,7 @@ def _captions(args: argparse.Namespace) -> None:
             write_indices(source, splits, index, args.regions)
     builder = RegionCaptions(
         args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
-        args.features, not args.no_images, args.drop_unreadable, args.num_threads, index,
+        args.features, not args.no_images, args.drop_unreadable, args.num_threads, index, args.attributes, args.answers,
     )  # fmt: skip
     with only_builder(pathlib.Path(args.data_dir), workers_of(args)):
         run_builder(builder, workers_of(args))
@@ -318,7 +329,7 @@ def _text(args: argparse.Namespace) -> None:
 
 
 COMMANDS = dict(
-    scenes=_scenes, scene_tasks=_scene_tasks, scene_kinds=_scene_kinds,
+    scenes=_scenes, scene_tasks=_scene_tasks, scene_kinds=_scene_kinds, scene_questions=_scene_questions,
     captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr, refcoco=_refcoco, text=_text, own=_own,
 ) | PUBLIC_COMMANDS  # fmt: skip
 

@@ -19,7 +19,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for add in (_scenes, _scene_tasks, _scene_kinds, _captions, _vqa, _vcr, _refcoco, _text, _own, _public):
+    synthetic = _scenes, _scene_tasks, _scene_kinds, _scene_questions
+    for add in (*synthetic, _captions, _vqa, _vcr, _refcoco, _text, _own, _public):
         add(commands)
     return parser.parse_args(argv)
 
@@ -103,6 +104,17 @@ def _scene_kinds(commands) -> None:
     parser.add_argument("--features", type=int, default=0, metavar="WIDTH", help="also write region features")
 
 
+def _scene_questions(commands) -> None:
+    about = "captions and questions about synthetic scenes, and attributes, for pre-training; no download"
+    parser = _command(commands, "scene_questions", about)
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--num_train", type=int, default=6_000, help="scenes (default: %(default)s)")
+    parser.add_argument("--num_val", type=int, default=500, help="scenes (default: %(default)s)")
+    parser.add_argument(
+        "--features", type=int, default=64, metavar="WIDTH", help="width of region features (default: %(default)s)"
+    )
+
+
 def _captions(commands) -> None:
     about = "images with captions: your own tables, or Conceptual Captions in the official layout"
     parser = _command(commands, "captions", about, "conceptual_captions")
@@ -125,6 +137,8 @@ def _captions(commands) -> None:
         "--dtype", choices=("float16", "float32"), default="float16", help="type of the class scores (default: float16)"
     )
     parser.add_argument("--features", action="store_true", help="store the region features of the detector")
+    parser.add_argument("--attributes", action="store_true", help="store the scores of the detector's attributes")
+    parser.add_argument("--answers", action="store_true", help="store the answers of captions that are questions")
     parser.add_argument("--no_images", action="store_true", help="omit the images (with --features)")
     parser.add_argument("--drop_unreadable", action="store_true", help="skip items whose image cannot be read")
 

@@ -10,7 +10,8 @@ downloaded, and the bottom-up-attention detector finds 10 to 100 regions per ima
                                         "frcnn": "train_frcnn.zip@/00000000.json"}
     train_image.zip   or  train_image/  X.zip@/name is `name` in the archive X.zip or the folder X
     train_frcnn.zip   or  train_frcnn/  per image: image_w, image_h, num_boxes; float32 in base64:
-                                        boxes [n, 4], classes [n, 1601], features [n, 2048]
+                                        boxes [n, 4], classes [n, 1601], features [n, 2048], attrs
+                                        [n, 401] with "no attribute" first (with --attributes)
 
     python -m data_prep.build captions --source=conceptual-captions --data_dir=data
 
@@ -32,6 +33,10 @@ the file's order):
     boxes         float32 n 4   x1 y1 x2 y2 in pixels of the image, not clipped
     class_scores  float16 or float32 n c; (0, 0) with --grid
     features      float32 n g; (0, 0) without --features
+    attribute_scores  float n a   as class_scores, without "no attribute"; only with --attributes
+    answers       bytes *   with --answers: those of the question that the caption is, and
+    answer_scores float32 * their scores; none for a caption. The field "answers" of a line of the
+                            index is an object answer -> score, as {"red": 1, "pink": 0.3}
 
 With --grid or --regions the index is SPLIT_grid.json or SPLIT_regions.json, which the command makes
 from SPLIT.tsv. The regions of a grid have no class scores, so masked regions cannot be classified in
@@ -70,6 +75,7 @@ class _Item:
     image_id: str
     detections: str  # path of the region file
     caption: Any  # as the line states it
+    answers: Any  # likewise; None = the caption is not a question
     notes: list[Note]
 
     def note(self, action: str, file: str, reason: str) -> None:
@@ -93,6 +99,8 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         drop_unreadable: bool = False,
         num_threads: int = 4,
         index: str = "frcnn",
+        attributes: bool = False,
+        answers: bool = False,
     ):
         """Create the builder.
 
@@ -107,27 +115,36 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
           drop_unreadable: skip items whose image cannot be read; otherwise their image is empty.
           num_threads: number of threads that read images.
           index: the index of a split is SPLIT_INDEX.json; "grid" = without regions, which are a grid.
+          attributes: store the scores of the detector's attributes.
+          answers: store the answers of captions that are questions.
         """
         self.indices = {split: f"{split}_{index}.json" for split in splits}
         self.has_scores = index != "grid"
         self.files = ArchiveFolder(pathlib.Path(source))
         self.splits, self.dtype, self.num_threads = splits, np.dtype(dtype), num_threads
         self.features, self.images, self.drop_unreadable = features, images, drop_unreadable
+        self.attributes, self.answers = attributes, answers
         self._without: collections.Counter[tuple[str, str]] = collections.Counter()
         self._first: dict[tuple[str, str], str] = {}  # reason
         options = dict(splits=list(splits), dtype=dtype, features=features, images=images)
         options |= dict(drop_unreadable=drop_unreadable)
         options |= dict(index=index) if index != "frcnn" else {}
+        options |= {name: True for name in ("attributes", "answers") if getattr(self, name)}
         super().__init__(corpus, data_dir, str(source), options)
 
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""
-        return image_features() | dict(
+        found = image_features() | dict(
             caption=tfds.features.Sequence(tfds.features.Text()),
             boxes=array_feature(None, 4),
             class_scores=array_feature(*(None, None) if self.has_scores else (0, 0), dtype=self.dtype),
             features=region_feature(self.features),
         )
+        if self.attributes:
+            found["attribute_scores"] = array_feature(None, None, dtype=self.dtype)
+        if self.answers:
+            found |= dict(answers=tfds.features.Sequence(tfds.features.Text()), answer_scores=array_feature(None))
+        return found
 
     def inputs(self) -> list[pathlib.Path]:
         """Return the indices, and the archives or folders of their first lines."""
@@ -218,6 +235,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             entry = _parse_line(number, line, notes, self.has_scores)
             file = entry.detections or entry.image_id
             words = _words(entry.caption)
+            answers = _answers(entry.answers) if self.answers else {}
             if not self.has_scores:
                 image, size, regions = self._with_grid(entry)
             else:
@@ -233,13 +251,16 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             return None, notes
         if self.has_scores:
             order = np.argsort(-regions.scores.max(1), kind="stable")
-            features = regions.features[order] if len(regions.features) else regions.features
-            regions = regions._replace(boxes=regions.boxes[order], scores=regions.scores[order], features=features)
+            regions = _of_rows(regions, order)
         record = dict(
             index=number, image_id=entry.image_id, image=image, image_size=np.array(size, np.int32),
             caption=words, boxes=regions.boxes, class_scores=regions.scores.astype(self.dtype),
             features=regions.features,
         )  # fmt: skip
+        if self.attributes:
+            record["attribute_scores"] = regions.attributes.astype(self.dtype)
+        if self.answers:
+            record |= dict(answers=list(answers), answer_scores=np.array([*answers.values()], np.float32))
         return record, notes
 
     def _with_grid(self, item: _Item) -> tuple[bytes, tuple[int, int], Detections]:
@@ -248,14 +269,14 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         if conversion:
             item.note("converted", item.image_id, conversion)
         empty = np.zeros((0, 0), np.float32)
-        return image, size, Detections("", size, grid_boxes(size), empty, empty)
+        return image, size, Detections("", size, grid_boxes(size), empty, empty, empty)
 
     def _regions(self, item: _Item) -> Detections:
         try:
             content = self.files.read(item.detections)
         except OSError as error:
             raise Unusable(f"the region file cannot be read: {error}") from None
-        regions = decode_detections(parse_record(content), self.features)
+        regions = decode_detections(parse_record(content), self.features, self.attributes)
         self.manifest.extracted(regions.extractor, item.detections)
         return regions
 
@@ -282,7 +303,7 @@ def _parse_line(number: int, line: bytes, notes: list[Note], has_regions: bool) 
         image_id, caption = str(entry["image"]), entry["caption"]
     except (KeyError, TypeError, ValueError) as error:
         raise Unusable(f"the line of the index cannot be used: {type(error).__name__} {error}") from None
-    return _Item(number, image_id, detections, caption, notes)
+    return _Item(number, image_id, detections, caption, entry.get("answers"), notes)
 
 
 def are_distributions(scores: np.ndarray) -> np.ndarray:
@@ -296,6 +317,23 @@ def _words(caption: Any) -> list[str]:
     return [str(word) for word in caption]
 
 
+def _answers(given: Any) -> dict[str, float]:
+    """Return answer -> score, without answers of score 0. Raises Unusable."""
+    if given is None:
+        return {}
+    scores = list(given.values()) if isinstance(given, dict) else [None]
+    if not all(isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score < 1e6 for score in scores):
+        raise Unusable('"answers" must be an object answer -> score, as {"red": 1, "pink": 0.3}')
+    return {answer: float(score) for answer, score in given.items() if score}
+
+
+def _of_rows(regions: Detections, rows: np.ndarray) -> Detections:
+    """Return some regions, by number or by a mask, in this order."""
+    names = ("boxes", "scores", "features", "attributes")
+    arrays = {name: getattr(regions, name) for name in names}
+    return regions._replace(**{name: array[rows] for name, array in arrays.items() if array.size})
+
+
 def _usable_regions(item: _Item, regions: Detections, size: tuple[int, int]) -> Detections:
     """Return the regions without bad boxes, and list these and dubious class scores.
 
@@ -306,8 +344,7 @@ def _usable_regions(item: _Item, regions: Detections, size: tuple[int, int]) -> 
         raise Unusable(f"no box is inside the image of {size}; the first is {regions.boxes[0].tolist()}")
     for box in regions.boxes[bad]:
         item.note("repaired", item.detections, f"dropped box {box.tolist()} of an image of {size}")
-    features = regions.features[~bad[: len(regions.features)]]
-    regions = regions._replace(boxes=regions.boxes[~bad], scores=regions.scores[~bad], features=features)
+    regions = _of_rows(regions, ~bad)
     off = ~are_distributions(regions.scores)
     if off.any():
         reason = f"the class scores of {off.sum()} regions do not sum to 1, so these are never a target"

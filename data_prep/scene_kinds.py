@@ -1,4 +1,4 @@
-"""Generate the synthetic corpus `scene_kinds` and build its records."""
+"""Generate the synthetic corpora `scene_kinds` and `scene_questions`, and build their records."""
 
 from __future__ import annotations
 
@@ -67,3 +67,50 @@ def build_scene_kinds(
             found = dict(regions=regions, features=bool(feature_width)) if not reader.has_boxes else {}
             run_public(reader, "scenes", data_dir, **found, workers=workers)
         return dict(source=source, vocab=source / "vocab.txt")
+
+
+def build_scene_questions(
+    data_dir: str | pathlib.Path,
+    seed: int = 0,
+    num_train: int = 6_000,
+    num_val: int = 500,
+    feature_width: int = 64,
+    workers: Workers = ONE,
+) -> dict[str, pathlib.Path]:
+    """Generate captions and questions in `{data_dir}/scene_questions` and build their records.
+
+    data_prep/scenes/questions.py describes the corpus. Nothing happens if it exists; the next call completes an
+    interrupted one.
+
+    Args:
+      data_dir: folder of all corpora.
+      seed: random seed.
+      num_train: scenes of train.
+      num_val: scenes of val.
+      feature_width: width of synthetic region features; 0 = no features.
+      workers: the processes that make the records.
+
+    Returns:
+      The paths `source` (folder), `vocab`, `answers` (files) and `captions` (directory of records).
+
+    Raises:
+      SourceError: the corpus exists with other settings.
+    """
+    from data_prep.region_captions import RegionCaptions
+    from data_prep.scenes import questions
+    from data_prep.tables import run_builder
+
+    data_dir = pathlib.Path(data_dir)
+    settings = dict(
+        version=questions.VERSION, seed=seed, num_train=num_train, num_val=num_val, feature_width=feature_width
+    )
+    source = data_dir / "scene_questions"
+    with only_builder(data_dir):
+        draw_once(source, settings, questions.write_question_corpus, ["region_captions/scene_questions"])
+        builder = RegionCaptions(
+            "scene_questions", data_dir, source, features=bool(feature_width), attributes=True, answers=True
+        )
+        captions = run_builder(builder, workers)
+        return dict(
+            source=source, vocab=source / "vocab.txt", answers=source / "answers.json", captions=pathlib.Path(captions)
+        )

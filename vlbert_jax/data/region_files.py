@@ -50,6 +50,7 @@ class Detections(NamedTuple):
     boxes: np.ndarray  # float32 [n, 4], x1 y1 x2 y2 in pixels
     scores: np.ndarray  # float32 [n, c], column 0 is the background
     features: np.ndarray  # float32 [n, g]; [0, 0] where features were not requested
+    attributes: np.ndarray  # float32 [n, a] without "no attribute"; [0, 0] where they were not requested
 
 
 # --- Encoding ---------------------------------------------------------------------------------
@@ -178,8 +179,8 @@ def decode_regions(record: Mapping[str, Any], with_features: bool) -> ImageRegio
     return ImageRegions(size, boxes, features, image_feature)
 
 
-def decode_detections(record: Mapping[str, Any], with_features: bool) -> Detections:
-    """Return the regions of a JSON object with class scores; features only if requested.
+def decode_detections(record: Mapping[str, Any], with_features: bool, with_attributes: bool = False) -> Detections:
+    """Return the regions of a JSON object with class scores; features and attributes only if requested.
 
     Boxes may have values that are not finite: the caller drops these boxes. Raises Unusable.
     """
@@ -188,11 +189,16 @@ def decode_detections(record: Mapping[str, Any], with_features: bool) -> Detecti
     features = decode_floats(record, "features") if with_features else np.zeros((0, 0), np.float32)
     if not scores.size:
         raise Unusable("classes: the array is empty")
-    if not np.isfinite(scores).all() or not np.isfinite(features).all():
-        raise Unusable("classes or features: some values are not finite")
+    attributes = np.zeros((0, 0), np.float32)
+    if with_attributes:
+        attributes = decode_floats(record, "attrs")[:, 1:]  # column 0 is "no attribute"
+        if not attributes.size:
+            raise Unusable('attrs: there is no attribute next to column 0, "no attribute"')
+    if not all(np.isfinite(array).all() for array in (scores, features, attributes)):
+        raise Unusable("classes, attrs or features: some values are not finite")
     if reason := fractions_of(boxes, size):
         raise Unusable(reason)
-    return Detections(str(record.get("extractor", "")), size, boxes, scores, features)
+    return Detections(str(record.get("extractor", "")), size, boxes, scores, features, attributes)
 
 
 # --- Without a detector -----------------------------------------------------------------------

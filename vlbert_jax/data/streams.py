@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -144,6 +144,14 @@ def mixed(datasets: Sequence[grain.MapDataset], sizes: Sequence[int]) -> grain.M
     if not datasets:
         raise ValueError("the split has no record")
     return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, sizes)
+
+
+def chosen(datasets: Mapping[str, grain.MapDataset], name_of: Callable[[int], str]) -> grain.MapDataset:
+    """Return a dataset whose element k is element k of the dataset of `name_of(k)`; the others make none."""
+    import grain
+
+    length = min(len(dataset) for dataset in datasets.values())
+    return grain.MapDataset.range(length).map(lambda k: datasets[name_of(int(k))][int(k)])
 
 
 def paired(

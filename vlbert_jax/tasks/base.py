@@ -54,7 +54,6 @@ class Task:
 
     name: ClassVar[str] = ""  # key of the registry and value of config.task
     targets: ClassVar[type[Arrays]] = NoTargets  # class of `Batch.targets`
-    alternates: ClassVar[bool] = False  # whether updates train different losses in turn, on batches of other shapes
 
     def __init_subclass__(cls, extends: bool = False, **options):
         super().__init_subclass__(**options)
@@ -102,6 +101,10 @@ class Task:
         """Return the largest updates of a run by a name, "" if there is one kind; `--mode=compile` reports on them."""
         last = self.active_losses(config, config.total_steps - 1)  # the last phase trains the most
         return {"": Updates(self.batch_shapes(config), last, config.total_steps)}
+
+    def alternates(self, config: Config) -> bool:
+        """Return whether updates train different losses in turn."""
+        return False
 
     def loss_weights(self, config: Config) -> dict[str, float]:
         """Return the weight of each loss in the sum."""
@@ -216,9 +219,7 @@ class Task:
             about: What the page says about the run.
         """
         examples = self.report_examples(shown, config, report.newest_scores(history)) if shown else Examples()
-        report.write_report(
-            directory, self.report_title(config), self.metric_labels, examples, config, history, about
-        )
+        report.write_report(directory, self.report_title(config), self.metric_labels, examples, config, history, about)
         return examples
 
     # --- Weights ------------------------------------------------------------------------------------

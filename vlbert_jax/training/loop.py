@@ -189,7 +189,7 @@ class Loop:
     def _losses(self, step: int) -> tuple[str, ...]:
         """Return the losses of update `step`; explain a change, after which the total loss jumps."""
         names = self.task.active_losses(self.config, step - 1)
-        if self.losses and names != self.losses and not self.task.alternates:
+        if self.losses and names != self.losses and not self.task.alternates(self.config):
             log.info(
                 "from update %s on these losses are trained: %s; before: %s. The total loss is another sum: it jumps.",
                 f"{step:,}", ", ".join(names), ", ".join(self.losses),

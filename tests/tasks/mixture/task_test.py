@@ -20,8 +20,8 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.predictor import Predictor
 from vlbert_jax.tasks import get_task
-from vlbert_jax.tasks.mixture.schedule import counts_before, name_at, parts_of_steps
 from vlbert_jax.tasks.mixture.task import MixtureTask, _part
+from vlbert_jax.tasks.schedule import counts_before, name_at, parts_of_steps
 from vlbert_jax.training import compile_ahead, sharding
 from vlbert_jax.training.evaluate import _in_order, evaluate, evaluate_run
 from vlbert_jax.training.loop import train

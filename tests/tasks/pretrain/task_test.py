@@ -17,23 +17,19 @@ from safetensors.numpy import load_file
 from configs import pretrain as recipes
 from data_prep.build import build_scenes
 from tests.helpers import ROOT
-from tests.helpers.pretrain_case import FEATURES, shrunk
+from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, losses_and_gradients, shrunk
 from tests.helpers.report_case import report_examples
 from vlbert_jax.batch import NO_IMAGE
 from vlbert_jax.convert import main
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
-from vlbert_jax.model.visual_linguistic import region_head_is_frozen, without_image, without_words
+from vlbert_jax.model.visual_linguistic import without_image, without_words
 from vlbert_jax.tasks.losses import cross_entropy
-from vlbert_jax.tasks.pretrain import task as pretrain
-from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches
-from vlbert_jax.tasks.pretrain.losses import loss_counts, loss_sums
+from vlbert_jax.tasks.pretrain.batches import eval_batches
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.loop import train
 from vlbert_jax.training.state import create_state, open_run
 from vlbert_jax.training.step import train_step
 from vlbert_jax.visualization.metric_names import parse_metric
-
-PRETRAIN = pretrain.PretrainTask()
 
 
 @pytest.fixture(scope="module")
@@ -41,37 +37,6 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     build_scenes(folder, num_train=40, num_val=20, num_train_stories=20, num_val_stories=8, feature_width=FEATURES)
     return folder
-
-
-def first_batch(config):
-    return jax.tree.map(jnp.asarray, next(train_batches(config, 0, 0, 1)))
-
-
-def build(config):
-    return nnx.jit(lambda: PRETRAIN.build_model(config, nnx.Rngs(0)))()
-
-
-def losses_and_gradients(config, batch, model, names=None, key=None):
-    """Return each loss, and the names of the trained parameters with a nonzero gradient of it."""
-    names = names or PRETRAIN.active_losses(config, 0)
-    graphdef, trained, rest = nnx.split(
-        model, nnx.All(nnx.Param, lambda path, _: not region_head_is_frozen(path, config)), ...
-    )
-    counts = loss_counts(batch, config, names)
-
-    @jax.jit
-    @functools.partial(jax.jacrev, has_aux=True)
-    def run(trained):
-        sums, _ = loss_sums(nnx.merge(graphdef, trained, rest), batch, key, config, names)
-        losses = {name: sums[name] / counts[name] for name in names}
-        return losses, losses
-
-    gradients, losses = run(trained)
-    reached = {
-        name: {"/".join(map(str, path)) for path, v in nnx.to_flat_state(gradient) if np.any(v[...])}
-        for name, gradient in gradients.items()
-    }
-    return {name: float(value) for name, value in losses.items()}, reached
 
 
 VARIANTS = {

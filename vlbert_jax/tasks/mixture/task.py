@@ -22,7 +22,7 @@ from vlbert_jax.model.config import model_options
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks import TASKS, get_task, part_config
 from vlbert_jax.tasks.base import Task, Updates
-from vlbert_jax.tasks.mixture.schedule import counts_before, name_at, parts_of_steps
+from vlbert_jax.tasks.schedule import counts_before, name_at, parts_of_steps
 
 Config = ml_collections.ConfigDict
 HEADS = "heads"  # the parameters of the heads are HEADS/TASK/...
@@ -77,7 +77,6 @@ class MixtureTask(Task):
 
     name = "mixture"
     targets = PartTargets
-    alternates = True
 
     # --- Parts ----------------------------------------------------------------------------------------
 
@@ -146,6 +145,10 @@ class MixtureTask(Task):
             batch = _marked(task.batch_shapes(part), name)
             found[name] = Updates(batch, tuple(f"{name}_{loss}" for loss in losses), numbers[name])
         return found
+
+    def alternates(self, config) -> bool:
+        """Return True: the parts have different losses."""
+        return True
 
     def loss_weights(self, config) -> dict[str, float]:
         """Return the weight of each loss of each part."""

@@ -15,7 +15,17 @@ from vlbert_jax.data import streams
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.masking import draw_samples
 from vlbert_jax.data.records import Records, Source, open_split
-from vlbert_jax.data.streams import batch_bytes, batches_of, in_order, log_ahead, mixed, paired, per_host, stream_seed
+from vlbert_jax.data.streams import (
+    batch_bytes,
+    batches_of,
+    chosen,
+    in_order,
+    log_ahead,
+    mixed,
+    paired,
+    per_host,
+    stream_seed,
+)
 from vlbert_jax.data.tables import require_usable
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
 from vlbert_jax.tasks.pretrain.examples import (
@@ -27,6 +37,8 @@ from vlbert_jax.tasks.pretrain.examples import (
     text_example,
     text_words,
 )
+from vlbert_jax.tasks.pretrain.objectives import objective_at
+from vlbert_jax.tasks.pretrain.objectives import shares as objectives_of
 from vlbert_jax.tasks.pretrain.targets import VISUAL_LOSSES, PretrainTargets
 
 EVAL_SEED = 20_200_115  # masks of evaluation do not depend on the seed of the run
@@ -147,8 +159,8 @@ def batch_shapes(config) -> Batch:
 def train_batches(config, start_step: int, process_index: int, process_count: int) -> Iterator[Batch]:
     """Iterate without end over this process's part of global batches start_step, start_step + 1, ...
 
-    Batch k depends on the config and k alone. With `one_orientation` a batch has landscape or portrait
-    images, chosen by k, in proportion to the split.
+    Batch k depends on the config and k alone, and so does the objective that it is for (objectives.py). With
+    `one_orientation` a batch has landscape or portrait images, chosen by k, in proportion to the split.
     """
     share = _share(config, process_index, process_count)
 
@@ -157,9 +169,16 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
         return streams.shuffled(corpus.numbers, seed, corpus.example, **share, even=config.data.even_regions)
 
     parts = _captions(config, config.data.train_split, train=True)
-    batches = mixed(
-        [shuffled(part, part.layout.orientation) for part in parts], [len(part.numbers) for part in parts]
-    )
+
+    def captions(objective: str):
+        layouts = [CaptionLayout.of(config, part.layout.orientation, True, objective) for part in parts]
+        changed = [dataclasses.replace(part, layout=layout) for part, layout in zip(parts, layouts, strict=True)]
+        return mixed([shuffled(x, x.layout.orientation) for x in changed], [len(part.numbers) for part in parts])
+
+    if objectives := objectives_of(config):
+        batches = chosen({name: captions(name) for name in objectives}, lambda k: objective_at(config, k))
+    else:
+        batches = captions("")
     if config.losses.text_only:
         batches = paired(batches, shuffled(_text(config, config.data.train_split, train=True), "text"), _pair)
     nbytes = _bytes(config, process_count)

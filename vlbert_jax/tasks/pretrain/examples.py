@@ -55,14 +55,21 @@ class CaptionLayout(ImageLayout):
     num_attributes: int = 0
 
     @classmethod
-    def of(cls, config, orientation: str = "landscape", train: bool = True) -> CaptionLayout:
-        """Return the layout of a config."""
+    def of(
+        cls, config, orientation: str = "landscape", train: bool = True, objective: str = ""
+    ) -> CaptionLayout:
+        """Return the layout of a config.
+
+        With an `objective` (objectives.py) the example has the targets of this one alone: words or regions are masked,
+        or the caption may be that of another image. Its shapes are the same.
+        """
         d, losses = config.data, config.losses
+        mask_words, mask_regions = (d.mask_words, d.mask_regions) if train else (EVAL_MASKED, EVAL_MASKED)
         return cls(
             **cls.options(config, orientation, region_layout(config)),
             flip_probability=d.flip_probability if train else 0.0,  # evaluation does not mirror
-            mask_words=d.mask_words if train else EVAL_MASKED,
-            mask_regions=d.mask_regions if train else EVAL_MASKED,
+            mask_words=mask_words if objective in ("", "mlm") else 0.0,
+            mask_regions=mask_regions if objective in ("", "mrc", "regression") else 0.0,
             mask_tokens=train and d.get("mask_tokens", False),
             mask_least_one=train and d.get("mask_least_one", False),
             hidden_share=d.get("hidden_share", 0.9) if train else 0.9,
@@ -72,7 +79,8 @@ class CaptionLayout(ImageLayout):
             num_attributes=config.model.get("num_attributes", 0),
             group_words=frozenset(d.group_words),
             mrc=any(losses.get(name, False) for name in ("mrc", "regression", "features")),
-            **{name: losses[name] for name in ("mlm", "relationship")},
+            mlm=losses.mlm,
+            relationship=losses.relationship and objective in ("", "relationship"),
             sequence_length=sequence_length(config),
             text_length=text_length(config),
             num_draws=max(d.sequence_length, text_length(config)),
@@ -122,7 +130,7 @@ def caption_example(
     rows = layout.max_regions + 1
     asked, hidden = np.zeros(len(scores), bool), None
     if layout.mrc:
-        rule = layout.hidden_share, layout.mask_least_one
+        rule = layout.hidden_share, layout.mask_least_one and layout.mask_regions > 0
         asked, hidden = masking.mask_regions(draws, layout.mask_regions, *rule)
 
     own = other_caption is None or not layout.relationship or draws.relationship < 0.5
@@ -264,7 +272,7 @@ def _masked(words: list[list[int]], draws: Samples, tokenizer: Tokenizer, layout
     if layout.mask_tokens:
         cut = [[token] for word in cut for token in word]
     probability = layout.mask_words if layout.mlm else 0.0
-    return masking.mask_words(cut, draws, probability, tokenizer.mask_id, layout.mask_least_one and layout.mlm)
+    return masking.mask_words(cut, draws, probability, tokenizer.mask_id, layout.mask_least_one and probability > 0)
 
 
 def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: CaptionLayout) -> Example:

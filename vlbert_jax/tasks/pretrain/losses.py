@@ -9,6 +9,7 @@ from vlbert_jax.model.config import architecture_of
 from vlbert_jax.model.layers import split_keys
 from vlbert_jax.tasks.losses import cross_entropy, divergence, soft_cross_entropy
 from vlbert_jax.tasks.pretrain.model import PretrainingModel
+from vlbert_jax.tasks.pretrain.objectives import shares
 from vlbert_jax.tasks.pretrain.targets import VISUAL_LOSSES
 from vlbert_jax.tasks.pretrain.transport import transport_distances
 from vlbert_jax.tasks.two_stream_losses import lxmert_visual_losses
@@ -26,13 +27,11 @@ def _num_captions(batch: Batch) -> int:
     return 0 if batch.boxes is None else 1
 
 
-def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]]:
-    """Return, for each loss, the weight of each target and what the weighted sum is divided by.
+def target_masks(batch: Batch, config) -> dict[str, Bool[Array, "..."]]:
+    """Return which targets count, for each loss that the batch has targets of, but for LXMERT's losses of regions.
 
-    `config.losses.normalize`: "targets" is the mean over targets; "examples" is the mean over the targets
-    of a sequence, then over the sequences that have any (`*_LOSS_NORM_IN_BATCH_FIRST` of the official
-    code, with its 1e-4). With `config.losses.only_matched` the words and regions of an image with the caption
-    of another count in no loss. LXMERT's losses of regions are divided by the number of rows of regions.
+    With `config.losses.only_matched`, and where words and regions are learned from captions of their image alone
+    (`config.losses.ratios`), those of an image with the caption of another count in no loss.
     """
     masks = {}
     if batch.targets.mlm_mask is not None:
@@ -45,10 +44,22 @@ def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]
         masks["relationship"] = masks["transport"] = batch.region_mask.any(axis=1)
     if batch.targets.region_classes is not None:
         masks["region"] = batch.region_mask & ~batch.region_hidden & (batch.targets.region_classes >= 0)
-    if config.losses.get("only_matched", False) and batch.targets.relationship is not None:
+    only_matched = config.losses.get("only_matched", False) or bool(shares(config))
+    if only_matched and batch.targets.relationship is not None:
         matched = (batch.targets.relationship == 1)[:, None]
         for name in {"mlm_caption", "mrc", "regression"} & masks.keys():
             masks[name] = masks[name] & (matched[..., None] if name == "mlm_caption" else matched)
+    return masks
+
+
+def target_weights(batch: Batch, config, names) -> dict[str, tuple[Array, Array]]:
+    """Return, for each loss, the weight of each target and what the weighted sum is divided by.
+
+    `config.losses.normalize`: "targets" is the mean over targets; "examples" is the mean over the targets
+    of a sequence, then over the sequences that have any (`*_LOSS_NORM_IN_BATCH_FIRST` of the official
+    code, with its 1e-4). LXMERT's losses of regions are divided by the number of rows of regions.
+    """
+    masks = target_masks(batch, config)
     examples_first = _chosen(config, "normalize", "targets", "examples") == "examples"
     weights = {}
     for name in names:
@@ -153,11 +164,7 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
         losses, best = _region_class_losses(logits, targets, config)
         add("mrc", losses, logits.argmax(-1) == best, weights["mrc"])
     if "regression" in names:
-        given = jnp.take_along_axis(appearance, batch.targets.mrc_regions[..., None], axis=1, mode="clip")
-        errors = model.regressed_features(states, batch.targets.mrc_positions) - jax.lax.stop_gradient(given)
-        real = batch.targets.mrc_mask
-        squares = jnp.mean(jnp.where(real[..., None], errors, 0) ** 2, axis=-1)
-        sums["regression"] = jnp.sum(squares * weights["regression"])
+        sums["regression"] = jnp.sum(regression_errors(model, states, batch, appearance) * weights["regression"])
     if "relationship" in names:
         key_pool = None if key is None else jax.random.fold_in(key_encode, 1)
         logits = model.relationship_logits(states, key_pool, batch.token_ids)
@@ -166,10 +173,24 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     if chosen := tuple(name for name in VISUAL_LOSSES if name in names):
         sums |= visual_losses(model, states, batch, appearance, config, chosen)
     if "transport" in names:
-        ids, real, vocab_size = batch.token_ids[:, 0], batch.element_mask[:, 0], model.vocab_size
-        is_region = (ids >= vocab_size + IMG) & (ids != vocab_size + END)
-        distances = transport_distances(states[:, 0], real & (ids < vocab_size), real & is_region)
-        # Pairs that belong together come closer, and the others move apart.
-        signed = jnp.where(batch.targets.relationship == 1, distances, -distances)
-        sums["transport"] = jnp.sum(jnp.where(weights["transport"] > 0, signed, 0) * weights["transport"])
+        distances = signed_distances(model, states, batch)
+        sums["transport"] = jnp.sum(jnp.where(weights["transport"] > 0, distances, 0) * weights["transport"])
     return sums, metrics
+
+
+def regression_errors(model: PretrainingModel, states, batch: Batch, appearance) -> Float[Array, "b h"]:
+    """Return the mean squared error of the features of each hidden region, 0 where there is none."""
+    given = jnp.take_along_axis(appearance, batch.targets.mrc_regions[..., None], axis=1, mode="clip")
+    errors = model.regressed_features(states, batch.targets.mrc_positions) - jax.lax.stop_gradient(given)
+    return jnp.mean(jnp.where(batch.targets.mrc_mask[..., None], errors, 0) ** 2, axis=-1)
+
+
+def signed_distances(model: PretrainingModel, states, batch: Batch) -> Float[Array, "b"]:
+    """Return the distance of words and regions of each pair; of pairs that do not belong together its negative.
+
+    So pairs that belong together come closer, and the others move apart.
+    """
+    ids, real, vocab_size = batch.token_ids[:, 0], batch.element_mask[:, 0], model.vocab_size
+    is_region = (ids >= vocab_size + IMG) & (ids != vocab_size + END)
+    distances = transport_distances(states[:, 0], real & (ids < vocab_size), real & is_region)
+    return jnp.where(batch.targets.relationship == 1, distances, -distances)

@@ -4,27 +4,23 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
 from vlbert_jax.batch import Batch, Example
 from vlbert_jax.data.examples import orientation_of
-from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
+from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.architectures import VLBERT, Architecture
-from vlbert_jax.model.visual_linguistic import without_image, without_words
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
-from vlbert_jax.tasks.base import Task
+from vlbert_jax.tasks.base import Task, Updates
 from vlbert_jax.tasks.layouts import trunk_options
-from vlbert_jax.tasks.losses import counted, cross_entropy, soft_cross_entropy
-from vlbert_jax.tasks.pretrain import batches, losses, report
-from vlbert_jax.tasks.pretrain.examples import CaptionLayout, fill_example, word_ids
+from vlbert_jax.tasks.pretrain import batches, losses, report, scores
+from vlbert_jax.tasks.pretrain.examples import CaptionLayout, fill_example
 from vlbert_jax.tasks.pretrain.model import PretrainingModel
+from vlbert_jax.tasks.pretrain.objectives import is_unused, losses_of, numbers_of_updates, objective_at, shares
 from vlbert_jax.tasks.pretrain.predict import guess_words
 from vlbert_jax.tasks.pretrain.targets import LOSSES, VISUAL_LOSSES, PretrainTargets
-
-NUM_GROUPS = 3  # groups whose scores are reported separately
 
 
 class Filled(NamedTuple):
@@ -88,6 +84,10 @@ class PretrainTask(Task):
         if config.losses.get("transport", 0.0) and not config.losses.relationship:
             raise ValueError("config.losses.transport compares pairs: set config.losses.relationship=True as well.")
         visual = [name for name in VISUAL_LOSSES if config.losses.get(name, False)]
+        if shares(config) and visual:
+            raise ValueError(
+                f"config.losses.{visual[0]} is in no objective of config.losses.ratios: set one of both to False or 0."
+            )
         _check_streams(config, architecture, mrc, regression, visual)
         return PretrainingModel(
             encoder,
@@ -119,6 +119,8 @@ class PretrainTask(Task):
         of_region_head = path[0] == "region_classifier" or (path[0] == "fast_rcnn" and path[1] in ("backbone", "c5"))
         if set(names) == {"region"}:
             return not of_region_head
+        if is_unused(path, config, names):
+            return True
         return of_region_head and config.losses.region > 0 and "region" not in names
 
     def active_losses(self, config, step: int) -> tuple[str, ...]:
@@ -127,9 +129,13 @@ class PretrainTask(Task):
         A run from scratch may start with a phase that trains the region head alone, on its auxiliary
         loss, and then keep it fixed for a while; afterwards everything is trained.
         """
-        chosen = config.losses
         if step < config.opening.steps:
             return ("region",)
+        return self._active(config, step, objective_at(config, step))
+
+    def _active(self, config, step: int, objective: str) -> tuple[str, ...]:
+        """Return the losses of an update after the opening with this objective; "" = all."""
+        chosen = config.losses
         on = dict(
             mlm_caption=chosen.mlm,
             mlm_text=chosen.mlm and chosen.text_only,
@@ -140,7 +146,18 @@ class PretrainTask(Task):
             transport=chosen.get("transport", 0.0) > 0,
             **{name: chosen.get(name, False) for name in VISUAL_LOSSES},
         )
-        return tuple(name for name in LOSSES if on[name])
+        return losses_of(objective, tuple(name for name in LOSSES if on[name]))
+
+    def alternates(self, config) -> bool:
+        """Return whether each update trains one objective."""
+        return bool(shares(config))
+
+    def updates(self, config) -> dict[str, Updates]:
+        """Return the largest updates of each objective, where each update trains one."""
+        numbers, last = numbers_of_updates(config), config.total_steps - 1
+        batch = self.batch_shapes(config)
+        found = {name: Updates(batch, self._active(config, last, name), number) for name, number in numbers.items()}
+        return found or super().updates(config)
 
     def loss_weights(self, config) -> dict[str, float]:
         """Return the weights: 1 as in the official code, except for region classification and optimal transport."""
@@ -157,50 +174,7 @@ class PretrainTask(Task):
 
     def score(self, model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
         """Return losses and accuracies of an evaluation batch, each next to its blind baseline, as (sum, count)."""
-        vocab_size = config.model.encoder.vocab_size
-        appearance = model.appearance(batch)
-        region_states = model.region_states(batch, appearance)
-        states = model.encode(batch, region_states)
-        metrics = {}
-        kind = "text" if batch.boxes is None else "caption"
-
-        def add(name, values, mask):
-            metrics[name] = counted(values, mask)
-
-        if config.losses.mlm:
-            words_by = {"": states}
-            if kind == "caption":
-                words_by["_blind"] = model.encode(without_image(batch, vocab_size), None)
-            for suffix, element_states in words_by.items():
-                logits = model.mlm_logits(element_states, batch.targets.mlm_positions)
-                hits = logits.argmax(-1) == batch.targets.mlm_labels
-                add(f"mlm_{kind}_accuracy{suffix}", hits, batch.targets.mlm_mask)
-                add(f"mlm_{kind}_loss{suffix}", cross_entropy(logits, batch.targets.mlm_labels), batch.targets.mlm_mask)
-                if kind == "caption" and config.data.visual_words:
-                    visual = jnp.isin(batch.targets.mlm_labels, jnp.asarray(word_ids(config, config.data.visual_words)))
-                    visual &= batch.targets.mlm_mask
-                    add(f"visual_word_accuracy{suffix}", hits, visual)
-                    for count in range(1, NUM_GROUPS + 1):
-                        in_group = visual & (batch.targets.group == count)[:, None, None]
-                        add(f"visual_word_accuracy_objects_{count}{suffix}", hits, in_group)
-        if kind == "caption" and config.losses.mrc:
-            wordless = without_words(batch, *masking_ids(config))
-            best = batch.targets.mrc_targets.argmax(-1)
-            for suffix, element_states in {"": states, "_blind": model.encode(wordless, region_states)}.items():
-                logits = model.mrc_logits(element_states, batch.targets.mrc_positions)
-                add(f"mrc_accuracy{suffix}", logits.argmax(-1) == best, batch.targets.mrc_mask)
-                add(f"mrc_loss{suffix}", soft_cross_entropy(logits, batch.targets.mrc_targets), batch.targets.mrc_mask)
-        if kind == "caption" and config.losses.relationship:
-            logits = model.relationship_logits(states, None, batch.token_ids)
-            add("relationship_accuracy", logits.argmax(-1) == batch.targets.relationship, batch.region_mask.any(1))
-        if kind == "caption" and config.losses.get("objects", False):
-            hits = model.visual_predictions(states)["objects"].argmax(-1)
-            known = batch.targets.objects[:, -hits.shape[1] :]
-            add("objects_accuracy", hits == known, known >= 0)
-        if kind == "caption" and config.losses.region > 0:
-            hits = model.region_classifier(appearance).argmax(-1) == batch.targets.region_classes
-            add("region_accuracy", hits, losses.target_weights(batch, config, ("region",))["region"][0] > 0)
-        return metrics
+        return scores.score(model, batch, config)
 
     # --- Report -------------------------------------------------------------------------------------
 
