@@ -51,6 +51,7 @@ def test_no_row_of_the_campaign_differs(monkeypatch, capsys):
     assert sorted(row["seed"] for row in rows) == list(range(len(rows)))
     assert not [row for row in rows if row["rows"] or row["arrays"]]
     monkeypatch.setattr(sys, "argv", ["kills", f"--rows={len(rows)}"])
+    monkeypatch.delitem(sys.modules, "tests.faults.kills", raising=False)  # runpy warns of a module that is imported
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("tests.faults.kills", run_name="__main__")
     assert ended.value.code == 0 and f"all {len(rows)} rows are there" in capsys.readouterr().out
