@@ -7,14 +7,18 @@ import sys
 
 import pytest
 
+from tests.faults.full_disk import is_expected
+from tests.faults.fuzz import KINDS
+from tests.faults.readers import BY_NAME
 from tests.helpers import ROOT
 
+PAGE = ROOT / "docs/reliability.md"
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 def test_every_promise_has_a_test():
-    rows = [line for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("|")]
-    rows = [row for row in rows if row not in ("| promise | test |", "|---|---|")]
+    tables = re.findall(r"^\| promise \| test \|\n\|---\|---\|\n((?:\|.*\n)+)", PAGE.read_text(), re.MULTILINE)
+    rows = [row for table in tables for row in table.splitlines()]
     assert len(rows) > 20
     for row in rows:
         promise, tests = row.strip("| ").split(" | ")
@@ -24,12 +28,30 @@ def test_every_promise_has_a_test():
             assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"
 
 
+def stored(name):
+    return [json.loads(line) for line in (ROOT / f"tests/faults/{name}.jsonl").read_text().splitlines()]
+
+
+def test_the_figures_of_the_page_are_those_of_the_rows():
+    rows, page = stored("fuzz"), " ".join(PAGE.read_text().split())
+    assert not [row for row in rows if any(row[kind] for kind in KINDS)]
+    inputs, readers = sum(row["inputs"] for row in rows), {row["reader"] for row in rows}
+    assert inputs >= 100_000 and readers == set(BY_NAME)
+    assert f"{inputs:,} inputs of {len(readers)} readers" in page
+    assert f"at most {max(row['peak_mb'] for row in rows)} MB" in page
+
+    rows = stored("full_disk")
+    full = sum(row["status"] == 2 for row in rows)
+    assert all(map(is_expected, rows)) and f"in {full} of {len(rows)} the disk was full" in page
+
+
 def test_no_row_of_the_campaign_differs(monkeypatch, capsys):
     """Rows that are there are not made again."""
-    rows = [json.loads(line) for line in (ROOT / "tests/faults/results.jsonl").read_text().splitlines()]
+    rows = stored("results")
     assert sorted(row["seed"] for row in rows) == list(range(len(rows)))
     assert not [row for row in rows if row["rows"] or row["arrays"]]
     monkeypatch.setattr(sys, "argv", ["kills", f"--rows={len(rows)}"])
+    monkeypatch.delitem(sys.modules, "tests.faults.kills", raising=False)  # runpy warns of a module that is imported
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("tests.faults.kills", run_name="__main__")
     assert ended.value.code == 0 and f"all {len(rows)} rows are there" in capsys.readouterr().out

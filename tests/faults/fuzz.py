@@ -73,6 +73,7 @@ def work(names: list[str], inputs: int, seed: int, folder: pathlib.Path) -> None
     """Continue at the place that the state names."""
     state, events = State(folder / "state"), (folder / "events.jsonl").open("a", buffering=1)
     sys.dont_write_bytecode = True
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
     active: list[str] = []  # the events of an input
 
     def watch(event: str, arguments: tuple) -> None:
@@ -91,7 +92,7 @@ def work(names: list[str], inputs: int, seed: int, folder: pathlib.Path) -> None
         if first["number"] < 0:
             state.set(number=0, start=_most(), most=_most())
         seen: set[str] = set()
-        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + reader.limit_mb * 2**20, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + reader.limit_mb * 2**20, hard))
         accepted, refused = first["accepted"], first["refused"]
         for number in range(max(first["number"], 0), inputs):
             content = mutate(seeds, random.Random(f"{reader.name}/{seed}/{number}"))
@@ -112,7 +113,7 @@ def work(names: list[str], inputs: int, seed: int, folder: pathlib.Path) -> None
                     fault["file"] = str(folder / f"{reader.name}-{seed}-{number}.input")
                     pathlib.Path(fault["file"]).write_bytes(content)
                 events.write(json.dumps(fault) + "\n")
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
         now = state.get()
         row = dict(reader=reader.name, accepted=accepted, refused=refused, peak=now["most"] - now["start"])
         events.write(json.dumps(row) + "\n")

@@ -136,6 +136,18 @@ def test_a_short_pickle_takes_no_memory(content, message, tmp_path):
         load_pickle(tmp_path / "a.pkl")
 
 
+def test_a_long_name_takes_no_time(tmp_path):
+    """PyTorch would search in its message about the name for longer than 8 seconds."""
+    pytest.importorskip("torch")
+    start = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+    named = b"\x80\x02c" + b"a" * 70_000 + b"\nb\n."
+    assert "by 70,002 characters" in refused("pytorch", tmp_path, lambda _: start + named)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a/data.pkl", named)
+    assert "by 70,002 characters" in refused("pytorch", tmp_path, lambda _: packed.getvalue())
+
+
 def test_a_small_compressed_file_takes_bounded_memory(tmp_path, monkeypatch):
     with gzip.open(tmp_path / "a.doc", "wb") as file:
         file.write(b"a line\n" + bytes(text_corpus.LONGEST))

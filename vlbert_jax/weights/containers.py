@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import collections
 import difflib
+import io
 import re
 import struct
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from safetensors.numpy import load_file
 from vlbert_jax.files import json_object, read_json_object
 from vlbert_jax.weights.caffe import read_caffe
 from vlbert_jax.weights.hub import NAME, download_folder
-from vlbert_jax.weights.safe_pickle import RECONSTRUCT_SCALAR, load_pickle, pickle_arrays
+from vlbert_jax.weights.safe_pickle import RECONSTRUCT_SCALAR, check_names, load_pickle, pickle_arrays
 from vlbert_jax.weights.shipped import locate_weights, nearest_shipped, shipped_names
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
@@ -30,6 +32,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 FILE_SUFFIXES = (".safetensors", ".model", ".pt", ".pth", ".th", ".bin", ".pkl", ".caffemodel")
 CONFIG_METADATA = "vlbert_jax.config"  # key of the config in the metadata of a safetensors file
 INSTALL_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"  # the build without CUDA
+OLD_PICKLES = 5  # of PyTorch's format before 1.6: magic number, version, system, tensors, keys
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, by its specification
 
 
@@ -195,6 +198,7 @@ def _load_torch(path: Path) -> Any:
         # Given a path, torch.load would choose the format by the suffix, so it is given an open
         # file.
         with torch.serialization.safe_globals(harmless), path.open("rb") as file:
+            _check_pickles(file)
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and storage raise errors of different classes
         asked = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
@@ -202,6 +206,21 @@ def _load_torch(path: Path) -> Any:
             raise ValueError(f"{path} would run code ({asked.group(1)}) when read, which is refused") from error
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is not a PyTorch checkpoint, or it is cut short: {reason}") from error
+
+
+def _check_pickles(file: io.BufferedIOBase) -> None:
+    """Check the pickles of a PyTorch file by `check_names`, and return to its start."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    with archive.open(name) as inside:
+                        check_names(inside)
+    else:
+        file.seek(0)
+        for _ in range(OLD_PICKLES):
+            check_names(file)
+    file.seek(0)
 
 
 def _tensors_in(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+LONGEST_NAME = 1000  # characters
+
 
 def _latin1(text: str, encoding: str) -> bytes:
     """Encode a text; old pickles ask for `_codecs.encode`, which would load any codec they name."""
@@ -93,6 +95,16 @@ def _far_memo(content: bytes) -> Exception | None:
     except Exception as error:  # as below
         return error
     return None
+
+
+def check_names(file: io.BufferedIOBase) -> None:
+    """Raise UnpicklingError where the next pickle in a file names a function by a very long text.
+
+    PyTorch searches its message about such a name in a time that grows with the square of the length.
+    """
+    for opcode, name, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL" and len(name) > LONGEST_NAME:
+            raise pickle.UnpicklingError(f"it names a function by {len(name):,} characters")
 
 
 def pickle_arrays(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
