@@ -194,6 +194,7 @@ def pretraining() -> ml_collections.ConfigDict:
             feature_size=2048,  # columns of precomputed features
             num_region_classes=1601,  # 1600 + background
             num_attributes=400,  # of the detector, without "no attribute"
+            num_answers=9_500,  # to questions among the captions
             # Of the relationship: another image's caption, its own; 3 = also another image's object names, which
             # Oscar's weights have and this data does not sample.
             relationship_classes=2,
@@ -220,6 +221,8 @@ def pretraining() -> ml_collections.ConfigDict:
             objects=False,
             attributes=False,
             features=False,
+            # LXMERT: the answer to a caption that is a question, in any architecture; requires model.encoder.pooler.
+            answers=False,
             only_matched=False,  # leave out words and regions of an image with another caption (ViLBERT, Unicoder-VL)
             transport=0.0,  # weight of optimal transport of words to regions (UNITER: 0.1); requires relationship
             # Shares of the updates that train one objective each, on captions that are masked for it alone (UNITER).
@@ -249,6 +252,8 @@ def pretraining() -> ml_collections.ConfigDict:
             hide_pixels=True,  # zero hidden regions in the image; False = a learned vector replaces the feature
             max_mlm_targets=24,  # per sequence; further masked words are not scored
             max_mrc_targets=20,  # per image
+            answers="lxmert_all.json",  # the list of answers: shipped, in data_dir or elsewhere
+            answers_have_unknown=False,  # whether <unk> is one of them
             visual_words=(),  # words that only an image determines; they are scored separately
             group_words=(),  # scores are also reported by the number of these in a caption
         )

@@ -2,8 +2,8 @@
 
 All of them run on precomputed features of a caption corpus. `config.model.architecture` exchanges the model of any
 of them, with the data and the losses of the recipe. What the original code does and these recipes do not: regions of
-other images in place of hidden ones (LXMERT), questions among the captions (LXMERT, Oscar), batches by number of tokens
-(UNITER), masking of single word pieces (all but UNITER).
+other images in place of hidden ones (LXMERT), questions as captions (Oscar), batches by number of tokens (UNITER),
+masking of single word pieces (all but UNITER).
 """
 
 import ml_collections
@@ -40,10 +40,10 @@ def lxmert_base() -> ml_collections.ConfigDict:
 
         python -m vlbert_jax.main --config=configs/pretrain.py:lxmert_base --workdir=DIR
 
-    Words, matching, and for every region the detector's object and the features of hidden ones. A corpus with
-    `attribute_scores` also takes --config.losses.attributes=True. 670,000 updates of 256 pairs, about 20 epochs with
-    the questions of the official corpus. Reached by the official code after fine-tuning: VQA test-std 72.54, GQA
-    test-std 60.33, NLVR2 test-P 74.45.
+    Words, matching, and for every region the detector's object and the features of hidden ones. A corpus that was built
+    with --attributes and --answers also takes --config.losses.attributes=True --config.losses.answers=True. 670,000
+    updates of 256 pairs, about 20 epochs with the questions of the official corpus. Reached by the official code after
+    fine-tuning: VQA test-std 72.54, GQA test-std 60.33, NLVR2 test-P 74.45.
     """
     config = _from_captions("lxmert", "coco_visual_genome", text_length=20, max_regions=36)
     config.init.scratch = True

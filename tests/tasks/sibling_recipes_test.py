@@ -234,6 +234,30 @@ def test_questions_start_from_pre_training(lxmert, data_dir, caplog):
     assert "parameters of answer_head: 6 from scratch" in caplog.text
 
 
+def test_a_head_of_other_answers_is_initialized(data_dir, tmp_path, caplog):
+    """A file of pre-training has LXMERT's 9,500 answers, of which a run with 36 takes no part but its trunk."""
+    config = questions("lxmert_base", data_dir, **{"init.checkpoint": str(tmp_path / "model.safetensors")})
+    state = nnx.state(nnx.eval_shape(lambda: get_task("answer").build_model(config, nnx.Rngs(0))))
+    shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
+    table = table_of(get_architecture("lxmert"))
+    rng, official = np.random.default_rng(0), {}
+    for entry in table(shapes, 256):
+        shape = entry.to_official(entry.part(np.zeros(shapes[entry.path], np.float32))).shape
+        shape = (9_500, *shape[1:]) if entry.official.startswith("answer_head.logit_fc.3.") else shape
+        official[f"lxmert.{entry.official}"] = rng.standard_normal(shape, dtype=np.float32)
+    official |= {"cls.predictions.bias": np.zeros(256, np.float32)}  # of pre-training
+    for name in [name for name in official if ".answer_head." in name]:
+        official[name.removeprefix("lxmert.")] = official.pop(name)
+    save_file(official, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, hidden_act="gelu")))
+    with caplog.at_level(logging.INFO, "vlbert_jax"):
+        started = initial(config)
+    assert "its head has 9500 answers and that of the run 36, so it is initialized" in caplog.text
+    assert "parameters of answer_head: 6 from scratch" in caplog.text
+    words = official["lxmert.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(started["two_stream", "token_embeddings"][:256], words)
+
+
 def test_the_words_stream_starts_from_bert(data_dir, tmp_path):
     config = shrunk("vilbert_base", data_dir, **{"model.two_stream.layers": (2, 1, 1)})
     state = nnx.state(nnx.eval_shape(lambda: get_task("pretrain").build_model(config, nnx.Rngs(0))))

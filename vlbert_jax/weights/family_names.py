@@ -358,7 +358,8 @@ def original_state_dict(
     """
     if architecture.streams == 2:
         of_authors = architecture.name == "lxmert" and suffix == ".pth"
-        task = of_authors and any(name.startswith("answer_head.") for name in tensors)
+        heads = {name.split(".")[0] for name in tensors}
+        task = of_authors and "answer_head" in heads and "cls" not in heads  # in pre-training it has another name
         state = two_stream_names.official_state_dict(tensors, TWO_STREAM_MODELS[architecture.name], task)
         return {re.sub(r"^lxmert\.", "bert.", name): array for name, array in state.items()} if of_authors else state
     family = family_of(architecture)

@@ -173,6 +173,8 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, ar
         else:
             differs = _differs(field, source, source.task, task)
             tensors = family_names.without_heads(own, source.task, architecture.name) if differs else own
+            if source.task == PRETRAINING:
+                tensors = _without_other_answers(field, tensors, shapes)
         found = vlbert_names.match_tensors(tensors, shapes, vocab_size, family_names.table_of(architecture))
     except ValueError as error:
         raise ValueError(f"init.{field}: {source.path}: {error}") from error
@@ -185,6 +187,16 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, ar
     if absent:
         raise ValueError(f"init.{field}: {source.path} lacks {', '.join(absent[:8])} ({len(absent)} tensors)")
     return tensors, found
+
+
+def _without_other_answers(field: str, tensors: dict[str, np.ndarray], shapes) -> dict[str, np.ndarray]:
+    """Return LXMERT's weights of pre-training without its head of answers, where that of the run has another number."""
+    known = tensors.get("answer_head.logit_fc.3.weight")
+    wanted = shapes.get(("answer_head", "classes", "kernel"), (0,))[-1]
+    if known is None or wanted in (0, len(known)):
+        return tensors
+    log.info("init.%s: its head has %d answers and that of the run %d, so it is initialized", field, len(known), wanted)
+    return {name: array for name, array in tensors.items() if not name.startswith("answer_head.")}
 
 
 def _differs(field: str, source: Weights, other: str, task: str) -> bool:

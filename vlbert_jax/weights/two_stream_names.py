@@ -58,6 +58,7 @@ HEADS = {
         "visual_head/attributes": "obj_predict_head.decoder_dict.attr",
         "visual_head/features": "obj_predict_head.decoder_dict.feat",
         **_answers("answer_head", "answer_head.logit_fc"),
+        **_answers("question_head", "answer_head.logit_fc"),  # the same in pre-training
         **_answers("pair_head", "logit_fc"),
     },
     "vilbert": {
@@ -78,7 +79,7 @@ HEADS = {
     },
 }
 RELU_ANSWERS = _answers("answer_head", "vil_prediction.main")  # of the first ViLBERT; it has no norm
-OF_HEADS = re.compile(r"(cls|obj_predict_head|answer_head|logit_fc|vil_\w+|vision_logit|linguisic_logit)\.")
+OF_HEADS = re.compile(r"(cls|obj_predict_head|(answer|question)_head|logit_fc|vil_\w+|vision_logit|linguisic_logit)\.")
 MLM_BIAS = "cls.predictions.bias"
 TIED = {"cls.predictions.decoder.weight": WORDS, "cls.predictions.decoder.bias": MLM_BIAS}
 # In ViLBERT, row 0 of this head means that the text belongs to the image; here row 1 does.

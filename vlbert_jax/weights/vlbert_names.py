@@ -74,7 +74,7 @@ REASONS = {
     "ImageNet classifier": re.compile(r"image_feature_extractor\.backbone\.fc\."),
     "head of another task": re.compile(
         r"vlbert\.(mlm_head|mvrc_head|relationsip_head|(v_)?pooler|classifier|qa_outputs)\.|object_mask_|"
-        r"aux_text_visual_embedding\.|image_feature_extractor\.regularizing_predictor\."
+        r"question_head\.|aux_text_visual_embedding\.|image_feature_extractor\.regularizing_predictor\."
     ),
     "region head": re.compile(r"image_feature_extractor\.(backbone|roi_head_feature_extractor)\."),
 }

@@ -28,9 +28,12 @@ from vlbert_jax.data.streams import (
 )
 from vlbert_jax.data.tables import require_usable
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
+from vlbert_jax.tasks.answer.accuracy import AnswerVocabulary
+from vlbert_jax.tasks.answer.examples import answers_of
 from vlbert_jax.tasks.pretrain.examples import (
     SEQUENCE_FIELDS,
     CaptionLayout,
+    answers_of_record,
     caption_example,
     is_distribution,
     pair_shapes,
@@ -39,6 +42,7 @@ from vlbert_jax.tasks.pretrain.examples import (
 )
 from vlbert_jax.tasks.pretrain.objectives import objective_at
 from vlbert_jax.tasks.pretrain.objectives import shares as objectives_of
+from vlbert_jax.tasks.pretrain.questions import sampled_answer
 from vlbert_jax.tasks.pretrain.targets import VISUAL_LOSSES, PretrainTargets
 
 EVAL_SEED = 20_200_115  # masks of evaluation do not depend on the seed of the run
@@ -52,6 +56,7 @@ class _Corpus:
     numbers: range
     tokenizer: Tokenizer
     layout: CaptionLayout
+    answers: AnswerVocabulary | None = None  # where questions are learned
     eval_stream: ClassVar[str]  # name of the random stream of evaluation; another name changes every score
 
     def example(self, number: int, rng: np.random.Generator) -> Example:
@@ -73,7 +78,7 @@ class _Captions(_Corpus):
             # Any record but this one; the whole record is read, although only its caption is used.
             other = int(draws.other * (len(self.records) - 1))
             other = self.records[other + (other >= number)]["caption"]
-        return caption_example(record, draws, self.tokenizer, self.layout, other)
+        return caption_example(record, draws, self.tokenizer, self.layout, other, self.answers)
 
 
 class _Text(_Corpus):
@@ -96,11 +101,12 @@ def _captions(config, split: str, train: bool) -> list[_Captions]:
     if not len(records):
         raise ValueError(f"{d.captions} has neither {split}_landscape nor {split}_portrait")
     _check_captions(config, records, split)
+    answers = answers_of(config) if config.losses.get("answers", False) else None
     parts = {"landscape": range(edge), "portrait": range(edge, len(records))}
     if is_precomputed(config) or not d.one_orientation:
         parts = {"square": range(len(records))}
     return [
-        _Captions(records, numbers, tokenizer_of(config), CaptionLayout.of(config, orientation, train))
+        _Captions(records, numbers, tokenizer_of(config), CaptionLayout.of(config, orientation, train), answers)
         for orientation, numbers in parts.items()
         if numbers
     ]
@@ -115,6 +121,15 @@ def _check_captions(config, records: Source, split: str) -> None:
     if any(losses.get(name, False) for name in ("mrc", "region", "regression", *VISUAL_LOSSES)):
         missing, remedy = f"records of {split} in {d.captions} has a region", "Build it again with regions."
         require_usable(records, lambda record: len(record["boxes"]) > 0, missing, remedy)
+    if losses.get("answers", False):
+        known, place = answers_of(config), config.data.answers
+        missing = f"question of {split} in {d.captions} has an answer of {place}"
+
+        def is_usable(record: dict) -> bool:
+            return sampled_answer(*answers_of_record(record), known, 0.0) >= 0
+
+        remedy = "Choose the list of these answers, or set config.losses.answers=False."
+        require_usable(records, is_usable, missing, remedy)
     if losses.get("mrc", True) or losses.get("region", 0) or losses.get("objects", False):
         missing = f"records of {split} in {d.captions} has class scores that sum to 1, the targets of regions"
         remedy = "Extract regions with a detector of classes, or set config.losses.mrc=False (region=0, objects=False)."

@@ -18,7 +18,9 @@ from vlbert_jax.data.examples import ImageLayout, check_width, image_fields, ima
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
+from vlbert_jax.tasks.answer.accuracy import AnswerVocabulary
 from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
+from vlbert_jax.tasks.pretrain.questions import sampled_answer
 
 EVAL_MASKED = 0.15  # share of words and of regions that evaluation masks, whatever training does
 # Fields with an axis n, which a caption and its text-only partner share.
@@ -53,6 +55,7 @@ class CaptionLayout(ImageLayout):
     objects: bool = False
     attributes: bool = False
     num_attributes: int = 0
+    answers: bool = False
 
     @classmethod
     def of(
@@ -75,7 +78,7 @@ class CaptionLayout(ImageLayout):
             hidden_share=d.get("hidden_share", 0.9) if train else 0.9,
             num_classes=config.model.num_region_classes,
             region_classes=losses.region > 0,
-            **{name: losses.get(name, False) for name in ("objects", "attributes")},
+            **{name: losses.get(name, False) for name in ("objects", "attributes", "answers")},
             num_attributes=config.model.get("num_attributes", 0),
             group_words=frozenset(d.group_words),
             mrc=any(losses.get(name, False) for name in ("mrc", "regression", "features")),
@@ -105,6 +108,7 @@ def caption_example(
     tokenizer: Tokenizer,
     layout: CaptionLayout,
     other_caption: Sequence[str] | None = None,
+    vocabulary: AnswerVocabulary | None = None,
 ) -> Example:
     """Return an image with its caption, or with `other_caption` where the relationship is sampled as wrong; n = 1.
 
@@ -119,9 +123,10 @@ def caption_example(
         tokenizer: Tokenizer of the run.
         layout: Shapes and options.
         other_caption: Caption of another record.
+        vocabulary: Answers by number, where `layout.answers`.
 
     Raises:
-        ValueError: Classes or features differ in number from the config.
+        ValueError: Classes or features differ in number from the config, or the records lack a field.
     """
     scores = record["class_scores"]  # perhaps float16; converting all of it takes a millisecond
     if not scores.size:  # the regions are a grid, whose classes nobody knows
@@ -164,11 +169,24 @@ def caption_example(
         example |= _best("object", scores[: kept - 1, 1:], rows)  # without the background
     if layout.attributes:
         if "attribute_scores" not in record:
-            raise ValueError("config.losses.attributes is True, but the records have no attribute_scores.")
+            remedy = "build them with --attributes"
+            raise ValueError(f"config.losses.attributes is True, but the records have no attribute_scores: {remedy}.")
         given = record["attribute_scores"]
         check_width("attribute scores", given, "num_attributes", layout.num_attributes)
         example |= _best("attribute", given[: kept - 1], rows)
+    if layout.answers:
+        answer = -1
+        if own and vocabulary is not None:  # then no other record is chosen, so its random number is free
+            answer = sampled_answer(*answers_of_record(record), vocabulary, draws.other)
+        example["answer"] = np.int32(answer)
     return example
+
+
+def answers_of_record(record: dict) -> tuple[Sequence[str], Sequence[float]]:
+    """Return the answers of a record and their scores; raise ValueError where the records have no such fields."""
+    if "answers" not in record:
+        raise ValueError("config.losses.answers is True, but the records have no answers: build them with --answers.")
+    return record["answers"], record["answer_scores"].tolist()
 
 
 def _best(name: str, scores: Float[np.ndarray, "k c"], rows: int) -> Example:
@@ -236,6 +254,8 @@ def pair_shapes(config) -> Shapes:
         shapes["mrc_targets"] = (k, layout.num_classes), np.float32
     if layout.region_classes:
         shapes["region_classes"] = (rows,), np.int32
+    if layout.answers:
+        shapes["answer"] = (), np.int32
     for name in (name for name in ("object", "attribute") if getattr(layout, f"{name}s")):
         shapes |= {f"{name}s": ((rows,), np.int32), f"{name}_scores": ((rows,), np.float32)}
     return shapes

@@ -42,6 +42,8 @@ def target_masks(batch: Batch, config) -> dict[str, Bool[Array, "..."]]:
         masks["mrc"] = masks["regression"] = batch.targets.mrc_mask
     if batch.targets.relationship is not None:
         masks["relationship"] = masks["transport"] = batch.region_mask.any(axis=1)
+    if batch.targets.answer is not None:
+        masks["answers"] = batch.targets.answer >= 0
     if batch.targets.region_classes is not None:
         masks["region"] = batch.region_mask & ~batch.region_hidden & (batch.targets.region_classes >= 0)
     only_matched = config.losses.get("only_matched", False) or bool(shares(config))
@@ -165,8 +167,11 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
         add("mrc", losses, logits.argmax(-1) == best, weights["mrc"])
     if "regression" in names:
         sums["regression"] = jnp.sum(regression_errors(model, states, batch, appearance) * weights["regression"])
+    key_pool = None if key is None else jax.random.fold_in(key_encode, 1)
+    if "answers" in names:
+        logits, answers = model.question_logits(states, key_pool, batch.token_ids), jnp.maximum(batch.targets.answer, 0)
+        add("answers", cross_entropy(logits, answers), logits.argmax(-1) == answers, weights["answers"])
     if "relationship" in names:
-        key_pool = None if key is None else jax.random.fold_in(key_encode, 1)
         logits = model.relationship_logits(states, key_pool, batch.token_ids)
         hits = logits.argmax(-1) == batch.targets.relationship
         add("relationship", cross_entropy(logits, batch.targets.relationship), hits, weights["relationship"])

@@ -47,15 +47,18 @@ class PretrainingModel(VisualLinguisticModel):
         region_classifier: bool = False,
         regression: bool = False,
         num_attributes: int = 0,
+        num_answers: int = 0,
         rngs: nnx.Rngs,
     ):
         """Build the trunk and the heads of the chosen losses.
 
         In two streams regression has a head of its own, which is that of the region classes with other columns
-        (ViLBERT), and `num_attributes` > 0 adds LXMERT's head of objects, attributes and appearance.
+        (ViLBERT), and `num_attributes` > 0 adds LXMERT's head of objects, attributes and appearance. `num_answers` > 0
+        adds its head of answers to the questions among the captions.
         """
-        if relationship and not encoder.pooler:
-            raise ValueError("the relationship loss reads the pooler: set model.encoder.pooler=True with it")
+        if (relationship or num_answers) and not encoder.pooler:
+            which = "relationship" if relationship else "answers"
+            raise ValueError(f"the {which} loss reads the pooler: set model.encoder.pooler=True with it")
         super().__init__(encoder, region_head, rngs)
         text, visual = encoder.encoder_config("text"), encoder.encoder_config("visual")
         two_streams, feature_size = self.two_stream is not None, self.fast_rcnn.feature_size
@@ -66,6 +69,8 @@ class PretrainingModel(VisualLinguisticModel):
         self.mrc_head = PredictionHead(visual, columns, rngs, norm=norm) if mrc else None
         sizes = encoder.pool_size, relationship_classes
         self.relationship_head = dense(*sizes, ("embed", None), text, rngs) if relationship else None
+        options = dict(norm=True, inputs=encoder.pool_size, hidden=2 * encoder.pool_size, dropout_rate=0.0)
+        self.question_head = PredictionHead(text, num_answers, rngs, **options) if num_answers else None
         classifier = (
             dense(feature_size, num_region_classes, ("feature", None), text, rngs) if region_classifier else None
         )
@@ -75,7 +80,7 @@ class PretrainingModel(VisualLinguisticModel):
         objects = TwoStreamHeads(objects=num_region_classes - 1, attributes=num_attributes, features=feature_size)
         self.visual_head = VisualHead(visual, objects, rngs) if num_attributes else None
         if isinstance(encoder, TwoStreamConfig) and not (self.mrc_head or self.visual_head):
-            self.wanted = encoder.pooled_streams if relationship else ("text",)
+            self.wanted = encoder.pooled_streams if relationship or num_answers else ("text",)
 
     def encode(self, batch: Batch, region_states, key=None, wanted=None):
         """Return the states of all elements; in two streams, only the first sequence of an example sees its image."""
@@ -105,6 +110,12 @@ class PretrainingModel(VisualLinguisticModel):
     def visual_predictions(self, states: TwoStreamStates) -> dict[str, Float[Array, "b r c"]]:
         """Return LXMERT's predictions for all regions of the first sequence: objects, attributes, features."""
         return self.visual_head(states.visual[:, 0])
+
+    def question_logits(
+        self, states, key=None, token_ids: Int[Array, "b n s"] | None = None
+    ) -> Float[Array, "b answers"]:
+        """Return a logit per answer to a question among the captions."""
+        return self.question_head(self.pooled(states, key, token_ids))
 
     def relationship_logits(
         self, states, key=None, token_ids: Int[Array, "b n s"] | None = None

@@ -53,6 +53,10 @@ def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Arra
     if losses.relationship:
         logits = model.relationship_logits(states, None, batch.token_ids)
         add("relationship_accuracy", logits.argmax(-1) == targets.relationship, masks["relationship"])
+    if losses.get("answers", False):
+        logits = model.question_logits(states, None, batch.token_ids)
+        add("answers_accuracy", logits.argmax(-1) == targets.answer, masks["answers"])
+        add("answers_loss", cross_entropy(logits, jnp.maximum(targets.answer, 0)), masks["answers"])
     if losses.get("regression", False):
         add("regression_loss", regression_errors(model, states, batch, appearance), masks["regression"])
     if losses.get("transport", 0.0):

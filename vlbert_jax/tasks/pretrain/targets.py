@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 from vlbert_jax.batch import Arrays, padding
 
 VISUAL_LOSSES = ("objects", "attributes", "features")  # of LXMERT's head of regions
-LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region", "regression", "transport", *VISUAL_LOSSES)
+LOSSES = ("mlm_caption", "mlm_text", "mrc", "relationship", "region", "regression", "transport")
+LOSSES = (*LOSSES, *VISUAL_LOSSES, "answers")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,4 +33,5 @@ class PretrainTargets(Arrays):
     object_scores: Float[Array | np.ndarray, "b r"] | None = padding(0, default=None)
     attributes: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)
     attribute_scores: Float[Array | np.ndarray, "b r"] | None = padding(0, default=None)
+    answer: Int[Array | np.ndarray, "b"] | None = padding(-1, default=None)  # of a question; -1 = none
     group: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # objects in the scene: scores by group

@@ -12,6 +12,7 @@ from vlbert_jax.batch import Batch, Example
 from vlbert_jax.data.examples import orientation_of
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.architectures import VLBERT, Architecture
+from vlbert_jax.tasks.answer.task import LXMERT_ANSWERS
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
 from vlbert_jax.tasks.base import Task, Updates
 from vlbert_jax.tasks.layouts import trunk_options
@@ -84,9 +85,9 @@ class PretrainTask(Task):
         if config.losses.get("transport", 0.0) and not config.losses.relationship:
             raise ValueError("config.losses.transport compares pairs: set config.losses.relationship=True as well.")
         visual = [name for name in VISUAL_LOSSES if config.losses.get(name, False)]
-        if shares(config) and visual:
+        if shares(config) and (others := [*visual, *["answers"] * config.losses.get("answers", False)]):
             raise ValueError(
-                f"config.losses.{visual[0]} is in no objective of config.losses.ratios: set one of both to False or 0."
+                f"config.losses.{others[0]} is in no objective of config.losses.ratios: set one of both to False or 0."
             )
         _check_streams(config, architecture, mrc, regression, visual)
         return PretrainingModel(
@@ -99,6 +100,7 @@ class PretrainTask(Task):
             region_classifier=config.losses.region > 0,
             regression=regression,
             num_attributes=config.model.num_attributes if visual else 0,
+            num_answers=config.model.num_answers if config.losses.get("answers", False) else 0,
             rngs=rngs,
         )
 
@@ -144,7 +146,7 @@ class PretrainTask(Task):
             region=chosen.region > 0 and step >= chosen.region_fixed_until,
             regression=chosen.get("regression", False),
             transport=chosen.get("transport", 0.0) > 0,
-            **{name: chosen.get(name, False) for name in VISUAL_LOSSES},
+            **{name: chosen.get(name, False) for name in (*VISUAL_LOSSES, "answers")},
         )
         return losses_of(objective, tuple(name for name in LOSSES if on[name]))
 
@@ -190,6 +192,8 @@ class PretrainTask(Task):
         "region_accuracy": "visible regions classified by the region head",
         "region_loss": "loss of visible regions (region head)",
         "relationship_accuracy": "whether caption and image belong together",
+        "answers_accuracy": "questions among the captions",
+        "answers_loss": "loss of the answers to these questions",
         "relationship_loss": "loss of caption and image belonging together",
         "regression_loss": "loss of the features of hidden regions",
         "transport_loss": "loss of the alignment of words and regions",
@@ -228,6 +232,9 @@ class PretrainTask(Task):
         "mrc_head/norm": "vlbert.mvrc_head.transform.LayerNorm",  # where the architecture has it
         "mrc_head/classes": "vlbert.mvrc_head.region_cls_pred",
         "relationship_head": "vlbert.relationsip_head.caption_image_relationship",  # the spelling of the official code
+        "question_head/transform": "question_head.logit_fc.0",  # names of LXMERT; VL-BERT has no such head
+        "question_head/norm": "question_head.logit_fc.2",
+        "question_head/classes": "question_head.logit_fc.3",
         "region_classifier": "image_feature_extractor.regularizing_predictor",
     }
     _of_bert = {
@@ -346,6 +353,7 @@ def _two_stream_fields(shapes) -> dict:
     def rows(module: str) -> int:
         return shapes.get(f"{module}.weight", (0,))[0]
 
+    answers = rows("answer_head.logit_fc.3")
     objects, classes = rows("obj_predict_head.decoder_dict.obj"), rows("cls.imagePredictions.decoder")
     lxmert = "encoder.visn_fc.visn_fc.weight" in shapes
     return {
@@ -354,6 +362,10 @@ def _two_stream_fields(shapes) -> dict:
         "losses.text_only": False,
         **dict.fromkeys((f"losses.{name}" for name in VISUAL_LOSSES), bool(objects)),
         "model.num_region_classes": objects + 1 if objects else classes or 1601,
+        "losses.answers": bool(answers),
+        "model.num_answers": answers,
+        "data.answers": LXMERT_ANSWERS.get(answers, ""),
+        "data.answers_have_unknown": False,
         "model.num_attributes": rows("obj_predict_head.decoder_dict.attr"),
         "data.max_regions": 36 if lxmert else 100,
         "data.sequence_length": 64,
