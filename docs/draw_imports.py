@@ -26,6 +26,7 @@ LEVELS: tuple[dict[str, str], ...] = (
     {
         "data": "records, streams, tokenizer, masking, packing",
         "visualization": "report and attention pages, drawing",
+        "storage": "runs and weights in buckets",
     },
     {"model": "encoder, embeddings, region head (ResNet, RoIAlign)"},
     {"tasks": "one folder per task: sequence, head, loss, score"},

@@ -13,14 +13,15 @@ from tests.helpers import GOLDEN, ROOT
 FOLDERS = ("vlbert_jax", "configs", "data_prep")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
-GROUND = {"batch", "geometry", "files", "compiled", "command"}
+GROUND = {"batch", "geometry", "files", "compiled", "command", "storage"}
 # The packages and modules of vlbert_jax that each package or module may import, besides itself.
 MAY_IMPORT = {
     "batch": set(),
     "geometry": set(),
     "files": set(),
     "compiled": set(),
-    "command": set(),
+    "command": {"files"},
+    "storage": {"files", "compiled"},
     "data": GROUND,
     "visualization": GROUND,
     "model": GROUND,
@@ -50,6 +51,7 @@ NEVER = {
     "files": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
     "compiled": {"jax", "flax"},
     "command": {"jax", "flax"},
+    "storage": {"jax", "flax", "grain", "tensorflow_datasets", "ml_collections"},
     "data": {"flax", "optax", "orbax"},
     "visualization": {"jax", "flax"},
     "model": {"grain", "tensorflow_datasets", "transformers", "tokenizers", "ml_collections"},

@@ -114,7 +114,9 @@ def one_line(error: Exception) -> str:
     message = str(error)
     if isinstance(error, OSError) and error.errno in WRONG_PATH and error.filename and not error.filename2:
         message = f"{os.fsdecode(error.filename)}: {error.strerror}; check this path and its permissions"
-    message = " ".join(message.split())
+    from vlbert_jax.files import with_addresses
+
+    message = " ".join(with_addresses(message).split())
     if len(message) > LONGEST:  # the place is at the start, the remedy at the end
         message = f"{message[: LONGEST - 303]} ... {message[-298:]}"
     return message

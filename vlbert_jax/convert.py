@@ -12,7 +12,8 @@ SOURCE is detected by its content:
               detectron2 .pkl, Hugging Face's frcnn, folder or hub name; objects_vocab.txt and
               attributes_vocab.txt are next to it or in --lists
   vlbert_jax  a workdir, one checkpoint in it, a folder that this tool wrote, hf:USER/NAME of the
-              Hugging Face hub, or a model that ships with the package, such as demo-pretrain
+              Hugging Face hub, an address of these (gs://, s3://), or a model that ships with the
+              package, such as demo-pretrain
 TARGET is chosen by its suffix or by --format:
   DIR              orbax: a complete model of --task, for --config.init.checkpoint; parameters that
                    the source lacks are initialized. With --task=detector: the detector with its

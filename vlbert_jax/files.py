@@ -22,8 +22,27 @@ def user_path(text: str) -> str:
 
 
 def user_file(text: str) -> Path:
-    """Return `user_path` as a Path."""
+    """Return `user_path` as a Path, for the parsers of commands. Raise ArgumentTypeError for an address."""
+    if is_address(text):
+        import argparse
+
+        raise argparse.ArgumentTypeError(f"{text} is an address; give a file or folder, and copy it from there")
     return Path(user_path(text))
+
+
+def is_address(path: str | os.PathLike) -> bool:
+    """Return whether a path is an address with a scheme, such as gs://bucket/run."""
+    return "://" in os.fspath(path)
+
+
+COPIES: dict[str, str] = {}  # folder on local disk -> the address of which it is a copy
+
+
+def with_addresses(text: str) -> str:
+    """Return a text with the addresses in place of the folders that are copies of them (vlbert_jax/storage)."""
+    for folder, address in COPIES.items():
+        text = text.replace(folder, address)
+    return text
 
 
 def user_paths(text: str) -> str:

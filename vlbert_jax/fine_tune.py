@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from vlbert_jax.compiled import keep_programs
-from vlbert_jax.files import user_path
+from vlbert_jax.files import is_address, user_path
 from vlbert_jax.main import import_builder, run
 from vlbert_jax.prediction.predictor import Predictor, load
 
@@ -43,6 +43,8 @@ def fine_tune(
     Raises:
         ValueError: Something is wrong with the data or a field; the message is one line.
     """
+    if is_address(str(workdir)):
+        raise ValueError(f"{workdir} is an address; `fine_tune` builds records, so give a folder")
     workdir = pathlib.Path(user_path(str(workdir)))
     options = {name: overrides.pop(name) for name in DATA if name in overrides}
     for name in ("images", "regions", "detector"):
@@ -64,7 +66,7 @@ def fine_tune(
     command = parse_command(["fine_tune", recipe, f"--workdir={workdir}", *flags])
     keep_programs()
     with jax.default_prng_impl(command.config.prng_impl):
-        run(command.config, command.workdir, command.mode)
+        run(command.config, workdir, command.mode)
     predictor = load(workdir, detector=options.get("detector"))
     predictor.scores = best_scores(workdir, command.config.best_metric)
     return predictor

@@ -4,7 +4,8 @@ python -m vlbert_jax.main --config=RECIPE[:VARIANT] [--workdir=DIR] [--mode=trai
     [--config.FIELD=VALUE ...] [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 RECIPE is the name of a recipe of the package or the path of a file such as
-configs/pretrain.py. DIR defaults to workdirs/RECIPE_VARIANT. The same command continues an interrupted run.
+configs/pretrain.py. DIR is a folder, or an address (gs://, s3://) for a run of one process, and defaults to
+workdirs/RECIPE_VARIANT. The same command continues an interrupted run.
 --mode=evaluate scores the run, or --config.init.checkpoint, on config.data.eval_split; the predictions of a task are
 written to DIR/predictions. --mode=compile needs neither the data nor the accelerators:
 --config.topology=v5e:16x16 prints memory, collectives and the predicted time. Several processes find each other under
@@ -171,9 +172,11 @@ def _run_command(argv: list[str]) -> int:
         keep_programs()
     import jax
 
-    from vlbert_jax.files import disk_full
+    from vlbert_jax.files import disk_full, is_address
+    from vlbert_jax.storage.workdir import local_workdir
     from vlbert_jax.training import hosts
     from vlbert_jax.training.preemption import Stopped
+    from vlbert_jax.weights.checksums import damage_of
 
     importlib.import_module("vlbert_jax.training.loop")  # all that is slow to import
     catch_ctrl_c()
@@ -186,9 +189,14 @@ def _run_command(argv: list[str]) -> int:
 
             return compile_ahead.run(config, get_task(config.task))
         hosts.join(*place)
-        with disk_full(workdir):  # rows, events and the report, too
-            run(config, workdir, mode)
-            return hosts.leave(0)
+        if is_address(workdir) and jax.process_count() > 1:
+            raise ValueError(
+                f"{workdir}: the processes of a run need a folder that all share; mount the bucket and give that path "
+                "(launch/README.md, Storage)"
+            )
+        with local_workdir(workdir, mode == "train", damage_of) as folder, disk_full(folder):  # rows and events, too
+            run(config, folder, mode)
+        return hosts.leave(0)
     except Stopped as stopped:
         logging.getLogger("vlbert_jax").warning("asked to stop: %s", stopped)
         return hosts.leave(stopped.status)

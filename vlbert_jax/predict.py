@@ -3,10 +3,10 @@
     python -m vlbert_jax.predict --checkpoint=PATH --image=photo.jpg [--image=...] TEXTS [options]
 
 PATH is a workdir, one checkpoint in it, any weights that `python -m vlbert_jax.convert` reads, hf:USER/NAME
-of the Hugging Face hub, or the name of a small demonstration model that ships with the package;
---checkpoint below lists them. TEXTS are questions, expressions or captions, as the task of the model
-requires; see the options. Without a text the command prints the regions, and needs no checkpoint. Each
-text is asked of every image.
+of the Hugging Face hub, an address of these (gs://, s3://), or the name of a small demonstration model that
+ships with the package; --checkpoint below lists them. TEXTS are questions, expressions or captions, as the
+task of the model requires; see the options. Without a text the command prints the regions, and needs no
+checkpoint. Each text is asked of every image.
 --image takes files, folders, patterns ("*.jpg", quoted or expanded by the shell), and http or https
 addresses. @FILE in place of a text stands for the lines of a UTF-8 file, as in
 --question @questions.txt; @@ begins a text with @.

@@ -11,7 +11,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from vlbert_jax.files import read_json_object, user_path
+from vlbert_jax.files import is_address, read_json_object, user_path
 from vlbert_jax.training.recipes import checkout_importable, with_recipe_paths
 from vlbert_jax.weights.stored_config import flat_config, upgraded
 
@@ -108,7 +108,7 @@ class Command(NamedTuple):
     """What the flags of the command say."""
 
     config: ml_collections.ConfigDict
-    workdir: pathlib.Path
+    workdir: pathlib.Path | str  # folder, or an address
     mode: str  # train | evaluate | compile
     place: tuple  # arguments of `hosts.join`
     print_config: bool
@@ -130,12 +130,20 @@ def parse_command(argv: list[str]) -> Command:
     recipe = pathlib.Path(named.replace(".py:", "_"))
     workdir = user_path(values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}")
     expand_paths(values.config)
-    for path in (workdir, values.config.data.data_dir):
-        if "://" in path:
-            raise ValueError(f"{path} is not a folder; mount the bucket and give that path (launch/README.md, Storage)")
+    if is_address(workdir):
+        from vlbert_jax.storage.bucket import check_address  # folders need nothing of it
+
+        check_address(workdir)
+    for name, path in values.config.data.items():
+        if isinstance(path, str) and is_address(path):
+            raise ValueError(
+                f"config.data.{name}={path} is an address, from which data are not read; copy the files to a disk, or "
+                "mount the bucket and give that path (launch/README.md, Storage)"
+            )
     place = values.coordinator, values.num_processes, values.process_id
     check_config(values.config)
-    return Command(values.config, pathlib.Path(workdir), values.mode, place, values.print_config)
+    workdir = workdir if is_address(workdir) else pathlib.Path(workdir)
+    return Command(values.config, workdir, values.mode, place, values.print_config)
 
 
 def _parse_flags(argv: list[str]) -> flags.FlagValues:

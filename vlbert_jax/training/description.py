@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from vlbert_jax.files import atomic_write, read_json_object
+from vlbert_jax.files import atomic_write, read_json_object, with_addresses
 from vlbert_jax.training.logs import readable_seconds
 from vlbert_jax.weights.stored_config import SCHEMA
 
@@ -114,7 +114,7 @@ def facts_of(workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> dict[s
         "machine": about.get("machine", ""),
         "devices": devices + (f", {hosts} processes" if hosts > 1 else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in about.get("packages", {}).items()),
-        "workdir": str(workdir),
+        "workdir": with_addresses(str(workdir)),
     }
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import tqdm
 
+from vlbert_jax.files import with_addresses
+
 LOGGER = logging.getLogger("vlbert_jax")
 EARLY_LINES = 10_000  # of the log before WORKDIR/log.txt is opened; they are kept in memory
 
@@ -26,10 +28,10 @@ class TerminalHandler(logging.StreamHandler):
 
 
 class _OneLine(logging.Formatter):
-    """A formatter of warnings without the line of source code that Python appends to them."""
+    """A formatter of warnings without the line of source code that Python appends to them, and with addresses."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = with_addresses(super().format(record))
         return text.rstrip().splitlines()[0] if record.name == "py.warnings" and text.strip() else text
 
 

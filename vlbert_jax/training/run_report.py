@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from vlbert_jax.files import with_addresses
 from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.tasks.base import About, Task
 from vlbert_jax.training import metrics, sharding
@@ -82,7 +83,7 @@ def about_run(
     config: ml_collections.ConfigDict, task: Task, workdir: pathlib.Path, step: int, history: list[dict]
 ) -> About:
     """Return what the page says about the run at `step`."""
-    facts, path = facts_of(workdir, history), shlex.quote(str(workdir))
+    facts, path = facts_of(workdir, history), shlex.quote(with_addresses(str(workdir)))
     patience = patience_of(config, history)
     done = step >= config.total_steps or patience.ended
     data = ", ".join(str(config.data[name]) for name in ("captions", "text", "texts", "images") if name in config.data)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from vlbert_jax.files import is_address
+from vlbert_jax.weights.checksums import damage_of
 from vlbert_jax.weights.hub import PREFIX, download_folder
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -27,12 +29,17 @@ def locate_weights(given: str | Path) -> Path:
     """Return the path of weights that a user gives: that of a shipped model where only its name fits.
 
     Args:
-        given: A path, the name of a shipped model, or hf:USER/NAME, which is downloaded. What lies at the path
-            comes first.
+        given: A path, the name of a shipped model, or hf:USER/NAME or an address (gs://, s3://), which is downloaded.
+            What lies at the path comes first.
 
     Raises:
-        FileNotFoundError: The Hugging Face hub has no such model, or it cannot be reached.
+        FileNotFoundError: The Hugging Face hub has no such model, or it cannot be reached; nothing is at the address.
+        StorageError, ValueError: The address cannot be read or used.
     """
+    if is_address(given):
+        from vlbert_jax.storage.inputs import local_copy  # folders need nothing of it
+
+        return local_copy(str(given), damage_of)
     path = Path(given)
     if str(given).startswith(PREFIX) and not path.exists():
         return download_folder(str(given).removeprefix(PREFIX))
