@@ -29,7 +29,7 @@ from vlbert_jax.data.tables import Split  # noqa: E402
 from vlbert_jax.files import user_file, user_path  # noqa: E402
 from vlbert_jax.tasks import get_task  # noqa: E402
 from vlbert_jax.tasks.answer import accuracy  # noqa: E402
-from vlbert_jax.tasks.answer.examples import answers_of  # noqa: E402
+from vlbert_jax.tasks.answer_lists import answers_of  # noqa: E402
 from vlbert_jax.tasks.match.batches import Candidates, candidates_of  # noqa: E402
 from vlbert_jax.tasks.match.recall import AT  # noqa: E402
 from vlbert_jax.tasks.region import task as region_task  # noqa: E402

@@ -19,6 +19,7 @@ FIXED_NAMES = (
     "losses.normalise",  # a field in the configs of existing runs
     "normalise.json",  # a recording of the official code
     '"normalise"',  # the same field without its group
+    '"grey"',  # an answer of annotators, which LXMERT spells in another way
 )
 
 

@@ -17,7 +17,7 @@ from data_prep.manifest import SourceError
 from data_prep.vqa_files import SPLITS, Question, VQADownload, covered_answers, frequent_answers, write_answers
 from tests.helpers.golden_folders import golden_folders
 from tests.helpers.vqa_case import FOLDER, Download, annotation, jpeg, put, read_all, zip_folder
-from vlbert_jax.tasks.answer import accuracy
+from vlbert_jax.tasks import answer_lists
 
 VARIANTS = {path.name: path / "data/coco" for folder in golden_folders("data") for path in sorted(folder.glob("vqa_*"))}
 
@@ -183,9 +183,9 @@ def test_every_frequent_answer_is_found_by_the_official_parser(answers, size):
     questions = [Question(1, 1, "", tuple(answers))]
     entries = frequent_answers(questions, size)
     share, _ = covered_answers(questions, entries)
-    read = [accuracy.vocabulary_entry(line.lower().strip()) for line in io.StringIO("\n".join(entries))]
+    read = [answer_lists.vocabulary_entry(line.lower().strip()) for line in io.StringIO("\n".join(entries))]
     assert read == entries and len(set(entries)) == len(entries) <= size
-    vocabulary = accuracy.AnswerVocabulary(read)
+    vocabulary = answer_lists.AnswerVocabulary(read)
     found = sum(vocabulary.number(answer) != vocabulary.unknown for answer in answers)
     assert share * max(1, len(answers)) == pytest.approx(found)
 
@@ -203,7 +203,7 @@ def test_answer_files(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "3 answers, which cover 73.3% of the annotators' answers of train (100.0% of the questions" in printed
     assert "answers_vqa.txt, which cover 40.0% of the annotators' answers of train (66.7% of the questions" in printed
-    assert accuracy.load_answers(made["answers"]).entries == ("<unk>", "yes", "red")
+    assert answer_lists.load_answers(made["answers"]).entries == ("<unk>", "yes", "red")
     assert build.run_vqa(root, tmp_path / "out", "made", features=True, answers=3) == made
     put(root / "vqa/answers_vqa.txt", "yes\nno\n")
     with pytest.raises(SourceError, match="answers_vqa.txt: the file lacks the line <unk>"):

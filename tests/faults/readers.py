@@ -266,7 +266,7 @@ def object_names(path: Path) -> None:
 @reader("answers", "answers.txt", lambda _: [b"yes\nno\n<unk>\n2.5\n"])
 @reader("answers_json", "answers.json", lambda _: [b'["yes", "no", "caf\\u00e9"]', b'{"yes": 0, "no": 1}'])
 def answers(path: Path) -> None:
-    from vlbert_jax.tasks.answer.accuracy import load_answers
+    from vlbert_jax.tasks.answer_lists import load_answers
 
     load_answers(path)
 

@@ -25,7 +25,7 @@ from vlbert_jax.data.tables import Split, eval_parts
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.answer import task as answer_task
-from vlbert_jax.tasks.answer.examples import answers_of
+from vlbert_jax.tasks.answer_lists import answers_of
 from vlbert_jax.tasks.choice import task as choice_task
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from tests.helpers import ROOT
 from tests.helpers.golden_folders import golden_folders
 from vlbert_jax.tasks.answer.accuracy import (
-    AnswerVocabulary,
     answer_accuracy,
-    load_answers,
     main,
     normalize,
     normalize_punctuation,
@@ -24,8 +22,8 @@ from vlbert_jax.tasks.answer.accuracy import (
     plain_sum,
     soft_targets,
     summary,
-    vocabulary_entry,
 )
+from vlbert_jax.tasks.answer_lists import AnswerVocabulary, load_answers, vocabulary_entry
 
 VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("vqa_*"))}
 

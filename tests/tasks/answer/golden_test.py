@@ -15,6 +15,7 @@ from data_prep.build import run_vqa
 from tests.helpers.golden_data_case import FOLDERS, check_boxes, check_features, check_pixels, load_tokenizer
 from vlbert_jax.batch import END, IMG, Batch
 from vlbert_jax.data.records import Records, open_split
+from vlbert_jax.tasks import answer_lists
 from vlbert_jax.tasks.answer import accuracy
 from vlbert_jax.tasks.answer import task as answer_task
 from vlbert_jax.tasks.answer.examples import QuestionLayout, question_example
@@ -33,7 +34,7 @@ class Variant:
         self.folder, self.recorded = folder, json.loads((folder / "dataset.json").read_text())
         coco = folder / "data/coco"
         run_vqa(coco, out, "golden", features=True, images=True)
-        self.answers = accuracy.load_answers(coco / "vqa/answers_vqa.txt")
+        self.answers = answer_lists.load_answers(coco / "vqa/answers_vqa.txt")
         images = Records(open_split(out, "vqa_images/golden", "images"))
         self.order, self.records = {}, {}
         for split in SPLITS.values():

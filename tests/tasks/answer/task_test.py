@@ -21,9 +21,11 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import load_tokenizer as load_tokenizer_
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
+from vlbert_jax.tasks import answer_lists
 from vlbert_jax.tasks.answer import accuracy
 from vlbert_jax.tasks.answer import task as answer_task
-from vlbert_jax.tasks.answer.examples import QuestionLayout, answers_of, question_example
+from vlbert_jax.tasks.answer.examples import QuestionLayout, question_example
+from vlbert_jax.tasks.answer_lists import answers_of
 from vlbert_jax.tasks.pretrain import task as pretrain
 from vlbert_jax.training import sharding
 from vlbert_jax.training.evaluate import evaluate_run
@@ -71,7 +73,7 @@ def example_of(data_dir, flip=False, room=31, **record):
         image_feature=np.zeros(0, np.float32),
         image=b"",
     ) | record
-    vocabulary = accuracy.AnswerVocabulary(["left", "right", "red", "<unk>"])
+    vocabulary = answer_lists.AnswerVocabulary(["left", "right", "red", "<unk>"])
     tokenizer = load_tokenizer()
     return question_example(record, flip, tokenizer, QuestionLayout.of(config), vocabulary), tokenizer
 

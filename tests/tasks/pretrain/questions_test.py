@@ -10,8 +10,7 @@ from data_prep.scene_kinds import build_scene_questions
 from data_prep.scenes import questions as corpus
 from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, losses_and_gradients, shrunk
 from vlbert_jax.data.records import open_split
-from vlbert_jax.tasks.answer.accuracy import AnswerVocabulary
-from vlbert_jax.tasks.answer.examples import answers_of
+from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of
 from vlbert_jax.tasks.pretrain.batches import train_batches
 from vlbert_jax.tasks.pretrain.questions import normalized, sampled_answer
 

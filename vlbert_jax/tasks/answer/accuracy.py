@@ -31,16 +31,16 @@ from jaxtyping import Float32
 
 from vlbert_jax.command import run_command
 from vlbert_jax.files import parse_json, user_path
+from vlbert_jax.tasks.answer_lists import (
+    DIGITS,
+    AnswerVocabulary,
+    without_punctuation,
+)
 
-UNKNOWN = "<unk>"
 FEWEST_ANNOTATORS = 4  # with fewer, no answer has three matches among the others, so none can score 1
 
 # --- Normalization ------------------------------------------------------------------------------------------
 
-PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"  # neither the colon nor the full stop, which has its own rule
-MAX_FULL_STOPS = 32  # a mistake of the official code: it passes a flag where the count belongs
-DIGITS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
-DIGITS["none"] = "0"
 ARTICLES = ("a", "an", "the")
 # Each is restored where one of its apostrophes is missing; "she'd" and such are not, as "shed" is a word.
 CONTRACTIONS = {
@@ -60,19 +60,9 @@ CONTRACTIONS = {
 CONTRACTIONS["somebody'd"] = "somebodyd"  # reversed in the official code
 
 
-def _without_punctuation(text: str, flags: re.RegexFlag) -> str:
-    """Return `text` without one mark of PUNCTUATION, or with a space in its place; drop most full stops."""
-    thousands = re.search(r"\d,\d", text, flags)
-    result = text
-    for mark in PUNCTUATION:
-        apart = mark + " " in text or " " + mark in text
-        result = result.replace(mark, "" if apart or thousands else " ")
-    return re.sub(r"\.(?!\d)", "", result, count=MAX_FULL_STOPS, flags=flags)
-
-
 def normalize_punctuation(answer: str) -> str:
     """Drop marks of PUNCTUATION, or replace one by a space where it touches none; drop most full stops."""
-    return _without_punctuation(answer, re.ASCII)
+    return without_punctuation(answer, re.ASCII)
 
 
 def normalize_words(answer: str) -> str:
@@ -167,61 +157,6 @@ def summary(
 
 
 # --- Vocabulary and targets ---------------------------------------------------------------------------------
-
-
-def vocabulary_entry(line: str) -> str:
-    """Return an answer after the punctuation rule of the official vocabulary.
-
-    Digits of any script, spaces and `<unk>` stay.
-    """
-    return line if line == UNKNOWN else _without_punctuation(line, re.UNICODE)
-
-
-class AnswerVocabulary:
-    """Answers by number. The first of repeated entries counts; `unknown` is the number of `<unk>`, -1 without it."""
-
-    def __init__(self, entries: Sequence[str], needs_unknown: bool = True):
-        self.entries = tuple(entries)
-        self._numbers = {entry: number for number, entry in reversed(list(enumerate(self.entries)))}
-        if needs_unknown and UNKNOWN not in self._numbers:
-            raise ValueError(f"the answer vocabulary of {len(self.entries)} entries lacks {UNKNOWN}; add it as a line")
-        self.unknown = self._numbers.get(UNKNOWN, -1)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def number(self, answer: str) -> int:
-        """Return the number of an answer as it is, without normalization; `unknown` if it is not an entry."""
-        return self._numbers.get(answer, self.unknown)
-
-
-def load_answers(path: str | os.PathLike) -> AnswerVocabulary:
-    """Read one answer per line (UTF-8): lower case, stripped, without blank lines, then `vocabulary_entry`.
-
-    A .json file is a list of answers, or an object answer -> number, as the siblings of VL-BERT have them; its entries
-    stay as they are, and `<unk>` need not be one of them.
-
-    An entry that the rule changes ("t-shirt", "what?") may differ from every answer that annotators gave; that is
-    official. Raises FileNotFoundError, ValueError without `<unk>` or if it is not UTF-8.
-    """
-    try:
-        if os.fspath(path).endswith(".json"):
-            return AnswerVocabulary(_json_answers(Path(path).read_text("utf-8")), needs_unknown=False)
-        with open(path, encoding="utf-8") as lines:
-            stripped = [line.lower().strip() for line in lines]
-        return AnswerVocabulary([vocabulary_entry(line) for line in stripped if line])
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from None
-
-
-def _json_answers(text: str) -> list[str]:
-    content = parse_json(text)
-    numbers = list(content.values()) if isinstance(content, dict) else []
-    if numbers and all(type(number) is int for number in numbers) and sorted(numbers) == list(range(len(numbers))):
-        content = sorted(content, key=content.__getitem__)
-    if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
-        raise ValueError("the file must hold a list of answers, or an object answer -> number with every number once")
-    return content
 
 
 def soft_targets(answers: Sequence[str], vocabulary: AnswerVocabulary) -> Float32[np.ndarray, " answers"]:

@@ -1,9 +1,6 @@
 """VQA examples: the question, a [MASK] where the head reads the answer there, and the regions."""
 
 import dataclasses
-import functools
-import os
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -13,46 +10,8 @@ from vlbert_jax.data.examples import ImageLayout, image_fields
 from vlbert_jax.data.packing import pack
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
 from vlbert_jax.tasks.answer import accuracy
+from vlbert_jax.tasks.answer_lists import AnswerVocabulary
 from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
-
-SHIPPED_ANSWERS = Path(__file__).resolve().parents[2] / "assets/answers"
-_load_answers = functools.cache(accuracy.load_answers)
-
-
-def answers_of(config) -> accuracy.AnswerVocabulary:
-    """Return the answer vocabulary of a run; it is read once.
-
-    Raises:
-        FileNotFoundError: There is no vocabulary.
-        ValueError: It does not have `model.num_answers` entries, or is the list of another model.
-    """
-    architecture = config.model.get("architecture", "vlbert")
-    if not config.data.answers:
-        raise FileNotFoundError(
-            f"no answer list: the weights of {architecture} do not hold theirs, and each model has its own order; "
-            "take the list of its code (a .json list, or an object answer -> number)"
-        )
-    local = os.path.join(config.data.data_dir, config.data.answers)
-    path = local if os.path.exists(local) else config.data.answers
-    if not os.path.exists(path) and (SHIPPED_ANSWERS / path).exists():
-        path = str(SHIPPED_ANSWERS / path)
-    if not os.path.exists(path):
-        raise FileNotFoundError(
-            f"no answer vocabulary at {local} (config.data.answers). Build again with --answers=3129, or with "
-            "answers_vqa.txt in the download; existing tables are kept."
-        )
-    answers = _load_answers(path)
-    if (answers.unknown >= 0) != config.data.get("answers_have_unknown", True):
-        raise ValueError(
-            f"{path} is the answer list of another model: {accuracy.UNKNOWN} is an answer of VL-BERT and VisualBERT "
-            f"alone. Give the list that the weights of {architecture} were trained with."
-        )
-    if len(answers) != config.model.num_answers:
-        raise ValueError(
-            f"{path} has {len(answers)} answers, but config.model.num_answers is {config.model.num_answers}. "
-            "Set it, or set config.data.answers to the vocabulary that the checkpoint was trained with."
-        )
-    return answers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +43,7 @@ class QuestionLayout(ImageLayout):
 
 
 def question_example(
-    record: dict, flip: bool, tokenizer: Tokenizer, layout: QuestionLayout, answers: accuracy.AnswerVocabulary
+    record: dict, flip: bool, tokenizer: Tokenizer, layout: QuestionLayout, answers: AnswerVocabulary
 ) -> Example:
     """Return the text of `_question_text` and the regions; n = 1.
 

@@ -11,8 +11,8 @@ from typing import Any
 from vlbert_jax.data.tables import Split
 from vlbert_jax.files import atomic_write
 from vlbert_jax.tasks.answer import gqa
-from vlbert_jax.tasks.answer.accuracy import UNKNOWN, answer_accuracy, summary
-from vlbert_jax.tasks.answer.examples import answers_of
+from vlbert_jax.tasks.answer.accuracy import answer_accuracy, summary
+from vlbert_jax.tasks.answer_lists import UNKNOWN, answers_of
 from vlbert_jax.tasks.own_predictions import file_order, own_row, write_own
 from vlbert_jax.tasks.scorers import scorer_of
 

@@ -19,8 +19,9 @@ from vlbert_jax.model.layers import LinearHead, PredictionHead, split_keys
 from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks.answer.accuracy import soft_targets
-from vlbert_jax.tasks.answer.examples import QuestionLayout, answers_of, question_example
+from vlbert_jax.tasks.answer.examples import QuestionLayout, question_example
 from vlbert_jax.tasks.answer.results import conclude_split
+from vlbert_jax.tasks.answer_lists import LXMERT_ANSWERS, answers_of
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
 from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.layouts import trunk_options
@@ -35,8 +36,6 @@ FAMILY_HEADS = {"uniter": "pooler", "visualbert": "mask_linear", "oscar": "poole
 FAMILY_CLASSES = {"uniter": "vqa_output.3", "visualbert": "cls", "oscar": "classifier", "vinvl": "classifier",
                   "lxmert": "answer_head.logit_fc.3", "vilbert": "vil_prediction.logit_fc.3"}  # fmt: skip
 OWN_ANSWERS = ("uniter", "oscar", "vinvl", "lxmert", "vilbert")  # the others have the list of VL-BERT
-# Number of LXMERT's answers -> the shipped list (vlbert_jax/assets/answers).
-LXMERT_ANSWERS = {3129: "lxmert_vqa.json", 1842: "lxmert_gqa.json", 9500: "lxmert_all.json"}
 # Regions, and words; those of Oscar and VinVL with the names of the regions.
 FAMILY_LENGTHS = {"oscar": (50, 128), "vinvl": (50, 128), "lxmert": (36, 20), "vilbert": (100, 23)}
 OTHER_CLASSES = 3  # visual entailment has so many, in a head of the same names; reasoning and retrieval have fewer

@@ -28,8 +28,7 @@ from vlbert_jax.data.streams import (
 )
 from vlbert_jax.data.tables import require_usable
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
-from vlbert_jax.tasks.answer.accuracy import AnswerVocabulary
-from vlbert_jax.tasks.answer.examples import answers_of
+from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of
 from vlbert_jax.tasks.pretrain.examples import (
     SEQUENCE_FIELDS,
     CaptionLayout,

@@ -18,7 +18,7 @@ from vlbert_jax.data.examples import ImageLayout, check_width, image_fields, ima
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
-from vlbert_jax.tasks.answer.accuracy import AnswerVocabulary
+from vlbert_jax.tasks.answer_lists import AnswerVocabulary
 from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
 from vlbert_jax.tasks.pretrain.questions import sampled_answer
 

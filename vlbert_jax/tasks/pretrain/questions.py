@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from vlbert_jax.tasks.answer.accuracy import DIGITS, AnswerVocabulary
+from vlbert_jax.tasks.answer_lists import DIGITS, AnswerVocabulary
 
 ARTICLES = ("a ", "an ", "the ")  # removed one after another, in this order
 WRITTEN = {word: digit for word, digit in DIGITS.items() if word not in ("none", "zero")} | {"grey": "gray"}

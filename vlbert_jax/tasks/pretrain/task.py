@@ -12,7 +12,7 @@ from vlbert_jax.batch import Batch, Example
 from vlbert_jax.data.examples import orientation_of
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.architectures import VLBERT, Architecture
-from vlbert_jax.tasks.answer.task import LXMERT_ANSWERS
+from vlbert_jax.tasks.answer_lists import LXMERT_ANSWERS
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
 from vlbert_jax.tasks.base import Task, Updates
 from vlbert_jax.tasks.layouts import trunk_options
