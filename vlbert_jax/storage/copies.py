@@ -48,10 +48,12 @@ def remove_copy(folder: Path) -> None:
 
 
 def leave_copy(folder: Path, unsent: bool = False) -> None:
-    """Let go of a copy; `unsent` keeps it for the next process that uses the address."""
+    """Let go of a copy; `unsent` keeps it for the next process that uses the address.
+
+    COPIES keeps its name: the error that ended a run is printed later.
+    """
     if unsent:
         (folder.parent / UNSENT).touch()
-    COPIES.pop(str(folder), None)
     if file := _HELD.pop(folder.parent, None):
         file.close()
 
