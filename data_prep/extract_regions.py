@@ -46,7 +46,7 @@ from vlbert_jax.data.image_files import open_image, passed_over
 from vlbert_jax.data.region_files import encode_regions
 from vlbert_jax.detector.options import RULES, SELECTIONS, Settings
 from vlbert_jax.detector.regions import Regions
-from vlbert_jax.files import atomic_write, user_file, user_path
+from vlbert_jax.files import atomic_write, local_path, user_file, user_path
 
 if TYPE_CHECKING:  # JAX takes two seconds to import, and --help needs none of it
     from vlbert_jax.detector.detect import Detector
@@ -222,16 +222,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add, usual, other = parser.add_argument, SELECTIONS["caffe"], SELECTIONS["huggingface"]
     add("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
-    add("images", type=user_path, metavar="IMAGES", help="folder, zip archive, list (.txt) or table of captions (.tsv)")
+    add("images", type=local_path, metavar="IMAGES", help="folder, zip archive, list (.txt) or table (.tsv)")
     add("--detector", type=user_path, required=True, help="weights of the detector")
     add(
-        "--lists", type=user_path,
+        "--lists", type=local_path,
         help="folder of objects_vocab.txt and attributes_vocab.txt (default: the folder of the weights)",
     )  # fmt: skip
     add("--out", required=True, type=user_file, help="new folder, or folder of this extraction")
     add("--format", choices=FORMATS, default=FORMATS[0], help="format of the regions (default: %(default)s)")
     add(
-        "--images", dest="image_folder", type=user_path, default="",
+        "--images", dest="image_folder", type=local_path, default="",
         help="folder or zip of the images of a table, next to the table",
     )  # fmt: skip
     add("--shard", type=share, default=(0, 1), metavar="i/n", help="the share of the images of this process")
