@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import pathlib
 import runpy
 import sys
@@ -174,6 +175,21 @@ def test_a_corpus_is_built_where_it_is_read(tmp_path, monkeypatch):
     assert build.main(["text", "--source=~/a.txt", "--corpus=t", "--data_dir=~/data"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert len(open_split(tmp_path / "home/data", "text_corpus/t", "train")) == 1
+
+
+def test_a_folder_to_which_a_thread_still_writes_is_removed(tmp_path, monkeypatch):
+    remove, late = os.rmdir, iter(range(3))
+
+    def rmdir(path, **options):
+        if next(late, None) is not None:
+            (partial / "late").touch()  # as if by another thread, after the files were listed
+        remove(path, **options)
+
+    with pytest.raises(OSError, match="full"), atomic_write(tmp_path / "target") as partial:
+        partial.mkdir()
+        monkeypatch.setattr(os, "rmdir", rmdir)
+        raise OSError(28, "full")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,18 @@ def atomic_write(target: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path):
-    """Delete a file or folder, if it exists."""
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    """Delete a file or folder, if it exists.
+
+    After an error, such as that of a full disk, other threads may still be writing to a folder for a moment.
+    """
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
