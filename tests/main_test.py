@@ -262,8 +262,8 @@ def test_a_full_disk_ends_the_run(tmp_path):
     run = f'{sys.executable} -c "{PROGRAM}" {TOY} --workdir={tmp_path}/run --config.keep_checkpoints=99 '
     run += "--config.checkpoint_every_steps=1 --config.total_steps=100 --config.eval_every_steps=0"
     evaluation = f"{run} --mode=evaluate"  # this reads the newest checkpoint, which must be complete
-    steps = f"mount -t tmpfs -o size=300k tmpfs {tmp_path}; {run}; status=$?; rm -r {tmp_path}/run/tensorboard; "
-    steps += f"{evaluation}; exit $status"
+    steps = f"mount -t tmpfs -o size=300k tmpfs {tmp_path}; {run}; status=$?; "
+    steps += f"mount -o remount,size=2m {tmp_path}; {evaluation}; exit $status"  # space has returned
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", steps],
         capture_output=True, text=True, cwd=ROOT, timeout=HANG_SECONDS, env=ENVIRONMENT,
