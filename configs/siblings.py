@@ -3,7 +3,7 @@
 All of them run on precomputed features of a caption corpus. `config.model.architecture` exchanges the model of any
 of them, with the data and the losses of the recipe. What the original code does and these recipes do not: regions of
 other images in place of hidden ones (LXMERT), questions as captions (Oscar), batches by number of tokens (UNITER),
-masking of single word pieces (all but UNITER).
+masking of single tokens (all but UNITER).
 """
 
 import ml_collections

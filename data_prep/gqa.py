@@ -137,7 +137,7 @@ class GQA(Corpus):
         return dict(choices={name: field(choices, name, tuple, place) for name in ("valid", "plausible")})
 
     def _extra(self, question: dict[str, Any], place: str) -> dict[str, Any]:
-        """Return what the official scores read besides question, answer and choices. Raises SourceError."""
+        """Return what the official scores read other than question, answer and choices. Raises SourceError."""
         types, groups = (field(question, name, dict, place) for name in ("types", "groups"))
         semantic, entailed, group = *(field(question, name, list, place) for name in LISTS), groups.get("global")
         for step in semantic:

@@ -387,12 +387,14 @@ class StoredBoxes:
 
     def __init__(self, table: str | pathlib.Path):
         """Open the table at the directory that the builder of images wrote."""
-        data_dir, name, corpus, _ = pathlib.Path(table).parts[:-3], *pathlib.Path(table).parts[-3:]
-        self._records = open_split(pathlib.Path(*data_dir), f"{name}/{corpus}", "images")
+        table = pathlib.Path(table)
+        self._records = open_split(table.parents[2], f"{table.parts[-3]}/{table.parts[-2]}", "images")
         self._last: tuple[int, np.ndarray] = -1, np.zeros((0, 4))
 
-    def find(self, number: int, right: np.ndarray) -> bool:
-        """Return whether a box of an image counts as one of the right boxes [m, 4]."""
+    def usable(self, number: int, right: np.ndarray) -> list[bool]:
+        """Return whether a box of an image counts as one of the right boxes [m, 4]; empty where none is known."""
+        if not len(right):
+            return []
         if self._last[0] != number:
             self._last = number, self._records[number]["boxes"]
-        return finds(self._last[1], right)
+        return [finds(self._last[1], right)]

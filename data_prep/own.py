@@ -110,8 +110,7 @@ class OwnExamples(OrderedBuilder, skip_registration=True):
                 common = dict(example_id=example.name, extra=extra)
                 common |= dict(image_numbers=numbers) if len(found) > 1 else dict(image_number=numbers[0])
                 for fields in records(example, found[0], placed):
-                    sought = stored is not None and len(fields["gold"]) > 0
-                    usable = [stored.find(found[0].number, fields["gold"])] if sought else []
+                    usable = stored.usable(found[0].number, fields["gold"]) if stored else []
                     found_boxes += usable
                     part = oriented(split, found[0].width, found[0].height)
                     yield Made(part, dict(index=index) | common | fields, usable=usable)

@@ -172,8 +172,7 @@ class PublicTexts(OrderedBuilder, skip_registration=True):
                 several = len(found) > 1
                 record = dict(index=index, example_id=example.name, extra="")
                 record |= dict(image_numbers=numbers) if several else dict(image_number=numbers[0])
-                sought = stored is not None and len(example.fields.get("gold", ())) > 0
-                usable = [stored.find(found[0].number, example.fields["gold"])] if sought else []
+                usable = stored.usable(found[0].number, example.fields.get("gold", ())) if stored else []
                 part = oriented(split, found[0].width, found[0].height)
                 yield Made(part, record | example.fields, usable=usable)
 

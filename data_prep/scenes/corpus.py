@@ -21,9 +21,12 @@ pre-training flips images but not words. The article is always "the", because "a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import zipfile
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -115,7 +118,15 @@ def detector_json(scene: Scene, image_id: int, rng: np.random.Generator, directi
     return record
 
 
-def _write_images(folder: pathlib.Path, split: str, seed: int, number: int, directions) -> None:
+@contextlib.contextmanager
+def caption_files(folder: pathlib.Path, split: str) -> Iterator[tuple[Callable[..., tuple[str, str]], TextIO]]:
+    """Open the files of a split in the layout of Conceptual Captions.
+
+    Yields:
+      A function (number, JPEG, regions) that stores an image and returns the paths of both in their archives, and the
+      index, for a line per caption.
+    """
+
     def entry(name):  # with a fixed date, so that the bytes depend on the seed only
         return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
 
@@ -124,17 +135,22 @@ def _write_images(folder: pathlib.Path, split: str, seed: int, number: int, dire
         zipfile.ZipFile(folder / f"{split}_frcnn.zip", "w") as detections,
         open(folder / f"{split}_frcnn.json", "w", encoding="utf-8") as index,
     ):
+
+        def store(number: int, jpeg: bytes, regions: dict) -> tuple[str, str]:
+            images.writestr(entry(f"{number:08d}.jpg"), jpeg)
+            detections.writestr(entry(f"{number:08d}.json"), json.dumps(regions))
+            return f"{split}_image.zip@/{number:08d}.jpg", f"{split}_frcnn.zip@/{number:08d}.json"
+
+        yield store, index
+
+
+def _write_images(folder: pathlib.Path, split: str, seed: int, number: int, directions) -> None:
+    with caption_files(folder, split) as (store, index):
         for i in tqdm(range(number), f"generating {split}", unit=" scenes", mininterval=1):
             rng = np.random.default_rng([seed, ("train", "val").index(split), i])
             scene = draw_scene(rng)
-            images.writestr(entry(f"{i:08d}.jpg"), scene.jpeg)
-            detections.writestr(entry(f"{i:08d}.json"), json.dumps(detector_json(scene, i, rng, directions)))
-            line = dict(
-                image=f"{split}_image.zip@/{i:08d}.jpg",
-                caption=scene.caption,
-                frcnn=f"{split}_frcnn.zip@/{i:08d}.json",
-            )
-            index.write(json.dumps(line) + "\n")
+            image, regions = store(i, scene.jpeg, detector_json(scene, i, rng, directions))
+            index.write(json.dumps(dict(image=image, caption=scene.caption, frcnn=regions)) + "\n")
 
 
 def write_corpus(folder: pathlib.Path, settings: dict) -> None:

@@ -19,14 +19,13 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
-import zipfile
 
 import numpy as np
 from tqdm import tqdm
 
 from data_prep.scenes import downstream, vqa
 from data_prep.scenes.captions import write_caption
-from data_prep.scenes.corpus import detector_json
+from data_prep.scenes.corpus import caption_files, detector_json
 from data_prep.scenes.crowded import draw_crowded
 from data_prep.scenes.world import CLASS_NAMES, Scene
 from vlbert_jax.data.region_files import encode_floats
@@ -91,20 +90,11 @@ def write_question_corpus(folder: pathlib.Path, settings: dict) -> None:
 
 
 def _write_split(folder: pathlib.Path, split: str, number: int, seed: tuple[int, int], directions) -> None:
-    def entry(name):  # with a fixed date, so that the bytes depend on the seed only
-        return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-
-    with (
-        zipfile.ZipFile(folder / f"{split}_image.zip", "w") as images,
-        zipfile.ZipFile(folder / f"{split}_frcnn.zip", "w") as detections,
-        open(folder / f"{split}_frcnn.json", "w", encoding="utf-8") as index,
-    ):
+    with caption_files(folder, split) as (store, index):
         for i in tqdm(range(number), f"generating {split}", unit=" scenes", mininterval=1):
             rng = np.random.default_rng([*seed, i])
             scene, _ = draw_crowded(rng)
             regions = detector_json(scene, i, rng, directions)
             regions["attrs"] = encode_floats(attribute_scores(scene, regions["num_boxes"], rng))
-            images.writestr(entry(f"{i:08d}.jpg"), scene.jpeg)
-            detections.writestr(entry(f"{i:08d}.json"), json.dumps(regions))
-            paths = dict(image=f"{split}_image.zip@/{i:08d}.jpg", frcnn=f"{split}_frcnn.zip@/{i:08d}.json")
-            index.writelines(json.dumps(paths | line) + "\n" for line in texts_of(scene, rng))
+            image, found = store(i, scene.jpeg, regions)
+            index.writelines(json.dumps(dict(image=image, frcnn=found) | line) + "\n" for line in texts_of(scene, rng))

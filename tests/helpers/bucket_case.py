@@ -13,6 +13,12 @@ import urllib.parse
 
 import pytest
 
+from tests.helpers import toy_task
+from tests.helpers.toy_runs import rows_of, two_devices
+from vlbert_jax.storage.workdir import local_workdir
+from vlbert_jax.training.loop import train
+from vlbert_jax.weights.checksums import damage_of
+
 # gcsfs reads it when it is imported; it would ask for what no emulator has.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 SECRET = "a-secret-of-the-tests"
@@ -139,3 +145,10 @@ class Proxy:
         self.awake.set()
         self.server.shutdown()
         self.server.server_close()
+
+
+def train_at(address, config, task=toy_task.toy):
+    """Train at an address; return the rows and the state."""
+    with local_workdir(address, True, damage_of) as folder:
+        _, state = train(config, task, folder, two_devices())
+        return rows_of(folder), state

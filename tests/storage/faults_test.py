@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_task
-from tests.helpers.bucket_case import SECRET, Proxy, bucket_maker
+from tests.helpers.bucket_case import SECRET, Proxy, bucket_maker, train_at
 from tests.helpers.toy_runs import rows_of, task_with, two_devices
 from vlbert_jax.storage import bucket as requests
 from vlbert_jax.storage import workdir
@@ -48,12 +48,6 @@ def in_a_folder(tmp_path_factory):
     config, folder = toy_task.make_config(report=True), tmp_path_factory.mktemp("uninterrupted")
     _, state = train(config, toy_task.toy, folder, two_devices())
     return config, rows_of(folder), state
-
-
-def train_at(address, config, task=toy_task.toy):
-    with local_workdir(address, True, damage_of) as folder:
-        _, state = train(config, task, folder, two_devices())
-        return rows_of(folder), state
 
 
 def fault_at(step, proxy, fault):

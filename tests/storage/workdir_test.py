@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import ROOT, toy_task
-from tests.helpers.bucket_case import bucket_maker
+from tests.helpers.bucket_case import bucket_maker, train_at
 from tests.helpers.toy_runs import rows_of, task_with, two_devices
 from vlbert_jax import main, tasks
 from vlbert_jax.storage import lease
@@ -41,13 +41,6 @@ def in_a_folder(tmp_path_factory):
     config, folder = toy_task.make_config(second_loss_from=6), tmp_path_factory.mktemp("uninterrupted")
     _, state = train(config, toy_task.toy, folder, two_devices())
     return config, rows_of(folder), state
-
-
-def train_at(address, config, task=toy_task.toy):
-    """Train at an address; return the rows and the state."""
-    with local_workdir(address, True, damage_of) as folder:
-        _, state = train(config, task, folder, two_devices())
-        return rows_of(folder), state
 
 
 PROGRAM = """
