@@ -31,11 +31,7 @@ from jaxtyping import Float32
 
 from vlbert_jax.command import run_command
 from vlbert_jax.files import parse_json, user_path
-from vlbert_jax.tasks.answer_lists import (
-    DIGITS,
-    AnswerVocabulary,
-    without_punctuation,
-)
+from vlbert_jax.tasks.answer_lists import DIGITS, AnswerVocabulary, without_punctuation
 
 FEWEST_ANNOTATORS = 4  # with fewer, no answer has three matches among the others, so none can score 1
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from vlbert_jax.data.streams import stream_seed
-from vlbert_jax.tasks.schedule import parts_of_steps
+from vlbert_jax.tasks.schedule import name_at, parts_of_steps
 
 # Objective -> its losses. Losses of no objective, such as that of the region head, count in every update.
 OBJECTIVES = {
@@ -51,7 +51,7 @@ def shares(config) -> dict[str, float]:
 def objective_at(config, step: int) -> str:
     """Return the objective of update `step`, from 0; "" where an update trains all losses."""
     given = shares(config)
-    return sorted(given)[int(parts_of_steps(given, _first(config) + step, 1)[0])] if given else ""
+    return name_at(given, _first(config) + step) if given else ""
 
 
 def numbers_of_updates(config) -> dict[str, int]:
