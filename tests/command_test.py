@@ -120,6 +120,7 @@ def work():
     for reason in sys.argv[1:]:
         Writer(reason)
     loop = asyncio.new_event_loop()
+    asyncio.sleep(1)  # a coroutine that never starts
     for reason in ("No space left on device", "another reason"):
         loop.create_future().set_exception(ValueError(reason))
     gc.collect()
@@ -133,5 +134,6 @@ def test_a_failed_write_is_reported_once():
     command = [sys.executable, "-c", FAILED, "Event loop is closed", "something else"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.endswith("\nerror: no space left\n")
+    assert "never awaited" not in done.stderr
     assert "Event loop is closed" not in done.stderr and "No space left on device" not in done.stderr
     assert "RuntimeError: something else" in done.stderr and "ValueError: another reason" in done.stderr

@@ -55,12 +55,15 @@ def report_once() -> None:
     """Hide what the threads of Orbax and TensorStore print after a write that failed, because the error is one line.
 
     On a full disk each of many writers finds the event loop closed, and asyncio logs the error of each once more.
+    Python warns of coroutines of theirs that never started, at whatever moment it deletes them.
     """
     import logging
+    import warnings
 
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _unraisable  # it stays: threads may end after the command
     logging.getLogger("asyncio").addFilter(_is_news)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _unraisable(found) -> None:
