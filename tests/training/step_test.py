@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from tests.helpers import toy_task
 from tests.helpers.toy_runs import make_mesh, task_with, two_devices, updates
-from vlbert_jax.training import sharding
+from vlbert_jax.training import optimizer, sharding
+from vlbert_jax.training.state import create_state
+from vlbert_jax.training.step import jitted_step
 
 
 @functools.cache
@@ -82,9 +85,11 @@ def test_frozen_parameters_do_not_change_and_have_no_moments():
     assert set(state.opt_state[1].mu) == {"first", "last"} == set(state.params)
 
 
-def test_a_non_finite_loss_stops_all_updates():
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_non_finite_loss_stops_all_updates(name):
     """The state stays the last finite one even if later batches are finite."""
     config = toy_task.make_config(poison_step=2)
+    config.optimizer.name = name
     state, reports = updates(config, two_devices(), count=5)
     good, _ = updates(config, two_devices(), count=2)
     assert int(state.step) == 2 and not bool(state.finite) and np.isnan(reports[2]["loss"])
@@ -92,3 +97,18 @@ def test_a_non_finite_loss_stops_all_updates():
         jax.tree.leaves(state), jax.tree.leaves(dataclasses.replace(good, finite=False)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["adamw", "bertadam"])
+def test_no_moment_is_copied(name):
+    """An update computes the new moments in the memory of the old ones, which nothing reads later."""
+    config = toy_task.make_config()
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    config.optimizer.name = name
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    graphdef, _, shardings, create = create_state(config, toy_task.toy, tx, mesh)
+    static = dict(graphdef=graphdef, task=toy_task.toy, config=config, tx=tx, mesh=mesh, shardings=shardings)
+    batch = sharding.global_batch(next(toy_task.toy.train_batches(config, 0, 0, 1)), mesh)
+    program = jitted_step(toy_task.toy.active_losses(config, 0), **static).lower(create(), batch).compile().as_text()
+    assert "%state_opt_state_1__mu__" in program
+    assert not re.findall(r"copy\(%state_opt_state_1__[mn]u__\w+", program)

@@ -1,6 +1,7 @@
 """Layers that the encoder, the embeddings and the heads share."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -27,6 +28,7 @@ def split_keys(key, count: int):
     return [None] * count if key is None else jax.random.split(key, count)
 
 
+@functools.partial(jax.checkpoint, static_argnums=1)
 def gelu(x: Float[Array, "..."], kind: str = "erf") -> Float[Array, "..."]:
     """Return the exact GELU by erf, as in the official code, or its approximation by tanh.
 

@@ -3,6 +3,7 @@
 The optimizers of VL-BERT's siblings are settings: BertAdam of VisualBERT, LXMERT and ViLBERT, and UNITER's AdamW.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -132,7 +133,7 @@ class AdamWState(NamedTuple):
 
 def adam(
     schedule: Schedule, b1: float, b2: float, eps: float, groups: Groups, bert: bool = False
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Return the AdamW of the official code (pytorch-transformers), which differs from `optax.adamw` twice.
 
     `eps` is added to sqrt(nu) before the bias correction, and the decay comes after the step and shrinks the
@@ -147,11 +148,13 @@ def adam(
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
         return AdamWState(jnp.zeros([], jnp.int32), zeros(), zeros())
 
-    def update(gradients, state, params):
+    def update(gradients, state, params, *, finite=True):
         count = state.count + 1
         rate = schedule(count)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
+        # The step reads the moments that are kept. If it read them before the choice, XLA would compute them twice from
+        # the old ones, which it would copy, because the new ones take their place.
+        mu = jax.tree.map(lambda m, g: jnp.where(finite, b1 * m + (1 - b1) * g, m), state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: jnp.where(finite, b2 * v + (1 - b2) * g * g, v), state.nu, gradients)
         # 1 - b^count cancels badly in float32 (b2 = 0.999 loses five digits at the first update); expm1 does
         # not.
         correction1, correction2 = (-jnp.expm1(count * jnp.log1p(b - 1)) for b in (b1, b2))
@@ -162,22 +165,30 @@ def adam(
             return step - rate * factor * decay * (p if bert else p + step)
 
         changes = jax.tree.map(change, mu, nu, params, groups.decays(params), groups.factors(params))
-        return changes, AdamWState(count, mu, nu)
+        return changes, AdamWState(jnp.where(finite, count, state.count), mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def sgd(schedule: Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def sgd(schedule: Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformationExtraArgs:
     """Return PyTorch's SGD: decay is part of the gradient, and momentum is not scaled by the rate."""
-    return optax.chain(
+    steps = optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.trace(momentum),
         optax.scale_by_schedule(lambda count: -schedule(count + 1)),
     )
 
+    def update(gradients, state, params, *, finite=True):
+        changes, new = steps.update(gradients, state, params)
+        return changes, jax.tree.map(functools.partial(jnp.where, finite), new, state)
 
-def make_optimizer(config: ml_collections.ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+    return optax.GradientTransformationExtraArgs(steps.init, update)
+
+
+def make_optimizer(config: ml_collections.ConfigDict, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
     """Return the optimizer of the block `config.optimizer`; `clip_norm` 0 does not clip.
+
+    Its `update` takes `finite`, a boolean scalar; if it is False, the state stays and the updates are undefined.
 
     Raises:
         ValueError: A name is unknown, or SGD has settings that only the others have.

@@ -52,16 +52,15 @@ def train_step(
     with matmul_precision(config.matmul_precision):
         grads, (loss, sums, scores), counts = _gradients(state, batch, graphdef, task, config, names, mesh, shardings)
     norm = optax.tree.norm(grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)  # clips the gradients first
+    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, finite=finite)  # clips the gradients first
     # Without a gradient, momentum and decay would still move a parameter.
     updates = jax.tree_util.tree_map_with_path(
         lambda path, update: jnp.zeros_like(update) if task.is_idle(names_of(path), config, names) else update, updates
     )
-    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
-    old = state.step, state.params, state.opt_state
-    new = state.step + 1, optax.apply_updates(state.params, updates), opt_state
+    old, new = (state.step, state.params), (state.step + 1, optax.apply_updates(state.params, updates))
     # The host notices a value that is not finite some updates later: these updates keep the last good state, too.
-    step, params, opt_state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
+    step, params = jax.tree.map(functools.partial(jnp.where, finite), new, old)
     rate, once = optimizer.learning_rate_schedule(config)(state.step + 1), jnp.float32(1)
     report = {"loss": (loss, once), "grad_norm": (norm, once), "learning_rate": (rate, once)}
     report |= {f"{name}_loss": (sums[name], counts[name]) for name in names}
