@@ -6,6 +6,8 @@
 # make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100);
 #                    then fills the disk of a small run at random moments: tests/faults/full_disk.jsonl
 # make fuzz          gives damaged files to every reader: tests/faults/fuzz.jsonl (FUZZ_FLAGS="--inputs=2000 --seed=1")
+# make bench         installs PyTorch and torchvision into .venv-bench and compares the speed with theirs
+#                    (BENCH_FLAGS="--recipes=base_prec --rounds=3")
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
 #
@@ -16,22 +18,18 @@ PYTHON ?=
 PYTEST_FLAGS ?=
 FAULTS_FLAGS ?=
 FUZZ_FLAGS ?=
+BENCH_FLAGS ?=
 PYTEST_WORKERS := -n auto --maxprocesses 8 --dist loadfile
 VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo assets test test-exact test-lowest faults fuzz docs clean help
+.PHONY: demo assets test test-exact test-lowest faults fuzz bench docs clean help
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
-# By default glibc returns large freed blocks to the system and requests them again. Other arenas than the main one, which
-# threads use, do so whatever the two thresholds say: 25,000 instead of 5,000 page faults in each update of configs/vqa.py.
-demo assets: export MALLOC_MMAP_THRESHOLD_ = 8589934592
-demo assets: export MALLOC_TRIM_THRESHOLD_ = 17179869184
-demo assets: export MALLOC_ARENA_MAX = 1
 demo: $(VENV)/.installed
 	$(RUN) -m vlbert_jax.main --config=configs/pretrain.py --workdir=workdirs/demo
 
@@ -65,6 +63,10 @@ faults: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	$(RUN) -m tests.faults.fuzz $(FUZZ_FLAGS)
 
+bench:
+	$(MAKE) VENV=.venv-bench .venv-bench/.installed-bench
+	.venv-bench/bin/python benchmarks/peers.py $(BENCH_FLAGS)
+
 # NO_MKDOCS_2_WARNING: the theme prints an advertisement otherwise.
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.installed-docs
@@ -97,6 +99,10 @@ $(VENV)/.installed-docs: $(PACKAGES) | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-bench: $(PACKAGES) | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
+	@touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-lowest: $(PACKAGES) | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check --quiet uv
 	$(RUN) -m uv pip compile --quiet --no-deps --resolution=lowest-direct --extra=test setup.cfg --output-file=$(VENV)/lowest.txt
@@ -104,4 +110,4 @@ $(VENV)/.installed-lowest: $(PACKAGES) | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lowest build site *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-bench build site *.egg-info

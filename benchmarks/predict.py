@@ -31,15 +31,16 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from configs import vqa as recipes  # noqa: E402
 from vlbert_jax.files import user_file  # noqa: E402
 
 QUESTION = "token 100 token 200 ?"
 
 
-def write_model(folder: Path, precomputed: bool) -> None:
+def write_model(folder: Path, config) -> None:
+    """Write a model for questions with random weights to FOLDER/model, and its vocabularies; they enter the config."""
     from flax import nnx
 
-    from configs import vqa as recipes
     from vlbert_jax.tasks import get_task
     from vlbert_jax.weights import export
 
@@ -48,10 +49,7 @@ def write_model(folder: Path, precomputed: bool) -> None:
     tokens += [f"word{i}" for i in range(30_522 - len(tokens))]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     (folder / "answers.txt").write_text("\n".join(["<unk>", *(f"answer {i}" for i in range(1, 3_129))]) + "\n")
-    config = recipes.base()
-    config.model.train_region_head = not precomputed
-    features = "precomputed" if precomputed else "image"
-    config.data.update(dict(features=features, vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
+    config.data.update(dict(vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
     arrays: dict = dict(params={}, constants={})
     model = nnx.eval_shape(lambda: get_task("answer").build_model(config, nnx.Rngs(0)))
     for path, variable, array in random_arrays(model):
@@ -158,7 +156,10 @@ def main() -> None:
         args.image = Path(skimage.data_dir) / "coffee.png"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for make, options in ((write_model, (args.precomputed,)), (write_detector, ())):
+        config = recipes.base()
+        config.model.train_region_head = not args.precomputed
+        config.data.features = "precomputed" if args.precomputed else "image"
+        for make, options in ((write_model, (config,)), (write_detector, ())):
             maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder, *options))
             maker.start()  # the memory of a separate process is freed at its end
             maker.join()

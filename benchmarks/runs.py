@@ -20,14 +20,11 @@ def train(workdir: Path, config: str, *flags: str) -> tuple[dict, dict]:
       The last row of the validation split, and facts about the run: step, seconds, load, machine, commit.
     """
     command = [sys.executable, "-m", "vlbert_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
-    # As in `make demo`, glibc keeps freed memory.
-    thresholds = dict(MALLOC_MMAP_THRESHOLD_="8589934592", MALLOC_TRIM_THRESHOLD_="17179869184")
-    keep = thresholds | dict(MALLOC_ARENA_MAX="1")
     workdir.mkdir(parents=True, exist_ok=True)
     print(f"{workdir} ...", file=sys.stderr, flush=True)
     began = time.monotonic()
     with open(workdir / "log", "w") as log:
-        subprocess.run(command, cwd=ROOT, env=os.environ | keep, stdout=log, stderr=log, check=True)
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
     seconds, load = round(time.monotonic() - began), round(os.getloadavg()[1], 1)
     last = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "val"][-1]
     about = json.loads((workdir / "versions.json").read_text())

@@ -15,8 +15,11 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # the script also runs without an installation
@@ -95,47 +98,64 @@ def synthetic_batch(config, shape: dict, seed: int = 0) -> Batch:
     return make_batch(fields, PretrainTargets)
 
 
+class Opened(NamedTuple):
+    """A compiled update with what it reads."""
+
+    step: Callable  # (state, batch) -> (state, report)
+    state: Any
+    batch: Batch
+    config: ml_collections.ConfigDict
+    graphdef: Any
+    flops: int  # of matrix products and convolutions
+    compile_time: float  # seconds
+
+
+def open_step(config: ml_collections.ConfigDict, shape: dict, mesh: jax.sharding.Mesh) -> Opened:
+    """Compile the update of a recipe for a synthetic batch; call it in a context of the mesh."""
+    config.batch_size = shape["captions"] * (2 if config.losses.text_only else 1)
+    jax.config.update("jax_default_prng_impl", config.prng_impl)
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
+    graphdef, _, shardings, create = create_state(config, PRETRAIN, tx, mesh)
+    state, batch = create(), sharding.global_batch(synthetic_batch(config, shape), mesh)
+    names = PRETRAIN.active_losses(config, 0)
+    static = dict(graphdef=graphdef, task=PRETRAIN, config=config, tx=tx, mesh=mesh, shardings=shardings)
+    traced = jitted_step(names, **static).trace(state, batch)
+    began = time.perf_counter()
+    compiled = traced.lower().compile()
+    seconds = time.perf_counter() - began
+    return Opened(compiled, state, batch, config, graphdef, compile_ahead.matmul_flops(traced.jaxpr.jaxpr), seconds)
+
+
 def measure(name: str, shape: dict, args) -> dict:
     config = getattr(recipes, name)()
     config.compute_dtype, config.prng_impl = args.dtype, args.prng
     config.model.encoder.scan_layers = not args.unroll
-    config.batch_size = shape["captions"] * (2 if config.losses.text_only else 1)
-    jax.config.update("jax_default_prng_impl", config.prng_impl)
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
-        graphdef, _, shardings, create = create_state(config, PRETRAIN, tx, mesh)
-        state, batch = create(), sharding.global_batch(synthetic_batch(config, shape), mesh)
-        names = PRETRAIN.active_losses(config, 0)
-        static = dict(graphdef=graphdef, task=PRETRAIN, config=config, tx=tx, mesh=mesh, shardings=shardings)
-        step = jitted_step(names, **static).trace(state, batch)
-        flops = compile_ahead.matmul_flops(step.jaxpr.jaxpr)
-        began = time.perf_counter()
-        compiled = step.lower().compile()
-        compile_time = time.perf_counter() - began
-        times = []
+        opened = open_step(config, shape, mesh)
+        state, times = opened.state, []
         for _ in range(args.steps + 1):
             began = time.perf_counter()
-            state, report = compiled(state, batch)
+            state, report = opened.step(state, opened.batch)
             jax.block_until_ready(report)
             times.append(time.perf_counter() - began)
     seconds = statistics.median(times[1:])  # the first call allocates memory
-    memory = compiled.memory_analysis()
+    memory = opened.step.memory_analysis()
     result = dict(
         recipe=name,
         dtype=args.dtype,
         captions=shape["captions"],
-        compile_s=round(compile_time, 1),
+        compile_s=round(opened.compile_time, 1),
         step_ms=round(1e3 * seconds, 1),
         fastest_ms=round(1e3 * min(times[1:]), 1),
         samples_per_sec=round(config.batch_size / seconds, 2),
-        tflop_per_step=round(flops / 1e12, 3),
-        tflops=round(flops / seconds / 1e12, 3),
+        tflop_per_step=round(opened.flops / 1e12, 3),
+        tflops=round(opened.flops / seconds / 1e12, 3),
         temporary_gb=round(memory.temp_size_in_bytes / 1e9, 2),
         state_gb=round(memory.argument_size_in_bytes / 1e9, 2),
     )
     if args.peak_tflops:
-        result["share_of_peak"] = round(flops / seconds / 1e12 / args.peak_tflops / jax.device_count(), 3)
+        result["share_of_peak"] = round(opened.flops / seconds / 1e12 / args.peak_tflops / jax.device_count(), 3)
     return result
 
 

@@ -47,6 +47,7 @@ from vlbert_jax.data.region_files import encode_regions
 from vlbert_jax.detector.options import RULES, SELECTIONS, Settings
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.files import atomic_write, local_path, user_file, user_path
+from vlbert_jax.memory import keep_freed_memory
 
 if TYPE_CHECKING:  # JAX takes two seconds to import, and --help needs none of it
     from vlbert_jax.detector.detect import Detector
@@ -304,6 +305,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse_arguments(argv)
     keep_programs()
+    keep_freed_memory()
     remedy = "; the regions so far are stored: free some space and run the same command again"
     return run_command(
         lambda: _run(args),

@@ -20,6 +20,7 @@ LEVELS: tuple[dict[str, str], ...] = (
         "geometry": "box embedding, IoU",
         "files": "atomic writes",
         "compiled": "programs kept on disk",
+        "memory": "settings of the allocator",
         "configs": "recipes by name",
         "examples": "a scene",
     },

@@ -13,7 +13,7 @@ from tests.helpers import GOLDEN, ROOT
 FOLDERS = ("vlbert_jax", "configs", "data_prep")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
-GROUND = {"batch", "geometry", "files", "compiled", "command", "storage"}
+GROUND = {"batch", "geometry", "files", "compiled", "command", "memory", "storage"}
 # The packages and modules of vlbert_jax that each package or module may import, besides itself.
 MAY_IMPORT = {
     "batch": set(),
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "files": set(),
     "compiled": set(),
     "command": {"files"},
+    "memory": set(),
     "storage": {"files", "compiled"},
     "data": GROUND,
     "visualization": GROUND,
@@ -38,12 +39,12 @@ MAY_IMPORT = {
     "app": GROUND | {"", "detector", "web", "weights"},
     "report": {"", "command", "files", "tasks", "training", "visualization", "weights"},
     "main": GROUND | {"", "data", "tasks", "weights", "training"},
-    "fine_tune": {"", "compiled", "files", "main", "prediction", "training"},
+    "fine_tune": {"", "compiled", "files", "main", "memory", "prediction", "training"},
     "__main__": {""},
     "": {"command", "fine_tune", "prediction"},
 }
 DATA_PREP = {"", "command", "files", "compiled", "data.image_files", "data.region_files", "detector.fingerprint"}
-DATA_PREP |= {"weights.safe_pickle", "data.overlap", "data.records"}
+DATA_PREP |= {"memory", "weights.safe_pickle", "data.overlap", "data.records"}
 # Third-party packages that each package must not import.
 NEVER = {
     "batch": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
@@ -51,6 +52,7 @@ NEVER = {
     "files": {"flax", "grain", "tensorflow_datasets", "ml_collections"},
     "compiled": {"jax", "flax"},
     "command": {"jax", "flax"},
+    "memory": {"jax", "flax"},
     "storage": {"jax", "flax", "grain", "tensorflow_datasets", "ml_collections"},
     "data": {"flax", "optax", "orbax"},
     "visualization": {"jax", "flax"},

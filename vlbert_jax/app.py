@@ -29,6 +29,7 @@ from vlbert_jax.command import log_warnings, run_command
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.detector.options import RULES, add_arguments
 from vlbert_jax.files import user_path
+from vlbert_jax.memory import keep_freed_memory
 from vlbert_jax.weights.shipped import shipped_names
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     log_warnings()
     keep_programs()
+    keep_freed_memory()
     return run_command(lambda: serve_until_stopped(args), ["vlbert_jax.web.models"])
 
 

@@ -11,6 +11,7 @@ import jax
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.files import is_address, user_path
 from vlbert_jax.main import import_builder, run
+from vlbert_jax.memory import keep_freed_memory
 from vlbert_jax.prediction.predictor import Predictor, load
 
 DATA = ("images", "regions", "detector", "features", "answers", "positive", "num_threads")  # options of the build
@@ -65,6 +66,7 @@ def fine_tune(
     recipe = f"--config=own:{kind}" if kind else "--config=own"
     command = parse_command(["fine_tune", recipe, f"--workdir={workdir}", *flags])
     keep_programs()
+    keep_freed_memory()
     with jax.default_prng_impl(command.config.prng_impl):
         run(command.config, workdir, command.mode)
     predictor = load(workdir, detector=options.get("detector"))

@@ -41,6 +41,7 @@ import ml_collections
 import vlbert_jax
 from vlbert_jax.command import catch_ctrl_c, one_line, report_once
 from vlbert_jax.compiled import keep_programs
+from vlbert_jax.memory import keep_freed_memory
 
 # The other imports are inside the functions: JAX takes two seconds to import, and --help needs none of it.
 
@@ -170,6 +171,7 @@ def _run_command(argv: list[str]) -> int:
     log_to_terminal()
     if mode != "compile":  # programs for a machine that is not there do not run
         keep_programs()
+        keep_freed_memory()
     import jax
 
     from vlbert_jax.files import disk_full, is_address

@@ -43,6 +43,7 @@ from vlbert_jax.command import log_warnings, run_command
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.detector.options import add_arguments
 from vlbert_jax.files import read_lines, user_file, user_path
+from vlbert_jax.memory import keep_freed_memory
 from vlbert_jax.tasks import TASKS
 from vlbert_jax.weights.shipped import shipped_names
 
@@ -234,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     if sys.stderr.isatty() and (args.checkpoint or args.detector):
         print("loading the model; the first image then takes some seconds to compile", file=sys.stderr)
     keep_programs()
+    keep_freed_memory()
     return run_command(lambda: answer(args), ["vlbert_jax.prediction.output"], reworded=with_flags)
 
 

@@ -63,6 +63,9 @@ def load(
 ) -> Predictor:
     """Return the model in a workdir, a checkpoint folder, or other weights that `vlbert_jax.convert` reads.
 
+    The commands first call `vlbert_jax.memory.keep_freed_memory()`, which saves page faults in programs with large
+    arrays. A program of your own may do so at its start; importing the package changes no setting of the process.
+
     Args:
         path: Workdir, checkpoint or weights, the name of a shipped model (weights/shipped.py), or hf:USER/NAME of the
             Hugging Face hub.

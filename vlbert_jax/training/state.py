@@ -38,7 +38,7 @@ class Run:
     """The opened run of a workdir."""
 
     graphdef: nnx.GraphDef
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     shardings: TrainState
     state: TrainState
     meta: dict[str, Any]  # `window`: metric -> (sum, count) since the last row
@@ -91,7 +91,7 @@ def check_batch(config: ml_collections.ConfigDict, task: Task, mesh: Mesh, parts
 
 
 def create_state(
-    config: ml_collections.ConfigDict, task: Task, tx: optax.GradientTransformation, mesh: Mesh
+    config: ml_collections.ConfigDict, task: Task, tx: optax.GradientTransformationExtraArgs, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState, TrainState, Callable[[], TrainState]]:
     """Return the model's structure, the abstract state, its shardings, and a function that samples the state.
 

@@ -24,7 +24,7 @@ def train_step(
     graphdef: nnx.GraphDef,
     task: Task,
     config: ml_collections.ConfigDict,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     names: tuple[str, ...],
     mesh: Mesh,
     shardings: TrainState,

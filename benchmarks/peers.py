@@ -1,0 +1,336 @@
+"""Compare the speed of vlbert_jax with a VL-BERT of today's PyTorch, one step of each in turn.
+
+    make bench                                              # installs .venv-bench, then runs all
+    python benchmarks/peers.py [--recipes=base_prec,base_e2e,vqa] [--rounds=7] [--captions=4] [--small]
+
+    base_prec  an update, precomputed features, 4 captions and 4 texts (shapes of `train_step.py`)
+    base_e2e   an update with ResNet-101, one image of 800x600 with 20 boxes, and one text
+    vqa        answers to a question about an image of 900x600 with 36 boxes: ResNet-101 and the encoder, no dropout
+
+The baseline is `benchmarks/pytorch_baseline.py`: layers of Hugging Face and torchvision, eager. Both sides have the
+same weights, batches, losses, clipping and AdamW, in float32 with dropout. First they are compared: the number of
+parameters, and without dropout the loss (of vqa, the best probabilities), which must agree within 1e-3. Each side is a
+process of its own, which waits while the other one works; the first round is not counted. vlbert_jax runs as its
+commands do: with their memory settings, and on padded shapes.
+
+The last line is a JSON object: for each recipe the ratio (the baseline's median over ours; above 1, ours is faster),
+the least, median and largest ratio of a round, both medians in seconds, and both peak memories in GB; and the
+processor. The script needs the extra `bench`.
+"""
+
+import argparse
+import functools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from vlbert_jax.memory import keep_freed_memory  # noqa: E402
+
+RECIPES = ("base_prec", "base_e2e", "vqa")
+TOLERANCE = 1e-3  # of losses and logits
+IMAGE = (900, 600)  # of vqa: width, height
+REGIONS, WORDS = 36, 12
+WEIGHTS, BATCH, OPTIONS = "weights.safetensors", "batch.npz", "options.json"
+
+
+class Side:
+    """A process that makes one step whenever it is asked."""
+
+    def __init__(self, name: str, recipe: str, folder: Path, flags: list[str]):
+        self.name, self.times = name, []
+        command = [sys.executable, __file__, f"--side={name}", f"--recipes={recipe}", f"--folder={folder}", *flags]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.about = self._read()
+
+    def step(self) -> float:
+        self._write("step")
+        self.times.append(self._read()["seconds"])
+        return self.times[-1]
+
+    def close(self) -> float:
+        """End the process and return its peak memory in GB."""
+        self._write("end")
+        peak = self._read()["peak_gb"]
+        self.process.wait()
+        return peak
+
+    def _write(self, word: str) -> None:
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+
+    def _read(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"The side {self.name} ended with status {self.process.wait()}.")
+        return json.loads(line)
+
+
+def compare(recipe: str, rounds: int, flags: list[str]) -> dict:
+    """Return the figures of a recipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours = Side("ours", recipe, Path(folder), flags)  # writes weights and batch, which the other one reads
+        theirs = Side("pytorch", recipe, Path(folder), flags)
+        check(recipe, ours.about, theirs.about)
+        for number in range(rounds + 1):
+            seconds = [side.step() for side in (ours, theirs)]
+            print(f"{recipe} round {number}: ours {seconds[0]:.3f} s, pytorch {seconds[1]:.3f} s", flush=True)
+        peaks = ours.close(), theirs.close()
+    pairs = [theirs / ours for ours, theirs in zip(ours.times[1:], theirs.times[1:], strict=True)]
+    medians = [statistics.median(side.times[1:]) for side in (ours, theirs)]
+    return dict(
+        ratio=round(medians[1] / medians[0], 3),
+        pairwise=[round(min(pairs), 3), round(statistics.median(pairs), 3), round(max(pairs), 3)],
+        ours_s=round(medians[0], 4),
+        pytorch_s=round(medians[1], 4),
+        ours_peak_gb=round(peaks[0], 2),
+        pytorch_peak_gb=round(peaks[1], 2),
+        tflop=round(ours.about["flops"] / 1e12, 4),
+    )
+
+
+def check(recipe: str, ours: dict, theirs: dict) -> None:
+    """End the program where the two sides do not do the same work."""
+    if ours["parameters"] != theirs["parameters"]:
+        raise SystemExit(f"{recipe}: {ours['parameters']:,} parameters here, {theirs['parameters']:,} in the baseline")
+    difference = float(np.max(np.abs(np.subtract(ours["result"], theirs["result"]))))
+    if not difference < TOLERANCE:
+        raise SystemExit(f"{recipe}: the results of both sides differ by {difference:.2g}")
+    print(f"{recipe}: {ours['parameters']:,} parameters; results differ by {difference:.1e}", flush=True)
+
+
+def serve(about: dict, step: Callable[[], None]) -> None:
+    """Describe this side on stdout, then make one step per line of stdin."""
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        began = time.perf_counter()
+        step()
+        print(json.dumps(dict(seconds=time.perf_counter() - began)), flush=True)
+    print(json.dumps(dict(peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)), flush=True)
+
+
+# --- vlbert_jax -------------------------------------------------------------------------------------------------
+
+
+def recipe_of(name: str, small: bool):
+    """Return the config of a recipe; `small` has two layers of width 48 and one block in each stage of the ResNet."""
+    from configs import pretrain, vqa
+
+    config = vqa.base() if name == "vqa" else getattr(pretrain, name)()
+    if name == "vqa":
+        config.model.train_region_head, config.data.features = True, "image"
+    config.prng_impl, config.compute_dtype = "rbg", "float32"
+    if small:
+        config.model.encoder.update(dict(num_layers=2, hidden_size=48, num_heads=4, mlp_size=96))
+        config.model.encoder.vocab_size = 30522 if name == "vqa" else 2000
+        config.model.region_head.blocks = (1, 1, 1, 1)
+    return config
+
+
+def updates_here(name: str, folder: Path, small: bool, captions: int | None) -> None:
+    """Serve updates of a recipe, after its weights, its batch and its options are written for the other side."""
+    import jax
+    from flax import nnx
+
+    from benchmarks import train_step
+    from vlbert_jax.model.region_head import prepare_pixels
+    from vlbert_jax.training import sharding
+
+    config, task = recipe_of(name, small), train_step.PRETRAIN
+    shape = train_step.SHAPES[name] | (dict(captions=captions) if captions else {})
+    shape |= dict(tokens=16, text_tokens=16, boxes=5, image=(128, 96)) if small else {}
+    names = task.active_losses(config, 0)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        opened = train_step.open_step(config, shape, mesh)
+        batch, state = opened.batch, opened.state
+
+        @jax.jit
+        def loss_of(state):
+            model = nnx.merge(opened.graphdef, state.params, state.constants)
+            sums, _ = task.loss_sums(model, batch, None, config, names)
+            counts = task.loss_counts(batch, config, names)
+            return sum(sums[name] / counts[name] for name in names)
+
+        arrays = {name: array for part in (batch, batch.targets) for name, array in vars(part).items()}
+        if batch.pixels is not None:
+            size, regions = batch.image_size[:, 0], (batch.boxes, batch.region_hidden)
+            arrays["pixels"] = prepare_pixels(batch.pixels[:, 0], size, *regions)
+        write_batch(folder, arrays)
+        options = dict(clip_norm=config.optimizer.clip_norm, weight_decay=config.optimizer.weight_decay)
+        (folder / OPTIONS).write_text(json.dumps(options | dict(lr=config.learning_rate)))
+        about = dict(parameters=write_weights(folder, [state.params, state.constants], config), flops=opened.flops)
+        about |= dict(result=[float(loss_of(state))])
+
+        def update():
+            nonlocal state
+            state, report = opened.step(state, batch)
+            jax.block_until_ready(report)
+
+        serve(about, update)
+
+
+def answers_here(folder: Path, small: bool) -> None:
+    """Serve answers to a question about an image, after weights and batch are written for the other side."""
+    import vlbert_jax
+    from benchmarks import predict
+
+    config = recipe_of("vqa", small)
+    predict.write_model(folder, config)
+    predictor = vlbert_jax.load(folder / "model")
+    rng, (width, height) = np.random.default_rng(0), IMAGE
+    pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+    corners = np.sort(rng.random((REGIONS, 2, 2)), axis=1) * IMAGE
+    boxes, question = corners.reshape(REGIONS, 4).astype(np.float32), " ".join(["token"] * WORDS)
+
+    def answers():
+        return predictor.answer(pixels, question, boxes)
+
+    record = dict(image=pixels, image_size=np.array(IMAGE, np.int32), boxes=boxes, image_feature=())
+    example = predictor.task.example_from_text(record, question, (), predictor.config)
+    write_batch(folder, {name: np.asarray(array)[None] for name, array in example.items()})
+    probabilities = [answer.probability for answer in answers()]
+    parameters = write_weights(folder, [predictor._state], config)
+    serve(dict(parameters=parameters, result=probabilities, flops=0), answers)
+
+
+def write_batch(folder: Path, arrays: dict) -> None:
+    np.savez(folder / BATCH, **{name: np.asarray(array) for name, array in arrays.items() if hasattr(array, "dtype")})
+
+
+def write_weights(folder: Path, states: list, config) -> int:
+    """Write the arrays of NNX states under their official names and return how many numbers they are."""
+    from flax import nnx
+
+    from vlbert_jax.weights import export, vlbert_names
+
+    ours = {}
+    for state in states:
+        ours |= {tuple(map(str, path)): np.asarray(value[...]) for path, value in nnx.to_flat_state(state)}
+    tensors = vlbert_names.to_official(ours, config.model.encoder.vocab_size)
+    unread = () if config.task == "pretrain" else vlbert_names.OF_PRETRAINING
+    tensors = {name: array for name, array in tensors.items() if name not in unread}
+    export.write_safetensors(folder / WEIGHTS, tensors)
+    return sum(array.size for array in tensors.values())
+
+
+# --- The baseline -----------------------------------------------------------------------------------------------
+
+
+def open_baseline(name: str, folder: Path, small: bool):
+    """Return the baseline of a recipe with the weights of the other side, its batch, and its number of parameters."""
+    import torch
+    from safetensors.torch import load_file
+
+    from benchmarks.pytorch_baseline import Baseline, bert_config
+
+    config = recipe_of(name, small)
+    tensors = load_file(folder / WEIGHTS)
+    blocks = None if name == "base_prec" else list(config.model.region_head.blocks)
+    model = Baseline(bert_config(config.model.encoder), blocks, answers=3129 if name == "vqa" else 0)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    if missing or unexpected:
+        raise SystemExit(f"The baseline has other tensors: {[*missing, *unexpected][:5]}")
+    for key, parameter in model.named_parameters():
+        frozen = (".backbone.conv1.", ".backbone.layer1.")
+        parameter.requires_grad_(not any(part in key for part in frozen))
+    model = model.to(memory_format=torch.channels_last)
+    batch = {key: torch.from_numpy(array) for key, array in np.load(folder / BATCH).items()}
+    batch = {key: tensor.long() if tensor.dtype == torch.int32 else tensor for key, tensor in batch.items()}
+    return model, batch, sum(tensor.numel() for tensor in tensors.values())
+
+
+def updates_there(name: str, folder: Path, small: bool) -> None:
+    import torch
+
+    from benchmarks.pytorch_baseline import channels_first, train_step
+
+    model, batch, parameters = open_baseline(name, folder, small)
+    if "pixels" in batch:
+        batch["pixels"] = channels_first(batch["pixels"])
+    options = json.loads((folder / OPTIONS).read_text())
+    clip_norm = options.pop("clip_norm")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True, **options)
+    with torch.no_grad():
+        loss = model.eval().loss(batch).item()
+    model.train()
+    serve(dict(parameters=parameters, result=[loss]), lambda: train_step(model, optimizer, clip_norm, batch))
+
+
+def answers_there(folder: Path, small: bool) -> None:
+    import torch
+
+    from benchmarks.pytorch_baseline import prepared
+
+    model, batch, parameters = open_baseline("vqa", folder, small)
+    model.eval()
+    elements, regions = int(batch["element_mask"].sum()), int(batch["region_mask"].sum())
+    for key, tensor in batch.items():  # a user of PyTorch has no padding
+        if key in ("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask"):
+            batch[key] = tensor[:, :, :elements]
+        elif key in ("region_mask", "boxes", "box_geometry"):
+            batch[key] = tensor[:, :regions]
+    position = batch["answer_positions"]
+    canvas = batch.pop("pixels")[:, 0]
+    width, height = IMAGE
+    image = canvas[:, :height, :width].clone()
+
+    @torch.inference_mode()
+    def answers(pixels):
+        logits = model.answers(batch | dict(pixels=prepared(pixels)), position)
+        return logits.sigmoid()[0].topk(5).values.tolist()
+
+    # The results are compared on the canvas that vlbert_jax reads: in the official code, too, padding changes features.
+    serve(dict(parameters=parameters, result=answers(canvas)), lambda: answers(image))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="what is compared (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="counted rounds (default: %(default)s)")
+    parser.add_argument("--captions", type=int, help="captions per batch of the updates (default: see train_step.py)")
+    parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
+    parser.add_argument("--side", choices=("ours", "pytorch"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    names = args.recipes.split(",")
+    if wrong := set(names) - set(RECIPES):
+        parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(RECIPES)}")
+    if args.side == "ours":
+        keep_freed_memory()
+        updates = functools.partial(updates_here, names[0], captions=args.captions)
+        (answers_here if names[0] == "vqa" else updates)(folder=args.folder, small=args.small)
+    elif args.side == "pytorch":
+        updates = functools.partial(updates_there, names[0])
+        (answers_there if names[0] == "vqa" else updates)(folder=args.folder, small=args.small)
+    else:
+        flags = ["--small"] * args.small + [f"--captions={args.captions}"] * bool(args.captions)
+        found = {name: compare(name, args.rounds, flags) for name in names}
+        print(json.dumps(found | dict(processor=processor(), captions=args.captions)))
+
+
+def processor() -> str:
+    """Return the name of the processor and the number of its cores that this process may use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{os.cpu_count()} x {model or platform.processor() or platform.machine()}"
+
+
+if __name__ == "__main__":
+    main()

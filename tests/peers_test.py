@@ -1,0 +1,31 @@
+"""Test that the PyTorch baseline of the benchmark does the work of vlbert_jax, at a toy size."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from benchmarks import peers
+
+
+@pytest.mark.parametrize("recipe", peers.RECIPES)
+def test_both_sides_do_the_same_work(recipe, tmp_path, monkeypatch):
+    """Parameters are as many, results without dropout agree, and a step runs."""
+    if recipe != "base_prec" and not importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is not installed")
+    served = []
+    monkeypatch.setattr(peers, "serve", lambda about, step: served.append((about, step)))
+    for side in ("ours", "pytorch"):
+        peers.main([f"--side={side}", f"--recipes={recipe}", f"--folder={tmp_path}", "--small"])
+        served[-1][1]()
+    (ours, _), (theirs, _) = served
+    peers.check(recipe, ours, theirs)
+    assert ours["flops"] > 0 or recipe == "vqa"
+    with pytest.raises(SystemExit, match="differ by"):
+        peers.check(recipe, ours, theirs | dict(result=np.add(theirs["result"], 0.01)))
+
+
+def test_an_unknown_recipe_is_named(capsys):
+    with pytest.raises(SystemExit):
+        peers.main(["--recipes=base_prec,large"])
+    assert "--recipes has large" in capsys.readouterr().err
