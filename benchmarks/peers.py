@@ -21,8 +21,6 @@ processor. The script needs the extra `bench`.
 import argparse
 import functools
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -321,15 +319,10 @@ def main(argv: list[str] | None = None) -> None:
         (answers_there if names[0] == "vqa" else updates)(folder=args.folder, small=args.small)
     else:
         flags = ["--small"] * args.small + [f"--captions={args.captions}"] * bool(args.captions)
+        from benchmarks import train_step
+
         found = {name: compare(name, args.rounds, flags) for name in names}
-        print(json.dumps(found | dict(processor=processor(), captions=args.captions)))
-
-
-def processor() -> str:
-    """Return the name of the processor and the number of its cores that this process may use."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{os.cpu_count()} x {model or platform.processor() or platform.machine()}"
+        print(json.dumps(found | dict(processor=train_step.processor(), captions=args.captions)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ the device. FLOP count the matrix products and convolutions of the traced step, 
 
 import argparse
 import json
+import os
 import pathlib
 import platform
 import resource
@@ -106,7 +107,8 @@ class Opened(NamedTuple):
     batch: Batch
     config: ml_collections.ConfigDict
     graphdef: Any
-    flops: int  # of matrix products and convolutions
+    jaxpr: Any  # of the step
+    flops: float  # of its matrix products and convolutions
     compile_time: float  # seconds
 
 
@@ -123,7 +125,16 @@ def open_step(config: ml_collections.ConfigDict, shape: dict, mesh: jax.sharding
     began = time.perf_counter()
     compiled = traced.lower().compile()
     seconds = time.perf_counter() - began
-    return Opened(compiled, state, batch, config, graphdef, compile_ahead.matmul_flops(traced.jaxpr.jaxpr), seconds)
+    jaxpr = traced.jaxpr.jaxpr
+    return Opened(compiled, state, batch, config, graphdef, jaxpr, compile_ahead.matmul_flops(jaxpr), seconds)
+
+
+def processor() -> str:
+    """Return the name of the processor and the number of its cores."""
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{os.cpu_count()} x {model or platform.processor() or platform.machine()}"
 
 
 def measure(name: str, shape: dict, args) -> dict:
@@ -170,8 +181,7 @@ def main():
     parser.add_argument("--peak_tflops", type=float, help="peak of one device, to report the share that is reached")
     args = parser.parse_args()
     device = jax.devices()[0]
-    host = platform.processor() or platform.machine()
-    print(f"{jax.device_count()} x {device.device_kind} ({host}), jax {jax.__version__}")
+    print(f"{jax.device_count()} x {device.device_kind} ({processor()}), jax {jax.__version__}")
     for name in [args.config] if args.config else SHAPES:
         shape = SHAPES[name] | ({"captions": args.captions} if args.captions else {})
         print(json.dumps(measure(name, shape, args)), flush=True)

@@ -1,0 +1,64 @@
+"""Test how the benchmark counts products and names the kinds of operations."""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import roofline
+from vlbert_jax.training import compile_ahead
+
+
+def function(x, kernel, image, key):
+    """Multiply in a loop, convolve, and sample bits; a cheap branch is never counted."""
+
+    def body(x, _):
+        return jax.nn.softmax(x @ kernel), None
+
+    x, _ = jax.lax.scan(body, x, None, length=3)
+    x = jax.lax.cond(x.sum() > 0, lambda x: x @ kernel, lambda x: x, x)
+    found = jax.lax.conv_general_dilated(image, jnp.ones((3, 3, 4, 8)), (1, 1), "SAME", dimension_numbers=NUMBERS)
+    return (jax.random.bits(key, x.shape, jnp.uint16) > 9) * x.sum() + found.sum()
+
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+ARGUMENTS = jnp.ones((16, 32)), jnp.ones((32, 32)), jnp.ones((1, 8, 8, 4)), jax.random.key(0)
+
+
+def test_products_have_all_flops():
+    jaxpr = jax.make_jaxpr(function)(*ARGUMENTS).jaxpr
+    found = roofline.products_alone(jaxpr)
+    products, convolutions = (found[name] for name in roofline.PRODUCTS)
+    assert products["flops"] == 4 * 2 * 16 * 32 * 32 and products["sizes"] == 1
+    assert convolutions["flops"] == 2 * 8 * 8 * 8 * 3 * 3 * 4 and convolutions["sizes"] == 1
+    assert products["flops"] + convolutions["flops"] == compile_ahead.matmul_flops(jaxpr)
+    assert min(products["seconds"], convolutions["seconds"]) > 0
+
+
+def test_operations_have_a_kind_and_a_part():
+    def loss(kernel):
+        with jax.named_scope("model"):
+            return jnp.sum(jax.nn.softmax(jnp.ones((16, 32)) @ kernel)[:, 0] ** 2)
+
+    def update(kernel):
+        return kernel - 0.1 * jax.grad(loss)(kernel)
+
+    program = jax.jit(update).lower(jnp.ones((32, 32))).compile().as_text()
+    found = set(roofline.operations_of(program).values())
+    assert {("matrix products", "forward"), ("matrix products", "backward")} <= found
+    assert {kind for kind, part in found if part == "optimizer"} >= {roofline.ELEMENTWISE}
+    assert {part for _, part in found} == set(roofline.PARTS)
+    assert any(kind == "softmax, losses" for kind, _ in found)
+
+
+def test_the_tables_are_printed(capsys):
+    facts = dict(recipe="base_prec", step_s=2.0, products_alone_s=1.5, share=0.75, page_faults=1000, system_s=0.1)
+    alone = dict(dot_general=dict(flops=3e11, seconds=1.5, sizes=4))
+    times = collections.Counter({("GELU", "forward"): 1.0, ("copies", "backward"): 3.0})
+    roofline.print_tables(facts, alone, times)
+    out = capsys.readouterr().out
+    assert "(75 %)" in out and "| dot_general | 4 | 0.300 | 1.50 | 200.0 |" in out
+    assert "| copies | 0.00 | 3.00 | 0.00 | 75.0 % |" in out
+    assert np.isclose(sum(float(cell) for cell in re.findall(r"([\d.]+) % \|", out)), 100)
