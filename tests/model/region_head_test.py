@@ -11,7 +11,7 @@ from flax import nnx
 from vlbert_jax.batch import PIXEL_MEANS
 from vlbert_jax.model.config import BackboneConfig, RegionHeadConfig, RoIOptions
 from vlbert_jax.model.region_head import RegionHead, prepare_pixels
-from vlbert_jax.model.resnet import ConvNorm, max_pool
+from vlbert_jax.model.resnet import WIDE, ConvNorm, max_pool
 
 B, R = 8, 5
 
@@ -75,6 +75,23 @@ def test_a_dilated_convolution_on_cpu_equals_that_of_other_devices():
         (gathered, gathered_pullback(cotangent)),
         (expected, pullback(cotangent)),
     )
+
+
+def test_gradients_of_a_wide_convolution(monkeypatch):
+    """They are those of the convolution, in float64 to 1e-12."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel, gradient = (
+            jnp.asarray(rng.standard_normal(shape)) for shape in ((2, 5, 4, WIDE), (3, 3, WIDE, 6), (2, 5, 4, 6))
+        )
+        layer = ConvNorm(WIDE, 6, 3, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        found = jax.vjp(layer._convolution, x, kernel)[1](gradient)
+        monkeypatch.setattr("vlbert_jax.model.resnet.WIDE", WIDE + 1)
+        expected = jax.vjp(layer._convolution, x, kernel)[1](gradient)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.float64
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+    assert not np.array_equal(found[1], expected[1])  # another order of sums: the products were used
 
 
 @pytest.mark.parametrize("sides", [(8, 6), (7, 6), (8, 5), (1, 3)], ids=str)
