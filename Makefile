@@ -6,6 +6,7 @@
 # make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100);
 #                    then fills the disk of a small run at random moments: tests/faults/full_disk.jsonl
 # make fuzz          gives damaged files to every reader: tests/faults/fuzz.jsonl (FUZZ_FLAGS="--inputs=2000 --seed=1")
+# make test-science  runs the small form of the ablation (experiments/): docs/science/ablation.md
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
 #
@@ -21,7 +22,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo assets test test-exact test-lowest faults fuzz docs clean help
+.PHONY: demo assets test test-exact test-lowest test-science faults fuzz docs clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -65,6 +66,9 @@ faults: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	$(RUN) -m tests.faults.fuzz $(FUZZ_FLAGS)
 
+test-science: $(VENV)/.installed-experiments
+	$(RUN) -m experiments.run ablation --small
+
 # NO_MKDOCS_2_WARNING: the theme prints an advertisement otherwise.
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.installed-docs
@@ -91,6 +95,10 @@ $(VENV)/.installed: $(PACKAGES) | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(PACKAGES) | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-experiments: $(PACKAGES) | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[experiments]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(PACKAGES) | $(VENV)/bin/python

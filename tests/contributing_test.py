@@ -20,7 +20,7 @@ EXCLUDED_WORDS = re.compile(
     r"\b(officially|whole or not at all|of one's own|of yours|whoever|twins?|chief"
     r"|behaviour|colours?|licence|normalis\w+|initialis\w+)\b", re.IGNORECASE
 )  # fmt: skip
-FOLDERS = ("vlbert_jax/", "configs/", "data_prep/", "tests/", "docs/", "launch/", "benchmarks/", ".ci/")
+FOLDERS = ("vlbert_jax/", "configs/", "data_prep/", "tests/", "docs/", "launch/", "benchmarks/", "experiments/", ".ci/")
 SPAN = re.compile(r"`([^`\n]+)`")
 
 
