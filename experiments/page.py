@@ -82,7 +82,10 @@ def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], st
     lines += ["## Commands", ""]
     for form in forms:
         lines += [f"{FORMS[form.form]}, first seed; the others differ in `config.seed` and the workdirs:", "", "```"]
-        labels = {cell[0].key: f"# {setting}: {column}" for (setting, column), cell in reversed(form.cells.items())}
+        labels = {
+            cell[0].key: f"# {setting}: {column if column in form.tasks else 'pre-training'}"
+            for (setting, column), cell in reversed(form.cells.items())
+        }
         for one in (run for run in form.runs() if run.seed == 0):
             lines += [labels[one.key], *wrapped(command_of(one))]
         lines += ["```", ""]

@@ -95,10 +95,10 @@ def run(args: argparse.Namespace) -> None:
         collect(study, trainer, results, done)
     if not args.table:
         train_missing(study, args, trainer, results, done)
-    if args.shard[1] == 1:
-        print(*page.score_table(study, done), "", *page.claim_table(study, done), sep="\n")
     if writes_page:
         write_page(path, done, args.pages)
+    if args.shard[1] == 1:
+        print(*page.score_table(study, done), "", *page.claim_table(study, done), sep="\n")
 
 
 def build_corpora(study: Study, flags: Sequence[str], data_dir: Path) -> None:
@@ -150,7 +150,7 @@ def write_page(path: Path, done: rows.Rows, pages: Path) -> None:
     for form in forms:
         if any(run.key in done for run in form.runs()):
             plots.write_plot(form, done, pages / page.plot_name(form))
-    print(pages / f"{forms[0].name}.md")
+    print(pages / f"{forms[0].name}.md", end="\n\n")
 
 
 def submit(args: argparse.Namespace) -> None:

@@ -249,6 +249,9 @@ def _small(content: dict[str, Any], path: Path) -> dict[str, Any]:
             content[kind] = {name: table for name, table in known.items() if name in small[kind]}
     for setting in content["settings"].values():
         setting["seeds"] = small.get("seeds", setting["seeds"])
+    for field in ("positions", "lines") if "plot" in content else ():
+        places = content["plot"][field]
+        content["plot"][field] = {name: place for name, place in places.items() if name in content["settings"]}
     columns = {*content["pretrain"]["scores"], *content.get("tasks", {})}
     content["claims"] = [
         claim for claim in content.get("claims", ())
