@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import fcntl
+import os
 import shlex
 import signal
 import subprocess
@@ -30,8 +31,8 @@ class Trainer:
     """Trains runs in processes of their own, below one folder."""
 
     def __init__(self, workdirs: Path, data_dir: Path):
-        """Use `workdirs`/NAME as the workdir of each run, and the records in `data_dir`."""
-        self.workdirs, self.data_dir = workdirs, data_dir
+        """Use `workdirs`/NAME as the workdir of each run, and the records in `data_dir`; both are made absolute."""
+        self.workdirs, self.data_dir = workdirs.absolute(), data_dir.absolute()
         self.children: set[subprocess.Popen] = set()
         self.stopping = threading.Event()
 
@@ -46,8 +47,9 @@ class Trainer:
         return training.command_of(self.workdir(run), run.recipe, *run.flags(), *fixed)
 
     def shown_command(self, run: Run) -> str:
-        """Return the command as a user types it."""
-        return shlex.join(["python", *self.command(run)[1:]])
+        """Return the command as a user types it in the checkout."""
+        inside = f"{training.ROOT}{os.sep}"
+        return shlex.join(["python", *(part.replace(inside, "") for part in self.command(run)[1:])])
 
     def train(self, run: Run) -> dict[str, Any]:
         """Train a run, or continue it; return its row, which is then also in its workdir.

@@ -110,7 +110,7 @@ def _form(study: Study, rows: Rows) -> list[str]:
             "Differences are paired by seed: mean ± standard error, with the p-value of the two-sided paired t-test, "
             "not corrected for the number of claims.", "", *claim_table(study, rows), "",
         ]  # fmt: skip
-    commits, machines = Counter(row["commit"][:12] for row in found), Counter(row["machine"] for row in found)
+    commits, machines = Counter(shown_commit(row["commit"]) for row in found), Counter(row["machine"] for row in found)
     listed = "; ".join(", ".join(f"{name} ({n} rows)" for name, n in sorted(c.items())) for c in (machines, commits))
     continued = sum(row["continued"] for row in found)
     loads = [row["load"] for row in found]
@@ -119,6 +119,12 @@ def _form(study: Study, rows: Rows) -> list[str]:
         f"{max(loads)}." + (f" {continued} of them were continued; only their last start is counted." * bool(continued))
     )
     return [part for line in lines for part in (textwrap.wrap(line, WIDTH) if line[:1].isalnum() else [line])]
+
+
+def shown_commit(commit: str | None) -> str:
+    """Return a commit with twelve digits; a checkout with changes keeps its mark."""
+    name, mark, _ = (commit or "no checkout").partition("-dirty")
+    return name[:12] + mark
 
 
 def plot_name(study: Study) -> str:

@@ -37,7 +37,7 @@ from experiments.study import FORMS, Study, read_study, study_path
 from vlbert_jax.command import run_command
 from vlbert_jax.files import atomic_write, user_file
 
-WORKDIRS, DATA_DIR = Path("workdirs/experiments"), Path("data")  # of the commands on the page, below the checkout
+WORKDIRS, DATA_DIR = ROOT / "workdirs/experiments", ROOT / "data"
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -54,8 +54,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", type=positive, default=8, metavar="N", help="with --slurm, shares (%(default)s)")
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="with --slurm, for sbatch")
     parser.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="train this share; add no rows")
-    parser.add_argument("--workdirs", type=user_file, default=WORKDIRS, metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--data_dir", type=user_file, default=DATA_DIR, metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--workdirs", type=user_file, default=WORKDIRS, metavar="DIR")
+    parser.add_argument("--data_dir", type=user_file, default=DATA_DIR, metavar="DIR")
     parser.add_argument("--results", type=user_file, default=ROOT / "experiments/results", metavar="DIR")
     parser.add_argument("--pages", type=user_file, default=ROOT / "docs/science", metavar="DIR")
     return parser.parse_args(argv)
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     study = read_study(path, "small" if args.small else "full", args.flag)
     results = args.results / f"{study.name}.jsonl"
     done = rows.read_rows(results)
-    writes_page = not args.flag and args.shard[1] == 1 and not args.slurm
+    writes_page = not args.flag and args.shard[1] == 1
     if writes_page:
         plots.require_matplotlib()  # before hours of training
     trainer = jobs.Trainer(args.workdirs, args.data_dir)
@@ -110,7 +110,7 @@ def build_corpora(study: Study, flags: Sequence[str], data_dir: Path) -> None:
         fields = [f"--config.{name}={tuple(v) if isinstance(v, list) else v}" for name, v in recipe[1]]
         data = parse_command(["run", f"--config={recipe[0]}", *fields]).config.data
         if data.embedded:
-            draw_missing(data.embedded, dict(data) | dict(data_dir=str(ROOT / data_dir)))
+            draw_missing(data.embedded, dict(data) | dict(data_dir=str(data_dir)))
 
 
 def collect(study: Study, trainer: jobs.Trainer, results: Path, done: rows.Rows) -> None:
@@ -155,8 +155,9 @@ def write_page(path: Path, done: rows.Rows, pages: Path) -> None:
 
 def submit(args: argparse.Namespace) -> None:
     """Submit the runs to SLURM; raise ValueError if that fails."""
-    again = [args.study, *["--small"] * args.small, f"--jobs={args.jobs}", *(f"--flag={flag}" for flag in args.flag)]
-    folders = [f"--{name}={getattr(args, name)}" for name in ("workdirs", "data_dir", "results", "pages")]
+    study = os.path.abspath(args.study) if args.study.endswith(".toml") else args.study
+    again = [study, *["--small"] * args.small, f"--jobs={args.jobs}", *(f"--flag={flag}" for flag in args.flag)]
+    folders = [f"--{name}={getattr(args, name).absolute()}" for name in ("workdirs", "data_dir", "results", "pages")]
     options = [f"--tasks={args.tasks}", *(f"--sbatch={option}" for option in args.sbatch), f"--python={sys.executable}"]
     script = [str(ROOT / "launch/slurm_array.sbatch"), *options, "--", "experiments", *again, *folders]
     if status := subprocess.run(script, cwd=ROOT).returncode:
