@@ -82,10 +82,11 @@ def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], st
     lines += ["## Commands", ""]
     for form in forms:
         lines += [f"{FORMS[form.form]}, first seed; the others differ in `config.seed` and the workdirs:", "", "```"]
-        labels = {
-            cell[0].key: f"# {setting}: {column if column in form.tasks else 'pre-training'}"
-            for (setting, column), cell in reversed(form.cells.items())
-        }
+        labels: dict[str, str] = {}
+        for (setting, column), (first, *_) in form.cells.items():
+            if first.after:
+                labels.setdefault(first.after.key, f"# {setting}: pre-training")
+            labels.setdefault(first.key, f"# {setting}: {column if column in form.tasks else 'pre-training'}")
         for one in (run for run in form.runs() if run.seed == 0):
             lines += [labels[one.key], *wrapped(command_of(one))]
         lines += ["```", ""]
@@ -103,8 +104,9 @@ def _form(study: Study, rows: Rows) -> list[str]:
         f"{len(found)} of {len(runs)} trainings have a row.{incomplete} Cells are mean ± standard deviation over seeds "
         "(number of seeds), on the validation split at the end of the run.", "",
         *score_table(study, rows), "",
-        f"![Scores of each setting and seed]({plot_name(study)})", "",
     ]  # fmt: skip
+    if plotted_scores(study, rows):
+        lines += [f"![Scores of each setting and seed]({plot_name(study)})", ""]
     if study.claims:
         lines += [
             "Differences are paired by seed: mean ± standard error, with the p-value of the two-sided paired t-test, "
@@ -125,6 +127,16 @@ def shown_commit(commit: str | None) -> str:
     """Return a commit with twelve digits; a checkout with changes keeps its mark."""
     name, mark, _ = (commit or "no checkout").partition("-dirty")
     return name[:12] + mark
+
+
+def plotted_scores(study: Study, rows: Rows) -> dict[str, dict[str, dict[int, float]]]:
+    """Return column -> setting -> seed -> score of the panels of the plot that have a score."""
+    panels = {}
+    for column in study.tasks if study.plot else study.columns:
+        found = {setting: scores_by_seed(study, setting, column, rows) for setting in study.settings}
+        if found := {setting: scores for setting, scores in found.items() if scores}:
+            panels[column] = found
+    return panels
 
 
 def plot_name(study: Study) -> str:

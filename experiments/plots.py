@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.page import scores_by_seed
+from experiments.page import plotted_scores
 from experiments.rows import Rows
 from experiments.study import Study
 from vlbert_jax.files import atomic_write
@@ -31,8 +31,8 @@ def write_plot(study: Study, rows: Rows, path: Path) -> None:
     """Draw one panel per column of the table: each seed as a point, and the mean of each setting.
 
     Args:
-        study: The study; where it has a plot, settings are points of lines over an axis.
-        rows: The rows of its results.
+        study: The study; where it has a plot, settings are points of lines over an axis, in one panel per task.
+        rows: The rows of its results, some with a score that is plotted.
         path: The SVG file.
     """
     import matplotlib
@@ -40,8 +40,7 @@ def write_plot(study: Study, rows: Rows, path: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    scores = {column: _scores(study, column, rows) for column in study.columns}
-    scores = {column: found for column, found in scores.items() if found}
+    scores = plotted_scores(study, rows)
     columns = min(PER_ROW, len(scores))
     height = 2.6 if study.plot else 0.9 + 0.28 * len(study.settings)
     count = -(-len(scores) // columns)
@@ -58,12 +57,6 @@ def write_plot(study: Study, rows: Rows, path: Path) -> None:
         with atomic_write(path) as file:
             figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
-
-
-def _scores(study: Study, column: str, rows: Rows) -> dict[str, dict[int, float]]:
-    """Return setting -> seed -> score, of the settings that have a score."""
-    found = {setting: scores_by_seed(study, setting, column, rows) for setting in study.settings}
-    return {setting: scores for setting, scores in found.items() if scores}
 
 
 def _points(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) -> None:
@@ -86,4 +79,7 @@ def _lines(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) ->
         means = [statistics.fmean(found[setting].values()) for setting in of_line]
         axis.plot([plot.positions[setting] for setting in of_line], means, color=color, label=line)
     axis.set_xscale("log")
+    ticks = sorted(set(plot.positions.values()))
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
     axis.set_xlabel(plot.x)

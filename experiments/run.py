@@ -148,7 +148,7 @@ def write_page(path: Path, done: rows.Rows, pages: Path) -> None:
     with atomic_write(pages / f"{forms[0].name}.md") as file:
         file.write_text(text, encoding="utf-8")
     for form in forms:
-        if any(run.key in done for run in form.runs()):
+        if page.plotted_scores(form, done):
             plots.write_plot(form, done, pages / page.plot_name(form))
     print(pages / f"{forms[0].name}.md", end="\n\n")
 

@@ -67,6 +67,8 @@ def test_a_study_is_run_once(place, capsys):
     written = (place / "pages/tiny.md").read_text()
     assert "2 of 2 trainings have a row." in written and "13 of 13 trainings have a row." in written
     assert "| high | 0.310 ± 0.010 (3) | 0.327 ± 0.031 (3) |" in written and str(place) not in written
+    assert re.findall("# (.*: .*)", written)[:3] == ["low: pre-training", "low: VQA", "low: pre-training"]
+    assert "# none: VQA" in written and "# none: pre-training" not in written
 
     (place / "pages/tiny.md").unlink()
     assert run.main(arguments(place, "--table")) == 0

@@ -138,11 +138,25 @@ def test_verdicts(differences, verdict):
     assert compare.paired(dict(enumerate(map(float, differences))), zeros).verdict() == verdict
 
 
-def test_plots_have_the_same_bytes_each_time(tmp_path):
+PLOT = """
+[plot]
+x = "rate"
+positions = { low = 1, high = 10, none = 3 }
+lines = { low = "with", high = "with", none = "without" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("plot", "shown"),
+    [("", {"words: visual_word_accuracy", "low", "high"}), (PLOT, {"VQA: answer_accuracy", "rate", "10", "with"})],
+    ids=["points", "lines"],
+)
+def test_plots_have_the_same_bytes_each_time(plot, shown, tmp_path):
     pytest.importorskip("matplotlib")
-    (tmp_path / "tiny.toml").write_text(STUDY)
+    (tmp_path / "tiny.toml").write_text(STUDY.replace("[small]", f"{plot}[small]"))
     study = read_study(tmp_path / "tiny.toml")
-    done = {one.key: ROW | dict(scores=dict(visual_word_accuracy=0.5 + one.seed / 10)) for one in study.runs()[:4]}
+    scores = dict(visual_word_accuracy=0.5, answer_accuracy=0.25)
+    done = {one.key: ROW | dict(scores=scores) for one in study.runs()[:4]}
     images = []
     for name in ("first.svg", "second.svg"):
         plots.write_plot(study, done, tmp_path / name)
@@ -150,4 +164,17 @@ def test_plots_have_the_same_bytes_each_time(tmp_path):
     assert images[0] == images[1]
     root = xml.etree.ElementTree.fromstring(images[0])
     texts = {"".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"words: visual_word_accuracy", "low", "high"} <= texts
+    assert shown <= texts
+
+
+def test_mistakes_in_a_plot(tmp_path):
+    path = tmp_path / "tiny.toml"
+    for old, new, message in (
+        ("low = 1, ", "", r"\[plot\]: positions lacks the setting 'low'; add it"),
+        ("high = 10", "hihg = 10", r"\[plot\]: positions is 'hihg', did you mean 'high'\?"),
+    ):
+        path.write_text(STUDY + PLOT.replace(old, new))
+        with pytest.raises(ValueError, match=message):
+            read_study(path)
+    path.write_text(STUDY + PLOT)
+    assert set(read_study(path, "small").plot.positions) == {"low"}
