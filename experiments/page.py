@@ -10,7 +10,7 @@ from experiments.compare import paired, shown_difference, shown_mean
 from experiments.rows import Rows, check_metric, score_of
 from experiments.study import Run, Study
 
-FORMS = {"small": "The small form", "full": "The full form"}
+HEADINGS = {"small": "The small form", "full": "The full form"}
 WIDTH = 118
 
 
@@ -66,22 +66,23 @@ def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], st
     run = f"python -m experiments.run {study.name}"
     lines = [
         f"# {study.title}", "", study.about, "",
-        *textwrap.wrap(
+        *paragraph(
             f"This page is written by `{run}` from `experiments/results/{study.name}.jsonl`; do not edit it. The study "
             f"is declared in `experiments/studies/{study.name}.toml`. [The first page](index.md) says how to read the "
-            "tables.", WIDTH, break_on_hyphens=False),
+            "tables."
+        ),
         "", "| setting | what it is |", "|---|---|",
         *(f"| {name} | {about} |" for name, about in forms[-1].settings.items()), "",
         "```", f"{run} --small   # the small form", f"{run}           # the full form", "```", "",
     ]  # fmt: skip
     for form in forms:
-        lines += [f"## {FORMS[form.form]}", "", *_form(form, rows), ""]
+        lines += [f"## {HEADINGS[form.form]}", "", *_form(form, rows), ""]
     declared = {run.key for form in forms for run in form.runs()}
     if others := len(set(rows) - declared):
         lines += [f"The file of results has {others} further rows of other settings, which no table above uses.", ""]
     lines += ["## Commands", ""]
     for form in forms:
-        lines += [f"{FORMS[form.form]}, first seed; the others differ in `config.seed` and the workdirs:", "", "```"]
+        lines += [f"{HEADINGS[form.form]}, first seed; the others differ in `config.seed` and the workdirs:", "", "```"]
         labels: dict[str, str] = {}
         for (setting, column), (first, *_) in form.cells.items():
             if first.after:
@@ -120,7 +121,12 @@ def _form(study: Study, rows: Rows) -> list[str]:
         f"Machines and commits: {listed}. The trainings took {hours:.2f} hours in all, at a load of {min(loads)} to "
         f"{max(loads)}." + (f" {continued} of them were continued; only their last start is counted." * bool(continued))
     )
-    return [part for line in lines for part in (textwrap.wrap(line, WIDTH) if line[:1].isalnum() else [line])]
+    return [part for line in lines for part in (paragraph(line) if line[:1].isalnum() else [line])]
+
+
+def paragraph(text: str) -> list[str]:
+    """Return the lines of a paragraph; a hyphen ends no line, since Markdown would add a space to it."""
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
 def shown_commit(commit: str | None) -> str:
