@@ -11,8 +11,8 @@ from experiments.study import Run, key_of, nearest
 from vlbert_jax.files import atomic_write, json_object, read_json_object
 
 # A row is `Run.declaration` and these: the scores of the last evaluation, the update, seconds of the last start,
-# whether that start continued a run, load of the machine, its name, the commit (`git describe --dirty`; null where the
-# code is not a checkout), and the command.
+# whether that start continued a run, load of the machine, its name, the commit (`jobs.revision`; null where the code is
+# not a checkout), and the command.
 TYPES = dict(
     recipe=str, overrides=dict, seed=int, after=dict | None, scores=dict, step=int, seconds=int | float, continued=bool,
     load=int | float, machine=str, commit=str | None, command=str,

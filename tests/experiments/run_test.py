@@ -24,6 +24,7 @@ def place(tmp_path, monkeypatch):
     """A folder with a study; trainings are replaced, and plots are not drawn."""
     monkeypatch.setattr(training, "command_of", training.command_of)
     monkeypatch.setattr(build, "draw_missing", build.draw_missing)
+    monkeypatch.setattr(jobs, "revision", lambda root: "0123456789abcdef")
     monkeypatch.setattr(plots, "require_matplotlib", lambda: None)
     monkeypatch.setattr(plots, "write_plot", lambda *_: None)
     replace_trainings()
@@ -73,6 +74,27 @@ def test_a_study_is_run_once(place, capsys):
     (place / "pages/tiny.md").unlink()
     assert run.main(arguments(place, "--table")) == 0
     assert (place / "pages/tiny.md").read_text() == written and set(starts(place).values()) == {1}
+
+
+def test_the_commit_of_a_row(tmp_path):
+    """Results and pages do not count as changes: the runner writes them while the code stays the same."""
+
+    def git(*arguments):
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", tmp_path, *names, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert jobs.revision(tmp_path) is None
+    git("init", "--quiet")
+    for name in ("experiments/results/a.jsonl", "docs/science/a.md", "experiments/a.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    for name, mark in (("experiments/results/a.jsonl", ""), ("docs/science/a.md", ""), ("experiments/a.py", "-dirty")):
+        (tmp_path / name).write_text("after")
+        assert jobs.revision(tmp_path) == commit + mark
 
 
 def test_order_of_the_runs(place):
