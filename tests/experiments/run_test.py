@@ -119,6 +119,13 @@ def test_a_change_of_the_study_does_not_mix_rows(place, capsys):
     assert first.runs()[0] == again.runs()[0]  # the same number
 
 
+def test_scores_of_pre_training_are_optional(place, capsys):
+    (place / "tiny.toml").write_text(STUDY.replace('{ "words" = "visual_word_accuracy" }', "{}"))
+    assert run.main(arguments(place, "--small")) == 0
+    assert "| setting | VQA |" in capsys.readouterr().out and len(rows_of(place)) == 2
+    assert "# low: pre-training" in (place / "pages/tiny.md").read_text()
+
+
 def test_flags_make_other_rows_and_leave_the_page(place, capsys):
     run.main(arguments(place, "--small"))
     before = (place / "pages/tiny.md").read_text()
