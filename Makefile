@@ -8,6 +8,7 @@
 # make fuzz          gives damaged files to every reader: tests/faults/fuzz.jsonl (FUZZ_FLAGS="--inputs=2000 --seed=1")
 # make bench         installs PyTorch and torchvision into .venv-bench and compares the speed with theirs
 #                    (BENCH_FLAGS="--recipes=base_prec --rounds=3")
+# make test-science  runs the small form of the ablation (experiments/): docs/science/ablation.md
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
 #
@@ -24,7 +25,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo assets test test-exact test-lowest faults fuzz bench docs clean help
+.PHONY: demo assets test test-exact test-lowest test-science faults fuzz bench docs clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -67,6 +68,9 @@ bench:
 	$(MAKE) VENV=.venv-bench .venv-bench/.installed-bench
 	.venv-bench/bin/python benchmarks/peers.py $(BENCH_FLAGS)
 
+test-science: $(VENV)/.installed-experiments
+	$(RUN) -m experiments.run ablation --small
+
 # NO_MKDOCS_2_WARNING: the theme prints an advertisement otherwise.
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.installed-docs
@@ -93,6 +97,10 @@ $(VENV)/.installed: $(PACKAGES) | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(PACKAGES) | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-experiments: $(PACKAGES) | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[experiments]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(PACKAGES) | $(VENV)/bin/python

@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from vlbert_jax.training.metrics import read_rows
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -19,17 +17,35 @@ def train(workdir: Path, config: str, *flags: str) -> tuple[dict, dict]:
     Returns:
       The last row of the validation split, and facts about the run: step, seconds, load, machine, commit.
     """
-    command = [sys.executable, "-m", "vlbert_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
     workdir.mkdir(parents=True, exist_ok=True)
     print(f"{workdir} ...", file=sys.stderr, flush=True)
     began = time.monotonic()
     with open(workdir / "log", "w") as log:
+        command = command_of(workdir, config, *flags)
         subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
-    seconds, load = round(time.monotonic() - began), round(os.getloadavg()[1], 1)
-    last = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "val"][-1]
+    return result_of(workdir, time.monotonic() - began)
+
+
+def command_of(workdir: Path, config: str, *flags: str) -> list[str]:
+    """Return the documented command of a training."""
+    return [sys.executable, "-m", "vlbert_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
+
+
+def result_of(workdir: Path, duration: float) -> tuple[dict, dict]:
+    """Return the last row of the validation split, and facts about a run that took `duration` seconds.
+
+    Raises:
+      ValueError: the run wrote no such row.
+    """
+    from vlbert_jax.training.metrics import read_rows  # it takes seconds to import, and --help needs none of it
+
+    seconds, load = round(duration), round(os.getloadavg()[1], 1)
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "val"]
+    if not rows:
+        raise ValueError(f"{workdir}/metrics.jsonl has no row of the validation split; remove it and train again")
     about = json.loads((workdir / "versions.json").read_text())
-    facts = dict(step=last["step"], seconds=seconds, load=load, machine=about["machine"], commit=about["revision"])
-    return last, facts
+    facts = dict(step=rows[-1]["step"], seconds=seconds, load=load, machine=about["machine"], commit=about["revision"])
+    return rows[-1], facts
 
 
 def stored_rows(results: Path, *names: str) -> dict[tuple, dict]:

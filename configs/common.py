@@ -287,7 +287,7 @@ def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
             embedded="",  # scene_tasks = the synthetic corpus, made on first use
             texts=f"{task}/{corpus}",  # tables, under data_dir
             images=f"{task}_images/{corpus}",
-            train_split="train",  # train+val = both
+            train_split="train",  # train+val = both; train[:10%] = a tenth, the same one for every seed
             eval_split="val",
             features="image",  # image | precomputed
             vocab="bert-base-uncased",

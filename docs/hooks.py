@@ -26,6 +26,7 @@ COMMANDS = {
     "vlbert_jax.app": "vlbert_jax/app.py",
     "vlbert_jax.convert": "vlbert_jax/convert.py",
     "vlbert_jax.tasks.answer.accuracy": "vlbert_jax/tasks/answer/accuracy.py",
+    "experiments.run": "experiments/run.py",
     "data_prep.build": "data_prep/build.py",
     "data_prep.extract_regions": "data_prep/extract_regions.py",
 }

@@ -20,7 +20,7 @@ EXCLUDED_WORDS = re.compile(
     r"\b(officially|whole or not at all|of one's own|of yours|whoever|twins?|chief"
     r"|behaviour|colours?|licence|normalis\w+|initialis\w+)\b", re.IGNORECASE
 )  # fmt: skip
-FOLDERS = ("vlbert_jax/", "configs/", "data_prep/", "tests/", "docs/", "launch/", "benchmarks/", ".ci/")
+FOLDERS = ("vlbert_jax/", "configs/", "data_prep/", "tests/", "docs/", "launch/", "benchmarks/", "experiments/", ".ci/")
 SPAN = re.compile(r"`([^`\n]+)`")
 
 
@@ -50,7 +50,7 @@ def test_files_exist(page):
     text = without_blocks(text_of(page))
     for span in SPAN.findall(text):
         path = substituted(span).partition(":")[0]
-        if path.startswith(FOLDERS) and re.fullmatch(r"[\w./+-]+", path):
+        if path.startswith(FOLDERS) and not has_placeholder(path) and re.fullmatch(r"[\w./+-]+", path):
             assert (ROOT / path).exists(), f"{ids(page)} names {span}"
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", text) + re.findall(r'<img [^>]*src="([^":]+)"', text):
         if not target.startswith(("api/", "../api/")):  # docs/hooks.py generates these pages

@@ -221,7 +221,7 @@ FOLDERS_OF_TESTS = sorted({path.parent.relative_to(ROOT / "tests") for path in T
 @pytest.mark.parametrize("folder", FOLDERS_OF_TESTS, ids=str)
 def test_test_folders_mirror_the_packages(folder):
     """Each test folder has a package, such as vlbert_jax/model for tests/model."""
-    own = folder.parts[:1] in (("data_prep",), ("launch",))
+    own = folder.parts[:1] in (("data_prep",), ("launch",), ("experiments",))
     assert folder.parts in (("helpers",), ("faults",)) or (ROOT / ("" if own else "vlbert_jax") / folder).is_dir()
     assert (ROOT / "tests" / folder / "__init__.py").exists()
 

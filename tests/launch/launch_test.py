@@ -258,9 +258,13 @@ def test_slurm_shares_a_build_among_the_tasks_of_an_array(tmp_path):
     for task in "13":
         array("--", *command, SLURM_ARRAY_TASK_ID=task, SLURM_CPUS_PER_TASK="8")
     array("--", "extract_regions", "images", "--out=o", SLURM_ARRAY_TASK_ID="0")
+    for task in "23":
+        array("--", "experiments", "ablation", "--small", SLURM_ARRAY_TASK_ID=task)
+    study = "-m experiments.run ablation --small"
     build = "-m data_prep.build captions --source=/a b"
     extract = "-m data_prep.extract_regions images --out=o --shard=0/3"
-    assert starts(tmp_path) == [f"{build} --shard=1/3 --num_processes=8", f"{build} --num_processes=8", extract]
+    shares = [f"{build} --shard=1/3 --num_processes=8", f"{build} --num_processes=8", extract]
+    assert starts(tmp_path) == [*shares, f"{study} --shard=2/3", study]
 
 
 # A fake gcloud with one resource, whose state is in a file, and one run. Each query of the run

@@ -6,6 +6,7 @@ import bisect
 import functools
 import hashlib
 import itertools
+import math
 import os
 import pathlib
 import re
@@ -40,13 +41,14 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
     Args:
         data_dir: Folder of all tables.
         name: builder/corpus, the folder of the table.
-        split: Name of the split.
+        split: Name of the split; it may have a share, as `train[:10%]` or `train[:10%]_landscape` (`share_of`).
         optional: Return an empty list where the split does not exist.
 
     Raises:
         FileNotFoundError: The table is not built; the message has the command.
-        ValueError: The table has no such split.
+        ValueError: The table has no such split, or its share is not one.
     """
+    split, share = share_of(split)
     folder = os.path.join(data_dir, name)
     if not (versions := _versions(folder)):
         raise FileNotFoundError(f"no records in {folder}; build them: {_build_command(data_dir, name)}")
@@ -56,7 +58,8 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
     try:
         builder = tfds.builder_from_directory(table)
         if split in builder.info.splits:
-            return _Split(builder, split)
+            records = _Split(builder, split)
+            return records if share == 1 else _Share(records, share)
     except Exception as error:  # TFDS and protobuf raise errors of many classes for damaged JSON
         raise ValueError(
             f"{table}: dataset_info.json or features.json is missing or damaged; restore it, or remove this folder and "
@@ -65,6 +68,21 @@ def open_split(data_dir: str | os.PathLike, name: str, split: str, optional: boo
     if optional:
         return []
     raise ValueError(f"{folder} has no split {split!r}; there are: {', '.join(builder.info.splits)}")
+
+
+def share_of(split: str) -> tuple[str, float]:
+    """Return the name of a split and its share: 0.1 of `train` for `train[:10%]`, 1 of `train` for `train`.
+
+    Raises:
+        ValueError: What is in brackets is not a percentage above 0.
+    """
+    name, bracket, given = split.partition("[")
+    if not bracket:
+        return split, 1.0
+    found = re.fullmatch(r":(\d+(?:\.\d+)?)%\](\w*)", given)
+    if not found or not 0 < float(found[1]) <= 100:
+        raise ValueError(f"the split {split!r} has a share that is not of the form [:P%], with P above 0 and up to 100")
+    return name + found[2], float(found[1]) / 100
 
 
 def _versions(folder: str | os.PathLike) -> list[str]:
@@ -160,6 +178,20 @@ class _Split:
         for key in self._lists:
             record[key] = [text.decode() for text in record[key]]
         return record
+
+
+class _Share:
+    """A share of the records of a split, rounded up: the same ones in every run, and all of those of smaller shares."""
+
+    def __init__(self, records: Source, share: float):
+        number = math.ceil(share * len(records) - 1e-9)  # 0.07 * 100 is a little more than 7
+        self._records, self._numbers = records, np.sort(np.random.default_rng(0).permutation(len(records))[:number])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: int) -> dict:
+        return self._records[int(self._numbers[number])]
 
 
 def _build_command(data_dir: str | os.PathLike, name: str) -> str:

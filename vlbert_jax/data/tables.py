@@ -28,6 +28,8 @@ ExampleMaker = Callable[..., Callable[[dict, bool], Example]]
 class Split:
     """The records of a split, text and image joined, landscape before portrait; `train+val` joins two splits.
 
+    `train[:10%]` is a tenth of the records of each orientation.
+
     Several images of a text are a list of records, `images`.
     """
 

@@ -1,6 +1,8 @@
 """The VQA task has the expected examples, losses and scores, and trains shrunk recipes."""
 
+import itertools
 import json
+import math
 import re
 from pathlib import Path
 
@@ -57,6 +59,35 @@ def shrunk(variant: str, data_dir, **fields):
     config.batch_size = 8
     config.update_from_flattened_dict(fields)
     return config
+
+def test_a_share_of_a_split(data_dir):
+    """The share is of each orientation, rounded up; it is the same in every run and a part of larger shares."""
+    config = shrunk("demo", data_dir)
+
+    def ids(name):
+        split = Split(config, name)
+        numbers = range(len(split)), range(split.num_landscape)
+        return [{int(split.texts[number]["question_id"]) for number in part} for part in numbers]
+
+    whole, landscape = ids("train")
+    assert ids("train[:100%]") == [whole, landscape]
+    kept = set()
+    for percent in (0.5, 10, 37.5):
+        share, of_landscape = ids(f"train[:{percent}%]")
+        assert len(of_landscape) == math.ceil(len(landscape) * percent / 100) and of_landscape <= landscape
+        assert len(share) == len(of_landscape) + math.ceil((len(whole) - len(landscape)) * percent / 100)
+        assert kept < share < whole
+        kept = share
+    (val, _), (both, _) = ids("val"), ids("train[:37.5%]+val")
+    assert both == kept | val
+    config.data.train_split = "train[:10%]"
+    batches = itertools.islice(ANSWER.train_batches(config, 0, 0, 1), 20)
+    seen = {int(index) for batch in batches for index in batch.index}
+    assert seen == set(range(len(ids("train[:10%]")[0])))
+    for wrong in ("train[:0%]", "train[:101%]", "train[10%]", "train[:-3%]", "train[:3]", "train[:3%"):
+        with pytest.raises(ValueError, match=r"the split 'train\[.* has a share that is not of the form \[:P%\]"):
+            ids(wrong)
+
 
 
 # --- The example ----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from vlbert_jax.batch import Arrays, Batch, Example, Shapes, abstract_batch, emp
 from vlbert_jax.data import streams
 from vlbert_jax.data.examples import image_fields, image_shapes, images_per_example, usual_orientation
 from vlbert_jax.data.packing import sequence_shapes
+from vlbert_jax.data.records import share_of
 from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, stream_seed
 from vlbert_jax.data.tables import Split, host_share
 from vlbert_jax.data.tokenizer import tokenizer_of
@@ -50,7 +51,7 @@ def gallery_of(config, split: str) -> list[int]:
     Raises:
         ValueError: The table has no gallery, or it is damaged.
     """
-    path = Path(config.data.data_dir, f"{config.data.texts}_{split}_gallery.json")
+    path = Path(config.data.data_dir, f"{config.data.texts}_{share_of(split)[0]}_gallery.json")
     try:
         return [int(number) for number in parse_json(path.read_bytes())]
     except FileNotFoundError:

@@ -1,0 +1,67 @@
+"""Means, spreads and paired tests over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping
+
+LEAST_PAIRS = 3  # seeds with both scores, without which nothing is concluded
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The difference of two settings, paired by seed: those of a seed share initial weights and the order of data."""
+
+    pairs: int
+    mean: float  # nan without a pair
+    error: float  # standard error of the mean; nan with less than two pairs
+    p: float  # of the two-sided paired t-test; nan with less than two pairs or without any spread
+
+    def verdict(self) -> str:
+        """Return what the difference says about the claim that it is positive."""
+        if self.pairs < LEAST_PAIRS:
+            return "not tested"
+        if abs(self.mean) <= 2 * self.error:
+            return "not shown here"
+        return "shown" if self.mean > 0 else "contradicted here"
+
+
+def paired(better: Mapping[int, float], worse: Mapping[int, float]) -> Difference:
+    """Compare two settings over the seeds that both have.
+
+    Args:
+        better: Seed -> score of the setting that the claim calls better.
+        worse: The same of the other setting.
+    """
+    differences = [better[seed] - worse[seed] for seed in sorted(set(better) & set(worse))]
+    pairs = len(differences)
+    if not pairs:
+        return Difference(0, math.nan, math.nan, math.nan)
+    mean = statistics.fmean(differences)
+    if pairs == 1:
+        return Difference(1, mean, math.nan, math.nan)
+    error = statistics.stdev(differences) / math.sqrt(pairs)
+    if not error:
+        return Difference(pairs, mean, 0.0, math.nan)
+    from scipy import stats  # jax requires SciPy
+
+    return Difference(pairs, mean, error, float(2 * stats.t.sf(abs(mean) / error, pairs - 1)))
+
+
+def shown_mean(scores: Mapping[int, float]) -> str:
+    """Return mean, standard deviation and number of seeds as a cell of a table."""
+    values = list(scores.values())
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread} ({len(values)})"
+
+
+def shown_difference(difference: Difference) -> tuple[str, str]:
+    """Return the difference with its standard error, and the p-value, as cells of a table."""
+    if not difference.pairs:
+        return "–", "–"
+    error = "" if math.isnan(difference.error) else f" ± {difference.error:.3f}"
+    return f"{difference.mean:+.3f}{error}", "–" if math.isnan(difference.p) else f"{difference.p:.3f}"

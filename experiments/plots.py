@@ -1,0 +1,85 @@
+"""Plots of a study, as SVG files whose bytes depend on the rows and the version of matplotlib alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.page import plotted_scores
+from experiments.rows import Rows
+from experiments.study import Study
+from vlbert_jax.files import atomic_write
+
+COLORS = ("#00796b", "#c2571a", "#5e4fa2", "#8a8d00", "#b0306a", "#3b6fb6")
+STYLE = {"svg.hashsalt": "vlbert_jax", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
+         "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
+         "axes.axisbelow": True}  # fmt: skip
+PER_ROW = 3  # panels
+
+
+def require_matplotlib() -> None:
+    """Raise ValueError if matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ValueError("the plots need matplotlib, which is missing: pip install 'vlbert_jax[experiments]'") from None
+
+
+def write_plot(study: Study, rows: Rows, path: Path) -> None:
+    """Draw one panel per column of the table: each seed as a point, and the mean of each setting.
+
+    Args:
+        study: The study; where it has a plot, settings are points of lines over an axis, in one panel per task.
+        rows: The rows of its results, some with a score that is plotted.
+        path: The SVG file.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    scores = plotted_scores(study, rows)
+    columns = min(PER_ROW, len(scores))
+    height = 2.6 if study.plot else 0.9 + 0.28 * len(study.settings)
+    count = -(-len(scores) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(count, columns, squeeze=False, figsize=(3.4 * columns, height * count),
+                                       layout="constrained", sharey=not study.plot)  # fmt: skip
+        for axis, (column, found) in zip(axes.flat, scores.items(), strict=False):
+            (_lines if study.plot else _points)(axis, study, found)
+            axis.set_title(f"{column}: {study.columns[column]}", fontsize=8)
+        for axis in list(axes.flat)[len(scores) :]:
+            axis.remove()
+        if study.plot:
+            axes[0, 0].legend(fontsize=8, frameon=False)
+        with atomic_write(path) as file:
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        pyplot.close(figure)
+
+
+def _points(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) -> None:
+    names = list(study.settings)
+    for setting, scores in found.items():
+        row, values = names.index(setting), list(scores.values())
+        axis.plot(values, [row] * len(values), "o", color=COLORS[0], alpha=0.5, markersize=4)
+        axis.plot([statistics.fmean(values)] * 2, [row - 0.3, row + 0.3], color=COLORS[0], linewidth=2)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _lines(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) -> None:
+    plot = study.plot
+    for color, line in zip(COLORS, dict.fromkeys(plot.lines.values()), strict=False):
+        of_line = [s for s in sorted(found, key=lambda s: plot.positions[s]) if plot.lines[s] == line]
+        for setting in of_line:
+            values = list(found[setting].values())
+            axis.plot([plot.positions[setting]] * len(values), values, "o", color=color, alpha=0.4, markersize=4)
+        means = [statistics.fmean(found[setting].values()) for setting in of_line]
+        axis.plot([plot.positions[setting] for setting in of_line], means, color=color, label=line)
+    axis.set_xscale("log")
+    ticks = sorted(set(plot.positions.values()))
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel(plot.x)

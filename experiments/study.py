@@ -1,0 +1,330 @@
+"""Studies: files of experiments/studies that declare runs, and the runs that they declare.
+
+A file STUDY.toml has these tables:
+
+    title, about           heading and introduction of the page
+    [pretrain]             recipe; overrides (fields of its config); scores (column of the table -> metric)
+    [tasks.NAME]           fine-tuned after every pre-training: recipe, score (a metric), overrides
+    [settings.NAME]        a row of the table: about, seeds (their number), pretrain and tune (overrides of
+                           the pre-training and of each fine-tuning), scratch (true = no pre-training)
+    [[claims]]             what the study tests: text, paper (its figures), score (a column), better, worse (settings)
+    [plot]                 x (what the horizontal axis shows), positions and lines: setting -> its place, and its line
+    [small]                a form that ends soon: settings and tasks (names that it keeps), seeds, and `replace`, whose
+                           tables replace fields of the study
+
+A run is identified by what it computes: recipe, overrides, seed, and the run from whose weights it starts. Settings
+with the same pre-training share it. A later change of a study does not mix rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STUDIES = Path(__file__).resolve().parent / "studies"
+FORMS = ("small", "full")
+FIELDS: dict[str, dict[str, type | tuple]] = {  # table -> field -> type
+    "": dict(title=str, about=str, pretrain=dict, tasks=dict, settings=dict, claims=list, plot=dict, small=dict),
+    "pretrain": dict(recipe=str, overrides=dict, scores=dict),
+    "tasks": dict(recipe=str, score=str, overrides=dict),
+    "settings": dict(about=str, seeds=int, pretrain=dict, tune=dict, scratch=bool),
+    "claims": dict(text=str, paper=str, score=str, better=str, worse=str),
+    "plot": dict(x=str, positions=dict, lines=dict),
+    "small": dict(settings=list, tasks=list, seeds=int, replace=dict),
+}
+REQUIRED = {
+    "": ("title", "about", "pretrain", "settings", "small"),
+    "pretrain": ("recipe", "scores"),
+    "tasks": ("recipe", "score"),
+    "settings": ("about", "seeds"),
+    "claims": ("text", "score", "better", "worse"),
+    "plot": ("x", "positions", "lines"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training: recipe, fields of its config that differ, seed, and the run from whose weights it starts."""
+
+    recipe: str  # as pretrain or vcr:demo_qa2r
+    overrides: tuple[tuple[str, Any], ...]  # (dotted field, value), by name
+    seed: int
+    after: Run | None = None
+
+    def declaration(self) -> dict[str, Any]:
+        """Return what identifies the run, as it is written to a row."""
+        after = self.after and self.after.declaration()
+        return dict(recipe=self.recipe, overrides=dict(self.overrides), seed=self.seed, after=after)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The run as a text; equal runs have equal texts."""
+        return key_of(self.declaration())
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Name of the workdir: the recipe, eight digits of a checksum of what identifies the run, and the seed."""
+        digest = hashlib.sha256(self.key.encode()).hexdigest()[:8]
+        return f"{self.recipe.replace(':', '_')}-{digest}-{self.seed}"
+
+    def flags(self) -> list[str]:
+        """Return the flags of the command for the overrides and the seed."""
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in self.overrides}
+        return [f"--config.{name}={value}" for name, value in values.items()] + [f"--config.seed={self.seed}"]
+
+
+def key_of(declaration: Mapping[str, Any]) -> str:
+    """Return a declaration (`Run.declaration`) as a text that does not depend on the order of its fields."""
+    return json.dumps(declaration, sort_keys=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement that one setting scores higher than another."""
+
+    text: str
+    score: str  # column of the table
+    better: str
+    worse: str
+    paper: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """Lines over an axis in place of one column of points per setting."""
+
+    x: str
+    positions: Mapping[str, float]
+    lines: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study in one of its forms."""
+
+    name: str
+    form: str
+    title: str
+    about: str
+    settings: Mapping[str, str]  # name -> what it is
+    columns: Mapping[str, str]  # column -> metric: those of the pre-training, then the tasks
+    tasks: Sequence[str]  # columns that are fine-tuned
+    cells: Mapping[tuple[str, str], Sequence[Run]]  # (setting, column) -> one run per seed
+    claims: Sequence[Claim]
+    plot: Plot | None
+
+    def runs(self) -> list[Run]:
+        """Return every run once: the first seed of everything comes first, and each run after the one it needs."""
+        found: dict[str, Run] = {}
+        for run in sorted((run for cell in self.cells.values() for run in cell), key=lambda run: run.seed):
+            for one in (run.after, run):
+                if one:
+                    found.setdefault(one.key, one)
+        return list(found.values())
+
+
+# --- Reading ---------------------------------------------------------------------------------------------
+
+
+def study_path(name: str) -> Path:
+    """Return the file of a study; `name` may also be the path of a file with another study.
+
+    Raises:
+        ValueError: There is no such study; the message has the names.
+    """
+    path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
+    if not path.is_file():
+        names = sorted(file.stem for file in STUDIES.glob("*.toml"))
+        raise ValueError(f"there is no study {name!r}{nearest(name, names)}; there are: {', '.join(names)}")
+    return path
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return a remark that proposes the name most like a misspelt one; empty where none is like it."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def read_study(path: Path, form: str = "full", flags: Sequence[str] = ()) -> Study:
+    """Read a study.
+
+    Args:
+        path: The file.
+        form: "full" or "small".
+        flags: Overrides of all commands, as --config.batch_size=16.
+
+    Returns:
+        The study; its recipes and overrides have been checked, and the values are those of the configs.
+
+    Raises:
+        ValueError: The file, a flag or an override is wrong; the message names the file and the field.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML ({error}); correct this line") from None
+    _check(content, path)
+    if form == "small":
+        content = _small(content, path)
+    common = [_override(flag) for flag in flags]
+    columns = content["pretrain"]["scores"] | {name: task["score"] for name, task in content.get("tasks", {}).items()}
+    if not columns:
+        raise ValueError(f"{path}: pretrain.scores and tasks are empty; name at least one score")
+    if both := set(content["pretrain"]["scores"]) & set(content.get("tasks", {})):
+        raise ValueError(f"{path}: {min(both)!r} is in pretrain.scores and in tasks; rename one of them")
+    claims = [Claim(**claim) for claim in content.get("claims", ())]
+    plot = Plot(**content["plot"]) if "plot" in content else None
+    return Study(
+        path.stem, form, content["title"], content["about"].strip(),
+        {name: setting["about"] for name, setting in content["settings"].items()},
+        columns, tuple(content.get("tasks", {})), _cells(content, common, path), claims, plot,
+    )  # fmt: skip
+
+
+def _check(content: dict[str, Any], path: Path) -> None:
+    """Raise ValueError for a field that is unknown, missing or of another type, and for a name that does not exist."""
+    _check_fields(content, "", str(path))
+    _check_fields(content["pretrain"], "pretrain", f"{path}, [pretrain]")
+    _check_fields(content["small"], "small", f"{path}, [small]")
+    for kind in ("tasks", "settings"):
+        for name, table in content.get(kind, {}).items():
+            _check_fields(table, kind, f"{path}, [{kind}.{name!r}]")
+    for name, setting in content["settings"].items():
+        if setting["seeds"] < 1:
+            raise ValueError(f"{path}, [settings.{name!r}]: seeds is {setting['seeds']}; it must be 1 or more")
+        if setting.get("scratch") and setting.get("pretrain"):
+            raise ValueError(f"{path}, [settings.{name!r}] has no pre-training; remove scratch or pretrain")
+    columns = [*content["pretrain"]["scores"], *content.get("tasks", {})]
+    names = dict(score=columns, better=[*content["settings"]], worse=[*content["settings"]])
+    for number, claim in enumerate(content.get("claims", ()), 1):
+        _check_fields(claim, "claims", f"{path}, claim {number}")
+        for field, known in names.items():
+            _check_name(claim[field], known, f"{path}, claim {number}: {field}")
+    if "plot" in content:
+        _check_fields(content["plot"], "plot", f"{path}, [plot]")
+        for field in ("positions", "lines"):
+            for name in content["plot"][field]:
+                _check_name(name, [*content["settings"]], f"{path}, [plot]: {field}")
+            if missing := set(content["settings"]) - set(content["plot"][field]):
+                raise ValueError(f"{path}, [plot]: {field} lacks the setting {min(missing)!r}; add it")
+
+
+def _check_fields(table: Any, kind: str, place: str) -> None:
+    if not isinstance(table, dict):
+        raise ValueError(f"{place} is {table!r}; it must be a table")
+    for name, value in table.items():
+        if name not in FIELDS[kind]:
+            known, hint = ", ".join(FIELDS[kind]), nearest(name, [*FIELDS[kind]])
+            raise ValueError(f"{place}: unknown field {name!r}{hint}; the fields are: {known}")
+        expected = FIELDS[kind][name]
+        if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+            raise ValueError(f"{place}: {name} is {value!r}; it must be of type {expected.__name__}")
+    if missing := [name for name in REQUIRED.get(kind, ()) if name not in table]:
+        raise ValueError(f"{place}: the field {missing[0]!r} is missing; add it")
+
+
+def _check_name(name: Any, known: Sequence[str], place: str) -> None:
+    if name not in known:
+        raise ValueError(f"{place} is {name!r}{nearest(str(name), known)}; the names are: {', '.join(known)}")
+
+
+def _small(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the tables of the small form."""
+    small = content["small"]
+    content = _merged(content, small.get("replace", {}))
+    for kind in ("settings", "tasks"):
+        known = content.get(kind, {})
+        for name in small.get(kind, ()):
+            _check_name(name, [*known], f"{path}, [small]: {kind}")
+        if kind in small:
+            content[kind] = {name: table for name, table in known.items() if name in small[kind]}
+    for setting in content["settings"].values():
+        setting["seeds"] = small.get("seeds", setting["seeds"])
+    for field in ("positions", "lines") if "plot" in content else ():
+        places = content["plot"][field]
+        content["plot"][field] = {name: place for name, place in places.items() if name in content["settings"]}
+    columns = {*content["pretrain"]["scores"], *content.get("tasks", {})}
+    content["claims"] = [
+        claim for claim in content.get("claims", ())
+        if claim["score"] in columns and {claim["better"], claim["worse"]} <= set(content["settings"])
+    ]  # fmt: skip
+    _check(content, path)  # `replace` may have added fields
+    return content
+
+
+def _merged(table: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a table with the fields of another one; tables inside are merged too."""
+    merged = copy.deepcopy(dict(table))
+    for name, value in other.items():
+        inside = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if inside else copy.deepcopy(value)
+    return merged
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the fields of nested tables by dotted names."""
+    fields = {}
+    for name, value in table.items():
+        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return fields
+
+
+def _override(flag: str) -> tuple[str, str]:
+    """Return field and value of a flag --config.FIELD=VALUE."""
+    found = re.fullmatch(r"--config\.([\w.]+)=(.*)", flag, re.DOTALL)
+    if not found or found[1] in ("seed", "data.data_dir", "init.checkpoint"):
+        raise ValueError(
+            f"--flag={flag} is not usable; write --flag=--config.FIELD=VALUE. The study sets seed and init.checkpoint, "
+            "and --data_dir the folder of the data."
+        )
+    return found[1], found[2]
+
+
+# --- The runs --------------------------------------------------------------------------------------------
+
+
+def _cells(content: dict[str, Any], common: Sequence[tuple[str, str]], path: Path) -> dict[tuple[str, str], list[Run]]:
+    """Return (setting, column) -> one run per seed."""
+    cells: dict[tuple[str, str], list[Run]] = {}
+    pretrain = content["pretrain"]
+    checked = functools.cache(functools.partial(_checked, path))
+    for name, setting in content["settings"].items():
+
+        def overrides(recipe: str, *tables: Mapping[str, Any], name: str = name) -> tuple[tuple[str, Any], ...]:
+            fields = {field: value for table in tables for field, value in _flat(table).items()} | dict(common)
+            texts = tuple((field, str(tuple(v) if isinstance(v, list) else v)) for field, v in sorted(fields.items()))
+            return checked(name, recipe, texts)
+
+        first = None
+        if not setting.get("scratch"):
+            first = overrides(pretrain["recipe"], pretrain.get("overrides", {}), setting.get("pretrain", {}))
+        for seed in range(setting["seeds"]):
+            root = None if first is None else Run(pretrain["recipe"], first, seed)
+            for column in pretrain["scores"] if root else ():
+                cells.setdefault((name, column), []).append(root)
+            for column, task in content.get("tasks", {}).items():
+                tuned = overrides(task["recipe"], task.get("overrides", {}), setting.get("tune", {}))
+                cells.setdefault((name, column), []).append(Run(task["recipe"], tuned, seed, root))
+    return cells
+
+
+def _checked(path: Path, setting: str, recipe: str, fields: tuple[tuple[str, str], ...]) -> tuple[tuple[str, Any], ...]:
+    """Return overrides with the values that the config has with them, so that 1e-3 and 0.001 are the same run."""
+    from vlbert_jax.training.config import parse_command
+    from vlbert_jax.weights.stored_config import flat_config
+
+    try:
+        command = parse_command(["run", f"--config={recipe}", *(f"--config.{name}={value}" for name, value in fields)])
+    except ValueError as error:
+        raise ValueError(f"{path}, [settings.{setting!r}], {recipe}: {error}") from error
+    values = flat_config(command.config.to_dict())
+    return tuple((name, list(v) if isinstance(v := values[name], tuple) else v) for name, _ in fields)

@@ -1,0 +1,180 @@
+"""Files of studies and of results: what is wrong with them is reported in one line."""
+
+import json
+import math
+import xml.etree.ElementTree
+
+import pytest
+
+from experiments import compare, plots, rows, run
+from experiments.study import STUDIES, Run, read_study, study_path
+from tests.helpers.experiments_case import STUDY
+
+RUN = Run("pretrain:demo", (("learning_rate", 0.1),), 0)
+ROW = RUN.declaration() | dict(
+    scores=dict(a=0.5), step=1, seconds=1, continued=False, load=0.5, machine="2 cores", commit="0", command="python"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("tune.data", "tunes.data", r"\[settings.'none'\]: unknown field 'tunes', did you mean 'tune'\?"),
+        ('better = "high"', 'better = "hihg"', r"claim 1: better is 'hihg', did you mean 'high'\?"),
+        ('score = "VQA"', 'score = "VQB"', r"claim 1: score is 'VQB', did you mean 'VQA'\?"),
+        ("pretrain.learning_rate = 0.1", "pretrain.lr = 0.1", r"\[settings.'low'\], pretrain:demo: .*'learning_rate'"),
+        ("data.flip_probability = 0.0", "data.flip_probability = 2.0", r"vqa:demo: .* is 2.0; it can be 0 to 1"),
+        ("pretrain:demo", "pretrain:deom", r"unknown config variant 'deom'.*Did you mean 'demo'"),
+        ("seeds = 3\n", "", r"\[settings.'low'\]: the field 'seeds' is missing"),
+        ("seeds = 3", "seeds = true", r"seeds is True; it must be of type int"),
+        ("seeds = 3", "seeds = 0", r"seeds is 0; it must be 1 or more"),
+        ('title = "A study"', "title = A study", r"is not TOML .*line 2"),
+        ('settings = ["low"]', 'settings = ["loww"]', r"\[small\]: settings is 'loww', did you mean 'low'\?"),
+        ('"words" = ', '"VQA" = ', r"'VQA' is in pretrain.scores and in tasks"),
+        ("scratch = true", "scratch = true\npretrain.total_steps = 4", r"'none'\] has no pre-training"),
+    ],
+)
+def test_mistakes_in_a_study(old, new, message, tmp_path):
+    path = tmp_path / "tiny.toml"
+    assert old in STUDY
+    path.write_text(STUDY.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message) as error:
+        for form in ("small", "full"):
+            read_study(path, form)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_unknown_studies_and_flags(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"no study 'ablaton', did you mean 'ablation'\?; there are: ablation"):
+        study_path("ablaton")
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    for flag in ("--config.seed=3", "batch_size=16", "--config.init.checkpoint=x"):
+        with pytest.raises(ValueError, match=r"--flag=.* is not usable; write --flag=--config.FIELD=VALUE"):
+            read_study(tmp_path / "tiny.toml", "full", [flag])
+    assert run.main(["ablaton", "--table"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no study")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.toml")))
+def test_the_small_form_is_a_part(name):
+    small, full = (read_study(STUDIES / f"{name}.toml", form) for form in ("small", "full"))
+    assert set(small.settings) <= set(full.settings) and set(small.columns) <= set(full.columns)
+    assert len(small.runs()) < len(full.runs())
+
+
+# --- Rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line[:-5] + "\n", r"line 2, is damaged: it is not JSON"),
+        (lambda line: "[]\n", r"line 2, is damaged: it is not a JSON object"),
+        (lambda line: json.dumps(ROW | dict(seed="1")) + "\n", r"line 2, is damaged: seed is '1'"),
+        (lambda line: json.dumps(ROW | dict(scores=dict(a="x"))) + "\n", r"line 2, is damaged: the score a is 'x'"),
+        (lambda line: json.dumps({n: v for n, v in ROW.items() if n != "commit"}) + "\n", r"line 2, .* has no commit"),
+        (lambda line: json.dumps(ROW | dict(seed=0)) + "\n", r"line 2, has the same run as an earlier line"),
+    ],
+)
+def test_damaged_rows(change, message, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows.add_row(path, ROW)
+    rows.add_row(path, ROW | dict(seed=1))
+    assert [row["seed"] for row in rows.read_rows(path).values()] == [0, 1]
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(first + change(second))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message) as error:
+        rows.read_rows(path)
+    assert str(error.value).startswith(str(path)) and path.read_bytes() == before
+
+
+def test_rows_of_workdirs(tmp_path):
+    assert rows.row_in_workdir(tmp_path, RUN) is None
+    rows.store_in_workdir(tmp_path, ROW)
+    assert rows.row_in_workdir(tmp_path, RUN) == ROW
+    with pytest.raises(ValueError, match=f"{tmp_path}/row.json is the row of another run; remove {tmp_path}"):
+        rows.row_in_workdir(tmp_path, Run("pretrain:demo", (), 0))
+    (tmp_path / "row.json").write_text("{")
+    with pytest.raises(ValueError, match=r"row.json is damaged: .*; remove"):
+        rows.row_in_workdir(tmp_path, RUN)
+
+
+def test_a_misspelt_metric(tmp_path):
+    found = {RUN.key: ROW}
+    rows.check_metric(found, [RUN], "column", "a")
+    with pytest.raises(ValueError, match=r"the score 'b' of 'column' is in no row; the scores are: a"):
+        rows.check_metric(found, [RUN], "column", "b")
+
+
+# --- Numbers ------------------------------------------------------------------------------------------
+
+
+def test_paired_differences():
+    """Compared with a t-test by hand: differences 1, 2, 3 have mean 2, error 1 / sqrt(3), and t = 2 sqrt(3)."""
+    found = compare.paired({0: 2.0, 1: 4.0, 2: 6.0, 9: 100.0}, {0: 1.0, 1: 2.0, 2: 3.0})
+    assert (found.pairs, found.mean) == (3, 2.0)
+    assert found.error == pytest.approx(1 / math.sqrt(3))
+    t = 2 * math.sqrt(3)
+    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t))  # the distribution with two degrees of freedom
+    assert compare.shown_difference(found) == ("+2.000 ± 0.577", "0.074")
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([1, 2, 3], "shown"),
+        ([-1, -2, -3], "contradicted here"),
+        ([1, -2, 3], "not shown here"),
+        ([0, 0, 0], "not shown here"),
+        ([1, 1, 1], "shown"),
+        ([1, 2], "not tested"),
+        ([5], "not tested"),
+        ([], "not tested"),
+    ],
+)
+def test_verdicts(differences, verdict):
+    zeros = dict.fromkeys(range(len(differences)), 0.0)
+    assert compare.paired(dict(enumerate(map(float, differences))), zeros).verdict() == verdict
+
+
+PLOT = """
+[plot]
+x = "rate"
+positions = { low = 1, high = 10, none = 3 }
+lines = { low = "with", high = "with", none = "without" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("plot", "shown"),
+    [("", {"words: visual_word_accuracy", "low", "high"}), (PLOT, {"VQA: answer_accuracy", "rate", "10", "with"})],
+    ids=["points", "lines"],
+)
+def test_plots_have_the_same_bytes_each_time(plot, shown, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "tiny.toml").write_text(STUDY.replace("[small]", f"{plot}[small]"))
+    study = read_study(tmp_path / "tiny.toml")
+    scores = dict(visual_word_accuracy=0.5, answer_accuracy=0.25)
+    done = {one.key: ROW | dict(scores=scores) for one in study.runs()[:4]}
+    images = []
+    for name in ("first.svg", "second.svg"):
+        plots.write_plot(study, done, tmp_path / name)
+        images.append((tmp_path / name).read_bytes())
+    assert images[0] == images[1]
+    root = xml.etree.ElementTree.fromstring(images[0])
+    texts = {"".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert shown <= texts
+
+
+def test_mistakes_in_a_plot(tmp_path):
+    path = tmp_path / "tiny.toml"
+    for old, new, message in (
+        ("low = 1, ", "", r"\[plot\]: positions lacks the setting 'low'; add it"),
+        ("high = 10", "hihg = 10", r"\[plot\]: positions is 'hihg', did you mean 'high'\?"),
+    ):
+        path.write_text(STUDY + PLOT.replace(old, new))
+        with pytest.raises(ValueError, match=message):
+            read_study(path)
+    path.write_text(STUDY + PLOT)
+    assert set(read_study(path, "small").plot.positions) == {"low"}
