@@ -46,8 +46,10 @@ def test_step_time_excludes_compilation(tmp_path):
     assert row["samples_per_sec"] == pytest.approx(16e3 / row["step_time_ms"])
 
 
-def test_an_evaluation_holds_few_outputs(monkeypatch):
-    """Outputs are fetched during the evaluation, and the scores are those of all batches."""
+def test_an_evaluation_holds_few_outputs(monkeypatch, caplog):
+    """Outputs are fetched during the evaluation, the scores are those of all batches, and the log shows the progress."""
+    monkeypatch.setattr(evaluate, "PROGRESS", 0)
+    caplog.set_level("INFO", "vlbert_jax")
     alive, most = [], []
 
     class Output:
@@ -68,6 +70,7 @@ def test_an_evaluation_holds_few_outputs(monkeypatch):
     scores, _ = evaluate.evaluate(score, None, None, task, toy_task.make_config(), two_devices(), lambda: False)
     assert max(most) == evaluate.AHEAD + 1 and not alive
     assert scores == {"loss": sum(map(float, batches)) / 9}
+    assert caplog.messages[-1] == "the evaluation: 9 batches of val are scored"
 
 
 def test_a_run_outside_the_main_thread(tmp_path, caplog):

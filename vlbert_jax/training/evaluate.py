@@ -29,6 +29,7 @@ from vlbert_jax.weights.model_card import write_run_card
 log = logging.getLogger(__name__)
 
 EVALUATION = "7 to 21 s for a demo on 2 cores, of which most is a compilation"  # as measured, the first one
+PROGRESS = 60  # seconds between lines about an evaluation that is under way
 AHEAD = 2  # batches that may be dispatched before the oldest is fetched; bounds the outputs in the devices' memory
 
 
@@ -94,9 +95,13 @@ def evaluate(
       Stopped: `asked_to_stop` returned True; the devices have finished.
     """
     values, seen, tables, pace = {}, set(), [], _Pace(task.pace)
+    last = time.monotonic()
     for subset, batches in task.eval_batches(config, jax.process_index(), jax.process_count()).items():
         sums = metrics.Sums()
-        for scores, rows in _outputs(score, params, constants, batches, mesh, asked_to_stop):
+        for number, (scores, rows) in enumerate(_outputs(score, params, constants, batches, mesh, asked_to_stop), 1):
+            if time.monotonic() - last >= PROGRESS:
+                last = time.monotonic()
+                log.info("the evaluation: %s batches of %s are scored", f"{number:,}", subset)
             sums.add(scores)
             tables.append(rows)
             pace.add(scores)
