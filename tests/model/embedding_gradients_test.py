@@ -1,7 +1,8 @@
-"""Test that bfloat16 training sums gradients of embedding tables and visual rows in float32."""
+"""Test that bfloat16 training sums gradients of embedding tables and visual rows in float32, over devices once."""
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,8 @@ def relative_error(found, expected) -> float:
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-def gradients_of_an_update(config, sizes=(1, 1, 1)) -> dict[str, np.ndarray]:
-    """Return the gradient of each parameter, read from the momentum after the first update."""
+def gradients_of_an_update(config, sizes=(1, 1, 1)) -> tuple[dict[str, np.ndarray], str]:
+    """Return the gradient of each parameter, read from the momentum after the first update; and the program's text."""
     task, mesh_sizes = get_task(config.task), dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
     config.optimizer.update(dict(name="sgd", weight_decay=0.0, clip_norm=0.0))
     mesh = sharding.make_mesh(ml_collections.ConfigDict(mesh_sizes), jax.devices()[: math.prod(sizes)])
@@ -46,18 +47,20 @@ def gradients_of_an_update(config, sizes=(1, 1, 1)) -> dict[str, np.ndarray]:
     static = dict(graphdef=graphdef, task=task, config=config, tx=tx, mesh=mesh, shardings=shardings)
     with jax.set_mesh(mesh):
         batch = sharding.global_batch(synthetic_batch(config), mesh)
-        state, _ = jitted_step(task.active_losses(config, 0), **static)(create(), batch)
+        state = create()
+        program = jitted_step(task.active_losses(config, 0), **static).lower(state, batch).compile()
+        state, _ = program(state, batch)
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state.opt_state)):
         names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
         if names:
             found["/".join(names)] = leaf
-    return found
+    return found, program.as_text()
 
 
 @pytest.fixture(scope="module")
 def exact():
-    return gradients_of_an_update(recipe("float32"))
+    return gradients_of_an_update(recipe("float32"))[0]
 
 
 @pytest.mark.parametrize(
@@ -69,13 +72,25 @@ def test_gradients_of_the_tables_are_close_to_those_of_float32(sizes, parts, exa
     This includes sharded parameters and accumulated gradients. The largest error is that of the
     bias of the attention values, whose gradient is summed over all elements in bfloat16.
     """
-    found = gradients_of_an_update(recipe("bfloat16", grad_accumulation_steps=parts), sizes)
+    found, _ = gradients_of_an_update(recipe("bfloat16", grad_accumulation_steps=parts), sizes)
     assert found.keys() == exact.keys()
     errors = {name: relative_error(found[name], gradient) for name, gradient in exact.items()}
     tables = {name: errors.pop(f"vlbert/{name}") for name in TABLES}
     assert max(tables.values()) < 0.01, tables
     others = {name: error for name, error in errors.items() if ZERO_GRADIENT not in name}
     assert max(others.values()) < 0.12, others
+
+
+def test_the_gradient_of_the_token_table_is_reduced_once(exact):
+    """The embedding and the decoder of MLM read the table; on eight devices one sum over devices has both gradients."""
+    found, program = gradients_of_an_update(recipe("float32"), (8, 1, 1))
+    largest = max(np.abs(gradient).max() for gradient in exact.values())
+    for name, gradient in exact.items():
+        scale = max(np.abs(gradient).max(), 1e-3 * largest)
+        np.testing.assert_allclose(found[name], gradient, rtol=0, atol=1e-5 * scale, err_msg=name)
+    rows, size = exact["vlbert/token_embeddings"].shape
+    results = "".join(re.findall(r" = (.*?) all-reduce(?:-start)?\(", program))
+    assert results.count(f"f32[{rows},{size}]") == 1, results
 
 
 @functools.cache

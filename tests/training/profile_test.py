@@ -47,7 +47,7 @@ def test_step_time_excludes_compilation(tmp_path):
 
 
 def test_an_evaluation_holds_few_outputs(monkeypatch, caplog):
-    """Outputs are fetched during the evaluation, the scores are those of all batches, and the log shows the progress."""
+    """Outputs are fetched during the evaluation, scores are those of all batches, and the log shows the progress."""
     monkeypatch.setattr(evaluate, "PROGRESS", 0)
     caplog.set_level("INFO", "vlbert_jax")
     alive, most = [], []

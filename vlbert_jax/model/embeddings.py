@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlbert_jax.batch import END, IMG, NO_IMAGE, NUM_EXTRA_IDS
 from vlbert_jax.model.config import EncoderConfig
 from vlbert_jax.model.layers import apply_if, dense, dropout, gather_positions, layer_norm
-from vlbert_jax.model.partitioning import keep_split, replicate
+from vlbert_jax.model.partitioning import keep_split, look_up
 
 ROW_MULTIPLE = 128  # rows of the token table, so that it shards and tiles
 
@@ -30,10 +30,11 @@ class Embeddings(nnx.Module):
         size, visual_size = config.hidden_size, config.visual_size or config.hidden_size
         words_carry = switches.word_visual == "before_norm"
 
-        def table(*shape, axes):
-            return nnx.Param(jax.random.normal(rngs.params(), shape) * config.init_deviation, axes=axes)
+        def table(*shape, axes, **metadata):
+            return nnx.Param(jax.random.normal(rngs.params(), shape) * config.init_deviation, axes=axes, **metadata)
 
-        self.token_embeddings = table(table_rows(config.vocab_size), size, axes=("vocab", "embed"))
+        rows = table_rows(config.vocab_size)
+        self.token_embeddings = table(rows, size, axes=("vocab", "embed"), several_uses=True)  # MLM decodes with it
         self.position_embeddings = table(config.max_positions, size, axes=(None, "embed"))
         self.segment_embeddings = table(config.num_segments, size, axes=(None, "embed"))
         # The visual vector of text without an image.
@@ -161,7 +162,7 @@ class Embeddings(nnx.Module):
 
         The gather precedes the cast: its gradient is a sum over many elements, which bfloat16 rounds at each addition.
         """
-        return replicate(table[...]).at[ids].get(mode="clip").astype(self.dtype)
+        return look_up(table[...], ids).astype(self.dtype)
 
 
 class Factor(nnx.Module):

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vlbert_jax.model.config import EncoderConfig
+from vlbert_jax.model.partitioning import with_table
 
 LAYER_NORM_EPSILON = 1e-12
 
@@ -115,15 +116,17 @@ class MLMHead(nnx.Module):
 
     @jax.named_scope("head")
     def __call__(
-        self, states: Float[Array, "... d"], table: Float[Array, "rows d"]
-    ) -> Float[Array, "... rows"]:
+        self, states: Float[Array, "b ... d"], table: Float[Array, "... rows d"]
+    ) -> Float[Array, "b ... rows"]:
         """Return float32 logits; rows of the table that are not words get -inf."""
         hidden = self.norm(gelu(self.transform(states), self.gelu))
-        logits = jnp.einsum(
-            "...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
-        bias = jnp.where(jnp.arange(table.shape[0]) < self.vocab_size, self.bias[...], -jnp.inf)
+        logits = with_table(_decoded, table, hidden)
+        bias = jnp.where(jnp.arange(table.shape[-2]) < self.vocab_size, self.bias[...], -jnp.inf)
         return logits + jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
+
+
+def _decoded(table: Float[Array, "rows d"], hidden: Float[Array, "... d"]) -> Float[Array, "... rows"]:
+    return jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 class LinearHead(nnx.Module):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
-from jaxtyping import Array, Shaped
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Int, PyTree, Shaped
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which the examples of a batch are divided
 
@@ -32,3 +36,40 @@ def replicate(parameter: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     sizes = jax.sharding.get_abstract_mesh().shape
     divided = any(size > 1 for name, size in sizes.items() if name != "data")
     return jax.lax.with_sharding_constraint(parameter, jax.P()) if divided else parameter
+
+
+def with_copies(params: PyTree) -> PyTree:
+    """Return parameters of which those with the metadata `several_uses` are one copy per device: [devices, ...].
+
+    The compiler reduces the gradient of a parameter over the devices once for each use. The gradient of a copy is the
+    sum of all uses on its device, so only the sum over the copies, which is that of the parameter, is reduced.
+    There are no copies where parameters are divided (`fsdp`, `tensor`), because a copy is whole.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if split_axes() != ("data",) or sizes["tensor"] > 1:
+        return params
+
+    def copied(variable):
+        if not variable.get_metadata().get("several_uses"):
+            return variable
+        value = variable.get_value()
+        copies = jnp.broadcast_to(value, (sizes["data"], *value.shape))
+        return variable.replace(jax.lax.with_sharding_constraint(copies, jax.P("data")))
+
+    return jax.tree.map(copied, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def look_up(table: Shaped[Array, "... rows d"], ids: Int[Array, "b ..."]) -> Shaped[Array, "b ... d"]:
+    """Return the rows `ids` of a table; an id outside the table reads its nearest row."""
+    return with_table(lambda table, ids: replicate(table).at[ids].get(mode="clip"), table, ids)
+
+
+def with_table(
+    function: Callable, table: Shaped[Array, "... rows d"], x: Shaped[Array, "b ..."]
+) -> Shaped[Array, "b ..."]:
+    """Return `function(table, x)`; every device computes it with its examples where there are copies of the table."""
+    if table.ndim == 2:
+        return function(table, x)
+    return jax.shard_map(
+        lambda copy, part: function(copy[0], part), in_specs=jax.P("data"), out_specs=jax.P("data"), axis_names={"data"}
+    )(table, x)

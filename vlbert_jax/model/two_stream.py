@@ -19,7 +19,7 @@ from vlbert_jax.model.config import EncoderConfig
 from vlbert_jax.model.embeddings import table_rows
 from vlbert_jax.model.encoder import MASKED, AttentionBlock, FeedForward, Layer, run_stacked
 from vlbert_jax.model.layers import dense, dropout, gather_positions, layer_norm, split_keys
-from vlbert_jax.model.partitioning import keep_split, replicate
+from vlbert_jax.model.partitioning import keep_split, look_up
 from vlbert_jax.model.two_stream_config import CHANGES, STREAMS, TwoStreamConfig
 
 
@@ -214,11 +214,11 @@ class TwoStream(nnx.Module):
         self.config = config
         text, visual = config.encoder_config("text"), config.encoder_config("visual")
 
-        def table(rows: int) -> nnx.Param:
+        def table(rows: int, **metadata) -> nnx.Param:
             values = jax.random.normal(rngs.params(), (rows, text.hidden_size)) * config.init_deviation
-            return nnx.Param(values, axes=("vocab" if rows > 1024 else None, "embed"))
+            return nnx.Param(values, axes=("vocab" if rows > 1024 else None, "embed"), **metadata)
 
-        self.token_embeddings = table(table_rows(config.vocab_size))
+        self.token_embeddings = table(table_rows(config.vocab_size), several_uses=True)  # MLM decodes with it
         self.position_embeddings = table(config.max_positions)
         self.segment_embeddings = table(config.num_segments)
         self.task_embeddings = table(config.task_tokens) if config.task_tokens else None
@@ -254,7 +254,7 @@ class TwoStream(nnx.Module):
 
     def _look_up(self, name: str, ids: Int[Array, "b n s"]) -> Float[Array, "b n s d"]:
         """Return the rows `ids` of a table; the gather precedes the cast, because its gradient sums in float32."""
-        rows = replicate(getattr(self, f"{name}_embeddings")[...]).at[ids].get(mode="clip")
+        rows = look_up(getattr(self, f"{name}_embeddings")[...], ids)
         if name in self.config.still_rows:
             rows = jnp.where((ids == 0)[..., None], jax.lax.stop_gradient(rows), rows)
         return rows.astype(self.config.dtype)

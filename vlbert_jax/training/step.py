@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from vlbert_jax.model.config import matmul_precision
+from vlbert_jax.model.partitioning import with_copies
 from vlbert_jax.tasks.base import Task
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.state import TrainState
@@ -74,7 +75,7 @@ def _gradients(state, batch, graphdef, task, config, names, mesh, shardings):
     counts = task.loss_counts(batch, config, names)
 
     def objective(params, micro_batch, key):
-        model = nnx.merge(graphdef, params, state.constants)
+        model = nnx.merge(graphdef, with_copies(params), state.constants)
         sums, scores = task.loss_sums(model, micro_batch, key, config, names)
         loss = sum(weights[name] * sums[name] / counts[name] for name in names)
         return loss, (loss, sums, scores)
