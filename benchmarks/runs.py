@@ -19,11 +19,11 @@ def train(workdir: Path, config: str, *flags: str) -> tuple[dict, dict]:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     print(f"{workdir} ...", file=sys.stderr, flush=True)
-    began = time.monotonic()
+    began, commit = time.monotonic(), revision(ROOT)
     with open(workdir / "log", "w") as log:
         command = command_of(workdir, config, *flags)
         subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
-    return result_of(workdir, time.monotonic() - began)
+    return result_of(workdir, time.monotonic() - began, commit)
 
 
 def command_of(workdir: Path, config: str, *flags: str) -> list[str]:
@@ -31,8 +31,23 @@ def command_of(workdir: Path, config: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", "vlbert_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
 
 
-def result_of(workdir: Path, duration: float) -> tuple[dict, dict]:
-    """Return the last row of the validation split, and facts about a run that took `duration` seconds.
+def revision(root: Path) -> str | None:
+    """Return the commit of a checkout, with -dirty after other changes than of results and pages; None without git.
+
+    Campaigns themselves change results and pages, which are tracked.
+    """
+    git = ["git", "-C", str(root)]
+    written = ("benchmarks/results", "experiments/results", "docs/science")
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = [*git, "diff", "--quiet", "HEAD", "--", ".", *(f":(exclude){path}" for path in written)]
+        return commit + "-dirty" * bool(subprocess.run(changes, capture_output=True).returncode)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def result_of(workdir: Path, duration: float, commit: str | None) -> tuple[dict, dict]:
+    """Return the last row of the validation split, and facts about a run of `commit` that took `duration` seconds.
 
     Raises:
       ValueError: the run wrote no such row.
@@ -44,7 +59,7 @@ def result_of(workdir: Path, duration: float) -> tuple[dict, dict]:
     if not rows:
         raise ValueError(f"{workdir}/metrics.jsonl has no row of the validation split; remove it and train again")
     about = json.loads((workdir / "versions.json").read_text())
-    facts = dict(step=rows[-1]["step"], seconds=seconds, load=load, machine=about["machine"], commit=about["revision"])
+    facts = dict(step=rows[-1]["step"], seconds=seconds, load=load, machine=about["machine"], commit=commit)
     return rows[-1], facts
 
 

@@ -62,7 +62,7 @@ class Trainer:
         workdir.mkdir(parents=True, exist_ok=True)
         self._wait_for_other(workdir)
         continued = (workdir / "metrics.jsonl").exists()
-        began, log, commit = time.monotonic(), workdir / "log", revision(training.ROOT)
+        began, log, commit = time.monotonic(), workdir / "log", training.revision(training.ROOT)
         print(f"{workdir} ...", file=sys.stderr, flush=True)
         with open(log, "w") as file:
             # In a session of its own, Ctrl-C on a terminal does not reach it: `stop` lets it save once.
@@ -78,11 +78,11 @@ class Trainer:
         if status:
             last = (log.read_text(errors="replace").strip().splitlines() or ["it wrote nothing"])[-1]
             raise ValueError(f"{workdir} ended with status {status}: {last}")
-        scores, facts = training.result_of(workdir, time.monotonic() - began)
+        scores, facts = training.result_of(workdir, time.monotonic() - began, commit)
         scores = {name: value for name, value in scores.items() if name not in ("step", "split")}
         timeless = {name: value for name, value in scores.items() if "time" not in name and "per_sec" not in name}
         about = dict(scores=timeless, continued=continued, command=self.shown_command(run))
-        row = run.declaration() | about | facts | dict(commit=commit)
+        row = run.declaration() | about | facts
         rows.store_in_workdir(workdir, row)
         return row
 
@@ -108,21 +108,6 @@ class Trainer:
         self.stopping.set()
         for child in list(self.children):
             child.terminate()
-
-
-def revision(root: Path) -> str | None:
-    """Return the commit of a checkout, with -dirty after other changes than of results and pages; None without git.
-
-    A runner itself changes results and pages, which are tracked.
-    """
-    git = ["git", "-C", str(root)]
-    written = ("experiments/results", "docs/science")
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = [*git, "diff", "--quiet", "HEAD", "--", ".", *(f":(exclude){path}" for path in written)]
-        return commit + "-dirty" * bool(subprocess.run(changes, capture_output=True).returncode)
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def units(runs: Sequence[Run]) -> list[list[Run]]:

@@ -84,7 +84,7 @@ def test_the_commit_of_a_row(tmp_path):
         command = ["git", "-C", tmp_path, *names, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert jobs.revision(tmp_path) is None
+    assert training.revision(tmp_path) is None
     git("init", "--quiet")
     for name in ("experiments/results/a.jsonl", "docs/science/a.md", "experiments/a.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def test_the_commit_of_a_row(tmp_path):
     commit = git("rev-parse", "HEAD")
     for name, mark in (("experiments/results/a.jsonl", ""), ("docs/science/a.md", ""), ("experiments/a.py", "-dirty")):
         (tmp_path / name).write_text("after")
-        assert jobs.revision(tmp_path) == commit + mark
+        assert training.revision(tmp_path) == commit + mark
 
 
 def test_order_of_the_runs(place):
