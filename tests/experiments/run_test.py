@@ -24,7 +24,7 @@ def place(tmp_path, monkeypatch):
     """A folder with a study; trainings are replaced, and plots are not drawn."""
     monkeypatch.setattr(training, "command_of", training.command_of)
     monkeypatch.setattr(build, "draw_missing", build.draw_missing)
-    monkeypatch.setattr(jobs, "revision", lambda root: "0123456789abcdef")
+    monkeypatch.setattr(training, "revision", lambda root: "0123456789abcdef")
     monkeypatch.setattr(plots, "require_matplotlib", lambda: None)
     monkeypatch.setattr(plots, "write_plot", lambda *_: None)
     replace_trainings()
