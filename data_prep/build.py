@@ -231,40 +231,23 @@ def _scene_questions(args: argparse.Namespace) -> None:
     build_scene_questions(args.data_dir, args.seed, *numbers, args.features, workers=workers_of(args))
 
 
-def write_indices(source: pathlib.Path, splits: Sequence[str], index: str, regions: str) -> None:
-    """Write SPLIT_INDEX.json for each table of captions, with the regions of a folder or without any.
-
-    Raises SourceError if a table is missing, or `regions` is not a folder.
-    """
-    from data_prep.sources import open_source, write_index
-
-    folder = pathlib.Path(regions)
-    if regions and not folder.is_dir():
-        raise SourceError(f"--regions={regions}: there is no such folder; data_prep.extract_regions writes one")
-    for split in splits:
-        table = open_source(source / f"{split}.tsv", f"{split}_image")
-        # An absolute path, which the index can have: a folder is named as the archive that it replaces.
-        write_index(table, source / f"{split}_{index}.json", f"{folder.absolute()}.zip@/" if regions else "")
-
-
 def _captions(args: argparse.Namespace) -> None:
+    from data_prep.caption_tables import open_tables, write_indices
     from data_prep.region_captions import RegionCaptions
 
     if args.no_images and not args.features:
         raise SourceError("--no_images without --features leaves neither images nor features; add --features")
-    if args.answers and (args.grid or args.regions or args.detector):
-        raise SourceError("--answers reads SPLIT_frcnn.json, but the tables SPLIT.tsv, read here, have no answers")
     if args.grid and (args.features or args.attributes):
         option = "--features" if args.features else "--attributes"
         raise SourceError(f"{option} requires the regions of a detector, but --grid has none; leave one out")
     source, splits = pathlib.Path(args.source), listed(args.splits)
     if args.detector:
         from data_prep.extract_regions import extract_tables  # it imports JAX
-        extract_tables(source, splits, args.detector, args.num_threads)
+        extract_tables(open_tables(source, splits, args.answers), source, args.detector, args.num_threads)
     index = "grid" if args.grid else "regions" if args.regions else "frcnn"
     if args.grid or args.regions:
         with only_builder(pathlib.Path(args.data_dir)):
-            write_indices(source, splits, index, args.regions)
+            write_indices(source, splits, index, args.regions, args.answers)
     builder = RegionCaptions(
         args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
         args.features, not args.no_images, args.drop_unreadable, args.num_threads, index, args.attributes, args.answers,

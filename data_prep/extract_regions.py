@@ -29,7 +29,7 @@ import dataclasses
 import itertools
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,9 +37,10 @@ from tqdm import tqdm
 
 import vlbert_jax
 from data_prep.build_options import share
+from data_prep.caption_tables import write_index
 from data_prep.manifest import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
-from data_prep.sources import Source, image_number, map_ahead, open_source, source_of, write_index
+from data_prep.sources import Source, image_number, map_ahead, open_source, source_of
 from vlbert_jax.command import run_command
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.data.image_files import open_image, passed_over
@@ -165,24 +166,23 @@ def _conclude(source: Source, store: RegionStore) -> None:
 # --- The command ------------------------------------------------------------------------------
 
 
-def extract_tables(source: pathlib.Path, splits: Sequence[str], weights: str, num_threads: int) -> None:
-    """Find the regions of the images of `source`/SPLIT.tsv, and write them and the index next to the table.
+def extract_tables(tables: Mapping[str, Source], source: pathlib.Path, weights: str, num_threads: int) -> None:
+    """Find the regions of the images of tables, and write them and the index next to each table.
 
     Finished images are not processed again.
 
     Args:
-      source: folder of the tables and of SPLIT_image, archives or folders.
-      splits: names of the tables.
+      tables: split -> table (`open_tables`).
+      source: folder of the tables.
       weights: weights of the detector, with its usual settings.
       num_threads: number of threads that read images.
 
     Raises:
-      SourceError: a table is missing or no image of it can be read, and as `extract` does.
+      SourceError: no image of a table can be read, and as `extract` does.
       ValueError: the weights cannot be used.
     """
     from vlbert_jax.detector.detect import load_detector
 
-    tables = {split: open_source(source / f"{split}.tsv", f"{split}_image") for split in splits}
     detector = load_detector(weights, Settings(), SELECTIONS["caffe"])
     for split, table in tables.items():
         store = extract(table, detector, source / f"{split}_frcnn", num_threads=num_threads)

@@ -38,9 +38,10 @@ the file's order):
     answer_scores float32 * their scores; none for a caption. The field "answers" of a line of the
                             index is an object answer -> score, as {"red": 1, "pink": 0.3}
 
-With --grid or --regions the index is SPLIT_grid.json or SPLIT_regions.json, which the command makes
-from SPLIT.tsv. The regions of a grid have no class scores, so masked regions cannot be classified in
-pre-training: it ends unless config.losses.mrc=False.
+With --detector, --grid or --regions the command makes the index from SPLIT.tsv: SPLIT_frcnn.json,
+SPLIT_grid.json or SPLIT_regions.json. A third column there has the answers. The regions of a grid
+have no class scores, so masked regions cannot be classified in pre-training: it ends unless
+config.losses.mrc=False.
 
 Defects of the download never stop a build. `manifest.json` lists each defect with its file, its
 line and the action: kept (as in the official code), repaired (changed) or skipped (no record)."""
@@ -58,6 +59,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_features, oriented, region_feature
+from data_prep.caption_answers import answer_scores
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder, bad_boxes
 from vlbert_jax.data.region_files import Detections, Unusable, decode_detections, grid_boxes, parse_record
@@ -154,18 +156,24 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
 
     @functools.cached_property
     def _lines(self) -> dict[str, int]:
-        """Count the lines of the index of each split."""
-        counts = {}
+        """Count the lines of the index of each split; one of them must be a question if answers are stored."""
+        counts, asked = {}, False
         for split in self.splits:
             self._check(self.files.root / self.indices[split])
         for split in self.splits:
             with open(self.files.root / self.indices[split], "rb") as index:
-                counts[split] = sum(1 for _ in index)
+                counts[split] = 0
+                for line in index:
+                    counts[split] += 1
+                    asked |= b'"answers"' in line
+        if self.answers and not asked:
+            names = ", ".join(str(self.files.root / index) for index in self.indices.values())
+            raise SourceError(f'{names}: no line has the field "answers"; leave out --answers')
         self.files.close()  # the processes that read images open their own archives
         return counts
 
     def number_of_items(self) -> int:
-        """Return the number of lines. Raises SourceError if an index or archive is missing."""
+        """Return the number of lines. Raises SourceError if an index, an archive or every answer is missing."""
         return sum(self._lines.values())
 
     def items(self) -> Iterator[tuple[str, int, bytes]]:
@@ -318,13 +326,11 @@ def _words(caption: Any) -> list[str]:
 
 
 def _answers(given: Any) -> dict[str, float]:
-    """Return answer -> score, without answers of score 0. Raises Unusable."""
-    if given is None:
-        return {}
-    scores = list(given.values()) if isinstance(given, dict) else [None]
-    if not all(isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score < 1e6 for score in scores):
-        raise Unusable('"answers" must be an object answer -> score, as {"red": 1, "pink": 0.3}')
-    return {answer: float(score) for answer, score in given.items() if score}
+    """Return answer -> score, nothing for a caption. Raises Unusable."""
+    try:
+        return {} if given is None else answer_scores(given)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
 
 
 def _of_rows(regions: Detections, rows: np.ndarray) -> Detections:

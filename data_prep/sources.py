@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 import lzma
 import os
 import pathlib
@@ -16,18 +15,18 @@ import struct
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
+from data_prep.caption_answers import answers_of_column
 from data_prep.manifest import SourceError
 from data_prep.region_store import open_records
 from vlbert_jax.data import image_files
 from vlbert_jax.data.image_files import IMAGE_SUFFIXES, ORIENTATION, has_image_name, is_plain
 from vlbert_jax.data.region_files import Unusable
-from vlbert_jax.files import atomic_write
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 LARGEST = 2**30  # bytes of a file of an archive, all of which are decompressed into the memory
@@ -191,6 +190,7 @@ class Source:
     paths: tuple[str, ...]  # as `files` reads them
     captions: tuple[str, ...] | None = None  # of the lines if the source is a table of captions
     images_of_captions: tuple[int, ...] = ()  # position in `paths` of the image of each line
+    answers: tuple[dict[str, float], ...] = ()  # of each line, answer -> score if the caption is a question
     passed_over: tuple[str, ...] = ()  # files of a folder or archive that are not taken for images
 
     @property
@@ -222,10 +222,10 @@ def open_source(path: str | pathlib.Path, images: str = "") -> Source:
     Args:
       path: a folder, a zip archive, a list or a table. A list (.txt) has one path per line,
         relative to the list; the path may be inside an archive, such as `train_image.zip@/1.jpg`. A
-        table (.tsv) has a caption and the name of an image per line; images are in `train_image` or
-        `val_image` next to the table, which may be archives or folders, and an image may have
-        several captions. If there is an address or another text in place of the name, the image of
-        line 7, counted from 0, is `00000007.jpg`.
+        table (.tsv) has a caption and the name of an image per line, and for a question its answers
+        (`answers_of_column`); images are in `train_image` or `val_image` next to the table, which
+        may be archives or folders, and an image may have several captions. If there is an address
+        or another text in place of the name, the image of line 7, counted from 0, is `00000007.jpg`.
       images: archive or folder of the images of a table, if it is another one.
 
     Raises:
@@ -267,12 +267,17 @@ def _chosen(path: pathlib.Path, root: pathlib.Path, prefix: str, files: Iterable
 
 
 def _caption_table(path: pathlib.Path, lines: list[str], images: str) -> Source:
-    for number, line in enumerate(lines):
-        if line.count("\t") != 1:
-            raise SourceError(f"{path}: line {number + 1} must have a caption, a tab and an image or address")
+    answers = []
+    for number, line in enumerate(lines, 1):
+        if line.count("\t") not in (1, 2):
+            raise SourceError(f"{path}: line {number} must have a caption, a tab and an image or address")
+        try:
+            answers.append(answers_of_column(line.split("\t", 2)[2] if line.count("\t") == 2 else ""))
+        except ValueError as error:
+            raise SourceError(f"{path}: line {number}, column 3: {error}") from None
     images = images or f"{'train' if 'train' in path.name.lower() else 'val'}_image"
     archive = f"{images.removesuffix('/').removesuffix('.zip')}.zip"
-    captions, names = zip(*(line.split("\t") for line in lines), strict=True)
+    captions, names = zip(*(line.split("\t")[:2] for line in lines), strict=True)
     names = [name.strip() for name in names]
     files = ArchiveFolder(path.parent)
     files.check(f"{archive}@/")
@@ -290,7 +295,7 @@ def _caption_table(path: pathlib.Path, lines: list[str], images: str) -> Source:
     position = {name: number for number, name in enumerate(dict.fromkeys(names))}
     source = source_of(path, path.parent, [f"{archive}@/{name}" for name in position])
     places = tuple(position[name] for name in names)
-    return dataclasses.replace(source, captions=captions, images_of_captions=places)
+    return dataclasses.replace(source, captions=captions, images_of_captions=places, answers=tuple(answers))
 
 
 def source_of(path: pathlib.Path, root: pathlib.Path, paths: Iterable[str]) -> Source:
@@ -317,26 +322,6 @@ def source_of(path: pathlib.Path, root: pathlib.Path, paths: Iterable[str]) -> S
     if len(first) != len(paths):
         raise SourceError(f"{path}: an image is listed twice; list it once")
     return source
-
-
-def write_index(source: Source, path: pathlib.Path, regions: str, broken: Container[str] = ()) -> None:
-    """Write the index of a table of captions, as `region_captions` reads it.
-
-    Args:
-      source: the table.
-      path: the index.
-      regions: start of the paths of the regions, such as "train_frcnn.zip@/"; "" = there are none.
-      broken: names of images without regions, which are left out.
-    """
-    names, captions = source.names, source.captions or ()
-    lines = [
-        dict(image=source.paths[i], caption=caption.split(" "))
-        | (dict(frcnn=f"{regions}{names[i]}.json") if regions else {})
-        for caption, i in zip(captions, source.images_of_captions, strict=True)
-        if names[i] not in broken
-    ]
-    with atomic_write(path) as partial:
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 # --- Images and boxes -------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def find_tokenizer(conversion: Conversion, vocab: str | None) -> Tokenizer | Non
 def convert_detector(args: argparse.Namespace, form: str) -> None:
     """Convert a complete detector."""
     from vlbert_jax.detector.weights import detector_summary, list_files, read_detector, write_detector
-    from vlbert_jax.weights.conversion import cast_tensors
+    from vlbert_jax.weights.export import cast_tensors
     from vlbert_jax.weights.read import not_finite
 
     if form == "hf":

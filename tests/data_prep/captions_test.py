@@ -102,3 +102,46 @@ def test_captions_with_the_regions_of_a_folder(mine, tmp_path, capsys):
         assert record["class_scores"].shape == (2, 4)
     assert build.main([*command, f"--regions={tmp_path}/nothing"]) == 2
     assert "there is no such folder" in capsys.readouterr().err
+
+
+QUESTIONS = (
+    "a red cat\tcat.png\nwhat color is the cat?\tcat.png\t{\"red\": 1, \"pink\": 0.3, \"blue\": 0}\n"
+    "how many dogs?\tsub/dog.png\t one \na dog\tsub/dog.png\t\n"
+)
+ANSWERS = [{}, dict(red=1.0, pink=0.3), dict(one=1.0), {}]
+
+
+def with_questions(mine, tmp_path, capsys, *options, table=QUESTIONS):
+    (mine / "train.tsv").write_text(table)
+    status = build.main(["captions", f"--source={mine}", f"--data_dir={tmp_path}/data", "--corpus=asked", *options])
+    return status, capsys.readouterr().err
+
+
+def test_a_third_column_has_the_answers_of_questions(mine, tmp_path, capsys):
+    assert with_questions(mine, tmp_path, capsys, "--grid", "--answers")[0] == 0
+    found = records_of(tmp_path, "asked")
+    assert [record["caption"][-1] for record in found] == ["cat", "cat?", "dogs?", "dog"]
+    given = [dict(zip(record["answers"], record["answer_scores"].tolist(), strict=True)) for record in found]
+    assert given == [pytest.approx(answers) for answers in ANSWERS]
+
+
+@pytest.mark.parametrize(
+    "cell", ['{"red": "1"}', '{"red": 1', '["red", "pink"]', '{"red": 1, "red": 0.3}', '{"red": -1}']
+)
+def test_other_answers_are_refused(cell, mine, tmp_path, capsys):
+    status, error = with_questions(
+        mine, tmp_path, capsys, "--grid", "--answers", table=f"a\tcat.png\nb\tcat.png\t{cell}\n"
+    )
+    assert status == 2 and len(error.strip().splitlines()) == 1
+    assert "train.tsv: line 2, column 3: " in error and "answers must be an object answer -> score, as" in error
+    assert error.strip().endswith("or one answer in plain text")
+
+
+def test_answers_are_neither_lost_nor_missing(mine, tmp_path, capsys):
+    for options in (["--grid"], [f"--regions={tmp_path}"], [f"--detector={tmp_path}/absent"]):
+        status, error = with_questions(mine, tmp_path, capsys, *options)
+        assert status == 2 and "train.tsv: line 2 has a third column, answers; add --answers" in error
+        status, error = with_questions(mine, tmp_path, capsys, *options, "--answers", table=TABLES["train"])
+        assert status == 2 and "val.tsv: no line has a third column, the answers of a question; leave out" in error
+    status, error = with_questions(mine, tmp_path, capsys, "--grid", table="a\tcat.png\tb\tc\n")
+    assert status == 2 and "train.tsv: line 1 must have a caption, a tab and an image" in error

@@ -18,19 +18,21 @@ def small_tensors(name: str, layers: int = 1, seed: int = 0) -> dict[str, np.nda
     """Return random tensors of the list names_`name`.tsv with fewer layers and smaller widths; copies share memory."""
 
     def small(n: int) -> int:
+        if ".in_proj_" in key and n != 768:  # query, key and value
+            return 3 * small(n // 3)
         return n if n < 32 or (n in KEPT and not key.startswith("vil_")) else n // 64 if n > 2048 else n // 48
 
     rng, tensors = np.random.default_rng(seed), {}
     for key, shape in official_shapes(name).items():
         layer = re.search(r"\.(?:layer|[rx]_layers)\.(\d+)\.", key)
         if layer is None or int(layer[1]) < layers:
-            tensors[key] = 0.3 * rng.standard_normal(tuple(map(small, shape)), dtype=np.float32)
+            tensors[key] = np.asarray(0.3 * rng.standard_normal(tuple(map(small, shape)), dtype=np.float32))
     for key in tensors:
         for copy, original in COPIES.items():
             if key.endswith(copy):
                 tensors[key] = next(array for other, array in tensors.items() if other.endswith(original))
         if key.endswith(".weight_g"):
-            tensors[key] = np.abs(tensors[key])
+            tensors[key] = np.asarray(np.abs(tensors[key]))
         if key == "feat_regress.weight":
             tensors[key] = tensors["uniter.img_embeddings.img_linear.weight"]
         if key.endswith("mask_embedding.weight"):

@@ -176,16 +176,19 @@ def test_refusals_and_what_the_weights_expect(oscar, image, capsys):
     assert f"has {len(WORDS)} tokens, but config.model.encoder.vocab_size is" in error and "--vocab" in error
 
 
-def test_features_of_another_detector(oscar, image, tmp_path, capsys):
-    """Regions with an extractor are of this package's detector, which VinVL's weights do not know."""
-    tensors = small_tensors("vinvl_base")
+@pytest.mark.parametrize("name, detector", [("vinvl_base", "VinVL's"), ("vilbert_multitask_12in1", "12-in-1's")])
+def test_features_of_another_detector(name, detector, oscar, image, tmp_path, capsys):
+    """Regions with an extractor are of this package's detector, which these weights do not know."""
+    vilbert = name.startswith("vilbert")
+    tensors = small_tensors(name, layers=99 if vilbert else 1)
     write_words(tmp_path, len(tensors["bert.embeddings.word_embeddings.weight"]))
-    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, hidden_act="gelu")))
+    heads = dict(v_num_attention_heads=1, bi_num_attention_heads=1) if vilbert else {}
+    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, hidden_act="gelu") | heads))
     save(tmp_path / "pytorch_model.bin", tensors)
     (tmp_path / "boxes.json").write_text(json.dumps(regions(2048) | dict(extractor="0123456789abcdef")))
     options = ["--image", image, "--boxes", tmp_path / "boxes.json", "--caption", "a [MASK]"]
     logging.getLogger("vlbert_jax").setLevel(logging.INFO)  # as a run in the same process; its lines are no warnings
     error = refused("--checkpoint", tmp_path, *options, capsys=capsys)
-    assert "reads features of VinVL's detector" in error and "boxes with features of the former" in error
+    assert f"reads features of {detector} detector" in error and "boxes with features of the former" in error
     assert main([str(option) for option in ("--checkpoint", oscar, *options)]) == 0
     assert "these are of one of that kind" in capsys.readouterr().out

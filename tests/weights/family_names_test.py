@@ -1,4 +1,7 @@
-"""Names of UNITER, VisualBERT, Oscar, VinVL, B2T2: every tensor of every list has one place, or a reason for none."""
+"""Names of UNITER, VisualBERT, Oscar, VinVL, B2T2.
+
+Every tensor of every list has one place, or a reason for none, and comes back under its name.
+"""
 
 import dataclasses
 import json
@@ -11,6 +14,7 @@ from flax import nnx
 from configs import pretrain as pretrain_recipes
 from configs import vqa as vqa_recipes
 from tests.helpers import GOLDEN
+from tests.helpers.weights_case import official_shapes
 from vlbert_jax.model.architectures import UNICODER_VL, get_architecture
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
 from vlbert_jax.model.one_stream_heads import OneStreamHeads, OneStreamModel
@@ -18,7 +22,14 @@ from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import vlbert_names
 from vlbert_jax.weights.entry import Entry
 from vlbert_jax.weights.family_heads import one_stream_heads
-from vlbert_jax.weights.family_names import family_of, family_table, pack_attention, reason_not_used, to_bert_names
+from vlbert_jax.weights.family_names import (
+    family_of,
+    family_table,
+    original_state_dict,
+    pack_attention,
+    reason_not_used,
+    to_bert_names,
+)
 
 FAMILIES = ("uniter", "visualbert", "oscar", "vinvl", "b2t2")
 LISTS = sorted(path for name in FAMILIES for path in (GOLDEN / "names").glob(f"names_{name}_*.tsv"))
@@ -95,6 +106,12 @@ def test_every_tensor_has_a_place_or_a_reason(path):
         assert reason == "duplicate" or not name.startswith(("bert.", "position_"))  # the whole trunk is used
         if reason == "head of another task":
             assert re.match(of_pretraining if has_heads else f"{of_pretraining}|{of_answers}", name), name
+    if architecture.name.startswith("b2t2"):  # no weights of it are published; its names are those of TensorFlow
+        return
+    kept = {name: tensors[name] for name in (*found.matched, *found.unused)}
+    kept = {name: array for name, array in kept.items() if reason_not_used(name, architecture) != "duplicate"}
+    back = original_state_dict(kept, architecture, ".th" if "original" in path.stem else ".bin")
+    assert {name: array.shape for name, array in back.items()} == official_shapes(path.stem.removeprefix("names_"))
 
 
 # Lists whose heads are here -> the task, and options of its config.

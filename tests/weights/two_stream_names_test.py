@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 
 from tests.helpers.weights_case import official_shapes
+from vlbert_jax.model.architectures import get_architecture
 from vlbert_jax.model.two_stream_config import TWO_STREAM_MODELS, TwoStreamConfig, connected_layers
 from vlbert_jax.model.two_stream_heads import TwoStreamModel
 from vlbert_jax.weights import two_stream_names as names
+from vlbert_jax.weights.family_names import original_state_dict
 from vlbert_jax.weights.two_stream_options import config_from_tensors, heads_from_tensors
 
 # List of names -> the published model of these sizes.
@@ -86,10 +88,9 @@ def test_the_way_back_has_every_name(name):
     tensors = names.plain_tensors(zeros(official))
     config, parameters, found = places(tensors)
     values = {path: np.broadcast_to(np.float32(1), shape) for path, shape in parameters.items()}
-    task = "lxrt" in next(iter(official))
-    back = names.official_state_dict(names.official_two_stream(values, config), config, task)
-    if name == "airsplay_lxmert_pretrain":
-        back = {name.replace("lxmert.", "bert."): array for name, array in back.items()}
+    architecture = get_architecture(names.family_of(config))
+    suffix = ".pth" if name.startswith("airsplay") else ".bin"
+    back = original_state_dict(names.official_two_stream(values, config), architecture, suffix)
     assert {name: array.shape for name, array in back.items()} == official
 
 

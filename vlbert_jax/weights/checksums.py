@@ -1,8 +1,8 @@
 """Checksums of the files of a checkpoint, by which a damaged one is found before it is used.
 
 TensorStore notices most truncated files, but not every changed byte of an array. `checksums.json` in the folder of a
-checkpoint has the size and the CRC-32 of each file in `state` and `meta`. It is a part of the checkpoint when that is
-committed. Checkpoints of earlier versions have none and are not checked.
+checkpoint has the size and the CRC-32 of each file in `state`, `meta` and `kept`. It is a part of the checkpoint when
+that is committed. Checkpoints of earlier versions have none and are not checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlbert_jax.files import atomic_write, parse_json
 
 log = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"
-PARTS = ("state", "meta")  # Orbax writes the other files later, or again
+PARTS = ("state", "meta", "kept")  # Orbax writes the other files later, or again
 BLOCK = 1 << 22  # bytes that are read at a time; zlib computes about 1.5 GB/s of checksums on one core
 
 

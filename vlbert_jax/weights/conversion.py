@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import ml_collections
-import ml_dtypes  # noqa: F401, NumPy learns the name "bfloat16" from it
 import numpy as np
 from flax import nnx
 
@@ -135,6 +134,20 @@ class Conversion:
         return architecture_of(self.config)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the source is a sibling's file of this task: the way back has its tensors, no more and no less."""
+        return self.source.kind == "sibling" and self.task in (self.source.task, *self.source.tasks)
+
+    @functools.cached_property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Tensors of a sibling's file that this model does not read, as heads of other tasks: files get them back."""
+        if not self.is_whole:
+            return {}
+        reasons = {name: family_names.reason_not_used(name, self.architecture) for name in self.found.unused}
+        unused = {name: self.tensors[name] for name, reason in reasons.items() if reason not in ("", "duplicate")}
+        return export.read_kept(self.source.folder) | unused
+
+    @property
     def optional(self) -> tuple[str, ...]:
         """Tensors that an official model of the task may lack; for pre-training, the vector of text without images."""
         if self.source.kind == "sibling":
@@ -144,7 +157,10 @@ class Conversion:
     @property
     def absent(self) -> list[str]:
         """Tensors that the source should have but lacks."""
-        if self.source.kind in ("vlbert", "sibling") and self.source.task == self.task:
+        # A sibling's file with heads that no task here reads is one of pre-training without its heads.
+        no_heads = self.source.kind == "sibling" and family_names.MLM_BIAS not in self.tensors
+        is_own = self.source.task == self.task and not (no_heads and self.task == PRETRAINING)
+        if self.source.kind in ("vlbert", "sibling") and is_own:
             return [name for name in self.found.missing if name not in self.optional]
         return [name for name in self.found.missing if vlbert_names.REQUIRED[self.source.kind].match(name)]
 
@@ -208,7 +224,8 @@ def conversion_table(conversion: Conversion, form: str) -> str:
         dropped.setdefault(reason, {})[name] = sizes[name].size
     for reason, tensors in dropped.items():
         which = "" if reason in ("duplicate", "batch counter", "optimizer state") else _some(list(tensors))
-        what = "kept apart: batch counter" if reason == "batch counter" else f"dropped: {reason}"
+        is_kept = reason == "batch counter" or tensors.keys() <= conversion.kept.keys()
+        what = f"kept apart: {reason}" if is_kept else f"dropped: {reason}"
         rows.append((what, len(tensors), sum(tensors.values()), which))
     if found.missing and form != "hf" and (source.kind != "resnet" or form == "orbax"):
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(conversion.state)}
@@ -251,7 +268,7 @@ def write_conversion(
     source, config = conversion.source, conversion.config
     with atomic_write(target) as path:
         if form == "hf" and source.kind == "sibling":
-            named = cast_tensors(official_tensors(conversion, target), dtype)
+            named = export.cast_tensors(official_tensors(conversion, target, kept=False), dtype)
             kind = hugging_face_class(source.path, conversion.task, conversion.architecture)
             export.write_sibling(path, named, config.model.to_dict(), kind)
             if add_files is not None:
@@ -261,14 +278,15 @@ def write_conversion(
             if lacking := [name for name in BERT_NEEDS if name not in kept]:
                 raise ValueError(f"{source.path} lacks {', '.join(lacking)}, which a BERT needs")
             bert = official_to_bert(kept, source.segments)
-            export.write_hugging_face(path, cast_tensors(bert, dtype), config.model.encoder.num_heads)
+            export.write_hugging_face(path, export.cast_tensors(bert, dtype), config.model.encoder.num_heads)
             if add_files is not None:
                 add_files(path)
         elif form == "orbax":
             params, constants = arrays_of(conversion, dtype)
             new = [*source.new, *conversion.found.missing]
             beside = dict(batch_counters=source.counters, newly_initialized=new, bert_segments=source.segments)
-            export.write_orbax(path, params, constants, {"schema": SCHEMA} | config.to_dict() | beside)
+            kept = export.cast_tensors(conversion.kept, dtype)
+            export.write_orbax(path, params, constants, {"schema": SCHEMA} | config.to_dict() | beside, kept)
             if copies := own_vocabularies(source.path):
                 shutil.copytree(Path(next(iter(copies.values()))).parent, path / VOCABULARIES)
             elif add_files is not None:
@@ -281,10 +299,11 @@ def write_conversion(
             else:
                 named = official_tensors(conversion, target)
             if form == "pt":
-                export.write_torch(path, cast_tensors(named, dtype), wrap=source.kind not in ("resnet", "sibling"))
+                wrap = source.kind not in ("resnet", "sibling")
+                export.write_torch(path, export.cast_tensors(named, dtype), wrap)
             else:
                 stored = None if source.kind == "resnet" else portable_config(conversion)
-                export.write_safetensors(path, cast_tensors(named, dtype), stored)
+                export.write_safetensors(path, export.cast_tensors(named, dtype), stored)
         if path.is_dir():
             _write_card(conversion, path, target.name, form == "hf")
 
@@ -311,16 +330,22 @@ def hugging_face_class(path: str, task: str, architecture: Architecture) -> str:
     return kind
 
 
-def official_tensors(conversion: Conversion, target: Path) -> dict[str, np.ndarray]:
-    """Return the whole model as the original code stores it; the suffix of the target may choose the names."""
+def official_tensors(conversion: Conversion, target: Path, kept: bool = True) -> dict[str, np.ndarray]:
+    """Return the whole model as the original code stores it; the suffix of the target may choose the names.
+
+    With `kept`, the tensors of the source that the model does not read are there as well.
+    """
     source, config = conversion.source, conversion.config
-    new = {*source.new, *conversion.found.missing} & {*conversion.optional}
+    new = {*source.new, *conversion.found.missing}
+    if not conversion.is_whole:
+        new &= {*conversion.optional}
     params, constants = arrays_of(conversion, None)
     ours = flatten_tree(dict(params=params, constants=constants))
     table = family_names.table_of(conversion.architecture)
     official = vlbert_names.to_official(ours, config.model.encoder.vocab_size, table)
     official = {name: array for name, array in official.items() if name not in new}
     if source.kind == "sibling":
+        official |= conversion.kept if kept else {}
         return family_names.original_state_dict(official, conversion.architecture, target.suffix)
     return vlbert_names.official_state_dict(official, source.counters, conversion.task)
 
@@ -332,23 +357,6 @@ def portable_config(conversion: Conversion) -> dict:
     same_task = conversion.task == conversion.source.task
     kept = {name: run[name] for name in ("subtask", "blind") if same_task and name in run}
     return {"schema": SCHEMA} | config | kept
-
-
-def cast_tensors(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
-    """Return the tensors in `dtype`; raise ValueError where a value exceeds its range."""
-    if dtype is None:
-        return dict(tensors)
-    done = {}  # tensors that share an array still share it
-    for name, array in tensors.items():
-        if id(array) in done:
-            continue
-        done[id(array)] = array
-        if array.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                done[id(array)] = array.astype(np.dtype(dtype))
-            if np.isfinite(array).all() and not np.isfinite(done[id(array)]).all():
-                raise ValueError(f"{name} has values beyond the range of {dtype}")
-    return {name: done[id(array)] for name, array in tensors.items()}
 
 
 def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
@@ -376,5 +384,5 @@ def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
         node = params if isinstance(v, nnx.Param) else constants
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        node[path[-1]] = cast_tensors({"/".join(path): array}, dtype)["/".join(path)]
+        node[path[-1]] = export.cast_tensors({"/".join(path): array}, dtype)["/".join(path)]
     return params, constants

@@ -13,7 +13,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from vlbert_jax.weights.checksums import CHECKSUMS, write_checksums
 from vlbert_jax.weights.containers import CONFIG_METADATA, INSTALL_TORCH
@@ -21,9 +21,28 @@ from vlbert_jax.weights.model_card import CARD, is_own_card
 from vlbert_jax.weights.stored_config import VOCABULARIES
 
 # What `convert` writes into a folder.
-WRITTEN = {"config.json", "state", VOCABULARIES, "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
+KEPT = "kept"  # folder of the tensors of the source that the model does not read, in KEPT_FILE
+KEPT_FILE = "tensors.safetensors"
+WRITTEN = {"config.json", "state", KEPT, VOCABULARIES, "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
 WRITTEN |= {"vocab.txt", "tokenizer.json", "tokenizer_config.json", CARD, CHECKSUMS}
 FILE_SIZE = 64 * 2**20  # bytes per file of a checkpoint; Orbax holds a whole file in memory
+
+
+def cast_tensors(tensors: Mapping[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
+    """Return the tensors in `dtype`; raise ValueError where a value exceeds its range."""
+    if dtype is None:
+        return dict(tensors)
+    done = {}  # tensors that share an array still share it
+    for name, array in tensors.items():
+        if id(array) in done:
+            continue
+        done[id(array)] = array
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                done[id(array)] = array.astype(np.dtype(dtype))
+            if np.isfinite(array).all() and not np.isfinite(done[id(array)]).all():
+                raise ValueError(f"{name} has values beyond the range of {dtype}")
+    return {name: done[id(array)] for name, array in tensors.items()}
 
 
 def may_replace(target: Path) -> bool:
@@ -160,7 +179,9 @@ def write_sibling(path: Path, tensors: Mapping[str, np.ndarray], model: Mapping[
     write_safetensors(path / "model.safetensors", tensors)
 
 
-def write_orbax(path: Path, params: dict, constants: dict, config: Mapping[str, Any]):
+def write_orbax(
+    path: Path, params: dict, constants: dict, config: Mapping[str, Any], kept: Mapping[str, np.ndarray] | None = None
+):
     """Write a folder that `init.checkpoint` reads: arrays as a run saves them, and config.json.
 
     Args:
@@ -168,6 +189,7 @@ def write_orbax(path: Path, params: dict, constants: dict, config: Mapping[str, 
         params: trained parameters as nested dicts; their arrays move to the device.
         constants: other state as nested dicts, likewise.
         config: content of config.json.
+        kept: tensors that the model does not read, for `read_kept`.
     """
     import orbax.checkpoint as ocp  # it takes a second to import
 
@@ -176,8 +198,17 @@ def write_orbax(path: Path, params: dict, constants: dict, config: Mapping[str, 
     arrays = ocp.args.PyTreeSave(arrays, ocdbt_target_data_file_size=FILE_SIZE)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path.absolute() / "state", arrays)
+    if kept:
+        (path / KEPT).mkdir()
+        write_safetensors(path / KEPT / KEPT_FILE, kept)
     write_checksums(path)
     _write_config(path, config)
+
+
+def read_kept(folder: Path | None) -> dict[str, np.ndarray]:
+    """Return the tensors that `write_orbax` kept in a folder; none for None or a folder without any."""
+    file = folder and folder / KEPT / KEPT_FILE
+    return load_file(file) if file and file.exists() else {}
 
 
 def _on_device(tree: dict) -> dict:

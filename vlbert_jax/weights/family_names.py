@@ -131,6 +131,7 @@ ORIGINAL_VISUALBERT = dataclasses.replace(
     originals=(
         (r"^(bert|cls)\.(?!weight|bias)", r"bert.\1."),
         (r"^cls\.(?=weight|bias)", "bert.classifier."),
+        (r"^attention\.", "bert.flickr_attention."),
         (r"\.visual_(position|token_type)_embeddings\.", r".\1_embeddings_visual."),
         (r"\.embeddings\.visual_projection\.", ".embeddings.projection."),
     ),
@@ -359,13 +360,13 @@ def original_state_dict(
     if architecture.streams == 2:
         of_authors = architecture.name == "lxmert" and suffix == ".pth"
         heads = {name.split(".")[0] for name in tensors}
-        task = of_authors and "answer_head" in heads and "cls" not in heads  # in pre-training it has another name
+        task = of_authors and bool({"answer_head", "logit_fc"} & heads) and "cls" not in heads  # else of pre-training
         state = two_stream_names.official_state_dict(tensors, TWO_STREAM_MODELS[architecture.name], task)
         return {re.sub(r"^lxmert\.", "bert.", name): array for name, array in state.items()} if of_authors else state
     family = family_of(architecture)
     if family is VISUALBERT and suffix == ".th":
         family = ORIGINAL_VISUALBERT
-    state = dict(tensors)
+    state = pack_attention(tensors)
     for name in family.ties:
         has_head = MLM_BIAS in state if name.startswith("cls.") else "feat_regress.bias" in state
         if has_head:

@@ -15,7 +15,7 @@ PREFIX = "hf:"
 NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # What is read of a repository. Its weights are one of these kinds, the first that it has.
 TEXTS = ["README.md", "config.json", "checksums.json", "*.txt", "tokenizer*.json", "vocabularies/*"]
-WEIGHTS = (["state/*", "model*.safetensors*"], ["pytorch_model*"])
+WEIGHTS = (["state/*", "kept/*", "model*.safetensors*"], ["pytorch_model*"])
 
 
 @functools.cache

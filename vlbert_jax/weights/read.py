@@ -49,6 +49,7 @@ class Weights:
     tasks: tuple[str, ...] = ()  # every task whose heads a file of a sibling has
     task: str = PRETRAINING
     architecture: str = VLBERT.name
+    folder: Path | None = None  # that `convert` wrote
     vocab: str = ""  # vocab.txt next to the weights of a sibling, "" where there is none
 
     @property
@@ -118,7 +119,7 @@ def _read_checkpoint_folder(given: str, path: Path) -> Weights:
         weights.task = _stored_task(weights.task, config)
     else:
         own = dict(task=config.get("task", PRETRAINING), architecture=architecture.name)
-        weights = Weights(given, "sibling", "orbax", raw, **own)
+        weights = Weights(given, "sibling", "orbax", raw, folder=path, **own)
     segments = config.get("bert_segments", 2)
     return dataclasses.replace(weights, config=config, num_heads=encoder["num_heads"], new=new, segments=segments)
 

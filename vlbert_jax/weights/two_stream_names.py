@@ -321,8 +321,8 @@ def official_state_dict(
     """Return the `state_dict` that the original loader expects.
 
     That is Hugging Face's for LXMERT, or the official one of a fine-tuned LXMERT if `task`, and the
-    official one for ViLBERT. Parameters that ViLBERT never uses are zeros; its weights with a stored
-    length get the length of the weight, so the product is equal to rounding.
+    official one for ViLBERT. Layers that ViLBERT never uses are zeros unless `tensors` has them; its
+    weights with a stored length get the length of the weight, so the product is equal to rounding.
 
     Args:
         tensors: Plain name -> tensor.
@@ -341,5 +341,5 @@ def official_state_dict(
         state[f"{name}_v"] = weight
         state[f"{name}_g"] = np.asarray(np.linalg.norm(weight.astype(np.float64)), weight.dtype)
     for name in [name for name in state if re.search(r"\.biOutput\.dense[12]\.", name)]:
-        state[name.replace(".dense", ".q_dense")] = np.zeros_like(state[name])
+        state.setdefault(name.replace(".dense", ".q_dense"), np.zeros_like(state[name]))
     return state

@@ -11,6 +11,10 @@ from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, 
 from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches
 from vlbert_jax.tasks.pretrain.losses import loss_sums
 from vlbert_jax.tasks.pretrain.objectives import objective_at
+from vlbert_jax.training import sharding
+from vlbert_jax.training.loop import train
+from vlbert_jax.training.metrics import read_rows
+from vlbert_jax.training.preemption import Preemption, Stopped
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,34 @@ def test_an_objective_trains_the_modules_that_it_uses(data_dir):
         assert ("fast_rcnn/hidden_appearance" in idle) == (objective not in ("mrc", "regression"))
         assert not any("encoder" in name or "embeddings" in name for name in idle)
         assert not any(PRETRAIN.is_idle(path, plain, update.losses) for path in paths.values())
+
+
+def test_a_resumed_run_continues_with_the_objective_of_its_update(data_dir, tmp_path):
+    """The rows of a run that stops between two objectives are those of a run that does not stop."""
+    off = {"losses.regression": False, "losses.relationship": False, "losses.transport": 0.0}
+    off |= {"losses.ratios.regression": 0.0, "losses.ratios.relationship": 0.0}
+    often = {"log_every_steps": 1, "checkpoint_every_steps": 0, "eval_every_steps": 0, "warmup_steps": 0}
+    config = by_turns(data_dir, **off, **often, report=False)
+    config.total_steps, mesh = 3, sharding.make_mesh(config.mesh, jax.devices()[:1])
+
+    def order():
+        return [objective_at(config, step) for step in range(3)]
+
+    while order() != ["mrc", "mlm", "mlm"]:  # a resumed run with the order of its own updates would begin with mrc
+        config.seed += 1
+    train(config, PRETRAIN, tmp_path / "whole", mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Preemption, "reached", lambda self: True)
+        with pytest.raises(Stopped, match="step 1 is saved"):
+            train(config, PRETRAIN, tmp_path / "parts", mesh)
+    train(config, PRETRAIN, tmp_path / "parts", mesh)
+    whole, parts = (
+        [{k: v for k, v in row.items() if "time" not in k and "per_sec" not in k} for row in read_rows(path)]
+        for path in (tmp_path / name / "metrics.jsonl" for name in ("whole", "parts"))
+    )
+    assert whole == parts and len(whole) == 4
+    for row, loss in zip(whole, ("mrc_loss", "mlm_caption_loss", "mlm_caption_loss"), strict=False):
+        assert {name for name in row if name.endswith("_loss")} == {loss}
 
 
 def test_an_evaluation_scores_all_objectives(data_dir):
