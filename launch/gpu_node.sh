@@ -8,7 +8,8 @@ usage() {
 launch/gpu_node.sh [options] [-- flags of vlbert_jax.main]
 
   --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
-  --workdir=DIR            checkpoints, metrics, report        (workdirs/<recipe>_<variant>)
+  --bucket=ADDRESS         gs://BUCKET or s3://BUCKET: the workdir is BUCKET/<recipe>_<variant>
+  --workdir=DIR            checkpoints, metrics, report; a folder or an address     (workdirs/<recipe>_<variant>)
   --gpus=N                 the first N GPUs                    (all)
   --devices=LIST           only these GPUs, e.g. 0,2; excludes --gpus
   --restarts=N             maximum number of restarts          (3)
@@ -57,7 +58,7 @@ environment=(
 command=(env "${environment[@]}" "$python" -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")
 
 if $dry_run; then
-  show mkdir -p "$workdir"
+  show mkdir -p "$local_folder"
   show "${command[@]}"
   echo "# after a failure: the same command, at most $restarts times, $restart_delay s later"
   exit 0
@@ -67,6 +68,6 @@ start() {
   "${command[@]}" &
   children=($!)
 }
-mkdir -p "$workdir"
+mkdir -p "$local_folder"
 show "${command[@]}"
 run_with_restarts

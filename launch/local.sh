@@ -9,7 +9,8 @@ launch/local.sh N [options] [-- flags of vlbert_jax.main]
 
   N                        processes, e.g. 2 or 4
   --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
-  --workdir=DIR            checkpoints, metrics, report        (workdirs/<recipe>_<variant>)
+  --bucket=ADDRESS         gs://BUCKET or s3://BUCKET: the workdir is BUCKET/<recipe>_<variant>
+  --workdir=DIR            checkpoints, metrics, report; a folder or an address     (workdirs/<recipe>_<variant>)
   --devices=N              CPU devices of each process         (1)
   --port=PORT              of the coordinator, process 0       (8476)
   --restarts=N             maximum number of restarts          (3)
@@ -59,7 +60,7 @@ for ((i = 0; i < processes; i++)); do
 done
 
 if $dry_run; then
-  show mkdir -p "$workdir"
+  show mkdir -p "$local_folder"
   printf '%s&\n' "${commands[@]}"
   echo "# after a failure: the same commands, at most $restarts times, $restart_delay s later"
   exit 0
@@ -76,6 +77,6 @@ start() {
     children+=($!)
   done
 }
-mkdir -p "$workdir"
+mkdir -p "$local_folder"
 printf '%s&\n' "${commands[@]}"
 run_with_restarts

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # shellcheck disable=SC2034  # read by the scripts
-config=configs/pretrain.py:base_e2e workdir='' restarts=3 restart_delay=30 python='' dry_run=false
+config=configs/pretrain.py:base_e2e workdir='' bucket='' restarts=3 restart_delay=30 python='' dry_run=false
 
 # Collectives overlap with computation, and gradients are summed in few large all-reduces (size in bytes).
 # shellcheck disable=SC2034
@@ -21,6 +21,7 @@ step() {
   $dry_run || "$@"
 }
 
+is_address() { [[ $1 == *://* ]]; }
 is_number() { [[ $1 =~ ^[0-9]+$ ]]; }
 
 # Reads an option that all scripts have; fails for any other.
@@ -28,6 +29,7 @@ shared_option() {
   case $1 in
     --config=?*) config=${1#*=} ;;
     --workdir=?*) workdir=${1#*=} ;;
+    --bucket=?*) bucket=${1#*=} ;;
     --restarts=?*) restarts=${1#*=} ;;
     --restart-delay=?*) restart_delay=${1#*=} ;;
     --python=?*) python=${1#*=} ;;
@@ -42,12 +44,16 @@ settle() {
   is_number "$restarts" || fail "--restarts=$restarts is not a number"
   is_number "$restart_delay" || fail "--restart-delay=$restart_delay is not a number of seconds"
   [[ -f ${config%%:*} ]] || fail "no config file ${config%%:*} in $PWD"
-  if [[ -z $workdir ]]; then
-    workdir=workdirs/$(basename "${config%%:*}" .py)
-    [[ $config == *:* ]] && workdir+=_${config#*:}
-  fi
+  [[ -z $bucket || $bucket =~ ^(gs|s3)://[^/] ]] || fail "--bucket=$bucket is not gs://BUCKET or s3://BUCKET"
+  local recipe
+  recipe=$(basename "${config%%:*}" .py)
+  [[ $config == *:* ]] && recipe+=_${config#*:}
+  bucket=${bucket%/}
+  workdir=${workdir:-${bucket:-workdirs}/$recipe}
+  local_folder=$workdir # for logs and compiled programs
+  is_address "$workdir" && local_folder=workdirs/$recipe
   # shellcheck disable=SC2034
-  compiled=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled} # restarts do not compile again
+  compiled=${JAX_COMPILATION_CACHE_DIR:-$local_folder/compiled} # restarts do not compile again
   settle_python
 }
 

@@ -8,7 +8,7 @@ usage() {
 launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of vlbert_jax.main]
 
   run      create the slice if it does not exist, copy the code, run on all workers, wait, restart after a preemption
-  logs     copy the log of every worker to WORKDIR-logs/ on this machine
+  logs     copy the log of every worker to WORKDIR-logs/ on this machine, below workdirs/ for a workdir in a bucket
   delete   delete the slice; until then it costs money, even when it is idle
 
   --type=TYPE              accelerator                         (v5litepod-16)
@@ -18,7 +18,8 @@ launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of vlbert_
   --project=PROJECT        of Google Cloud                     (that of gcloud)
   --setup=COMMAND          run on every worker first, e.g. to mount the folder with data and workdirs
   --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
-  --workdir=DIR            on every worker: a folder that all of them share, e.g. /share/base_e2e
+  --bucket=gs://BUCKET     the workdir is BUCKET/<recipe>_<variant>
+  --workdir=DIR            another address, or a folder that all workers share, e.g. /share/base_e2e
   --restarts=N             maximum number of restarts          (10)
   --restart-delay=SECONDS  pause before each                   (30)
   --poll=SECONDS           between checks of the run           (60)
@@ -31,7 +32,7 @@ input, explained in one line) ends it. The script requires gcloud with a login.
 
   launch/tpu_pod.sh run --name=vlbert --zone=us-west4-a --type=v5litepod-64 --spot \
     --setup='sudo mkdir -p /share && sudo mount -t nfs -o nconnect=8 10.0.0.2:/share /share' \
-    --workdir=/share/base_e2e -- --config.data.data_dir=/share/data
+    --bucket=gs://my-runs -- --config.data.data_dir=/share/data
 TEXT
 }
 
@@ -61,9 +62,10 @@ done
 [[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name='$name' is not a name of small letters, digits and dashes"
 [[ -n $zone ]] || fail "--zone is required"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices is not a positive number"
-[[ $workdir == /* || $verb != run ]] || fail "--workdir='$workdir' is not a folder that all workers share, such as /share/run"
 is_number "$poll" || fail "--poll=$poll is not a number of seconds"
 settle
+[[ $workdir == /* || $verb != run ]] || is_address "$workdir" || fail "no --bucket=gs://BUCKET is given, and" \
+  "--workdir=$workdir is neither an address nor a folder that all workers share, such as /share/run"
 
 place=("--zone=$zone" ${project:+"--project=$project"})
 resources=(gcloud compute tpus queued-resources)
@@ -81,7 +83,7 @@ delete=("${resources[@]}" delete "$name" "${place[@]}" --force --quiet)
 
 # Commands for every worker. The status file exists only after the run has ended.
 install="mkdir -p vlbert_jax && tar -xzf vlbert_jax.tar.gz -C vlbert_jax && cd vlbert_jax && python3 -m venv .venv"
-install+=" && .venv/bin/pip install --quiet -e '.[tpu,convert]'"
+install+=" && .venv/bin/pip install --quiet -e '.[tpu,convert,gcs]'"
 main=$(show .venv/bin/python -m vlbert_jax.main "--config=$config" "--workdir=$workdir" "$@")
 inside="$main >>~/vlbert_jax.log 2>&1; echo \$? >~/vlbert_jax.status"
 launch="cd vlbert_jax && rm -f ~/vlbert_jax.status && (setsid nohup bash -c $(printf %q "$inside") >/dev/null 2>&1 </dev/null &)"
@@ -178,7 +180,7 @@ watch() {
 case $verb in
   delete) step "${delete[@]}" ;;
   logs)
-    step mkdir -p "$workdir-logs"
+    step mkdir -p "$local_folder-logs"
     for node in "${nodes[@]}"; do
       workers=1
       show "${vm[@]}" describe "$node" "${place[@]}" '--format=value(networkEndpoints.len())'
@@ -188,7 +190,7 @@ case $verb in
         workers=$("${vm[@]}" describe "$node" "${place[@]}" '--format=value(networkEndpoints.len())')
       fi
       for ((i = 0; i < workers; i++)); do
-        step "${vm[@]}" scp "$node:vlbert_jax.log" "$workdir-logs/$node-$i.log" "${place[@]}" "--worker=$i"
+        step "${vm[@]}" scp "$node:vlbert_jax.log" "$local_folder-logs/$node-$i.log" "${place[@]}" "--worker=$i"
       done
     done
     ;;

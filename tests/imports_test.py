@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "convert": GROUND | {"", "data.tokenizer", "tasks", "weights", "detector"},
     "predict": GROUND | {"", "data", "visualization", "tasks", "weights", "detector", "prediction"},
     "app": GROUND | {"", "detector", "web", "weights"},
-    "report": {"", "command", "files", "tasks", "training", "visualization", "weights"},
+    "report": {"", "command", "files", "storage", "tasks", "training", "visualization", "weights"},
     "main": GROUND | {"", "data", "tasks", "weights", "training"},
     "fine_tune": {"", "compiled", "files", "main", "memory", "prediction", "training"},
     "__main__": {""},

@@ -64,7 +64,7 @@ def call(workdir, *args):
         ([TOY, "--config.matmul_precision=full"], "matmul_precision is 'full'; it can be default, high or highest"),
         ([TOY, "--config.profile_steps=(9,)"], r"profile_steps is \(9,\); it can be empty, or the first and"),
         ([TOY, "--config.optimizer.name=adam"], "optimizer.name is 'adam'"),
-        ([TOY, "--config.data.data_dir=gs://a/b"], "data_dir=gs://a/b is an address, from which data are not read"),
+        ([TOY, "--config.data.vocab=gs://a/b"], "vocab=gs://a/b is an address; only config.data.data_dir may be one"),
         ([TOY, "--workdir=ftp://a/b"], "ftp:// is not supported; give a folder, gs://BUCKET/FOLDER or s3://"),
         ([TOY, "--mode=evaluate"], "nothing to evaluate: .* has no checkpoint"),
         ([TOY, "--mode=compile", "--config.topology=v9:2x2"], "config.topology='v9:2x2'.* v5e:16x16"),

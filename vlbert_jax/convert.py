@@ -25,6 +25,8 @@ TARGET is chosen by its suffix or by --format:
                    text model, and the tokenizer of the source or of --vocab; of VisualBERT and
                    LXMERT, the whole model for its class
 
+TARGET may be an address (gs://, s3://), where the files appear when all are written.
+
 Each folder gets a model card, README.md. --push=USER/NAME uploads the folder, and nothing else, to the
 Hugging Face hub (`hf auth login` first).
 
@@ -54,7 +56,7 @@ from typing import TYPE_CHECKING
 
 import vlbert_jax
 from vlbert_jax.command import run_command
-from vlbert_jax.files import user_file, user_path
+from vlbert_jax.files import is_address, user_file, user_path, with_addresses
 from vlbert_jax.tasks import RENAMED, TASKS
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     parser.add_argument("source", type=user_path, metavar="SOURCE")
-    parser.add_argument("target", metavar="TARGET", type=user_file)
+    parser.add_argument("target", metavar="TARGET", type=target_path)
     models = (*TASKS, DETECTOR)
     parser.add_argument(
         "--task", type=lambda name: RENAMED.get(name, name), choices=models,
@@ -105,6 +107,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def target_path(text: str) -> Path | str:
+    """Return the path of a target, or its address as it is."""
+    return text if is_address(text) else user_file(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 after an error of one line, or 130 after Ctrl-C."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -120,17 +127,32 @@ def write_weights(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: The arguments contradict each other, or a file cannot be used.
     """
-    form = choose_format(args.target, args.format)
-    check_target(Path(args.source), args.target, replace=args.overwrite or args.dry_run)
+    form, replace = choose_format(Path(args.target), args.format), args.overwrite or args.dry_run
     if args.vocab and form != "hf":
         raise ValueError("--vocab is for --format=hf; other formats hold no tokenizer")
     if args.push is not None:
         check_upload(args, form)
     convert = convert_detector if args.task == DETECTOR else convert_model
-    with full_disk(args.target):
+    with local_target(args, replace) as args.target, full_disk(args.target):
         convert(args, form)
-    if args.push and not args.dry_run:
-        upload(args.target, args.push)
+        if args.push and not args.dry_run:
+            upload(args.target, args.push)
+    if not args.dry_run:
+        print(f"written: {with_addresses(str(args.target))} ({form})")
+
+
+@contextlib.contextmanager
+def local_target(args: argparse.Namespace, replace: bool) -> Iterator[Path]:
+    """Yield the target, or where it is at an address a path on local disk, which is stored there at the end."""
+    if not is_address(args.target):
+        check_target(Path(args.source), args.target, replace)
+        yield args.target
+        return
+    from vlbert_jax.storage.target import stored_at  # folders need nothing of it
+    from vlbert_jax.weights.export import WRITTEN
+
+    with stored_at(args.target, replace, WRITTEN) as path:
+        yield path
 
 
 def choose_format(target: Path, form: str | None) -> str:
@@ -213,7 +235,6 @@ def convert_model(args: argparse.Namespace, form: str) -> None:
     if not args.dry_run:
         add_files = functools.partial(write_tokenizer, tokenizer) if tokenizer else None
         write_conversion(conversion, args.target, form, args.dtype, add_files)
-        print(f"written: {args.target} ({form})")
 
 
 def find_tokenizer(conversion: Conversion, vocab: str | None) -> Tokenizer | None:
@@ -258,7 +279,6 @@ def convert_detector(args: argparse.Namespace, form: str) -> None:
     report_surprises(args.source, [f"{name} has NaN or infinite values" for name in not_finite(tensors)], args.strict)
     if not args.dry_run:
         write_detector(cast_tensors(tensors, args.dtype), lists, args.target, form)
-        print(f"written: {args.target} ({form})")
 
 
 def warn_of_assumed_heads(conversion: Conversion, num_heads: int | None) -> None:

@@ -39,6 +39,11 @@ def is_address(path: str | os.PathLike) -> bool:
 COPIES: dict[str, str] = {}  # folder on local disk -> the address of which it is a copy
 
 
+def address_of(folder: str | os.PathLike) -> str:
+    """Return the address of which a folder is a copy; "" for other folders."""
+    return COPIES.get(os.fspath(folder), "")
+
+
 def with_addresses(text: str) -> str:
     """Return a text with the addresses in place of the folders that are copies of them (vlbert_jax/storage)."""
     for folder, address in COPIES.items():

@@ -3,9 +3,8 @@
 python -m vlbert_jax.main --config=RECIPE[:VARIANT] [--workdir=DIR] [--mode=train|evaluate|compile]
     [--config.FIELD=VALUE ...] [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
-RECIPE is the name of a recipe of the package or the path of a file such as
-configs/pretrain.py. DIR is a folder, or an address (gs://, s3://) for a run of one process, and defaults to
-workdirs/RECIPE_VARIANT. The same command continues an interrupted run.
+RECIPE is the name of a recipe of the package or the path of a file such as configs/pretrain.py. DIR is a folder or an
+address (gs://, s3://), and defaults to workdirs/RECIPE_VARIANT. The same command continues an interrupted run.
 --mode=evaluate scores the run, or --config.init.checkpoint, on config.data.eval_split; the predictions of a task are
 written to DIR/predictions. --mode=compile needs neither the data nor the accelerators:
 --config.topology=v5e:16x16 prints memory, collectives and the predicted time. Several processes find each other under
@@ -80,6 +79,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
 
     # A run of several tasks has tables for each of them.
     blocks = [part.data for part in config.parts.values()] if "parts" in config else [config.data]
+    _copy_data(config, blocks)
     for data in blocks if is_first else ():
         if data.embedded:  # the synthetic corpus is generated on first use
             with disk_full(pathlib.Path(config.data.data_dir)):
@@ -99,6 +99,25 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
                     print(json.dumps(scores, indent=2))
             return
         train(config, task, workdir, mesh)
+
+
+def _copy_data(config: ml_collections.ConfigDict, blocks: list[ml_collections.ConfigDict]) -> None:
+    """Replace an address in config.data.data_dir by a folder with copies of the tables and files that `blocks` name.
+
+    Raises FileNotFoundError, StorageError, and ValueError where a synthetic corpus would be generated at the address.
+    """
+    from vlbert_jax.files import is_address
+    from vlbert_jax.storage.data import local_data
+
+    if not is_address(address := config.data.data_dir):
+        return
+    if any(data.embedded for data in blocks):
+        raise ValueError(
+            f"a synthetic corpus (config.data.embedded) is not generated at {address}; give a folder as "
+            "--config.data.data_dir, or --config.data.embedded= and tables that are there"
+        )
+    texts = [text for data in [config.data, *blocks] for text in data.values() if isinstance(text, str)]
+    config.data.data_dir = str(local_data(address, [text for text in texts if not is_address(text)]))
 
 
 def _draw_missing(data: Mapping[str, Any]) -> None:
@@ -174,7 +193,7 @@ def _run_command(argv: list[str]) -> int:
         keep_freed_memory()
     import jax
 
-    from vlbert_jax.files import disk_full, is_address
+    from vlbert_jax.files import disk_full
     from vlbert_jax.storage.workdir import local_workdir
     from vlbert_jax.training import hosts
     from vlbert_jax.training.preemption import Stopped
@@ -191,13 +210,10 @@ def _run_command(argv: list[str]) -> int:
 
             return compile_ahead.run(config, get_task(config.task))
         hosts.join(*place)
-        if is_address(workdir) and jax.process_count() > 1:
-            raise ValueError(
-                f"{workdir}: the processes of a run need a folder that all share; mount the bucket and give that path "
-                "(launch/README.md, Storage)"
-            )
-        with local_workdir(workdir, mode == "train", damage_of) as folder, disk_full(folder):  # rows and events, too
-            run(config, folder, mode)
+        processes = dict(is_first=jax.process_index() == 0, of_first=hosts.of_first)
+        with local_workdir(workdir, mode == "train", damage_of, **processes) as folder:
+            with disk_full(folder):  # rows and events, too
+                run(config, folder, mode)
         return hosts.leave(0)
     except Stopped as stopped:
         logging.getLogger("vlbert_jax").warning("asked to stop: %s", stopped)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import vlbert_jax
 from vlbert_jax.command import run_command
-from vlbert_jax.files import parse_json, user_file
+from vlbert_jax.files import is_address, parse_json, user_file, user_path
 
 if TYPE_CHECKING:
     from vlbert_jax.visualization.comparison import ComparedRun
@@ -36,7 +36,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "python -m vlbert_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
-    parser.add_argument("runs", type=user_file, nargs="+", metavar="WORKDIR")
+    parser.add_argument("runs", type=user_path, nargs="+", metavar="WORKDIR", help="folder, or gs:// or s3:// address")
     parser.add_argument(
         "--out", type=user_file, metavar="DIR", default=Path("comparison"), help="folder of the page (%(default)s)"
     )
@@ -70,9 +70,18 @@ def read_run(workdir: Path, name: str) -> ComparedRun:
     return ComparedRun(name, rows, config, facts)
 
 
-def names_of(workdirs: Sequence[Path]) -> list[str]:
-    """Return the last part of each path, or as many parts as make the names differ."""
-    absolute = [workdir.absolute() for workdir in workdirs]
+def local_folder(workdir: str | Path) -> Path:
+    """Return the folder of a workdir, or a copy of its results where it is in a bucket."""
+    if not is_address(workdir):
+        return Path(workdir)
+    from vlbert_jax.storage.inputs import copy_of_results  # folders need nothing of it
+
+    return copy_of_results(str(workdir))
+
+
+def names_of(workdirs: Sequence[str | Path]) -> list[str]:
+    """Return the last part of each path or address, or as many parts as make the names differ."""
+    absolute = [Path(workdir).absolute() for workdir in workdirs]
     for count in range(1, max(len(path.parts) for path in absolute)):
         names = [str(Path(*path.parts[-count:])) for path in absolute]
         if len(set(names)) == len(set(absolute)):
@@ -80,18 +89,20 @@ def names_of(workdirs: Sequence[Path]) -> list[str]:
     return list(map(str, absolute))
 
 
-def compare(workdirs: Sequence[Path], directory: Path) -> Path:
+def compare(workdirs: Sequence[str | Path], directory: Path) -> Path:
     """Write `directory`/index.html, the comparison of the runs of `workdirs`, and return its path.
 
     Raises:
-        ValueError: One of the folders holds no run.
+        ValueError: One of the folders or addresses holds no run, or an address cannot be used.
+        StorageError: An address cannot be read.
     """
     from vlbert_jax.tasks import TASKS, get_task
     from vlbert_jax.visualization.comparison import comparison_sections
     from vlbert_jax.visualization.report import write_page
 
     workdirs = list(dict.fromkeys(workdirs))
-    runs = [read_run(workdir, name) for workdir, name in zip(workdirs, names_of(workdirs), strict=True)]
+    names = names_of(workdirs)
+    runs = [read_run(local_folder(workdir), name) for workdir, name in zip(workdirs, names, strict=True)]
     labels = {}
     for task in dict.fromkeys(str(run.config.get("task")) for run in runs):
         if task in TASKS:

@@ -76,9 +76,16 @@ SERVERS = {"s3": s3_server, "gs": gs_server}
 
 @contextlib.contextmanager
 def bucket_maker(kind: str, cache):
-    """Run a server and set the environment of this process for it; copies go to the folder `cache`."""
+    """Run a server and set the environment of this process for it; copies go to the folder `cache`.
+
+    The function that it yields has the variables in its field `environment`, for other processes.
+    """
     with SERVERS[kind]() as (make, environment), pytest.MonkeyPatch.context() as patch:
-        for name, value in (environment | {"XDG_CACHE_HOME": str(cache)}).items():
+        make.environment = environment | {
+            "XDG_CACHE_HOME": str(cache),
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"],
+        }
+        for name, value in make.environment.items():
             patch.setitem(os.environ, name, value)
         yield make
 

@@ -11,6 +11,7 @@ sys.modules.setdefault("torch", None)  # without this, TensorBoard's writer impo
 
 from tests.helpers import toy_hosts  # noqa: E402
 from vlbert_jax import main, tasks  # noqa: E402
+from vlbert_jax.storage import workdir  # noqa: E402
 from vlbert_jax.training import hosts  # noqa: E402
 
 ARGUMENTS, LOG, ENVIRONMENT = sys.argv, "", {}  # a test that forks this process replaces them
@@ -24,6 +25,7 @@ if __name__ == "__main__":
     for name in ("JOIN_SECONDS", "HEARTBEAT_SECONDS"):
         setattr(hosts, name, int(os.environ.get(name, getattr(hosts, name))))
     hosts.FILE_SECONDS = 1
+    workdir.INTERVAL = float(os.environ.get("STORE_SECONDS", workdir.INTERVAL))
     tasks.TASKS["toy"] = toy_hosts.REGISTERED
     try:
         status = main.main(ARGUMENTS)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -171,6 +172,7 @@ WRONG = [
     (TPU_POD, ["run", "--name=a"]),
     (TPU_POD, ["run", "--name=a", "--zone=b"]),  # the default workdir is on the worker's disk, which is temporary
     (TPU_POD, ["run", "--name=a", "--zone=b", "--workdir=workdirs/a"]),
+    (TPU_POD, ["run", "--name=a", "--zone=b", "--bucket=my-runs"]),
     (TPU_POD, ["--name=a", "--zone=b"]),
     (TPU_POD, ["run", "--name=A_b", "--zone=b"]),
     (TPU_POD, ["run", "--name=a", "--zone=b", "--workdir=/c", "--slices=0"]),
@@ -188,6 +190,28 @@ def test_wrong_arguments_for_several_processes_are_refused(script, arguments):
     result = launch("--dry-run", *arguments, script=script)
     assert result.returncode == 2
     assert result.stderr.startswith(f"{script.name}: ") and result.stderr.count("\n") == 1 and not result.stdout
+
+
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        (TPU_POD, ["run", "--name=a", "--zone=b"]),
+        (GKE, ["run", "--name=a", "--cluster=b", "--image=c"]),
+        (SLURM, ["--nodes=2"]),
+        (LOCAL, ["2"]),
+        (GPU_NODE, []),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_workdir_is_in_the_bucket(script, arguments):
+    """Logs and compiled programs stay in a folder of the machine."""
+    flags = ["--dry-run", "--bucket=gs://my-runs/", "--config=configs/pretrain.py:base_prec"]
+    result = launch(*arguments, *flags, script=script)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"--workdir=gs://my-runs/pretrain_base_prec\b", result.stdout.replace("\\", ""))
+    for option in ("mkdir -p ", "JAX_COMPILATION_CACHE_DIR=", "--output="):
+        for path in re.findall(rf"{option}(\S+)", result.stdout):
+            assert path.startswith(("workdirs/pretrain_base_prec", "vlbert_jax")), path
 
 
 def test_local_restarts_all_processes(tmp_path):
@@ -349,7 +373,7 @@ def test_the_command_for_the_pod_is_valid_shell(tmp_path):
     """The command that the dry run prints also runs in a separate shell."""
     place = ["--name=pod", "--zone=z", "--workdir=/c"]
     result = launch("run", *place, "--dry-run", "--", "--config.x=a b", script=TPU_POD)
-    assert "tpu\\,convert" in result.stdout  # the extra `convert` reads PyTorch files
+    assert "tpu\\,convert\\,gcs" in result.stdout  # the extra `convert` reads PyTorch files
     line = next(line for line in result.stdout.splitlines() if "setsid" in line)
     unquote = ["bash", "-c", f"printf %s {line.partition('--command=')[2]}"]
     command = subprocess.run(unquote, capture_output=True, text=True)
@@ -371,7 +395,7 @@ def test_gke_submits_a_workload_that_the_cluster_restarts():
     arguments = ["--name=a", "--cluster=b", "--image=c/d:1", "--type=v5litepod-64", "--slices=2", "--workdir=/share/a"]
     result = launch("run", *arguments, "--dry-run", "--", "--config.seed=3", script=GKE)
     build, push, submit = result.stdout.splitlines()
-    assert "--file=launch/Dockerfile" in build and r"EXTRA=tpu\,convert" in build
+    assert "--file=launch/Dockerfile" in build and r"EXTRA=tpu\,convert\,gcs" in build
     assert push.strip() == "docker push c/d:1"
     assert "--tpu-type=v5litepod-64 --num-slices=2" in submit and r"--restart-on-exit-codes=1\,3-255" in submit
     assert r"--workdir=/share/a\ --config.seed=3" in submit

@@ -18,6 +18,7 @@ from vlbert_jax.storage import lease
 from vlbert_jax.storage.bucket import Bucket, StorageError, check_address
 from vlbert_jax.storage.copies import leave_copy, make_copy, remove_copy, unsent_copy
 from vlbert_jax.storage.lease import LOCK, Lease
+from vlbert_jax.weights.checksums import damage_of
 from vlbert_jax.weights.read import read_weights
 from vlbert_jax.weights.shipped import ASSETS, locate_weights
 
@@ -114,7 +115,11 @@ def test_a_second_run_is_refused_and_a_lost_one_is_not_waited_for_forever(make_b
     second = Lease(bucket)  # the other machine is lost
     second.renew()
     assert json.loads(bucket.read(LOCK))["renewals"] == 1
+    content = json.loads(bucket.read(LOCK))
     second.release()
+    # The number of a process of this host before its restart says nothing about the process that has it now.
+    bucket.write(LOCK, json.dumps(content | dict(process=number, system="before")).encode())
+    Lease(bucket).release()
     assert bucket.sizes() == {}
 
 
@@ -144,3 +149,39 @@ def test_models_are_read_from_an_address(make_bucket, tmp_path):
     assert convert.main([address, str(tmp_path / "model.safetensors")]) == 0
     with pytest.raises(FileNotFoundError, match="there is nothing at .*/other; check the address"):
         locate_weights(f"{bucket.address}/other")
+
+
+def test_convert_writes_to_an_address(make_bucket, capsys):
+    """A folder and a file are stored when they are complete; what is there is replaced only if that is asked for."""
+    address = f"{make_bucket()}/out"
+    for target in (f"{address}/folder", f"{address}/model.safetensors"):
+        assert convert.main(["demo-vqa", target]) == 0
+        assert f"written: {target} (" in capsys.readouterr().out
+        assert read_weights(target).config["task"] == "answer"
+        assert convert.main(["demo-vqa", target]) == 2
+        assert f"error: {target} exists; choose another target, or replace it" in capsys.readouterr().err
+    bucket = Bucket(f"{address}/folder")
+    bucket.write("state/of_before", b"")
+    assert convert.main(["demo-vqa", bucket.address, "--overwrite"]) == 0
+    assert "state/of_before" not in bucket.sizes() and "state/_METADATA" in bucket.sizes()
+    bucket.write("mine", b"")
+    assert convert.main(["demo-vqa", bucket.address, "--overwrite"]) == 2
+    assert "contains other files and is not replaced" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_stored_in_part_is_refused(make_bucket, tmp_path, monkeypatch):
+    """Whichever request is the last one: the folder is complete, or its files are missing."""
+    address, sent = f"{make_bucket()}/folder", []
+    upload = Bucket.upload
+
+    def ends(bucket, folder, names):
+        sent.append(list(names))
+        upload(bucket, folder, sent[-1][:1])
+        if len(sent) == 2:
+            raise StorageError("the bucket is gone")
+
+    monkeypatch.setattr(Bucket, "upload", ends)
+    assert convert.main(["demo-vqa", address]) == 2
+    assert sent[0] == ["checksums.json"]
+    folder = locate_weights(address)
+    assert damage_of(folder)

@@ -15,7 +15,7 @@ import pytest
 from tests.helpers import ROOT, toy_task
 from tests.helpers.bucket_case import bucket_maker, train_at
 from tests.helpers.toy_runs import rows_of, task_with, two_devices
-from vlbert_jax import main, tasks
+from vlbert_jax import main, report, tasks
 from vlbert_jax.storage import lease
 from vlbert_jax.storage.bucket import Bucket
 from vlbert_jax.storage.workdir import committed_steps, local_workdir
@@ -103,8 +103,8 @@ def test_a_killed_run_continues_bit_equal(make_bucket, in_a_folder):
     assert read_checkpoint(locate_weights(f"{address}/checkpoints/15"))["params"].keys() == weights["params"].keys()
 
 
-def test_the_command_names_the_address_everywhere(make_bucket, monkeypatch, capsys):
-    """Training and evaluation by the command; no text has the folder of the copy, and several processes are refused."""
+def test_the_command_names_the_address_everywhere(make_bucket, monkeypatch, capsys, tmp_path):
+    """Training and evaluation by the command; no text has the folder of the copy."""
     monkeypatch.setitem(tasks.TASKS, "toy", toy_task.REGISTERED)
     address = f"{make_bucket()}/runs/second"
     flags = ["main", "--config=tests/helpers/toy_task.py", f"--workdir={address}", "--config.report=True"]
@@ -116,8 +116,9 @@ def test_the_command_names_the_address_everywhere(make_bucket, monkeypatch, caps
     cache = os.environ["XDG_CACHE_HOME"]
     assert not [name for name, text in texts.items() if f"{cache}/vlbert_jax/buckets" in text]
     assert f"{address}/report/index.html" in texts["log.txt"] and address in texts["report/index.html"]
+    assert report.main([address, f"--out={tmp_path}/page"]) == 0
+    assert "The run second" in (tmp_path / "page/index.html").read_text()
+    assert report.main([f"{address}/none", f"--out={tmp_path}/page"]) == 2
+    assert f"error: {address}/none holds no run" in capsys.readouterr().err
     assert main.main([*flags, "--config.total_steps=8", "--config.seed=7"]) == 2
     assert f"error: {address} holds a run with another config; these fields differ: seed" in capsys.readouterr().err
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert main.main(flags) == 2
-    assert f"error: {address}: the processes of a run need a folder that all share" in capsys.readouterr().err

@@ -1,13 +1,10 @@
 """Several real processes compute one run, stop together and refuse settings that differ."""
 
 import json
-import multiprocessing
 import os
 import re
-import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,66 +13,21 @@ import numpy as np
 import pytest
 
 from tests.helpers import HANG_SECONDS, ROOT, toy_hosts
+from tests.helpers.toy_processes import DEVICES, RECIPE, end, free_address, start
 from vlbert_jax import main
 from vlbert_jax.tasks import TASKS
 from vlbert_jax.training import hosts, metrics
 from vlbert_jax.weights.orbax import newest_step
 
-RECIPE = "--config=tests/helpers/toy_task.py"
 # Dropout must not depend on the mesh. Batches must be slow enough to interrupt a run between two
 # checkpoints.
 FIELDS = ["--config.prng_impl=threefry2x32", "--config.total_steps=40", "--config.step_delay=0.05", "--config.report"]
-DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     monkeypatch.setitem(TASKS, "toy", toy_hosts.REGISTERED)
     monkeypatch.chdir(ROOT)
-
-
-# Imports take longer than the runs, so processes are forked from one that has imported everything.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.helpers.toy_process", "pytest"])
-
-
-def free_address():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
-
-
-def start(folder, count, *flags, own=((), ()), **environment):
-    """Start `count` processes of one run with logs in `folder`.
-
-    Process i has `flags` and the flags `own[i % 2]`.
-    """
-    processes, address = [], free_address()
-    for number in range(count):
-        place = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={number}"]
-        arguments = ["main", RECIPE, *place, *flags, *own[number % 2]]
-        log = folder / f"{address.rpartition(':')[2]}_{number}.log"
-        log.touch()
-        environment |= {"XLA_FLAGS": DEVICES, "SEEN": str(folder), "HEARTBEAT_SECONDS": "6"}
-        forked = dict(FORKED=(arguments, str(log), environment))
-        path = str(ROOT / "tests/helpers/toy_process.py")
-        process = FORKS.Process(target=runpy.run_path, args=(path, forked, "__main__"))
-        process.start()
-        process.log = log
-        processes.append(process)
-    return processes
-
-
-def end(processes):
-    """Wait for the processes; return the exit status and the error lines of each."""
-    for process in processes:
-        process.join(HANG_SECONDS)
-    lines = [[x for x in process.log.read_text().splitlines() if x.startswith("error")] for process in processes]
-    statuses = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()  # the process may hang
-        process.close()
-    return statuses, lines
 
 
 def wait_for_a_checkpoint(processes, workdir):

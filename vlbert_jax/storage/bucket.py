@@ -66,9 +66,17 @@ class Bucket:
 
     def sizes(self) -> dict[str, int]:
         """Return the name and the size in bytes of each object. Raises StorageError."""
+        return {name: size for name, (size, _) in self.stamps().items()}
+
+    def stamps(self) -> dict[str, list]:
+        """Return the name of each object, its size in bytes and a mark of its content. Raises StorageError."""
         found = self._request("list", "", "_find", self.root, detail=True)
         names = {path.removeprefix(self.root).lstrip("/"): about for path, about in found.items()}
-        return {name: about["size"] for name, about in names.items() if about.get("type", "file") == "file"}
+        return {
+            name: [about["size"], str(about.get("ETag") or about.get("md5Hash") or about.get("etag") or "")]
+            for name, about in names.items()
+            if about.get("type", "file") == "file"
+        }
 
     def read(self, name: str) -> bytes:
         """Return the content of a small object. Raises FileNotFoundError and StorageError."""

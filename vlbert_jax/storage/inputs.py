@@ -1,4 +1,4 @@
-"""Weights and other inputs at addresses: copied to local disk when they are first used, and deleted at the end."""
+"""Weights and results at addresses: copied to local disk when they are first used, and deleted at the end."""
 
 from __future__ import annotations
 
@@ -51,6 +51,15 @@ def local_copy(address: str, damage_of: Callable[[Path], str]) -> Path:
     folder = _copy(bucket)
     bucket.download(files, folder)
     return folder / name
+
+
+@functools.cache
+def copy_of_results(address: str) -> Path:
+    """Return a local copy of a workdir without its checkpoints. Raises StorageError and ValueError."""
+    bucket = Bucket(address)
+    folder = _copy(bucket)
+    fetch_small(bucket, bucket.sizes(), folder)
+    return folder
 
 
 def _copy_workdir(address: str, damage_of: Callable[[Path], str], step: int | None = None) -> Path:

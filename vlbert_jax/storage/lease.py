@@ -10,6 +10,7 @@ import os
 import socket
 import time
 import uuid
+from pathlib import Path
 
 from vlbert_jax.files import json_object
 from vlbert_jax.storage.bucket import Bucket, StorageError
@@ -36,7 +37,7 @@ class Lease:
                 return
 
     def _content(self) -> bytes:
-        owner = dict(host=socket.gethostname(), process=os.getpid(), started=self.started)
+        owner = dict(host=socket.gethostname(), system=_system(), process=os.getpid(), started=self.started)
         return json.dumps(owner | dict(token=self.token, renewals=self.count)).encode()
 
     def _holder(self) -> dict:
@@ -50,7 +51,7 @@ class Lease:
         """Delete the lock of another process if that is gone. Raises ValueError if it is not."""
         first, end, waits = self._holder(), None, False
         while first:
-            here = first.get("host") == socket.gethostname()
+            here = (first.get("host"), first.get("system")) == (socket.gethostname(), _system())
             who = f"process {first.get('process')} of {first.get('host')}, since {first.get('started')}"
             if here and not _runs(first.get("process")):
                 break
@@ -85,6 +86,14 @@ class Lease:
         """Give the lock back. Raises StorageError."""
         if self._holder().get("token") == self.token:
             self.bucket.delete([LOCK])
+
+
+def _system() -> str:
+    """Return a text that a restart of the machine or of its container changes: numbers of processes begin anew then."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:  # of another system than Linux
+        return ""
 
 
 def _runs(process) -> bool:

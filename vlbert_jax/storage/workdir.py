@@ -2,6 +2,7 @@
 
 Objects are replaced atomically. A checkpoint counts when its marker is stored, which happens after its files; rows
 and scores of its step are stored before it. So a resumed run finds what an uninterrupted run in a folder would find.
+Of a run of several processes each has its own copy, and process 0 alone stores.
 """
 
 from __future__ import annotations
@@ -31,13 +32,21 @@ FAILING = 30.0  # the same after a failure
 
 
 @contextlib.contextmanager
-def local_workdir(workdir: str | Path, training: bool, damage_of: Callable[[Path], str]) -> Iterator[Path]:
+def local_workdir(
+    workdir: str | Path,
+    training: bool,
+    damage_of: Callable[[Path], str],
+    is_first: bool = True,
+    of_first: Callable[[str], str] = str,
+) -> Iterator[Path]:
     """Yield the folder in which a run works: `workdir` itself, or a copy where that is an address.
 
     Args:
         workdir: Folder or address of the run.
         training: Whether the run writes checkpoints. An evaluation needs only the newest one, and no lock.
         damage_of: Returns what is wrong with the folder of a checkpoint, "" if nothing is.
+        is_first: Whether this is process 0 of the run.
+        of_first: Returns to every process of the run the text that process 0 gives.
 
     Raises:
         ValueError: The address cannot be used, or another run writes to it.
@@ -47,10 +56,20 @@ def local_workdir(workdir: str | Path, training: bool, damage_of: Callable[[Path
         yield Path(workdir)
         return
     bucket = Bucket(str(workdir))
+    if not is_first:
+        steps = json.loads(of_first(""))  # when process 0 has them, the bucket has them, too
+        store = _opened(bucket, None, damage_of, steps)
+        try:
+            yield store.folder
+        finally:
+            remove_copy(store.folder)
+        return
     lease = Lease(bucket) if training else None
     store = None
     try:
         store = _opened(bucket, lease, damage_of)
+        store.thread.start()
+        of_first(json.dumps(_local_steps(store.folder)))
         yield store.folder
     except BaseException as error:
         if store:
@@ -65,10 +84,12 @@ def local_workdir(workdir: str | Path, training: bool, damage_of: Callable[[Path
     store.close()
 
 
-def _opened(bucket: Bucket, lease: Lease | None, damage_of: Callable[[Path], str]) -> Store:
-    """Return the store of a run, with the thread that keeps it."""
+def _opened(
+    bucket: Bucket, lease: Lease | None, damage_of: Callable[[Path], str], only: list[int] | None = None
+) -> Store:
+    """Return the store of a run with the checkpoints that it needs, of the steps `only` if they are given."""
     sizes = bucket.sizes()
-    steps = committed_steps(sizes)
+    steps = [step for step in committed_steps(sizes) if only is None or step in only]
     kept = unsent_copy(bucket.address) if lease else None
     if kept and max(_local_steps(kept), default=0) < max(steps, default=0):
         log.warning("%s was continued elsewhere; results of an earlier start remain in %s", bucket.address, kept.parent)
@@ -79,12 +100,12 @@ def _opened(bucket: Bucket, lease: Lease | None, damage_of: Callable[[Path], str
         if kept:
             log.info("%s: an earlier start could not store its results; they are stored now", bucket.address)
             store.adopt(sizes)
+            store.store()
         else:
-            store.fetch(sizes, damage_of)
+            store.fetch(sizes, steps, damage_of)
     except BaseException:
         remove_copy(store.folder) if not kept else leave_copy(kept, unsent=True)
         raise
-    store.thread.start()
     return store
 
 
@@ -123,10 +144,9 @@ class Store:
         self.ended, self.failing = threading.Event(), False
         self.thread = threading.Thread(target=self._keep, name="bucket", daemon=True)
 
-    def fetch(self, sizes: dict[str, int], damage_of: Callable[[Path], str]) -> None:
-        """Copy what a start needs. A training takes all checkpoints, of which Orbax keeps some."""
+    def fetch(self, sizes: dict[str, int], steps: list[int], damage_of: Callable[[Path], str]) -> None:
+        """Copy what a start needs. A training takes all checkpoints (`steps`), of which Orbax keeps some."""
         fetch_small(self.bucket, sizes, self.folder)
-        steps = committed_steps(sizes)
         for step in steps:
             fetch_step(self.bucket, sizes, step, self.folder)
             if not self.lease and not damage_of(self.folder / "checkpoints" / str(step)):

@@ -3,6 +3,9 @@
 WORKDIR/checkpoints/STEP/ holds `state` (step, params, constants, opt_state as nested dicts of arrays, named as the
 model's attributes are) and `meta` (JSON). The data position is the step: batch k of a run is a function of (config, k).
 Checkpoints are written atomically, with checksums of their files. A damaged one is not used but the one before it.
+
+Several processes write to one folder that they share. Where each has its own copy of a workdir in a bucket, process 0
+alone writes the whole state, and each process reads its parts from its copy.
 """
 
 import json
@@ -20,10 +23,11 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from vlbert_jax.files import atomic_write, disk_full
+from vlbert_jax.files import address_of, atomic_write, disk_full
 from vlbert_jax.training.config import config_differences
 from vlbert_jax.training.patience import lower_is_better
 from vlbert_jax.training.provenance import check_provenance, provenance_of
+from vlbert_jax.training.sharding import replicated
 from vlbert_jax.weights.checksums import newest_intact, write_checksums
 from vlbert_jax.weights.stored_config import SCHEMA, completed, current_metric, upgraded
 
@@ -56,13 +60,15 @@ class Checkpoints:
         """
         self.directory, self.config = pathlib.Path(workdir).absolute() / "checkpoints", config.to_dict()
         self.metric = config.best_metric
+        self.by_first = jax.process_count() > 1 and bool(address_of(workdir))  # process 0 alone saves, in its copy
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept(config.keep_checkpoints),
             # Without `best_fn` Orbax does not write the scores, and a restart does not know the best.
             best_fn=self._goodness if self.metric else None,
             cleanup_tmp_directories=not read_only,  # of an earlier process that was killed while saving
-            read_only=read_only,
+            read_only=read_only or (self.by_first and jax.process_index() > 0),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            **(self._without_others() if self.by_first else {}),
         )
         self.newest = self._newest_intact(read_only)  # the step that is restored, None without any
         with disk_full(self.directory):
@@ -73,6 +79,15 @@ class Checkpoints:
             self._check_config(meta["config"], read_only)
             if not read_only:
                 check_provenance(meta.get("provenance", {}), self.provenance, config.allow_other_data)
+
+    def _without_others(self) -> dict[str, Any]:
+        """Return options by which Orbax waits for no other process, and create the folder, which it does not then."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+        )
+        return dict(multiprocessing_options=alone, create=False)
 
     def _kept(self, newest: int) -> ocp.checkpoint_managers.AnyPreservationPolicy:
         """Return the policy by which Orbax keeps checkpoints: the newest ones, and the best one."""
@@ -157,11 +172,16 @@ class Checkpoints:
         Raises:
           OSError: the disk is full, for this save or at the latest at the next call or `close`.
         """
+        state = plain(state)
+        if self.by_first:
+            state = _whole_on_first(state)
+            if state is None:
+                return
         if step in self.manager.all_steps():  # Orbax raises for it
             return
         stored = {"config": self.config, "schema": SCHEMA, "provenance": self.provenance}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta | stored)
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta | stored)
         )
         with disk_full(self.directory):
             self.manager.wait_until_finished()
@@ -191,6 +211,19 @@ class Checkpoints:
         with disk_full(self.directory):
             self.manager.wait_until_finished()
         self.manager.close()
+
+
+def _whole_on_first(state: PyTree) -> PyTree | None:
+    """Return the arrays of a state, whole and on the host, to process 0, and None to the others; all must call it."""
+    is_first = jax.process_index() == 0
+
+    def fetched(x: jax.Array) -> np.ndarray | None:
+        if not x.is_fully_replicated:
+            x = jax.device_put(x, replicated(x.sharding.mesh))  # pyright: ignore[reportAttributeAccessIssue]
+        return np.asarray(x.addressable_data(0)) if is_first else None
+
+    state = jax.tree.map(fetched, state)
+    return state if is_first else None
 
 
 def plain(tree: PyTree) -> PyTree:

@@ -130,15 +130,15 @@ def parse_command(argv: list[str]) -> Command:
     recipe = pathlib.Path(named.replace(".py:", "_"))
     workdir = user_path(values.workdir or f"workdirs/{recipe.name.removesuffix('.py')}")
     expand_paths(values.config)
-    if is_address(workdir):
+    for place in filter(is_address, (workdir, values.config.data.data_dir)):
         from vlbert_jax.storage.bucket import check_address  # folders need nothing of it
 
-        check_address(workdir)
+        check_address(place)
     for name, path in values.config.data.items():
-        if isinstance(path, str) and is_address(path):
+        if isinstance(path, str) and is_address(path) and name != "data_dir":
             raise ValueError(
-                f"config.data.{name}={path} is an address, from which data are not read; copy the files to a disk, or "
-                "mount the bucket and give that path (launch/README.md, Storage)"
+                f"config.data.{name}={path} is an address; only config.data.data_dir may be one: store the file there "
+                f"and give its name, or copy it to a disk"
             )
     place = values.coordinator, values.num_processes, values.process_id
     check_config(values.config)

@@ -30,6 +30,7 @@ import jax
 import ml_collections
 
 from vlbert_jax.data.records import corpus_fingerprint
+from vlbert_jax.files import address_of
 from vlbert_jax.training import description
 from vlbert_jax.training.compat import distributed
 from vlbert_jax.training.provenance import data_paths
@@ -153,6 +154,15 @@ def wait(name: str):
     """Wait until all processes are here; use each name once. Computation needs no wait: devices wait for each other."""
     if _Watch.thread is not None:
         distributed.global_state.client.wait_at_barrier(f"vlbert_jax/{name}", WAIT_SECONDS * 1000)
+
+
+def of_first(text: str) -> str:
+    """Return the text that process 0 gives to all processes of the run; use it once."""
+    if _Watch.thread is None:
+        return text
+    if jax.process_index() == 0:
+        distributed.global_state.client.key_value_set("vlbert_jax/of_first", text)
+    return _get("vlbert_jax/of_first")
 
 
 def leave(status: int, line: str = "") -> int:
@@ -307,7 +317,7 @@ def agree(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     Args:
         config: Config of the run.
         workdir: Folder that exists in every process; for a moment process 0 has a file in it that the
-            others must see.
+            others must see. Copies of an address must be those of the same address.
 
     Raises:
         ValueError: They differ; every process raises it, with both values.
@@ -316,6 +326,8 @@ def agree(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         return
     client, number, total = distributed.global_state.client, jax.process_index(), jax.process_count()
     mine = {name: json.dumps(value, default=str) for name, value in facts(config).items()}
+    address = address_of(workdir)
+    mine |= {"the workdir": address} if address else {}
     token = workdir / f".seen_by_all_{uuid.uuid4().hex}"
     if number == 0:
         token.touch()
@@ -323,7 +335,7 @@ def agree(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     try:
         seen, theirs = json.loads(_get("vlbert_jax/facts"))
         complaint = _difference(mine, theirs)
-        if not complaint and not _appears(workdir / seen):
+        if not complaint and not address and not _appears(workdir / seen):
             complaint = f"its workdir {workdir} is not that of process 0; all processes need the same folder"
         complaint = complaint and f"{_name()} differs from process 0: {complaint}"
         client.key_value_set(f"vlbert_jax/complaint/{number}", complaint)

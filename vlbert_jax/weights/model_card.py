@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlbert_jax.files import atomic_write, read_json_object
+from vlbert_jax.files import atomic_write, read_json_object, with_addresses
 from vlbert_jax.tasks import TASKS, Registered
 from vlbert_jax.weights.shipped import locate_weights
 
@@ -45,7 +45,7 @@ def write_run_card(workdir: Path, config: Mapping[str, Any], step: int, scores: 
     training |= {name: config["data"].get(name) for name in TABLES}
     task, data = _registered(config["task"]), config["data"]
     about = dict(task_type=task.pipeline or task.title, task_name=task.title, dataset_type="vlbert_jax")
-    about |= dict(dataset_name=data.get("texts") or data.get("captions") or data["data_dir"])
+    about |= dict(dataset_name=data.get("texts") or data.get("captions") or with_addresses(data["data_dir"]))
     about |= dict(dataset_split=data.get("eval_split", "val"))
     results = [
         EvalResult(**about, metric_type=name, metric_value=round(float(value), 4))
