@@ -22,7 +22,7 @@ from vlbert_jax.model.architectures import ARCHITECTURES, ONE_STREAM
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.layouts import region_layout
 from vlbert_jax.tasks.region.examples import ExpressionLayout, asked_example
-from vlbert_jax.training import sharding
+from vlbert_jax.training import metrics, sharding
 from vlbert_jax.training.loop import train
 from vlbert_jax.weights.conversion import prepare_conversion, write_conversion
 from vlbert_jax.weights.read import read_weights
@@ -81,6 +81,22 @@ def test_two_updates(name, architecture, data_dir, tmp_path):
     trained = {"/".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(state.params)}
     assert all(np.isfinite(v).all() for v in trained.values())
     assert "vlbert/text_only_visual" not in trained
+
+
+def test_two_streams_on_eight_devices(data_dir, tmp_path):
+    """Losses and gradients of two updates equal those on one device; each device reads a copy of the token table."""
+    config, task = recipe("pretrain", data_dir, "vilbert"), get_task("pretrain")
+    config.batch_size, config.model.encoder.dropout_rate, config.model.region_head.dropout_rate = 16, 0.0, 0.0
+    rows = {}
+    for count in (1, 8):
+        mesh = sharding.make_mesh(config.mesh, jax.devices()[:count])
+        with jax.set_mesh(mesh):
+            train(config, task, tmp_path / str(count), mesh)
+        found = metrics.read_rows(tmp_path / str(count) / "metrics.jsonl")
+        rows[count] = [row for row in found if row["split"] == "train"]
+    for one, many in zip(*rows.values(), strict=True):
+        for name in ("loss", "grad_norm", "mlm_caption_loss"):
+            assert many[name] == pytest.approx(one[name], rel=1e-5), name
 
 
 @pytest.mark.parametrize("architecture", ["uniter", "oscar", "b2t2_positions"])
