@@ -2,8 +2,8 @@
 
     python -m vlbert_jax.main --config=configs/pretrain.py:VARIANT --workdir=DIR [--config.field=value ...]
 
-Variants: demo (default), controlled_demo, base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec, and those of
-other systems (configs/siblings.py): lxmert_base, vilbert_base, visualbert_base, uniter_base, uniter_large,
+Variants: demo (default), controlled_demo, lxmert_demo, base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec,
+and those of other systems (configs/siblings.py): lxmert_base, vilbert_base, visualbert_base, uniter_base, uniter_large,
 unicoder_vl_base, b2t2_large, oscar_base, controlled. Learning rates are those that are applied: the official yaml files
 hold them per sample (1e-7) and multiply by the batch of 256.
 
@@ -103,6 +103,45 @@ def controlled_demo() -> ml_collections.ConfigDict:
     return config
 
 
+def lxmert_demo() -> ml_collections.ConfigDict:
+    """LXMERT on synthetic scenes with all of its losses: words, matching, objects, attributes, features and answers.
+
+        python -m vlbert_jax.main --config=configs/pretrain.py:lxmert_demo --workdir=DIR
+
+    Corpus: `scene_questions`, generated on first use: captions and questions, with the regions, features and attributes
+    of a simulated detector. The losses are those of `lxmert_base` with attributes and answers, the sizes those of
+    `demo`. Reached after 16 minutes of updates on two cores of an Intel Xeon that did other work as well (0.2 to 0.4 s
+    an update): val/answers_accuracy 0.45 (0.32 by the most frequent answer to each question), visual_word_accuracy 0.34
+    (blind 0.23), relationship_accuracy 0.64 (chance 0.5), objects_accuracy 0.83.
+    """
+    config = siblings.lxmert_base()
+    common.shrink_to_demo(config)
+    config.total_steps = 3000
+    config.batch_size = 64
+    config.learning_rate = 1e-3
+    config.warmup_steps = 150
+    config.log_every_steps = 50
+    config.eval_every_steps = config.checkpoint_every_steps = 1000
+    config.optimizer.update(dict(schedule="cosine", b2=0.98))
+    config.losses.update(dict(attributes=True, answers=True))
+    config.model.feature_size = 64
+    config.model.num_region_classes, config.model.num_attributes, config.model.num_answers = 81, 3, 41
+    config.data.update(
+        dict(
+            embedded="scene_questions",
+            captions="region_captions/scene_questions",
+            vocab="scene_questions/vocab.txt",
+            class_names="scene_questions/objects_vocab.txt",
+            answers="scene_questions/answers.json",
+            text_length=20,
+            max_mlm_targets=14,
+            visual_words=COLORS + CATEGORIES,
+            group_words=CATEGORIES,
+        )
+    )
+    return config
+
+
 def base_e2e() -> ml_collections.ConfigDict:
     """VL-BERT base, with its ResNet-101 region head trained.
 
@@ -178,7 +217,10 @@ def large_prec() -> ml_collections.ConfigDict:
     return config
 
 
-VARIANTS = (demo, controlled_demo, base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec, *siblings.VARIANTS)
+VARIANTS = (
+    demo, controlled_demo, lxmert_demo, base_e2e, base_prec, base_prec_no_text, large_e2e, large_prec,
+    *siblings.VARIANTS,
+)  # fmt: skip
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:

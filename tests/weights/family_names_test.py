@@ -20,7 +20,7 @@ from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
 from vlbert_jax.model.one_stream_heads import OneStreamHeads, OneStreamModel
 from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import vlbert_names
-from vlbert_jax.weights.entry import Entry
+from vlbert_jax.weights.entry import Entry, copy_into
 from vlbert_jax.weights.family_heads import one_stream_heads
 from vlbert_jax.weights.family_names import (
     family_of,
@@ -191,3 +191,12 @@ def test_layouts_and_back(entry, shape):
         np.testing.assert_array_equal(parameter, official[1])
         official[0] = 0  # nothing reads the first row
     np.testing.assert_array_equal(entry.to_official(parameter), official)
+
+
+@pytest.mark.parametrize("shape", [(130, 3), (64, 1), (200, 2, 3, 3), (70,), ()])
+def test_arrays_are_copied_by_blocks(shape):
+    official = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    source = official.transpose(range(official.ndim)[::-1])
+    target = np.full(source.shape, np.nan, np.float32)
+    copy_into(target, source)
+    np.testing.assert_array_equal(target, source)

@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 
 from vlbert_jax.batch import END, IMG, IMG_MASK
 from vlbert_jax.tasks import PRETRAINING, all_tasks, get_task, task_of_names
-from vlbert_jax.weights.entry import NORM_LEAVES, Entry
+from vlbert_jax.weights.entry import NORM_LEAVES, Entry, copy_into
 
 TRUNK = {  # modules that every task has
     "vlbert/embedding_norm": "vlbert.embedding_LayerNorm",
@@ -163,7 +163,7 @@ class Match:
             source, target = entry.to_parameter(tensors[entry.official]), entry.part(array)
             if is_segment_table(entry.official):  # BERT has two segments; the third keeps its initial value
                 target = target[: len(source)]
-            target[...] = source
+            copy_into(target, source)
 
 
 def match_tensors(

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import pretrain as recipes
 from data_prep.scene_kinds import build_scene_questions
 from data_prep.scenes import questions as corpus
+from data_prep.scenes.world import CLASS_NAMES
 from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, losses_and_gradients, shrunk
 from vlbert_jax.data.records import open_split
 from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of
@@ -81,6 +83,16 @@ def test_targets_are_answers_of_matching_questions_and_attributes_of_regions(dat
             np.testing.assert_array_equal(batch.targets.attribute_scores[row, 1 : 1 + count], scores)
             patterns.update(best.tolist())
     assert 0.5 * matched < asked < matched and patterns == {0, 1, 2}  # three captions in four are questions
+
+
+def test_the_demo_has_the_sizes_of_the_corpus(data_dir):
+    config = recipes.lxmert_demo()
+    sizes = config.model.num_attributes, config.model.num_answers, config.model.num_region_classes
+    assert sizes == (len(corpus.ATTRIBUTES), len(corpus.answers()), len(CLASS_NAMES))
+    config.data.data_dir, config.model.feature_size = str(data_dir), FEATURES
+    batch = next(train_batches(config, 0, 0, 1))
+    assert (batch.targets.answer >= 0).any() and batch.targets.attributes.any()
+    assert not batch.element_mask[..., -1].any()  # no text is cut
 
 
 @pytest.mark.parametrize("variant", ["lxmert_base", "uniter_base"])
