@@ -135,10 +135,11 @@ def write_weights(args: argparse.Namespace) -> None:
     convert = convert_detector if args.task == DETECTOR else convert_model
     with local_target(args, replace) as args.target, full_disk(args.target):
         convert(args, form)
-        if args.push and not args.dry_run:
-            upload(args.target, args.push)
+        uploaded = upload(args.target, args.push) if args.push and not args.dry_run else ""
     if not args.dry_run:
         print(f"written: {with_addresses(str(args.target))} ({form})")
+    if uploaded:
+        print(f"uploaded: {uploaded}; in vlbert_jax its name is hf:{args.push}")
 
 
 @contextlib.contextmanager
@@ -184,13 +185,13 @@ def check_upload(args: argparse.Namespace, form: str) -> None:
     check_push(args.push)
 
 
-def upload(target: Path, name: str) -> None:
-    """Upload what `convert` wrote to a repository of the Hugging Face hub."""
+def upload(target: Path, name: str) -> str:
+    """Upload what `convert` wrote to a repository of the Hugging Face hub, and return its address."""
     from vlbert_jax.weights.export import WRITTEN
     from vlbert_jax.weights.hub import push_folder
 
     print(f"uploading {target} to {name}", flush=True)
-    print(f"uploaded: {push_folder(target, name, WRITTEN)}; in vlbert_jax its name is hf:{name}")
+    return push_folder(target, name, WRITTEN)
 
 
 @contextlib.contextmanager

@@ -180,6 +180,7 @@ def test_the_benchmark_of_the_controlled_study(tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out.splitlines()[-2:]
 
     monkeypatch.setattr(controlled.runs, "subprocess", types.SimpleNamespace(run=write_results))
+    monkeypatch.setattr(controlled.runs, "revision", lambda root: "0")
     options = ["--architectures=uniter,lxmert", f"--workdirs={tmp_path}", f"--results={tmp_path}/rows"]
     options += ["--flag=--config.total_steps=2", "--flag=--config.model.encoder.hidden_size=16"]
     assert table(3, only=["--table"]) == ["| uniter | – | – | – |", "| lxmert | – | – | – |"]

@@ -29,12 +29,16 @@ def split_keys(key, count: int):
     return [None] * count if key is None else jax.random.split(key, count)
 
 
-@functools.partial(jax.checkpoint, static_argnums=1)
 def gelu(x: Float[Array, "..."], kind: str = "erf") -> Float[Array, "..."]:
     """Return the exact GELU by erf, as in the official code, or its approximation by tanh.
 
     The exact GELU of XLA uses erfc, which takes twice the time on a CPU.
     """
+    return _gelu(x, kind)
+
+
+@functools.partial(jax.checkpoint, static_argnums=1)  # the backward pass needs x alone, not its products
+def _gelu(x, kind: str):
     wide = x.astype(jnp.float32)  # 1 + erf(x) cancels for negative x
     if kind == "tanh":
         return jax.nn.gelu(wide, approximate=True).astype(x.dtype)
