@@ -7,6 +7,8 @@ import math
 import statistics
 from collections.abc import Mapping
 
+from benchmarks.runs import shown
+
 LEAST_PAIRS = 3  # seeds with both scores, without which nothing is concluded
 
 
@@ -52,11 +54,7 @@ def paired(better: Mapping[int, float], worse: Mapping[int, float]) -> Differenc
 
 def shown_mean(scores: Mapping[int, float]) -> str:
     """Return mean, standard deviation and number of seeds as a cell of a table."""
-    values = list(scores.values())
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread} ({len(values)})"
+    return f"{shown(list(scores.values()))} ({len(scores)})" if scores else "–"
 
 
 def shown_difference(difference: Difference) -> tuple[str, str]:

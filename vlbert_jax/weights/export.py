@@ -20,9 +20,9 @@ from vlbert_jax.weights.containers import CONFIG_METADATA, INSTALL_TORCH
 from vlbert_jax.weights.model_card import CARD, is_own_card
 from vlbert_jax.weights.stored_config import VOCABULARIES
 
-# What `convert` writes into a folder.
 KEPT = "kept"  # folder of the tensors of the source that the model does not read, in KEPT_FILE
 KEPT_FILE = "tensors.safetensors"
+# What `convert` writes into a folder.
 WRITTEN = {"config.json", "state", KEPT, VOCABULARIES, "model.safetensors", "objects_vocab.txt", "attributes_vocab.txt"}
 WRITTEN |= {"vocab.txt", "tokenizer.json", "tokenizer_config.json", CARD, CHECKSUMS}
 FILE_SIZE = 64 * 2**20  # bytes per file of a checkpoint; Orbax holds a whole file in memory
