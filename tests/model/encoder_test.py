@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.helpers.toy_runs import make_mesh
 from vlbert_jax.model.config import EncoderConfig
 from vlbert_jax.model.encoder import Encoder
-from vlbert_jax.model.layers import dropout
+from vlbert_jax.model.layers import dropout, hashed_bits
 
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=16, num_layers=3, num_heads=2, mlp_size=32, dropout_rate=0.3)
 
@@ -76,6 +77,34 @@ def test_dropout_keeps_the_mean_and_the_rate():
     assert abs(float((y == 0).mean()) - 0.1) < 3e-3
     assert abs(float(y.mean()) - 1) < 3e-3
     assert dropout(x, 0.1, None) is x
+
+
+def test_hashed_bits_are_independent_of_each_other():
+    """Of neighbors, of other keys at the same and at shifted indices; every bit is one in half of the numbers."""
+    count = 200_000
+    first, second = (np.asarray(hashed_bits(jax.random.key(key), (count,))) for key in (0, 1))
+    ones = (first[:, None] >> np.arange(32, dtype=np.uint32) & 1).mean(axis=0)
+    np.testing.assert_allclose(ones, 0.5, atol=5e-3)  # more than four standard errors
+    assert len(np.unique(first)) > count - 20  # 5 equal pairs are expected
+    shares = np.bincount(first >> 24, minlength=256) / count
+    assert np.sum((shares - 1 / 256) ** 2 * 256) * count < 350  # chi-square, 255 degrees of freedom
+    pairs = [(first[:-shift], first[shift:]) for shift in (1, 2, 64, 768, 1024)]
+    pairs += [(first, second), *((first[:-shift], second[shift:]) for shift in (1, 2, 1024))]
+    for a, b in pairs:
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.01
+        assert abs((a < 2**31).astype(int) @ (b < 2**31) / len(a) - 0.25) < 5e-3
+
+
+def test_hashed_bits_depend_on_the_index_alone():
+    """On neither the shape nor the mesh, whatever kind the key is of."""
+    key = jax.random.key(3, impl="rbg")
+    flat = hashed_bits(key, (4 * 6 * 8,))
+    np.testing.assert_array_equal(hashed_bits(key, (4, 6, 8)).ravel(), flat)
+    with jax.set_mesh(make_mesh()):
+        sharded = jax.jit(lambda: hashed_bits(key, (8, 24)), out_shardings=jax.P("data"))()
+    assert len(sharded.sharding.device_set) == 8
+    np.testing.assert_array_equal(sharded.ravel(), flat)
+    assert not hashed_bits(key, ()).shape
 
 
 def test_bfloat16_is_close_to_float32(inputs):
