@@ -3,7 +3,7 @@
     make bench                                              # installs .venv-bench, then runs all
     python benchmarks/peers.py [--recipes=base_prec,base_e2e,vqa] [--rounds=7] [--captions=4] [--small]
 
-    base_prec  an update, precomputed features, 4 captions and 4 texts (shapes of `train_step.py`)
+    base_prec  an update, precomputed features, 4 captions and 4 texts (shapes of `shapes.py`)
     base_e2e   an update with ResNet-101, one image of 800x600 with 20 boxes, and one text
     vqa        answers to a question about an image of 900x600 with 36 boxes: ResNet-101 and the encoder, no dropout
 
@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from benchmarks.shapes import SHAPES, SMALL, fit_to_shape, shrink  # noqa: E402
 from vlbert_jax.memory import keep_freed_memory  # noqa: E402
 
 RECIPES = ("base_prec", "base_e2e", "vqa")
@@ -134,9 +135,7 @@ def recipe_of(name: str, small: bool):
         config.model.train_region_head, config.data.features = True, "image"
     config.prng_impl, config.compute_dtype = "rbg", "float32"
     if small:
-        config.model.encoder.update(dict(num_layers=2, hidden_size=48, num_heads=4, mlp_size=96))
-        config.model.encoder.vocab_size = 30522 if name == "vqa" else 2000
-        config.model.region_head.blocks = (1, 1, 1, 1)
+        shrink(config)
     return config
 
 
@@ -150,8 +149,9 @@ def updates_here(name: str, folder: Path, small: bool, captions: int | None) -> 
     from vlbert_jax.training import sharding
 
     config, task = recipe_of(name, small), train_step.PRETRAIN
-    shape = train_step.SHAPES[name] | (dict(captions=captions) if captions else {})
-    shape |= dict(tokens=16, text_tokens=16, boxes=5, image=(128, 96)) if small else {}
+    shape = SHAPES[name] | (dict(captions=captions) if captions else {})
+    shape |= SMALL if small else {}
+    fit_to_shape(config, shape)
     names = task.active_losses(config, 0)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", default=",".join(RECIPES), help="what is compared (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds (default: %(default)s)")
-    parser.add_argument("--captions", type=int, help="captions per batch of the updates (default: see train_step.py)")
+    parser.add_argument("--captions", type=int, help="captions per batch of the updates (default: see shapes.py)")
     parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     parser.add_argument("--side", choices=("ours", "pytorch"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -37,6 +37,13 @@ from vlbert_jax.files import user_file  # noqa: E402
 QUESTION = "token 100 token 200 ?"
 
 
+def invented_tokens(size: int) -> list[str]:
+    """Return a vocabulary of `size` tokens: special ones, "token" and the digits, and word0, word1, ..."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "token", *"0123456789?"]
+    tokens += [f"##{digit}" for digit in range(10)]
+    return tokens + [f"word{i}" for i in range(size - len(tokens))]
+
+
 def write_model(folder: Path, config) -> None:
     """Write a model for questions with random weights to FOLDER/model, and its vocabularies; they enter the config."""
     from flax import nnx
@@ -44,10 +51,7 @@ def write_model(folder: Path, config) -> None:
     from vlbert_jax.tasks import get_task
     from vlbert_jax.weights import export
 
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "token", *"0123456789?"]
-    tokens += [f"##{digit}" for digit in range(10)]
-    tokens += [f"word{i}" for i in range(30_522 - len(tokens))]
-    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(invented_tokens(30_522)) + "\n")
     (folder / "answers.txt").write_text("\n".join(["<unk>", *(f"answer {i}" for i in range(1, 3_129))]) + "\n")
     config.data.update(dict(vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
     arrays: dict = dict(params={}, constants={})
