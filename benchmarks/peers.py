@@ -1,14 +1,17 @@
 """Compare the speed of vlbert_jax with a VL-BERT of today's PyTorch, one step of each in turn.
 
     make bench                                              # installs .venv-bench, then runs all
-    python benchmarks/peers.py [--recipes=base_prec,base_e2e,vqa] [--rounds=7] [--captions=4] [--small]
+    python benchmarks/peers.py [--recipes=base_prec,lxmert] [--rounds=7] [--captions=4] [--small]
 
     base_prec  an update, precomputed features, 4 captions and 4 texts (shapes of `shapes.py`)
     base_e2e   an update with ResNet-101, one image of 800x600 with 20 boxes, and one text
     vqa        answers to a question about an image of 900x600 with 36 boxes: ResNet-101 and the encoder, no dropout
+    lxmert     forward and backward of 8 questions, each of 64 tokens and 36 boxes with precomputed features
+    visualbert the same
 
-The baseline is `benchmarks/pytorch_baseline.py`: layers of Hugging Face and torchvision, eager. Both sides have the
-same weights, batches, losses, clipping and AdamW, in float32 with dropout. First they are compared: the number of
+The baseline of VL-BERT is `benchmarks/pytorch_baseline.py`: layers of Hugging Face and torchvision, eager; that of the
+other two is Hugging Face's class for questions with eager attention (`benchmarks/sibling_peers.py`). Both sides have
+the same weights, batches, losses, clipping and AdamW, in float32 with dropout. First they are compared: the number of
 parameters, and without dropout the loss (of vqa, the best probabilities), which must agree within 1e-3. Each side is a
 process of its own, which waits while the other one works; the first round is not counted. vlbert_jax runs as its
 commands do: with their memory settings, and on padded shapes.
@@ -36,10 +39,12 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from benchmarks import sibling_peers  # noqa: E402
 from benchmarks.shapes import SHAPES, SMALL, fit_to_shape, shrink  # noqa: E402
+from benchmarks.sibling_peers import SIBLINGS  # noqa: E402
 from vlbert_jax.memory import keep_freed_memory  # noqa: E402
 
-RECIPES = ("base_prec", "base_e2e", "vqa")
+RECIPES = ("base_prec", "base_e2e", "vqa", *SIBLINGS)
 TOLERANCE = 1e-3  # of losses and logits
 IMAGE = (900, 600)  # of vqa: width, height
 REGIONS, WORDS = 36, 12
@@ -312,6 +317,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(RECIPES)}")
     if args.side == "ours":
         keep_freed_memory()
+    if args.side and names[0] in SIBLINGS:
+        serve(*sibling_peers.SIDES[args.side](names[0], args.folder, args.small, args.captions))
+    elif args.side == "ours":
         updates = functools.partial(updates_here, names[0], captions=args.captions)
         (answers_here if names[0] == "vqa" else updates)(folder=args.folder, small=args.small)
     elif args.side == "pytorch":
