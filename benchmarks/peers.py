@@ -1,14 +1,17 @@
 """Compare the speed of vlbert_jax with a VL-BERT of today's PyTorch, one step of each in turn.
 
     make bench                                              # installs .venv-bench, then runs all
-    python benchmarks/peers.py [--recipes=base_prec,base_e2e,vqa] [--rounds=7] [--captions=4] [--small]
+    python benchmarks/peers.py [--recipes=base_prec,lxmert] [--rounds=7] [--captions=4] [--small]
 
-    base_prec  an update, precomputed features, 4 captions and 4 texts (shapes of `train_step.py`)
+    base_prec  an update, precomputed features, 4 captions and 4 texts (shapes of `shapes.py`)
     base_e2e   an update with ResNet-101, one image of 800x600 with 20 boxes, and one text
     vqa        answers to a question about an image of 900x600 with 36 boxes: ResNet-101 and the encoder, no dropout
+    lxmert     forward and backward of 8 questions, each of 64 tokens and 36 boxes with precomputed features
+    visualbert the same
 
-The baseline is `benchmarks/pytorch_baseline.py`: layers of Hugging Face and torchvision, eager. Both sides have the
-same weights, batches, losses, clipping and AdamW, in float32 with dropout. First they are compared: the number of
+The baseline of VL-BERT is `benchmarks/pytorch_baseline.py`: layers of Hugging Face and torchvision, eager; that of the
+other two is Hugging Face's class for questions with eager attention (`benchmarks/sibling_peers.py`). Both sides have
+the same weights, batches, losses, clipping and AdamW, in float32 with dropout. First they are compared: the number of
 parameters, and without dropout the loss (of vqa, the best probabilities), which must agree within 1e-3. Each side is a
 process of its own, which waits while the other one works; the first round is not counted. vlbert_jax runs as its
 commands do: with their memory settings, and on padded shapes.
@@ -36,9 +39,12 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from benchmarks import sibling_peers  # noqa: E402
+from benchmarks.shapes import SHAPES, SMALL, fit_to_shape, shrink  # noqa: E402
+from benchmarks.sibling_peers import SIBLINGS  # noqa: E402
 from vlbert_jax.memory import keep_freed_memory  # noqa: E402
 
-RECIPES = ("base_prec", "base_e2e", "vqa")
+RECIPES = ("base_prec", "base_e2e", "vqa", *SIBLINGS)
 TOLERANCE = 1e-3  # of losses and logits
 IMAGE = (900, 600)  # of vqa: width, height
 REGIONS, WORDS = 36, 12
@@ -134,9 +140,7 @@ def recipe_of(name: str, small: bool):
         config.model.train_region_head, config.data.features = True, "image"
     config.prng_impl, config.compute_dtype = "rbg", "float32"
     if small:
-        config.model.encoder.update(dict(num_layers=2, hidden_size=48, num_heads=4, mlp_size=96))
-        config.model.encoder.vocab_size = 30522 if name == "vqa" else 2000
-        config.model.region_head.blocks = (1, 1, 1, 1)
+        shrink(config)
     return config
 
 
@@ -150,8 +154,9 @@ def updates_here(name: str, folder: Path, small: bool, captions: int | None) -> 
     from vlbert_jax.training import sharding
 
     config, task = recipe_of(name, small), train_step.PRETRAIN
-    shape = train_step.SHAPES[name] | (dict(captions=captions) if captions else {})
-    shape |= dict(tokens=16, text_tokens=16, boxes=5, image=(128, 96)) if small else {}
+    shape = SHAPES[name] | (dict(captions=captions) if captions else {})
+    shape |= SMALL if small else {}
+    fit_to_shape(config, shape)
     names = task.active_losses(config, 0)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -302,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", default=",".join(RECIPES), help="what is compared (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds (default: %(default)s)")
-    parser.add_argument("--captions", type=int, help="captions per batch of the updates (default: see train_step.py)")
+    parser.add_argument("--captions", type=int, help="captions per batch of the updates (default: see shapes.py)")
     parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     parser.add_argument("--side", choices=("ours", "pytorch"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -312,6 +317,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(RECIPES)}")
     if args.side == "ours":
         keep_freed_memory()
+    if args.side and names[0] in SIBLINGS:
+        serve(*sibling_peers.SIDES[args.side](names[0], args.folder, args.small, args.captions))
+    elif args.side == "ours":
         updates = functools.partial(updates_here, names[0], captions=args.captions)
         (answers_here if names[0] == "vqa" else updates)(folder=args.folder, small=args.small)
     elif args.side == "pytorch":
