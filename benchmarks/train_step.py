@@ -1,10 +1,11 @@
 """Measure the time of one training step on the local device.
 
     python benchmarks/train_step.py                     # base_prec and base_e2e in the shapes of the table below
-    python benchmarks/train_step.py --config=base_e2e --captions=16 --dtype=bfloat16 --peak_tflops=990
+    python benchmarks/train_step.py --config=base_e2e --captions=8,16,32 --dtype=bfloat16
 
 The step is the update of the recipe (forward, backward, clipping, AdamW, dropout on) on synthetic batches that stay on
-the device. FLOP count the matrix products and convolutions of the traced step, without recomputation.
+the device. FLOP count the matrix products and convolutions of the traced step, without recomputation. A batch that does
+not fit in the memory of the device is a line with `failed`.
 """
 
 import argparse
@@ -41,7 +42,50 @@ PRETRAIN = pretrain.PretrainTask()
 SHAPES = {
     "base_prec": dict(captions=4, tokens=64, text_tokens=64, boxes=37, image=(800, 600)),
     "base_e2e": dict(captions=1, tokens=20, text_tokens=64, boxes=20, image=(800, 600)),
+    "large_e2e": dict(captions=1, tokens=20, text_tokens=64, boxes=20, image=(800, 600)),
 }
+BASE = ("base_prec", "base_e2e")
+SMALL_SHAPE = dict(tokens=16, text_tokens=16, boxes=5, image=(128, 96))
+
+# Published TFLOP/s of a device in bfloat16, of dense matrices, by its name in JAX.
+PEAK_TFLOPS = {chip.kind: chip.tflops for chip in compile_ahead.CHIPS.values()} | {
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312,
+    "NVIDIA L4": 121,
+    "NVIDIA L40S": 362,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA H200": 989,
+    "NVIDIA B200": 2250,
+}
+OUT_OF_MEMORY = "out of memory"
+
+
+def peak_tflops(dtype: str) -> float | None:
+    """Return the peak of the local device, None where it is not known."""
+    return PEAK_TFLOPS.get(jax.devices()[0].device_kind) if dtype == "bfloat16" else None
+
+
+def recipe_of(name: str, small: bool = False) -> ml_collections.ConfigDict:
+    """Return the config of a recipe without its accumulation of gradients, so that a batch is computed at once."""
+    config = getattr(recipes, name)()
+    config.grad_accumulation_steps = 1
+    return shrunk(config) if small else config
+
+
+def shrunk(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return the config with two layers of width 48 and one block in each stage of the ResNet."""
+    config.model.encoder.update(dict(num_layers=2, hidden_size=48, num_heads=4, mlp_size=96, vocab_size=2000))
+    config.model.region_head.blocks = (1, 1, 1, 1)
+    return config
+
+
+def shape_of(name: str, captions: int | None = None, small: bool = False) -> dict:
+    """Return the sizes of a batch of a recipe."""
+    shape = SHAPES[name] | (SMALL_SHAPE if small else {})
+    return shape | (dict(captions=captions) if captions else {})
 
 
 def synthetic_batch(config, shape: dict, seed: int = 0) -> Batch:
@@ -137,8 +181,8 @@ def processor() -> str:
     return f"{os.cpu_count()} x {model or platform.processor() or platform.machine()}"
 
 
-def measure(name: str, shape: dict, args) -> dict:
-    config = getattr(recipes, name)()
+def measure(name: str, captions: int | None, args) -> dict:
+    config, shape = recipe_of(name, args.small), shape_of(name, captions, args.small)
     config.compute_dtype, config.prng_impl = args.dtype, args.prng
     config.model.encoder.scan_layers = not args.unroll
     mesh = sharding.make_mesh(config.mesh)
@@ -165,26 +209,48 @@ def measure(name: str, shape: dict, args) -> dict:
         temporary_gb=round(memory.temp_size_in_bytes / 1e9, 2),
         state_gb=round(memory.argument_size_in_bytes / 1e9, 2),
     )
-    if args.peak_tflops:
-        result["share_of_peak"] = round(opened.flops / seconds / 1e12 / args.peak_tflops / jax.device_count(), 3)
+    if peak := args.peak_tflops or peak_tflops(args.dtype):
+        result["share_of_peak"] = round(opened.flops / seconds / 1e12 / peak / jax.device_count(), 4)
     return result
+
+
+def measured_if_it_fits(name: str, captions: int | None, args) -> dict:
+    try:
+        return measure(name, captions, args)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        captions = shape_of(name, captions)["captions"]
+        return dict(recipe=name, dtype=args.dtype, captions=captions, failed=OUT_OF_MEMORY)
+
+
+def positive_numbers(text: str) -> list[int]:
+    """Parse "8,16" of a command line."""
+    numbers = [int(word) for word in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError(text)
+    return numbers
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=list(SHAPES), help="recipe (default: all)")
-    parser.add_argument("--captions", type=int, help="captions per batch (default: see the table in this file)")
+    parser.add_argument("--config", choices=list(SHAPES), help=f"recipe (default: {', '.join(BASE)})")
+    parser.add_argument(
+        "--captions", type=positive_numbers, default=[None], metavar="N,...",
+        help="captions per batch, one line for each (default: see the table in this file)",
+    )  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of activations")
     parser.add_argument("--prng", default="rbg", choices=("rbg", "threefry2x32"), help="random generator of dropout")
     parser.add_argument("--unroll", action="store_true", help="unroll the layers instead of scanning them")
     parser.add_argument("--steps", type=int, default=5, help="timed steps; the median is reported")
-    parser.add_argument("--peak_tflops", type=float, help="peak of one device, to report the share that is reached")
+    parser.add_argument("--peak_tflops", type=float, help="peak of one device (default: of its name, in bfloat16)")
+    parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     args = parser.parse_args()
     device = jax.devices()[0]
     print(f"{jax.device_count()} x {device.device_kind} ({processor()}), jax {jax.__version__}")
-    for name in [args.config] if args.config else SHAPES:
-        shape = SHAPES[name] | ({"captions": args.captions} if args.captions else {})
-        print(json.dumps(measure(name, shape, args)), flush=True)
+    for name in [args.config] if args.config else BASE:
+        for captions in args.captions:
+            print(json.dumps(measured_if_it_fits(name, captions, args)), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of the process: {peak:.2f} GB")
 

@@ -14,7 +14,7 @@ def test_both_sides_do_the_same_work(recipe, tmp_path, monkeypatch):
     if recipe != "base_prec" and not importlib.util.find_spec("torchvision"):
         pytest.skip("torchvision is not installed")
     served = []
-    monkeypatch.setattr(peers, "serve", lambda about, step: served.append((about, step)))
+    monkeypatch.setattr(peers, "serve", lambda about, step, _=None: served.append((about, step)))
     for side in ("ours", "pytorch"):
         peers.main([f"--side={side}", f"--recipes={recipe}", f"--folder={tmp_path}", "--small"])
         served[-1][1]()
