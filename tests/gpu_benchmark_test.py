@@ -80,8 +80,9 @@ def test_rows_before_a_failure_are_kept(tmp_path):
 
 def test_a_part_is_killed_with_its_children_at_its_time_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_part, "SHORTEST", 0)
-    row = run_part(tmp_path, "sleep 1000 & sleep 1000", seconds=0.5)[-1]  # returns when both have closed their output
-    assert row["failed"] == "not done after 0 s"
+    # The part ends when all of its processes have closed their output.
+    row = run_part(tmp_path, f"(sleep 3; touch {tmp_path}/late) & sleep 3", seconds=0.5)[-1]
+    assert row["failed"] == "not done after 0 s" and not (tmp_path / "late").exists()
 
 
 def test_tables_are_those_of_the_last_run(tmp_path):
