@@ -23,6 +23,8 @@ from vlbert_jax.data.examples import orientation_of
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.tables import Split, eval_parts
 from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.model.resnet import Stage
+from vlbert_jax.prediction import loading
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.answer import task as answer_task
 from vlbert_jax.tasks.answer_lists import answers_of
@@ -61,6 +63,36 @@ def models(data_dir):
 @pytest.fixture(scope="module")
 def predictors(models):
     return {name: vlbert_jax.load(path) for name, (_, path) in models.items()}
+
+
+def test_few_regions_of_padding_are_computed(models, monkeypatch):
+    """The four boxes and the whole image take two chunks of four; the size of a chunk changes no feature."""
+    counted, stage = [], Stage.__call__
+
+    def counting(self, x, *rest):
+        if x.shape[1:3] == (2, 2):  # the regions of the tiny recipe; feature maps are larger
+            jax.debug.callback(lambda: counted.append(len(x)))
+        return stage(self, x, *rest)
+
+    monkeypatch.setattr(Stage, "__call__", counting)
+    boxes = [[10 * i, 5 * i, 10 * i + 40, 5 * i + 60] for i in range(4)]
+    found = {}
+    for chunk in (4, 16):
+        monkeypatch.setattr(loading, "CPU_CHUNK", chunk)
+        counted.clear()
+        predictor = vlbert_jax.load(models["vqa"][1])
+        found[chunk] = predictor.look(CAT, boxes).appearance
+        jax.effects_barrier()
+        assert counted == {4: [4, 4], 16: [10]}[chunk]  # of ten rows
+    np.testing.assert_allclose(found[4], found[16], rtol=1e-5, atol=1e-6)  # sums in another order
+
+
+def test_a_model_is_built_once(models, monkeypatch):
+    """It is built once more to sample what the weights lack: two vectors of pre-training."""
+    build, built = answer_task.AnswerTask.build_model, []
+    monkeypatch.setattr(answer_task.AnswerTask, "build_model", lambda *args: built.append(args) or build(*args))
+    vlbert_jax.load(models["vqa"][1])
+    assert len(built) == 2
 
 
 def evaluated(task, config, path, maker):

@@ -99,7 +99,8 @@ def pool_regions(
     chunk = -(-total // chunks)  # the same number of chunks, of even size, so that the last has the least padding
     order = jnp.argsort(~region_mask.reshape(total), stable=True)
     place = jnp.argsort(order)  # position of each region
-    order = jnp.pad(order, (0, -total % chunk))  # repeats region order[0], which is not read
+    # Repeats the last region, which is padding where there is any: a real one would not let its chunk be skipped.
+    order = jnp.pad(order, (0, -total % chunk), mode="edge")
     flat_boxes, flat_mask = boxes.reshape(total, 4), region_mask.reshape(total)
     flat_shapes = None if region_shapes is None else region_shapes.reshape(total, *region_shapes.shape[2:])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from flax import nnx
 from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import family_names, vlbert_names
 from vlbert_jax.weights.conversion import arrays_of, prepare_conversion
-from vlbert_jax.weights.read import flatten_tree
+from vlbert_jax.weights.read import Weights, flatten_tree
 from vlbert_jax.weights.stored_config import own_vocabularies
 
 # Fields that weights do not determine, as in the published recipes (configs/). Each task adds its own.
@@ -26,6 +27,9 @@ DEFAULTS = {
     "data.geometry_on_device": False,
     "model.region_head.roi_size": 14,
 }
+# Regions that pass C5 at once on a CPU. A chunk is computed even where one of its regions is real, and a CPU is as fast
+# with few of them: it takes as long for each region with chunks of 4 as with chunks of 16.
+CPU_CHUNK = 4
 
 
 def load_trained(
@@ -42,33 +46,33 @@ def load_trained(
         FileNotFoundError: There are no weights at `path`.
         ValueError: The weights lack a part of the model, or the run did not read images.
     """
-    conversion = prepare_conversion(path, preferred=task)
-    task, source = conversion.task, conversion.source
+    complete = functools.partial(_completed, least_regions)
+    conversion = prepare_conversion(path, preferred=task, complete=complete)
+    source, config = conversion.source, conversion.config
     optional = {*vlbert_names.OF_PRETRAINING, *family_names.OWN_TOKENS.values()}
     lacking = [name for name in (*conversion.found.missing, *source.new) if name not in optional]
     if lacking:
         raise ValueError(
-            f"{path}: {source.description}; {len(lacking)} tensors of a trained model for {task} are missing, such as "
-            f"{lacking[0]}."
+            f"{path}: {source.description}; {len(lacking)} tensors of a trained model for {conversion.task} are "
+            f"missing, such as {lacking[0]}."
         )
-    # The names of batch counters have dots, which a config rejects.
-    run = {name: value for name, value in (source.config or {}).items() if name != "batch_counters"}
-    config = _completed(conversion.config.to_dict(), run, task, least_regions)
     config.data.update(own_vocabularies(path))
     config.tasks_of_heads = conversion.tasks_of_heads
     if config.blind:
         raise ValueError(f"{path} is a model that was trained without the image (config.blind).")
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))
     arrays = flatten_tree(dict(zip(("params", "constants"), arrays_of(conversion, None), strict=True)))
     placed = []
-    for place, variable in nnx.to_flat_state(state):
+    for place, variable in nnx.to_flat_state(conversion.state):
         placed.append((place, variable.replace(jax.device_put(arrays.pop(tuple(map(str, place)))))))
-    return config, graphdef, nnx.from_flat_state(placed)
+    return config, conversion.graphdef, nnx.from_flat_state(placed)
 
 
-def _completed(model: dict, run: dict, task: str, least_regions: int) -> ml_collections.ConfigDict:
+def _completed(least_regions: int, model: ml_collections.ConfigDict, source: Weights) -> ml_collections.ConfigDict:
     """Return the config of the run, or what the weights determine of it, completed from the published recipe."""
-    stored: dict[str, Any] = copy.deepcopy({"data": {}, "losses": {}} | model | run)
+    task = model.task
+    # The names of batch counters have dots, which a config rejects.
+    run = {name: value for name, value in (source.config or {}).items() if name != "batch_counters"}
+    stored: dict[str, Any] = copy.deepcopy({"data": {}, "losses": {}} | model.to_dict() | run)
     for name, value in (DEFAULTS | dict(get_task(task).defaults)).items():
         *blocks, field = name.split(".")
         block = stored
@@ -79,4 +83,6 @@ def _completed(model: dict, run: dict, task: str, least_regions: int) -> ml_coll
     more = max(0, least_regions - config["data"]["max_regions"])
     config["data"]["max_regions"] += more
     config["data"]["sequence_length"] += more * config["data"].get("images_per_example", 1)
+    if jax.default_backend() == "cpu":
+        config["model"]["region_head"]["roi_chunk"] = CPU_CHUNK
     return ml_collections.ConfigDict(config)

@@ -120,6 +120,7 @@ class Conversion:
     source: Weights
     task: str
     config: ml_collections.ConfigDict
+    graphdef: nnx.GraphDef
     state: nnx.State  # abstract
     found: vlbert_names.Match
     tasks_of_heads: tuple[str, ...] = ()  # tasks that the source has heads of, where they are several
@@ -170,7 +171,11 @@ class Conversion:
 
 
 def prepare_conversion(
-    path: str | Path, task: str | None = None, num_heads: int | None = None, preferred: str = ""
+    path: str | Path,
+    task: str | None = None,
+    num_heads: int | None = None,
+    preferred: str = "",
+    complete: Callable[[ml_collections.ConfigDict, Weights], ml_collections.ConfigDict] | None = None,
 ) -> Conversion:
     """Read weights and match them with a model.
 
@@ -180,6 +185,8 @@ def prepare_conversion(
         num_heads: Attention heads, where the source does not state them.
         preferred: Task of which a source with heads of several tasks is read, where `task` is None; one with the
             same option of the prediction command takes its place.
+        complete: Function (config, source) that returns the config with which the model is built; None = the fields
+            that the weights determine are enough.
 
     Raises:
         FileNotFoundError, ValueError: As `read_weights`, or shapes do not fit together.
@@ -204,13 +211,14 @@ def prepare_conversion(
         heads, size = config.model.encoder.num_heads, config.model.encoder.hidden_size
         if heads < 1 or size % heads:
             raise ValueError(f"{heads} heads do not divide {size} columns; set --num_heads")
-        state = nnx.state(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))
+        config = complete(config, source) if complete else config
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
         table = family_names.table_of(architecture_of(config))
         found = vlbert_names.match_tensors(source.tensors, shapes, config.model.encoder.vocab_size, table)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Conversion(source, task, config, state, found, tuple(dict.fromkeys(available)))
+    return Conversion(source, task, config, graphdef, state, found, tuple(dict.fromkeys(available)))
 
 
 def conversion_table(conversion: Conversion, form: str) -> str:
@@ -374,7 +382,7 @@ def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
         state = {tuple(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model))}
         return [state[path] for path in partial]
 
-    initialized = dict(zip(partial, initial(), strict=True))
+    initialized = dict(zip(partial, initial(), strict=True)) if partial else {}
     params, constants = {}, {}
     for path, v in flat.items():
         array = np.array(initialized.pop(path)) if path in initialized else np.empty(v.shape, np.float32)
