@@ -1,7 +1,8 @@
 # make demo          trains the small model of configs/pretrain.py on synthetic scenes: workdirs/demo/report/index.html
 # make assets        trains the demo, fine-tunes it, and writes the models that ship with the package
-# make test          runs ruff, basedpyright and pytest, as .ci/run does
-# make test-exact    runs the second part of it: the comparisons with the official code (golden_test.py)
+# make test          runs ruff, basedpyright and the tests that are neither slow nor comparisons with the official code
+# make test-slow     runs the tests that are marked as slow; .ci/run runs them and test-exact as well
+# make test-exact    runs the comparisons with the official code (golden_test.py)
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
 # make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100);
 #                    then fills the disk of a small run at random moments: tests/faults/full_disk.jsonl
@@ -25,7 +26,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo assets test test-exact test-lowest test-science faults fuzz bench docs clean help
+.PHONY: demo assets test test-slow test-exact test-lowest test-science faults fuzz bench docs clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -41,12 +42,14 @@ assets: demo
 	$(RUN) benchmarks/assets.py
 
 # Tests compile with few optimizations, to save time (tests/conftest.py). The comparisons with the official code compile
-# as users do: they are a part of their own. pytest's status 5 says that PYTEST_FLAGS chooses no test of a part.
+# as users do: they are a part of their own. pytest's status 5 says that PYTEST_FLAGS chooses no test.
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m basedpyright --pythonpath $(RUN)
-	$(RUN) -m pytest $(PYTEST_WORKERS) --ignore-glob='*golden_test.py' $(PYTEST_FLAGS) || [ $$? -eq 5 ]
-	$(MAKE) test-exact
+	$(RUN) -m pytest $(PYTEST_WORKERS) --ignore-glob='*golden_test.py' -m 'not slow' $(PYTEST_FLAGS) || [ $$? -eq 5 ]
+
+test-slow: $(VENV)/.installed-test
+	$(RUN) -m pytest $(PYTEST_WORKERS) --ignore-glob='*golden_test.py' -m slow $(PYTEST_FLAGS) || [ $$? -eq 5 ]
 
 test-exact: export VLBERT_DEFAULT_XLA = 1
 test-exact: $(VENV)/.installed-test

@@ -1,19 +1,23 @@
 """Compare the speed of vlbert_jax with a VL-BERT of today's PyTorch, one step of each in turn.
 
     make bench                                              # installs .venv-bench, then runs all
-    python benchmarks/peers.py [--recipes=base_prec,base_e2e,vqa] [--rounds=7] [--captions=4] [--small]
+    python benchmarks/peers.py [--recipes=base_prec,lxmert] [--rounds=7] [--captions=4] [--small]
     python benchmarks/peers.py --recipes=base_e2e --captions=16 --dtype=bfloat16 --device=cuda --compile    # on a GPU
 
-    base_prec  an update, precomputed features, 4 captions and 4 texts (shapes of `train_step.py`)
+    base_prec  an update, precomputed features, 4 captions and 4 texts (shapes of `shapes.py`)
     base_e2e   an update with ResNet-101, one image of 800x600 with 20 boxes, and one text
     vqa        answers to a question about an image of 900x600 with 36 boxes: ResNet-101 and the encoder, no dropout
+    lxmert     forward and backward of 8 questions, each of 64 tokens and 36 boxes with precomputed features
+    visualbert the same
 
-The baseline is `benchmarks/pytorch_baseline.py`: layers of Hugging Face and torchvision, eager without --compile. Both
-sides have the same weights, batches, losses, clipping and AdamW, with dropout; in bfloat16 the baseline runs under
-autocast. First they are compared: the number of parameters, and without dropout the loss (of vqa, the best
-probabilities), which must agree within 1e-3, in bfloat16 within 5e-2. Each side is a process of its own, which waits
-while the other one works; the first round is not counted. vlbert_jax runs as its commands do: with their memory
-settings, and on padded shapes. It runs on the device that JAX chooses.
+The baseline of VL-BERT is `benchmarks/pytorch_baseline.py`: layers of Hugging Face and torchvision, eager without
+--compile; that of the other two is Hugging Face's class for questions with eager attention
+(`benchmarks/sibling_peers.py`). Both sides have the same weights, batches, losses, clipping and AdamW, with dropout; in
+bfloat16 the baseline runs under autocast. First they are compared: the number of parameters, and without dropout the
+loss (of vqa, the best probabilities), which must agree within 1e-3, in bfloat16 within 5e-2. Each side is a process of
+its own, which waits while the other one works; the first round is not counted. vlbert_jax runs as its commands do: with
+their memory settings, and on padded shapes. It runs on the device that JAX chooses. Only updates of VL-BERT run in
+bfloat16, and the classes of Hugging Face run eagerly on the CPU.
 
 The last line is a JSON object: for each recipe the ratio (the baseline's median over ours; above 1, ours is faster),
 the least, median and largest ratio of a round, both medians in seconds, and both peak memories in GB (on a GPU, those
@@ -37,10 +41,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from benchmarks import shapes, sibling_peers  # noqa: E402
+from benchmarks.sibling_peers import SIBLINGS  # noqa: E402
 from vlbert_jax.memory import keep_freed_memory  # noqa: E402
 
-RECIPES = ("base_prec", "base_e2e", "vqa")
+RECIPES = ("base_prec", "base_e2e", "vqa", *SIBLINGS)
 CHOICES = (*RECIPES, "large_e2e")
+IN_FLOAT32 = {"vqa", *SIBLINGS}
 # Of losses and probabilities. bfloat16 has 8 bits, and the sum of losses is about 20 without training.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 IMAGE = (900, 600)  # of vqa: width, height
@@ -138,17 +145,15 @@ def serve(about: dict, step: Callable[[], None], device_peak: Callable[[], int] 
 
 def recipe_of(name: str, args: argparse.Namespace):
     """Return the config of a recipe in the sizes and the dtype of the options."""
-    from benchmarks import train_step
     from configs import vqa
 
     if name == "vqa":
         config = vqa.base()
-        vocab_size = config.model.encoder.vocab_size  # of the tokenizer
         config.model.train_region_head, config.data.features = True, "image"
-        config = train_step.shrunk(config) if args.small else config
-        config.model.encoder.vocab_size = vocab_size
+        if args.small:
+            shapes.shrink(config)
     else:
-        config = train_step.recipe_of(name, args.small)
+        config = shapes.recipe_of(name, args.small)
     config.prng_impl, config.compute_dtype = "rbg", args.dtype
     return config
 
@@ -163,7 +168,8 @@ def updates_here(name: str, args: argparse.Namespace) -> None:
     from vlbert_jax.training import sharding
 
     config, task, folder = recipe_of(name, args), train_step.PRETRAIN, args.folder
-    shape = train_step.shape_of(name, args.captions, args.small)
+    shape = shapes.shape_of(name, args.captions, args.small)
+    shapes.fit_to_shape(config, shape)
     names = task.active_losses(config, 0)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -324,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", default=",".join(RECIPES), help="what is compared (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds (default: %(default)s)")
-    parser.add_argument("--captions", type=int, help="captions per batch of the updates (default: see train_step.py)")
+    parser.add_argument("--captions", type=int, help="captions per batch of the updates (default: see shapes.py)")
     parser.add_argument("--dtype", default="float32", choices=tuple(TOLERANCE), help="dtype of activations")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the baseline")
     parser.add_argument(
@@ -339,10 +345,15 @@ def main(argv: list[str] | None = None) -> None:
     names = args.recipes.split(",")
     if wrong := set(names) - set(CHOICES):
         parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(CHOICES)}")
-    if "vqa" in names and args.dtype != "float32":
-        parser.error("--recipes has vqa, which is computed in float32: leave it out, or leave out --dtype")
+    if args.dtype != "float32" and (wrong := IN_FLOAT32 & set(names)):
+        parser.error(f"--dtype={args.dtype} is not for {', '.join(sorted(wrong))}: choose other --recipes")
+    if (args.device != "cpu" or args.compile) and (wrong := set(SIBLINGS) & set(names)):
+        parser.error(f"--device and --compile are not for {', '.join(sorted(wrong))}: choose other --recipes")
     if args.side == "ours":
         keep_freed_memory()
+    if args.side and names[0] in SIBLINGS:
+        serve(*sibling_peers.SIDES[args.side](names[0], args.folder, args.small, args.captions))
+    elif args.side == "ours":
         answers_here(args) if names[0] == "vqa" else updates_here(names[0], args)
     elif args.side == "pytorch":
         answers_there(args) if names[0] == "vqa" else updates_there(names[0], args)

@@ -37,6 +37,21 @@ from vlbert_jax.files import user_file  # noqa: E402
 QUESTION = "token 100 token 200 ?"
 
 
+def invented_tokens(size: int) -> list[str]:
+    """Return a vocabulary of `size` tokens: special ones, "token" and the digits, and word0, word1, ..."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "token", *"0123456789?"]
+    tokens += [f"##{digit}" for digit in range(10)]
+    return tokens + [f"word{i}" for i in range(size - len(tokens))]
+
+
+def write_vocabularies(folder: Path, config) -> None:
+    """Write the tokens and the answers of a model for questions into a folder; they enter the config."""
+    answers = ["<unk>", *(f"answer {i}" for i in range(1, config.model.num_answers))]
+    (folder / "vocab.txt").write_text("\n".join(invented_tokens(config.model.encoder.vocab_size)) + "\n")
+    (folder / "answers.txt").write_text("\n".join(answers) + "\n")
+    config.data.update(dict(vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
+
+
 def write_model(folder: Path, config) -> None:
     """Write a model for questions with random weights to FOLDER/model, and its vocabularies; they enter the config."""
     from flax import nnx
@@ -44,12 +59,7 @@ def write_model(folder: Path, config) -> None:
     from vlbert_jax.tasks import get_task
     from vlbert_jax.weights import export
 
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "token", *"0123456789?"]
-    tokens += [f"##{digit}" for digit in range(10)]
-    tokens += [f"word{i}" for i in range(30_522 - len(tokens))]
-    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
-    (folder / "answers.txt").write_text("\n".join(["<unk>", *(f"answer {i}" for i in range(1, 3_129))]) + "\n")
-    config.data.update(dict(vocab=str(folder / "vocab.txt"), answers=str(folder / "answers.txt")))
+    write_vocabularies(folder, config)
     arrays: dict = dict(params={}, constants={})
     model = nnx.eval_shape(lambda: get_task("answer").build_model(config, nnx.Rngs(0)))
     for path, variable, array in random_arrays(model):
@@ -77,8 +87,11 @@ def write_detector(folder: Path) -> None:
     weights.write_detector(detector_names.parameters_to_milvlg(arrays), {}, folder / "detector", "orbax")
 
 
-def random_arrays(model) -> Iterator[tuple]:
-    """Iterate over (path, variable, random values) of an abstract model; gains and variances are 1."""
+def random_arrays(model, deviation: float = 0.02) -> Iterator[tuple]:
+    """Iterate over (path, variable, random values) of an abstract model; gains and variances are 1.
+
+    Other values have the standard deviation `deviation`, kernels of convolutions that of He et al. (2015).
+    """
     from flax import nnx
 
     rng = np.random.default_rng(0)
@@ -86,7 +99,7 @@ def random_arrays(model) -> Iterator[tuple]:
         if path[-1] in ("scale", "gain", "variance"):
             array = np.ones(variable.shape, np.float32)
         else:
-            spread = 0.02 if len(variable.shape) != 4 else (2 / np.prod(variable.shape[:3])) ** 0.5
+            spread = deviation if len(variable.shape) != 4 else (2 / np.prod(variable.shape[:3])) ** 0.5
             array = rng.standard_normal(variable.shape, np.float32) * np.float32(spread)
         yield tuple(map(str, path)), variable, array
 

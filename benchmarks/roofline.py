@@ -3,7 +3,7 @@
     python benchmarks/roofline.py [--recipes=base_prec,base_e2e] [--captions=4] [--dtype=float32] [--steps=3]
     python benchmarks/roofline.py --trace_only           # without part 1, which compiles a program for each size
 
-In the same minutes, on the local device, for each recipe in the shapes of `train_step.py`:
+In the same minutes, on the local device, for each recipe in the shapes of `shapes.py`:
 
 1. Each matrix product and convolution of the step is timed alone, at the size and in the form in which it occurs. Their
    sum is the time that the step would take if it did nothing else; the rate is that of the machine at these sizes.
@@ -43,6 +43,7 @@ import numpy as np  # noqa: E402
 from jax.extend import core  # noqa: E402
 
 from benchmarks import train_step  # noqa: E402
+from benchmarks.shapes import BASE, SHAPES, fit_to_shape, recipe_of, shape_of  # noqa: E402
 from vlbert_jax.training import compile_ahead, sharding  # noqa: E402
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -170,9 +171,10 @@ def traced_times(opened, state) -> collections.Counter:
 
 def measure(name: str, args) -> dict:
     """Return the figures of a recipe and print its tables."""
-    config = train_step.recipe_of(name, args.small)
+    config = recipe_of(name, args.small)
     config.compute_dtype = args.dtype
-    shape = train_step.shape_of(name, args.captions, args.small)
+    shape = shape_of(name, args.captions, args.small)
+    fit_to_shape(config, shape)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         opened = train_step.open_step(config, shape, mesh)
@@ -233,16 +235,16 @@ def print_tables(facts: dict, alone: dict, times: collections.Counter) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", default=",".join(train_step.BASE), help="(default: %(default)s)")
-    parser.add_argument("--captions", type=int, help="captions per batch (default: see train_step.py)")
+    parser.add_argument("--recipes", default=",".join(BASE), help="(default: %(default)s)")
+    parser.add_argument("--captions", type=int, help="captions per batch (default: see shapes.py)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of activations")
     parser.add_argument("--steps", type=int, default=3, help="timed steps; the median is reported")
     parser.add_argument("--trace_only", action="store_true", help="do not time the products alone")
     parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     args = parser.parse_args(argv)
     names = args.recipes.split(",")
-    if wrong := set(names) - train_step.SHAPES.keys():
-        parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(train_step.SHAPES)}")
+    if wrong := set(names) - SHAPES.keys():
+        parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(SHAPES)}")
     print(f"{jax.devices()[0].device_kind}, {train_step.processor()}, jax {jax.__version__}, {platform.platform()}")
     print(json.dumps([measure(name, args) for name in names]))
 

@@ -1,14 +1,23 @@
 """Measure the time of one training step on the local device.
 
-    python benchmarks/train_step.py                     # base_prec and base_e2e in the shapes of the table below
+    python benchmarks/train_step.py                     # base_prec and base_e2e in the shapes of shapes.py
     python benchmarks/train_step.py --config=base_e2e --captions=8,16,32 --dtype=bfloat16
+    python benchmarks/train_step.py --architectures=all     # or names: lxmert,uniter
 
 The step is the update of the recipe (forward, backward, clipping, AdamW, dropout on) on synthetic batches that stay on
 the device. FLOP count the matrix products and convolutions of the traced step, without recomputation. A batch that does
 not fit in the memory of the device is a line with `failed`.
+
+With `--architectures` it is the update of base_prec with the base model of each architecture: the same texts, boxes and
+losses (regions are classified where the architecture hides them), in the layout that the data pipeline gives the
+architecture. Steps of VL-BERT and of the other model take turns, so that the speed of the machine is the same for both.
+`ratio` is the time of a step over the time of its FLOP at the rate of VL-BERT's step in the same turn: the median of
+the turns; `ratios` are the least and the largest. For vlbert, which takes turns with itself, they show the spread of
+the measurement. At most two models are in memory.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +25,7 @@ import platform
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,26 +36,24 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # the script also runs without an installation
 
-from configs import pretrain as recipes  # noqa: E402
-from vlbert_jax.batch import Batch, make_batch  # noqa: E402
-from vlbert_jax.data.packing import pack  # noqa: E402
-from vlbert_jax.geometry import box_geometry  # noqa: E402
+from benchmarks.predict import invented_tokens  # noqa: E402
+from benchmarks.shapes import BASE, SHAPES, fit_to_shape, recipe_of, shape_of  # noqa: E402
+from vlbert_jax.batch import Batch, Example, make_batch  # noqa: E402
+from vlbert_jax.data.examples import usual_orientation  # noqa: E402
+from vlbert_jax.data.masking import draw_samples  # noqa: E402
+from vlbert_jax.data.streams import stacked_evenly  # noqa: E402
+from vlbert_jax.data.tokenizer import Tokenizer, load_tokenizer  # noqa: E402
+from vlbert_jax.memory import keep_freed_memory  # noqa: E402
+from vlbert_jax.model.architectures import ARCHITECTURES  # noqa: E402
 from vlbert_jax.tasks.pretrain import task as pretrain  # noqa: E402
+from vlbert_jax.tasks.pretrain.batches import with_text  # noqa: E402
+from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example, text_example, text_words  # noqa: E402
 from vlbert_jax.tasks.pretrain.targets import PretrainTargets  # noqa: E402
 from vlbert_jax.training import compile_ahead, optimizer, sharding  # noqa: E402
 from vlbert_jax.training.state import create_state  # noqa: E402
 from vlbert_jax.training.step import jitted_step  # noqa: E402
 
 PRETRAIN = pretrain.PretrainTask()
-
-# Captions (with as many text-only sequences), text tokens of each, boxes, image (width, height).
-SHAPES = {
-    "base_prec": dict(captions=4, tokens=64, text_tokens=64, boxes=37, image=(800, 600)),
-    "base_e2e": dict(captions=1, tokens=20, text_tokens=64, boxes=20, image=(800, 600)),
-    "large_e2e": dict(captions=1, tokens=20, text_tokens=64, boxes=20, image=(800, 600)),
-}
-BASE = ("base_prec", "base_e2e")
-SMALL_SHAPE = dict(tokens=16, text_tokens=16, boxes=5, image=(128, 96))
 
 # Published TFLOP/s of a device in bfloat16, of dense matrices, by its name in JAX.
 PEAK_TFLOPS = {chip.kind: chip.tflops for chip in compile_ahead.CHIPS.values()} | {
@@ -68,78 +76,51 @@ def peak_tflops(dtype: str) -> float | None:
     return PEAK_TFLOPS.get(jax.devices()[0].device_kind) if dtype == "bfloat16" else None
 
 
-def recipe_of(name: str, small: bool = False) -> ml_collections.ConfigDict:
-    """Return the config of a recipe without its accumulation of gradients, so that a batch is computed at once."""
-    config = getattr(recipes, name)()
-    config.grad_accumulation_steps = 1
-    return shrunk(config) if small else config
+@functools.cache
+def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
+    """Return a tokenizer with a vocabulary of invented tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "vocab.txt"
+        file.write_text("\n".join(invented_tokens(vocab_size)) + "\n")
+        return load_tokenizer(str(file), vocab_size)
 
 
-def shrunk(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return the config with two layers of width 48 and one block in each stage of the ResNet."""
-    config.model.encoder.update(dict(num_layers=2, hidden_size=48, num_heads=4, mlp_size=96, vocab_size=2000))
-    config.model.region_head.blocks = (1, 1, 1, 1)
-    return config
+def synthetic_batch(config: ml_collections.ConfigDict, shape: dict, seed: int = 0) -> Batch:
+    """Return a batch of invented captions, images and texts, made by the functions of the data pipeline.
 
+    Every text element, region and pixel of the shape is real; words and regions are masked at random. The layout is
+    that of the config's architecture, whose sizes `fit_to_shape` has set.
+    """
+    rng, regions, (width, height) = np.random.default_rng(seed), shape["boxes"] - 1, shape["image"]
+    tokenizer = synthetic_tokenizer(config.model.encoder.vocab_size)
+    layout = CaptionLayout.of(config, usual_orientation(config))
+    words = [token for token in invented_tokens(tokenizer.vocab_size) if token.startswith("word")]
 
-def shape_of(name: str, captions: int | None = None, small: bool = False) -> dict:
-    """Return the sizes of a batch of a recipe."""
-    shape = SHAPES[name] | (SMALL_SHAPE if small else {})
-    return shape | (dict(captions=captions) if captions else {})
+    def record() -> dict:
+        corner, extent = rng.uniform(0, 0.5, (regions, 2)), rng.uniform(0.1, 0.5, (regions, 2))
+        boxes = np.concatenate([corner, corner + extent], -1) * np.tile([width, height], 2)
+        fields = dict(
+            caption=rng.choice(words, shape["tokens"] - 2).tolist(),  # and [CLS] and [SEP]
+            image_size=np.array([width, height], np.int32),
+            boxes=boxes.astype(np.float32),
+            class_scores=rng.dirichlet(np.ones(layout.num_classes), regions).astype(np.float32),
+        )
+        if layout.precomputed:
+            return fields | dict(features=rng.random((regions, layout.feature_size), np.float32))
+        return fields | dict(image=rng.integers(0, 256, (height, width, 3), np.uint8))
 
+    def caption() -> Example:
+        draws = draw_samples(rng, layout.num_draws, regions, tokenizer.ordinary_ids)
+        return caption_example(record(), draws, tokenizer, layout)
 
-def synthetic_batch(config, shape: dict, seed: int = 0) -> Batch:
-    """Return a full batch: every element, region and pixel of the shape is real."""
-    rng, vocab_size = np.random.default_rng(seed), config.model.encoder.vocab_size
-    b, (width, height) = shape["captions"], shape["image"]
-    r = shape["boxes"]
-    length = max(shape["tokens"] + r, shape["text_tokens"])
-    m, k = config.data.max_mlm_targets, config.data.max_mrc_targets
-    hidden = rng.random((b, r)) < 0.135
-    hidden[:, 0] = False
+    def text() -> Example:
+        draws = draw_samples(rng, layout.num_draws, 0, tokenizer.ordinary_ids)
+        line = dict(text=" ".join(rng.choice(words, shape["text_tokens"])))
+        return text_example(text_words([line], 0, tokenizer, layout), draws, tokenizer, layout)
 
-    def sequence(row):
-        none = np.zeros(shape["tokens"], np.int32)
-        ids = rng.integers(1000, vocab_size, shape["tokens"])
-        caption = pack(ids, none, r, hidden[row], none, length, vocab_size)
-        text = rng.integers(1000, vocab_size, shape["text_tokens"])
-        none = np.zeros(len(text), np.int32)
-        alone = pack(text, none, 0, (), none - 1, length, vocab_size)
-        sequences = [caption, alone] if config.losses.text_only else [caption]
-        return {name: np.stack([s[name] for s in sequences]) for name in caption}
-
-    rows = [sequence(row) for row in range(b)]
-    fields = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    n = fields["token_ids"].shape[1]
-    corner, extent = rng.uniform(0, 0.5, (b, r, 2)), rng.uniform(0.1, 0.5, (b, r, 2))
-    size = np.array([width, height], np.float32)
-    boxes = (np.concatenate([corner, corner + extent], -1) * np.tile(size, 2)).astype(np.float32)
-    boxes[:, 0] = [0, 0, width - 1, height - 1]
-    image_size = np.tile(size, (b, 1))
-    masked = np.sort(rng.random((b, n, shape["tokens"])).argsort(-1)[..., :m], -1).astype(np.int32)
-    regions = np.sort(1 + rng.random((b, r - 1)).argsort(-1)[:, :k], -1).astype(np.int32)
-    k = regions.shape[1]
-    fields.update(
-        mlm_positions=masked,
-        mlm_labels=rng.integers(1000, vocab_size, masked.shape).astype(np.int32),
-        mlm_mask=rng.random(masked.shape) < 0.15 * shape["tokens"] / masked.shape[-1],
-        boxes=boxes,
-        region_mask=np.ones((b, r), bool),
-        region_hidden=hidden,
-        image_size=image_size[:, None],
-        box_geometry=box_geometry(boxes, image_size).astype(config.compute_dtype),
-        mrc_regions=regions,
-        mrc_positions=shape["tokens"] + regions,
-        mrc_targets=rng.dirichlet(np.ones(config.model.num_region_classes), (b, k)).astype(np.float32),
-        mrc_mask=rng.random((b, k)) < 0.15 * r / k,
-        relationship=np.ones(b, np.int32),
-    )
-    if config.data.features == "image":
-        canvas = [-(-side // 32) * 32 for side in (height, width)]
-        fields["pixels"] = np.zeros((b, 1, *canvas, 3), np.uint8)
-        fields["pixels"][:, 0, :height, :width] = rng.integers(0, 256, (b, height, width, 3), np.uint8)
-    else:
-        fields["region_features"] = rng.random((b, r, config.model.feature_size), np.float32)
+    fields = stacked_evenly([caption() for _ in range(shape["captions"])])
+    if config.losses.text_only:
+        fields = with_text(fields, stacked_evenly([text() for _ in range(shape["captions"])]))
     return make_batch(fields, PretrainTargets)
 
 
@@ -157,8 +138,7 @@ class Opened(NamedTuple):
 
 
 def open_step(config: ml_collections.ConfigDict, shape: dict, mesh: jax.sharding.Mesh) -> Opened:
-    """Compile the update of a recipe for a synthetic batch; call it in a context of the mesh."""
-    config.batch_size = shape["captions"] * (2 if config.losses.text_only else 1)
+    """Compile the update of a recipe, fitted to the shape, for a synthetic batch; call it in a context of the mesh."""
     jax.config.update("jax_default_prng_impl", config.prng_impl)
     tx = optimizer.make_optimizer(config.optimizer, optimizer.learning_rate_schedule(config))
     graphdef, _, shardings, create = create_state(config, PRETRAIN, tx, mesh)
@@ -181,20 +161,41 @@ def processor() -> str:
     return f"{os.cpu_count()} x {model or platform.processor() or platform.machine()}"
 
 
-def measure(name: str, captions: int | None, args) -> dict:
-    config, shape = recipe_of(name, args.small), shape_of(name, captions, args.small)
+def open_recipe(config: ml_collections.ConfigDict, shape: dict, args: argparse.Namespace) -> Opened:
+    """Compile the update of a recipe under the options of the command line."""
     config.compute_dtype, config.prng_impl = args.dtype, args.prng
     config.model.encoder.scan_layers = not args.unroll
+    fit_to_shape(config, shape)
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        opened = open_step(config, shape, mesh)
-        state, times = opened.state, []
-        for _ in range(args.steps + 1):
-            began = time.perf_counter()
-            state, report = opened.step(state, opened.batch)
-            jax.block_until_ready(report)
-            times.append(time.perf_counter() - began)
-    seconds = statistics.median(times[1:])  # the first call allocates memory
+        return open_step(config, shape, mesh)
+
+
+def timed_step(opened: Opened) -> Callable[[], float]:
+    """Return a function that makes one update, the next one at every call, and returns its seconds.
+
+    The function owns the state of `opened`, whose memory the updates reuse.
+    """
+    state = opened.state
+
+    def step() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        state, report = opened.step(state, opened.batch)
+        jax.block_until_ready(report)
+        return time.perf_counter() - began
+
+    step()  # the first call allocates memory
+    return step
+
+
+def measure(name: str, shape: dict, args: argparse.Namespace) -> dict:
+    """Return the figures of a recipe."""
+    config = recipe_of(name, args.small)
+    opened = open_recipe(config, shape, args)
+    step = timed_step(opened)
+    times = [step() for _ in range(args.steps)]
+    seconds = statistics.median(times)
     memory = opened.step.memory_analysis()
     result = dict(
         recipe=name,
@@ -202,7 +203,7 @@ def measure(name: str, captions: int | None, args) -> dict:
         captions=shape["captions"],
         compile_s=round(opened.compile_time, 1),
         step_ms=round(1e3 * seconds, 1),
-        fastest_ms=round(1e3 * min(times[1:]), 1),
+        fastest_ms=round(1e3 * min(times), 1),
         samples_per_sec=round(config.batch_size / seconds, 2),
         tflop_per_step=round(opened.flops / 1e12, 3),
         tflops=round(opened.flops / seconds / 1e12, 3),
@@ -214,14 +215,14 @@ def measure(name: str, captions: int | None, args) -> dict:
     return result
 
 
-def measured_if_it_fits(name: str, captions: int | None, args) -> dict:
+def measured_if_it_fits(name: str, shape: dict, args: argparse.Namespace) -> dict:
+    """Return the figures of a recipe, or a row with `failed` where the device has too little memory."""
     try:
-        return measure(name, captions, args)
+        return measure(name, shape, args)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        captions = shape_of(name, captions)["captions"]
-        return dict(recipe=name, dtype=args.dtype, captions=captions, failed=OUT_OF_MEMORY)
+        return dict(recipe=name, dtype=args.dtype, captions=shape["captions"], failed=OUT_OF_MEMORY)
 
 
 def positive_numbers(text: str) -> list[int]:
@@ -232,12 +233,50 @@ def positive_numbers(text: str) -> list[int]:
     return numbers
 
 
-def main():
+def architecture_config(name: str, small: bool = False) -> ml_collections.ConfigDict:
+    """Return base_prec with the model of an architecture, and the losses of base_prec that this model has."""
+    config = recipe_of("base_prec", small)
+    config.model.architecture = name
+    config.losses.mrc = ARCHITECTURES[name].hidden != "none"
+    return config
+
+
+def open_architecture(name: str, args: argparse.Namespace) -> Opened:
+    """Compile the update of an architecture under the options of the command line."""
+    shape = shape_of("base_prec", args.captions[0], args.small)
+    return open_recipe(architecture_config(name, args.small), shape, args)
+
+
+def compare(name: str, reference: Opened, reference_step: Callable[[], float], args: argparse.Namespace) -> dict:
+    """Return the figures of an architecture, whose steps take turns with those of the reference, VL-BERT."""
+    if name == reference.config.model.architecture:
+        opened, step = reference, reference_step
+    else:
+        opened = open_architecture(name, args)
+        step = timed_step(opened)
+    times = np.array([[reference_step(), step()] for _ in range(args.steps)])
+    ratios = times[:, 1] / times[:, 0] * reference.flops / opened.flops
+    memory = opened.step.memory_analysis()
+    return dict(
+        architecture=name,
+        tflop_per_step=round(opened.flops / 1e12, 4),
+        step_ms=round(1e3 * float(np.median(times[:, 1])), 1),
+        vlbert_ms=round(1e3 * float(np.median(times[:, 0])), 1),
+        ratio=round(float(np.median(ratios)), 3),
+        ratios=[round(float(edge), 3) for edge in (ratios.min(), ratios.max())],
+        compile_s=round(opened.compile_time, 1),
+        temporary_gb=round(memory.temp_size_in_bytes / 1e9, 2),
+        state_gb=round(memory.argument_size_in_bytes / 1e9, 2),
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=list(SHAPES), help=f"recipe (default: {', '.join(BASE)})")
+    parser.add_argument("--architectures", help="all, or names with commas: base_prec with their models")
     parser.add_argument(
         "--captions", type=positive_numbers, default=[None], metavar="N,...",
-        help="captions per batch, one line for each (default: see the table in this file)",
+        help="captions per batch, one line for each (default: see shapes.py)",
     )  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of activations")
     parser.add_argument("--prng", default="rbg", choices=("rbg", "threefry2x32"), help="random generator of dropout")
@@ -245,12 +284,28 @@ def main():
     parser.add_argument("--steps", type=int, default=5, help="timed steps; the median is reported")
     parser.add_argument("--peak_tflops", type=float, help="peak of one device (default: of its name, in bfloat16)")
     parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    names = (args.architectures or "").split(",") if args.architectures != "all" else list(ARCHITECTURES)
+    if args.architectures is not None and (wrong := set(names) - ARCHITECTURES.keys()):
+        known = ", ".join(ARCHITECTURES)
+        parser.error(f"--architectures has {', '.join(map(repr, sorted(wrong)))}; it can be all, or of {known}")
+    if args.architectures is not None and args.config not in (None, "base_prec"):
+        parser.error(f"--architectures measures base_prec: leave out --config={args.config}")
+    if args.architectures is not None and len(args.captions) > 1:
+        parser.error("--architectures measures one number of captions: give --captions one number")
+    keep_freed_memory()  # as the commands do
     device = jax.devices()[0]
     print(f"{jax.device_count()} x {device.device_kind} ({processor()}), jax {jax.__version__}")
-    for name in [args.config] if args.config else BASE:
-        for captions in args.captions:
-            print(json.dumps(measured_if_it_fits(name, captions, args)), flush=True)
+    if args.architectures is not None:
+        reference = open_architecture("vlbert", args)
+        step = timed_step(reference)
+        for name in names:
+            print(json.dumps(compare(name, reference, step, args)), flush=True)
+    else:
+        for name in [args.config] if args.config else BASE:
+            for captions in args.captions:
+                shape = shape_of(name, captions, args.small)
+                print(json.dumps(measured_if_it_fits(name, shape, args)), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of the process: {peak:.2f} GB")
 

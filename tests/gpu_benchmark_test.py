@@ -10,7 +10,7 @@ import types
 import jax
 import pytest
 
-from benchmarks import gpu_part, train_step
+from benchmarks import gpu_part, shapes, train_step
 from tests.helpers import HANG_SECONDS, ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -94,19 +94,19 @@ def test_tables_are_those_of_the_last_run(tmp_path):
 
 
 def test_a_batch_that_does_not_fit_is_a_row(monkeypatch):
-    def measure(name, captions, args):
+    def measure(name, shape, args):
         raise jax.errors.JaxRuntimeError(f"{args.message}: allocating 9 GB")
 
     monkeypatch.setattr(train_step, "measure", measure)
     args = types.SimpleNamespace(dtype="bfloat16", message="RESOURCE_EXHAUSTED")
-    row = train_step.measured_if_it_fits("large_e2e", 64, args)
+    row = train_step.measured_if_it_fits("large_e2e", dict(captions=64), args)
     assert row == dict(recipe="large_e2e", dtype="bfloat16", captions=64, failed="out of memory")
     args.message = "INTERNAL"
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        train_step.measured_if_it_fits("large_e2e", 64, args)
+        train_step.measured_if_it_fits("large_e2e", dict(captions=64), args)
 
 
 def test_large_e2e_is_measured_in_one_part():
-    config = train_step.recipe_of("large_e2e")
+    config = shapes.recipe_of("large_e2e")
     assert config.model.encoder.num_layers == 24 and config.grad_accumulation_steps == 1
-    assert train_step.shape_of("large_e2e", 8) == train_step.shape_of("base_e2e", 8)
+    assert shapes.shape_of("large_e2e", 8) == shapes.shape_of("base_e2e", 8)

@@ -63,6 +63,7 @@ def exact():
     return gradients_of_an_update(recipe("float32"))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes, parts", [((1, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 1), ((1, 1, 1), 4)], ids=str
 )

@@ -59,6 +59,7 @@ def with_padding(batch: Batch, integer: int, real: float) -> Batch:
     return make_batch(fields | changed, type(batch.targets))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe, fields", CASES, ids=str)
 def test_values_of_padding_do_not_change_results(recipe, fields):
     config = tiny_config(recipe, **fields)

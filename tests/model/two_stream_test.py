@@ -100,6 +100,7 @@ def test_blocks_that_nothing_reads_are_left_out():
     assert planned_runs((("t", 2), ("v", 1)), ("text",)) == [(0, 0, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [("text",), ("visual",)])
 def test_leaving_out_changes_no_state(name, wanted):
     model = make(name)
@@ -123,6 +124,7 @@ def test_leaving_out_saves_work():
     assert 0.03 < (both - block) / both < 0.2  # a twentieth of the blocks, and half of a cross-attention
 
 
+@pytest.mark.slow
 def test_what_is_left_out_gets_no_gradient():
     model = make("lxmert")
     inputs = arguments(model.config)
@@ -131,6 +133,7 @@ def test_what_is_left_out_gets_no_gradient():
         assert np.any(leaf[1]) and not np.any(leaf[2])
 
 
+@pytest.mark.slow
 def test_how_it_runs_changes_no_number(name):
     """Values and gradients are equal with dropout on, in as few blocks as have loops and a text layer between.
 
@@ -225,6 +228,7 @@ def test_still_rows_get_no_gradient():
             assert np.any(gradients[f"{table}_embeddings"][...][0]) == (table not in tables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, sizes", [("lxmert", (1, 8, 1)), ("vilbert", (2, 2, 2))], ids=str)
 def test_the_mesh_changes_neither_states_nor_gradients(name, sizes):
     model = make(name)

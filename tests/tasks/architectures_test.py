@@ -63,6 +63,7 @@ def recipe(task: str, data_dir, architecture: str):
 
 
 # sibling_recipes_test.py pre-trains the other architectures by their recipes.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "architecture"),
     [("pretrain", "vinvl"), ("pretrain", "b2t2_positions"), *(("answer", sibling) for sibling in SIBLINGS)],
@@ -83,6 +84,7 @@ def test_two_updates(name, architecture, data_dir, tmp_path):
     assert "vlbert/text_only_visual" not in trained
 
 
+@pytest.mark.slow
 def test_two_streams_on_eight_devices(data_dir, tmp_path):
     """Losses and gradients of two updates equal those on one device; each device reads a copy of the token table."""
     config, task = recipe("pretrain", data_dir, "vilbert"), get_task("pretrain")
@@ -99,6 +101,7 @@ def test_two_streams_on_eight_devices(data_dir, tmp_path):
             assert many[name] == pytest.approx(one[name], rel=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["uniter", "oscar", "b2t2_positions"])
 def test_two_updates_from_pixels(architecture, data_dir, tmp_path):
     """The region head is trained along; hidden regions have no pixels, so no architecture needs a replacement."""
@@ -190,6 +193,7 @@ def test_elements_of_regions(name, architecture, data_dir):
         np.testing.assert_array_equal(batch.targets.region_choices[:, 1:], batch.region_mask[:, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "architecture"), [("choice", "lxmert"), ("region", "uniter"), ("region", "vilbert")]
 )
@@ -258,6 +262,7 @@ def test_the_layout_of_vlbert_is_the_default(data_dir):
 # --- Heads and losses of the siblings -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_losses_of_uniter(data_dir, tmp_path):
     config = recipe("pretrain", data_dir, "uniter")
     config.losses.update(dict(mrc=True, mrc_targets="kl", regression=True, relationship=True, transport=0.1))

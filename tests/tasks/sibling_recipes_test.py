@@ -34,6 +34,8 @@ from vlbert_jax.visualization.attention import write_attention
 from vlbert_jax.weights.family_names import table_of
 from vlbert_jax.weights.two_stream_names import run_table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
@@ -91,7 +93,6 @@ def test_lxmert(lxmert):
     assert all(np.isfinite(values).all() for values in trained.values())
 
 
-@pytest.mark.slow
 def test_vilbert(data_dir, tmp_path):
     losses, trained = updated(shrunk("vilbert_base", data_dir), tmp_path, 1, 2, 2)
     assert losses == {"mlm_caption_loss", "relationship_loss", "mrc_loss"}
@@ -196,7 +197,6 @@ def test_the_benchmark_of_the_controlled_study(tmp_path, monkeypatch, capsys):
         assert config.task == "pretrain" or config.init.checkpoint.endswith(f"_{config.seed}/pretrain")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", [*(v for v in ONE_STREAM if v != "uniter_large"), "controlled"])
 def test_every_recipe_trains(variant, data_dir, tmp_path):
     losses, _ = updated(shrunk(variant, data_dir), tmp_path, 2, 1, 1)

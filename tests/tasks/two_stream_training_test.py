@@ -18,6 +18,7 @@ from vlbert_jax.model.two_stream_config import STREAMS
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
 
+pytestmark = pytest.mark.slow
 TWO_STREAMS = ("lxmert", "vilbert")
 FIRST_ROW = dict(lxmert=1, vilbert=0)  # of the regions that the model reads
 

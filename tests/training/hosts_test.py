@@ -19,6 +19,7 @@ from vlbert_jax.tasks import TASKS
 from vlbert_jax.training import hosts, metrics
 from vlbert_jax.weights.orbax import newest_step
 
+pytestmark = pytest.mark.slow
 # Dropout must not depend on the mesh. Batches must be slow enough to interrupt a run between two
 # checkpoints.
 FIELDS = ["--config.prng_impl=threefry2x32", "--config.total_steps=40", "--config.step_delay=0.05", "--config.report"]

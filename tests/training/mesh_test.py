@@ -91,6 +91,7 @@ def alone(configs):
     return functools.cache(lambda name: update(configs[name], make_mesh(1, 1, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, sizes", PAIRS, ids=str)
 def test_the_mesh_changes_neither_loss_nor_gradients(name, sizes, configs, alone):
     """Metrics and gradients on a mesh equal those on one device.

@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import pytest
 
 import vlbert_jax
 from data_prep.build import build_scenes
@@ -32,6 +33,7 @@ def make_old(config):
         del config["model"]["region_head"][name]
 
 
+@pytest.mark.slow
 def test_a_workdir_of_an_earlier_version_is_usable(tmp_path, caplog):
     caplog.set_level(logging.INFO, "vlbert_jax")
     build_scenes(tmp_path / "data", num_train=40, num_val=10, num_train_stories=20, num_val_stories=8)

@@ -225,6 +225,7 @@ def test_bert_files_of_all_kinds(tmp_path):
         read_weights(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [dict(), ODD, NARROW], ids=["base", "odd", "narrow"])
 def test_forward_equals_hugging_face(sizes, tmp_path):
     """Hidden states and MLM logits of text equal those of PyTorch's BERT within 1e-5."""
@@ -314,6 +315,7 @@ def test_a_model_from_a_resnet(tmp_path, capsys):
     assert conversion.config.model.region_head.blocks == (2, 2, 2, 3)
 
 
+@pytest.mark.slow
 def test_safetensors_need_no_torch(tmp_path):
     """Safetensors are converted in a process that cannot import PyTorch."""
     source = bert(tmp_path / "bert", **ODD)

@@ -44,14 +44,14 @@ class Attention(nnx.Module):
             key: For dropout; None = no dropout.
         """
         query, key_states, value = (
-            layer(states).reshape(*states.shape[:2], self.num_heads, -1)
+            layer(states).reshape(*states.shape[:2], self.num_heads, -1).swapaxes(1, 2)  # b h s e
             for layer, states in ((self.query, x), (self.key, read), (self.value, read))
         )
-        scores = jnp.einsum("bqhe,bkhe->bhqk", query, key_states, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bhqe,bhke->bhqk", query, key_states, preferred_element_type=jnp.float32)
         scores = scores / math.sqrt(query.shape[-1]) + bias
         probabilities = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        context = jnp.einsum("bhqk,bkhe->bqhe", dropout(probabilities, self.dropout_rate, key), value)
-        return self.output(context.reshape(*x.shape[:2], -1)), probabilities
+        context = jnp.einsum("bhqk,bhke->bhqe", dropout(probabilities, self.dropout_rate, key), value)
+        return self.output(context.swapaxes(1, 2).reshape(*x.shape[:2], -1)), probabilities
 
 
 class AttentionBlock(nnx.Module):

@@ -292,9 +292,9 @@ def write_conversion(
         elif form == "orbax":
             params, constants = arrays_of(conversion, dtype)
             new = [*source.new, *conversion.found.missing]
-            beside = dict(batch_counters=source.counters, newly_initialized=new, bert_segments=source.segments)
+            facts = dict(batch_counters=source.counters, newly_initialized=new, bert_segments=source.segments)
             kept = export.cast_tensors(conversion.kept, dtype)
-            export.write_orbax(path, params, constants, {"schema": SCHEMA} | config.to_dict() | beside, kept)
+            export.write_orbax(path, params, constants, {"schema": SCHEMA} | config.to_dict() | facts, kept)
             if copies := own_vocabularies(source.path):
                 shutil.copytree(Path(next(iter(copies.values()))).parent, path / VOCABULARIES)
             elif add_files is not None:

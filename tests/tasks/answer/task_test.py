@@ -258,6 +258,7 @@ def rows(workdir: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if "time" not in k and "per_sec" not in k} for row in read]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_run(trained):
     _, whole, parts = trained
     assert rows(whole) == rows(parts) and len(rows(whole)) == 5

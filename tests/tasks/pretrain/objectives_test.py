@@ -100,6 +100,7 @@ def test_an_objective_trains_the_modules_that_it_uses(data_dir):
         assert not any(PRETRAIN.is_idle(path, plain, update.losses) for path in paths.values())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_with_the_objective_of_its_update(data_dir, tmp_path):
     """The rows of a run that stops between two objectives are those of a run that does not stop."""
     off = {"losses.regression": False, "losses.relationship": False, "losses.transport": 0.0}

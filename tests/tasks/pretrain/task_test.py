@@ -122,6 +122,7 @@ def test_the_opening_requires_its_loss(data_dir):
         PRETRAIN.build_model(shrunk("demo", data_dir, **{"losses.region": 0.0}), nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_each_phase_trains_its_parameters(data_dir):
     """The phases train the region head, then the other parameters, then all; others are idle."""
     config = shrunk("demo", data_dir, **{"opening.steps": 2, "losses.region_fixed_until": 4})
@@ -233,6 +234,7 @@ def test_scores_count_each_target_once(data_dir):
     assert counts["mlm_text_accuracy"] > 0 and counts["mrc_accuracy"] > 0
 
 
+@pytest.mark.slow
 def test_the_command_from_data_to_report(data_dir, tmp_path):
     """The shrunk demo trains, evaluates and reports; another evaluation has the same scores."""
     fields = dict(
@@ -271,6 +273,7 @@ def test_the_command_from_data_to_report(data_dir, tmp_path):
     assert scores.items() >= {k: v for k, v in rows[-1].items() if "accuracy" in k}.items()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_converted_bert(data_dir, tmp_path, caplog):
     """A run starts from a Hugging Face BERT, converted or not, and updates its weights."""
     transformers = pytest.importorskip("transformers")

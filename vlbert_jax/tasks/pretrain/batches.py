@@ -159,7 +159,7 @@ def _share(config, process_index: int, process_count: int) -> dict[str, int]:
     return dict(batch_size=share, process_index=process_index, process_count=process_count)
 
 
-def _pair(captions: Example, text: Example) -> Example:
+def with_text(captions: Example, text: Example) -> Example:
     """Join a caption and a text: sequence 0 is the caption, sequence 1 an unrelated text."""
     both = {name: np.concatenate([captions[name], text[name]], axis=1) for name in SEQUENCE_FIELDS}
     return captions | both
@@ -194,7 +194,7 @@ def train_batches(config, start_step: int, process_index: int, process_count: in
     else:
         batches = captions("")
     if config.losses.text_only:
-        batches = paired(batches, shuffled(_text(config, config.data.train_split, train=True), "text"), _pair)
+        batches = paired(batches, shuffled(_text(config, config.data.train_split, train=True), "text"), with_text)
     nbytes = _bytes(config, process_count)
     log_ahead(config, nbytes)
     return batches_of(batches[start_step:], config, PretrainTargets, nbytes)
