@@ -2,6 +2,7 @@
 
     make bench                                              # installs .venv-bench, then runs all
     python benchmarks/peers.py [--recipes=base_prec,lxmert] [--rounds=7] [--captions=4] [--small]
+    python benchmarks/peers.py --recipes=base_e2e --captions=16 --dtype=bfloat16 --device=cuda --compile    # on a GPU
 
     base_prec  an update, precomputed features, 4 captions and 4 texts (shapes of `shapes.py`)
     base_e2e   an update with ResNet-101, one image of 800x600 with 20 boxes, and one text
@@ -9,20 +10,21 @@
     lxmert     forward and backward of 8 questions, each of 64 tokens and 36 boxes with precomputed features
     visualbert the same
 
-The baseline of VL-BERT is `benchmarks/pytorch_baseline.py`: layers of Hugging Face and torchvision, eager; that of the
-other two is Hugging Face's class for questions with eager attention (`benchmarks/sibling_peers.py`). Both sides have
-the same weights, batches, losses, clipping and AdamW, in float32 with dropout. First they are compared: the number of
-parameters, and without dropout the loss (of vqa, the best probabilities), which must agree within 1e-3. Each side is a
-process of its own, which waits while the other one works; the first round is not counted. vlbert_jax runs as its
-commands do: with their memory settings, and on padded shapes.
+The baseline of VL-BERT is `benchmarks/pytorch_baseline.py`: layers of Hugging Face and torchvision, eager without
+--compile; that of the other two is Hugging Face's class for questions with eager attention
+(`benchmarks/sibling_peers.py`). Both sides have the same weights, batches, losses, clipping and AdamW, with dropout; in
+bfloat16 the baseline runs under autocast. First they are compared: the number of parameters, and without dropout the
+loss (of vqa, the best probabilities), which must agree within 1e-3, in bfloat16 within 5e-2. Each side is a process of
+its own, which waits while the other one works; the first round is not counted. vlbert_jax runs as its commands do: with
+their memory settings, and on padded shapes. It runs on the device that JAX chooses. Only updates of VL-BERT run in
+bfloat16, and the classes of Hugging Face run eagerly on the CPU.
 
 The last line is a JSON object: for each recipe the ratio (the baseline's median over ours; above 1, ours is faster),
-the least, median and largest ratio of a round, both medians in seconds, and both peak memories in GB; and the
-processor. The script needs the extra `bench`.
+the least, median and largest ratio of a round, both medians in seconds, and both peak memories in GB (on a GPU, those
+of the device); and the processor. The script needs the extra `bench`.
 """
 
 import argparse
-import functools
 import json
 import resource
 import statistics
@@ -39,13 +41,15 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks import sibling_peers  # noqa: E402
-from benchmarks.shapes import SHAPES, SMALL, fit_to_shape, shrink  # noqa: E402
+from benchmarks import shapes, sibling_peers  # noqa: E402
 from benchmarks.sibling_peers import SIBLINGS  # noqa: E402
 from vlbert_jax.memory import keep_freed_memory  # noqa: E402
 
 RECIPES = ("base_prec", "base_e2e", "vqa", *SIBLINGS)
-TOLERANCE = 1e-3  # of losses and logits
+CHOICES = (*RECIPES, "large_e2e")
+IN_FLOAT32 = {"vqa", *SIBLINGS}
+# Of losses and probabilities. bfloat16 has 8 bits, and the sum of losses is about 20 without training.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 IMAGE = (900, 600)  # of vqa: width, height
 REGIONS, WORDS = 36, 12
 WEIGHTS, BATCH, OPTIONS = "weights.safetensors", "batch.npz", "options.json"
@@ -83,18 +87,20 @@ class Side:
         return json.loads(line)
 
 
-def compare(recipe: str, rounds: int, flags: list[str]) -> dict:
+def compare(recipe: str, rounds: int, dtype: str, flags: list[str]) -> dict:
     """Return the figures of a recipe."""
     with tempfile.TemporaryDirectory() as folder:
         ours = Side("ours", recipe, Path(folder), flags)  # writes weights and batch, which the other one reads
         theirs = Side("pytorch", recipe, Path(folder), flags)
-        check(recipe, ours.about, theirs.about)
+        check(recipe, ours.about, theirs.about, dtype)
         for number in range(rounds + 1):
             seconds = [side.step() for side in (ours, theirs)]
             print(f"{recipe} round {number}: ours {seconds[0]:.3f} s, pytorch {seconds[1]:.3f} s", flush=True)
         peaks = ours.close(), theirs.close()
     pairs = [theirs / ours for ours, theirs in zip(ours.times[1:], theirs.times[1:], strict=True)]
     medians = [statistics.median(side.times[1:]) for side in (ours, theirs)]
+    tflop, peak = ours.about["flops"] / 1e12, ours.about.get("peak_tflops")
+    shares = [round(tflop / seconds / peak, 4) for seconds in medians] if peak else [None, None]
     return dict(
         ratio=round(medians[1] / medians[0], 3),
         pairwise=[round(min(pairs), 3), round(statistics.median(pairs), 3), round(max(pairs), 3)],
@@ -102,22 +108,27 @@ def compare(recipe: str, rounds: int, flags: list[str]) -> dict:
         pytorch_s=round(medians[1], 4),
         ours_peak_gb=round(peaks[0], 2),
         pytorch_peak_gb=round(peaks[1], 2),
-        tflop=round(ours.about["flops"] / 1e12, 4),
+        tflop=round(tflop, 4),
+        ours_share_of_peak=shares[0],
+        pytorch_share_of_peak=shares[1],
     )
 
 
-def check(recipe: str, ours: dict, theirs: dict) -> None:
+def check(recipe: str, ours: dict, theirs: dict, dtype: str = "float32") -> None:
     """End the program where the two sides do not do the same work."""
     if ours["parameters"] != theirs["parameters"]:
         raise SystemExit(f"{recipe}: {ours['parameters']:,} parameters here, {theirs['parameters']:,} in the baseline")
     difference = float(np.max(np.abs(np.subtract(ours["result"], theirs["result"]))))
-    if not difference < TOLERANCE:
+    if not difference < TOLERANCE[dtype]:
         raise SystemExit(f"{recipe}: the results of both sides differ by {difference:.2g}")
     print(f"{recipe}: {ours['parameters']:,} parameters; results differ by {difference:.1e}", flush=True)
 
 
-def serve(about: dict, step: Callable[[], None]) -> None:
-    """Describe this side on stdout, then make one step per line of stdin."""
+def serve(about: dict, step: Callable[[], None], device_peak: Callable[[], int] = int) -> None:
+    """Describe this side on stdout, then make one step per line of stdin.
+
+    `device_peak` returns the peak memory of an accelerator in bytes, 0 where there is none.
+    """
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         if line.strip() == "end":
@@ -125,26 +136,29 @@ def serve(about: dict, step: Callable[[], None]) -> None:
         began = time.perf_counter()
         step()
         print(json.dumps(dict(seconds=time.perf_counter() - began)), flush=True)
-    print(json.dumps(dict(peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)), flush=True)
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps(dict(peak_gb=device_peak() / 1e9 or host)), flush=True)
 
 
 # --- vlbert_jax -------------------------------------------------------------------------------------------------
 
 
-def recipe_of(name: str, small: bool):
-    """Return the config of a recipe; `small` has two layers of width 48 and one block in each stage of the ResNet."""
-    from configs import pretrain, vqa
+def recipe_of(name: str, args: argparse.Namespace):
+    """Return the config of a recipe in the sizes and the dtype of the options."""
+    from configs import vqa
 
-    config = vqa.base() if name == "vqa" else getattr(pretrain, name)()
     if name == "vqa":
+        config = vqa.base()
         config.model.train_region_head, config.data.features = True, "image"
-    config.prng_impl, config.compute_dtype = "rbg", "float32"
-    if small:
-        shrink(config)
+        if args.small:
+            shapes.shrink(config)
+    else:
+        config = shapes.recipe_of(name, args.small)
+    config.prng_impl, config.compute_dtype = "rbg", args.dtype
     return config
 
 
-def updates_here(name: str, folder: Path, small: bool, captions: int | None) -> None:
+def updates_here(name: str, args: argparse.Namespace) -> None:
     """Serve updates of a recipe, after its weights, its batch and its options are written for the other side."""
     import jax
     from flax import nnx
@@ -153,10 +167,9 @@ def updates_here(name: str, folder: Path, small: bool, captions: int | None) -> 
     from vlbert_jax.model.region_head import prepare_pixels
     from vlbert_jax.training import sharding
 
-    config, task = recipe_of(name, small), train_step.PRETRAIN
-    shape = SHAPES[name] | (dict(captions=captions) if captions else {})
-    shape |= SMALL if small else {}
-    fit_to_shape(config, shape)
+    config, task, folder = recipe_of(name, args), train_step.PRETRAIN, args.folder
+    shape = shapes.shape_of(name, args.captions, args.small)
+    shapes.fit_to_shape(config, shape)
     names = task.active_losses(config, 0)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -178,22 +191,23 @@ def updates_here(name: str, folder: Path, small: bool, captions: int | None) -> 
         options = dict(clip_norm=config.optimizer.clip_norm, weight_decay=config.optimizer.weight_decay)
         (folder / OPTIONS).write_text(json.dumps(options | dict(lr=config.learning_rate)))
         about = dict(parameters=write_weights(folder, [state.params, state.constants], config), flops=opened.flops)
-        about |= dict(result=[float(loss_of(state))])
+        peak = args.peak_tflops or train_step.peak_tflops(args.dtype)
+        about |= dict(result=[float(loss_of(state))], peak_tflops=peak)
 
         def update():
             nonlocal state
             state, report = opened.step(state, batch)
             jax.block_until_ready(report)
 
-        serve(about, update)
+        serve(about, update, lambda: (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
 
 
-def answers_here(folder: Path, small: bool) -> None:
+def answers_here(args: argparse.Namespace) -> None:
     """Serve answers to a question about an image, after weights and batch are written for the other side."""
     import vlbert_jax
     from benchmarks import predict
 
-    config = recipe_of("vqa", small)
+    config, folder = recipe_of("vqa", args), args.folder
     predict.write_model(folder, config)
     predictor = vlbert_jax.load(folder / "model")
     rng, (width, height) = np.random.default_rng(0), IMAGE
@@ -213,7 +227,10 @@ def answers_here(folder: Path, small: bool) -> None:
 
 
 def write_batch(folder: Path, arrays: dict) -> None:
-    np.savez(folder / BATCH, **{name: np.asarray(array) for name, array in arrays.items() if hasattr(array, "dtype")})
+    arrays = {name: np.asarray(array) for name, array in arrays.items() if hasattr(array, "dtype")}
+    # NumPy's files have no bfloat16.
+    widened = {name: array.astype(np.float32) for name, array in arrays.items() if array.dtype.name == "bfloat16"}
+    np.savez(folder / BATCH, **arrays | widened)
 
 
 def write_weights(folder: Path, states: list, config) -> int:
@@ -235,15 +252,15 @@ def write_weights(folder: Path, states: list, config) -> int:
 # --- The baseline -----------------------------------------------------------------------------------------------
 
 
-def open_baseline(name: str, folder: Path, small: bool):
+def open_baseline(name: str, args: argparse.Namespace):
     """Return the baseline of a recipe with the weights of the other side, its batch, and its number of parameters."""
     import torch
     from safetensors.torch import load_file
 
     from benchmarks.pytorch_baseline import Baseline, bert_config
 
-    config = recipe_of(name, small)
-    tensors = load_file(folder / WEIGHTS)
+    config = recipe_of(name, args)
+    tensors = load_file(args.folder / WEIGHTS)
     blocks = None if name == "base_prec" else list(config.model.region_head.blocks)
     model = Baseline(bert_config(config.model.encoder), blocks, answers=3129 if name == "vqa" else 0)
     missing, unexpected = model.load_state_dict(tensors, strict=False)
@@ -252,37 +269,43 @@ def open_baseline(name: str, folder: Path, small: bool):
     for key, parameter in model.named_parameters():
         frozen = (".backbone.conv1.", ".backbone.layer1.")
         parameter.requires_grad_(not any(part in key for part in frozen))
-    model = model.to(memory_format=torch.channels_last)
-    batch = {key: torch.from_numpy(array) for key, array in np.load(folder / BATCH).items()}
+    model = model.to(args.device, memory_format=torch.channels_last)
+    batch = {key: torch.from_numpy(array).to(args.device) for key, array in np.load(args.folder / BATCH).items()}
     batch = {key: tensor.long() if tensor.dtype == torch.int32 else tensor for key, tensor in batch.items()}
     return model, batch, sum(tensor.numel() for tensor in tensors.values())
 
 
-def updates_there(name: str, folder: Path, small: bool) -> None:
+def updates_there(name: str, args: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.pytorch_baseline import channels_first, train_step
 
-    model, batch, parameters = open_baseline(name, folder, small)
+    model, batch, parameters = open_baseline(name, args)
     if "pixels" in batch:
         batch["pixels"] = channels_first(batch["pixels"])
-    options = json.loads((folder / OPTIONS).read_text())
+    options = json.loads((args.folder / OPTIONS).read_text())
     clip_norm = options.pop("clip_norm")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True, **options)
-    with torch.no_grad():
+    autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    with torch.no_grad(), autocast:
         loss = model.eval().loss(batch).item()
     model.train()
-    serve(dict(parameters=parameters, result=[loss]), lambda: train_step(model, optimizer, clip_norm, batch))
+    model.loss = autocast(torch.compile(model.loss, backend=args.compile) if args.compile else model.loss)
+    about = dict(parameters=parameters, result=[loss])
+    device_peak = torch.cuda.max_memory_allocated if args.device == "cuda" else int
+    serve(about, lambda: train_step(model, optimizer, clip_norm, batch), device_peak)
 
 
-def answers_there(folder: Path, small: bool) -> None:
+def answers_there(args: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.pytorch_baseline import prepared
 
-    model, batch, parameters = open_baseline("vqa", folder, small)
+    model, batch, parameters = open_baseline("vqa", args)
     model.eval()
+    if args.compile:
+        model.answers = torch.compile(model.answers, backend=args.compile)
     elements, regions = int(batch["element_mask"].sum()), int(batch["region_mask"].sum())
     for key, tensor in batch.items():  # a user of PyTorch has no padding
         if key in ("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask"):
@@ -308,28 +331,38 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recipes", default=",".join(RECIPES), help="what is compared (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds (default: %(default)s)")
     parser.add_argument("--captions", type=int, help="captions per batch of the updates (default: see shapes.py)")
+    parser.add_argument("--dtype", default="float32", choices=tuple(TOLERANCE), help="dtype of activations")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the baseline")
+    parser.add_argument(
+        "--compile", nargs="?", const="inductor", default="", metavar="BACKEND",
+        help="compile the baseline (default backend: inductor)",
+    )  # fmt: skip
+    parser.add_argument("--peak_tflops", type=float, help="peak of the device (default: of its name, in bfloat16)")
     parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     parser.add_argument("--side", choices=("ours", "pytorch"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     names = args.recipes.split(",")
-    if wrong := set(names) - set(RECIPES):
-        parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(RECIPES)}")
+    if wrong := set(names) - set(CHOICES):
+        parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(CHOICES)}")
+    if args.dtype != "float32" and (wrong := IN_FLOAT32 & set(names)):
+        parser.error(f"--dtype={args.dtype} is not for {', '.join(sorted(wrong))}: choose other --recipes")
+    if (args.device != "cpu" or args.compile) and (wrong := set(SIBLINGS) & set(names)):
+        parser.error(f"--device and --compile are not for {', '.join(sorted(wrong))}: choose other --recipes")
     if args.side == "ours":
         keep_freed_memory()
     if args.side and names[0] in SIBLINGS:
         serve(*sibling_peers.SIDES[args.side](names[0], args.folder, args.small, args.captions))
     elif args.side == "ours":
-        updates = functools.partial(updates_here, names[0], captions=args.captions)
-        (answers_here if names[0] == "vqa" else updates)(folder=args.folder, small=args.small)
+        answers_here(args) if names[0] == "vqa" else updates_here(names[0], args)
     elif args.side == "pytorch":
-        updates = functools.partial(updates_there, names[0])
-        (answers_there if names[0] == "vqa" else updates)(folder=args.folder, small=args.small)
+        answers_there(args) if names[0] == "vqa" else updates_there(names[0], args)
     else:
-        flags = ["--small"] * args.small + [f"--captions={args.captions}"] * bool(args.captions)
+        chosen = [(name, getattr(args, name)) for name in ("captions", "device", "compile", "dtype", "peak_tflops")]
+        flags = ["--small"] * args.small + [f"--{name}={value}" for name, value in chosen if value]
         from benchmarks import train_step
 
-        found = {name: compare(name, args.rounds, flags) for name in names}
+        found = {name: compare(name, args.rounds, args.dtype, flags) for name in names}
         print(json.dumps(found | dict(processor=train_step.processor(), captions=args.captions)))
 
 

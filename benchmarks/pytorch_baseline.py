@@ -134,7 +134,7 @@ class Baseline(nn.Module):
         """Return the visual vector [b, r, d] of each region, zeros where there is none."""
         mask, head = batch["region_mask"], self.image_feature_extractor
         if "pixels" in batch:
-            number = torch.arange(len(mask))[:, None, None].expand(*mask.shape, 1)
+            number = torch.arange(len(mask), device=mask.device)[:, None, None].expand(*mask.shape, 1)
             found = head.appearance(batch["pixels"], torch.cat([number, batch["boxes"]], -1)[mask])
             appearance = found.new_zeros(*mask.shape, found.shape[-1])
             appearance[mask] = found
@@ -170,12 +170,12 @@ class Baseline(nn.Module):
     def answers(self, batch: dict[str, torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
         """Return the logits [b, answers] read at `positions` [b] of the first sequence."""
         states = self.states(batch)[:, 0]
-        return self.final_mlp(states[torch.arange(len(states)), positions])
+        return self.final_mlp(states[torch.arange(len(states), device=states.device), positions])
 
 
 def prepared(pixels: torch.Tensor) -> torch.Tensor:
     """Return uint8 RGB images [b, y, x, 3] as the ResNet reads them: BGR minus the pixel means."""
-    return channels_first(pixels.flip(-1).float() - torch.tensor(PIXEL_MEANS))
+    return channels_first(pixels.flip(-1).float() - torch.tensor(PIXEL_MEANS, device=pixels.device))
 
 
 def channels_first(pixels: torch.Tensor) -> torch.Tensor:

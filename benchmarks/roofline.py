@@ -1,6 +1,7 @@
 """Show where the time of a training step goes, and what its matrix products and convolutions alone would take.
 
     python benchmarks/roofline.py [--recipes=base_prec,base_e2e] [--captions=4] [--dtype=float32] [--steps=3]
+    python benchmarks/roofline.py --trace_only           # without part 1, which compiles a program for each size
 
 In the same minutes, on the local device, for each recipe in the shapes of `shapes.py`:
 
@@ -42,7 +43,7 @@ import numpy as np  # noqa: E402
 from jax.extend import core  # noqa: E402
 
 from benchmarks import train_step  # noqa: E402
-from benchmarks.shapes import SHAPES, fit_to_shape  # noqa: E402
+from benchmarks.shapes import BASE, SHAPES, fit_to_shape, recipe_of, shape_of  # noqa: E402
 from vlbert_jax.training import compile_ahead, sharding  # noqa: E402
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -59,6 +60,8 @@ KINDS = {
         *("copy", "transpose", "broadcast", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad"),
     },
 }
+# What a call of a library of a GPU computes, by the name of the call.
+LIBRARIES = (("conv", "convolution"), ("gemm|matmul|fmha", "dot"))
 ELEMENTWISE = "elementwise"
 ARITHMETIC = {"add", "subtract", "multiply", "divide", "select", "compare", "maximum", "minimum", "negate", "convert"}
 PARTS = ("forward", "backward", "optimizer")
@@ -115,6 +118,8 @@ def operations_of(program: str) -> dict[str, tuple[str, str]]:
         if not (found := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(", line)):
             continue
         name, operation = found.groups()
+        if library := re.search(r'custom_call_target="([^"]*)"', line):
+            operation = next((kind for words, kind in LIBRARIES if re.search(words, library[1])), operation)
         called = re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", line)
         inside[computation].add(operation)
         inside[computation].update(f"%{other}" for other in called)
@@ -158,21 +163,22 @@ def traced_times(opened, state) -> collections.Counter:
     for plane in data.planes:
         for line in plane.lines:
             for event in line.events:
-                if any(name == "hlo_op" for name, _ in event.stats) and not event.name.startswith("while"):
-                    times[kinds.get(event.name, (ELEMENTWISE, "optimizer"))] += event.duration_ns / 1e9
+                operation = dict(event.stats).get("hlo_op", "while")  # on a GPU the event has the name of the kernel
+                if not operation.startswith("while"):
+                    times[kinds.get(operation, (ELEMENTWISE, "optimizer"))] += event.duration_ns / 1e9
     return times
 
 
 def measure(name: str, args) -> dict:
     """Return the figures of a recipe and print its tables."""
-    config = getattr(train_step.recipes, name)()
+    config = recipe_of(name, args.small)
     config.compute_dtype = args.dtype
-    shape = SHAPES[name] | (dict(captions=args.captions) if args.captions else {})
+    shape = shape_of(name, args.captions, args.small)
     fit_to_shape(config, shape)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         opened = train_step.open_step(config, shape, mesh)
-        alone = products_alone(opened.jaxpr)
+        alone = {} if args.trace_only else products_alone(opened.jaxpr)
         state = opened.state
 
         def update():
@@ -189,9 +195,9 @@ def measure(name: str, args) -> dict:
     needed = sum(entry["seconds"] for entry in alone.values())
     facts = dict(
         recipe=name,
-        step_s=round(seconds, 3),
-        products_alone_s=round(needed, 3),
-        share=round(needed / seconds, 3),
+        step_s=round(seconds, 5),
+        products_alone_s=round(needed, 3) if alone else None,
+        share=round(needed / seconds, 3) if alone else None,
         tflop=round(opened.flops / 1e12, 4),
         gflops={name: _rate(entry) for name, entry in alone.items()},
         page_faults=round((after.ru_minflt - before.ru_minflt) / count),
@@ -199,7 +205,7 @@ def measure(name: str, args) -> dict:
         user_s=round((after.ru_utime - before.ru_utime) / count, 3),
     )
     print_tables(facts, alone, times)
-    return facts | dict(thread_seconds={f"{kind}, {part}": round(t, 3) for (kind, part), t in sorted(times.items())})
+    return facts | dict(thread_seconds={f"{kind}, {part}": round(t, 6) for (kind, part), t in sorted(times.items())})
 
 
 def _rate(entry: dict) -> float | None:
@@ -208,27 +214,33 @@ def _rate(entry: dict) -> float | None:
 
 def print_tables(facts: dict, alone: dict, times: collections.Counter) -> None:
     print(f"\n## {facts['recipe']}\n")
-    share = f"{facts['products_alone_s']:.2f} s ({100 * facts['share']:.0f} %)"
-    print(f"A step takes {facts['step_s']:.2f} s; its products and convolutions alone take {share}.")
+    print(f"A step takes {facts['step_s']:.3g} s.")
+    if alone:
+        share = f"{facts['products_alone_s']:.3g} s ({100 * facts['share']:.0f} %)"
+        print(f"Its products and convolutions alone take {share}.")
     print(f"{facts['page_faults']:,} page faults and {facts['system_s']:.2f} s of the system in each step.\n")
-    print("| alone | sizes | TFLOP | seconds | GFLOP/s |\n|---|---|---|---|---|")
+    if alone:
+        print("| alone | sizes | TFLOP | seconds | GFLOP/s |\n|---|---|---|---|---|")
     for name, entry in alone.items():
         if entry["sizes"]:
             cells = [name, entry["sizes"], f"{entry['flops'] / 1e12:.3f}", f"{entry['seconds']:.2f}", _rate(entry)]
             print(f"| {' | '.join(map(str, cells))} |")
     total = math.fsum(times.values())
-    print(f"\n| seconds of all threads, {total:.1f} | {' | '.join(PARTS)} | share |\n|---|---|---|---|---|")
+    digits = 2 if total > 1 else 5
+    print(f"\n| seconds of all threads, {total:.{digits}f} | {' | '.join(PARTS)} | share |\n|---|---|---|---|---|")
     for kind in (*KINDS, ELEMENTWISE):
         row = [times[kind, part] for part in PARTS]
-        print(f"| {kind} | {' | '.join(f'{t:.2f}' for t in row)} | {100 * sum(row) / total:.1f} % |")
+        print(f"| {kind} | {' | '.join(f'{t:.{digits}f}' for t in row)} | {100 * sum(row) / total:.1f} % |")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", default=",".join(SHAPES), help="(default: %(default)s)")
+    parser.add_argument("--recipes", default=",".join(BASE), help="(default: %(default)s)")
     parser.add_argument("--captions", type=int, help="captions per batch (default: see shapes.py)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of activations")
     parser.add_argument("--steps", type=int, default=3, help="timed steps; the median is reported")
+    parser.add_argument("--trace_only", action="store_true", help="do not time the products alone")
+    parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     args = parser.parse_args(argv)
     names = args.recipes.split(",")
     if wrong := set(names) - SHAPES.keys():

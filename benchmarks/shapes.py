@@ -1,13 +1,32 @@
-"""Shapes of the synthetic batches of the benchmarks, and the sizes of their models at a toy size."""
+"""Sizes of the benchmarks: the shapes of their synthetic batches, the recipes that fit them, and toy sizes."""
 
 import ml_collections
+
+from configs import pretrain
 
 # Captions (with as many text-only sequences), text tokens of each, boxes, image (width, height).
 SHAPES = {
     "base_prec": dict(captions=4, tokens=64, text_tokens=64, boxes=37, image=(800, 600)),
     "base_e2e": dict(captions=1, tokens=20, text_tokens=64, boxes=20, image=(800, 600)),
+    "large_e2e": dict(captions=1, tokens=20, text_tokens=64, boxes=20, image=(800, 600)),
 }
+BASE = ("base_prec", "base_e2e")
 SMALL = dict(tokens=16, text_tokens=16, boxes=5, image=(128, 96))  # replaces these numbers at a toy size
+
+
+def recipe_of(name: str, small: bool = False) -> ml_collections.ConfigDict:
+    """Return the config of a recipe without its accumulation of gradients, so that a batch is computed at once."""
+    config = getattr(pretrain, name)()
+    config.grad_accumulation_steps = 1
+    if small:
+        shrink(config)
+    return config
+
+
+def shape_of(name: str, captions: int | None = None, small: bool = False) -> dict:
+    """Return the shape of a batch of a recipe."""
+    shape = SHAPES[name] | (SMALL if small else {})
+    return shape | (dict(captions=captions) if captions else {})
 
 
 def fit_to_shape(config: ml_collections.ConfigDict, shape: dict) -> None:

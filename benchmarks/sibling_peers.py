@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.shapes import SHAPES, SMALL, shrink
+from benchmarks.shapes import shape_of, shrink
 
 SIBLINGS = ("lxmert", "visualbert")
 CLASSES = dict(lxmert="LxmertForQuestionAnswering", visualbert="VisualBertForQuestionAnswering")
@@ -38,7 +38,7 @@ def recipe_of(name: str, small: bool):
 
 def question_shape(small: bool, captions: int | None) -> dict:
     """Return the shape of base_prec; there are as many questions as its captions and texts together."""
-    shape = SHAPES["base_prec"] | (SMALL if small else {}) | (dict(captions=captions) if captions else {})
+    shape = shape_of("base_prec", captions, small)
     return shape | dict(questions=2 * shape["captions"])
 
 

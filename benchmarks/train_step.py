@@ -1,11 +1,12 @@
 """Measure the time of one training step on the local device.
 
     python benchmarks/train_step.py                     # base_prec and base_e2e in the shapes of shapes.py
-    python benchmarks/train_step.py --config=base_e2e --captions=16 --dtype=bfloat16 --peak_tflops=990
+    python benchmarks/train_step.py --config=base_e2e --captions=8,16,32 --dtype=bfloat16
     python benchmarks/train_step.py --architectures=all     # or names: lxmert,uniter
 
 The step is the update of the recipe (forward, backward, clipping, AdamW, dropout on) on synthetic batches that stay on
-the device. FLOP count the matrix products and convolutions of the traced step, without recomputation.
+the device. FLOP count the matrix products and convolutions of the traced step, without recomputation. A batch that does
+not fit in the memory of the device is a line with `failed`.
 
 With `--architectures` it is the update of base_prec with the base model of each architecture: the same texts, boxes and
 losses (regions are classified where the architecture hides them), in the layout that the data pipeline gives the
@@ -36,8 +37,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # the script also runs without an installation
 
 from benchmarks.predict import invented_tokens  # noqa: E402
-from benchmarks.shapes import SHAPES, SMALL, fit_to_shape, shrink  # noqa: E402
-from configs import pretrain as recipes  # noqa: E402
+from benchmarks.shapes import BASE, SHAPES, fit_to_shape, recipe_of, shape_of  # noqa: E402
 from vlbert_jax.batch import Batch, Example, make_batch  # noqa: E402
 from vlbert_jax.data.examples import usual_orientation  # noqa: E402
 from vlbert_jax.data.masking import draw_samples  # noqa: E402
@@ -54,6 +54,27 @@ from vlbert_jax.training.state import create_state  # noqa: E402
 from vlbert_jax.training.step import jitted_step  # noqa: E402
 
 PRETRAIN = pretrain.PretrainTask()
+
+# Published TFLOP/s of a device in bfloat16, of dense matrices, by its name in JAX.
+PEAK_TFLOPS = {chip.kind: chip.tflops for chip in compile_ahead.CHIPS.values()} | {
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312,
+    "NVIDIA L4": 121,
+    "NVIDIA L40S": 362,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA H200": 989,
+    "NVIDIA B200": 2250,
+}
+OUT_OF_MEMORY = "out of memory"
+
+
+def peak_tflops(dtype: str) -> float | None:
+    """Return the peak of the local device, None where it is not known."""
+    return PEAK_TFLOPS.get(jax.devices()[0].device_kind) if dtype == "bfloat16" else None
+
 
 @functools.cache
 def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
@@ -140,18 +161,11 @@ def processor() -> str:
     return f"{os.cpu_count()} x {model or platform.processor() or platform.machine()}"
 
 
-def shape_of(name: str, args: argparse.Namespace) -> dict:
-    """Return the shape of a recipe under the options of the command line."""
-    return SHAPES[name] | (SMALL if args.small else {}) | (dict(captions=args.captions) if args.captions else {})
-
-
 def open_recipe(config: ml_collections.ConfigDict, shape: dict, args: argparse.Namespace) -> Opened:
     """Compile the update of a recipe under the options of the command line."""
     config.compute_dtype, config.prng_impl = args.dtype, args.prng
     config.model.encoder.scan_layers = not args.unroll
     fit_to_shape(config, shape)
-    if args.small:
-        shrink(config)
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         return open_step(config, shape, mesh)
@@ -177,7 +191,7 @@ def timed_step(opened: Opened) -> Callable[[], float]:
 
 def measure(name: str, shape: dict, args: argparse.Namespace) -> dict:
     """Return the figures of a recipe."""
-    config = getattr(recipes, name)()
+    config = recipe_of(name, args.small)
     opened = open_recipe(config, shape, args)
     step = timed_step(opened)
     times = [step() for _ in range(args.steps)]
@@ -196,17 +210,41 @@ def measure(name: str, shape: dict, args: argparse.Namespace) -> dict:
         temporary_gb=round(memory.temp_size_in_bytes / 1e9, 2),
         state_gb=round(memory.argument_size_in_bytes / 1e9, 2),
     )
-    if args.peak_tflops:
-        result["share_of_peak"] = round(opened.flops / seconds / 1e12 / args.peak_tflops / jax.device_count(), 3)
+    if peak := args.peak_tflops or peak_tflops(args.dtype):
+        result["share_of_peak"] = round(opened.flops / seconds / 1e12 / peak / jax.device_count(), 4)
     return result
 
 
-def architecture_config(name: str) -> ml_collections.ConfigDict:
+def measured_if_it_fits(name: str, shape: dict, args: argparse.Namespace) -> dict:
+    """Return the figures of a recipe, or a row with `failed` where the device has too little memory."""
+    try:
+        return measure(name, shape, args)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return dict(recipe=name, dtype=args.dtype, captions=shape["captions"], failed=OUT_OF_MEMORY)
+
+
+def positive_numbers(text: str) -> list[int]:
+    """Parse "8,16" of a command line."""
+    numbers = [int(word) for word in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError(text)
+    return numbers
+
+
+def architecture_config(name: str, small: bool = False) -> ml_collections.ConfigDict:
     """Return base_prec with the model of an architecture, and the losses of base_prec that this model has."""
-    config = recipes.base_prec()
+    config = recipe_of("base_prec", small)
     config.model.architecture = name
     config.losses.mrc = ARCHITECTURES[name].hidden != "none"
     return config
+
+
+def open_architecture(name: str, args: argparse.Namespace) -> Opened:
+    """Compile the update of an architecture under the options of the command line."""
+    shape = shape_of("base_prec", args.captions[0], args.small)
+    return open_recipe(architecture_config(name, args.small), shape, args)
 
 
 def compare(name: str, reference: Opened, reference_step: Callable[[], float], args: argparse.Namespace) -> dict:
@@ -214,7 +252,7 @@ def compare(name: str, reference: Opened, reference_step: Callable[[], float], a
     if name == reference.config.model.architecture:
         opened, step = reference, reference_step
     else:
-        opened = open_recipe(architecture_config(name), shape_of("base_prec", args), args)
+        opened = open_architecture(name, args)
         step = timed_step(opened)
     times = np.array([[reference_step(), step()] for _ in range(args.steps)])
     ratios = times[:, 1] / times[:, 0] * reference.flops / opened.flops
@@ -234,14 +272,17 @@ def compare(name: str, reference: Opened, reference_step: Callable[[], float], a
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=list(SHAPES), help="recipe (default: all)")
+    parser.add_argument("--config", choices=list(SHAPES), help=f"recipe (default: {', '.join(BASE)})")
     parser.add_argument("--architectures", help="all, or names with commas: base_prec with their models")
-    parser.add_argument("--captions", type=int, help="captions per batch (default: see shapes.py)")
+    parser.add_argument(
+        "--captions", type=positive_numbers, default=[None], metavar="N,...",
+        help="captions per batch, one line for each (default: see shapes.py)",
+    )  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of activations")
     parser.add_argument("--prng", default="rbg", choices=("rbg", "threefry2x32"), help="random generator of dropout")
     parser.add_argument("--unroll", action="store_true", help="unroll the layers instead of scanning them")
     parser.add_argument("--steps", type=int, default=5, help="timed steps; the median is reported")
-    parser.add_argument("--peak_tflops", type=float, help="peak of one device, to report the share that is reached")
+    parser.add_argument("--peak_tflops", type=float, help="peak of one device (default: of its name, in bfloat16)")
     parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     args = parser.parse_args(argv)
     names = (args.architectures or "").split(",") if args.architectures != "all" else list(ARCHITECTURES)
@@ -250,17 +291,21 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--architectures has {', '.join(map(repr, sorted(wrong)))}; it can be all, or of {known}")
     if args.architectures is not None and args.config not in (None, "base_prec"):
         parser.error(f"--architectures measures base_prec: leave out --config={args.config}")
+    if args.architectures is not None and len(args.captions) > 1:
+        parser.error("--architectures measures one number of captions: give --captions one number")
     keep_freed_memory()  # as the commands do
     device = jax.devices()[0]
     print(f"{jax.device_count()} x {device.device_kind} ({processor()}), jax {jax.__version__}")
     if args.architectures is not None:
-        reference = open_recipe(architecture_config("vlbert"), shape_of("base_prec", args), args)
+        reference = open_architecture("vlbert", args)
         step = timed_step(reference)
         for name in names:
             print(json.dumps(compare(name, reference, step, args)), flush=True)
     else:
-        for name in [args.config] if args.config else SHAPES:
-            print(json.dumps(measure(name, shape_of(name, args), args)), flush=True)
+        for name in [args.config] if args.config else BASE:
+            for captions in args.captions:
+                shape = shape_of(name, captions, args.small)
+                print(json.dumps(measured_if_it_fits(name, shape, args)), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of the process: {peak:.2f} GB")
 

@@ -53,6 +53,22 @@ def test_operations_have_a_kind_and_a_part():
     assert any(kind == "softmax, losses" for kind, _ in found)
 
 
+def test_calls_of_libraries_of_a_gpu_have_a_kind():
+    """The lines are those of XLA's programs for a GPU."""
+    program = """
+HloModule jit_update
+
+ENTRY %main (a: bf16[8,8], b: bf16[8,8]) -> (bf16[8,8]) {
+  %a = bf16[8,8]{1,0} parameter(0)
+  %product.1 = (bf16[8,8]{1,0}, s8[64]{0}) custom-call(%a, %a), custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(update)/jvp(model)/dot_general"}
+  %cudnn-conv.2 = (f32[8,8]{1,0}, u8[0]{0}) custom-call(%a, %a), custom_call_target="__cudnn$convBackwardInput", metadata={op_name="jit(update)/transpose(jvp(model))/conv"}
+}
+"""  # noqa: E501
+    found = roofline.operations_of(program)
+    assert found["product.1"] == ("matrix products", "forward")
+    assert found["cudnn-conv.2"] == ("convolutions", "backward")
+
+
 def test_the_tables_are_printed(capsys):
     facts = dict(recipe="base_prec", step_s=2.0, products_alone_s=1.5, share=0.75, page_faults=1000, system_s=0.1)
     alone = dict(dot_general=dict(flops=3e11, seconds=1.5, sizes=4))

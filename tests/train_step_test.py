@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 
 from benchmarks import train_step
-from benchmarks.shapes import SHAPES, SMALL, fit_to_shape, shrink
+from benchmarks.shapes import fit_to_shape, shape_of
 from configs import pretrain
 from vlbert_jax.batch import IMG, NO_IMAGE
 from vlbert_jax.model.architectures import ARCHITECTURES
 
-SHAPE = SHAPES["base_prec"] | SMALL
+SHAPE = shape_of("base_prec", small=True)
 WORDS, REGIONS = SHAPE["tokens"], SHAPE["boxes"]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_batch_has_the_layout_of_its_architecture(name):
     """It has the shapes of a run, and every word and region of the shape, each once."""
-    config, architecture = train_step.architecture_config(name), ARCHITECTURES[name]
+    config, architecture = train_step.architecture_config(name, small=True), ARCHITECTURES[name]
     fit_to_shape(config, SHAPE)
-    shrink(config)
     batch = train_step.synthetic_batch(config, SHAPE)
     like = train_step.PRETRAIN.batch_shapes(config)
     same = jax.tree.map(lambda x, shape: (x.shape, x.dtype) == (shape.shape, shape.dtype), batch, like)
@@ -40,9 +39,9 @@ def test_a_batch_has_the_layout_of_its_architecture(name):
 
 
 def test_an_image_fills_its_canvas():
-    config = pretrain.base_e2e()
-    fit_to_shape(config, SHAPES["base_e2e"])
-    batch = train_step.synthetic_batch(config, SHAPES["base_e2e"])
+    config, shape = pretrain.base_e2e(), shape_of("base_e2e")
+    fit_to_shape(config, shape)
+    batch = train_step.synthetic_batch(config, shape)
     assert batch.pixels.shape == (1, 1, 608, 800, 3) and batch.pixels[:, :, :600].any((0, 1, 4)).all()
     np.testing.assert_array_equal(batch.image_size, [[[800, 600]]])
     assert batch.region_mask.all() and batch.element_mask[0, 0].sum() == 20 + 20 + 1
@@ -50,7 +49,7 @@ def test_an_image_fills_its_canvas():
 
 def test_the_ratio_is_that_of_a_turn(monkeypatch):
     """Seconds per FLOP of both models are compared within a turn, so a slower machine changes nothing."""
-    config, args = train_step.architecture_config("vlbert"), argparse.Namespace(steps=3, small=True, captions=None)
+    config, args = train_step.architecture_config("vlbert"), argparse.Namespace(steps=3, small=True, captions=[None])
     of_vlbert = train_step.Opened(Compiled(), None, None, config, None, None, 1e12, 0.0)
     monkeypatch.setattr(train_step, "open_recipe", lambda *_: of_vlbert._replace(flops=2e12))
     monkeypatch.setattr(train_step, "timed_step", lambda _: iter([4.0, 10.0, 44.0]).__next__)
@@ -78,6 +77,7 @@ def test_architectures_of_the_command_line(capsys):
         "--architectures=vlbert,lxmrt": "--architectures has 'lxmrt'",
         "--architectures=": "--architectures has ''",
         "--architectures=all --config=base_e2e": "leave out --config=base_e2e",
+        "--architectures=all --captions=4,8": "give --captions one number",
     }.items():
         with pytest.raises(SystemExit):
             train_step.main(wrong.split())

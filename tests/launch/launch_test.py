@@ -14,7 +14,8 @@ from tests.helpers import HANG_SECONDS, ROOT
 
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / "launch" / "slurm.sbatch"])
 ARRAY = ROOT / "launch" / "slurm_array.sbatch"
-SHELL = [*SCRIPTS, ARRAY, ROOT / "launch" / "shared.bash", ROOT / ".ci" / "run", ROOT / "tests/launch/slurm_cluster.sh"]
+OTHERS = ("tests/launch/slurm_cluster.sh", "benchmarks/gpu.sh")
+SHELL = [*SCRIPTS, ARRAY, ROOT / "launch" / "shared.bash", ROOT / ".ci" / "run", *(ROOT / name for name in OTHERS)]
 GPU_NODE, LOCAL, SLURM, TPU_POD, GKE = (
     ROOT / "launch" / name for name in ("gpu_node.sh", "local.sh", "slurm.sbatch", "tpu_pod.sh", "gke_xpk.sh")
 )
