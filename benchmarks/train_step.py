@@ -286,13 +286,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     args = parser.parse_args(argv)
     names = (args.architectures or "").split(",") if args.architectures != "all" else list(ARCHITECTURES)
-    if args.architectures is not None and (wrong := set(names) - ARCHITECTURES.keys()):
-        known = ", ".join(ARCHITECTURES)
-        parser.error(f"--architectures has {', '.join(map(repr, sorted(wrong)))}; it can be all, or of {known}")
-    if args.architectures is not None and args.config not in (None, "base_prec"):
-        parser.error(f"--architectures measures base_prec: leave out --config={args.config}")
-    if args.architectures is not None and len(args.captions) > 1:
-        parser.error("--architectures measures one number of captions: give --captions one number")
+    if args.architectures is not None:
+        if wrong := set(names) - ARCHITECTURES.keys():
+            known = ", ".join(ARCHITECTURES)
+            parser.error(f"--architectures has {', '.join(map(repr, sorted(wrong)))}; it can be all, or of {known}")
+        if args.config not in (None, "base_prec"):
+            parser.error(f"--architectures measures base_prec: leave out --config={args.config}")
+        if len(args.captions) > 1:
+            parser.error("--architectures measures one number of captions: give --captions one number")
     keep_freed_memory()  # as the commands do
     device = jax.devices()[0]
     print(f"{jax.device_count()} x {device.device_kind} ({processor()}), jax {jax.__version__}")

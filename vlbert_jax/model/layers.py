@@ -22,27 +22,27 @@ def dropout(x: Float[Array, "..."], rate: float, key) -> Float[Array, "..."]:
         return x
     threshold = round(rate * 2**16)
 
-    def drawn():
+    def sampled():
         return jax.random.bits(key, x.shape, jnp.uint16) >= threshold  # half the random bits of a uniform sample
 
     def hashed():
         return hashed_bits(key, x.shape) >> 16 >= threshold
 
-    keep = jax.lax.platform_dependent(cpu=hashed, default=drawn)
+    keep = jax.lax.platform_dependent(cpu=hashed, default=sampled)
     return jnp.where(keep, x / (1 - threshold / 2**16), 0).astype(x.dtype)
 
 
 def hashed_bits(key, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Return 32 random bits per element: the hash of its index and of two words that are drawn with the key.
+    """Return 32 random bits per element: the hash of its index and of two words sampled with the key.
 
     The CPU backend of XLA computes the ten rounds of `rbg` anew for each number, which took a tenth of a training step;
     this hash (two multiplications, constants of C. Wellons' lowbias32) is fused into what reads it. The second word
     enters between the multiplications, so the bits of one key are not those of another one at shifted indices.
     """
     first, second = jax.random.bits(key, (2,), jnp.uint32)
-    strides = np.cumprod((1, *shape[:0:-1]), dtype=np.uint32)[::-1]
     x = first
-    for axis, stride in enumerate(strides[: len(shape)]):
+    for axis in range(len(shape)):
+        stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
         x = x + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = x ^ second
