@@ -193,13 +193,8 @@ def updates_here(name: str, args: argparse.Namespace) -> None:
         about = dict(parameters=write_weights(folder, [state.params, state.constants], config), flops=opened.flops)
         peak = args.peak_tflops or train_step.peak_tflops(args.dtype)
         about |= dict(result=[float(loss_of(state))], peak_tflops=peak)
-
-        def update():
-            nonlocal state
-            state, report = opened.step(state, batch)
-            jax.block_until_ready(report)
-
-        serve(about, update, lambda: (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
+        device = jax.local_devices()[0]
+        serve(about, train_step.updates_of(opened), lambda: (device.memory_stats() or {}).get("peak_bytes_in_use", 0))
 
 
 def answers_here(args: argparse.Namespace) -> None:

@@ -151,15 +151,15 @@ def operations_of(program: str) -> dict[str, tuple[str, str]]:
     return kinds
 
 
-def traced_times(opened, state) -> collections.Counter:
-    """Return the seconds of all threads in each (kind, part) of one step."""
+def traced_times(program: str, update: Callable) -> collections.Counter:
+    """Return the seconds of all threads in each (kind, part) of one update, whose optimized HLO is `program`."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
-            jax.block_until_ready(opened.step(state, opened.batch))
+            update()
         data = jax.profiler.ProfileData.from_file(glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)[0])
-    kinds, times = operations_of(opened.step.as_text()), collections.Counter()
+    kinds, times = operations_of(program), collections.Counter()
     for plane in data.planes:
         for line in plane.lines:
             for event in line.events:
@@ -179,18 +179,12 @@ def measure(name: str, args) -> dict:
     with jax.set_mesh(mesh):
         opened = train_step.open_step(config, shape, mesh)
         alone = {} if args.trace_only else products_alone(opened.jaxpr)
-        state = opened.state
-
-        def update():
-            nonlocal state
-            state, report = opened.step(state, opened.batch)
-            return report
-
-        jax.block_until_ready(update())
+        update = train_step.updates_of(opened)
+        update()
         before = resource.getrusage(resource.RUSAGE_SELF)
         seconds = seconds_of(update, args.steps)
         after = resource.getrusage(resource.RUSAGE_SELF)
-        times = traced_times(opened, state)
+        times = traced_times(opened.step.as_text(), update)
     count = args.steps + 1
     needed = sum(entry["seconds"] for entry in alone.values())
     facts = dict(
