@@ -16,7 +16,7 @@ from data_prep.build_options import listed, parse_options, workers_of
 from data_prep.build_public import COMMANDS as PUBLIC_COMMANDS
 from data_prep.manifest import SourceError
 from data_prep.parts import ONE, Workers
-from data_prep.scene_kinds import build_scene_kinds, build_scene_questions
+from data_prep.scene_kinds import build_scene_explanations, build_scene_kinds, build_scene_questions
 from data_prep.tables import ShareWritten, draw_once, is_built, only_builder, run_builder, run_builders
 from vlbert_jax.command import run_command
 
@@ -134,11 +134,17 @@ def build_scene_tasks(
         )  # fmt: skip
 
 
+def build_explained_scenes(data_dir: str | pathlib.Path) -> None:
+    """Generate and build `scenes` and the texts of `scene_explanations`, for pre-training with both."""
+    build_scenes(data_dir)
+    build_scene_explanations(data_dir)
+
+
 def draw_missing(corpus: str, fields: Mapping[str, str]) -> None:
     """Generate and build a synthetic corpus unless all its tables exist.
 
     Args:
-      corpus: "scenes", "scene_questions", "scene_tasks" or "scene_kinds".
+      corpus: "scenes", "scene_explanations" (also builds `scenes`), "scene_questions", "scene_tasks" or "scene_kinds".
       fields: `config.data` of a recipe: `data_dir`, `vocab`, and `captions` and `text` (perhaps empty), or
         `texts` and `images`.
 
@@ -146,8 +152,8 @@ def draw_missing(corpus: str, fields: Mapping[str, str]) -> None:
       ValueError: there is no such corpus.
     """
     corpora = dict(
-        scenes=build_scenes, scene_questions=build_scene_questions, scene_tasks=build_scene_tasks,
-        scene_kinds=build_scene_kinds,
+        scenes=build_scenes, scene_explanations=build_explained_scenes, scene_questions=build_scene_questions,
+        scene_tasks=build_scene_tasks, scene_kinds=build_scene_kinds,
     )  # fmt: skip
     if corpus not in corpora:
         raise ValueError(f"config.data.embedded is {corpus!r}; it must be empty or one of {', '.join(corpora)}")
@@ -229,6 +235,10 @@ def _scene_kinds(args: argparse.Namespace) -> None:
 def _scene_questions(args: argparse.Namespace) -> None:
     numbers = args.num_train, args.num_val
     build_scene_questions(args.data_dir, args.seed, *numbers, args.features, workers=workers_of(args))
+
+
+def _scene_explanations(args: argparse.Namespace) -> None:
+    build_scene_explanations(args.data_dir, args.seed, args.num_train, args.num_val, workers_of(args))
 
 
 def _captions(args: argparse.Namespace) -> None:
@@ -313,7 +323,8 @@ def _text(args: argparse.Namespace) -> None:
 
 COMMANDS = dict(
     scenes=_scenes, scene_tasks=_scene_tasks, scene_kinds=_scene_kinds, scene_questions=_scene_questions,
-    captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr, refcoco=_refcoco, text=_text, own=_own,
+    scene_explanations=_scene_explanations, captions=_captions, conceptual_captions=_captions, vqa=_vqa, vcr=_vcr,
+    refcoco=_refcoco, text=_text, own=_own,
 ) | PUBLIC_COMMANDS  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    synthetic = _scenes, _scene_tasks, _scene_kinds, _scene_questions
+    synthetic = _scenes, _scene_tasks, _scene_kinds, _scene_questions, _scene_explanations
     for add in (*synthetic, _captions, _vqa, _vcr, _refcoco, _text, _own, _public):
         add(commands)
     return parser.parse_args(argv)
@@ -113,6 +113,14 @@ def _scene_questions(commands) -> None:
     parser.add_argument(
         "--features", type=int, default=64, metavar="WIDTH", help="width of region features (default: %(default)s)"
     )
+
+
+def _scene_explanations(commands) -> None:
+    about = "long texts about synthetic scenes that give reasons, for pre-training; no download"
+    parser = _command(commands, "scene_explanations", about)
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--num_train", type=int, default=6_000, help="documents (default: %(default)s)")
+    parser.add_argument("--num_val", type=int, default=300, help="documents (default: %(default)s)")
 
 
 def _captions(commands) -> None:

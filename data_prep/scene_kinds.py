@@ -1,4 +1,4 @@
-"""Generate the synthetic corpora `scene_kinds` and `scene_questions`, and build their records."""
+"""Generate the synthetic corpora `scene_kinds`, `scene_questions` and `scene_explanations`, and build their records."""
 
 from __future__ import annotations
 
@@ -114,3 +114,37 @@ def build_scene_questions(
         return dict(
             source=source, vocab=source / "vocab.txt", answers=source / "answers.json", captions=pathlib.Path(captions)
         )
+
+
+def build_scene_explanations(
+    data_dir: str | pathlib.Path, seed: int = 0, num_train: int = 6_000, num_val: int = 300, workers: Workers = ONE
+) -> dict[str, pathlib.Path]:
+    """Generate long texts about scenes in `{data_dir}/scene_explanations` and build their records.
+
+    data_prep/scenes/explanations.py describes the corpus. Nothing happens if it exists; the next call completes an
+    interrupted one.
+
+    Args:
+      data_dir: folder of all corpora.
+      seed: random seed.
+      num_train: documents of train.
+      num_val: documents of val.
+      workers: the processes that make the records.
+
+    Returns:
+      The paths `source` (folder), `vocab` (file) and `text` (directory of records).
+
+    Raises:
+      SourceError: the corpus exists with other settings.
+    """
+    from data_prep.scenes import explanations
+    from data_prep.tables import run_builder
+    from data_prep.text_corpus import TextCorpus
+
+    data_dir = pathlib.Path(data_dir)
+    settings = dict(version=explanations.VERSION, seed=seed, num_train=num_train, num_val=num_val)
+    source = data_dir / "scene_explanations"
+    with only_builder(data_dir):
+        draw_once(source, settings, explanations.write_explanations, ["text_corpus/scene_explanations"])
+        builder = TextCorpus("scene_explanations", data_dir, [source / "train.doc"], [source / "val.doc"])
+        return dict(source=source, vocab=source / "vocab.txt", text=pathlib.Path(run_builder(builder, workers)))

@@ -229,7 +229,7 @@ def test_embedded_corpus_is_built_once(tmp_path, monkeypatch):
         main.run(config, tmp_path / "run", "train")
     assert made == [tmp_path / "data"]
     config.data.embedded = "scnes"
-    with pytest.raises(ValueError, match="'scnes'; it must be empty or one of scenes, scene_questions, scene_tasks"):
+    with pytest.raises(ValueError, match="'scnes'; it must be empty or one of scenes, scene_expl"):
         main.run(config, tmp_path / "run", "train")
 
 

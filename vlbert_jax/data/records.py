@@ -200,8 +200,11 @@ def _build_command(data_dir: str | os.PathLike, name: str) -> str:
     task = builder.removesuffix("_images")
     synthetic, command = sources.get(builder, ("scene_kinds" if task in FURTHER else "scene_tasks", task))
     files = "FILES" if command == "text" else "FOLDER"
-    what = synthetic if corpus == "scenes" else f"{command} --source={files} {shlex.quote(f'--corpus={corpus}')}"
-    options = "" if corpus == "scenes" else f" (further options: python -m data_prep.build {command} --help)"
+    if corpus in ("scene_questions", "scene_explanations"):
+        synthetic = corpus
+    is_synthetic = corpus in ("scenes", synthetic)
+    what = synthetic if is_synthetic else f"{command} --source={files} {shlex.quote(f'--corpus={corpus}')}"
+    options = "" if is_synthetic else f" (further options: python -m data_prep.build {command} --help)"
     place = shlex.quote(f"--data_dir={data_dir}")
     return f"python -m data_prep.build {what} {place}{options}"
 
