@@ -250,6 +250,8 @@ def _captions(args: argparse.Namespace) -> None:
     if args.grid and (args.features or args.attributes):
         option = "--features" if args.features else "--attributes"
         raise SourceError(f"{option} requires the regions of a detector, but --grid has none; leave one out")
+    if args.grid and args.scores:
+        raise SourceError("--scores requires the classes of a detector, but --grid has none; leave one out")
     source, splits = pathlib.Path(args.source), listed(args.splits)
     if args.detector:
         from data_prep.extract_regions import extract_tables  # it imports JAX
@@ -261,6 +263,7 @@ def _captions(args: argparse.Namespace) -> None:
     builder = RegionCaptions(
         args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
         args.features, not args.no_images, args.drop_unreadable, args.num_threads, index, args.attributes, args.answers,
+        args.scores,
     )  # fmt: skip
     with only_builder(pathlib.Path(args.data_dir), workers_of(args)):
         run_builder(builder, workers_of(args))

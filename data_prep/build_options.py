@@ -50,6 +50,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def kept_scores(text: str) -> int:
+    """Return how many class scores of a region are stored; 0 = all."""
+    if text == "exact":
+        return 0
+    number = text.removeprefix("top")
+    if not text.startswith("top") or not (number.isascii() and number.isdigit()) or int(number) < 2:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be exact, or topK such as top64, with K from 2 (a background, and an object)"
+        )
+    return int(number)
+
+
 def share(text: str) -> tuple[int, int]:
     """Return (i, n) of an option i/n. Raises ArgumentTypeError."""
     number, _, of = text.partition("/")
@@ -144,6 +156,11 @@ def _captions(commands) -> None:
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="type of the class scores (default: float16)"
     )
+    parser.add_argument(
+        "--scores", type=kept_scores, default="exact", metavar="exact|topK",
+        help="store all class scores, or the K largest of each region and the mean of the others, as top64; smaller "
+        "records, with slightly other targets of hidden regions (default: exact)",
+    )  # fmt: skip
     parser.add_argument("--features", action="store_true", help="store the region features of the detector")
     parser.add_argument("--attributes", action="store_true", help="store the scores of the detector's attributes")
     about = "store the answers of captions that are questions: a third column of the tables"

@@ -16,9 +16,13 @@ downloaded, and the bottom-up-attention detector finds 10 to 100 regions per ima
     python -m data_prep.build captions --source=conceptual-captions --data_dir=data
 
 One CPU core builds about 100 images of 800x600 pixels with 100 regions per second. Such a record
-takes 0.4 MB (class scores 0.32), with `--features` 0.8 MB more. A batch holds one orientation, so
-each official split becomes two: `train_landscape` (width >= height) and `train_portrait`, likewise
-`val`.
+takes 0.4 MB (class scores 0.32, compressed 0.23), with `--features` 0.8 MB more. With
+`--scores=top64` it takes 0.2 MB: the 64 largest class scores of a region are exact, and the others
+are stored as their mean, so their sum stays. Labels and their scores stay the same. The soft
+targets of hidden regions are flatter among the other classes: their loss differs by at most the
+probability of these, 1537 times `other_score`, times the range of the model's log-probabilities.
+A batch holds one orientation, so each official split becomes two: `train_landscape` (width >=
+height) and `train_portrait`, likewise `val`.
 
 Record (n regions in descending order of their highest class score, background included; ties keep
 the file's order):
@@ -32,6 +36,8 @@ the file's order):
     caption       bytes *   words as in the file
     boxes         float32 n 4   x1 y1 x2 y2 in pixels of the image, not clipped
     class_scores  float16 or float32 n c; (0, 0) with --grid
+    with --scores=top64 instead: class_scores n 64, the largest of each region; class_ids int32 n 64,
+                  their columns; other_score float32 n, the mean of the others; num_classes int64, c
     features      float32 n g; (0, 0) without --features
     attribute_scores  float n a   as class_scores, without "no attribute"; only with --attributes
     answers       bytes *   with --answers: those of the question that the caption is, and
@@ -62,6 +68,7 @@ from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_f
 from data_prep.caption_answers import answer_scores
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder, bad_boxes
+from vlbert_jax.data.class_scores import class_scores, largest_scores
 from vlbert_jax.data.region_files import Detections, Unusable, decode_detections, grid_boxes, parse_record
 from vlbert_jax.files import parse_json
 
@@ -103,6 +110,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         index: str = "frcnn",
         attributes: bool = False,
         answers: bool = False,
+        top_scores: int = 0,
     ):
         """Create the builder.
 
@@ -119,19 +127,21 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
           index: the index of a split is SPLIT_INDEX.json; "grid" = without regions, which are a grid.
           attributes: store the scores of the detector's attributes.
           answers: store the answers of captions that are questions.
+          top_scores: number of class scores of a region that are stored, the largest; 0 = all.
         """
         self.indices = {split: f"{split}_{index}.json" for split in splits}
         self.has_scores = index != "grid"
         self.files = ArchiveFolder(pathlib.Path(source))
         self.splits, self.dtype, self.num_threads = splits, np.dtype(dtype), num_threads
         self.features, self.images, self.drop_unreadable = features, images, drop_unreadable
-        self.attributes, self.answers = attributes, answers
+        self.attributes, self.answers, self.top_scores = attributes, answers, top_scores
         self._without: collections.Counter[tuple[str, str]] = collections.Counter()
         self._first: dict[tuple[str, str], str] = {}  # reason
         options = dict(splits=list(splits), dtype=dtype, features=features, images=images)
         options |= dict(drop_unreadable=drop_unreadable)
         options |= dict(index=index) if index != "frcnn" else {}
         options |= {name: True for name in ("attributes", "answers") if getattr(self, name)}
+        options |= dict(scores=f"top{top_scores}") if top_scores else {}
         super().__init__(corpus, data_dir, str(source), options)
 
     def record_features(self) -> dict[str, Any]:
@@ -142,6 +152,9 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             class_scores=array_feature(*(None, None) if self.has_scores else (0, 0), dtype=self.dtype),
             features=region_feature(self.features),
         )
+        if self.top_scores:
+            ids, number = array_feature(None, None, dtype=np.int32), tfds.features.Scalar(np.int64)
+            found |= dict(class_ids=ids, other_score=array_feature(None), num_classes=number)
         if self.attributes:
             found["attribute_scores"] = array_feature(None, None, dtype=self.dtype)
         if self.answers:
@@ -192,7 +205,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         fact = split, action, reason
         if record is None:
             return Made(notes=notes, fact=fact)
-        usable = are_distributions(record["class_scores"]).tolist()
+        usable = are_distributions(class_scores(record)).tolist()
         return Made(oriented(split, *record["image_size"]), record, notes, usable, fact)
 
     def absorb(self, facts: list[tuple[str, str, str]]) -> None:
@@ -265,6 +278,11 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             caption=words, boxes=regions.boxes, class_scores=regions.scores.astype(self.dtype),
             features=regions.features,
         )  # fmt: skip
+        if self.top_scores:
+            if self.top_scores > regions.scores.shape[1]:
+                has = f"{entry.detections} has {regions.scores.shape[1]} class scores per region"
+                raise SourceError(f"{has}, fewer than --scores=top{self.top_scores}; choose a smaller number")
+            record |= largest_scores(record["class_scores"], self.top_scores)
         if self.attributes:
             record["attribute_scores"] = regions.attributes.astype(self.dtype)
         if self.answers:

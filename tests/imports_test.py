@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "": {"command", "fine_tune", "prediction"},
 }
 DATA_PREP = {"", "command", "files", "compiled", "data.image_files", "data.region_files", "detector.fingerprint"}
-DATA_PREP |= {"memory", "weights.safe_pickle", "data.overlap", "data.records"}
+DATA_PREP |= {"memory", "weights.safe_pickle", "data.class_scores", "data.overlap", "data.records"}
 # Third-party packages that each package must not import.
 NEVER = {
     "batch": {"flax", "grain", "tensorflow_datasets", "ml_collections"},

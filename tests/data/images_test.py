@@ -42,7 +42,7 @@ def test_every_color_mode_is_decoded_as_by_pillow(kind, mode):
         image = Image.merge("CMYK", [*image.split(), Image.fromarray(photo(37, 53, seed=1)).convert("L")])
     data = encoded(image.convert(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    # OpenCV and Pillow both contain libjpeg-turbo; two builds of it may differ by one gray level.
+    # simplejpeg and Pillow both contain libjpeg-turbo; two builds of it may differ by one gray level.
     np.testing.assert_allclose(decode_image(data).astype(int), expected, atol=1)
 
 

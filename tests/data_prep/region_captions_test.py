@@ -14,7 +14,10 @@ from data_prep.manifest import SourceError
 from data_prep.region_captions import RegionCaptions
 from tests.helpers import GOLDEN
 from tests.helpers.built_case import open_lines, read_all, words_of
+from vlbert_jax.data.class_scores import class_scores
+from vlbert_jax.data.records import open_split
 
+SPLIT = "train_portrait"
 OFFICIAL = GOLDEN / "data/cc_a"
 
 
@@ -64,6 +67,29 @@ def test_class_scores_are_half_precision_by_default(tmp_path):
     directory = build.run_builder(RegionCaptions("sample", tmp_path, source))
     (record,) = read_all(directory, "train_portrait")
     assert record["class_scores"].dtype == np.float16 and record["class_scores"].shape == (5, 1601)
+
+
+def test_the_largest_class_scores(tmp_path, capsys):
+    source = OFFICIAL / "data_full/conceptual-captions"
+    build.run_builder(RegionCaptions("all", tmp_path, source))
+    whole = open_split(tmp_path, "region_captions/all", SPLIT)
+    command = ["captions", f"--source={source}", f"--data_dir={tmp_path}", "--corpus=some"]
+    assert build.main([*command, "--scores=top64"]) == 0
+    (exact,), (short,) = whole, open_split(tmp_path, "region_captions/some", SPLIT)
+    assert short["class_scores"].shape == short["class_ids"].shape == (5, 64)
+    chosen = np.take_along_axis(exact["class_scores"], short["class_ids"], 1)
+    np.testing.assert_array_equal(short["class_scores"], chosen)
+    np.testing.assert_array_equal(class_scores(short).argmax(1), exact["class_scores"].argmax(1))
+    capsys.readouterr()
+    assert build.main([*command, "--corpus=more", "--scores=top1602"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "has 1601 class scores per region, fewer than --scores=top1602" in error
+    assert build.main([*command, "--corpus=grid", "--scores=top64", "--grid"]) == 2
+    assert "--scores requires the classes of a detector" in capsys.readouterr().err
+    for wrong in ("top0", "top1", "topfoo", "top", "64", ""):
+        with pytest.raises(SystemExit):
+            build.main([*command, f"--scores={wrong}"])
+        assert f"{wrong!r} must be exact, or topK such as top64" in capsys.readouterr().err.splitlines()[-1]
 
 
 def jpeg(mode="RGB", size=(60, 40), form="JPEG"):

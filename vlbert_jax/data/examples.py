@@ -133,8 +133,9 @@ def image_fields(
         example["region_features"] = _region_features(record, hidden, layout)
     if layout.geometry_dtype is not None:
         # Rows that are not read stay 0.
-        geometry = region_geometry(placed[:kept], example["image_size"][0], layout.regions.geometry_size)
-        example["box_geometry"] = padded(geometry.astype(layout.geometry_dtype), rows)
+        geometry = np.zeros((rows, layout.regions.geometry_size), layout.geometry_dtype)
+        geometry[:kept] = region_geometry(placed[:kept], example["image_size"][0], geometry.shape[1])
+        example["box_geometry"] = geometry
     return example
 
 
@@ -211,7 +212,7 @@ def _region_features(record: dict, hidden: np.ndarray | None, layout: ImageLayou
             "a record has no features of its regions, but config.data.features is precomputed: set it to image, or "
             "build the images with features"
         )
-    check_width("features", features, "feature_size", layout.feature_size)
+    check_width("features", features.shape[1], "feature_size", layout.feature_size)
     out = np.zeros((layout.max_regions + 1, layout.feature_size), np.float32)
     if len(record.get("image_feature", ())):
         out[0] = record["image_feature"]
@@ -224,7 +225,7 @@ def _region_features(record: dict, hidden: np.ndarray | None, layout: ImageLayou
     return out
 
 
-def check_width(what: str, values: np.ndarray, field: str, expected: int) -> None:
-    """Raise ValueError where a box has another number of `values` than the config states."""
-    if values.shape[1] != expected:
-        raise ValueError(f"a record has {values.shape[1]} {what} per box, but config.model.{field} is {expected}")
+def check_width(what: str, number: int, field: str, expected: int) -> None:
+    """Raise ValueError where a box has another number of values than the config states."""
+    if number != expected:
+        raise ValueError(f"a record has {number} {what} per box, but config.model.{field} is {expected}")

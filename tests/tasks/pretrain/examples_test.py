@@ -14,6 +14,7 @@ from data_prep.build import build_scenes
 from data_prep.scenes import world
 from tests.helpers.batch_case import fields_of
 from vlbert_jax.batch import END, IMG, IMG_MASK, NO_IMAGE
+from vlbert_jax.data.class_scores import class_scores, largest_scores
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.records import Records, open_split
 from vlbert_jax.data.tokenizer import tokenizer_of
@@ -289,6 +290,23 @@ def test_scores_that_do_not_sum_to_one_are_not_targets(tokenizer, layout):
     assert example["mrc_regions"][example["mrc_mask"]].tolist() == [1, 3]
     assert example["region_classes"][:4].tolist() == [-1, 0, -1, 2]
     assert example["region_hidden"][:4].tolist() == [False, True, True, True]
+
+
+def test_records_with_the_largest_scores_make_the_same_example(tokenizer, layout):
+    """Only the targets of regions differ, which are the expanded scores."""
+    layout = dataclasses.replace(layout, objects=True)
+    exact = record(4)
+    exact["class_scores"] *= np.linspace(0.5, 1.5, exact["class_scores"].shape[1], dtype=np.float16)
+    exact["class_scores"] /= exact["class_scores"].sum(1, keepdims=True)
+    exact["class_scores"][2] *= 3  # not a distribution
+    short = exact | largest_scores(exact["class_scores"], 3)
+    first, second = (caption_example(given, samples(4, regions=0.1), tokenizer, layout) for given in (exact, short))
+    regions = first["mrc_regions"][first["mrc_mask"]] - 1
+    assert regions.tolist() == [0, 1, 3]
+    np.testing.assert_array_equal(second["mrc_targets"][:3], class_scores(short, regions))
+    assert (first.pop("mrc_targets") != second.pop("mrc_targets")).any()
+    for name, value in first.items():
+        np.testing.assert_array_equal(second[name], value, err_msg=name)
 
 
 def test_targets_beyond_the_limits_are_masked_but_not_scored(tokenizer, layout):

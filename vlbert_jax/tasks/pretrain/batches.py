@@ -12,6 +12,7 @@ import numpy as np
 
 from vlbert_jax.batch import Batch, Example, abstract_batch, empty_example
 from vlbert_jax.data import streams
+from vlbert_jax.data.class_scores import class_scores
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.masking import draw_samples
 from vlbert_jax.data.records import Records, Source, open_split
@@ -132,7 +133,7 @@ def _check_captions(config, records: Source, split: str) -> None:
     if losses.get("mrc", True) or losses.get("region", 0) or losses.get("objects", False):
         missing = f"records of {split} in {d.captions} has class scores that sum to 1, the targets of regions"
         remedy = "Extract regions with a detector of classes, or set config.losses.mrc=False (region=0, objects=False)."
-        require_usable(records, lambda record: bool(is_distribution(record["class_scores"]).any()), missing, remedy)
+        require_usable(records, lambda record: bool(is_distribution(class_scores(record)).any()), missing, remedy)
 
 
 def _has_words(tokenizer: Tokenizer, text: str) -> bool:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from vlbert_jax.batch import NO_IMAGE, Example, Shapes
 from vlbert_jax.data import masking
+from vlbert_jax.data.class_scores import class_scores, number_of_classes
 from vlbert_jax.data.examples import ImageLayout, check_width, image_fields, image_shapes, usual_orientation
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
@@ -117,8 +118,8 @@ def caption_example(
     it keep box and `region_hidden`: their pixels are zeroed too, as in the official code.
 
     Args:
-        record: As for `image_fields`, with `caption` (words), `boxes` [n, 4] and `class_scores` [n, c], in
-            order of descending score; (0, 0) without a detector.
+        record: As for `image_fields`, with `caption` (words), `boxes` [n, 4] and class scores (`class_scores.py`),
+            in order of descending score; (0, 0) without a detector.
         draws: Random numbers of the example.
         tokenizer: Tokenizer of the run.
         layout: Shapes and options.
@@ -128,12 +129,11 @@ def caption_example(
     Raises:
         ValueError: Classes or features differ in number from the config, or the records lack a field.
     """
-    scores = record["class_scores"]  # perhaps float16; converting all of it takes a millisecond
-    if not scores.size:  # the regions are a grid, whose classes nobody knows
-        scores = np.zeros((len(record["boxes"]), layout.num_classes), np.float16)
-    check_width("class scores", scores, "num_region_classes", layout.num_classes)
+    if not record["class_scores"].size:  # the regions are a grid, whose classes nobody knows
+        record = record | dict(class_scores=np.zeros((len(record["boxes"]), layout.num_classes), np.float16))
+    check_width("class scores", number_of_classes(record), "num_region_classes", layout.num_classes)
     rows = layout.max_regions + 1
-    asked, hidden = np.zeros(len(scores), bool), None
+    asked, hidden = np.zeros(len(record["boxes"]), bool), None
     if layout.mrc:
         rule = layout.hidden_share, layout.mask_least_one and layout.mask_regions > 0
         asked, hidden = masking.mask_regions(draws, layout.mask_regions, *rule)
@@ -152,27 +152,29 @@ def caption_example(
     if layout.mrc:
         k = layout.max_mrc_targets
         targets = np.flatnonzero(asked[: kept - 1])
-        targets = targets[is_distribution(scores[targets])][:k]
+        scores = class_scores(record, targets).astype(np.float32)  # converting those of all regions takes a millisecond
+        usable = np.flatnonzero(is_distribution(scores))[:k]
+        targets, scores = targets[usable], scores[usable]
         example.update(
             mrc_regions=padded((targets + 1).astype(np.int32), k),
             mrc_positions=padded(
                 layout.regions.place_of(targets + 1, num_text, layout.sequence_length).astype(np.int32), k
             ),
-            mrc_targets=padded(scores[targets].astype(np.float32), k),
+            mrc_targets=padded(scores, k),
             mrc_mask=np.arange(k) < len(targets),
         )
     if layout.region_classes:
-        seen = scores[: kept - 1]
+        seen = class_scores(record, slice(kept - 1))
         classes = np.where(is_distribution(seen), seen.argmax(axis=1), -1)
         example["region_classes"] = padded(np.append(-1, classes).astype(np.int32), rows, fill=-1)
     if layout.objects:
-        example |= _best("object", scores[: kept - 1, 1:], rows)  # without the background
+        example |= _best("object", class_scores(record, slice(kept - 1))[:, 1:], rows)  # without the background
     if layout.attributes:
         if "attribute_scores" not in record:
             remedy = "build them with --attributes"
             raise ValueError(f"config.losses.attributes is True, but the records have no attribute_scores: {remedy}.")
         given = record["attribute_scores"]
-        check_width("attribute scores", given, "num_attributes", layout.num_attributes)
+        check_width("attribute scores", given.shape[1], "num_attributes", layout.num_attributes)
         example |= _best("attribute", given[: kept - 1], rows)
     if layout.answers:
         answer = -1

@@ -1,0 +1,54 @@
+"""Class scores of regions in records: all of them, or the largest few and the mean of the others.
+
+A record with the field `class_ids` is of the second form, whose other fields are in `largest_scores`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+
+def largest_scores(scores: Float[np.ndarray, "n c"], number: int) -> dict[str, Any]:
+    """Return the fields of a record that keep the largest scores of each region.
+
+    The others are stored as their mean: their sum stays, so a distribution stays one, and no class that the
+    detector found improbable is preferred to another one. Of equal scores, those of the first classes are kept.
+
+    Args:
+        scores: Score of each class, column 0 is the background.
+        number: How many scores are kept, at most c; 2 keep the best class besides the background.
+
+    Returns:
+        `class_ids` int32 [n, number] in ascending order, `class_scores` [n, number], `other_score` float32 [n],
+        which is the score of every other class, and `num_classes`, c.
+    """
+    wide = scores.astype(np.float32)
+    smallest = -np.partition(-wide, number - 1, axis=1)[:, number - 1 : number]
+    kept, tied = wide > smallest, wide == smallest
+    kept |= tied & (tied.cumsum(1, dtype=np.int32) <= number - kept.sum(1, keepdims=True))
+    others = np.where(kept, 0, wide).sum(1, dtype=np.float64) / max(wide.shape[1] - number, 1)
+    ids = np.nonzero(kept)[1].reshape(-1, number)
+    return dict(
+        class_scores=np.take_along_axis(scores, ids, axis=1),
+        class_ids=ids.astype(np.int32),
+        other_score=others.astype(np.float32),
+        num_classes=scores.shape[1],
+    )
+
+
+def number_of_classes(record: dict) -> int:
+    """Return how many classes a region of a record has scores of; 0 without a detector."""
+    return int(record["num_classes"]) if "class_ids" in record else record["class_scores"].shape[1]
+
+
+def class_scores(record: dict, rows: Any = slice(None)) -> Float[np.ndarray, "k c"]:
+    """Return the score of every class, of the regions `rows` of a record (an index of NumPy)."""
+    scores = record["class_scores"][rows]
+    if "class_ids" not in record:
+        return scores
+    whole = np.tile(record["other_score"][rows, None], number_of_classes(record))
+    np.put_along_axis(whole, record["class_ids"][rows], scores, axis=1)
+    return whole
