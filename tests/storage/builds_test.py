@@ -21,11 +21,12 @@ from data_prep.sources import open_source
 from data_prep.tables import ShareWritten, draw_once, run_builder
 from tests.helpers.bucket_case import SECRET, Proxy, bucket_maker
 from tests.helpers.processes_case import NUMBER, image_table
+from vlbert_jax import __version__
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.storage import bucket as requests
 from vlbert_jax.storage.bucket import Bucket, StorageError
 from vlbert_jax.storage.data import local_data
-from vlbert_jax.storage.mirror import mirrored
+from vlbert_jax.storage.mirror import StoredParts, mirrored
 
 ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
 TABLE = "photos_images/c/1.0.0"
@@ -179,6 +180,35 @@ def test_a_build_that_is_killed_while_it_is_completed(place, photos, in_a_folder
     machine("another")
     built(photos, address)
     assert written == [0, 1, 2, 3] and stored(address, TABLE) == in_a_folder and not stored(address, UNFINISHED)
+
+
+def test_of_two_builds_that_start_at_once_one_is_refused(place, photos, machine, monkeypatch):
+    address, claim = f"{place[0]()}/data", StoredParts.store_claim
+    if address.startswith("gs"):
+        pytest.skip("the emulator of GCS does not refuse to replace an object")
+
+    def second(stored_parts):
+        content = json.loads((stored_parts.folder / "parts/build.json").read_bytes()) | dict(version="another")
+        stored_parts.bucket.write("parts/build.json", json.dumps(content).encode())
+        claim(stored_parts)
+
+    machine("one")
+    monkeypatch.setattr(StoredParts, "store_claim", second)
+    with pytest.raises(SourceError, match=f"has parts of a build with other version: another, not {__version__}"):
+        built(photos, address)
+
+
+def test_parts_of_another_build_are_deleted(place, photos, in_a_folder, machine, written):
+    address = f"{place[0]()}/data"
+    machine("one")
+    built(photos, address, Workers(1, 0, 2), images=False)
+    built(photos, address)
+    assert written == [0, 2, 0, 1, 2, 3] and stored(address, TABLE) == in_a_folder
+
+
+def test_no_object_becomes_a_file_elsewhere(place, tmp_path):
+    with pytest.raises(StorageError, match=r"/x/\.\./\.\./y would be a file outside of its folder"):
+        Bucket(place[0]()).download({"x/../../y": 1}, tmp_path)
 
 
 def test_the_command_reads_and_writes_addresses(place, photos, machine, tmp_path, capsys):
