@@ -17,6 +17,7 @@ from data_prep.build_public import COMMANDS as PUBLIC_COMMANDS
 from data_prep.manifest import SourceError
 from data_prep.parts import ONE, Workers
 from data_prep.scene_kinds import build_scene_explanations, build_scene_kinds, build_scene_questions
+from data_prep.stored import local_places
 from data_prep.tables import ShareWritten, draw_once, is_built, only_builder, run_builder, run_builders
 from vlbert_jax.command import run_command
 
@@ -349,10 +350,11 @@ def main(argv: list[str] | None = None) -> int:
     def work():
         if args.shard[1] > 1 and getattr(args, "detector", ""):
             raise SourceError("--shard and --detector exclude each other; first share data_prep.extract_regions")
-        try:
-            COMMANDS[args.name](args)
-        except ShareWritten as share:
-            print(share)
+        with local_places(args):
+            try:
+                COMMANDS[args.name](args)
+            except ShareWritten as share:
+                print(share)
 
     before = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -8,7 +8,7 @@ import vlbert_jax
 from data_prep.parts import Workers, cores
 from data_prep.refcoco_files import SPLITS as REFER_SPLITS
 from data_prep.vcr_files import SPLITS as VCR_SPLITS
-from vlbert_jax.files import local_path, local_paths, user_path
+from vlbert_jax.files import user_path, user_paths
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -33,8 +33,10 @@ def listed(text: str) -> tuple[str, ...]:
 def _command(commands, name: str, description: str, *aliases: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=description, description=description, aliases=aliases)
     parser.add_argument(
-        "--data_dir", type=local_path, default="data", help="folder for the records (default: %(default)s)"
-    )
+        "--data_dir", type=user_path, default="data", metavar="FOLDER",
+        help="folder or address (gs://, s3://) of the records; files and folders that the command reads may be at "
+        "addresses, too (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--num_processes", type=_positive, default=cores(), metavar="N",
         help="processes that make records, which do not depend on N; a table of up to 256 images, or 20,000 texts, "
@@ -77,7 +79,7 @@ def workers_of(args: argparse.Namespace) -> Workers:
 
 def _download(parser: argparse.ArgumentParser, source: str, corpus: str, threads: str, default: str = "") -> None:
     """Add the options that all downloads with images share; `default` describes an empty `corpus`."""
-    parser.add_argument("--source", type=local_path, required=True, help=source)
+    parser.add_argument("--source", type=user_path, required=True, help=source)
     parser.add_argument("--corpus", default=corpus, help=f"name of the corpus (default: {corpus or default})")
     parser.add_argument(
         "--num_threads", type=int, default=4, help=f"threads of a process that read {threads} (default: 4)"
@@ -146,7 +148,7 @@ def _captions(commands) -> None:
         help="weights of a detector: first find the regions of the images of the tables, or continue to",
     )  # fmt: skip
     choice.add_argument(
-        "--regions", type=local_path, default="", metavar="FOLDER",
+        "--regions", type=user_path, default="", metavar="FOLDER",
         help="or the regions of the images of all tables, which extract_regions wrote",
     )  # fmt: skip
     choice.add_argument(
@@ -176,11 +178,11 @@ def _vqa(commands) -> None:
     parser.add_argument("--features", action="store_true", help="store the region features of the detector")
     parser.add_argument("--images", action="store_true", help="store the images of train2014, val2014, test2015")
     parser.add_argument(
-        "--regions", type=local_paths, default="10-100ada",
+        "--regions", type=user_paths, default="10-100ada",
         help="10-100ada, 36, or two folders TRAINVAL,TEST (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--features_tsv", type=local_paths, default="", help="tables of regions to read instead, comma-separated"
+        "--features_tsv", type=user_paths, default="", help="tables of regions to read instead, comma-separated"
     )
     parser.add_argument(
         "--answers", type=int, default=0, metavar="N",
@@ -193,7 +195,7 @@ def _vcr(commands) -> None:
     _download(parser, "folder with train.jsonl, ... and vcr1images.zip", "vcr", "images")
     parser.add_argument("--splits", default=",".join(VCR_SPLITS), help="official splits (default: %(default)s)")
     parser.add_argument(
-        "--categories", type=local_path, default="", metavar="FILE",
+        "--categories", type=user_path, default="", metavar="FILE",
         help="names of object categories, one per line (default: COCO's)",
     )  # fmt: skip
 
@@ -207,23 +209,23 @@ def _refcoco(commands) -> None:
     parser.add_argument("--split_by", choices=authors, default="unc", help="author of the split (default: %(default)s)")
     parser.add_argument("--splits", default="", help="comma-separated (default: all of the dataset)")
     parser.add_argument(
-        "--annotations", type=local_path, default="annotations/instances_train2014.json",
+        "--annotations", type=user_path, default="annotations/instances_train2014.json",
         help="file of all boxes, under the source (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--proposals", type=local_path, default="", metavar="FILE", help="the detector's boxes, under the source"
+        "--proposals", type=user_path, default="", metavar="FILE", help="the detector's boxes, under the source"
     )
 
 
 def _text(commands) -> None:
     parser = _command(commands, "text", "documents as lines of text files")
     parser.add_argument(
-        "--source", type=local_paths, required=True,
+        "--source", type=user_paths, required=True,
         help="text files in order, comma-separated; gzip, bzip2 and xz are decompressed",
     )  # fmt: skip
     parser.add_argument("--corpus", default="books_wikipedia", help="name of the corpus (default: %(default)s)")
     parser.add_argument(
-        "--val_source", type=local_paths, default="", help="text files of the val split, comma-separated"
+        "--val_source", type=user_paths, default="", help="text files of the val split, comma-separated"
     )
     parser.add_argument(
         "--val_fraction", type=float, default=0.0, help="or this fraction of the lines, from the end (default: 0)"
@@ -235,7 +237,7 @@ def _own(commands) -> None:
     files = "folder with train.jsonl, val.jsonl, perhaps test.jsonl (or .csv, .tsv)"
     _download(parser, files, "", "images", "the folder's")
     parser.add_argument(
-        "--images", type=local_path, default="", metavar="FOLDER",
+        "--images", type=user_path, default="", metavar="FOLDER",
         help="folder to which the paths of images are relative (default: the source)",
     )  # fmt: skip
     regions(parser)
@@ -295,7 +297,7 @@ def regions(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--grid", action="store_true", help="regions are a grid of 3 x 3 cells (default)")
     choice.add_argument(
-        "--regions", type=local_path, default="", metavar="FOLDER", help="or those that extract_regions wrote"
+        "--regions", type=user_path, default="", metavar="FOLDER", help="or those that extract_regions wrote"
     )
     choice.add_argument("--detector", type=user_path, default="", help="or weights of a detector, to find them now")
     parser.add_argument("--features", action="store_true", help="store the region features of the detector")

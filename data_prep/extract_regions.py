@@ -41,14 +41,16 @@ from data_prep.caption_tables import write_index
 from data_prep.manifest import SourceError
 from data_prep.region_store import FORMATS, Part, RegionStore, broken_images
 from data_prep.sources import Source, image_number, map_ahead, open_source, source_of
+from data_prep.stored import local_places
 from vlbert_jax.command import run_command
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.data.image_files import open_image, passed_over
 from vlbert_jax.data.region_files import encode_regions
-from vlbert_jax.detector.options import RULES, SELECTIONS, Settings
+from vlbert_jax.detector.options import RULES, SELECTIONS, Selection, Settings
 from vlbert_jax.detector.regions import Regions
-from vlbert_jax.files import atomic_write, local_path, user_file, user_path
+from vlbert_jax.files import atomic_write, user_path
 from vlbert_jax.memory import keep_freed_memory
+from vlbert_jax.storage.mirror import store_file, store_next_to
 
 if TYPE_CHECKING:  # JAX takes two seconds to import, and --help needs none of it
     from vlbert_jax.detector.detect import Detector
@@ -97,6 +99,7 @@ def extract(
             if not part.done:
                 for line in part.finish():
                     progress.write(f"broken: {line['name']}: {line['error']}", file=sys.stderr)
+            store.parts.store(part.path.stem)
     with store.alone():
         if store.is_complete():
             _conclude(source, store)
@@ -157,10 +160,13 @@ def _conclude(source: Source, store: RegionStore) -> None:
     broken = dict(broken_images(store.folder))
     with atomic_write(store.folder / "broken.txt") as partial:
         partial.write_text("".join(f"{name}: {error}\n" for name, error in broken.items()))
+    store_file(store.folder / "broken.txt")
     if source.captions is None:
         return
     folder = store.folder
-    write_index(source, folder.with_name(f"{folder.name}.json"), f"{folder.name}.zip@/", broken)
+    index = folder.with_name(f"{folder.name}.json")
+    write_index(source, index, f"{folder.name}.zip@/", broken)
+    store_next_to(folder, index.name)
 
 
 # --- The command ------------------------------------------------------------------------------
@@ -223,16 +229,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add, usual, other = parser.add_argument, SELECTIONS["caffe"], SELECTIONS["huggingface"]
     add("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
-    add("images", type=local_path, metavar="IMAGES", help="folder, zip archive, list (.txt) or table (.tsv)")
+    add("images", type=user_path, metavar="IMAGES", help="folder, zip archive, list (.txt) or table (.tsv)")
     add("--detector", type=user_path, required=True, help="weights of the detector")
     add(
-        "--lists", type=local_path,
+        "--lists", type=user_path,
         help="folder of objects_vocab.txt and attributes_vocab.txt (default: the folder of the weights)",
     )  # fmt: skip
-    add("--out", required=True, type=user_file, help="new folder, or folder of this extraction")
+    add("--out", required=True, type=user_path, help="new folder or address, or that of this extraction")
     add("--format", choices=FORMATS, default=FORMATS[0], help="format of the regions (default: %(default)s)")
     add(
-        "--images", dest="image_folder", type=local_path, default="",
+        "--images", dest="image_folder", type=user_path, default="",
         help="folder or zip of the images of a table, next to the table",
     )  # fmt: skip
     add("--shard", type=share, default=(0, 1), metavar="i/n", help="the share of the images of this process")
@@ -266,9 +272,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _run(args: argparse.Namespace) -> None:
-    """Extract regions with these options and print a summary."""
-    from vlbert_jax.detector.detect import load_detector
-
+    """Check the options, and extract regions."""
     given = {name: getattr(args, name) for name in ("threshold", "fewest", "most")}
     selection = dataclasses.replace(
         SELECTIONS[args.rules], **{name: value for name, value in given.items() if value is not None}
@@ -283,14 +287,22 @@ def _run(args: argparse.Namespace) -> None:
         raise SourceError(
             f"--proposals={args.proposals} is too few for --fewest={selection.fewest} regions; give at least as many"
         )
-    source = open_source(args.images, args.image_folder)
+    with local_places(args, "out", (".txt", ".tsv")):
+        _extract_as(args, selection)
+
+
+def _extract_as(args: argparse.Namespace, selection: Selection) -> None:
+    """Extract regions to a folder with these options, and print a summary."""
+    from vlbert_jax.detector.detect import load_detector
+
+    source, out = open_source(args.images, args.image_folder), pathlib.Path(args.out)
     others = passed_over(source.passed_over)
     if others:  # before hours of work, and again after them
         print(f"warning: {args.images}: {others}", file=sys.stderr)
     settings = RULES[args.rules](proposals_after=args.proposals, roi_operation=args.roi)
     options = dict(lists=args.lists, batch_size=args.batch_size, dtype=args.dtype)
     detector = load_detector(args.detector, settings, selection, **options)
-    store = extract(source, detector, args.out, form=args.format, shard=args.shard, num_threads=args.num_threads)
+    store = extract(source, detector, out, form=args.format, shard=args.shard, num_threads=args.num_threads)
     broken = sum(1 for _ in broken_images(store.folder))
     if broken == len(source.paths):
         raise SourceError(f"{args.images}: no image could be read; {args.out}/broken.txt lists the reasons")

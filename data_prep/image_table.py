@@ -28,6 +28,7 @@ that were dropped because they have no area inside their image."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -40,6 +41,7 @@ from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_f
 from data_prep.manifest import SourceError
 from data_prep.region_store import open_records, read_extraction
 from data_prep.sources import ArchiveFolder, bad_boxes, name_of
+from data_prep.stored import fetch_records
 from vlbert_jax.data.overlap import finds
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.region_files import GRID, ImageRegions, Unusable, decode_regions, grid_boxes, parse_record
@@ -386,10 +388,14 @@ class StoredBoxes:
     """The boxes of the images of a table that is built; those of the last image are kept."""
 
     def __init__(self, table: str | pathlib.Path):
-        """Open the table at the directory that the builder of images wrote."""
-        table = pathlib.Path(table)
-        self._records = open_split(table.parents[2], f"{table.parts[-3]}/{table.parts[-2]}", "images")
+        """Remember the directory that the builder of images wrote; the table is opened when it is needed."""
+        self._table = pathlib.Path(table)
         self._last: tuple[int, np.ndarray] = -1, np.zeros((0, 4))
+
+    @functools.cached_property
+    def _records(self):
+        fetch_records(self._table)
+        return open_split(self._table.parents[2], f"{self._table.parts[-3]}/{self._table.parts[-2]}", "images")
 
     def usable(self, number: int, right: np.ndarray) -> list[bool]:
         """Return whether a box of an image counts as one of the right boxes [m, 4]; empty where none is known."""

@@ -11,6 +11,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
+from vlbert_jax.files import with_addresses
+
 WHOLE = 4 * 2**30  # bytes up to which the whole content of a file counts
 BLOCKS, BLOCK = 64, 2**20  # of a larger file: number of blocks, evenly spread, and bytes of each
 
@@ -52,8 +54,8 @@ def _mark_of_file(path: pathlib.Path, size: int, changed: int) -> str:
 
 
 def marks_of(paths: Iterable[pathlib.Path]) -> dict[str, str]:
-    """Return the absolute path of each input and its mark."""
-    return {str(path.absolute()): mark_of(path) for path in paths}
+    """Return the absolute path, or the address, of each input and its mark."""
+    return {with_addresses(str(path.absolute())): mark_of(path) for path in paths}
 
 
 def other_inputs(built: Mapping[str, str], given: Mapping[str, str]) -> str:

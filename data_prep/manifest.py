@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from vlbert_jax.files import json_object
+from vlbert_jax.files import json_object, with_addresses
 
 TEXTS = ("caption", "text", "question", "expression")  # fields of records: a str, or a list of words
 
@@ -86,7 +86,7 @@ class Manifest:
     """The problems of a download; the manifest is stored as `manifest.json` next to the records."""
 
     def __init__(self, source: str, options: dict[str, Any]):
-        self.source = source
+        self.source = with_addresses(source)
         self.options = options  # options of the builder that change the records
         self.inputs: dict[str, str] = {}  # path -> mark of what the table is built from
         self.records: dict[str, int] = {}  # number of records per split

@@ -53,6 +53,7 @@ from data_prep.parts import ONE, Workers
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.data.region_files import fractions_of
 from vlbert_jax.files import atomic_write
+from vlbert_jax.storage.mirror import store_file
 
 
 class OwnExamples(OrderedBuilder, skip_registration=True):
@@ -250,6 +251,7 @@ def build_own(
     for name, content in files.items():
         with atomic_write(data_dir / name) as partial:
             partial.write_text(content, "utf-8")
+        store_file(data_dir / name)
     report(folder, task, listed, corpus, chosen.options["regions"])
     if suggest:
         print(next_command(corpus, data_dir))

@@ -252,7 +252,7 @@ class _Alone:
 
 
 def write_parts(
-    builder: OrderedBuilder, folder: pathlib.Path, workers: Workers, finished: Callable[[dict[str, Any]], None]
+    builder: OrderedBuilder, folder: pathlib.Path, workers: Workers, finished: Callable[[int, dict[str, Any]], None]
 ) -> int:
     """Write the parts of this machine that are not written yet, and return the number of all parts.
 
@@ -262,7 +262,7 @@ def write_parts(
       builder: the table.
       folder: the folder of the unfinished table.
       workers: the processes.
-      finished: function that gets what `read_part` returns for each part of this machine, in order.
+      finished: function that gets the number of each part of this machine, in order, and what `read_part` returns.
 
     Raises:
       SourceError: an item cannot be used, or a process was killed. Of several errors, the first in
@@ -287,7 +287,7 @@ def write_parts(
                     pool.settle(written)
                 part = read_part(folder, number)
                 assert part is not None
-                finished(part)
+                finished(number, part)
 
         def all_batches() -> Iterator[list[Any]]:
             yield from first

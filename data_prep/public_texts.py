@@ -40,6 +40,7 @@ from data_prep.parts import ONE, Workers
 from data_prep.sources import ArchiveFolder
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.files import atomic_write
+from vlbert_jax.storage.mirror import fetch_file, store_file
 
 
 class PublicExample(NamedTuple):
@@ -240,9 +241,11 @@ def run_public(
 
 def write_once(path: pathlib.Path, content: str) -> None:
     """Write a text file atomically, unless it exists with this content. Raises SourceError if it has another one."""
+    fetch_file(path)
     if path.exists():
         if path.read_text("utf-8") != content:
             raise SourceError(f"{path} has other content than this command would write: remove it, or change --corpus")
         return
     with atomic_write(path) as partial:
         partial.write_text(content, "utf-8")
+    store_file(path)

@@ -31,6 +31,7 @@ from data_prep.manifest import SourceError, mixed_extractors, read_object
 from vlbert_jax.data.region_files import pack, table_row, unpack
 from vlbert_jax.detector.fingerprint import extractor_id
 from vlbert_jax.files import atomic_write, json_object
+from vlbert_jax.storage.mirror import StoredParts
 
 FORMATS = ("array_record", "json", "tsv")
 PART = 256  # images per part
@@ -73,8 +74,16 @@ class RegionStore:
         expected = dict(
             extractor=self.extractor, fingerprint=fingerprint, images=images, format=form, shards=shards, part=PART
         )
+        self.parts = StoredParts(folder, "extraction.json", self._files_of)
+        self.parts.fetch()
         (folder / "parts").mkdir(parents=True, exist_ok=True)
         self._claim(expected)
+
+    def _files_of(self, part: str) -> list[str]:
+        """Return the files of the regions of a finished part. Raises SourceError."""
+        if self.form != "json":
+            return [f"regions-{part}.{self.form}"]
+        return [f"{name}.json" for name in _read_part(self.folder / "parts" / f"{part}.json")["names"]]
 
     def _claim(self, expected: dict[str, Any]) -> None:
         path = self.folder / "extraction.json"
@@ -82,6 +91,7 @@ class RegionStore:
             if not path.exists():
                 with atomic_write(path) as partial:
                     partial.write_text(json.dumps(expected, indent=1) + "\n")
+                self.parts.store_claim()
         found = read_extraction(self.folder)
         for field, value in expected.items():
             before = found.get(field)
@@ -119,6 +129,7 @@ class RegionStore:
 
     def is_complete(self) -> bool:
         """Return whether every part of every shard is finished."""
+        self.parts.fetch()
         shards = (len(range(number, len(self.names), self.shards)) for number in range(self.shards))
         return len(list((self.folder / "parts").glob("*.json"))) == sum(-(-images // PART) for images in shards)
 

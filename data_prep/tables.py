@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from data_prep.inputs import marks_of, other_inputs
 from data_prep.manifest import SourceError, read_object
 from data_prep.parts import ONE, Workers, read_part, write_json, write_parts
+from data_prep.stored import fetch_table, store_table, stored_parts
 from vlbert_jax import __version__
 from vlbert_jax.files import read_json_object
+from vlbert_jax.storage.mirror import StoredParts, fetch_folder, store_folder
 
 if TYPE_CHECKING:
     from data_prep.builder import OrderedBuilder
@@ -52,6 +54,7 @@ def draw_once(source: pathlib.Path, settings: dict[str, Any], write: Callable, t
     Raises:
       SourceError: the folder was generated with other settings, or its settings are damaged.
     """
+    fetch_folder(source, f"{source.name}.json")
     if source.exists():
         stored = source / f"{source.name}.json"
         remedy = f"remove the folder {source}, then it is generated again"
@@ -67,6 +70,7 @@ def draw_once(source: pathlib.Path, settings: dict[str, Any], write: Callable, t
     incomplete.mkdir()
     write(incomplete, settings)
     incomplete.rename(source)
+    store_folder(source, f"{source.name}.json")
 
 
 def is_built(builder: OrderedBuilder) -> bool:
@@ -75,6 +79,7 @@ def is_built(builder: OrderedBuilder) -> bool:
     Raises SourceError if it was built with other options or from other data, or its manifest is damaged.
     """
     directory = pathlib.Path(builder.data_dir)
+    fetch_table(directory)
     if not directory.exists():
         return False
     again = f"remove the folder {directory}, then it is built again"
@@ -118,18 +123,21 @@ def run_builder(builder: OrderedBuilder, workers: Workers = ONE) -> pathlib.Path
         print(f"{directory}: already built from {builder.manifest.source}")
         return directory
     is_shared = workers.shards > 1
-    folder = _claim(builder, is_shared)
+    stored = stored_parts(directory.with_name(f"incomplete.{directory.name}"))
+    folder = _claim(builder, is_shared, stored)
+
+    def finished(number: int, part: dict[str, Any]) -> None:
+        stored.store(f"{number:05d}")
+        if not is_shared:
+            builder.manifest.merge(part)
+            builder.absorb(part["facts"])
+
     if is_shared:
-        parts = write_parts(builder, folder, workers, lambda part: None)
+        parts = write_parts(builder, folder, workers, finished)
         raise ShareWritten(
             f"{folder}: share {workers.shard}/{workers.shards} of {parts} parts is written; after all shares, the same "
             "command without --shard completes the corpus"
         )
-
-    def finished(part: dict[str, Any]) -> None:
-        builder.manifest.merge(part)
-        builder.absorb(part["facts"])
-
     _conclude(builder, folder, write_parts(builder, folder, workers, finished))
     manifest = builder.manifest
     print(f"{directory}: " + ", ".join(f"{split} {number:,}" for split, number in manifest.records.items()))
@@ -144,37 +152,49 @@ def run_builder(builder: OrderedBuilder, workers: Workers = ONE) -> pathlib.Path
     return directory
 
 
-def _claim(builder: OrderedBuilder, is_shared: bool) -> pathlib.Path:
+def _claim(builder: OrderedBuilder, is_shared: bool, parts: StoredParts) -> pathlib.Path:
     """Create the folder of the parts of a table and return it.
 
     Parts of another build are removed. Raises SourceError instead if other machines may write them now.
     """
-    final = pathlib.Path(builder.data_dir)
-    folder = final.with_name(f"incomplete.{final.name}")
-    manifest = builder.manifest
+    folder, manifest = parts.folder, builder.manifest
     manifest.inputs = marks_of(builder.inputs())  # before they are read: a later change is noticed
     requested = dict(
         version=__version__, source=manifest.source, options=manifest.options, inputs=manifest.inputs,
         items_per_part=builder.items_per_shard(),
     )  # fmt: skip
     requested = json.loads(json.dumps(requested))
-    stored = folder / "parts" / "build.json"
-    with contextlib.suppress(OSError, ValueError):
-        found = read_json_object(stored, "remove it")
-        if found == requested:
-            return folder
-        if is_shared:
-            other = next(name for name, value in requested.items() if found.get(name) != value)
-            raise SourceError(
-                f"{folder} has parts of a build with other {other}: {found.get(other)}, not {requested[other]}; start "
-                "all shares with the same command, or remove the folder"
-            )
+    claim = folder / parts.claim
+    parts.fetch()
+    if _is_claimed(claim, requested, is_shared):
+        return folder
     if not is_shared:
         for remains in folder.parent.glob("incomplete.*"):
             shutil.rmtree(remains)
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    write_json(stored, requested)
+        parts.delete()
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    write_json(claim, requested)
+    parts.store_claim()
+    _is_claimed(claim, requested, True)  # at an address another machine may have been first
     return folder
+
+
+def _is_claimed(claim: pathlib.Path, requested: dict[str, Any], is_shared: bool) -> bool:
+    """Return whether the parts in a folder are those of a build.
+
+    Raises SourceError if they are of another build, and `is_shared`: other machines may write them now.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        found = read_json_object(claim, "remove it")
+        if found == requested:
+            return True
+        if is_shared:
+            other = next(name for name, value in requested.items() if found.get(name) != value)
+            raise SourceError(
+                f"{claim.parents[1]} has parts of a build with other {other}: {found.get(other)}, not "
+                f"{requested[other]}; start all shares with the same command, or remove the folder"
+            )
+    return False
 
 
 def _conclude(builder: OrderedBuilder, folder: pathlib.Path, number: int) -> None:
@@ -199,14 +219,16 @@ def _conclude(builder: OrderedBuilder, folder: pathlib.Path, number: int) -> Non
         )
     builder.manifest.check_texts()
     lengths: dict[str, list[int]] = {}
+    names: dict[str, str] = {}  # of the files of records: before and now
     sizes: collections.Counter[str] = collections.Counter()
     for part_number in range(number):
         part = read_part(folder, part_number) or {}
         for split, records in part["records"].items():
             shards = lengths.setdefault(split, [])
+            before, name = f"{part_number:05d}.{split}", f"{builder.name}-{split}.array_record-{len(shards):05d}"
+            names[before] = name
             with contextlib.suppress(FileNotFoundError):  # an earlier call has renamed it
-                name = f"{builder.name}-{split}.array_record-{len(shards):05d}"
-                os.replace(folder / f"{part_number:05d}.{split}", folder / name)
+                os.replace(folder / before, folder / name)
             shards.append(records)
             sizes[split] += part["bytes"][split]
     for remains in folder.glob(".*"):  # files of killed processes
@@ -226,5 +248,6 @@ def _conclude(builder: OrderedBuilder, folder: pathlib.Path, number: int) -> Non
         builder.info.write_to_directory(folder)
     builder.manifest.write(folder / "manifest.json")
     directory = pathlib.Path(builder.data_dir)
+    store_table(folder, directory, names)
     folder.rename(directory)
     shutil.rmtree(directory / "parts")

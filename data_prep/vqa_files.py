@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data_prep.manifest import SourceError, described, is_stored
 from vlbert_jax.files import atomic_write, parse_json
+from vlbert_jax.storage.mirror import fetch_file, store_file
 
 # split: (part of the name of the question file, image set)
 SPLITS = dict(
@@ -289,9 +290,11 @@ def write_answers(download: VQADownload, path: pathlib.Path, size: int = 0) -> b
                 f"{example!r}, among entries in lower case without punctuation: write the annotators' answers so"
             )
         shares.append(f"{share:.1%} of the annotators' answers of {split} ({usable:.1%} of the questions have one)")
+    fetch_file(path)
     if path.exists() and path.read_bytes() != content:
         raise SourceError(f"{path} has other answers than this command would write: remove it, or change --corpus")
     with atomic_write(path) as partial:
         partial.write_bytes(content)
+    store_file(path)
     print(f"{path}: {origin}" + (f", which cover {', '.join(shares)}" if shares else ""))
     return True

@@ -14,7 +14,7 @@ from data_prep.build_options import parse_options
 from tests.helpers import ROOT
 from vlbert_jax import convert, predict
 from vlbert_jax.data.records import open_split
-from vlbert_jax.files import atomic_write, disk_full, local_path, local_paths, read_lines, user_file, user_path
+from vlbert_jax.files import atomic_write, disk_full, read_lines, user_file, user_path, user_paths
 from vlbert_jax.tasks.answer import accuracy
 from vlbert_jax.training.config import parse_command
 
@@ -26,9 +26,9 @@ def test_paths_of_a_user(monkeypatch):
         "a~b": "a~b", "a/~/b": "a/~/b", "/x": "/x", "gs://bucket//x/": "gs://bucket//x/", "org/name": "org/name",
     }.items():
         assert user_path(given) == user_path(expected) == expected
-    assert local_paths("~/a,b/,c/d/") == "/home/someone/a,b,c/d" and local_path("") == ""
+    assert user_paths("~/a,b/,gs://c/d/") == "/home/someone/a,b,gs://c/d/" and user_paths("") == ""
     with pytest.raises(argparse.ArgumentTypeError, match="gs://c/d is an address; give a file or folder"):
-        local_paths("~/a,gs://c/d")
+        user_file("gs://c/d")
     assert user_file("~/a") == pathlib.Path("/home/someone/a")
 
 

@@ -39,12 +39,12 @@ MAY_IMPORT = {
     "app": GROUND | {"", "detector", "web", "weights"},
     "report": {"", "command", "files", "storage", "tasks", "training", "visualization", "weights"},
     "main": GROUND | {"", "data", "tasks", "weights", "training"},
-    "fine_tune": {"", "compiled", "files", "main", "memory", "prediction", "training"},
+    "fine_tune": {"", "compiled", "files", "main", "memory", "prediction", "storage", "training", "weights"},
     "__main__": {""},
     "": {"command", "fine_tune", "prediction"},
 }
 DATA_PREP = {"", "command", "files", "compiled", "data.image_files", "data.region_files", "detector.fingerprint"}
-DATA_PREP |= {"memory", "weights.safe_pickle", "data.class_scores", "data.overlap", "data.records"}
+DATA_PREP |= {"memory", "storage", "weights.safe_pickle", "data.class_scores", "data.overlap", "data.records"}
 # Third-party packages that each package must not import.
 NEVER = {
     "batch": {"flax", "grain", "tensorflow_datasets", "ml_collections"},

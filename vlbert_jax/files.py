@@ -51,14 +51,9 @@ def with_addresses(text: str) -> str:
     return text
 
 
-def local_path(text: str) -> str:
-    """Return `user_path`, "" for "". Raise ArgumentTypeError for an address."""
-    return str(user_file(text)) if text else ""
-
-
-def local_paths(text: str) -> str:
-    """Apply `local_path` to each part of a comma-separated list."""
-    return ",".join(map(local_path, text.split(",")))
+def user_paths(text: str) -> str:
+    """Apply `user_path` to each part of a comma-separated list."""
+    return ",".join(map(user_path, text.split(",")))
 
 
 @contextlib.contextmanager

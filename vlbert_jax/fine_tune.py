@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import pathlib
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import jax
 
 from vlbert_jax.compiled import keep_programs
-from vlbert_jax.files import is_address, user_path
+from vlbert_jax.files import user_path, with_addresses
 from vlbert_jax.main import import_builder, run
 from vlbert_jax.memory import keep_freed_memory
 from vlbert_jax.prediction.predictor import Predictor, load
+from vlbert_jax.storage.workdir import local_workdir
+from vlbert_jax.weights.checksums import damage_of
 
 DATA = ("images", "regions", "detector", "features", "answers", "positive", "num_threads")  # options of the build
 
@@ -31,9 +34,9 @@ def fine_tune(
     finished one at once.
 
     Args:
-        folder: Folder of train.jsonl, val.jsonl and images; docs/own_data.md describes it.
+        folder: Folder or address (gs://, s3://) of train.jsonl, val.jsonl and images; docs/own_data.md describes it.
         checkpoint: A pre-trained model: its weights, the workdir of its run, or the name of a shipped model.
-        workdir: Folder of the run.
+        workdir: Folder or address of the run.
         kind: Overrides the kind that follows from the fields: "caption" for images with texts.
         **overrides: Options of `python -m data_prep.build own`, such as detector="WEIGHTS", and fields of the config,
             such as learning_rate=1e-4 or `**{"losses.class_weights": "balanced"}`.
@@ -43,34 +46,36 @@ def fine_tune(
 
     Raises:
         ValueError: Something is wrong with the data or a field; the message is one line.
+        StorageError: An address cannot be read or written.
     """
-    if is_address(str(workdir)):
-        raise ValueError(f"{workdir} is an address; `fine_tune` builds records, so give a folder")
-    workdir = pathlib.Path(user_path(str(workdir)))
+    given = argparse.Namespace(source=user_path(str(folder)), data_dir=f"{user_path(str(workdir))}/data", shard=(0, 1))
     options = {name: overrides.pop(name) for name in DATA if name in overrides}
     for name in ("images", "regions", "detector"):
-        if name in options:
-            options[name] = user_path(str(options[name]))
+        setattr(given, name, user_path(str(options.pop(name, "") or "")))
     # Training takes seconds to import, and `help(vlbert_jax)` imports this module.
     from vlbert_jax.training.config import parse_command
 
-    builder = import_builder("own")
+    builder, stored = import_builder("own"), import_builder("stored")
     from data_prep.manifest import SourceError
 
+    data_dir = given.data_dir
     try:
-        builder.build_own(user_path(str(folder)), workdir / "data", "own", suggest=False, **options)
+        with stored.local_places(given):
+            places = given.images, given.regions, given.detector
+            builder.build_own(given.source, given.data_dir, "own", *places, suggest=False, **options)
     except SourceError as error:
-        raise ValueError(str(error)) from None
-    fields = {"data.data_dir": workdir / "data", "data.texts": "own/own", "init.checkpoint": checkpoint} | overrides
+        raise ValueError(with_addresses(str(error))) from None
+    fields = {"data.data_dir": data_dir, "data.texts": "own/own", "init.checkpoint": checkpoint} | overrides
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     recipe = f"--config=own:{kind}" if kind else "--config=own"
     command = parse_command(["fine_tune", recipe, f"--workdir={workdir}", *flags])
     keep_programs()
     keep_freed_memory()
-    with jax.default_prng_impl(command.config.prng_impl):
-        run(command.config, workdir, command.mode)
-    predictor = load(workdir, detector=options.get("detector"))
-    predictor.scores = best_scores(workdir, command.config.best_metric)
+    with jax.default_prng_impl(command.config.prng_impl), local_workdir(command.workdir, True, damage_of) as local:
+        run(command.config, local, command.mode)
+        scores = best_scores(local, command.config.best_metric)
+    predictor = load(command.workdir, detector=given.detector or None)
+    predictor.scores = scores
     return predictor
 
 

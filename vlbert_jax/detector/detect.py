@@ -25,8 +25,9 @@ from vlbert_jax.detector.options import RULES, SELECTIONS, HuggingFaceSettings, 
 from vlbert_jax.detector.proposals import select_regions
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.detector.weights import detector_sizes, find_lists, read_detector
-from vlbert_jax.files import user_path
+from vlbert_jax.files import is_address, user_path
 from vlbert_jax.weights import detector_names
+from vlbert_jax.weights.shipped import locate_weights
 
 CANVASES = 10  # sizes to which a side of the network's input is rounded up; each pair of sizes is compiled once
 MIN_ATTRIBUTE_SCORE = 0.2  # probability from which an attribute is reported
@@ -215,7 +216,7 @@ def load_detector(
     """Load a detector from a converted folder or from any source that `vlbert_jax.convert` knows.
 
     Args:
-        path: folder, file, or name at Hugging Face.
+        path: folder, file, address (gs://, s3://), or name at Hugging Face.
         settings: options of the network, as for `Detector`.
         selection: options that decide which proposals become regions, as for `Detector`.
         lists: folder of objects_vocab.txt and attributes_vocab.txt, None = the folder of the
@@ -227,7 +228,7 @@ def load_detector(
         FileNotFoundError: Nothing is at `path`, or `lists` lacks a file.
         ValueError: The source is not a detector, or its parts do not fit together.
     """
-    path = user_path(str(path))
+    path = str(locate_weights(str(path))) if is_address(path) else user_path(str(path))
     tensors, names = read_detector(path), find_lists(path, None if lists is None else user_path(str(lists)))
     try:
         return Detector(tensors, names, settings, selection, batch_size=batch_size, dtype=dtype)

@@ -7,12 +7,13 @@ files; no message contains them.
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib.util
 import logging
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ class Bucket:
         self.files: Any = fsspec.filesystem(scheme, **options)
         self.root: str = self.files._strip_protocol(self.address)
 
+    def below(self, name: str) -> Bucket:
+        """Return the objects below a folder."""
+        inner = copy.copy(self)
+        inner.address, inner.root = f"{self.address}/{name}", f"{self.root}/{name}"
+        return inner
+
     def sizes(self) -> dict[str, int]:
         """Return the name and the size in bytes of each object. Raises StorageError."""
         return {name: size for name, (size, _) in self.stamps().items()}
@@ -95,6 +102,8 @@ class Bucket:
         """Write objects with the given sizes to files of the same names in `folder`. Raises StorageError."""
 
         def fetch(name: str) -> None:
+            if ".." in name.split("/"):
+                raise StorageError(f"{self._shown(name)} would be a file outside of its folder; rename or delete it")
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             self._request("read", name, "_get_file", self._path(name), str(target), size=sizes[name])
@@ -114,6 +123,21 @@ class Bucket:
                 self._request("write", name, "_put_file", str(folder / name), self._path(name), size=size)
 
         self._each(send, names)
+
+    def copy_to(self, target: Bucket, names: Mapping[str, str]) -> None:
+        """Copy objects within the storage to objects of `target`, by their new names.
+
+        Raises FileNotFoundError and StorageError.
+        """
+        sizes = self.sizes()
+
+        def duplicate(name: str) -> None:
+            if name not in sizes:
+                raise FileNotFoundError(f"there is no {self._shown(name)}")
+            size = sizes[name]
+            self._request("copy", name, "_cp_file", self._path(name), target._path(names[name]), size=size)
+
+        self._each(duplicate, names)
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects; those that do not exist are left out. Raises StorageError."""

@@ -1,4 +1,4 @@
-"""Tables and lists of words at an address: copied to local disk, and kept there for later runs within a bound."""
+"""Data at an address: copied to local disk, and kept there for later runs and builds within a bound."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from vlbert_jax.compiled import cache_folder
-from vlbert_jax.files import COPIES, atomic_write, read_json_object
+from vlbert_jax.files import COPIES, atomic_write, is_address, read_json_object
 from vlbert_jax.storage.bucket import Bucket, StorageError
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ GROUP = 64  # files that are copied before the index is written
 _USED: dict[Path, IO[str]] = {}  # copy -> its file, locked while this process lasts, so that no other deletes the copy
 
 
-def local_data(address: str, names: Iterable[str]) -> Path:
+def local_data(address: str, names: Iterable[str], suffix: str = "") -> Path:
     """Return a folder with copies of what a run reads of the data at an address.
 
     What an earlier run has copied and has not changed since is not copied again. Several processes may share a copy.
@@ -34,23 +34,64 @@ def local_data(address: str, names: Iterable[str]) -> Path:
     Args:
         address: Folder of all tables (`config.data.data_dir`).
         names: Texts of `config.data`; those that are names of tables (builder/corpus) or files are copied.
+        suffix: End of the names of the files that are copied; the others are left out.
 
     Raises:
         FileNotFoundError: None of the names is there.
         StorageError: The bucket cannot be read, or the copies would exceed the bound.
     """
-    address = address.rstrip("/")
-    bucket, above = Bucket(address), cache_folder() / "data"
+    bucket = Bucket(address)
+    stamps = bucket.stamps()
+    wanted = {name: stamp for name, stamp in _wanted(stamps, names).items() if name.endswith(suffix)}
+    if not wanted:
+        raise FileNotFoundError(f"none of the tables and files of config.data is at {address}; check the address")
+    return _copied(bucket, wanted, stamps.keys())
+
+
+def local_source(place: str, with_folder: tuple[str, ...] = ()) -> str:
+    """Return the path of a file or folder that a builder reads: `place` itself, or a copy where that is an address.
+
+    Args:
+        place: Path or address; a folder is copied with everything below it.
+        with_folder: Suffixes of files whose whole folder is copied, because they name other files in it.
+
+    Raises:
+        FileNotFoundError: Nothing is at the address.
+        StorageError: The bucket cannot be read, or the copies would exceed the bound.
+        ValueError: The address cannot be used.
+    """
+    if not is_address(place):
+        return place
+    above, _, name = place.rstrip("/").rpartition("/")
+    if place.endswith(with_folder):
+        bucket = Bucket(above)
+        stamps = bucket.stamps()
+        if name in stamps:
+            return str(_copied(bucket, stamps, stamps.keys()) / name)
+    bucket = Bucket(place)
+    stamps = bucket.stamps()
+    if not stamps:
+        raise FileNotFoundError(f"there is nothing at {place}; check the address")
+    if "" in stamps:
+        return str(_copied(Bucket(above), {name: stamps[""]}) / name)
+    return str(_copied(bucket, stamps, stamps.keys()))
+
+
+def _copied(bucket: Bucket, stamps: Mapping[str, list], everything: Collection[str] | None = None) -> Path:
+    """Return the folder of the copies of an address, with the files of `stamps` among them.
+
+    Copies of objects that are not among `everything` at the address, if that is given, are deleted.
+    """
+    address, above = bucket.address, cache_folder() / "data"
     folder = above / hashlib.sha256(address.encode()).hexdigest()[:16] / address.rpartition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
     COPIES[str(folder)] = address
     with _locked(folder.parent / ".copying"):
         _use(folder.parent)
-        stamps = _wanted(bucket.stamps(), names)
-        if not stamps:
-            raise FileNotFoundError(f"none of the tables and files of config.data is at {address}; check the address")
         index = folder.parent / INDEX
         known = read_json_object(index, "remove this folder") if index.exists() else {}
+        for name in () if everything is None else known.keys() - set(everything):
+            (folder / name).unlink(missing_ok=True)
         missing = {
             name: stamp for name, stamp in stamps.items() if known.get(name) != stamp or not (folder / name).exists()
         }
@@ -74,12 +115,12 @@ def local_data(address: str, names: Iterable[str]) -> Path:
 def _wanted(stamps: dict[str, list], names: Iterable[str]) -> dict[str, list]:
     """Return those of the objects that belong to tables and files of some names; of a table, the newest version.
 
-    A gallery of a table has the name of the table with an ending.
+    A gallery of a table has the name of the table with an ending. Tables of which a build is not complete are left out.
     """
     found = {}
     for given in filter(None, {name.strip("/") for name in names}):
         inside = re.compile(rf"{re.escape(given)}(/.*|_\w+\.json|)")
-        own = {name: stamp for name, stamp in stamps.items() if inside.fullmatch(name)}
+        own = {name: stamp for name, stamp in stamps.items() if inside.fullmatch(name) and "/incomplete." not in name}
         version = re.compile(rf"{re.escape(given)}/(\d+)\.(\d+)\.(\d+)/.*")
         versions = {name: tuple(map(int, match.groups())) for name in own if (match := version.fullmatch(name))}
         newest = max(versions.values(), default=())

@@ -11,7 +11,10 @@ import sys
 from collections.abc import Iterator
 
 from vlbert_jax import configs
-from vlbert_jax.files import user_path
+from vlbert_jax.files import is_address, user_path
+from vlbert_jax.storage.data import local_data
+from vlbert_jax.storage.inputs import copy_of_results
+from vlbert_jax.weights.shipped import locate_weights
 
 OF_TABLES = ("own",)  # recipes that read the manifest of a table
 NO_RECIPES = ("__init__", "common", "siblings")
@@ -78,17 +81,21 @@ def with_recipe_paths(argv: list[str]) -> list[str]:
 
     The variant of a recipe of OF_TABLES becomes VARIANT@TABLE@CHECKPOINT, from the flags that name the two.
     """
-    replaced, about = list(argv), _tables_of(argv)
+    replaced = list(argv)
     for i, arg in enumerate(argv):
         if match := re.fullmatch(r"(--?config=)(.*)", arg):
-            replaced[i] = match[1] + _completed(recipe_path(match[2]), about)
+            replaced[i] = match[1] + _completed(recipe_path(match[2]), argv)
         elif arg in ("-config", "--config") and i + 1 < len(argv):
-            replaced[i + 1] = _completed(recipe_path(argv[i + 1]), about)
+            replaced[i + 1] = _completed(recipe_path(argv[i + 1]), argv)
     return replaced
 
 
 def _tables_of(argv: list[str]) -> str:
-    """Return @TABLE@CHECKPOINT as the flags name them; without a checkpoint the workdir, if it has a run."""
+    """Return @TABLE@CHECKPOINT as the flags name them; without a checkpoint the workdir, if it has a run.
+
+    Of what is at an address, a copy on local disk is named; of a table it has the JSON files. Raises ValueError where
+    it cannot be read.
+    """
     values = {"data.data_dir": "data", "data.texts": "", "init.checkpoint": ""}
     workdirs = [match[1] for arg in argv if (match := re.fullmatch(r"--?workdir=(.*)", arg))]
     for i, arg in enumerate(argv):
@@ -96,14 +103,24 @@ def _tables_of(argv: list[str]) -> str:
             following = argv[i + 1] if i + 1 < len(argv) else ""
             values[match[1]] = following if match[2] is None else match[2]
     data_dir, texts, checkpoint = (user_path(value) for value in values.values())
-    if not checkpoint and workdirs and pathlib.Path(user_path(workdirs[-1]), "config.json").is_file():
-        checkpoint = user_path(workdirs[-1])
+    workdir = user_path(workdirs[-1]) if workdirs else ""
+    try:
+        if is_address(workdir) and not checkpoint:
+            workdir = str(copy_of_results(workdir))
+        if is_address(data_dir) and texts:
+            data_dir = str(local_data(data_dir, [texts], ".json"))
+        checkpoint = str(locate_weights(checkpoint)) if is_address(checkpoint) else checkpoint
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    if not checkpoint and workdir and pathlib.Path(workdir, "config.json").is_file():
+        checkpoint = workdir
     return f"@{pathlib.Path(data_dir, texts)}@{checkpoint}" if texts else f"@@{checkpoint}" if checkpoint else ""
 
 
-def _completed(recipe: str, about: str) -> str:
+def _completed(recipe: str, argv: list[str]) -> str:
     path, _, variant = recipe.partition(":")
-    return f"{path}:{variant}{about}" if pathlib.Path(path).stem in OF_TABLES and about else recipe
+    about = _tables_of(argv) if pathlib.Path(path).stem in OF_TABLES else ""
+    return f"{path}:{variant}{about}" if about else recipe
 
 
 @contextlib.contextmanager
