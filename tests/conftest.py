@@ -13,17 +13,18 @@ if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"] and "VLBERT
     # Most compiled programs run once, so less optimization saves 75 % of the compilation time.
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     if importlib.metadata.version("jax").startswith("0.10."):  # an unknown flag ends the process
-        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+        # One part per program: to divide it for the cores, which the other tests use as well, takes another 10 %.
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 import logging  # noqa: E402
 import tempfile  # noqa: E402
 
 # Resumed runs, evaluations and commands use programs that earlier tests have compiled. A folder in
-# the environment variable is kept after the tests.
+# the environment variable is kept after the tests. Small programs are many, so they are kept too.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -29,7 +28,7 @@ SETTINGS = Settings(proposals_before=200, proposals_after=24, roi_chunk=12)
 @functools.cache
 def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     """Return weights with MILVLG's names and order; scores differ between boxes."""
-    state = jax.jit(lambda: nnx.state(FasterRCNN(SIZES, Settings(), rngs=nnx.Rngs(seed))))()
+    state = nnx.state(FasterRCNN(SIZES, Settings(), rngs=nnx.Rngs(seed)))
     flat = {tuple(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(state)}
     rng = np.random.default_rng(seed)
     for path, array in flat.items():

@@ -36,7 +36,7 @@ def first_batch(config):
 
 
 def build(config):
-    return nnx.jit(lambda: PRETRAIN.build_model(config, nnx.Rngs(0)))()
+    return PRETRAIN.build_model(config, nnx.Rngs(0))
 
 
 def losses_and_gradients(config, batch, model, names=None, key=None):
@@ -56,7 +56,7 @@ def losses_and_gradients(config, batch, model, names=None, key=None):
 
     gradients, losses = run(trained)
     reached = {
-        name: {"/".join(map(str, path)) for path, v in nnx.to_flat_state(gradient) if np.any(v[...])}
+        name: {"/".join(map(str, path)) for path, v in nnx.to_flat_state(gradient) if np.asarray(v[...]).any()}
         for name, gradient in gradients.items()
     }
     return {name: float(value) for name, value in losses.items()}, reached

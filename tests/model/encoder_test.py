@@ -18,7 +18,7 @@ CONFIG = EncoderConfig(vocab_size=50, hidden_size=16, num_layers=3, num_heads=2,
 
 def encoder(**changes):
     config = dataclasses.replace(CONFIG, **changes)
-    return nnx.jit(lambda: Encoder(config, nnx.Rngs(0)))()
+    return Encoder(config, nnx.Rngs(0))
 
 
 @pytest.fixture

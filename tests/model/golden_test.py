@@ -29,7 +29,7 @@ from tests.helpers.golden_case import (
     region_head,
     relative,
 )
-from tests.helpers.golden_folders import golden_folders
+from tests.helpers.golden_folders import by_turns, golden_folders
 from tests.helpers.optimizer_case import check_official_updates
 from vlbert_jax.batch import END
 from vlbert_jax.geometry import box_geometry
@@ -153,12 +153,6 @@ def compare_sequence_outputs(case, outputs, fields):
             raise AssertionError(f"there is no check for {name}")
         checked += 1
     assert checked
-
-
-@pytest.fixture(params=[(True, "full"), (False, "none")], ids=str)  # encoder_test.py has the other combinations
-def execution(request):
-    """Return the options `scan_layers` and `remat` of the encoder."""
-    return dict(scan_layers=request.param[0], remat=request.param[1])
 
 
 def check_vlbert(case, execution):
@@ -345,7 +339,7 @@ CHECKS = {
     "x": lambda case: check_official_updates(case.path),
     "z": check_fullsize,
 }
-BY_EXECUTION = ("iv", "v", "vi")  # these run scanned and unrolled, with and without recomputation
+BY_EXECUTION = ("iv", "v", "vi")  # these run scanned or unrolled, with or without recomputation
 
 
 def prefix(path: Path) -> str:
@@ -364,7 +358,7 @@ def test_fixture(path):
     CHECKS[prefix(path)](Case(path))
 
 
-@pytest.mark.parametrize("path", [p for p in FIXTURES if prefix(p) in BY_EXECUTION], ids=identify)
+@pytest.mark.parametrize(("path", "execution"), by_turns([p for p in FIXTURES if prefix(p) in BY_EXECUTION]))
 def test_fixture_by_execution(path, execution):
     CHECKS[prefix(path)](Case(path), execution)
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers.golden_case import FORWARD, Case, close
-from tests.helpers.golden_folders import golden_folders
+from tests.helpers.golden_folders import by_turns, golden_folders
 from tests.helpers.one_stream_case import (
     architecture_of,
     compare_gradients,
@@ -39,12 +39,6 @@ def identify(path) -> str:
     return path.stem
 
 
-@pytest.fixture(params=[(True, "full"), (False, "none")], ids=str)
-def execution(request):
-    """Return the pair (scan_layers, remat)."""
-    return dict(scan_layers=request.param[0], remat=request.param[1])
-
-
 def load(case, packed, execution):
     def build():
         return VisualLinguisticModel(
@@ -66,7 +60,7 @@ def compare_elements(ours, original, rows):
         close(np.asarray(ours)[i, here], original[i, theirs])
 
 
-@pytest.mark.parametrize("path", FIXTURES, ids=identify)
+@pytest.mark.parametrize(("path", "execution"), by_turns(FIXTURES))
 def test_states_and_gradients(path, execution):
     case = Case(path)
     packed = pack_case(case)

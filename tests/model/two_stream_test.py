@@ -37,7 +37,7 @@ B, N, T, R = 2, 3, 7, 5
 
 def make(name, **changes):
     config = dataclasses.replace(SMALL[name], **changes)
-    return nnx.jit(lambda: TwoStream(config, nnx.Rngs(0)))()
+    return TwoStream(config, nnx.Rngs(0))
 
 
 @nnx.jit(static_argnames="wanted")

@@ -290,11 +290,12 @@ def test_answer_heads(kind, reads_pooler, hidden, data_dir):
     batch = jax.tree.map(jnp.asarray, next(task.train_batches(config, 0, 0, 1)))
     other = batch.replace(token_ids=batch.token_ids.at[:, :, 1].set(7))  # another word changes every head's input
     moved = batch.targets.replace(answer_positions=batch.targets.answer_positions - 1)
-    states = nnx.jit(lambda m, b: m.states(b))(model, batch)
+    run = nnx.jit(lambda m, b: m.states(b))
+    states = run(model, batch)
     logits = model.answer_logits(states, batch.targets.answer_positions)
     assert logits.shape == (8, config.model.num_answers) and logits.dtype == jnp.float32
     assert np.array_equal(logits, model.answer_logits(states, moved.answer_positions)) == reads_pooler
-    assert not np.array_equal(logits, model.answer_logits(model.states(other), batch.targets.answer_positions))
+    assert not np.array_equal(logits, model.answer_logits(run(model, other), batch.targets.answer_positions))
     before = np.asarray(head.classes.kernel[...])
     task.initialize_heads(model, config, set())
     assert np.array_equal(before, head.classes.kernel[...]) == reads_pooler

@@ -13,7 +13,7 @@ from flax import nnx
 from configs import pretrain as pretrain_recipes
 from configs import vqa as vqa_recipes
 from tests.helpers.golden_case import Case, close
-from tests.helpers.golden_folders import golden_folders
+from tests.helpers.golden_folders import by_turns, golden_folders
 from tests.helpers.one_stream_case import (
     HEADS_OF_TASKS,
     architecture_of,
@@ -41,10 +41,6 @@ def chosen(prefixes):
     return [path for path in FIXTURES if path.name.startswith(prefixes)]
 
 
-def identify(path) -> str:
-    return path.stem
-
-
 def configured(recipe, case, feature_size, **execution):
     """Return a shipped config with the sizes of the case."""
     config, encoder = recipe(), encoder_of(case, **execution)
@@ -67,12 +63,6 @@ def loss_and_gradients(task, model, batch, config, names):
 
     (total, losses), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trainable)
     return total, losses, gradients
-
-
-@pytest.fixture(params=[(True, "full"), (False, "none")], ids=str)
-def execution(request):
-    """Return the pair (scan_layers, remat)."""
-    return dict(scan_layers=request.param[0], remat=request.param[1])
 
 
 # --- Pre-training -------------------------------------------------------------------------------------------
@@ -161,7 +151,7 @@ def with_all_heads(config, case):
     return full
 
 
-@pytest.mark.parametrize("path", chosen(PRETRAINING), ids=identify)
+@pytest.mark.parametrize(("path", "execution"), by_turns(chosen(PRETRAINING)))
 def test_pretraining(path, execution):
     case, task = Case(path), get_task("pretrain")
     config, packed, names = pretraining_case(case, execution)
@@ -204,7 +194,7 @@ def compare_scores(case, model, batch, names):
 HEADS = dict(uniter="pooler", visualbert="mask_linear", oscar="pooler_linear", vinvl="pooler_linear")
 
 
-@pytest.mark.parametrize("path", chosen(ANSWERS), ids=identify)
+@pytest.mark.parametrize(("path", "execution"), by_turns(chosen(ANSWERS)))
 def test_answers(path, execution):
     case, task = Case(path), get_task("answer")
     packed = pack_case(case)

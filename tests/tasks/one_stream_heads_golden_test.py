@@ -5,8 +5,6 @@ tests/golden/one_stream and, if that is set, in $VLBERT_GOLDEN/one_stream. Toler
 absolute; gradients 1e-4 of the largest entry.
 """
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers.golden_case import Case, close
-from tests.helpers.golden_folders import golden_folders
+from tests.helpers.golden_folders import by_turns, golden_folders
 from tests.helpers.one_stream_case import (
     HEADS_OF_TASKS,
     architecture_of,
@@ -38,9 +36,6 @@ FIXTURES = [
     for path in sorted(folder.glob("*.json"))
     if path.name.startswith(HEADS_OF_TASKS)
 ]
-
-# The pair (scan_layers, remat). The encoder alone runs in both ways in tests/model/one_stream_golden_test.py.
-EXECUTIONS = [(True, "full"), (False, "none")] if os.environ.get("VLBERT_GOLDEN") else [(True, "full")]
 
 
 def positions_of_regions(packed):
@@ -154,8 +149,7 @@ def is_real(case, packed, expected):
     return np.ones(expected.shape, bool)
 
 
-@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("execution", EXECUTIONS, ids=str)
+@pytest.mark.parametrize(("path", "execution"), by_turns(FIXTURES))
 def test_logits_loss_and_gradients(path, execution):
     case = Case(path)
     options = dict(default_segment=0) if "original" in path.name else {}
@@ -165,7 +159,7 @@ def test_logits_loss_and_gradients(path, execution):
     packed, compute = prepare(case, packed)
     shapes = {name: array.shape for name, array in bert_names(case, case.sd).items()}
     heads = one_stream_heads(shapes, architecture_of(case))
-    encoder = encoder_of(case, scan_layers=execution[0], remat=execution[1])
+    encoder = encoder_of(case, **execution)
     model, reasons = load_case(
         lambda: OneStreamModel(encoder, region_head_of(case, width), heads, nnx.Rngs(0)), case
     )

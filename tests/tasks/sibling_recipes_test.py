@@ -319,7 +319,7 @@ def test_other_heads_read_two_streams_too(kind, data_dir):
     mask_id = tokenizer_of(config).mask_id
     at = np.take_along_axis(batch.token_ids[:, 0], batch.targets.answer_positions[:, None], axis=1)
     assert (at == mask_id).all() if kind.startswith("mask") else not (batch.token_ids == mask_id).any()
-    model = nnx.jit(lambda: task.build_model(config, nnx.Rngs(0)))()
+    model = task.build_model(config, nnx.Rngs(0))
     compute = functools.partial(task.loss_sums, key=None, config=config, names=("answer",))
     assert nnx.eval_shape(compute, model, batch)[0]["answer"].shape == ()
     before = np.asarray(model.answer_head.classes.kernel[...])

@@ -57,7 +57,7 @@ def test_what_the_model_reads_of_a_batch(architecture, data_dir):
     config = recipe("pretrain", data_dir, architecture, **{"data.mask_regions": 0.5})
     batch = first_batch(config)
     assert batch.token_ids.shape[1] == 2  # a caption, and a text without an image
-    model = nnx.jit(lambda: get_task("pretrain").build_model(config, nnx.Rngs(0)))()
+    model = get_task("pretrain").build_model(config, nnx.Rngs(0))
     first = FIRST_ROW[architecture]
     real, size = batch.region_mask, batch.image_size
     assert not real.all() and batch.region_hidden.any()
@@ -102,7 +102,7 @@ def test_the_losses_of_lxmert(data_dir):
     task, batch = get_task("pretrain"), first_batch(config)
     names = task.active_losses(config, 0)
     assert names == ("mlm_caption", "relationship", "objects", "features")
-    model = nnx.jit(lambda: task.build_model(config, nnx.Rngs(0)))()
+    model = task.build_model(config, nnx.Rngs(0))
 
     @nnx.jit
     def compute(model, batch):

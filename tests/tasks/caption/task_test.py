@@ -89,7 +89,7 @@ def test_evaluation_reads_every_image_once(data_dir):
 def built(data_dir):
     """Return the config, a model, a batch, and the logits of every place of sequences of the batch."""
     config = tiny(data_dir)
-    model = nnx.jit(lambda: CAPTION.build_model(config, nnx.Rngs(0)))()
+    model = CAPTION.build_model(config, nnx.Rngs(0))
     model.mlm_head.bias.set_value(model.mlm_head.bias[...].at[SEP].set(1.5))  # captions of different lengths
     graphdef, state = nnx.split(model)
     batch = jax.tree.map(jnp.asarray, next(CAPTION.eval_batches(config, 0, 1)["images"]))

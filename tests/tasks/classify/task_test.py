@@ -172,7 +172,7 @@ def test_every_example_counts_once(corpus, devices):
         "model.label_head": "linear", "batch_size": 24, "blind": devices == 8, "data.geometry_on_device": True,
         "best_metric": "classify_auroc",
     })  # fmt: skip
-    model = nnx.jit(lambda: CLASSIFY.build_model(config, nnx.Rngs(0)))()
+    model = CLASSIFY.build_model(config, nnx.Rngs(0))
     graphdef, params, constants = nnx.split(model, nnx.Param, ...)
     mesh = mesh_of(config, devices)
     score = make_score(graphdef, CLASSIFY, config, mesh)  # as in training: rows for AUROC, which chooses the best
@@ -195,7 +195,7 @@ def test_the_blind_model_does_not_see_the_images(corpus):
     fields = {"data.features": "precomputed", "data.geometry_on_device": True, "model.pair": "both"}
     config = tiny(2, **fields)
     batch = jax.tree.map(jnp.asarray, next(CLASSIFY.eval_batches(config, 0, 1)["examples"]))
-    model = nnx.jit(lambda: CLASSIFY.build_model(config, nnx.Rngs(0)))()
+    model = CLASSIFY.build_model(config, nnx.Rngs(0))
 
     @nnx.jit
     def difference(model, batch: Batch):

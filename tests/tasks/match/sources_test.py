@@ -64,7 +64,7 @@ def test_two_streams_score_a_pair_alike_in_training_and_evaluation(data_dir):
     """In a choice the sequences of an example have different images; alone there is one image."""
     fields = {"model.architecture": "lxmert", "model.encoder.init_deviation": 0.5}
     config = shrunk(retrieval.flickr30k(), data_dir, **fields)
-    graphdef, params, constants = split_model(nnx.jit(lambda: MATCH.build_model(config, nnx.Rngs(0)))(), MATCH, config)
+    graphdef, params, constants = split_model(MATCH.build_model(config, nnx.Rngs(0)), MATCH, config)
     batch = jax.tree.map(jnp.asarray, next(MATCH.train_batches(config, 0, 0, 1)))
     images = ("boxes", "region_mask", "region_hidden", "region_features", "box_geometry")
 

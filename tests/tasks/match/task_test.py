@@ -178,7 +178,7 @@ def test_pairs_of_the_device_are_those_of_the_host(layout):
 @pytest.fixture(scope="module")
 def built(data_dir):
     config = tiny(data_dir)
-    return config, split_model(nnx.jit(lambda: MATCH.build_model(config, nnx.Rngs(0)))(), MATCH, config)
+    return config, split_model(MATCH.build_model(config, nnx.Rngs(0)), MATCH, config)
 
 
 @pytest.fixture(scope="module")

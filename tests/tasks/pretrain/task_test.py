@@ -144,11 +144,16 @@ def test_examples_first_normalization(data_dir):
     config = shrunk("base_prec", data_dir, **{"losses.normalize": "examples"})
     batch, model = first_batch(config), build(config)
     losses, _ = losses_and_gradients(config, batch, model, ("mlm_caption",))
-    states = model.encode(batch, model.region_states(batch, model.appearance(batch)))
-    each = cross_entropy(model.mlm_logits(states, batch.targets.mlm_positions), batch.targets.mlm_labels)[:, 0]
+
+    @nnx.jit
+    def word_losses(model, batch):
+        states = model.encode(batch, model.region_states(batch, model.appearance(batch)))
+        return cross_entropy(model.mlm_logits(states, batch.targets.mlm_positions), batch.targets.mlm_labels)[:, 0]
+
+    each = np.asarray(word_losses(model, batch))
     means = [
         row[mask].mean()
-        for row, mask in zip(np.asarray(each), np.asarray(batch.targets.mlm_mask)[:, 0], strict=True)
+        for row, mask in zip(each, np.asarray(batch.targets.mlm_mask)[:, 0], strict=True)
         if mask.any()
     ]
     np.testing.assert_allclose(losses["mlm_caption"], np.mean(means), rtol=1e-3)
@@ -178,6 +183,7 @@ def test_baselines_do_not_depend_on_removed_inputs(data_dir):
     def states_of(batch, regions):
         return model.encode(batch, regions)
 
+    @jax.jit
     def regions(batch):
         return model.region_states(batch, model.appearance(batch))
 

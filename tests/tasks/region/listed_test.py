@@ -131,7 +131,7 @@ def test_losses_on_known_logits(data_dir):
 def evaluated(request, data_dir, tmp_path_factory):
     """Evaluate a shrunk recipe without training; return its config, the folder of its files, scores and predictions."""
     config, directory = shrunk(request.param, data_dir), tmp_path_factory.mktemp("predictions")
-    model = nnx.jit(lambda: REGION.build_model(config, nnx.Rngs(0)))()
+    model = REGION.build_model(config, nnx.Rngs(0))
     program = nnx.jit(lambda model, batch: (REGION.score(model, batch, config), REGION.predict(model, batch, config)))
     sums, rows = {}, []
     for batch in REGION.eval_batches(config, 0, 1)["expressions"]:
