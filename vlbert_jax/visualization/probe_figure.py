@@ -15,7 +15,7 @@ from vlbert_jax.visualization.attention import data_address
 from vlbert_jax.visualization.templates import Html, join, load_templates
 
 COLORS = ("#00796b", "#c2571a", "#5e4fa2", "#8a8d00")
-HEIGHT, PANEL = 300, 360  # SVG units: of the figure, and the width of a panel
+HEIGHT, PANEL = 320, 360  # SVG units: of the figure, and the width of a panel
 LEFT, TOP, BOTTOM = 44, 34, 236  # of the axes inside a panel
 SIDE = 300  # longest side of the example's image and of the heat map
 
@@ -71,14 +71,14 @@ def _place(share: float, value: float) -> tuple[float, float]:
 def _accuracy(templates: Mapping, lines: Sequence[Line]) -> Html:
     """Return lines over the removed share, and points for what is named by, or names, a target and for all but that."""
     shapes = [templates["title"].fill(text="accuracy by what is removed of the other modality")]
-    for tick in (0, 0.25, 0.5, 0.75, 1):
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         x, y = _place(tick, tick)
-        end, _ = _place(1.5, 0)
+        end, _ = _place(1.5, 0.0)
         shapes.append(templates["tick_y"].fill(left=LEFT, right=end, x=LEFT - 6, y=y, base=y + 4, label=f"{tick:g}"))
         shapes.append(templates["tick_x"].fill(x=x, y=BOTTOM + 16, label=f"{tick:.0%}"))
     places = dict(none=0.0, all=1.0, aligned=1.2, others=1.4)
     for name in ("aligned", "others"):
-        shapes.append(templates["tick_x"].fill(x=_place(places[name], 0)[0], y=BOTTOM + 16, label=name))
+        shapes.append(templates["tick_x"].fill(x=_place(places[name], 0.0)[0], y=BOTTOM + 16, label=name))
     for i, (line, color) in enumerate(zip(lines, COLORS, strict=False)):
         points = {
             level: _place(places[level] if level in places else float(level.strip("%")) / 100, value)
@@ -90,8 +90,7 @@ def _accuracy(templates: Mapping, lines: Sequence[Line]) -> Html:
         for level, (x, y) in points.items():
             label = f"{line.label}, {level}: {line.values[level]:.3f}"
             shapes.append(templates["point"].fill(x=f"{x:.1f}", y=f"{y:.1f}", color=color, label=label))
-        key = dict(x=LEFT + 170 * (i % 2), y=BOTTOM + 34 + 16 * (i // 2))
-        shapes.append(templates["key"].fill(**key, color=color, label=line.label.replace(" removed", "")))
+        shapes.append(templates["key"].fill(x=LEFT, y=BOTTOM + 34 + 14 * i, color=color, label=line.label))
     return join(shapes)
 
 
@@ -131,7 +130,7 @@ def _example(templates: Mapping, example: Example) -> Html:
         x, y = 10 + scale * x1, TOP + scale * y1
         box = dict(x=f"{x:.1f}", y=f"{y:.1f}", width=f"{scale * (x2 - x1):.1f}", height=f"{scale * (y2 - y1):.1f}")
         label = f"{share:.0%}"
-        shapes.append(templates["box"].fill(**box, strength=f"{0.75 * share:.3f}", line=3 if right else 1, label=label))
+        shapes.append(templates["box"].fill(**box, strength=f"{0.5 * share:.3f}", line=3 if right else 1, label=label))
         shapes.append(templates["share"].fill(x=f"{x + 3:.1f}", y=f"{y + 13:.1f}", label=label))
     words = [f"»{word}«" if i == example.position else word for i, word in enumerate(example.words)]
     text = textwrap.wrap(" ".join(words).replace(" ##", ""), 60)
