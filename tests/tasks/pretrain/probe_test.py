@@ -209,6 +209,7 @@ def test_attention_by_hand(name, data_dir):
     assert (int(shown["row"]), int(shown["word"])) == first and shown["found"]
 
 
+@pytest.mark.slow
 def test_objects_of_hidden_regions(data_dir):
     """A model with LXMERT's head alone is scored by the best object of the detector."""
     fields = {"losses.mrc": False, "losses.objects": True, "losses.features": True, "model.num_attributes": 3}
