@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import runs as training
 from experiments import rows
 from experiments.study import Run
+from vlbert_jax.files import read_json_object
 
 LOCK = ".lock"  # file that a training locks in its workdir
 
@@ -44,6 +45,7 @@ class Trainer:
         """Return the documented command of a run."""
         start = f"checkpoint={self.workdir(run.after)}" if run.after else "scratch=True"
         fixed = [f"--config.init.{start}", f"--config.data.data_dir={self.data_dir}", "--config.report=False"]
+        fixed += [f"--mode={run.mode}"] if run.mode != "train" else []
         return training.command_of(self.workdir(run), run.recipe, *run.flags(), *fixed)
 
     def shown_command(self, run: Run) -> str:
@@ -78,13 +80,29 @@ class Trainer:
         if status:
             last = (log.read_text(errors="replace").strip().splitlines() or ["it wrote nothing"])[-1]
             raise ValueError(f"{workdir} ended with status {status}: {last}")
-        scores, facts = training.result_of(workdir, time.monotonic() - began, commit)
+        duration = time.monotonic() - began
+        if run.mode == "probe":
+            scores, facts = self._probed(run, duration, commit)
+        else:
+            scores, facts = training.result_of(workdir, duration, commit)
         scores = {name: value for name, value in scores.items() if name not in ("step", "split")}
         timeless = {name: value for name, value in scores.items() if "time" not in name and "per_sec" not in name}
         about = dict(scores=timeless, continued=continued, command=self.shown_command(run))
         row = run.declaration() | about | facts
         rows.store_in_workdir(workdir, row)
         return row
+
+    def _probed(self, run: Run, duration: float, commit: str | None) -> tuple[dict, dict]:
+        """Return the numbers of a probe by dotted names, and facts about it as `runs.result_of` does."""
+        from vlbert_jax.training.description import machine
+
+        path = self.workdir(run) / "probes/probes.json"
+        results = read_json_object(path, "remove it, and the same command writes it again")
+        assert run.after is not None  # a probe needs a training
+        trained = rows.row_in_workdir(self.workdir(run.after), run.after)
+        step = results["step"] if trained is None else trained["step"]
+        facts = dict(step=step, seconds=round(duration), load=round(os.getloadavg()[1], 1), machine=machine())
+        return flat_numbers(results), facts | dict(commit=commit)
 
     def _wait_for_other(self, workdir: Path) -> None:
         """Wait while another process trains in the workdir, such as one that a killed runner has left."""
@@ -108,6 +126,17 @@ class Trainer:
         self.stopping.set()
         for child in list(self.children):
             child.terminate()
+
+
+def flat_numbers(results: Any, prefix: str = "") -> dict[str, float]:
+    """Return the numbers of nested objects and lists by dotted names; the places of a list count from 1."""
+    if isinstance(results, dict | list):
+        items = results.items() if isinstance(results, dict) else enumerate(results, 1)
+        found = {}
+        for name, value in items:
+            found |= flat_numbers(value, f"{prefix}.{name}" if prefix else str(name))
+        return found
+    return {prefix: results} if isinstance(results, int | float) else {}
 
 
 def units(runs: Sequence[Run]) -> list[list[Run]]:

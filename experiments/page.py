@@ -41,9 +41,13 @@ def claim_table(study: Study, rows: Rows) -> list[str]:
     """Return the lines of the table of claims, each with its paired difference and the verdict."""
     lines = []
     for claim in study.claims:
-        sides = [scores_by_seed(study, setting, claim.score, rows) for setting in (claim.better, claim.worse)]
-        difference = paired(*sides)
+        worse = claim.than or claim.score
+        better, other = (scores_by_seed(study, *cell, rows) for cell in
+                         ((claim.better, claim.score), (claim.worse, worse)))  # fmt: skip
+        difference = paired(better, other)
         compared = f"{claim.better} − {claim.worse}, {claim.score}"
+        if claim.than:
+            compared = f"{claim.better}, {claim.score} − {claim.worse}, {claim.than}"
         found = [*shown_difference(difference), str(difference.pairs), difference.verdict()]
         lines.append([claim.text, claim.paper or "–", compared, *found])
     return table(["claim", "paper", "compared", "difference", "p", "pairs", "verdict"], lines)
@@ -87,7 +91,8 @@ def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], st
         for (setting, column), (first, *_) in form.cells.items():
             if first.after:
                 labels.setdefault(first.after.key, f"# {setting}: pre-training")
-            labels.setdefault(first.key, f"# {setting}: {column if column in form.tasks else 'pre-training'}")
+            what = "probes" if first.mode == "probe" else column if column in form.tasks else "pre-training"
+            labels.setdefault(first.key, f"# {setting}: {what}")
         for one in (run for run in form.runs() if run.seed == 0):
             lines += [labels[one.key], *wrapped(command_of(one))]
         lines += ["```", ""]
@@ -98,12 +103,12 @@ def _form(study: Study, rows: Rows) -> list[str]:
     runs = study.runs()
     found = [rows[run.key] for run in runs if run.key in rows]
     if not found:
-        return [f"This form has not been run: none of its {len(runs)} trainings has a row."]
+        return [f"This form has not been run: none of its {len(runs)} {_kinds(study)} has a row."]
     incomplete = "" if len(found) == len(runs) else " The form is incomplete."
     hours = sum(row["seconds"] for row in found) / 3600
     lines = [
-        f"{len(found)} of {len(runs)} trainings have a row.{incomplete} Cells are mean ± standard deviation over seeds "
-        "(number of seeds), on the validation split at the end of the run.", "",
+        f"{len(found)} of {len(runs)} {_kinds(study)} have a row.{incomplete} Cells are mean ± standard deviation over "
+        "seeds (number of seeds), on the validation split at the end of the run.", "",
         *score_table(study, rows), "",
     ]  # fmt: skip
     if plotted_scores(study, rows):
@@ -118,10 +123,15 @@ def _form(study: Study, rows: Rows) -> list[str]:
     continued = sum(row["continued"] for row in found)
     loads = [row["load"] for row in found]
     lines.append(
-        f"Machines and commits: {listed}. The trainings took {hours:.2f} hours in all, at a load of {min(loads)} to "
-        f"{max(loads)}." + (f" {continued} of them were continued; only their last start is counted." * bool(continued))
+        f"Machines and commits: {listed}. The {_kinds(study)} took {hours:.2f} hours in all, at a load of "
+        f"{min(loads)} to {max(loads)}."
+        + (f" {continued} of them were continued; only their last start is counted." * bool(continued))
     )
     return [part for line in lines for part in (paragraph(line) if line[:1].isalnum() else [line])]
+
+
+def _kinds(study: Study) -> str:
+    return "trainings and probes" if study.probes else "trainings"
 
 
 def paragraph(text: str) -> list[str]:
@@ -138,11 +148,23 @@ def shown_commit(commit: str | None) -> str:
 def plotted_scores(study: Study, rows: Rows) -> dict[str, dict[str, dict[int, float]]]:
     """Return column -> setting -> seed -> score of the panels of the plot that have a score."""
     panels = {}
+    if study.figure:
+        return probed_scores(study, rows)
     for column in study.tasks if study.plot else study.columns:
         found = {setting: scores_by_seed(study, setting, column, rows) for setting in study.settings}
         if found := {setting: scores for setting, scores in found.items() if scores}:
             panels[column] = found
     return panels
+
+
+def probed_scores(study: Study, rows: Rows) -> dict[str, dict[str, dict[int, float]]]:
+    """Return number of the probes -> setting -> seed -> value, for the settings and seeds that have a row."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for setting in study.settings:
+        for run in study.cells.get((setting, study.probes[0]), ()):
+            for name, value in rows[run.key]["scores"].items() if run.key in rows else ():
+                found.setdefault(name, {}).setdefault(setting, {})[run.seed] = value
+    return found
 
 
 def plot_name(study: Study) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.page import plotted_scores
 from experiments.rows import Rows
-from experiments.study import Study
+from experiments.study import Curves, Heat, Study
 from vlbert_jax.files import atomic_write
 
 COLORS = ("#00796b", "#c2571a", "#5e4fa2", "#8a8d00", "#b0306a", "#3b6fb6")
@@ -31,7 +31,8 @@ def write_plot(study: Study, rows: Rows, path: Path) -> None:
     """Draw one panel per column of the table: each seed as a point, and the mean of each setting.
 
     Args:
-        study: The study; where it has a plot, settings are points of lines over an axis, in one panel per task.
+        study: The study; where it has a plot, settings are points of lines over an axis, in one panel per task. Where
+            it has a figure of probes, it is this one.
         rows: The rows of its results, some with a score that is plotted.
         path: The SVG file.
     """
@@ -41,6 +42,10 @@ def write_plot(study: Study, rows: Rows, path: Path) -> None:
     from matplotlib import pyplot
 
     scores = plotted_scores(study, rows)
+    if study.figure:
+        with matplotlib.rc_context(STYLE):
+            _save((_curves if isinstance(study.figure, Curves) else _heat)(pyplot, study, study.figure, scores), path)
+        return
     columns = min(PER_ROW, len(scores))
     height = 2.6 if study.plot else 0.9 + 0.28 * len(study.settings)
     count = -(-len(scores) // columns)
@@ -54,9 +59,15 @@ def write_plot(study: Study, rows: Rows, path: Path) -> None:
             axis.remove()
         if study.plot:
             axes[0, 0].legend(fontsize=8, frameon=False)
-        with atomic_write(path) as file:
-            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
+        _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    with atomic_write(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
 
 
 def _points(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) -> None:
@@ -83,3 +94,47 @@ def _lines(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) ->
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.set_xlabel(plot.x)
+
+
+def _curves(pyplot: Any, study: Study, curves: Curves, scores: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Any:
+    """Return a figure with a panel per kind of target and a line per setting over the levels of removal."""
+    count = len(curves.panels)
+    figure, axes = pyplot.subplots(1, count, squeeze=False, figsize=(3.4 * count, 2.8), layout="constrained")
+    for axis, (title, levels) in zip(axes.flat, curves.panels.items(), strict=True):
+        for color, setting in zip(COLORS, study.settings, strict=False):
+            values = [list(scores.get(name, {}).get(setting, {}).values()) for name in levels.values()]
+            places = [place for place, found in enumerate(values) if found]
+            for place in places:
+                axis.plot([place] * len(values[place]), values[place], "o", color=color, alpha=0.4, markersize=3)
+            axis.plot(places, [statistics.fmean(values[place]) for place in places], color=color, label=setting)
+        axis.set_xticks(range(len(levels)), list(levels))
+        axis.set_title(title, fontsize=8)
+        axis.set_xlabel(curves.x)
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _heat(pyplot: Any, study: Study, heat: Heat, scores: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Any:
+    """Return a figure with a map per setting: means over seeds, and the chance in the middle of the colors."""
+    settings = [setting for setting in study.settings if setting in scores[heat.chance]]
+    figure, axes = pyplot.subplots(1, len(settings), squeeze=False, figsize=(2.9 * len(settings), 2.6),
+                                   layout="constrained")  # fmt: skip
+    for axis, setting in zip(axes.flat, settings, strict=True):
+        chance = statistics.fmean(scores[heat.chance][setting].values())
+        cells = {
+            tuple(map(int, name.removeprefix(f"{heat.values}.").split("."))): statistics.fmean(found[setting].values())
+            for name, found in scores.items()
+            if name.startswith(f"{heat.values}.") and setting in found
+        }
+        layers, heads = (max(place[i] for place in cells) for i in (0, 1))
+        grid = [[cells[layer, head] for head in range(1, heads + 1)] for layer in range(1, layers + 1)]
+        axis.imshow(grid, cmap="RdBu_r", vmin=chance - 0.5, vmax=chance + 0.5, aspect="auto")
+        for (layer, head), value in cells.items():
+            axis.text(head - 1, layer - 1, f"{value:.2f}", ha="center", va="center", fontsize=8)
+        axis.set_xticks(range(heads), range(1, heads + 1))
+        axis.set_yticks(range(layers), range(1, layers + 1))
+        axis.grid(visible=False)
+        axis.set_title(f"{setting} (chance {chance:.2f})", fontsize=8)
+        axis.set_xlabel("head")
+    axes[0, 0].set_ylabel("layer")
+    return figure

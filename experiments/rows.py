@@ -17,7 +17,7 @@ TYPES = dict(
     recipe=str, overrides=dict, seed=int, after=dict | None, scores=dict, step=int, seconds=int | float, continued=bool,
     load=int | float, machine=str, commit=str | None, command=str,
 )  # fmt: skip
-OF_RUN = ("recipe", "overrides", "seed", "after")
+OF_RUN = ("recipe", "overrides", "seed", "after", "mode")  # a row of a training has no `mode`
 ROW = "row.json"  # file in the workdir of a finished run
 REMEDY = "remove this line, and the next start writes it again from the workdir of the run or trains it again"
 
@@ -39,11 +39,15 @@ def read_rows(path: Path) -> Rows:
         place = f"{path}, line {number},"
         row = json_object(line, place, REMEDY, *TYPES)
         _check(row, place)
-        key = key_of({name: row[name] for name in OF_RUN})
+        key = _key_of_row(row)
         if key in rows:
             raise ValueError(f"{place} has the same run as an earlier line; remove one of both")
         rows[key] = row
     return rows
+
+
+def _key_of_row(row: Mapping[str, Any]) -> str:
+    return key_of({name: row[name] for name in OF_RUN if name in row})
 
 
 def _check(row: Mapping[str, Any], place: str) -> None:
@@ -87,7 +91,7 @@ def row_in_workdir(workdir: Path, run: Run) -> dict[str, Any] | None:
     remedy = f"remove {workdir}, and the run is trained again"
     row = read_json_object(path, remedy, *TYPES)
     _check(row, str(path))
-    if key_of({name: row[name] for name in OF_RUN}) != run.key:
+    if _key_of_row(row) != run.key:
         raise ValueError(f"{path} is the row of another run; {remedy}")
     return row
 

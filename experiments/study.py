@@ -4,15 +4,21 @@ A file STUDY.toml has these tables:
 
     title, about           heading and introduction of the page
     [pretrain]             recipe; overrides (fields of its config); scores (column of the table -> metric)
+    [probe]                every pre-training is probed (--mode=probe): scores (column -> number in probes.json, as
+                           visual_words.aligned.accuracy)
     [tasks.NAME]           fine-tuned after every pre-training: recipe, score (a metric), overrides
     [settings.NAME]        a row of the table: about, seeds (their number), pretrain and tune (overrides of
                            the pre-training and of each fine-tuning), scratch (true = no pre-training)
-    [[claims]]             what the study tests: text, paper (its figures), score (a column), better, worse (settings)
+    [[claims]]             what the study tests: text, paper (its figures), score (a column), better, worse (settings),
+                           than (the column of the worse one, if it is another)
     [plot]                 x (what the horizontal axis shows), positions and lines: setting -> its place, and its line
+    [curves]               instead, of probes: x, and panels: title -> level on the axis -> number in probes.json
+    [heat]                 instead, of probes: values and chance, numbers in probes.json; one map for each setting
     [small]                a form that ends soon: settings and tasks (names that it keeps), seeds, and `replace`, whose
                            tables replace fields of the study
 
-A run is identified by what it computes: recipe, overrides, seed, and the run from whose weights it starts. Settings
+A run is identified by what it computes: recipe, overrides, seed, the run from whose weights it starts, and whether it
+trains or probes. Settings
 with the same pre-training share it. A later change of a study does not mix rows.
 """
 
@@ -33,37 +39,46 @@ from typing import Any
 STUDIES = Path(__file__).resolve().parent / "studies"
 FORMS = ("small", "full")
 FIELDS: dict[str, dict[str, type | tuple]] = {  # table -> field -> type
-    "": dict(title=str, about=str, pretrain=dict, tasks=dict, settings=dict, claims=list, plot=dict, small=dict),
+    "": dict(title=str, about=str, pretrain=dict, probe=dict, tasks=dict, settings=dict, claims=list, plot=dict,
+             curves=dict, heat=dict, small=dict),
     "pretrain": dict(recipe=str, overrides=dict, scores=dict),
+    "probe": dict(scores=dict),
     "tasks": dict(recipe=str, score=str, overrides=dict),
     "settings": dict(about=str, seeds=int, pretrain=dict, tune=dict, scratch=bool),
-    "claims": dict(text=str, paper=str, score=str, better=str, worse=str),
+    "claims": dict(text=str, paper=str, score=str, better=str, worse=str, than=str),
     "plot": dict(x=str, positions=dict, lines=dict),
+    "curves": dict(x=str, panels=dict),
+    "heat": dict(values=str, chance=str),
     "small": dict(settings=list, tasks=list, seeds=int, replace=dict),
 }
 REQUIRED = {
     "": ("title", "about", "pretrain", "settings", "small"),
     "pretrain": ("recipe", "scores"),
+    "probe": ("scores",),
     "tasks": ("recipe", "score"),
     "settings": ("about", "seeds"),
     "claims": ("text", "score", "better", "worse"),
     "plot": ("x", "positions", "lines"),
-}
+    "curves": ("x", "panels"),
+    "heat": ("values", "chance"),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training: recipe, fields of its config that differ, seed, and the run from whose weights it starts."""
+    """A training, or a probe: recipe, fields that differ, seed, and the run from whose weights it starts."""
 
     recipe: str  # as pretrain or vcr:demo_qa2r
     overrides: tuple[tuple[str, Any], ...]  # (dotted field, value), by name
     seed: int
     after: Run | None = None
+    mode: str = "train"  # train | probe
 
     def declaration(self) -> dict[str, Any]:
         """Return what identifies the run, as it is written to a row."""
         after = self.after and self.after.declaration()
-        return dict(recipe=self.recipe, overrides=dict(self.overrides), seed=self.seed, after=after)
+        own = dict(recipe=self.recipe, overrides=dict(self.overrides), seed=self.seed, after=after)
+        return own | (dict(mode=self.mode) if self.mode != "train" else {})
 
     @functools.cached_property
     def key(self) -> str:
@@ -74,7 +89,8 @@ class Run:
     def name(self) -> str:
         """Name of the workdir: the recipe, eight digits of a checksum of what identifies the run, and the seed."""
         digest = hashlib.sha256(self.key.encode()).hexdigest()[:8]
-        return f"{self.recipe.replace(':', '_')}-{digest}-{self.seed}"
+        kind = "" if self.mode == "train" else f"{self.mode}-"
+        return f"{kind}{self.recipe.replace(':', '_')}-{digest}-{self.seed}"
 
     def flags(self) -> list[str]:
         """Return the flags of the command for the overrides and the seed."""
@@ -96,6 +112,7 @@ class Claim:
     better: str
     worse: str
     paper: str = ""
+    than: str = ""  # column of the worse setting; "" = `score`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +125,22 @@ class Plot:
 
 
 @dataclasses.dataclass(frozen=True)
+class Curves:
+    """Lines of the settings over levels of removal, one panel for each kind of target of the probes."""
+
+    x: str
+    panels: Mapping[str, Mapping[str, str]]  # title -> level -> number of the probes
+
+
+@dataclasses.dataclass(frozen=True)
+class Heat:
+    """Maps of the layers and heads of each setting."""
+
+    values: str
+    chance: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """A study in one of its forms."""
 
@@ -116,11 +149,13 @@ class Study:
     title: str
     about: str
     settings: Mapping[str, str]  # name -> what it is
-    columns: Mapping[str, str]  # column -> metric: those of the pre-training, then the tasks
+    columns: Mapping[str, str]  # column -> metric: those of the pre-training, of its probes, then the tasks
+    probes: Sequence[str]  # columns of the probes
     tasks: Sequence[str]  # columns that are fine-tuned
     cells: Mapping[tuple[str, str], Sequence[Run]]  # (setting, column) -> one run per seed
     claims: Sequence[Claim]
     plot: Plot | None
+    figure: Curves | Heat | None  # of the probes, in place of the plot
 
     def runs(self) -> list[Run]:
         """Return every run once: the first seed of everything comes first, and each run after the one it needs."""
@@ -176,18 +211,32 @@ def read_study(path: Path, form: str = "full", flags: Sequence[str] = ()) -> Stu
     if form == "small":
         content = _small(content, path)
     common = [_override(flag) for flag in flags]
-    columns = content["pretrain"]["scores"] | {name: task["score"] for name, task in content.get("tasks", {}).items()}
+    groups = _scores(content)
+    columns: dict[str, str] = {}
+    for group, scores in groups.items():
+        if both := set(columns) & set(scores):
+            earlier = next(name for name, others in groups.items() if min(both) in others)
+            raise ValueError(f"{path}: {min(both)!r} is in {earlier} and in {group}; rename one of them")
+        columns |= scores
     if not columns:
-        raise ValueError(f"{path}: pretrain.scores and tasks are empty; name at least one score")
-    if both := set(content["pretrain"]["scores"]) & set(content.get("tasks", {})):
-        raise ValueError(f"{path}: {min(both)!r} is in pretrain.scores and in tasks; rename one of them")
+        raise ValueError(f"{path}: {', '.join(groups)} are empty; name at least one score")
     claims = [Claim(**claim) for claim in content.get("claims", ())]
     plot = Plot(**content["plot"]) if "plot" in content else None
+    figure = Curves(**content["curves"]) if "curves" in content else None
+    figure = Heat(**content["heat"]) if "heat" in content else figure
     return Study(
         path.stem, form, content["title"], content["about"].strip(),
         {name: setting["about"] for name, setting in content["settings"].items()},
-        columns, tuple(content.get("tasks", {})), _cells(content, common, path), claims, plot,
+        columns, tuple(groups["probe.scores"]), tuple(content.get("tasks", {})), _cells(content, common, path), claims,
+        plot, figure,
     )  # fmt: skip
+
+
+def _scores(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return column -> metric of the pre-training, of its probes and of the tasks, by where they are declared."""
+    tasks = {name: task["score"] for name, task in content.get("tasks", {}).items()}
+    probes = content.get("probe", {}).get("scores", {})
+    return {"pretrain.scores": content["pretrain"]["scores"], "probe.scores": probes, "tasks": tasks}
 
 
 def _check(content: dict[str, Any], path: Path) -> None:
@@ -195,6 +244,10 @@ def _check(content: dict[str, Any], path: Path) -> None:
     _check_fields(content, "", str(path))
     _check_fields(content["pretrain"], "pretrain", f"{path}, [pretrain]")
     _check_fields(content["small"], "small", f"{path}, [small]")
+    for kind in {"probe", "curves", "heat"} & set(content):
+        _check_fields(content[kind], kind, f"{path}, [{kind}]")
+    if drawn := {"curves", "heat"} & set(content) if "probe" not in content else set():
+        raise ValueError(f"{path}: [{min(drawn)}] draws numbers of probes; add [probe]")
     for kind in ("tasks", "settings"):
         for name, table in content.get(kind, {}).items():
             _check_fields(table, kind, f"{path}, [{kind}.{name!r}]")
@@ -203,12 +256,13 @@ def _check(content: dict[str, Any], path: Path) -> None:
             raise ValueError(f"{path}, [settings.{name!r}]: seeds is {setting['seeds']}; it must be 1 or more")
         if setting.get("scratch") and setting.get("pretrain"):
             raise ValueError(f"{path}, [settings.{name!r}] has no pre-training; remove scratch or pretrain")
-    columns = [*content["pretrain"]["scores"], *content.get("tasks", {})]
-    names = dict(score=columns, better=[*content["settings"]], worse=[*content["settings"]])
+    columns = [column for scores in _scores(content).values() for column in scores]
+    names = dict(score=columns, than=columns, better=[*content["settings"]], worse=[*content["settings"]])
     for number, claim in enumerate(content.get("claims", ()), 1):
         _check_fields(claim, "claims", f"{path}, claim {number}")
         for field, known in names.items():
-            _check_name(claim[field], known, f"{path}, claim {number}: {field}")
+            if field in claim:  # `than` is optional
+                _check_name(claim[field], known, f"{path}, claim {number}: {field}")
     if "plot" in content:
         _check_fields(content["plot"], "plot", f"{path}, [plot]")
         for field in ("positions", "lines"):
@@ -252,10 +306,11 @@ def _small(content: dict[str, Any], path: Path) -> dict[str, Any]:
     for field in ("positions", "lines") if "plot" in content else ():
         places = content["plot"][field]
         content["plot"][field] = {name: place for name, place in places.items() if name in content["settings"]}
-    columns = {*content["pretrain"]["scores"], *content.get("tasks", {})}
+    columns = {column for scores in _scores(content).values() for column in scores}
     content["claims"] = [
         claim for claim in content.get("claims", ())
-        if claim["score"] in columns and {claim["better"], claim["worse"]} <= set(content["settings"])
+        if {claim["score"], claim.get("than", claim["score"])} <= columns
+        and {claim["better"], claim["worse"]} <= set(content["settings"])
     ]  # fmt: skip
     _check(content, path)  # `replace` may have added fields
     return content
@@ -311,6 +366,9 @@ def _cells(content: dict[str, Any], common: Sequence[tuple[str, str]], path: Pat
             root = None if first is None else Run(pretrain["recipe"], first, seed)
             for column in pretrain["scores"] if root else ():
                 cells.setdefault((name, column), []).append(root)
+            for column in _scores(content)["probe.scores"] if root else ():
+                probe = Run(root.recipe, root.overrides, seed, root, "probe")
+                cells.setdefault((name, column), []).append(probe)
             for column, task in content.get("tasks", {}).items():
                 tuned = overrides(task["recipe"], task.get("overrides", {}), setting.get("tune", {}))
                 cells.setdefault((name, column), []).append(Run(task["recipe"], tuned, seed, root))

@@ -164,7 +164,7 @@ def test_commands_parse(page, argv):
                     assert name in value, f"{ids(page)}: {spec} has no field {field[1]}"
                     value = value[name]
             elif arg.startswith("--mode="):
-                assert arg in ("--mode=train", "--mode=evaluate", "--mode=compile")
+                assert arg in ("--mode=train", "--mode=evaluate", "--mode=probe", "--mode=compile")
         return
     for arg in args:
         if arg.startswith("--"):

@@ -54,7 +54,7 @@ def call(workdir, *args):
         ([TOY, "--bs", "16"], "--bs is a field of the config: write --config.batch_size=VALUE"),
         ([TOY, "vqa"], "unexpected argument 'vqa'; the recipe is given by --config="),
         ([TOY, "--config.total_steps=many"], "config.total_steps=many"),
-        ([TOY, "--mode=test"], "should be one of <train|evaluate|compile>"),
+        ([TOY, "--mode=test"], "should be one of <train|evaluate|probe|compile>"),
         ([TOY, "--wordkir=x"], "Unknown command line flag 'wordkir'"),
         ([], "--config=RECIPE.* is needed"),
         ([TOY, "--config.task=toi"], "no task 'toi'; the tasks are .*toy"),
@@ -67,6 +67,8 @@ def call(workdir, *args):
         ([TOY, "--config.data.vocab=gs://a/b"], "vocab=gs://a/b is an address; only config.data.data_dir may be one"),
         ([TOY, "--workdir=ftp://a/b"], "ftp:// is not supported; give a folder, gs://BUCKET/FOLDER or s3://"),
         ([TOY, "--mode=evaluate"], "nothing to evaluate: .* has no checkpoint"),
+        ([TOY, "--mode=probe"], "config.task=toy has no probes; --mode=probe is for pre-training"),
+        ([PRETRAIN, "--mode=probe"], "nothing to probe: .* has no checkpoint, and config.init is empty"),
         ([TOY, "--mode=compile", "--config.topology=v9:2x2"], "config.topology='v9:2x2'.* v5e:16x16"),
         ([TOY, "--mode=compile", "--config.task=toi"], "no task 'toi'"),
         ([TOY, "--config.compute_dtype=bf16"], "config.compute_dtype is 'bf16'; it can be bfloat16 or float32"),
@@ -77,7 +79,7 @@ def call(workdir, *args):
 )
 def test_errors_are_one_line(args, line, tmp_path, capsys):
     assert call(tmp_path / "run", *args) == 2
-    assert "--mode=evaluate" not in args or not (tmp_path / "run").exists()
+    assert not {"--mode=evaluate", "--mode=probe"} & set(args) or not (tmp_path / "run").exists()
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert len(errors) == 1
     assert re.search(line, errors[0]), errors[0]

@@ -1,14 +1,16 @@
-"""Train or evaluate a recipe, or report the resources that its training would need.
+"""Train, evaluate or probe a recipe, or report the resources that its training would need.
 
-python -m vlbert_jax.main --config=RECIPE[:VARIANT] [--workdir=DIR] [--mode=train|evaluate|compile]
+python -m vlbert_jax.main --config=RECIPE[:VARIANT] [--workdir=DIR] [--mode=train|evaluate|probe|compile]
     [--config.FIELD=VALUE ...] [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 RECIPE is the name of a recipe of the package or the path of a file such as configs/pretrain.py. DIR is a folder or an
 address (gs://, s3://), and defaults to workdirs/RECIPE_VARIANT. The same command continues an interrupted run.
 --mode=evaluate scores the run, or --config.init.checkpoint, on config.data.eval_split; the predictions of a task are
-written to DIR/predictions. --mode=compile needs neither the data nor the accelerators:
---config.topology=v5e:16x16 prints memory, collectives and the predicted time. Several processes find each other under
-srun, mpirun and on TPU hosts; elsewhere pass the last three flags to each process (launch/).
+written to DIR/predictions. --mode=probe is for pre-trained models: it removes more and more regions, and then words, of
+captions, and scores how well the other is still predicted, and where heads look; the results are in DIR/probes.
+--mode=compile needs neither the data nor the accelerators: --config.topology=v5e:16x16 prints memory, collectives and
+the predicted time. Several processes find each other under srun, mpirun and on TPU hosts; elsewhere pass the last three
+flags to each process (launch/).
 --help prints this text, --version the version of the package, --list the recipes, and --print_config all fields of the
 config with their values.
 
@@ -16,6 +18,7 @@ Examples:
   python -m vlbert_jax.main --config=pretrain --workdir=workdirs/demo
   python -m vlbert_jax.main --config=vqa --config.init.checkpoint=workdirs/demo
   python -m vlbert_jax.main --config=vqa --mode=evaluate
+  python -m vlbert_jax.main --config=pretrain --workdir=workdirs/demo --mode=probe
   python -m vlbert_jax.main --config=pretrain:base_e2e --config.batch_size=128 --print_config
 
 Exit status: 0 after success; 2 after an error, which one line explains (VLBERT_DEBUG=1 shows the traceback); 143 after
@@ -48,12 +51,12 @@ INTERRUPTED = "stopped by Ctrl-C; the same command continues from what is saved"
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> None:
-    """Train or evaluate; a notebook may call it with its own config.
+    """Train, evaluate or probe; a notebook may call it with its own config.
 
     Args:
       config: the config of the run, as a recipe returns it.
       workdir: folder of the checkpoints and results; it is created if it is missing.
-      mode: "train" or "evaluate".
+      mode: "train", "evaluate" or "probe".
 
     Raises:
       ValueError, OSError, FloatingPointError: the errors that `main` reports in one line.
@@ -68,10 +71,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     from vlbert_jax.training.evaluate import evaluate_run
     from vlbert_jax.training.logs import log_to_file, logged_output
     from vlbert_jax.training.loop import train
+    from vlbert_jax.training.probe import check_probes, probe_run
     from vlbert_jax.training.trackers import check_tracker
     from vlbert_jax.weights.initialize import check_sources
 
     task, is_first = get_task(config.task), jax.process_index() == 0
+    if mode == "probe":
+        check_probes(task)
     check_sources(config, workdir, mode)
     check_tracker(config)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -97,6 +103,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str) -> 
             if is_first:
                 with logged_output():
                     print(json.dumps(scores, indent=2))
+            return
+        if mode == "probe":
+            lines = probe_run(config, task, workdir, mesh)
+            if is_first:
+                with logged_output():
+                    print(*lines, sep="\n")
             return
         train(config, task, workdir, mesh)
 

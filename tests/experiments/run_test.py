@@ -16,7 +16,7 @@ from data_prep import build
 from experiments import jobs, page, plots, rows, run
 from experiments.study import FORMS, STUDIES, read_study
 from tests.helpers import HANG_SECONDS, ROOT
-from tests.helpers.experiments_case import STUDY, replace_trainings
+from tests.helpers.experiments_case import PROBES, STUDY, replace_trainings
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_study_is_run_once(place, capsys):
     assert [row["recipe"] for row in (first, second)] == ["pretrain:demo", "vqa:demo"]
     assert first["overrides"] == {"learning_rate": 0.1, "opening.steps": 2, "total_steps": 8} and first["seed"] == 0
     assert first["scores"] == dict(visual_word_accuracy=0.1, answer_accuracy=0.1)  # without durations
-    assert second["after"] == {name: first[name] for name in rows.OF_RUN}
+    assert second["after"] == {name: first[name] for name in ("recipe", "overrides", "seed", "after")}
     assert (first["commit"], first["machine"], first["step"]) == ("0123456789abcdef", "2 cores", 8)
     assert not first["continued"] and "--config.total_steps=8" in first["command"]
     assert re.search(r"--config.init.checkpoint=\S+/workdirs/pretrain_demo-\w{8}-0 ", second["command"])
@@ -74,6 +74,27 @@ def test_a_study_is_run_once(place, capsys):
     (place / "pages/tiny.md").unlink()
     assert run.main(arguments(place, "--table")) == 0
     assert (place / "pages/tiny.md").read_text() == written and set(starts(place).values()) == {1}
+
+
+def test_probes_of_a_study(place, capsys):
+    """Each pre-training is probed once, in a workdir of its own; a claim may compare two columns."""
+    (place / "tiny.toml").write_text(STUDY.replace("[small]", f"{PROBES}[small]"))
+    assert run.main(arguments(place)) == 0
+    found = [row for row in rows_of(place) if row.get("mode") == "probe"]
+    assert len(rows_of(place)) == 3 * 2 * 3 + 1 and len(found) == 6
+    (first,) = [row for row in found if row["seed"] == 1 and row["overrides"]["learning_rate"] == 0.1]
+    assert first["scores"] == {
+        "words.none": pytest.approx(0.11), "words.all": 0.01, "attention.chance": 0.5, "attention.right.1.1": 0.1,
+        "attention.right.1.2": 0.2, "attention.right.2.1": 0.3, "attention.right.2.2": 0.5,
+    }  # fmt: skip
+    assert first["step"] == 8 and first["machine"] and first["after"]["seed"] == 1
+    assert re.search(r"--config=pretrain:demo .*--config.init.checkpoint=\S+ .*--mode=probe", first["command"])
+    table = capsys.readouterr().out
+    assert "| low | 0.110 ± 0.010 (3) | 0.110 ± 0.010 (3) | 0.010 ± 0.010 (3) |" in table
+    assert "| low, all words − low, no region | +0.100 ± 0.000 |" in table
+    written = (place / "pages/tiny.md").read_text()
+    assert "# low: probes" in written and "19 of 19 trainings and probes have a row." in written
+    assert run.main(arguments(place)) == 0 and set(starts(place).values()) == {1}
 
 
 def test_the_commit_of_a_row(tmp_path):

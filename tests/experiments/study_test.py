@@ -8,7 +8,7 @@ import pytest
 
 from experiments import compare, plots, rows, run
 from experiments.study import STUDIES, Run, read_study, study_path
-from tests.helpers.experiments_case import STUDY
+from tests.helpers.experiments_case import CURVES, HEAT, PROBES, STUDY
 
 RUN = Run("pretrain:demo", (("learning_rate", 0.1),), 0)
 ROW = RUN.declaration() | dict(
@@ -29,6 +29,7 @@ ROW = RUN.declaration() | dict(
         ("seeds = 3", "seeds = true", r"seeds is True; it must be of type int"),
         ("seeds = 3", "seeds = 0", r"seeds is 0; it must be 1 or more"),
         ('title = "A study"', "title = A study", r"is not TOML .*line 2"),
+        ('score = "VQA"', 'score = "VQA"\nthan = "VQB"', r"claim 1: than is 'VQB', did you mean 'VQA'\?"),
         ('settings = ["low"]', 'settings = ["loww"]', r"\[small\]: settings is 'loww', did you mean 'low'\?"),
         ('"words" = ', '"VQA" = ', r"'VQA' is in pretrain.scores and in tasks"),
         ("scratch = true", "scratch = true\npretrain.total_steps = 4", r"'none'\] has no pre-training"),
@@ -167,6 +168,27 @@ def test_plots_have_the_same_bytes_each_time(plot, shown, tmp_path):
     assert shown <= texts
 
 
+@pytest.mark.parametrize(
+    ("figure", "shown"),
+    [(CURVES, {"words", "removed", "all", "low", "high"}), (HEAT, {"low (chance 0.50)", "head", "0.30", "0.45"})],
+    ids=["curves", "heat"],
+)
+def test_figures_of_probes(figure, shown, tmp_path):
+    """A map has the means over seeds."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "tiny.toml").write_text(STUDY.replace("[small]", f"{PROBES}{figure}[small]"))
+    study = read_study(tmp_path / "tiny.toml")
+    done = {}
+    for one in study.runs():
+        scores = {"words.none": 0.5, "words.all": 0.25, "attention.chance": 0.5, "attention.right.1.1": 0.3}
+        scores["attention.right.1.2"] = 0.4 + 0.05 * one.seed  # 0.4, 0.45, 0.5
+        done |= {one.key: ROW | dict(scores=scores)} if one.mode == "probe" else {}
+    plots.write_plot(study, done, tmp_path / "figure.svg")
+    root = xml.etree.ElementTree.parse(tmp_path / "figure.svg").getroot()
+    texts = {"".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert shown <= texts
+
+
 def test_mistakes_in_a_plot(tmp_path):
     path = tmp_path / "tiny.toml"
     for old, new, message in (
@@ -176,5 +198,8 @@ def test_mistakes_in_a_plot(tmp_path):
         path.write_text(STUDY + PLOT.replace(old, new))
         with pytest.raises(ValueError, match=message):
             read_study(path)
+    path.write_text(STUDY + HEAT)
+    with pytest.raises(ValueError, match=r"\[heat\] draws numbers of probes; add \[probe\]"):
+        read_study(path)
     path.write_text(STUDY + PLOT)
     assert set(read_study(path, "small").plot.positions) == {"low"}

@@ -40,8 +40,30 @@ settings = ["low"]
 seeds = 1
 """
 
+PROBES = """
+[probe]
+scores = { "all words" = "words.none", "no region" = "words.all" }
+[[claims]]
+text = "Regions are read"
+score = "all words"
+better = "low"
+worse = "low"
+than = "no region"
+"""
+CURVES = """
+[curves]
+x = "removed"
+panels = { "words" = { "0" = "words.none", "all" = "words.all" } }
+"""
+HEAT = """
+[heat]
+values = "attention.right"
+chance = "attention.chance"
+"""
+
 # In place of a training: it locks its workdir, waits while the file GATE exists, and then writes a score, which is the
 # learning rate of the pre-training plus a hundredth of the seed. After SIGTERM it ends like a training.
+# A probe writes the score of its pre-training and other numbers.
 PROGRAM = """
 import fcntl, json, os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -57,6 +79,12 @@ while (workdir.parent / "gate").exists():
 if (workdir.parent / "failing").exists() and flags["config"].startswith("pretrain") and seed == 1:
     sys.exit("error: the disk is gone")
 start = pathlib.Path(flags.get("config.init.checkpoint", "/nowhere")) / "score"
+if flags.get("mode") == "probe":
+    found = dict(step=0, split="val", words=dict(none=float(start.read_text()), all=seed / 100))
+    found["attention"] = dict(chance=0.5, right=[[0.1, 0.2], [0.3, 0.4 + seed / 10]])
+    (workdir / "probes").mkdir()
+    (workdir / "probes/probes.json").write_text(json.dumps(found))
+    sys.exit()
 score = float(start.read_text()) if start.exists() else float(flags.get("config.learning_rate", 0.05)) + seed / 100
 (workdir / "score").write_text(str(score))
 rows = [dict(step=4, split="val", visual_word_accuracy=0.9), dict(step=8, split="train", loss=1.0)]

@@ -219,10 +219,18 @@ def prepare_pixels(
     rows, columns = jnp.arange(image.shape[1])[None], jnp.arange(image.shape[2])[None]
     keep = (rows < image_size[:, 1:])[:, :, None] & (columns < image_size[:, :1])[:, None, :]
     if hidden is not None:
-        x1, y1, x2, y2 = jnp.split(jnp.trunc(boxes), 4, axis=-1)
-        in_rows = (rows[None] >= y1) & (rows[None] <= y2) & hidden[..., None]
-        in_columns = (columns[None] >= x1) & (columns[None] <= x2)
-        # The union of rectangles is a matrix product: the number of hidden boxes that cover a pixel.
-        covered = jnp.einsum("bry,brx->byx", in_rows.astype(jnp.float32), in_columns.astype(jnp.float32))
-        keep = keep & (covered == 0)
+        keep = keep & ~under_boxes(boxes, hidden, *image.shape[1:3])
     return jnp.where(keep[..., None], pixels, 0)
+
+
+def under_boxes(
+    boxes: Float[Array, "b r 4"], chosen: Bool[Array, "b r"], height: int, width: int
+) -> Bool[Array, "b y x"]:
+    """Return which pixels the chosen boxes cover, as `prepare_pixels` describes."""
+    rows, columns = jnp.arange(height)[None, None], jnp.arange(width)[None, None]
+    x1, y1, x2, y2 = jnp.split(jnp.trunc(boxes), 4, axis=-1)
+    in_rows = (rows >= y1) & (rows <= y2) & chosen[..., None]
+    in_columns = (columns >= x1) & (columns <= x2)
+    # The union of rectangles is a matrix product: the number of chosen boxes that cover a pixel.
+    covered = jnp.einsum("bry,brx->byx", in_rows.astype(jnp.float32), in_columns.astype(jnp.float32))
+    return covered > 0

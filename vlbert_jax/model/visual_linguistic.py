@@ -206,10 +206,16 @@ def without_image(batch: Batch, vocab_size: int) -> Batch:
     )
 
 
-def without_words(batch: Batch, vocab_size: int, mask_id: int, kept_ids: tuple[int, ...]) -> Batch:
-    """Replace every word by [MASK]; tokens in `kept_ids` ([CLS], [SEP]) and elements that are not words stay."""
+def without_words(
+    batch: Batch,
+    vocab_size: int,
+    mask_id: int,
+    kept_ids: tuple[int, ...],
+    chosen: Bool[Array, "b n s"] | None = None,
+) -> Batch:
+    """Replace every word, or the chosen ones, by [MASK]; other elements and `kept_ids` ([CLS], [SEP]) stay."""
     ids = batch.token_ids
-    is_word = ids < vocab_size
+    is_word = ids < vocab_size if chosen is None else (ids < vocab_size) & chosen
     for kept in kept_ids:
         is_word &= ids != kept
     return batch.replace(token_ids=jnp.where(is_word, mask_id, ids))

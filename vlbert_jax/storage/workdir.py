@@ -26,7 +26,7 @@ CHECKSUMS = "checksums.json"  # lists the files of a checkpoint
 COMMITTED = "stored.txt"  # marker of a complete checkpoint; Orbax has none of this name
 STEP = re.compile(r"checkpoints/(\d+)/(.*)")
 # Folders that a start does not read; `fine_tune` stores tables in the last one.
-NOT_NEEDED = ("report", "tensorboard", "predictions", "profile", "damaged_checkpoints", "data")
+NOT_NEEDED = ("report", "tensorboard", "predictions", "probes", "profile", "damaged_checkpoints", "data")
 INTERVAL = 5.0  # seconds between two looks for what has changed
 FAILING = 30.0  # the same after a failure
 

@@ -169,6 +169,30 @@ class Task:
         """Return the configs of other runs, by name, whose predictions `conclude` needs too."""
         return {}
 
+    # --- Probes -------------------------------------------------------------------------------------
+
+    def probe_batches(self, config: Config, process_index: int, process_count: int) -> Iterator[Batch]:
+        """Return this process's part of the batches of the evaluation split that are probed (`--mode=probe`)."""
+        raise NotImplementedError
+
+    def probe(self, model: Any, batch: Batch, config: Config) -> dict[str, Any]:
+        """Return `sums`, metric -> (sum, count) as arrays of any shape, and `shown`, what figures show of the batch."""
+        raise NotImplementedError
+
+    def conclude_probe(
+        self, directory: Path, about: Mapping[str, Any], sums: dict[str, Any], shown: tuple[Batch, Any], config: Config
+    ) -> list[str]:
+        """Write the results of all batches, and return the lines that the command prints.
+
+        Args:
+            directory: Folder for the files.
+            about: What the file of results says about the run, such as its step.
+            sums: Metric -> (sum, count) over all batches.
+            shown: The first batch (NumPy) and its `shown`.
+            config: Config of the run.
+        """
+        raise NotImplementedError
+
     # --- Report -------------------------------------------------------------------------------------
 
     # Metric (without _blind and group), or kind of group -> its readable label.

@@ -109,7 +109,7 @@ class Command(NamedTuple):
 
     config: ml_collections.ConfigDict
     workdir: pathlib.Path | str  # folder, or an address
-    mode: str  # train | evaluate | compile
+    mode: str  # train | evaluate | probe | compile
     place: tuple  # arguments of `hosts.join`
     print_config: bool
 
@@ -151,7 +151,7 @@ def _parse_flags(argv: list[str]) -> flags.FlagValues:
     for with_fields in (False, True):
         values = flags.FlagValues()
         flags.DEFINE_string("workdir", None, "where checkpoints and metrics go", flag_values=values)
-        flags.DEFINE_enum("mode", "train", ["train", "evaluate", "compile"], "what to do", flag_values=values)
+        flags.DEFINE_enum("mode", "train", ["train", "evaluate", "probe", "compile"], "what to do", flag_values=values)
         flags.DEFINE_bool("print_config", False, "print the config and end", flag_values=values)
         flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
         flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)

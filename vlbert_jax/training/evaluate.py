@@ -6,6 +6,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import ml_collections
@@ -98,7 +99,7 @@ def evaluate(
     last = time.monotonic()
     for subset, batches in task.eval_batches(config, jax.process_index(), jax.process_count()).items():
         sums = metrics.Sums()
-        for number, (scores, rows) in enumerate(_outputs(score, params, constants, batches, mesh, asked_to_stop), 1):
+        for number, (scores, rows) in enumerate(outputs(score, params, constants, batches, mesh, asked_to_stop), 1):
             if time.monotonic() - last >= PROGRESS:
                 last = time.monotonic()
                 log.info("the evaluation: %s batches of %s are scored", f"{number:,}", subset)
@@ -132,7 +133,7 @@ class _Pace:
         return {f"{self.name}_per_second": self.sum / self.seconds}
 
 
-def _outputs(score, params, constants, batches, mesh, asked_to_stop) -> Iterator[tuple[dict, dict]]:
+def outputs(score, params, constants, batches, mesh, asked_to_stop) -> Iterator[Any]:
     """Yield the outputs of `score` for each batch, in order, on the host; AHEAD are on the devices at most."""
     pending = collections.deque()
     for batch in batches:

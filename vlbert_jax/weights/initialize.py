@@ -52,11 +52,11 @@ def check_sources(config: ml_collections.ConfigDict, workdir: pathlib.Path, mode
         FileNotFoundError, ValueError: They do not exist, or it is ambiguous what to evaluate.
     """
     own, named = newest_step(workdir), [f for f in FIELDS if config.init[f]]
-    if mode == "evaluate" and own is None and not named:
-        raise FileNotFoundError(f"There is nothing to evaluate: {workdir} has no checkpoint, and config.init is empty.")
-    if mode == "evaluate" and own is not None and named:
+    if mode != "train" and own is None and not named:
+        raise FileNotFoundError(f"There is nothing to {mode}: {workdir} has no checkpoint, and config.init is empty.")
+    if mode != "train" and own is not None and named:
         raise ValueError(
-            f"It is ambiguous what to evaluate: the run in {workdir}, or config.init.{named[0]}. Leave config.init out "
+            f"It is ambiguous what to {mode}: the run in {workdir}, or config.init.{named[0]}. Leave config.init out "
             "for the first, or choose another --workdir for the second."
         )
     if own is None:

@@ -90,8 +90,8 @@ class _Text(_Corpus):
         return text_example(words, draws, self.tokenizer, self.layout)
 
 
-def _captions(config, split: str, train: bool) -> list[_Captions]:
-    """Return the captions of a split, by orientation where canvases differ."""
+def _captions(config, split: str, train: bool, **options) -> list[_Captions]:
+    """Return the captions of a split, by orientation where canvases differ; `options` change their layout."""
     d = config.data
     landscape, portrait = (
         open_split(d.data_dir, d.captions, f"{split}_{orientation}", optional=True)
@@ -105,8 +105,13 @@ def _captions(config, split: str, train: bool) -> list[_Captions]:
     parts = {"landscape": range(edge), "portrait": range(edge, len(records))}
     if is_precomputed(config) or not d.one_orientation:
         parts = {"square": range(len(records))}
+    tokenizer = tokenizer_of(config)
+
+    def layout(orientation: str) -> CaptionLayout:
+        return dataclasses.replace(CaptionLayout.of(config, orientation, train), **options)
+
     return [
-        _Captions(records, numbers, tokenizer_of(config), CaptionLayout.of(config, orientation, train), answers)
+        _Captions(records, numbers, tokenizer, layout(orientation), answers)
         for orientation, numbers in parts.items()
         if numbers
     ]
@@ -213,18 +218,23 @@ def eval_parts(config, process_index: int, process_count: int) -> dict[str, list
     Masks depend on the number of the record alone. All processes get the same number of batches, filled up
     with padding.
     """
-    share = _share(config, process_index, process_count)
-    nbytes = _bytes(config, process_count)
-    subsets = {"captions": _captions(config, config.data.eval_split, train=False)}
+    found = {"captions": eval_captions(config, process_index, process_count)}
     if config.losses.text_only:
-        subsets["text"] = [_text(config, config.data.eval_split, train=False)]
-    return {
-        name: [
-            batches_of(in_order(part.numbers, part.evaluate, _empty, **share), config, PretrainTargets, nbytes)
-            for part in parts
-        ]
-        for name, parts in subsets.items()
-    }
+        text = _text(config, config.data.eval_split, train=False)
+        found["text"] = [_in_batches(text, config, process_index, process_count)]
+    return found
+
+
+def eval_captions(config, process_index: int, process_count: int, **options) -> list[Iterator[Batch]]:
+    """Return the captions of `eval_parts`; `options` change their layout, and no text is read."""
+    parts = _captions(config, config.data.eval_split, train=False, **options)
+    return [_in_batches(part, config, process_index, process_count) for part in parts]
+
+
+def _in_batches(corpus: _Corpus, config, process_index: int, process_count: int) -> Iterator[Batch]:
+    """Return this process's part of the batches that hold every record once."""
+    share, nbytes = _share(config, process_index, process_count), _bytes(config, process_count)
+    return batches_of(in_order(corpus.numbers, corpus.evaluate, _empty, **share), config, PretrainTargets, nbytes)
 
 
 def _empty(like: Example) -> Example:

@@ -35,3 +35,12 @@ class PretrainTargets(Arrays):
     attribute_scores: Float[Array | np.ndarray, "b r"] | None = padding(0, default=None)
     answer: Int[Array | np.ndarray, "b"] | None = padding(-1, default=None)  # of a question; -1 = none
     group: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # objects in the scene: scores by group
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProbeTargets(PretrainTargets):
+    """The targets of a batch that is probed; `l` are the levels of aligned.py."""
+
+    named: Bool[Array | np.ndarray, "b s r"] | None = padding(False, default=None)  # token of sequence 0 names region
+    removed_regions: Bool[Array | np.ndarray, "b l r"] | None = padding(False, default=None)
+    removed_words: Bool[Array | np.ndarray, "b l s"] | None = padding(False, default=None)  # of sequence 0

@@ -16,7 +16,7 @@ from vlbert_jax.tasks.answer_lists import LXMERT_ANSWERS
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
 from vlbert_jax.tasks.base import Task, Updates
 from vlbert_jax.tasks.layouts import trunk_options
-from vlbert_jax.tasks.pretrain import batches, losses, report, scores
+from vlbert_jax.tasks.pretrain import aligned, batches, losses, probe, probe_results, report, scores
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, fill_example
 from vlbert_jax.tasks.pretrain.model import PretrainingModel
 from vlbert_jax.tasks.pretrain.objectives import is_unused, losses_of, numbers_of_updates, objective_at, shares
@@ -177,6 +177,20 @@ class PretrainTask(Task):
     def score(self, model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
         """Return losses and accuracies of an evaluation batch, each next to its blind baseline, as (sum, count)."""
         return scores.score(model, batch, config)
+
+    # --- Probes -------------------------------------------------------------------------------------
+
+    def probe_batches(self, config, process_index: int, process_count: int) -> Iterator[Batch]:
+        """Return the captions of the evaluation split with what is removed of them."""
+        return aligned.probe_batches(config, process_index, process_count)
+
+    def probe(self, model: PretrainingModel, batch: Batch, config) -> dict:
+        """Return how well each modality is predicted from less of the other, and where heads look."""
+        return probe.probe(model, batch, config)
+
+    def conclude_probe(self, directory, about, sums, shown, config) -> list[str]:
+        """Write probes.json and probes.svg, and return the table."""
+        return probe_results.conclude(directory, about, sums, shown, config)
 
     # --- Report -------------------------------------------------------------------------------------
 
