@@ -7,7 +7,7 @@ configs/vqa.py:controlled_demo. Only `config.model.architecture` differs between
 accuracy of masked words that only the image determines, read with and without the image ("blind"), and the accuracy of
 answers after fine-tuning, all on the validation split at the end of the run. It is added to `--results`
 (benchmarks/results/controlled.jsonl) at once, and a row that exists is not repeated. The output is a Markdown table
-with mean and standard deviation over the seeds that have a row.
+with mean and standard deviation over the seeds that have a row; docs/science/controlled.md has it.
 
 The table says whether each architecture learns to read the image under one recipe, and how much of a difference is due
 to the seed. It does not rank the systems: the models have two or three layers of width 128 and a region head that is
@@ -68,10 +68,11 @@ def main(argv: list[str] | None = None) -> None:
         if (name, seed) not in rows and not args.table:
             rows[name, seed] = run(args.workdirs.absolute() / f"{name}_{seed}", name, seed, flags)
             runs.store(results, rows[name, seed])
-    print(f"| architecture | {' | '.join(SCORES)} |", "|---" * (len(SCORES) + 1) + "|", sep="\n")
+    print(f"| architecture | seeds | {' | '.join(SCORES)} |", "|---" * (len(SCORES) + 2) + "|", sep="\n")
     for name in architectures:
         found = [rows[name, seed] for seed in seeds if (name, seed) in rows]
-        print(f"| {name} | {' | '.join(runs.shown([row[column] for row in found]) for column in SCORES)} |")
+        cells = [str(len(found)), *(runs.shown([row[column] for row in found]) for column in SCORES)]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

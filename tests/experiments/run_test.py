@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from benchmarks import controlled
 from benchmarks import runs as training
 from data_prep import build
 from experiments import jobs, page, plots, rows, run
@@ -271,3 +272,9 @@ def test_pages_follow_from_the_results(name):
     assert written == text, f"run: python -m experiments.run {name} --table"
     for plot in re.findall(r"\]\((\S+\.svg)\)", text):
         assert (ROOT / "docs/science" / plot).exists()
+
+
+def test_the_controlled_page_follows_from_its_results(capsys):
+    controlled.main(["--table"])
+    written = (ROOT / "docs/science/controlled.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out in written, "copy the output of: python benchmarks/controlled.py --table"

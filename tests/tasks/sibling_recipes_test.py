@@ -184,9 +184,9 @@ def test_the_benchmark_of_the_controlled_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(controlled.runs, "revision", lambda root: "0")
     options = ["--architectures=uniter,lxmert", f"--workdirs={tmp_path}", f"--results={tmp_path}/rows"]
     options += ["--flag=--config.total_steps=2", "--flag=--config.model.encoder.hidden_size=16"]
-    assert table(3, only=["--table"]) == ["| uniter | – | – | – |", "| lxmert | – | – | – |"]
-    assert table(3) == ["| uniter | 0.510 | 0.100 | 0.020 |", "| lxmert | 0.530 | 0.100 | 0.040 |"]
-    assert table(3, 4)[0] == "| uniter | 0.530 ± 0.028 | 0.100 ± 0.000 | 0.040 ± 0.028 |"
+    assert table(3, only=["--table"]) == ["| uniter | 0 | – | – | – |", "| lxmert | 0 | – | – | – |"]
+    assert table(3) == ["| uniter | 1 | 0.510 | 0.100 | 0.020 |", "| lxmert | 1 | 0.530 | 0.100 | 0.040 |"]
+    assert table(3, 4)[0] == "| uniter | 2 | 0.530 ± 0.028 | 0.100 ± 0.000 | 0.040 ± 0.028 |"
     assert [(config.model.architecture, config.seed, config.task) for config in ran] == [
         (name, seed, task) for seed in (3, 4) for name in ("uniter", "lxmert") for task in ("pretrain", "answer")
     ]
