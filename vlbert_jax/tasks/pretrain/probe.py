@@ -96,16 +96,9 @@ def states_without(model: PretrainingModel, batch: Batch, removed: Bool[Array, "
         mean = jnp.einsum("br,brg->bg", seen, batch.region_features) / jnp.maximum(seen.sum(1), 1)[:, None]
         changed = removed.any(1)[:, None] & ~_boxes_alone(batch)
         left = left.replace(region_features=jnp.where(changed[..., None], mean[:, None], batch.region_features))
-    regions = model.region_states(left, model.appearance(left))
-    if model.two_stream is None:
-        return model.encode(left, regions)
-    # Text alone reads one region of zeros (two_stream_batch.encode).
-    sizes = model.two_stream.config.feature_size, model.two_stream.config.geometry_size
-    zeros = model.two_stream.embed_regions(*(jnp.zeros((len(kept), 1, 1, size)) for size in sizes))
-    rows, first = jnp.arange(kept.shape[1])[None], kept.shape[1] - regions.shape[2]  # the first that the model reads
-    empty = (rows == first) & ~(kept & (rows >= first)).any(1, keepdims=True)
-    regions = jnp.where(empty[:, None, first:, None], zeros, regions)
-    return model.encode(left.replace(region_mask=kept | empty), regions)
+    # Two streams without any region read all of the masked ones, which have features and geometry of zeros, as the one
+    # region has that text alone reads (two_stream_batch.encode); so the states are the same.
+    return model.encode(left, model.region_states(left, model.appearance(left)))
 
 
 def _boxes_alone(batch: Batch) -> Bool[Array, "1 r"]:
