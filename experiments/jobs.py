@@ -43,8 +43,10 @@ class Trainer:
 
     def command(self, run: Run) -> list[str]:
         """Return the documented command of a run."""
-        start = f"checkpoint={self.workdir(run.after)}" if run.after else "scratch=True"
-        fixed = [f"--config.init.{start}", f"--config.data.data_dir={self.data_dir}", "--config.report=False"]
+        fixed = [f"--config.init.checkpoint={self.workdir(run.after)}"] if run.after else []
+        if not run.after and "init.bert" not in dict(run.overrides):
+            fixed = ["--config.init.scratch=True"]
+        fixed += [f"--config.data.data_dir={self.data_dir}", "--config.report=False"]
         fixed += [f"--mode={run.mode}"] if run.mode != "train" else []
         return training.command_of(self.workdir(run), run.recipe, *run.flags(), *fixed)
 

@@ -10,7 +10,7 @@ from experiments.compare import paired, shown_difference, shown_mean
 from experiments.rows import Rows, check_metric, score_of
 from experiments.study import Run, Study
 
-HEADINGS = {"small": "The small form", "full": "The full form"}
+HEADINGS = {"small": "The small form", "full": "The full form", "real": "The form for real data"}
 WIDTH = 118
 
 
@@ -66,7 +66,7 @@ def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], st
         rows: The rows of its results.
         command_of: Returns the command of a run.
     """
-    study = forms[0]
+    study = next(form for form in forms if form.form == "full")
     run = f"python -m experiments.run {study.name}"
     lines = [
         f"# {study.title}", "", study.about, "",
@@ -76,8 +76,9 @@ def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], st
             "tables."
         ),
         "", "| setting | what it is |", "|---|---|",
-        *(f"| {name} | {about} |" for name, about in forms[-1].settings.items()), "",
-        "```", f"{run} --small   # the small form", f"{run}           # the full form", "```", "",
+        *(f"| {name} | {about} |" for name, about in study.settings.items()), "",
+        "```", f"{run} --small   # the small form", f"{run}           # the full form",
+        *([f"{run} --real    # on real data"] if len(forms) > 2 else []), "```", "",
     ]  # fmt: skip
     for form in forms:
         lines += [f"## {HEADINGS[form.form]}", "", *_form(form, rows), ""]

@@ -1,6 +1,6 @@
 """Run a study: train what has no row yet, and write its page, docs/science/STUDY.md.
 
-    python -m experiments.run STUDY [--small] [--jobs=N] [--slurm] [--table] [--flag=--config.FIELD=VALUE ...]
+    python -m experiments.run STUDY [--small | --real] [--jobs=N] [--slurm] [--table] [--flag=--config.FIELD=VALUE ...]
 
 STUDY is a file of experiments/studies without its suffix, or the path of such a file; experiments/study.py describes
 the fields. Each training is a documented command in a workdir below --workdirs. Its row is added to
@@ -10,8 +10,10 @@ share the machine.
 
 --slurm submits the same runs to SLURM as an array; each task has a share of the pre-trainings with their fine-tunings.
 A last job, or this command, collects the rows. --table trains nothing and writes the page from the rows that exist.
---flag adds an override to every command, such as the tables and sizes of other data. Its rows are different runs, so
-the tables are printed and the page stays as it is.
+--real runs the form for real data, which has other recipes and sizes; its tables (data_prep/README.md) are in
+--data_dir, and BERT and the detector's ResNet where its fields init.bert and init.resnet say. --flag adds an override
+to every command, such as another name of a table. Its rows are different runs, so the tables are printed and the page
+stays as it is.
 
 Exit status: 0; 2 after an error, which one line explains; 130 after Ctrl-C and 143 after SIGTERM, with all progress
 saved. The same command then continues.
@@ -33,7 +35,7 @@ from pathlib import Path
 
 from benchmarks.runs import ROOT
 from experiments import jobs, page, plots, rows
-from experiments.study import FORMS, Study, read_study, study_path
+from experiments.study import Study, declared_forms, read_study, study_path
 from vlbert_jax.command import run_command
 from vlbert_jax.files import atomic_write, user_file
 
@@ -46,7 +48,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "python -m experiments.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", metavar="STUDY")
-    parser.add_argument("--small", action="store_true", help="run the small form of the study")
+    forms = parser.add_mutually_exclusive_group()
+    for form, what in dict(small="run the small form of the study", real="run the form for real data").items():
+        forms.add_argument(f"--{form}", action="store_const", dest="form", const=form, default="full", help=what)
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at a time (%(default)s)")
     parser.add_argument("--table", action="store_true", help="write the page from the rows that exist; train nothing")
     parser.add_argument("--flag", action="append", default=[], metavar="--config.FIELD=VALUE", help="for every command")
@@ -79,7 +83,7 @@ def shard(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> None:
     """Do what the command line asks for; see the docstring of the module."""
     path = study_path(args.study)
-    study = read_study(path, "small" if args.small else "full", args.flag)
+    study = read_study(path, args.form, args.flag)
     results = args.results / f"{study.name}.jsonl"
     done = rows.read_rows(results)
     writes_page = not args.flag and args.shard[1] == 1
@@ -143,7 +147,7 @@ def train_missing(
 
 def write_page(path: Path, done: rows.Rows, pages: Path) -> None:
     """Write the page of a study and the plots of its forms."""
-    forms = [read_study(path, form) for form in FORMS]
+    forms = [read_study(path, form) for form in declared_forms(path)]
     text = page.page_text(forms, done, jobs.Trainer(WORKDIRS, DATA_DIR).shown_command)
     with atomic_write(pages / f"{forms[0].name}.md") as file:
         file.write_text(text, encoding="utf-8")
@@ -156,7 +160,8 @@ def write_page(path: Path, done: rows.Rows, pages: Path) -> None:
 def submit(args: argparse.Namespace) -> None:
     """Submit the runs to SLURM; raise ValueError if that fails."""
     study = os.path.abspath(args.study) if args.study.endswith(".toml") else args.study
-    again = [study, *["--small"] * args.small, f"--jobs={args.jobs}", *(f"--flag={flag}" for flag in args.flag)]
+    form = [f"--{args.form}"] if args.form != "full" else []
+    again = [study, *form, f"--jobs={args.jobs}", *(f"--flag={flag}" for flag in args.flag)]
     folders = [f"--{name}={getattr(args, name).absolute()}" for name in ("workdirs", "data_dir", "results", "pages")]
     options = [f"--tasks={args.tasks}", *(f"--sbatch={option}" for option in args.sbatch), f"--python={sys.executable}"]
     script = [str(ROOT / "launch/slurm_array.sbatch"), *options, "--", "experiments", *again, *folders]

@@ -8,7 +8,8 @@ A file STUDY.toml has these tables:
                            visual_words.aligned.accuracy)
     [tasks.NAME]           fine-tuned after every pre-training: recipe, score (a metric), overrides
     [settings.NAME]        a row of the table: about, seeds (their number), pretrain and tune (overrides of
-                           the pre-training and of each fine-tuning), scratch (true = no pre-training)
+                           the pre-training and of each fine-tuning), recipe (of its pre-training, if it is another),
+                           scratch (true = no pre-training)
     [[claims]]             what the study tests: text, paper (its figures), score (a column), better, worse (settings),
                            than (the column of the worse one, if it is another)
     [plot]                 x (what the horizontal axis shows), positions and lines: setting -> its place, and its line
@@ -16,10 +17,10 @@ A file STUDY.toml has these tables:
     [heat]                 instead, of probes: values and chance, numbers in probes.json; one map for each setting
     [small]                a form that ends soon: settings and tasks (names that it keeps), seeds, and `replace`, whose
                            tables replace fields of the study
+    [real]                 the same for real data, where `replace` has other recipes and sizes; optional
 
 A run is identified by what it computes: recipe, overrides, seed, the run from whose weights it starts, and whether it
-trains or probes. Settings
-with the same pre-training share it. A later change of a study does not mix rows.
+trains or probes. Settings with the same pre-training share it. A later change of a study does not mix rows.
 """
 
 from __future__ import annotations
@@ -37,19 +38,20 @@ from pathlib import Path
 from typing import Any
 
 STUDIES = Path(__file__).resolve().parent / "studies"
-FORMS = ("small", "full")
-FIELDS: dict[str, dict[str, type | tuple]] = {  # table -> field -> type
+FORMS = ("small", "full", "real")
+FIELDS: dict[str, dict[str, type]] = {  # table -> field -> type
     "": dict(title=str, about=str, pretrain=dict, probe=dict, tasks=dict, settings=dict, claims=list, plot=dict,
-             curves=dict, heat=dict, small=dict),
+             curves=dict, heat=dict, small=dict, real=dict),
     "pretrain": dict(recipe=str, overrides=dict, scores=dict),
     "probe": dict(scores=dict),
     "tasks": dict(recipe=str, score=str, overrides=dict),
-    "settings": dict(about=str, seeds=int, pretrain=dict, tune=dict, scratch=bool),
+    "settings": dict(about=str, seeds=int, recipe=str, pretrain=dict, tune=dict, scratch=bool),
     "claims": dict(text=str, paper=str, score=str, better=str, worse=str, than=str),
     "plot": dict(x=str, positions=dict, lines=dict),
     "curves": dict(x=str, panels=dict),
     "heat": dict(values=str, chance=str),
     "small": dict(settings=list, tasks=list, seeds=int, replace=dict),
+    "real": dict(settings=list, tasks=list, seeds=int, replace=dict),
 }
 REQUIRED = {
     "": ("title", "about", "pretrain", "settings", "small"),
@@ -189,12 +191,25 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def declared_forms(path: Path) -> list[str]:
+    """Return the forms that the file of a study declares. Raises ValueError if it is not TOML."""
+    content = _read(path)
+    return [form for form in FORMS if form == "full" or form in content]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML ({error}); correct this line") from None
+
+
 def read_study(path: Path, form: str = "full", flags: Sequence[str] = ()) -> Study:
     """Read a study.
 
     Args:
         path: The file.
-        form: "full" or "small".
+        form: One of `FORMS`.
         flags: Overrides of all commands, as --config.batch_size=16.
 
     Returns:
@@ -203,13 +218,12 @@ def read_study(path: Path, form: str = "full", flags: Sequence[str] = ()) -> Stu
     Raises:
         ValueError: The file, a flag or an override is wrong; the message names the file and the field.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML ({error}); correct this line") from None
+    content = _read(path)
     _check(content, path)
-    if form == "small":
-        content = _small(content, path)
+    if form != "full":
+        if form not in content:
+            raise ValueError(f"{path} has no table [{form}], which declares this form; add it, or run another form")
+        content = _reduced(content, form, path)
     common = [_override(flag) for flag in flags]
     groups = _scores(content)
     columns: dict[str, str] = {}
@@ -243,8 +257,7 @@ def _check(content: dict[str, Any], path: Path) -> None:
     """Raise ValueError for a field that is unknown, missing or of another type, and for a name that does not exist."""
     _check_fields(content, "", str(path))
     _check_fields(content["pretrain"], "pretrain", f"{path}, [pretrain]")
-    _check_fields(content["small"], "small", f"{path}, [small]")
-    for kind in {"probe", "curves", "heat"} & set(content):
+    for kind in {"small", "real", "probe", "curves", "heat"} & set(content):
         _check_fields(content[kind], kind, f"{path}, [{kind}]")
     if drawn := {"curves", "heat"} & set(content) if "probe" not in content else set():
         raise ValueError(f"{path}: [{min(drawn)}] draws numbers of probes; add [probe]")
@@ -291,18 +304,18 @@ def _check_name(name: Any, known: Sequence[str], place: str) -> None:
         raise ValueError(f"{place} is {name!r}{nearest(str(name), known)}; the names are: {', '.join(known)}")
 
 
-def _small(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the tables of the small form."""
-    small = content["small"]
-    content = _merged(content, small.get("replace", {}))
+def _reduced(content: dict[str, Any], form: str, path: Path) -> dict[str, Any]:
+    """Return the tables of another form than the full one: some of the settings and tasks, with other fields."""
+    chosen = content[form]
+    content = _merged(content, chosen.get("replace", {}))
     for kind in ("settings", "tasks"):
         known = content.get(kind, {})
-        for name in small.get(kind, ()):
-            _check_name(name, [*known], f"{path}, [small]: {kind}")
-        if kind in small:
-            content[kind] = {name: table for name, table in known.items() if name in small[kind]}
+        for name in chosen.get(kind, ()):
+            _check_name(name, [*known], f"{path}, [{form}]: {kind}")
+        if kind in chosen:
+            content[kind] = {name: table for name, table in known.items() if name in chosen[kind]}
     for setting in content["settings"].values():
-        setting["seeds"] = small.get("seeds", setting["seeds"])
+        setting["seeds"] = chosen.get("seeds", setting["seeds"])
     for field in ("positions", "lines") if "plot" in content else ():
         places = content["plot"][field]
         content["plot"][field] = {name: place for name, place in places.items() if name in content["settings"]}
@@ -359,11 +372,11 @@ def _cells(content: dict[str, Any], common: Sequence[tuple[str, str]], path: Pat
             texts = tuple((field, str(tuple(v) if isinstance(v, list) else v)) for field, v in sorted(fields.items()))
             return checked(name, recipe, texts)
 
-        first = None
+        first, recipe = None, setting.get("recipe", pretrain["recipe"])
         if not setting.get("scratch"):
-            first = overrides(pretrain["recipe"], pretrain.get("overrides", {}), setting.get("pretrain", {}))
+            first = overrides(recipe, pretrain.get("overrides", {}), setting.get("pretrain", {}))
         for seed in range(setting["seeds"]):
-            root = None if first is None else Run(pretrain["recipe"], first, seed)
+            root = None if first is None else Run(recipe, first, seed)
             for column in pretrain["scores"] if root else ():
                 cells.setdefault((name, column), []).append(root)
             for column in _scores(content)["probe.scores"] if root else ():

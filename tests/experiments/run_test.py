@@ -15,7 +15,7 @@ from benchmarks import controlled
 from benchmarks import runs as training
 from data_prep import build
 from experiments import jobs, page, plots, rows, run
-from experiments.study import FORMS, STUDIES, read_study
+from experiments.study import STUDIES, declared_forms, read_study
 from tests.helpers import HANG_SECONDS, ROOT
 from tests.helpers.experiments_case import PROBES, STUDY, replace_trainings
 
@@ -264,7 +264,7 @@ def test_slurm(place, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.toml")))
 def test_pages_follow_from_the_results(name):
-    forms = [read_study(STUDIES / f"{name}.toml", form) for form in FORMS]
+    forms = [read_study(STUDIES / f"{name}.toml", form) for form in declared_forms(STUDIES / f"{name}.toml")]
     results = ROOT / f"experiments/results/{name}.jsonl"
     command = jobs.Trainer(run.WORKDIRS, run.DATA_DIR).shown_command
     text = page.page_text(forms, rows.read_rows(results), command)

@@ -6,9 +6,10 @@ import xml.etree.ElementTree
 
 import pytest
 
-from experiments import compare, plots, rows, run
-from experiments.study import STUDIES, Run, read_study, study_path
+from experiments import compare, jobs, plots, rows, run
+from experiments.study import STUDIES, Run, declared_forms, read_study, study_path
 from tests.helpers.experiments_case import CURVES, HEAT, PROBES, STUDY
+from vlbert_jax.training.config import parse_command
 
 RUN = Run("pretrain:demo", (("learning_rate", 0.1),), 0)
 ROW = RUN.declaration() | dict(
@@ -61,6 +62,24 @@ def test_the_small_form_is_a_part(name):
     small, full = (read_study(STUDIES / f"{name}.toml", form) for form in ("small", "full"))
     assert set(small.settings) <= set(full.settings) and set(small.columns) <= set(full.columns)
     assert len(small.runs()) < len(full.runs())
+
+
+@pytest.mark.parametrize("name", [path.stem for path in STUDIES.glob("*.toml") if "real" in declared_forms(path)])
+def test_the_real_form_reads_public_data_and_released_weights(name, tmp_path):
+    real, full = (read_study(STUDIES / f"{name}.toml", form) for form in ("real", "full"))
+    assert (real.settings.keys(), real.columns) == (full.settings.keys(), full.columns)
+    for one in real.runs():
+        command = parse_command(jobs.Trainer(tmp_path, tmp_path).command(one)[2:])
+        config = command.config
+        assert not config.data.embedded and config.data.data_dir == str(tmp_path) and not config.init.scratch
+        assert config.init.checkpoint if one.after else config.init.bert
+        assert one.after is None or config.total_steps > 1000
+
+
+def test_a_form_that_is_not_declared(tmp_path, capsys):
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    assert run.main([str(tmp_path / "tiny.toml"), "--real", "--table"]) == 2
+    assert "has no table [real], which declares this form" in capsys.readouterr().err
 
 
 # --- Rows ---------------------------------------------------------------------------------------------
