@@ -28,7 +28,6 @@ that were dropped because they have no area inside their image."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -41,9 +40,6 @@ from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_f
 from data_prep.manifest import SourceError
 from data_prep.region_store import open_records, read_extraction
 from data_prep.sources import ArchiveFolder, bad_boxes, name_of
-from data_prep.stored import fetch_records
-from vlbert_jax.data.overlap import finds
-from vlbert_jax.data.records import open_split
 from vlbert_jax.data.region_files import GRID, ImageRegions, Unusable, decode_regions, grid_boxes, parse_record
 from vlbert_jax.files import parse_json
 
@@ -382,25 +378,3 @@ def placed_images(table: str | pathlib.Path) -> dict[str, PlacedImage]:
         raise SourceError(
             f"{sizes} is damaged ({error}); remove the folder {sizes.parent} and build again"
         ) from None
-
-
-class StoredBoxes:
-    """The boxes of the images of a table that is built; those of the last image are kept."""
-
-    def __init__(self, table: str | pathlib.Path):
-        """Remember the directory that the builder of images wrote; the table is opened when it is needed."""
-        self._table = pathlib.Path(table)
-        self._last: tuple[int, np.ndarray] = -1, np.zeros((0, 4))
-
-    @functools.cached_property
-    def _records(self):
-        fetch_records(self._table)
-        return open_split(self._table.parents[2], f"{self._table.parts[-3]}/{self._table.parts[-2]}", "images")
-
-    def usable(self, number: int, right: np.ndarray) -> list[bool]:
-        """Return whether a box of an image counts as one of the right boxes [m, 4]; empty where none is known."""
-        if not len(right):
-            return []
-        if self._last[0] != number:
-            self._last = number, self._records[number]["boxes"]
-        return [finds(self._last[1], right)]

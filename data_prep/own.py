@@ -44,12 +44,13 @@ from typing import Any
 import numpy as np
 
 from data_prep.builder import Made, OrderedBuilder, array_feature, example_features, oriented
-from data_prep.image_table import ImageTable, NoRegions, PlacedImage, StoredBoxes, chosen_regions, placed_images
+from data_prep.image_table import ImageTable, NoRegions, PlacedImage, chosen_regions, placed_images
 from data_prep.manifest import SourceError
 from data_prep.own_files import Example, OwnFolder
 from data_prep.own_report import next_command, report
 from data_prep.own_targets import describe_task
 from data_prep.parts import ONE, Workers
+from data_prep.stored_boxes import StoredBoxes
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.data.region_files import fractions_of
 from vlbert_jax.files import atomic_write

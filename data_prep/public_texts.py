@@ -34,10 +34,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.builder import Made, OrderedBuilder, array_feature, example_features, oriented
-from data_prep.image_table import ImageTable, NoRegions, StoredBoxes, chosen_regions, placed_images
+from data_prep.image_table import ImageTable, NoRegions, chosen_regions, placed_images
 from data_prep.manifest import SourceError
 from data_prep.parts import ONE, Workers
 from data_prep.sources import ArchiveFolder
+from data_prep.stored_boxes import StoredBoxes
 from data_prep.tables import is_built, run_builders
 from vlbert_jax.files import atomic_write
 from vlbert_jax.storage.mirror import fetch_file, store_file

@@ -13,11 +13,11 @@ import pytest
 import vlbert_jax
 from data_prep import build, parts
 from data_prep.extract_regions import extract
-from data_prep.image_table import StoredBoxes
 from data_prep.manifest import SourceError
 from data_prep.parts import ONE, Workers
 from data_prep.region_store import open_records
 from data_prep.sources import open_source
+from data_prep.stored_boxes import StoredBoxes
 from data_prep.tables import ShareWritten, draw_once, run_builder
 from tests.helpers.bucket_case import SECRET, Proxy, bucket_maker
 from tests.helpers.processes_case import NUMBER, image_table
