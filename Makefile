@@ -3,6 +3,7 @@
 # make test          runs ruff, basedpyright and the tests that are neither slow nor comparisons with the official code
 # make test-slow     runs the tests that are marked as slow; .ci/run runs them and test-exact as well
 # make test-exact    runs the comparisons with the official code (golden_test.py)
+# make test-storage  runs the tests of runs in buckets against emulators of S3 and GCS, which it installs
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
 # make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100);
 #                    then fills the disk of a small run at random moments: tests/faults/full_disk.jsonl
@@ -26,7 +27,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := setup.cfg pyproject.toml
 
-.PHONY: demo assets test test-slow test-exact test-lowest test-science faults fuzz bench docs clean help
+.PHONY: demo assets test test-slow test-exact test-storage test-lowest test-science faults fuzz bench docs clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -54,6 +55,9 @@ test-slow: $(VENV)/.installed-test
 test-exact: export VLBERT_DEFAULT_XLA = 1
 test-exact: $(VENV)/.installed-test
 	$(RUN) -m pytest $(PYTEST_WORKERS) $(shell find tests -name '*golden_test.py') $(PYTEST_FLAGS) || [ $$? -eq 5 ]
+
+test-storage: $(VENV)/.installed-storage
+	$(RUN) -m pytest $(PYTEST_WORKERS) tests/storage $(PYTEST_FLAGS) || [ $$? -eq 5 ]
 
 # The lowest versions that the tests were run with have wheels for Python 3.11.
 test-lowest:
@@ -101,6 +105,11 @@ $(VENV)/.installed: $(PACKAGES) | $(VENV)/bin/python
 $(VENV)/.installed-test: $(PACKAGES) | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-storage: $(VENV)/.installed-test
+	$(RUN) -m pip install --disable-pip-version-check --quiet uv
+	$(RUN) -m uv pip install --quiet --python $(RUN) --editable '.[test,emulators]'
+	@touch $@
 
 $(VENV)/.installed-experiments: $(PACKAGES) | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[experiments]'
