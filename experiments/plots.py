@@ -97,17 +97,25 @@ def _lines(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) ->
 
 
 def _curves(pyplot: Any, study: Study, curves: Curves, scores: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Any:
-    """Return a figure with a panel per kind of target and a line per setting over the levels of removal."""
+    """Return a figure with a panel per kind of target: a line per setting over the shares that are removed, up to all.
+
+    Levels behind "all" are no shares: they have a mark for the mean of a setting.
+    """
     count = len(curves.panels)
     figure, axes = pyplot.subplots(1, count, squeeze=False, figsize=(3.4 * count, 2.8), layout="constrained")
     for axis, (title, levels) in zip(axes.flat, curves.panels.items(), strict=True):
+        last = [*levels].index("all") if "all" in levels else len(levels)
         for color, setting in zip(COLORS, study.settings, strict=False):
             values = [list(scores.get(name, {}).get(setting, {}).values()) for name in levels.values()]
             places = [place for place, found in enumerate(values) if found]
             for place in places:
                 axis.plot([place] * len(values[place]), values[place], "o", color=color, alpha=0.4, markersize=3)
-            axis.plot(places, [statistics.fmean(values[place]) for place in places], color=color, label=setting)
-        axis.set_xticks(range(len(levels)), list(levels))
+            means = {place: statistics.fmean(values[place]) for place in places}
+            shares = [place for place in places if place <= last]
+            axis.plot(shares, [means[place] for place in shares], color=color, label=setting)
+            others = [place for place in places if place > last]
+            axis.plot(others, [means[place] for place in others], "_", color=color, markersize=16, markeredgewidth=2)
+        axis.set_xticks(range(len(levels)), list(levels), rotation=30, fontsize=8)
         axis.set_title(title, fontsize=8)
         axis.set_xlabel(curves.x)
     axes[0, 0].legend(fontsize=8, frameon=False)

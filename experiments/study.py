@@ -13,7 +13,8 @@ A file STUDY.toml has these tables:
     [[claims]]             what the study tests: text, paper (its figures), score (a column), better, worse (settings),
                            than (the column of the worse one, if it is another)
     [plot]                 x (what the horizontal axis shows), positions and lines: setting -> its place, and its line
-    [curves]               instead, of probes: x, and panels: title -> level on the axis -> number in probes.json
+    [curves]               instead, of probes: x, and panels: title -> level on the axis -> number in probes.json;
+                           a line joins the levels up to "all"
     [heat]                 instead, of probes: values and chance, numbers in probes.json; one map for each setting
     [small]                a form that ends soon: settings and tasks (names that it keeps), seeds, and `replace`, whose
                            tables replace fields of the study
