@@ -260,8 +260,9 @@ def _check(content: dict[str, Any], path: Path) -> None:
     _check_fields(content["pretrain"], "pretrain", f"{path}, [pretrain]")
     for kind in {"small", "real", "probe", "curves", "heat"} & set(content):
         _check_fields(content[kind], kind, f"{path}, [{kind}]")
-    if drawn := {"curves", "heat"} & set(content) if "probe" not in content else set():
-        raise ValueError(f"{path}: [{min(drawn)}] draws numbers of probes; add [probe]")
+    figures = {"curves", "heat"} & set(content)
+    if figures and "probe" not in content:
+        raise ValueError(f"{path}: [{min(figures)}] draws numbers of probes; add [probe]")
     for kind in ("tasks", "settings"):
         for name, table in content.get(kind, {}).items():
             _check_fields(table, kind, f"{path}, [{kind}.{name!r}]")

@@ -40,6 +40,7 @@ STREAM = 40  # the seeds are [seed, 40 or 41, number]; those of the other corpor
 SPLITS = ("train", "val")
 LINES = 3  # per document
 FACTS = 4  # per line
+QUESTIONS = {"color": "what color is", "relation": "where is"}  # of kinds of facts
 
 
 def state(fact: Fact, scene: Scene, rng: np.random.Generator) -> list[str]:
@@ -66,13 +67,9 @@ def write_line(scene: Scene, rng: np.random.Generator) -> str:
     if len(said) < FACTS or not all(said):
         return ""
     first, second, third, fourth = (" ".join(words) for words in said)
-    because = f"because {third} and {fourth} ."
-    subject, *predicate = said[0]
-    if chosen[0].kind == "color" and rng.random() < 2 / 3:
-        return f"what color is {subject} ? {first} and {second} {because}"
-    if chosen[0].kind == "relation" and rng.random() < 2 / 3:
-        return f"where is {subject} ? {subject} {' '.join(predicate)} and {second} {because}"
-    return f"{first} and {second} {because}"
+    question = QUESTIONS.get(chosen[0].kind)
+    asked = f"{question} {said[0][0]} ? " if question and rng.random() < 2 / 3 else ""
+    return f"{asked}{first} and {second} because {third} and {fourth} ."
 
 
 def write_document(rng: np.random.Generator) -> list[str]:

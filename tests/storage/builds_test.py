@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from data_prep.region_store import open_records
 from data_prep.sources import open_source
 from data_prep.stored_boxes import StoredBoxes
 from data_prep.tables import ShareWritten, draw_once, run_builder
-from tests.helpers.bucket_case import SECRET, Proxy, bucket_maker
+from tests.helpers.bucket_case import SECRET
 from tests.helpers.processes_case import NUMBER, image_table
 from vlbert_jax import __version__
 from vlbert_jax.detector.regions import Regions
@@ -28,22 +27,11 @@ from vlbert_jax.storage.bucket import Bucket, StorageError
 from vlbert_jax.storage.data import local_data
 from vlbert_jax.storage.mirror import StoredParts, mirrored
 
-ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
 TABLE = "photos_images/c/1.0.0"
 UNFINISHED = "photos_images/c/incomplete.1.0.0"
 
 # gcsfs sends files below 5 MB at once.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
-
-
-@pytest.fixture(scope="module", params=ENDPOINTS)
-def place(request, tmp_path_factory):
-    """Yield a function that makes a bucket, and a proxy between this process and the server."""
-    with bucket_maker(request.param, tmp_path_factory.mktemp("cache")) as make, pytest.MonkeyPatch.context() as patch:
-        proxy = Proxy(os.environ[ENDPOINTS[request.param]])
-        patch.setitem(os.environ, ENDPOINTS[request.param], proxy.address)
-        yield make, proxy
-        proxy.close()
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """A bucket that fails, stalls or refuses: requests are repeated, and what cannot be stored is kept and stored later."""
 
-import os
-
 import jax
 import numpy as np
 import pytest
 
 from tests.helpers import toy_task
-from tests.helpers.bucket_case import SECRET, Proxy, bucket_maker, train_at
+from tests.helpers.bucket_case import SECRET, train_at
 from tests.helpers.toy_runs import rows_of, task_with, two_devices
 from vlbert_jax.storage import bucket as requests
 from vlbert_jax.storage import workdir
@@ -16,20 +14,8 @@ from vlbert_jax.storage.workdir import committed_steps, local_workdir
 from vlbert_jax.training.loop import train
 from vlbert_jax.weights.checksums import damage_of
 
-ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
-
 # gcsfs sends files below 5 MB at once.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
-
-
-@pytest.fixture(scope="module", params=ENDPOINTS)
-def place(request, tmp_path_factory):
-    """Yield a function that makes a bucket, and a proxy between this process and the server."""
-    with bucket_maker(request.param, tmp_path_factory.mktemp("cache")) as make, pytest.MonkeyPatch.context() as patch:
-        proxy = Proxy(os.environ[ENDPOINTS[request.param]])
-        patch.setitem(os.environ, ENDPOINTS[request.param], proxy.address)
-        yield make, proxy
-        proxy.close()
 
 
 @pytest.fixture(autouse=True)
