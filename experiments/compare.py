@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from benchmarks.runs import shown
 
@@ -50,6 +50,38 @@ def paired(better: Mapping[int, float], worse: Mapping[int, float]) -> Differenc
     from scipy import stats  # jax requires SciPy
 
     return Difference(pairs, mean, error, float(2 * stats.t.sf(abs(mean) / error, pairs - 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Standard deviations of scores of several fine-tunings of several pre-trainings; nan where they need more runs."""
+
+    tuning: float  # of the fine-tunings of one pre-training, pooled
+    means: float  # of the means of pre-trainings
+    pretraining: float  # of the part of these that comes from the pre-training
+
+
+def spread(scores: Mapping[int, Sequence[float]]) -> Spread:
+    """Divide the variance of scores between pre-training and fine-tuning (one-way analysis of variance).
+
+    The mean of k fine-tunings has a k-th of their variance; the rest of the variance of the means is due to
+    pre-training. It is 0 where nothing is left.
+
+    Args:
+        scores: Seed of the pre-training -> scores of its fine-tunings, equally many for each.
+    """
+    groups = list(scores.values())
+    within = [statistics.variance(group) for group in groups if len(group) > 1]
+    tuning = statistics.fmean(within) if within else math.nan
+    if len(groups) < 2 or len({len(group) for group in groups}) > 1:
+        return Spread(math.sqrt(tuning), math.nan, math.nan)
+    means = statistics.variance([statistics.fmean(group) for group in groups])
+    return Spread(math.sqrt(tuning), math.sqrt(means), math.sqrt(max(means - tuning / len(groups[0]), 0.0)))
+
+
+def shown_spread(found: Spread) -> list[str]:
+    """Return the standard deviations as cells of a table."""
+    return ["–" if math.isnan(value) else f"{value:.3f}" for value in dataclasses.astuple(found)]
 
 
 def shown_mean(scores: Mapping[int, float]) -> str:

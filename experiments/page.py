@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from experiments.compare import paired, shown_difference, shown_mean
+from experiments.compare import paired, shown_difference, shown_mean, shown_spread, spread
 from experiments.rows import Rows, check_metric, score_of
 from experiments.study import Run, Study
 
@@ -14,11 +15,27 @@ HEADINGS = {"small": "The small form", "full": "The full form", "real": "The for
 WIDTH = 118
 
 
-def scores_by_seed(study: Study, setting: str, column: str, rows: Rows) -> dict[int, float]:
-    """Return seed -> score of a cell of the table, for the runs that have a row."""
+def scores_of_cell(study: Study, setting: str, column: str, rows: Rows) -> dict[tuple[int, int], float]:
+    """Return (seed of the pre-training, seed) -> score of a cell of the table, for the runs that have a row."""
     cell = study.cells.get((setting, column), ())
-    scores = {run.seed: score_of(rows[run.key], study.columns[column]) for run in cell if run.key in rows}
-    return {seed: score for seed, score in scores.items() if score is not None}
+    found = [(run, score_of(rows[run.key], study.columns[column])) for run in cell if run.key in rows]
+    return {((run.after or run).seed, run.seed): score for run, score in found if score is not None}
+
+
+def scores_by_seed(study: Study, setting: str, column: str, rows: Rows) -> dict[int, float]:
+    """Return seed of the pre-training -> score of a cell; of several fine-tunings of a pre-training, their mean.
+
+    Fine-tunings of one pre-training are no independent samples of the setting.
+    """
+    return {seed: statistics.fmean(scores) for seed, scores in scores_by_start(study, setting, column, rows).items()}
+
+
+def scores_by_start(study: Study, setting: str, column: str, rows: Rows) -> dict[int, list[float]]:
+    """Return seed of the pre-training -> scores of a cell, of all seeds of fine-tuning."""
+    found: dict[int, list[float]] = {}
+    for (start, _), score in scores_of_cell(study, setting, column, rows).items():
+        found.setdefault(start, []).append(score)
+    return found
 
 
 def score_table(study: Study, rows: Rows) -> list[str]:
@@ -51,6 +68,17 @@ def claim_table(study: Study, rows: Rows) -> list[str]:
         found = [*shown_difference(difference), str(difference.pairs), difference.verdict()]
         lines.append([claim.text, claim.paper or "–", compared, *found])
     return table(["claim", "paper", "compared", "difference", "p", "pairs", "verdict"], lines)
+
+
+def spread_table(study: Study, rows: Rows) -> list[str]:
+    """Return the lines of the table of spreads; empty where no pre-training is fine-tuned with several seeds."""
+    lines = []
+    for (setting, column), cell in study.cells.items():
+        if len(cell) > len({run.after and run.after.seed for run in cell}):
+            found = scores_by_start(study, setting, column, rows)
+            lines.append([setting, column, *shown_spread(spread(found))])
+    head = ["setting", "score", "of fine-tunings", "of means of pre-trainings", "due to pre-training"]
+    return table(head, lines) if lines else []
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
@@ -94,7 +122,7 @@ def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], st
                 labels.setdefault(first.after.key, f"# {setting}: pre-training")
             what = "probes" if first.mode == "probe" else column if column in form.tasks else "pre-training"
             labels.setdefault(first.key, f"# {setting}: {what}")
-        for one in (run for run in form.runs() if run.seed == 0):
+        for one in (run for run in form.runs() if run.key in labels):
             lines += [labels[one.key], *wrapped(command_of(one))]
         lines += ["```", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -112,6 +140,13 @@ def _form(study: Study, rows: Rows) -> list[str]:
         "seeds (number of seeds), on the validation split at the end of the run.", "",
         *score_table(study, rows), "",
     ]  # fmt: skip
+    if spreads := spread_table(study, rows):
+        lines += [
+            "Every pre-training is fine-tuned with each seed; a cell above is over the means of pre-trainings. The "
+            "next table has standard deviations: over the fine-tunings of one pre-training (pooled), over the means of "
+            "pre-trainings, and of the part of these that the spread of fine-tunings does not explain.", "",
+            *spreads, "",
+        ]  # fmt: skip
     if plotted_scores(study, rows):
         lines += [f"![Scores of each setting and seed]({plot_name(study)})", ""]
     if study.claims:
@@ -146,25 +181,28 @@ def shown_commit(commit: str | None) -> str:
     return name[:12] + mark
 
 
-def plotted_scores(study: Study, rows: Rows) -> dict[str, dict[str, dict[int, float]]]:
-    """Return column -> setting -> seed -> score of the panels of the plot that have a score."""
+def plotted_scores(study: Study, rows: Rows) -> dict[str, dict[str, dict[tuple[int, int], float]]]:
+    """Return column -> setting -> seeds -> score of the panels of the plot that have a score.
+
+    The seeds are those of the pre-training and of the run.
+    """
     panels = {}
     if study.figure:
         return probed_scores(study, rows)
     for column in study.tasks if study.plot else study.columns:
-        found = {setting: scores_by_seed(study, setting, column, rows) for setting in study.settings}
+        found = {setting: scores_of_cell(study, setting, column, rows) for setting in study.settings}
         if found := {setting: scores for setting, scores in found.items() if scores}:
             panels[column] = found
     return panels
 
 
-def probed_scores(study: Study, rows: Rows) -> dict[str, dict[str, dict[int, float]]]:
-    """Return number of the probes -> setting -> seed -> value, for the settings and seeds that have a row."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+def probed_scores(study: Study, rows: Rows) -> dict[str, dict[str, dict[tuple[int, int], float]]]:
+    """Return number of the probes -> setting -> seeds -> value, for the settings and seeds that have a row."""
+    found: dict[str, dict[str, dict[tuple[int, int], float]]] = {}
     for setting in study.settings:
         for run in study.cells.get((setting, study.probes[0]), ()):
             for name, value in rows[run.key]["scores"].items() if run.key in rows else ():
-                found.setdefault(name, {}).setdefault(setting, {})[run.seed] = value
+                found.setdefault(name, {}).setdefault(setting, {})[run.seed, run.seed] = value
     return found
 
 

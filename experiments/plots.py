@@ -18,6 +18,8 @@ STYLE = {"svg.hashsalt": "vlbert_jax", "svg.fonttype": "none", "font.size": 9, "
          "axes.axisbelow": True}  # fmt: skip
 PER_ROW = 3  # panels
 
+Scores = Mapping[str, Mapping[tuple[int, int], float]]  # setting -> seeds of the pre-training and of the run -> score
+
 
 def require_matplotlib() -> None:
     """Raise ValueError if matplotlib is not installed."""
@@ -28,7 +30,7 @@ def require_matplotlib() -> None:
 
 
 def write_plot(study: Study, rows: Rows, path: Path) -> None:
-    """Draw one panel per column of the table: each seed as a point, and the mean of each setting.
+    """Draw one panel per column of the table: each run as a point, and the mean of each setting.
 
     Args:
         study: The study; where it has a plot, settings are points of lines over an axis, in one panel per task. Where
@@ -70,17 +72,21 @@ def _save(figure: Any, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _points(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) -> None:
+def _points(axis: Any, study: Study, found: Scores) -> None:
     names = list(study.settings)
     for setting, scores in found.items():
         row, values = names.index(setting), list(scores.values())
-        axis.plot(values, [row] * len(values), "o", color=COLORS[0], alpha=0.5, markersize=4)
+        starts = sorted({start for start, _ in scores})
+        crowded = len(starts) < len(scores)  # several fine-tunings of a pre-training: a line of points for each
+        step = 0.5 / len(starts) if crowded else 0.0
+        places = [row + step * (starts.index(start) - (len(starts) - 1) / 2) for start, _ in scores]
+        axis.plot(values, places, "o", color=COLORS[0], alpha=0.5, markersize=4)
         axis.plot([statistics.fmean(values)] * 2, [row - 0.3, row + 0.3], color=COLORS[0], linewidth=2)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _lines(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) -> None:
+def _lines(axis: Any, study: Study, found: Scores) -> None:
     plot = study.plot
     for color, line in zip(COLORS, dict.fromkeys(plot.lines.values()), strict=False):
         of_line = [s for s in sorted(found, key=lambda s: plot.positions[s]) if plot.lines[s] == line]
@@ -96,7 +102,7 @@ def _lines(axis: Any, study: Study, found: Mapping[str, Mapping[int, float]]) ->
     axis.set_xlabel(plot.x)
 
 
-def _curves(pyplot: Any, study: Study, curves: Curves, scores: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Any:
+def _curves(pyplot: Any, study: Study, curves: Curves, scores: Mapping[str, Scores]) -> Any:
     """Return a figure with a panel per kind of target: a line per setting over the shares that are removed, up to all.
 
     Levels behind "all" are no shares: they have a mark for the mean of a setting.
@@ -122,7 +128,7 @@ def _curves(pyplot: Any, study: Study, curves: Curves, scores: Mapping[str, Mapp
     return figure
 
 
-def _heat(pyplot: Any, study: Study, heat: Heat, scores: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Any:
+def _heat(pyplot: Any, study: Study, heat: Heat, scores: Mapping[str, Scores]) -> Any:
     """Return a figure with a map per setting: means over seeds, and the chance in the middle of the colors."""
     settings = [setting for setting in study.settings if setting in scores[heat.chance]]
     figure, axes = pyplot.subplots(1, len(settings), squeeze=False, figsize=(2.9 * len(settings), 2.6),

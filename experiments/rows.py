@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.study import Run, key_of, nearest
+from experiments.declaration import nearest
+from experiments.study import Run, key_of
 from vlbert_jax.files import atomic_write, json_object, read_json_object
 
 # A row is `Run.declaration` and these: the scores of the last evaluation, the update, seconds of the last start,

@@ -2,11 +2,11 @@
 
     python -m experiments.run STUDY [--small | --real] [--jobs=N] [--slurm] [--table] [--flag=--config.FIELD=VALUE ...]
 
-STUDY is a file of experiments/studies without its suffix, or the path of such a file; experiments/study.py describes
-the fields. Each training is a documented command in a workdir below --workdirs. Its row is added to
+STUDY is a file of experiments/studies without its suffix, or the path of such a file; experiments/declaration.py
+describes the fields. Each training is a documented command in a workdir below --workdirs. Its row is added to
 experiments/results/STUDY.jsonl as soon as it ends, with its scores, commit, machine, duration and command. A run that
-has a row is not repeated, and one that was interrupted continues from its workdir. Several trainings at a time (--jobs)
-share the machine.
+has a row is not repeated, and one that was interrupted continues from its workdir. Several trainings at a time
+(--jobs) share the machine.
 
 --slurm submits the same runs to SLURM as an array; each task has a share of the pre-trainings with their fine-tunings.
 A last job, or this command, collects the rows. --table trains nothing and writes the page from the rows that exist.
@@ -35,7 +35,8 @@ from pathlib import Path
 
 from benchmarks.runs import ROOT
 from experiments import jobs, page, plots, rows
-from experiments.study import Study, declared_forms, read_study, study_path
+from experiments.declaration import declared_forms, study_path
+from experiments.study import Study, read_study
 from vlbert_jax.command import run_command
 from vlbert_jax.files import atomic_write, user_file
 

@@ -15,7 +15,8 @@ from benchmarks import controlled
 from benchmarks import runs as training
 from data_prep import build
 from experiments import jobs, page, plots, rows, run
-from experiments.study import STUDIES, declared_forms, read_study
+from experiments.declaration import STUDIES, declared_forms
+from experiments.study import read_study
 from tests.helpers import HANG_SECONDS, ROOT
 from tests.helpers.experiments_case import PROBES, STUDY, replace_trainings
 
@@ -96,6 +97,24 @@ def test_probes_of_a_study(place, capsys):
     written = (place / "pages/tiny.md").read_text()
     assert "# low: probes" in written and "19 of 19 trainings and probes have a row." in written
     assert run.main(arguments(place)) == 0 and set(starts(place).values()) == {1}
+
+
+def test_several_seeds_of_fine_tuning(place, capsys):
+    """Scores of pre-trainings are 0.1, 0.11, 0.12; fine-tunings add 0 and 0.01. A claim has a pair per start."""
+    several = STUDY.replace("seeds = 3\n", "seeds = 3\ntune_seeds = 2\n")
+    (place / "tiny.toml").write_text(several)
+    assert run.main(arguments(place, "--jobs=2")) == 0
+    found = rows_of(place)
+    tuned = [row for row in found if row["recipe"] == "vqa:demo" and row["after"]]
+    assert len(found) == 2 * 3 * (1 + 2) + 1
+    pairs = {(row["after"]["seed"], row["seed"]) for row in tuned if row["after"]["overrides"]["learning_rate"] == 0.1}
+    assert pairs == {(start, seed) for start in range(3) for seed in range(2)}
+    table = capsys.readouterr().out
+    assert "| low | 0.110 ± 0.010 (3) | 0.115 ± 0.010 (3) |" in table
+    assert "| high − low, VQA | +0.200 ± 0.000 | 0.000 | 3 | shown |" in table
+    written = (place / "pages/tiny.md").read_text()
+    assert "| low | VQA | 0.007 | 0.010 | 0.009 |" in written and "| none | VQA |" not in written
+    assert re.findall("# (low: .*)", written) == ["low: pre-training", "low: VQA"] * 2
 
 
 def test_the_commit_of_a_row(tmp_path):

@@ -1,5 +1,6 @@
 """Files of studies and of results: what is wrong with them is reported in one line."""
 
+import dataclasses
 import json
 import math
 import xml.etree.ElementTree
@@ -7,7 +8,8 @@ import xml.etree.ElementTree
 import pytest
 
 from experiments import compare, jobs, plots, rows, run
-from experiments.study import STUDIES, Run, declared_forms, read_study, study_path
+from experiments.declaration import STUDIES, declared_forms, study_path
+from experiments.study import Run, read_study
 from tests.helpers.experiments_case import CURVES, HEAT, PROBES, STUDY
 from vlbert_jax.training.config import parse_command
 
@@ -34,6 +36,8 @@ ROW = RUN.declaration() | dict(
         ('settings = ["low"]', 'settings = ["loww"]', r"\[small\]: settings is 'loww', did you mean 'low'\?"),
         ('"words" = ', '"VQA" = ', r"'VQA' is in pretrain.scores and in tasks"),
         ("scratch = true", "scratch = true\npretrain.total_steps = 4", r"'none'\] has no pre-training"),
+        ("scratch = true", "scratch = true\ntune_seeds = 2", r"'none'\] .*; use seeds in place of tune_seeds"),
+        ("seeds = 3", "seeds = 3\ntune_seeds = 0", r"tune_seeds is 0; it must be 1 or more"),
     ],
 )
 def test_mistakes_in_a_study(old, new, message, tmp_path):
@@ -156,6 +160,15 @@ def test_paired_differences():
 def test_verdicts(differences, verdict):
     zeros = dict.fromkeys(range(len(differences)), 0.0)
     assert compare.paired(dict(enumerate(map(float, differences))), zeros).verdict() == verdict
+
+
+def test_spread_of_pre_trainings_and_fine_tunings():
+    """Means 1, 2, 3 have variance 1. Fine-tunings of variance 0.5 explain 0.25 of it, of variance 8 all of it."""
+    found = compare.spread({0: [0.5, 1.5], 1: [1.5, 2.5], 2: [2.5, 3.5]})
+    assert dataclasses.astuple(found) == pytest.approx((math.sqrt(0.5), 1.0, math.sqrt(0.75)))
+    assert compare.spread({0: [-1.0, 3.0], 1: [0.0, 4.0], 2: [1.0, 5.0]}).pretraining == 0.0
+    assert compare.shown_spread(compare.spread({0: [1.0, 2.0], 1: [1.0]})) == ["0.707", "–", "–"]  # incomplete
+    assert compare.shown_spread(compare.spread({0: [1.0]})) == ["–", "–", "–"]
 
 
 PLOT = """
