@@ -3,7 +3,8 @@
 # make test          runs ruff, basedpyright and the tests that are neither slow nor comparisons with the official code
 # make test-slow     runs the tests that are marked as slow; .ci/run runs them and test-exact as well
 # make test-exact    runs the comparisons with the official code (golden_test.py)
-# make test-storage  runs the tests of runs in buckets against emulators of S3 and GCS, which it installs
+# make test-storage  runs the tests of runs in buckets, and of builds by Apache Beam; it installs Beam and emulators of S3
+#                    and GCS
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
 # make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100);
 #                    then fills the disk of a small run at random moments: tests/faults/full_disk.jsonl
@@ -57,7 +58,7 @@ test-exact: $(VENV)/.installed-test
 	$(RUN) -m pytest $(PYTEST_WORKERS) $(shell find tests -name '*golden_test.py') $(PYTEST_FLAGS) || [ $$? -eq 5 ]
 
 test-storage: $(VENV)/.installed-storage
-	$(RUN) -m pytest $(PYTEST_WORKERS) tests/storage $(PYTEST_FLAGS) || [ $$? -eq 5 ]
+	$(RUN) -m pytest $(PYTEST_WORKERS) tests/storage tests/data_prep/beam_test.py $(PYTEST_FLAGS) || [ $$? -eq 5 ]
 
 # The lowest versions that the tests were run with have wheels for Python 3.11.
 test-lowest:
@@ -108,7 +109,7 @@ $(VENV)/.installed-test: $(PACKAGES) | $(VENV)/bin/python
 
 $(VENV)/.installed-storage: $(VENV)/.installed-test
 	$(RUN) -m pip install --disable-pip-version-check --quiet uv
-	$(RUN) -m uv pip install --quiet --python $(RUN) --editable '.[test,emulators]'
+	$(RUN) -m uv pip install --quiet --python $(RUN) --editable '.[test,emulators,beam]'
 	@touch $@
 
 $(VENV)/.installed-experiments: $(PACKAGES) | $(VENV)/bin/python
