@@ -164,8 +164,10 @@ def main() -> None:
     parser.add_argument("--precomputed", action="store_true")
     args = parser.parse_args()
     if args.image is None:
-        import skimage
-
+        try:
+            import skimage
+        except ImportError:
+            parser.error("the default image is one of scikit-image: pip install scikit-image, or give --image=FILE")
         args.image = Path(skimage.data_dir) / "coffee.png"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

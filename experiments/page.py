@@ -74,7 +74,7 @@ def spread_table(study: Study, rows: Rows) -> list[str]:
     """Return the lines of the table of spreads; empty where no pre-training is fine-tuned with several seeds."""
     lines = []
     for (setting, column), cell in study.cells.items():
-        if len(cell) > len({run.after and run.after.seed for run in cell}):
+        if len(cell) > len({(run.after or run).seed for run in cell}):
             found = scores_by_start(study, setting, column, rows)
             lines.append([setting, column, *shown_spread(spread(found))])
     head = ["setting", "score", "of fine-tunings", "of means of pre-trainings", "due to pre-training"]

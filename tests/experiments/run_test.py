@@ -114,6 +114,7 @@ def test_several_seeds_of_fine_tuning(place, capsys):
     assert "| high − low, VQA | +0.200 ± 0.000 | 0.000 | 3 | shown |" in table
     written = (place / "pages/tiny.md").read_text()
     assert "| low | VQA | 0.007 | 0.010 | 0.009 |" in written and "| none | VQA |" not in written
+    assert "| low | words |" not in written
     assert re.findall("# (low: .*)", written) == ["low: pre-training", "low: VQA"] * 2
 
 
