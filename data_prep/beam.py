@@ -21,6 +21,7 @@ Exit status: 0; 2 after an error, which one line explains; 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import subprocess
@@ -32,6 +33,9 @@ from data_prep.build_options import parse_options
 from vlbert_jax.command import run_command
 
 COMMANDS = "build", "extract_regions"
+# A local worker prints the traceback of a failed share, which Beam would log three times more.
+QUIET = ["--default_sdk_harness_log_level=CRITICAL"]
+RELAYED = "apache_beam.runners.portability.local_job_service"  # the log of workers on this machine
 FAILED = re.compile(r"share \d+/\d+ failed: [^\n]*")  # in the text of a runner's error
 
 
@@ -73,12 +77,13 @@ def run_shares(command: Sequence[str], shares: int, flags: Sequence[str]) -> Non
         ValueError: Beam is missing, or a share or the runner failed.
     """
     try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("Apache Beam is missing: pip install 'vlbert_jax[beam]'") from None
+    logging.getLogger(RELAYED).setLevel(logging.CRITICAL)
     try:
-        with beam.Pipeline(options=PipelineOptions(list(flags))) as pipeline:
+        with beam.Pipeline(options=PipelineOptions([*QUIET, *flags])) as pipeline:
             numbers = pipeline | beam.Create(range(shares)) | beam.Reshuffle()  # else one worker takes all
             _ = numbers | beam.Map(run_share, shares, list(command), os.getcwd())
     except Exception as error:
