@@ -96,8 +96,7 @@ def run(args: argparse.Namespace) -> None:
     if args.slurm:
         submit(args)
         return
-    if args.shard[1] == 1:
-        collect(study, trainer, results, done)
+    collect(study, trainer, results if args.shard[1] == 1 else None, done)
     if not args.table:
         train_missing(study, args, trainer, results, done)
     if writes_page:
@@ -118,11 +117,15 @@ def build_corpora(study: Study, flags: Sequence[str], data_dir: Path) -> None:
             draw_missing(data.embedded, dict(data) | dict(data_dir=str(data_dir)))
 
 
-def collect(study: Study, trainer: jobs.Trainer, results: Path, done: rows.Rows) -> None:
-    """Add the rows of runs that have ended without a row: those of SLURM, and of a runner that was killed."""
+def collect(study: Study, trainer: jobs.Trainer, results: Path | None, done: rows.Rows) -> None:
+    """Add the rows of runs that have ended without a row: those of shares, of other studies, of a killed runner.
+
+    A share adds them to `done` alone (`results` is None), so that it does not repeat such runs.
+    """
     for run in study.runs():
         if run.key not in done and (row := rows.row_in_workdir(trainer.workdir(run), run)):
-            rows.add_row(results, row)
+            if results:
+                rows.add_row(results, row)
             done[run.key] = row
 
 
