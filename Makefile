@@ -7,7 +7,8 @@
 #                    and GCS
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
 # make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100);
-#                    then fills the disk of a small run at random moments: tests/faults/full_disk.jsonl
+#                    kills and stops processes of a run of two: tests/faults/two_processes.jsonl; fills the disk of a small
+#                    run: tests/faults/full_disk.jsonl
 # make fuzz          gives damaged files to every reader: tests/faults/fuzz.jsonl (FUZZ_FLAGS="--inputs=2000 --seed=1")
 # make bench         installs PyTorch and torchvision into .venv-bench and compares the speed with theirs
 #                    (BENCH_FLAGS="--recipes=base_prec --rounds=3")
@@ -67,6 +68,7 @@ test-lowest:
 
 faults: $(VENV)/.installed-test
 	$(RUN) -m tests.faults.kills $(FAULTS_FLAGS)
+	$(RUN) -m tests.faults.two_processes $(FAULTS_FLAGS)
 	$(RUN) -m tests.faults.full_disk $(FAULTS_FLAGS)
 
 fuzz: $(VENV)/.installed-test
@@ -77,7 +79,7 @@ bench:
 	.venv-bench/bin/python benchmarks/peers.py $(BENCH_FLAGS)
 
 test-science: $(VENV)/.installed-experiments
-	$(RUN) -m experiments.run ablation --small
+	$(RUN) -m experiments.run ablation --small --jobs=2
 
 # NO_MKDOCS_2_WARNING: the theme prints an advertisement otherwise.
 docs: export NO_MKDOCS_2_WARNING = 1
