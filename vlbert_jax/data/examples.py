@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +17,9 @@ from vlbert_jax.data.images import (
     decode_image,
     place_boxes,
     place_image,
+    resize_image,
     resized,
+    resized_size,
 )
 from vlbert_jax.data.packing import VLBERT_LAYOUT, RegionLayout, padded
 from vlbert_jax.geometry import region_geometry
@@ -94,9 +96,9 @@ def image_fields(
     """Return the fields of `Batch` for one image: the whole image and its first `max_regions` boxes.
 
     Args:
-        record: `image` (encoded bytes, where none are the mean color; or uint8 pixels [y, x, 3]),
-            `image_size` (width, height) and, if precomputed, `features` [n, g] and perhaps
-            `image_feature` [g].
+        record: `image` (encoded bytes, where none are the mean color; or uint8 pixels [y, x, 3], perhaps resized
+            already), `image_size` (width and height of the original image) and, if precomputed, `features` [n, g]
+            and perhaps `image_feature` [g].
         boxes: Boxes [n, 4] in pixels of the original image.
         layout: Shapes and options.
         flip: Whether to mirror the image.
@@ -112,7 +114,7 @@ def image_fields(
     num_rows = min(len(boxes), layout.max_regions) + 1
     kept = num_rows if kept is None else kept
     pixels = None if layout.precomputed else decode_record(record)
-    original = tuple(map(int, record["image_size"])) if pixels is None else pixels.shape[1::-1]
+    original = tuple(map(int, record["image_size"]))
     size, factor = resized(original, layout.image_scale, layout.caffe_resize)
     placed = padded(place_boxes(boxes, original, size, flip, exact, factor)[:num_rows], rows)
     marked = np.zeros(len(boxes), bool) if hidden is None else hidden
@@ -199,6 +201,22 @@ def decode_record(record: dict) -> np.ndarray:
             log.warning("record %s: %s; taken as an empty image", record.get("index"), error)
     width, height = record["image_size"]
     return np.full((height, width, 3), MEAN_RGB, np.uint8)
+
+
+def remembered_images(config) -> Callable[[dict], dict] | None:
+    """Return what is done to records before they are remembered: their images become pixels of the model's size.
+
+    Later epochs then neither decode nor resize. None where no record is remembered, or nothing is to be done.
+    """
+    d = config.data
+    if not d.remember_records or is_precomputed(config) or d.get("caffe_resize", False):
+        return None
+
+    def prepared(record: dict) -> dict:
+        size = resized_size(tuple(map(int, record["image_size"])), tuple(d.image_scale))
+        return record | dict(image=resize_image(decode_record(record), size))
+
+    return prepared
 
 
 def _region_features(record: dict, hidden: np.ndarray | None, layout: ImageLayout) -> Float32[np.ndarray, "r g"]:

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import shlex
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -210,11 +211,12 @@ def _build_command(data_dir: str | os.PathLike, name: str) -> str:
 
 
 class Records:
-    """Several sources under one numbering; `remembered` records stay in memory once they are read."""
+    """Several sources under one numbering; `remembered` records stay in memory once they are read and `prepared`."""
 
-    def __init__(self, *sources: Source, remembered: int = 0):
+    def __init__(self, *sources: Source, remembered: int = 0, prepared: Callable[[dict], dict] | None = None):
         self._sources = [source for source in sources if len(source)]
         self._ends = list(itertools.accumulate(len(source) for source in self._sources))
+        self._prepared = prepared
         self._read = functools.lru_cache(remembered)(self._read) if remembered else self._read
 
     def __len__(self) -> int:
@@ -225,4 +227,5 @@ class Records:
 
     def _read(self, number: int) -> dict:
         which = bisect.bisect_right(self._ends, number)
-        return self._sources[which][number - (self._ends[which - 1] if which else 0)]
+        record = self._sources[which][number - (self._ends[which - 1] if which else 0)]
+        return self._prepared(record) if self._prepared else record

@@ -15,7 +15,7 @@ import numpy as np
 
 from vlbert_jax.batch import Arrays, Batch, Example, Shapes, abstract_batch, empty_example
 from vlbert_jax.data import streams
-from vlbert_jax.data.examples import has_orientations, images_per_example, is_precomputed
+from vlbert_jax.data.examples import has_orientations, images_per_example, is_precomputed, remembered_images
 from vlbert_jax.data.records import Records, Source, open_split
 from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, per_host, stream_seed
 
@@ -49,12 +49,13 @@ class Split:
             if not len(landscape) and not len(portrait):
                 open_split(d.data_dir, d.texts, f"{name}_landscape")  # raises, and names the splits that exist
         self.texts = Records(*itertools.chain(*by_orientation), remembered=d.remember_records)
-        self.images = Records(open_split(d.data_dir, d.images, "images"), remembered=d.remember_records)
-        if not is_precomputed(config) and len(self.images) and not self.images[0]["image"]:
+        images = open_split(d.data_dir, d.images, "images")
+        if not is_precomputed(config) and len(images) and not images[0]["image"]:
             raise ValueError(
                 f"{d.images} in {d.data_dir} was built without images, but config.data.features is image. Build the "
                 "images, or set config.data.features=precomputed."
             )
+        self.images = Records(images, remembered=d.remember_records, prepared=remembered_images(config))
         self.num_landscape = sum(map(len, by_orientation[0]))
 
     def __len__(self) -> int:

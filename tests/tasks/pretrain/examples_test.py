@@ -14,6 +14,7 @@ from data_prep.build import build_scenes
 from data_prep.scenes import world
 from tests.helpers.batch_case import fields_of
 from vlbert_jax.batch import END, IMG, IMG_MASK, NO_IMAGE
+from vlbert_jax.data import examples
 from vlbert_jax.data.class_scores import class_scores, largest_scores
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.records import Records, open_split
@@ -57,6 +58,18 @@ def rows(batches) -> list[tuple]:
 
 
 # --- Streams --------------------------------------------------------------------------------------
+
+
+def test_remembered_images_are_decoded_once(config, monkeypatch):
+    """Three epochs of captions have the same bytes as without memory."""
+    config.data.num_threads, decoded, found, decode = 0, [], [], examples.decode_image
+    monkeypatch.setattr(examples, "decode_image", lambda data: decoded.append(data) or decode(data))
+    for remembered in (0, 100):
+        config.data.remember_records = remembered
+        decoded.clear()
+        found.append(rows(itertools.islice(train_batches(config, 0, 0, 1), 24)))
+        assert (len(decoded) > 90) == (remembered == 0)
+    assert found[0] == found[1] and len(decoded) == len(set(decoded))
 
 
 @pytest.mark.parametrize("process_count", [2, 4])

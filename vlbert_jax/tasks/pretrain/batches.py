@@ -13,7 +13,7 @@ import numpy as np
 from vlbert_jax.batch import Batch, Example, abstract_batch, empty_example
 from vlbert_jax.data import streams
 from vlbert_jax.data.class_scores import class_scores
-from vlbert_jax.data.examples import is_precomputed
+from vlbert_jax.data.examples import is_precomputed, remembered_images
 from vlbert_jax.data.masking import draw_samples
 from vlbert_jax.data.records import Records, Source, open_split
 from vlbert_jax.data.streams import (
@@ -97,7 +97,8 @@ def _captions(config, split: str, train: bool, **options) -> list[_Captions]:
         open_split(d.data_dir, d.captions, f"{split}_{orientation}", optional=True)
         for orientation in ("landscape", "portrait")
     )
-    records, edge = Records(landscape, portrait, remembered=d.remember_records), len(landscape)
+    remembered = dict(remembered=d.remember_records, prepared=remembered_images(config))
+    records, edge = Records(landscape, portrait, **remembered), len(landscape)
     if not len(records):
         raise ValueError(f"{d.captions} has neither {split}_landscape nor {split}_portrait")
     _check_captions(config, records, split)
