@@ -87,8 +87,8 @@ def run_shares(command: Sequence[str], shares: int, flags: Sequence[str]) -> Non
             numbers = pipeline | beam.Create(range(shares)) | beam.Reshuffle()  # else one worker takes all
             _ = numbers | beam.Map(run_share, shares, list(command), os.getcwd())
     except Exception as error:
-        found = FAILED.search(str(error))
-        reason = found[0] if found else f"the runner failed: {str(error).strip().splitlines()[-1:]}"
+        found, lines = FAILED.search(str(error)), str(error).strip().splitlines() or [type(error).__name__]
+        reason = found[0] if found else f"the runner failed: {lines[-1]}"
         raise ValueError(f"{reason}; the same command continues") from error
 
 

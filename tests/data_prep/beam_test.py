@@ -56,6 +56,12 @@ def test_a_share_that_fails_ends_in_one_line(source, tmp_path, capfd):
     assert last.endswith("; the same command continues")
 
 
+def test_a_runner_that_does_not_exist(capsys):
+    pytest.importorskip("apache_beam")
+    assert beam.main(["--runner=Nonsense", "--", "build", "own", "--source=images"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the runner failed: Unexpected pipeline runner")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
