@@ -96,9 +96,9 @@ def image_fields(
     """Return the fields of `Batch` for one image: the whole image and its first `max_regions` boxes.
 
     Args:
-        record: `image` (encoded bytes, where none are the mean color; or uint8 pixels [y, x, 3], perhaps resized
-            already), `image_size` (width and height of the original image) and, if precomputed, `features` [n, g]
-            and perhaps `image_feature` [g].
+        record: `image` (encoded bytes, where none are the mean color; or uint8 pixels [y, x, 3]), `image_size`
+            (width, height) and, if precomputed, `features` [n, g] and perhaps `image_feature` [g]. If the pixels are
+            resized already (`remembered_images`), `original` is the size (width, height) of the image.
         boxes: Boxes [n, 4] in pixels of the original image.
         layout: Shapes and options.
         flip: Whether to mirror the image.
@@ -114,7 +114,7 @@ def image_fields(
     num_rows = min(len(boxes), layout.max_regions) + 1
     kept = num_rows if kept is None else kept
     pixels = None if layout.precomputed else decode_record(record)
-    original = tuple(map(int, record["image_size"]))
+    original = tuple(map(int, record["image_size"])) if pixels is None else record.get("original", pixels.shape[1::-1])
     size, factor = resized(original, layout.image_scale, layout.caffe_resize)
     placed = padded(place_boxes(boxes, original, size, flip, exact, factor)[:num_rows], rows)
     marked = np.zeros(len(boxes), bool) if hidden is None else hidden
@@ -213,8 +213,10 @@ def remembered_images(config) -> Callable[[dict], dict] | None:
         return None
 
     def prepared(record: dict) -> dict:
-        size = resized_size(tuple(map(int, record["image_size"])), tuple(d.image_scale))
-        return record | dict(image=resize_image(decode_record(record), size))
+        pixels = decode_record(record)
+        original = pixels.shape[1::-1]  # it may differ from `image_size`, the size for which the boxes were found
+        size = resized_size(original, tuple(d.image_scale))
+        return record | dict(image=resize_image(pixels, size), original=original)
 
     return prepared
 
