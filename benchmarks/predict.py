@@ -167,7 +167,8 @@ def main() -> None:
         try:
             import skimage
         except ImportError:
-            parser.error("the default image is one of scikit-image: pip install scikit-image, or give --image=FILE")
+            remedy = "pip install scikit-image, or give --image=FILE"
+            parser.error(f"scikit-image, which has the default image, is missing: {remedy}")
         args.image = Path(skimage.data_dir) / "coffee.png"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -3,14 +3,14 @@
     python -m data_prep.beam [--shares=N] [options of Beam] -- build NAME OPTIONS...
     python -m data_prep.beam [--shares=N] [options of Beam] -- extract_regions IMAGES OPTIONS...
 
-After -- comes a command of data_prep without --shard. Every share is an element of the pipeline, for which a worker
-runs that command with --shard=i/N: what it reads and writes is the same as with launch/slurm_array.sbatch. Workers need
-this package, and files and folders in the command must be at addresses (gs://, s3://) or on a file system that all
-workers share. After the shares of a build, the table is completed here. The same command continues a failed or stopped
+After -- comes a command of data_prep without --shard. Every share is an element of the pipeline. A worker runs the
+command for it with --shard=i/N, and reads and writes the same files as launch/slurm_array.sbatch. Workers need this
+package, and files and folders in the command must be at addresses (gs://, s3://) or on a file system that all workers
+share. After the shares of a build, this process completes the table. The same command continues a failed or stopped
 one: finished parts are not made again.
 
-Options of Beam choose the runner, as --runner=DataflowRunner with its project, region, staging location and an image of
-a container that has this package. On one machine:
+Options of Beam choose the runner, for example --runner=DataflowRunner with its project, region, staging location and a
+container image that has this package. On one machine:
 
   python -m data_prep.beam --shares=8 --runner=DirectRunner --direct_num_workers=4 \\
     --direct_running_mode=multi_processing -- build captions --source=DOWNLOAD --data_dir=data
@@ -51,11 +51,10 @@ def run_share(share: int, shares: int, command: Sequence[str], folder: str) -> i
     Raises:
         RuntimeError: The command failed; the message has its last line.
     """
-    # A runner starts a worker for each core or so; options of the command come later and win.
-    alone = ["--num_processes=1"] if command[0] == "build" else []
     name, *options = command
-    start = [options[0], *alone, *options[1:]]
-    line = [sys.executable, "-m", f"data_prep.{name}", *start, f"--shard={share}/{shares}"]
+    if name == "build":  # a runner starts about one worker per core, so a share uses one process by default
+        options.insert(1, "--num_processes=1")
+    line = [sys.executable, "-m", f"data_prep.{name}", *options, f"--shard={share}/{shares}"]
     place = folder if os.path.isdir(folder) else None
     done = subprocess.run(line, cwd=place, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode:
@@ -93,7 +92,7 @@ def run_shares(command: Sequence[str], shares: int, flags: Sequence[str]) -> Non
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
-    """Return the own options, those of Beam, and the command; a usage error exits with status 2."""
+    """Return the options of this command, those of Beam, and the command; a usage error exits with status 2."""
     parser = argparse.ArgumentParser(
         "python -m data_prep.beam", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -107,6 +106,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str],
         parser.error(f"no command: {' or '.join(COMMANDS)} must follow --")
     if any(option.startswith("--shard") for option in command):
         parser.error("--shard is set for every share; leave it out")
+    if len(command) < 2:
+        parser.error(f"{command[0]} has no options; python -m data_prep.{command[0]} --help lists them")
     if command[0] == "build":
         parse_options([*command[1:], "--shard=0/2"])  # a mistake is reported here and not by a worker
     return args, flags, command

@@ -71,8 +71,9 @@ def spread(scores: Mapping[int, Sequence[float]]) -> Spread:
         scores: Seed of the pre-training -> scores of its fine-tunings, equally many for each.
     """
     groups = list(scores.values())
-    within = [statistics.variance(group) for group in groups if len(group) > 1]
-    tuning = statistics.fmean(within) if within else math.nan
+    within = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in within)
+    tuning = sum((len(g) - 1) * statistics.variance(g) for g in within) / freedom if within else math.nan
     if len(groups) < 2 or len({len(group) for group in groups}) > 1:
         return Spread(math.sqrt(tuning), math.nan, math.nan)
     means = statistics.variance([statistics.fmean(group) for group in groups])

@@ -1,4 +1,4 @@
-"""Files of experiments/studies: their fields, their forms, and what is wrong with them.
+"""Read and check the files of experiments/studies, in each of their forms.
 
 A file STUDY.toml has these tables:
 
@@ -9,8 +9,8 @@ A file STUDY.toml has these tables:
     [tasks.NAME]           fine-tuned after every pre-training: recipe, score (a metric), overrides
     [settings.NAME]        a row of the table: about, seeds (their number), pretrain and tune (overrides of
                            the pre-training and of each fine-tuning), recipe (of its pre-training, if it is another),
-                           scratch (true = no pre-training), tune_seeds (their number: every pre-training is fine-tuned
-                           with each; without it, with the seed of the pre-training)
+                           scratch (true = no pre-training), tune_seeds (number of seeds with which every pre-training
+                           is fine-tuned; without it, a fine-tuning has the seed of its pre-training)
     [[claims]]             what the study tests: text, paper (its figures), score (a column), better, worse (settings),
                            than (the column of the worse one, if it is another)
     [plot]                 x (what the horizontal axis shows), positions and lines: setting -> its place, and its line
@@ -181,6 +181,9 @@ def _check_name(name: Any, known: Sequence[str], place: str) -> None:
 def _reduced(content: dict[str, Any], form: str, path: Path) -> dict[str, Any]:
     """Return the tables of another form than the full one: some of the settings and tasks, with other fields."""
     chosen = content[form]
+    for kind in ("settings", "tasks"):
+        for name in chosen.get("replace", {}).get(kind, {}):
+            _check_name(name, [*content.get(kind, {})], f"{path}, [{form}.replace.{kind}]")
     content = _merged(content, chosen.get("replace", {}))
     for kind in ("settings", "tasks"):
         known = content.get(kind, {})

@@ -25,7 +25,7 @@ def scores_of_cell(study: Study, setting: str, column: str, rows: Rows) -> dict[
 def scores_by_seed(study: Study, setting: str, column: str, rows: Rows) -> dict[int, float]:
     """Return seed of the pre-training -> score of a cell; of several fine-tunings of a pre-training, their mean.
 
-    Fine-tunings of one pre-training are no independent samples of the setting.
+    Fine-tunings of one pre-training are not independent samples of the setting.
     """
     return {seed: statistics.fmean(scores) for seed, scores in scores_by_start(study, setting, column, rows).items()}
 
@@ -109,7 +109,9 @@ def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], st
         *([f"{run} --real    # on real data"] if len(forms) > 2 else []), "```", "",
     ]  # fmt: skip
     for form in forms:
-        lines += [f"## {HEADINGS[form.form]}", "", *_form(form, rows), ""]
+        changed = [[name, about] for name, about in form.settings.items() if about != study.settings[name]]
+        about = [*table(["setting", "what it is in this form"], changed), ""] if changed else []
+        lines += [f"## {HEADINGS[form.form]}", "", *about, *_form(form, rows), ""]
     declared = {run.key for form in forms for run in form.runs()}
     if others := len(set(rows) - declared):
         lines += [f"The file of results has {others} further rows of other settings, which no table above uses.", ""]
@@ -142,10 +144,11 @@ def _form(study: Study, rows: Rows) -> list[str]:
     ]  # fmt: skip
     if spreads := spread_table(study, rows):
         lines += [
-            "Every pre-training is fine-tuned with each seed; a cell above is over the means of pre-trainings. The "
-            "next table has standard deviations: over the fine-tunings of one pre-training (pooled), over the means of "
-            "pre-trainings, and of the part of these that the spread of fine-tunings does not explain.", "",
-            *spreads, "",
+            "Pre-trainings of the settings below are fine-tuned with several seeds. A cell above is over "
+            "pre-trainings, each with the mean of its fine-tunings. The next table has three standard deviations: "
+            "of the fine-tunings of one pre-training (pooled), of these means, and of the part of the means that "
+            "fine-tuning does not explain.",
+            "", *spreads, "",
         ]  # fmt: skip
     if plotted_scores(study, rows):
         lines += [f"![Scores of each setting and seed]({plot_name(study)})", ""]

@@ -106,7 +106,7 @@ class Study:
     columns: Mapping[str, str]  # column -> metric: those of the pre-training, of its probes, then the tasks
     probes: Sequence[str]  # columns of the probes
     tasks: Sequence[str]  # columns that are fine-tuned
-    cells: Mapping[tuple[str, str], Sequence[Run]]  # (setting, column) -> one run per seed
+    cells: Mapping[tuple[str, str], Sequence[Run]]  # (setting, column) -> a run per seed (and seed of fine-tuning)
     claims: Sequence[Claim]
     plot: Plot | None
     figure: Curves | Heat | None  # of the probes, in place of the plot
@@ -114,7 +114,8 @@ class Study:
     def runs(self) -> list[Run]:
         """Return every run once: the first seed of everything comes first, and each run after the one it needs."""
         found: dict[str, Run] = {}
-        for run in sorted((run for cell in self.cells.values() for run in cell), key=lambda run: run.seed):
+        runs = (run for cell in self.cells.values() for run in cell)
+        for run in sorted(runs, key=lambda run: ((run.after or run).seed, run.seed)):
             for one in (run.after, run):
                 if one:
                     found.setdefault(one.key, one)
@@ -168,7 +169,6 @@ def _override(flag: str) -> tuple[str, str]:
             "and --data_dir the folder of the data."
         )
     return found[1], found[2]
-
 
 
 def _cells(content: dict[str, Any], common: Sequence[tuple[str, str]], path: Path) -> dict[tuple[str, str], list[Run]]:

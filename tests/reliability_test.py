@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.faults.full_disk import is_expected
+from tests.faults import full_disk, two_processes
 from tests.faults.fuzz import KINDS
 from tests.faults.readers import BY_NAME
 from tests.helpers import ROOT
@@ -42,7 +42,13 @@ def test_the_figures_of_the_page_are_those_of_the_rows():
 
     rows = stored("full_disk")
     full = sum(row["status"] == 2 for row in rows)
-    assert all(map(is_expected, rows)) and f"in {full} of {len(rows)} the disk was full" in page
+    assert all(map(full_disk.is_expected, rows)) and f"in {full} of {len(rows)} the disk was full" in page
+
+    rows = stored("two_processes")
+    events = [event for row in rows for event in row["events"]]
+    stalls = sum(event["stall_s"] > 0 for event in events)
+    assert all(map(two_processes.is_expected, rows))
+    assert f"{len(rows)} rows have {len(events) - stalls} kills and {stalls} stalls" in page
 
 
 def test_no_row_of_the_campaign_differs(monkeypatch, capsys):

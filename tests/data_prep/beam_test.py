@@ -45,7 +45,7 @@ def test_workers_build_what_one_process_builds(source, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_a_share_that_fails_ends_in_one_line(source, tmp_path, capfd):
+def test_the_last_line_names_the_share_that_failed(source, tmp_path, capfd):
     pytest.importorskip("apache_beam")
     image = source / "300.jpg"
     image.write_bytes(image.read_bytes()[:-20])
@@ -71,6 +71,7 @@ def test_a_runner_that_does_not_exist(capsys):
         (["--", "build", "own", "--shard=0/2"], "--shard is set for every share; leave it out"),
         (["--", "build", "scenes"], "unrecognized arguments: --shard=0/2"),  # such a corpus has no shares
         (["--", "build", "own"], "required: --source"),
+        (["--", "extract_regions"], "extract_regions has no options"),
     ],
 )
 def test_mistakes(arguments, message, capsys):

@@ -34,6 +34,8 @@ ROW = RUN.declaration() | dict(
         ('title = "A study"', "title = A study", r"is not TOML .*line 2"),
         ('score = "VQA"', 'score = "VQA"\nthan = "VQB"', r"claim 1: than is 'VQB', did you mean 'VQA'\?"),
         ('settings = ["low"]', 'settings = ["loww"]', r"\[small\]: settings is 'loww', did you mean 'low'\?"),
+        ("[small]", "[small.replace.settings.loww]\n[small]", r"\[small.replace.settings\] is 'loww', did you mean"),
+        ("[small]", "[small.replace.tasks.VQB]\n[small]", r"\[small.replace.tasks\] is 'VQB', did you mean 'VQA'\?"),
         ('"words" = ', '"VQA" = ', r"'VQA' is in pretrain.scores and in tasks"),
         ("scratch = true", "scratch = true\npretrain.total_steps = 4", r"'none'\] has no pre-training"),
         ("scratch = true", "scratch = true\ntune_seeds = 2", r"'none'\] .*; use seeds in place of tune_seeds"),
@@ -78,6 +80,7 @@ def test_the_real_form_reads_public_data_and_released_weights(name, tmp_path):
         assert not config.data.embedded and config.data.data_dir == str(tmp_path) and not config.init.scratch
         assert config.init.checkpoint if one.after else config.init.bert
         assert one.after is None or config.total_steps > 1000
+        assert "val" not in config.data.train_split
 
 
 def test_a_form_that_is_not_declared(tmp_path, capsys):

@@ -2,10 +2,11 @@
 
     python -m tests.faults.soak [--minutes=60] [--pause=0.1]
 
-Every turn asks about a scene of another size with another number of boxes: questions, expressions and masked captions,
-with and without attention maps. Every program that these need is compiled in the first turns, so memory may grow until
-`WARM` of the time is over. After that the median of a minute must not exceed that of the first such minute by more than
-`GROWTH`. The row with the memory of each minute is appended to soak.jsonl; the exit status is 1 if memory grew.
+Every turn samples random pixels of one of five sizes and one to six boxes, and asks a question, an expression and a
+masked caption. Every fifth turn, on average, also asks for attention maps. Every program that these need is compiled
+in the first turns, so memory may grow until `WARM` of the time is over. After that the median of a minute must not
+exceed that of the first such minute by more than `GROWTH`. The row with the memory of each minute is appended to
+soak.jsonl; the exit status is 1 if memory grew.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def soaked(minutes: float, pause: float) -> dict:
     """Ask for some minutes, and return the row.
 
     Args:
-      minutes: the duration.
+      minutes: duration in minutes.
       pause: seconds to wait after each turn.
     """
     predictors = {name: vlbert_jax.load(f"demo-{name}") for name in ("vqa", "refcoco", "pretrain")}
@@ -69,10 +70,12 @@ def soaked(minutes: float, pause: float) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60, help="(default: 60)")
+    parser.add_argument("--minutes", type=float, default=60, help="duration in minutes (default: 60)")
     parser.add_argument("--pause", type=float, default=0.1, help="seconds after each turn (default: 0.1)")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args()
+    if args.minutes < 8:
+        parser.error(f"--minutes={args.minutes:g} is too short to see growth; give 8 or more")
     row = soaked(args.minutes, args.pause) | dict(python=platform.python_version(), machine=machine())
     with args.results.open("a") as file:
         file.write(json.dumps(row) + "\n")

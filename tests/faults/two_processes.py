@@ -72,8 +72,8 @@ def disturbance(folder: pathlib.Path, name: str, after: float, hit: tuple[int, .
     statuses, lines = toy_processes.end(processes)
     ended = round(time.monotonic() - began, 1)
     step = newest_step(folder / name)
-    return dict(after_s=round(after, 1), hit=alive, stall_s=stall, step=step, statuses=statuses, ended_s=ended,
-                lines=[line for own in lines for line in own])  # fmt: skip
+    when = dict(after_s=round(after, 1), hit=alive, stall_s=stall, step=step, ended_s=ended)
+    return when | dict(statuses=statuses, lines=lines)  # of each process
 
 
 def disturbed(folder: pathlib.Path, seed: int, seconds: float) -> dict:
@@ -92,21 +92,25 @@ def disturbed(folder: pathlib.Path, seed: int, seconds: float) -> dict:
 
 
 def is_expected(row: dict) -> bool:
-    """Return whether nothing differs, and every process that was not killed ended with one line, or was done."""
+    """Return whether nothing differs, and every process ended as it should.
+
+    One that loses the other, or stalls, ends with `LOST` and one line. All may end well after the last update.
+    """
     for event in row["events"]:
-        for number, status in enumerate(event["statuses"]):
+        done = event["step"] == FIELDS["total_steps"] or not event["hit"]
+        for number, (status, lines) in enumerate(zip(event["statuses"], event["lines"], strict=True)):
             killed = number in event["hit"] and not event["stall_s"]
-            if status not in ((-signal.SIGKILL,) if killed else (0, LOST)):
+            expected = (-signal.SIGKILL,) if killed else (0, LOST) if done else (LOST,)
+            if status not in expected or len(lines) != (status == LOST):
                 return False
-        if len(event["lines"]) != event["statuses"].count(LOST):
-            return False
     return not row["rows"] and not row["arrays"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=3, help="rows that two_processes.jsonl has at the end (default: 3)")
-    parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "workdirs/two_processes", help="of the runs")
+    parser.add_argument("--rows", type=int, default=3, help="rows in two_processes.jsonl at the end (default: 3)")
+    default = ROOT / "workdirs/two_processes"
+    parser.add_argument("--folder", type=pathlib.Path, default=default, help="folder of the runs")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args()
 

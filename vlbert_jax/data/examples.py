@@ -204,9 +204,10 @@ def decode_record(record: dict) -> np.ndarray:
 
 
 def remembered_images(config) -> Callable[[dict], dict] | None:
-    """Return what is done to records before they are remembered: their images become pixels of the model's size.
+    """Return a function that replaces the encoded image of a record by resized pixels before it is remembered.
 
-    Later epochs then neither decode nor resize. None where no record is remembered, or nothing is to be done.
+    Later epochs then neither decode nor resize. Return None if no record is remembered, or if images are not resized
+    here.
     """
     d = config.data
     if not d.remember_records or is_precomputed(config) or d.get("caffe_resize", False):

@@ -100,7 +100,8 @@ def require_usable(
     """
     numbers = sorted({k * len(records) // CHECKED for k in range(CHECKED)}) if len(records) else []
     if numbers and not any(is_usable(records[number]) for number in numbers):
-        first = {name: value for name, value in (shown or records)[0].items() if not isinstance(value, bytes)}
+        hidden = (bytes, np.ndarray)
+        first = {name: value for name, value in (shown or records)[0].items() if not isinstance(value, hidden)}
         raise ValueError(
             f"None of {len(numbers)} {missing}, so nothing could be learned or scored: the first is "
             f"{' '.join(str(first).split())[:200]}. {remedy}"

@@ -4,9 +4,11 @@ tests/data/golden_test.py compares examples with the official code.
 """
 
 import dataclasses
+import io
 import itertools
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from configs.pretrain import get_config
@@ -58,6 +60,19 @@ def rows(batches) -> list[tuple]:
 
 
 # --- Streams --------------------------------------------------------------------------------------
+
+
+def test_a_remembered_image_of_another_size_than_its_boxes(config):
+    """The regions of such an image were found at another resolution; the boxes are placed by the size of the pixels."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 120, 3), np.uint8)).save(file, "PNG")
+    boxes = np.array([[5, 5, 40, 30]], np.float32)
+    record = dict(image=file.getvalue(), image_size=np.array([60, 30], np.int32), boxes=boxes)
+    config.data.remember_records = 1
+    prepared, layout = examples.remembered_images(config), CaptionLayout.of(config)
+    assert prepared is not None
+    found, expected = (examples.image_fields(r, boxes, layout, True) for r in (prepared(record), record))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
 def test_remembered_images_are_decoded_once(config, monkeypatch):
