@@ -100,8 +100,8 @@ def is_expected(row: dict) -> bool:
         done = event["step"] == FIELDS["total_steps"] or not event["hit"]
         for number, (status, lines) in enumerate(zip(event["statuses"], event["lines"], strict=True)):
             killed = number in event["hit"] and not event["stall_s"]
-            expected = (-signal.SIGKILL,) if killed else (0, LOST) if done else (LOST,)
-            if status not in expected or len(lines) != (status == LOST):
+            expected = -signal.SIGKILL if killed else LOST
+            if status not in ((0, expected) if done else (expected,)) or len(lines) != (status == LOST):
                 return False
     return not row["rows"] and not row["arrays"]
 
