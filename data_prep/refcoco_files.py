@@ -13,9 +13,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from data_prep.manifest import SourceError, described, is_stored
+from vlbert_jax.data.region_files import fits_float32
 from vlbert_jax.files import parse_json
 from vlbert_jax.weights.safe_pickle import load_pickle
 
@@ -193,7 +192,7 @@ def _box(item: dict, name: str) -> tuple[float, ...]:
         box = tuple(map(float, _list(item, name)))
     except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name} is {described(values)}, not a list of four finite numbers") from None
-    if len(box) != 4 or not np.isfinite(box).all():
+    if len(box) != 4 or not fits_float32([*box, box[0] + box[2], box[1] + box[3]]):
         raise ValueError(f"{name} is {values}, not four finite numbers")
     return box
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.manifest import SourceError, described
+from vlbert_jax.data.region_files import fits_float32
 from vlbert_jax.files import parse_json
 
 SPLITS = ("train", "val", "test")
@@ -202,7 +203,7 @@ def read_metadata(content: bytes, num_objects: int) -> tuple[dict[str, Any], np.
         boxes = np.array([box[:4] for box in boxes], np.float64).reshape(num_objects, 4)
     except (TypeError, ValueError, OverflowError):
         raise Invalid("a box does not have four numbers and a score") from None
-    if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
+    if not fits_float32(boxes) or (boxes[:, 2:] < boxes[:, :2]).any():
         raise Invalid("a box is not finite, or its second corner is before its first")
     return metadata, boxes, [_polygons(number, outline) for number, outline in enumerate(outlines)]
 
@@ -212,7 +213,7 @@ def _polygons(number: int, outline: Any) -> list[np.ndarray]:
         found = [np.array(polygon, np.float64).reshape(len(polygon), 2) for polygon in outline]
     except (TypeError, ValueError, OverflowError):
         raise Invalid(f"segms[{number}] is not a list of polygons [[x, y], ...]") from None
-    if not all(np.isfinite(polygon).all() for polygon in found):
+    if not all(map(fits_float32, found)):
         raise Invalid(f"segms[{number}] has a point that is not finite")
     return found
 

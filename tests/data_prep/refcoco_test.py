@@ -258,6 +258,7 @@ BAD = dict(
     no_box=(change(INSTANCES, "annotations", 0, "bbox"), r"annotations 0 \(from 0\): the field 'bbox' is missing"),
     short_box=(change(INSTANCES, "annotations", 0, "bbox", to=[1, 2, 3]), r"annotations 0 .*not four finite"),
     infinite_box=(change(INSTANCES, "annotations", 0, "bbox", to=[1, 2, 3, float("inf")]), r"not four finite"),
+    large_box=(change(INSTANCES, "annotations", 0, "bbox", to=[1, 2, 3, 1e39]), r"not four finite"),
     fractions=(put("dets.json", [dict(image_id=1, box=[0, 0.1, 0.5, 1])]), r"dets\.json: all corners are within 0 and"),
     no_coco=(drop(COCO), r"instances_train2014\.json: the file cannot be read"),
     coco_lacks=(

@@ -267,6 +267,7 @@ BAD = dict(
     few_outlines=(dict(metadata=METADATA | dict(segms=[[]])), "2 boxes and 1 segms for 2 objects"),
     short_box=(dict(metadata=METADATA | dict(boxes=[[1, 2, 3]] * 2)), "four numbers and a score"),
     infinite_box=(dict(metadata=METADATA | dict(boxes=[[1, 2, float("inf"), 4, 1]] * 2)), "not finite"),
+    large_box=(dict(metadata=METADATA | dict(boxes=[[1, 2, 1e39, 4, 1]] * 2)), "not finite"),
     fractions=(dict(metadata=METADATA | dict(boxes=[[0, 0.1, 0.5, 1, 1]] * 2)), "0@1.json (of "),
     inverted_box=(dict(metadata=METADATA | dict(boxes=[[9, 2, 3, 4, 1]] * 2)), "before its first"),
     flat_polygon=(dict(metadata=METADATA | dict(segms=[[[1, 2, 3, 4]], []])), "segms[0] is not a list of polygons"),

@@ -212,6 +212,7 @@ def test_boxes_of_an_official_file(tmp_path):
 
 @pytest.mark.parametrize("content, message", [
     ("{", "not valid JSON"), ('"boxes"', "must be rows of numbers"), ("[[1, 2, 3]]", "rows of 4 finite numbers"),
+    ("[[1, 2, 3, 1e39]]", "rows of 4 finite numbers"),
     ('[["a", 1, 2, 3]]', "must be rows of numbers"), ("[[1, 2, NaN, 4]]", "finite"), ("{}", "'boxes' must be rows"),
     ("[[1, 2, 3, 4], [5, 5, 4, 9]]", "box 1 is .5, 5, 4, 9."), ("[[500, 2, 600, 4]]", "box 0 is .*outside the image"),
     ("[[1, 2, 3, 4], [0, 0, 999, 999]]", "box 1 is .*far beyond the image of 451 x 300"),

@@ -204,6 +204,12 @@ def decode_detections(record: Mapping[str, Any], with_features: bool, with_attri
 # --- Without a detector -----------------------------------------------------------------------
 
 
+def fits_float32(numbers: Any) -> bool:
+    """Return whether all numbers are finite in float32, in which records store boxes."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.asarray(numbers, np.float64).astype(np.float32)).all())
+
+
 def grid_boxes(size: tuple[int, int]) -> np.ndarray:
     """Return the cells of a grid over an image of `size` (width, height), row by row, float32 [GRID², 4]."""
     x, y = (np.linspace(0, side, GRID + 1, dtype=np.float32) for side in size)

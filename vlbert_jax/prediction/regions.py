@@ -114,7 +114,8 @@ def _check_regions(name: str, content: dict, size: tuple[int, int]) -> Regions:
 def _number_rows(name: str, content: dict, field: str, width: int | None = None) -> np.ndarray:
     """Return a field as float32 rows of `width` numbers, None = any number, equal for all rows."""
     try:
-        array = np.asarray(content[field], np.float32)
+        with np.errstate(over="ignore"):  # too large a number becomes infinite
+            array = np.asarray(content[field], np.float32)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: {field!r} must be rows of numbers, all of the same length") from None
     if array.size == 0:
