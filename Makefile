@@ -8,7 +8,7 @@
 # make test-lowest   runs pytest with the lowest versions that setup.cfg allows, in .venv-lowest
 # make faults        kills the demo recipe, shrunk, at random moments: tests/faults/results.jsonl (FAULTS_FLAGS=--rows=100);
 #                    kills and stops processes of a run of two: tests/faults/two_processes.jsonl; fills the disk of a small
-#                    run: tests/faults/full_disk.jsonl
+#                    run: tests/faults/full_disk.jsonl; asks models for an hour: tests/faults/soak.jsonl
 # make fuzz          gives damaged files to every reader: tests/faults/fuzz.jsonl (FUZZ_FLAGS="--inputs=2000 --seed=1")
 # make bench         installs PyTorch and torchvision into .venv-bench and compares the speed with theirs
 #                    (BENCH_FLAGS="--recipes=base_prec --rounds=3")
@@ -70,6 +70,7 @@ faults: $(VENV)/.installed-test
 	$(RUN) -m tests.faults.kills $(FAULTS_FLAGS)
 	$(RUN) -m tests.faults.two_processes $(FAULTS_FLAGS)
 	$(RUN) -m tests.faults.full_disk $(FAULTS_FLAGS)
+	$(RUN) -m tests.faults.soak
 
 fuzz: $(VENV)/.installed-test
 	$(RUN) -m tests.faults.fuzz $(FUZZ_FLAGS)

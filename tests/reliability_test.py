@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.faults import full_disk, two_processes
+from tests.faults import full_disk, soak, two_processes
 from tests.faults.fuzz import KINDS
 from tests.faults.readers import BY_NAME
 from tests.helpers import ROOT
@@ -49,6 +49,11 @@ def test_the_figures_of_the_page_are_those_of_the_rows():
     stalls = sum(event["stall_s"] > 0 for event in events)
     assert all(map(two_processes.is_expected, rows))
     assert f"{len(rows)} rows have {len(events) - stalls} kills and {stalls} stalls" in page
+
+    (row,) = stored("soak")
+    assert row["growth_mb"] <= soak.GROWTH and f"it grew by at most {row['growth_mb']} MB" in page
+    least, most = (f"{edge(row['memory_mb']):.0f}" for edge in (min, max))
+    assert f"In {row['minutes']:.0f} minutes and {row['turns']:,} turns" in page and f"{least} to {most} MB" in page
 
 
 def test_no_row_of_the_campaign_differs(monkeypatch, capsys):
