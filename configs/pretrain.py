@@ -43,7 +43,7 @@ def demo() -> ml_collections.ConfigDict:
     Corpus: `scenes`, generated on first use (under a minute). The code is that of the large recipes; only the sizes
     differ. The region head has random weights, so the opening trains only the head to classify regions, as the
     pre-training of the detector does in the large recipes. Then the encoder is trained, and at the end everything is.
-    Reached in 9 to 14 minutes on two cores: val/visual_word_accuracy 0.72 (blind 0.18), mrc_accuracy 0.69 (blind 0.18).
+    Reached in 9 to 11 minutes on two cores: val/visual_word_accuracy 0.72 (blind 0.18), mrc_accuracy 0.69 (blind 0.18).
     """
     config = base_e2e()
     common.shrink_to_demo(config)
