@@ -64,8 +64,8 @@ class Spread:
 def spread(scores: Mapping[int, Sequence[float]]) -> Spread:
     """Divide the variance of scores between pre-training and fine-tuning (one-way analysis of variance).
 
-    The mean of k fine-tunings has a k-th of their variance; the rest of the variance of the means is due to
-    pre-training. It is 0 where nothing is left.
+    The mean of k fine-tunings has 1/k of their variance. Pre-training explains the rest of the variance of the means,
+    0 if nothing is left.
 
     Args:
         scores: Seed of the pre-training -> scores of its fine-tunings, equally many for each.

@@ -11,19 +11,16 @@ must be equal. A finished row is appended to full_disk.jsonl at once; rows that 
 
 import argparse
 import errno
-import json
 import os
 import pathlib
-import platform
 import random
 import shutil
 import subprocess
 import sys
 import time
 
-from tests.faults.kills import differences
+from tests.faults.campaign import differences, missing_seeds, run_rows
 from tests.helpers import ROOT
-from vlbert_jax.training.description import machine
 
 RESULTS = pathlib.Path(__file__).parent / "full_disk.jsonl"
 SIZE = 16 * 2**20  # bytes of the file system
@@ -104,11 +101,8 @@ def main() -> int:
     parser.add_argument("--mounted", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
 
-    stored = args.results.read_text().splitlines() if args.results.exists() else []
-    finished = {row["seed"] for row in map(json.loads, stored)}
-    missing = [seed for seed in range(args.rows) if seed not in finished]
+    missing = missing_seeds(args.results, args.rows)
     if not missing:
-        print(f"{args.results}: all {args.rows} rows are there")
         return 0
     if not args.mounted:
         return subprocess.run(["unshare", "-rm", *sys.orig_argv, "--mounted"]).returncode
@@ -116,17 +110,7 @@ def main() -> int:
     folder = args.folder.absolute() / "disk"
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)], check=True)
-    finish(folder, "undisturbed")
-    seconds, bad = finish(folder, "again"), 0
-    if any(differences(folder / "again", folder / "undisturbed").values()):
-        raise SystemExit("error: two runs that nothing disturbs differ on this machine; nothing can be compared")
-    for seed in missing:
-        row = disturbed(folder, seed, seconds) | dict(python=platform.python_version(), machine=machine())
-        with args.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        bad += not is_expected(row)
-        print(f"seed {seed}: {row}", flush=True)
-    return 1 if bad else 0
+    return run_rows(folder, args.results, missing, finish, disturbed, is_expected)
 
 
 if __name__ == "__main__":

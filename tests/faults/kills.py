@@ -9,24 +9,18 @@ there are skipped, so that a campaign may run in parts. The exit status is 1 if 
 """
 
 import argparse
-import json
 import os
 import pathlib
-import platform
 import random
 import shutil
 import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
-
 from data_prep.build import build_scenes
+from tests.faults.campaign import differences, missing_seeds, run_rows
 from tests.helpers import ROOT
-from tests.helpers.toy_runs import rows_of
-from vlbert_jax.training.description import machine
-from vlbert_jax.weights.orbax import newest_step, read_checkpoint
+from vlbert_jax.weights.orbax import newest_step
 
 RESULTS = pathlib.Path(__file__).parent / "results.jsonl"
 FIELDS = {
@@ -48,22 +42,12 @@ def start(folder: pathlib.Path, name: str, cached: bool) -> subprocess.Popen:
         return subprocess.Popen([*command, data, *flags], cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
-def finish(folder: pathlib.Path, name: str, cached: bool) -> float:
+def finish(folder: pathlib.Path, name: str, cached: bool = True) -> float:
     """Let a run finish, and return the seconds that this took. Raises SystemExit if it fails."""
     began, process = time.monotonic(), start(folder, name, cached)
     if process.wait():
         raise SystemExit(f"error: the run {name} ended with status {process.returncode}; see {folder / name}.log")
     return time.monotonic() - began
-
-
-def differences(first: pathlib.Path, second: pathlib.Path) -> dict[str, int]:
-    """Return the number of rows and of arrays of parameters in which two finished runs differ."""
-    rows, expected = rows_of(first), rows_of(second)
-    arrays, others = (jax.tree.leaves(read_checkpoint(workdir)) for workdir in (first, second))
-    return dict(
-        rows=abs(len(rows) - len(expected)) + sum(a != b for a, b in zip(rows, expected, strict=False)),
-        arrays=sum(not np.array_equal(a, b) for a, b in zip(arrays, others, strict=True)),
-    )
 
 
 def disturbed(folder: pathlib.Path, seed: int, seconds: float) -> dict:
@@ -92,6 +76,16 @@ def disturbed(folder: pathlib.Path, seed: int, seconds: float) -> dict:
     return dict(kind="kill", seed=seed, compiles=not cached, kills=kills, **found)
 
 
+def is_expected(row: dict) -> bool:
+    """Return whether nothing differs."""
+    return not row["rows"] and not row["arrays"]
+
+
+def shown(row: dict) -> str:
+    """Return what is printed of a row."""
+    return f"{len(row['kills'])} kills, {row['rows']} rows and {row['arrays']} arrays differ"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=3, help="rows that results.jsonl has at the end (default: 3)")
@@ -99,28 +93,13 @@ def main() -> int:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args()
 
-    stored = args.results.read_text().splitlines() if args.results.exists() else []
-    finished = {(row["kind"], row["seed"]) for row in map(json.loads, stored)}
-    missing = [seed for seed in range(args.rows) if ("kill", seed) not in finished]
+    missing = missing_seeds(args.results, args.rows)
     if not missing:
-        print(f"{args.results}: all {args.rows} rows are there")
         return 0
     shutil.rmtree(args.folder, ignore_errors=True)
     args.folder.mkdir(parents=True)
     build_scenes(args.folder / "data", num_train=200, num_val=40, num_train_stories=100, num_val_stories=20)
-    finish(args.folder, "undisturbed", True)
-    seconds = finish(args.folder, "again", True)  # with compiled programs
-    differ = sum(differences(args.folder / "again", args.folder / "undisturbed").values())
-    if differ:
-        raise SystemExit("error: two runs that nothing disturbs differ on this machine; nothing can be compared")
-    for seed in missing:
-        row = disturbed(args.folder, seed, seconds) | dict(python=platform.python_version(), machine=machine())
-        with args.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        differ += row["rows"] + row["arrays"]
-        kills, rows, arrays = len(row["kills"]), row["rows"], row["arrays"]
-        print(f"seed {seed}: {kills} kills, {rows} rows and {arrays} arrays differ", flush=True)
-    return 1 if differ else 0
+    return run_rows(args.folder, args.results, missing, finish, disturbed, is_expected, shown)
 
 
 if __name__ == "__main__":

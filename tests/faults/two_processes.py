@@ -10,19 +10,16 @@ are there are skipped. The exit status is 1 if a row differs, or if a process en
 """
 
 import argparse
-import json
 import os
 import pathlib
-import platform
 import random
 import shutil
 import signal
 import sys
 import time
 
-from tests.faults.kills import differences
+from tests.faults.campaign import differences, missing_seeds, run_rows
 from tests.helpers import ROOT, toy_processes
-from vlbert_jax.training.description import machine
 from vlbert_jax.training.hosts import LOST
 from vlbert_jax.weights.orbax import newest_step
 
@@ -115,26 +112,13 @@ def main() -> int:
     args = parser.parse_args()
 
     os.chdir(ROOT)
-    stored = args.results.read_text().splitlines() if args.results.exists() else []
-    finished = {row["seed"] for row in map(json.loads, stored)}
-    missing = [seed for seed in range(args.rows) if seed not in finished]
+    missing = missing_seeds(args.results, args.rows)
     if not missing:
-        print(f"{args.results}: all {args.rows} rows are there")
         return 0
     folder = args.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    finish(folder, "undisturbed")
-    seconds, bad = finish(folder, "again"), 0  # with compiled programs
-    if any(differences(folder / "again", folder / "undisturbed").values()):
-        raise SystemExit("error: two runs that nothing disturbs differ on this machine; nothing can be compared")
-    for seed in missing:
-        row = disturbed(folder, seed, seconds) | dict(python=platform.python_version(), machine=machine())
-        with args.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        bad += not is_expected(row)
-        print(f"seed {seed}: {row}", flush=True)
-    return 1 if bad else 0
+    return run_rows(folder, args.results, missing, finish, disturbed, is_expected)
 
 
 if __name__ == "__main__":

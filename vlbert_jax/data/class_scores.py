@@ -19,7 +19,7 @@ def largest_scores(scores: Float[np.ndarray, "n c"], number: int) -> dict[str, A
 
     Args:
         scores: Score of each class, column 0 is the background.
-        number: How many scores are kept, at most c. With 2, the best class besides the background is among them.
+        number: Number of scores that are kept, at most c. With 2, the best class besides the background is among them.
 
     Returns:
         `class_ids` int32 [n, number] in ascending order, `class_scores` [n, number], `other_score` float32 [n],
