@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks import shapes, sibling_peers  # noqa: E402
+from benchmarks import question, shapes, sibling_peers  # noqa: E402
 from benchmarks.sibling_peers import SIBLINGS  # noqa: E402
 from vlbert_jax.memory import keep_freed_memory  # noqa: E402
 
@@ -50,8 +50,6 @@ CHOICES = (*RECIPES, "large_e2e")
 IN_FLOAT32 = {"vqa", *SIBLINGS}
 # Of losses and probabilities. bfloat16 has 8 bits, and the sum of losses is about 20 without training.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-IMAGE = (900, 600)  # of vqa: width, height
-REGIONS, WORDS = 36, 12
 WEIGHTS, BATCH, OPTIONS = "weights.safetensors", "batch.npz", "options.json"
 
 
@@ -145,15 +143,7 @@ def serve(about: dict, step: Callable[[], None], device_peak: Callable[[], int] 
 
 def recipe_of(name: str, args: argparse.Namespace):
     """Return the config of a recipe in the sizes and the dtype of the options."""
-    from configs import vqa
-
-    if name == "vqa":
-        config = vqa.base()
-        config.model.train_region_head, config.data.features = True, "image"
-        if args.small:
-            shapes.shrink(config)
-    else:
-        config = shapes.recipe_of(name, args.small)
+    config = question.recipe_of(args.small) if name == "vqa" else shapes.recipe_of(name, args.small)
     config.prng_impl, config.compute_dtype = "rbg", args.dtype
     return config
 
@@ -199,26 +189,12 @@ def updates_here(name: str, args: argparse.Namespace) -> None:
 
 def answers_here(args: argparse.Namespace) -> None:
     """Serve answers to a question about an image, after weights and batch are written for the other side."""
-    import vlbert_jax
-    from benchmarks import predict
-
     config, folder = recipe_of("vqa", args), args.folder
-    predict.write_model(folder, config)
-    predictor = vlbert_jax.load(folder / "model")
-    rng, (width, height) = np.random.default_rng(0), IMAGE
-    pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
-    corners = np.sort(rng.random((REGIONS, 2, 2)), axis=1) * IMAGE
-    boxes, question = corners.reshape(REGIONS, 4).astype(np.float32), " ".join(["token"] * WORDS)
-
-    def answers():
-        return predictor.answer(pixels, question, boxes)
-
-    record = dict(image=pixels, image_size=np.array(IMAGE, np.int32), boxes=boxes, image_feature=())
-    example = predictor.task.example_from_text(record, question, (), predictor.config)
-    write_batch(folder, {name: np.asarray(array)[None] for name, array in example.items()})
-    probabilities = [answer.probability for answer in answers()]
-    parameters = write_weights(folder, [predictor._state], config)
-    serve(dict(parameters=parameters, result=probabilities, flops=0), answers)
+    asked = question.Question(folder, config)
+    write_batch(folder, asked.example)
+    probabilities = [answer.probability for answer in asked.ask()]
+    parameters = write_weights(folder, [asked.predictor._state], config)
+    serve(dict(parameters=parameters, result=probabilities, flops=0), asked.ask)
 
 
 def write_batch(folder: Path, arrays: dict) -> None:
@@ -301,16 +277,10 @@ def answers_there(args: argparse.Namespace) -> None:
     model.eval()
     if args.compile:
         model.answers = torch.compile(model.answers, backend=args.compile)
-    elements, regions = int(batch["element_mask"].sum()), int(batch["region_mask"].sum())
-    for key, tensor in batch.items():  # a user of PyTorch has no padding
-        if key in ("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask"):
-            batch[key] = tensor[:, :, :elements]
-        elif key in ("region_mask", "boxes", "box_geometry"):
-            batch[key] = tensor[:, :regions]
+    canvas = batch["pixels"][:, 0]
+    batch = question.without_padding(batch)  # a user of PyTorch has none
     position = batch["answer_positions"]
-    canvas = batch.pop("pixels")[:, 0]
-    width, height = IMAGE
-    image = canvas[:, :height, :width].clone()
+    image = batch.pop("pixels")[:, 0].clone()
 
     @torch.inference_mode()
     def answers(pixels):

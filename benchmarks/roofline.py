@@ -1,12 +1,14 @@
 """Show where the time of a training step goes, and what its matrix products and convolutions alone would take.
 
-    python benchmarks/roofline.py [--recipes=base_prec,base_e2e] [--captions=4] [--dtype=float32] [--steps=3]
+    python benchmarks/roofline.py [--recipes=base_prec,base_e2e,vqa] [--captions=4] [--dtype=float32] [--steps=3]
     python benchmarks/roofline.py --trace_only           # without part 1, which compiles a program for each size
 
-In the same minutes, on the local device, for each recipe in the shapes of `shapes.py`:
+In the same minutes, on the local device, for each recipe in the shapes of `shapes.py`, and for vqa, the answers to a
+question about an image of 900x600 with 36 boxes (`question.py`):
 
 1. Each matrix product and convolution of the step is timed alone, at the size and in the form in which it occurs. Their
    sum is the time that the step would take if it did nothing else; the rate is that of the machine at these sizes.
+   Those of vqa are counted without padding, which the step does compute.
 2. The step is timed, with its page faults and the time that the system spends (it clears the pages).
 3. One step is traced. Every operation of the compiled program is of one kind, and of the forward pass, the backward
    pass, or the optimizer, by the operations of its fusion and by the name that JAX gives it. The table has the time of
@@ -30,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -42,8 +45,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.extend import core  # noqa: E402
 
-from benchmarks import train_step  # noqa: E402
+from benchmarks import question, train_step  # noqa: E402
 from benchmarks.shapes import BASE, SHAPES, fit_to_shape, recipe_of, shape_of  # noqa: E402
+from vlbert_jax.batch import make_batch  # noqa: E402
 from vlbert_jax.training import compile_ahead, sharding  # noqa: E402
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -62,6 +66,7 @@ KINDS = {
 }
 # What a call of a library of a GPU computes, by the name of the call.
 LIBRARIES = (("conv", "convolution"), ("gemm|matmul|fmha", "dot"))
+ANSWERS = "vqa"
 ELEMENTWISE = "elementwise"
 ARITHMETIC = {"add", "subtract", "multiply", "divide", "select", "compare", "maximum", "minimum", "negate", "convert"}
 PARTS = ("forward", "backward", "optimizer")
@@ -143,10 +148,11 @@ def operations_of(program: str) -> dict[str, tuple[str, str]]:
                 return kind
         return ELEMENTWISE
 
-    kinds = {}
+    # Without a gradient, everything is the forward pass.
+    kinds, rest = {}, "optimizer" if "jvp(" in program else "forward"
     for name, (operation, called, path) in about.items():
         operations = {operation}.union(*(all_inside(other) for other in called))
-        part = "backward" if "transpose(" in path else "forward" if "jvp(" in path else "optimizer"
+        part = "backward" if "transpose(" in path else "forward" if "jvp(" in path else rest
         kinds[name] = kind_of(operations), part
     return kinds
 
@@ -169,22 +175,57 @@ def traced_times(program: str, update: Callable) -> collections.Counter:
     return times
 
 
-def measure(name: str, args) -> dict:
-    """Return the figures of a recipe and print its tables."""
-    config = recipe_of(name, args.small)
+class Program(NamedTuple):
+    """What is measured: an update, or answers to a question."""
+
+    jaxpr: Any  # its matrix products and convolutions are counted
+    hlo: str  # optimized
+    run: Callable[[], None]  # runs it once, and waits for it
+
+
+def program_of(name: str, args: argparse.Namespace) -> Program:
+    """Return the program of a recipe with what it reads."""
+    if name == ANSWERS:
+        return answers_program(args)
+    config, shape = recipe_of(name, args.small), shape_of(name, args.captions, args.small)
     config.compute_dtype = args.dtype
-    shape = shape_of(name, args.captions, args.small)
     fit_to_shape(config, shape)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         opened = train_step.open_step(config, shape, mesh)
-        alone = {} if args.trace_only else products_alone(opened.jaxpr)
-        update = train_step.updates_of(opened)
-        update()
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = seconds_of(update, args.steps)
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        times = traced_times(opened.step.as_text(), update)
+    return Program(opened.jaxpr, opened.step.as_text(), train_step.updates_of(opened))
+
+
+def answers_program(args: argparse.Namespace) -> Program:
+    """Return the CNN and the encoder of a question about an image, which a predictor runs one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = question.Question(Path(folder), question.recipe_of(args.small, args.dtype))
+    predictor = asked.predictor
+    batch, needed = (
+        make_batch(arrays, predictor.task.targets)
+        for arrays in (asked.example, question.without_padding(asked.example))
+    )
+
+    @jax.jit
+    def answers(state, batch):
+        seen = predictor._appearance.func(state, batch)
+        return predictor._predict.func(state, batch.replace(pixels=None, region_features=seen))
+
+    state = predictor._state
+    compiled = answers.lower(state, batch).compile()
+    jaxpr = answers.trace(state, needed).jaxpr.jaxpr
+    return Program(jaxpr, compiled.as_text(), lambda: jax.block_until_ready(compiled(state, batch)))
+
+
+def measure(name: str, args) -> dict:
+    """Return the figures of a recipe and print its tables."""
+    jaxpr, hlo, run = program_of(name, args)
+    alone = {} if args.trace_only else products_alone(jaxpr)
+    run()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = seconds_of(run, args.steps)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    times = traced_times(hlo, run)
     count = args.steps + 1
     needed = sum(entry["seconds"] for entry in alone.values())
     facts = dict(
@@ -192,7 +233,7 @@ def measure(name: str, args) -> dict:
         step_s=round(seconds, 5),
         products_alone_s=round(needed, 3) if alone else None,
         share=round(needed / seconds, 3) if alone else None,
-        tflop=round(opened.flops / 1e12, 4),
+        tflop=round(compile_ahead.matmul_flops(jaxpr) / 1e12, 4),
         gflops={name: _rate(entry) for name, entry in alone.items()},
         page_faults=round((after.ru_minflt - before.ru_minflt) / count),
         system_s=round((after.ru_stime - before.ru_stime) / count, 3),
@@ -229,7 +270,7 @@ def print_tables(facts: dict, alone: dict, times: collections.Counter) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", default=",".join(BASE), help="(default: %(default)s)")
+    parser.add_argument("--recipes", default=",".join((*BASE, ANSWERS)), help="(default: %(default)s)")
     parser.add_argument("--captions", type=int, help="captions per batch (default: see shapes.py)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of activations")
     parser.add_argument("--steps", type=int, default=3, help="timed steps; the median is reported")
@@ -237,8 +278,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     args = parser.parse_args(argv)
     names = args.recipes.split(",")
-    if wrong := set(names) - SHAPES.keys():
-        parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(SHAPES)}")
+    if wrong := set(names) - {*SHAPES, ANSWERS}:
+        parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join((*SHAPES, ANSWERS))}")
     print(f"{jax.devices()[0].device_kind}, {train_step.processor()}, jax {jax.__version__}, {platform.platform()}")
     print(json.dumps([measure(name, args) for name in names]))
 

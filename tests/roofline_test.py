@@ -1,13 +1,15 @@
 """Test how the benchmark counts products and names the kinds of operations."""
 
 import collections
+import json
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from benchmarks import roofline
+from benchmarks import question, roofline
 from vlbert_jax.training import compile_ahead
 
 
@@ -51,6 +53,33 @@ def test_operations_have_a_kind_and_a_part():
     assert {kind for kind, part in found if part == "optimizer"} >= {roofline.ELEMENTWISE}
     assert {part for _, part in found} == set(roofline.PARTS)
     assert any(kind == "softmax, losses" for kind, _ in found)
+
+
+def test_a_program_without_a_gradient_is_a_forward_pass():
+    program = jax.jit(lambda kernel: jax.nn.softmax(kernel @ kernel) + 1).lower(jnp.ones((32, 32))).compile().as_text()
+    assert {part for _, part in roofline.operations_of(program).values()} == {"forward"}
+
+
+@pytest.mark.slow
+def test_products_of_answers_are_counted_without_padding(capsys):
+    """A question reads 37 of 101 rows of regions, and 54 of 136 elements."""
+    roofline.main(["--small", "--steps=1", "--recipes=vqa"])
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])[0]
+    assert {name.rpartition(", ")[2] for name in facts["thread_seconds"]} == {"forward"}
+    block_of_c5 = 1024 * 512 + 9 * 512 * 512 + 512 * 2048 + 1024 * 2048
+    c5 = 37 * 2 * 14 * 14 * block_of_c5  # the rest is less than half of it
+    assert c5 < 1e12 * facts["tflop"] < 1.5 * c5
+
+
+def test_padding_is_left_out():
+    elements, regions = np.arange(136) < 54, np.arange(101) < 37
+    batch = dict.fromkeys(question.OF_ELEMENTS, elements[None, None])
+    batch |= dict.fromkeys(question.OF_REGIONS, regions[None])
+    batch |= dict(pixels=np.zeros((1, 1, 608, 1024, 3)), answer_positions=np.array([53]))
+    found = question.without_padding(batch)
+    assert all(found[name].all() for name in question.OF_ELEMENTS + question.OF_REGIONS)
+    shapes = {name: found[name].shape for name in ("token_ids", "boxes", "pixels", "answer_positions")}
+    assert shapes == dict(token_ids=(1, 1, 54), boxes=(1, 37), pixels=(1, 1, 600, 900, 3), answer_positions=(1,))
 
 
 def test_calls_of_libraries_of_a_gpu_have_a_kind():
