@@ -3,8 +3,8 @@
     python benchmarks/roofline.py [--recipes=base_prec,base_e2e,vqa] [--captions=4] [--dtype=float32] [--steps=3]
     python benchmarks/roofline.py --trace_only           # without part 1, which compiles a program for each size
 
-In the same minutes, on the local device, for each recipe in the shapes of `shapes.py`, and for vqa, the answers to a
-question about an image of 900x600 with 36 boxes (`question.py`):
+In the same minutes, on the local device, for each recipe in the shapes of `shapes.py`; for the name of an architecture,
+base_prec with its base model; for vqa, the answers to a question about an image of 900x600 with 36 boxes:
 
 1. Each matrix product and convolution of the step is timed alone, at the size and in the form in which it occurs. Their
    sum is the time that the step would take if it did nothing else; the rate is that of the machine at these sizes.
@@ -48,6 +48,7 @@ from jax.extend import core  # noqa: E402
 from benchmarks import question, train_step  # noqa: E402
 from benchmarks.shapes import BASE, SHAPES, fit_to_shape, recipe_of, shape_of  # noqa: E402
 from vlbert_jax.batch import make_batch  # noqa: E402
+from vlbert_jax.model.architectures import ARCHITECTURES  # noqa: E402
 from vlbert_jax.training import compile_ahead, sharding  # noqa: E402
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -187,7 +188,11 @@ def program_of(name: str, args: argparse.Namespace) -> Program:
     """Return the program of a recipe with what it reads."""
     if name == ANSWERS:
         return answers_program(args)
-    config, shape = recipe_of(name, args.small), shape_of(name, args.captions, args.small)
+    if name in ARCHITECTURES:
+        config, shape = train_step.architecture_config(name, args.small), "base_prec"
+    else:
+        config, shape = recipe_of(name, args.small), name
+    shape = shape_of(shape, args.captions, args.small)
     config.compute_dtype = args.dtype
     fit_to_shape(config, shape)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
@@ -278,8 +283,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="a toy size, to see that everything runs")
     args = parser.parse_args(argv)
     names = args.recipes.split(",")
-    if wrong := set(names) - {*SHAPES, ANSWERS}:
-        parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join((*SHAPES, ANSWERS))}")
+    known = (*SHAPES, ANSWERS, *ARCHITECTURES)
+    if wrong := set(names) - set(known):
+        parser.error(f"--recipes has {', '.join(sorted(wrong))}; it can be {', '.join(known)}")
     print(f"{jax.devices()[0].device_kind}, {train_step.processor()}, jax {jax.__version__}, {platform.platform()}")
     print(json.dumps([measure(name, args) for name in names]))
 
