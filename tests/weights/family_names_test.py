@@ -75,14 +75,19 @@ def configs_of(tensors, architecture):
 
 
 def match(build, tensors, vocab_size, architecture):
-    """Return the matched tensors, and the parameters that none fills."""
+    """Return the matched tensors, and the parameters that they do not fill."""
     state = nnx.state(nnx.eval_shape(build))
     shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
     found = vlbert_names.match_tensors(
         tensors, shapes, vocab_size, lambda shapes, size: family_table(shapes, size, architecture)
     )
-    empty = [path for path, shape in shapes.items() if not found.covers(path, int(np.prod(shape)), tensors)]
-    return found, empty
+    assert all(map(found.covers, shapes))  # but for rows without a name
+
+    def filled(path):
+        table = np.broadcast_to(np.float32(0), shapes[path])
+        return sum(entry.part(table).size for entry in found.entries[path])
+
+    return found, [path for path, shape in shapes.items() if filled(path) != np.prod(shape)]
 
 
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem.removeprefix("names_"))

@@ -26,6 +26,7 @@ from vlbert_jax.detector.proposals import select_regions
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.detector.weights import detector_sizes, find_lists, read_detector
 from vlbert_jax.files import is_address, user_path
+from vlbert_jax.model.structure import structure_of
 from vlbert_jax.weights import detector_names
 from vlbert_jax.weights.shipped import locate_weights
 
@@ -78,7 +79,7 @@ class Detector:
         self.class_names = _add_none("class", "__background__", lists[0], sizes.num_classes)
         self.attribute_names = _add_none("attribute", "__no_attribute__", lists[1], sizes.num_attributes)
         network_class = FasterRCNN if self.rules == "caffe" else huggingface.HuggingFaceRCNN
-        network = nnx.eval_shape(lambda: network_class(sizes, self.settings, dtype=dtype, rngs=nnx.Rngs(0)))
+        network = structure_of(lambda rngs: network_class(sizes, self.settings, dtype=dtype, rngs=rngs))
         graphdef, state = nnx.split(network)
         variables = {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
         shapes = {path: variable.shape for path, variable in variables.items()}

@@ -17,6 +17,7 @@ from vlbert_jax.detector.network import FasterRCNN, Sizes
 from vlbert_jax.detector.options import Settings
 from vlbert_jax.detector.proposals import base_anchors
 from vlbert_jax.files import atomic_write, read_lines
+from vlbert_jax.model.structure import structure_of
 from vlbert_jax.weights import detector_names, export
 from vlbert_jax.weights.containers import find_weights, read_files
 from vlbert_jax.weights.model_card import write_detector_card
@@ -145,7 +146,7 @@ def _attribute_sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def _parameter_shapes(sizes: Sizes) -> dict[tuple, tuple[int, ...]]:
-    state = nnx.state(nnx.eval_shape(lambda: FasterRCNN(sizes, Settings(), rngs=nnx.Rngs(0))))
+    state = nnx.state(structure_of(lambda rngs: FasterRCNN(sizes, Settings(), rngs=rngs)))
     return {tuple(map(str, path)): variable.shape for path, variable in nnx.to_flat_state(state)}
 
 

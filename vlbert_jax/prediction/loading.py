@@ -11,7 +11,7 @@ import jax
 import ml_collections
 from flax import nnx
 
-from vlbert_jax.tasks import get_task
+from vlbert_jax.tasks import PRETRAINING, get_task
 from vlbert_jax.weights import family_names, vlbert_names
 from vlbert_jax.weights.conversion import arrays_of, prepare_conversion
 from vlbert_jax.weights.read import Weights, flatten_tree
@@ -60,7 +60,8 @@ def load_trained(
     config.tasks_of_heads = conversion.tasks_of_heads
     if config.blind:
         raise ValueError(f"{path} is a model that was trained without the image (config.blind).")
-    arrays = flatten_tree(dict(zip(("params", "constants"), arrays_of(conversion, None), strict=True)))
+    unread = () if conversion.task == PRETRAINING else vlbert_names.OF_PRETRAINING
+    arrays = flatten_tree(dict(zip(("params", "constants"), arrays_of(conversion, None, unread), strict=True)))
     placed = []
     for place, variable in nnx.to_flat_state(conversion.state):
         placed.append((place, variable.replace(jax.device_put(arrays.pop(tuple(map(str, place)))))))

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import jax
@@ -15,6 +15,7 @@ from flax import nnx
 from vlbert_jax.files import atomic_write
 from vlbert_jax.model.architectures import VLBERT, Architecture
 from vlbert_jax.model.config import architecture_of
+from vlbert_jax.model.structure import structure_of
 from vlbert_jax.tasks import PRETRAINING, TASKS, get_task
 from vlbert_jax.weights import export, family_names, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
@@ -212,7 +213,7 @@ def prepare_conversion(
         if heads < 1 or size % heads:
             raise ValueError(f"{heads} heads do not divide {size} columns; set --num_heads")
         config = complete(config, source) if complete else config
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: get_task(task).build_model(config, nnx.Rngs(0))))
+        graphdef, state = nnx.split(structure_of(functools.partial(get_task(task).build_model, config)))
         shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
         table = family_names.table_of(architecture_of(config))
         found = vlbert_names.match_tensors(source.tensors, shapes, config.model.encoder.vocab_size, table)
@@ -367,13 +368,14 @@ def portable_config(conversion: Conversion) -> dict:
     return {"schema": SCHEMA} | config | kept
 
 
-def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
+def arrays_of(conversion: Conversion, dtype: str | None, unread: Collection[str] = ()) -> tuple[dict, dict]:
     """Return parameters and constants as nested dicts: from the source, else initialized as with seed 0.
 
-    The tensors of the source are released one by one, so that no weight is in memory twice.
+    Rows that no token has, and the official tensors `unread`, which nobody will read, may be 0. The tensors of the
+    source are released one by one, so that no weight is in memory twice.
     """
     flat = {tuple(map(str, path)): v for path, v in nnx.to_flat_state(conversion.state)}
-    partial = [path for path, v in flat.items() if not conversion.found.covers(path, v.size, conversion.tensors)]
+    partial = [path for path in flat if not conversion.found.covers(path, unread)]
 
     @jax.jit  # the compiler removes the initialization of what is not returned
     def initial():
@@ -385,7 +387,7 @@ def arrays_of(conversion: Conversion, dtype: str | None) -> tuple[dict, dict]:
     initialized = dict(zip(partial, initial(), strict=True)) if partial else {}
     params, constants = {}, {}
     for path, v in flat.items():
-        array = np.array(initialized.pop(path)) if path in initialized else np.empty(v.shape, np.float32)
+        array = np.array(initialized.pop(path)) if path in initialized else np.zeros(v.shape, np.float32)
         conversion.found.fill(array, path, conversion.tensors)
         for entry in conversion.found.entries.get(path, ()):
             conversion.tensors.pop(entry.official)  # release its memory

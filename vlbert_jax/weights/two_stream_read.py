@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from vlbert_jax.files import read_json_object
+from vlbert_jax.model.structure import structure_of
 from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.two_stream_heads import TwoStreamHeads, TwoStreamModel
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files
@@ -50,7 +52,7 @@ def read_two_stream(path: str | Path, settings: str | Path | None = None) -> Two
         tensors = plain_tensors({name: np.asarray(array, np.float32) for name, array in own.items()})
         shapes = {name: array.shape for name, array in tensors.items()}
         config, heads = config_from_tensors(shapes, _settings(source, settings)), heads_from_tensors(shapes)
-        state = nnx.state(nnx.eval_shape(lambda: TwoStreamModel(config, heads, nnx.Rngs(0))))
+        state = nnx.state(structure_of(functools.partial(TwoStreamModel, config, heads)))
         parameters = {tuple(map(str, name)): v.shape for name, v in nnx.to_flat_state(state)}
         found = match_two_stream(tensors, parameters, config)
     except ValueError as error:
@@ -80,7 +82,7 @@ def _settings(source: Path, given: str | Path | None) -> dict[str, Any]:
 def two_stream_model(weights: TwoStreamWeights, **options) -> TwoStreamModel:
     """Return the model with its weights; `options` replace fields of its config that change no size."""
     config = dataclasses.replace(weights.config, **options)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: TwoStreamModel(config, weights.heads, nnx.Rngs(0))))
+    graphdef, abstract = nnx.split(structure_of(functools.partial(TwoStreamModel, config, weights.heads)))
     flat = nnx.to_flat_state(abstract)
     shapes = {tuple(map(str, path)): variable.shape for path, variable in flat}
     found = match_two_stream(weights.tensors, shapes, config)

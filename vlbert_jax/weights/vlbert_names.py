@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Shaped
@@ -147,15 +147,16 @@ class Match:
     entries: dict[tuple, list[Entry]] = dataclasses.field(default_factory=dict)
     missing: list[str] = dataclasses.field(default_factory=list)
     unused: list[str] = dataclasses.field(default_factory=list)
+    # Parameter -> tensors of it that are missing or have too few rows.
+    lacking: dict[tuple, set[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def matched(self) -> list[str]:
         return [entry.official for entries in self.entries.values() for entry in entries]
 
-    def covers(self, path: tuple, size: int, tensors: Mapping[str, np.ndarray]) -> bool:
-        """Return whether the tensors fill all `size` values of the parameter at `path`."""
-        entries = [entry for entry in self.entries.get(path, ()) if entry.official != TRAINED_WORDS]
-        return sum(entry.to_parameter(tensors[entry.official]).size for entry in entries) == size
+    def covers(self, path: tuple, unread: Collection[str] = ()) -> bool:
+        """Return whether the tensors fill what is read of the parameter at `path`; those of `unread` may be missing."""
+        return (path in self.entries or path in self.lacking) and self.lacking.get(path, set()) <= {*unread}
 
     def fill(self, array: Shaped[np.ndarray, "..."], path: tuple, tensors: Mapping[str, np.ndarray]):
         """Write what the tensors hold of the parameter at `path` into `array`; other values stay."""
@@ -188,10 +189,13 @@ def match_tensors(
         wanted.add(entry.official)
         if entry.official not in tensors:
             found.missing.append(entry.official)
+            found.lacking.setdefault(entry.path, set()).add(entry.official)
             continue
         given = tensors[entry.official].shape
         model = entry.to_official(entry.part(np.broadcast_to(np.float32(0), shapes[entry.path]))).shape
         few_segments = is_segment_table(entry.official) and given[1:] == model[1:] and given[0] < model[0]
+        if few_segments:
+            found.lacking.setdefault(entry.path, set()).add(entry.official)
         if given != model and not few_segments:
             raise ValueError(
                 f"{entry.official} has shape {given}, the model wants {model}: choose the model's sizes "

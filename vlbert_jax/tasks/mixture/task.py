@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from vlbert_jax.batch import Arrays, Batch, padding
 from vlbert_jax.model.config import model_options
+from vlbert_jax.model.structure import structure_of
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks import TASKS, get_task, part_config
 from vlbert_jax.tasks.base import Task, Updates
@@ -85,7 +86,7 @@ class MixtureTask(Task):
         models, shapes = {}, {}
         for name in sorted(config.parts):
             task, part = _part(config, name)
-            heads = nnx.eval_shape(lambda task=task, part=part: task.build_model(part, nnx.Rngs(0)))
+            heads = structure_of(functools.partial(task.build_model, part))
             found = {path: v.shape for path, v in nnx.to_flat_state(nnx.state(heads))}
             if shapes.setdefault(task.name, found) != found:
                 raise ValueError(
