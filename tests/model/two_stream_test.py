@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -122,6 +123,37 @@ def test_leaving_out_saves_work():
 
     both, block = flops(STREAMS), flops(("text",))
     assert 0.03 < (both - block) / both < 0.2  # a twentieth of the blocks, and half of a cross-attention
+
+
+@pytest.mark.slow
+def test_text_alone_passes_the_layers_of_words(name):
+    """In a new model a norm of zeros, as of a region without content, would multiply the gradient by a million."""
+    model = make(name)
+    inputs = arguments(model.config)
+    task, mask = inputs.get("task"), inputs["word_mask"]
+
+    def text(model):
+        return model.embed_words(*(inputs[name] for name in ("token_ids", "segment_ids", "position_ids")), task)
+
+    def alone(model):
+        return model.encode(text(model), mask, None, None, wanted=("text",))[0].text
+
+    @nnx.jit
+    def by_hand(model):
+        words = text(model)
+        seen = mask if task is None else jnp.concatenate([mask[..., :1], mask], axis=-1)
+        x, bias = words.reshape(B * N, *words.shape[2:]), jnp.where(seen.reshape(B * N, -1), 0, -1e9)[:, None, None]
+        for (kinds, times), group in zip(model.config.layers, model.encoder.groups, strict=True):
+            for number in range(times if "t" in kinds else 0):
+                graphdef, stacked = nnx.split(group.t)
+                x, _ = nnx.merge(graphdef, jax.tree.map(lambda leaf, number=number: leaf[number], stacked))(x, bias)
+        x = x.reshape(words.shape)
+        return x if task is None else jnp.concatenate([x[:, :, :1], x[:, :, 2:]], axis=2)
+
+    real = mask[..., None]
+    close(*(jnp.where(real, states, 0) for states in (nnx.jit(alone)(model), by_hand(model))))
+    gradients = nnx.jit(nnx.grad(lambda model: measure(alone(model))))(model)
+    assert 1 < optax.tree.norm(gradients) < 10_000
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -75,9 +76,9 @@ def test_what_the_model_reads_of_a_batch(architecture, data_dir):
         words = (batch.token_ids, batch.segment_ids, batch.position_ids, batch.element_mask)
         captions, texts = ([array[:, number : number + 1] for array in words] for number in (0, 1))
         regions = (x[:, None, first:] for x in (features, numbers, batch.region_mask))
-        nothing = (jnp.zeros((len(features), 1, 1, x.shape[-1])) for x in (features, numbers))
         by_hand = model.two_stream(*captions, *regions)
-        alone = model.two_stream(*texts, *nothing, jnp.ones((len(features), 1, 1), bool))
+        words = model.two_stream.embed_words(*texts[:3])
+        alone, _ = model.two_stream.encode(words, texts[3], None, None, wanted=("text",))
         return ours, by_hand, alone, model.first_regions_at(ours, batch.targets.mrc_positions)
 
     spoilt = batch.replace(
@@ -93,6 +94,21 @@ def test_what_the_model_reads_of_a_batch(architecture, data_dir):
         np.testing.assert_array_equal(at_targets[i][mask], ours.visual[i, 0][targets.mrc_regions[i][mask] - first])
         seen += mask.sum()
     assert seen
+
+
+@pytest.mark.parametrize("architecture", TWO_STREAMS)
+def test_text_alone_trains_a_new_model(architecture, data_dir):
+    """Its gradient is about as large as that of captions, and no region gets one from it."""
+    config = recipe("pretrain", data_dir, architecture)
+    task, batch = get_task("pretrain"), jax.tree.map(jnp.asarray, first_batch(config))
+    model = task.build_model(config, nnx.Rngs(0))
+
+    def gradients(loss):
+        return nnx.jit(nnx.grad(lambda m: task.loss_sums(m, batch, None, config, (loss,))[0][loss]))(model)
+
+    captions, texts = gradients("mlm_caption"), gradients("mlm_text")
+    assert optax.tree.norm(texts) < 10 * optax.tree.norm(captions)
+    assert not optax.tree.norm(texts["two_stream"]["appearance"])
 
 
 def test_the_losses_of_lxmert(data_dir):

@@ -71,9 +71,14 @@ class Group(nnx.Module):
         self.f = FeedForwards(config, rngs) if "f" in kinds else None
 
     def __call__(self, states: dict[str, Array], biases: dict[str, Array], key):
-        """Return the new states, and the states and attention probabilities that each kind of block computed."""
+        """Return the new states, and the states and attention probabilities that each kind of block computed.
+
+        Blocks of a stream that `states` lacks are left out.
+        """
         collected = {}
         for kind, block_key in zip(self.kinds, split_keys(key, len(self.kinds)), strict=True):
+            if not states.keys() >= set(CHANGES[kind]):
+                continue
             changed, probabilities = {}, {}
             if kind == "x":
                 changed, probabilities = self.x(states, biases, block_key)
@@ -133,7 +138,8 @@ class TwoStreamEncoder(nnx.Module):
 
         Args:
             states: Stream -> states. There may be fewer rows of regions than of words: each is repeated,
-                and layers before the first cross-attention run once for all its copies.
+                and layers before the first cross-attention run once for all its copies. Of text alone there are
+                no regions, and its states pass the layers of words alone.
             masks: Stream -> True where an element is real.
             key: For dropout.
             wanted: Streams whose states are read; blocks that do not change these are left out.
@@ -142,8 +148,12 @@ class TwoStreamEncoder(nnx.Module):
         config = self.config
         group_keys = split_keys(key, len(config.layers))
         found: dict[str, list] = {}
-        for group, start, stop in planned_runs(config.layers, STREAMS if collect else wanted):
-            kinds, times = config.layers[group]
+        layers = [
+            ("".join(kind for kind in kinds if states.keys() >= set(CHANGES[kind])), times)
+            for kinds, times in config.layers
+        ]
+        for group, start, stop in planned_runs(layers, STREAMS if collect else wanted):
+            kinds, times = layers[group]
             if "x" in kinds or collect:
                 states, masks = _repeat_regions(states), _repeat_regions(masks)
             biases = {name: jnp.where(mask, 0.0, MASKED)[:, None, None] for name, mask in masks.items()}
@@ -307,21 +317,23 @@ class TwoStream(nnx.Module):
         self,
         words: Float[Array, "b n s d"],
         word_mask: Bool[Array, "b n t"],
-        regions: Float[Array, "b m r e"],
-        region_mask: Bool[Array, "b m r"],
+        regions: Float[Array, "b m r e"] | None,
+        region_mask: Bool[Array, "b m r"] | None,
         key=None,
         wanted: Sequence[str] = STREAMS,
         collect: bool = False,
     ) -> tuple[TwoStreamStates, dict[str, Any]]:
         """Return the states of embedded words and regions, and what the blocks computed if `collect`.
 
-        The words have one more element where there is a token of the task. The second value is that of
-        `TwoStreamEncoder`, whose sequences are those of all examples.
+        Without regions, `wanted` is ("text",). The words have one more element where there is a token of the task.
+        The second value is that of `TwoStreamEncoder`, whose sequences are those of all examples.
         """
         has_task = self.task_embeddings is not None
         mask = jnp.concatenate([word_mask[:, :, :1], word_mask], axis=2) if has_task else word_mask
         b, _, t = word_mask.shape
-        arrays = dict(text=words, visual=regions), dict(text=mask, visual=region_mask)
+        arrays = dict(text=words), dict(text=mask)
+        if regions is not None:
+            arrays = arrays[0] | dict(visual=regions), arrays[1] | dict(visual=region_mask)
         flat_states, flat_masks = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
         states, collected = self.encoder(flat_states, flat_masks, key, wanted, collect)
         states = {name: x.reshape(b, -1, *x.shape[1:]) for name, x in states.items()}

@@ -1,7 +1,8 @@
 """A two-stream model on a `Batch`, whose sequences then hold words alone.
 
 Rows of regions are those of the batch. The first of an image is the whole image, which some architectures
-do not read. Text without an image reads one region of zeros.
+do not read. Text without an image passes the layers of words alone, as in BERT. Where the pooled vector of the regions
+is read, there is one region instead: the box of the whole image with an appearance of zeros, which trains nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -76,13 +78,15 @@ def encode(
     config: TwoStreamConfig = trunk.config
     task = jnp.full((b, n), config.task_number) if config.task_tokens else None
     words = trunk.embed_words(batch.token_ids, batch.segment_ids, batch.position_ids, task, key_words)
-    if regions is None:
-        regions = trunk.embed_regions(
-            jnp.zeros((b, 1, 1, config.feature_size)), jnp.zeros((b, 1, 1, config.geometry_size))
-        )
+    if regions is not None:
+        mask = _region_mask(head, batch)
+    elif "visual" in wanted:
+        box = jnp.broadcast_to(jnp.asarray(WHOLE_IMAGE[: config.geometry_size]), (b, 1, 1, config.geometry_size))
+        # A norm multiplies the gradient of a vector of zeros by a million.
+        regions = jax.lax.stop_gradient(trunk.embed_regions(jnp.zeros((b, 1, 1, config.feature_size)), box))
         mask = jnp.ones((b, 1, 1), bool)
     else:
-        mask = _region_mask(head, batch)
+        mask = None
     return trunk.encode(words, batch.element_mask, regions, mask, key_encoder, wanted, collect)
 
 
