@@ -1,8 +1,8 @@
 """A two-stream model on a `Batch`, whose sequences then hold words alone.
 
 Rows of regions are those of the batch. The first of an image is the whole image, which some architectures
-do not read. Text without an image passes the layers of words alone, as in BERT. Where the pooled vector of the regions
-is read, there is one region instead: the box of the whole image with an appearance of zeros, which trains nothing.
+do not read. Text without an image passes the layers of words alone, as in BERT. Where states of regions are read as
+well, as in the blind baseline of pre-training, there is one region of zeros instead.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ def encode(
     if regions is not None:
         mask = _region_mask(head, batch)
     elif "visual" in wanted:
-        box = jnp.broadcast_to(jnp.asarray(WHOLE_IMAGE[: config.geometry_size]), (b, 1, 1, config.geometry_size))
-        # A norm multiplies the gradient of a vector of zeros by a million.
-        regions = jax.lax.stop_gradient(trunk.embed_regions(jnp.zeros((b, 1, 1, config.feature_size)), box))
+        nothing = (jnp.zeros((b, 1, 1, size)) for size in (config.feature_size, config.geometry_size))
+        regions = jax.lax.stop_gradient(trunk.embed_regions(*nothing))  # the norm of zeros has a gradient of a million
         mask = jnp.ones((b, 1, 1), bool)
     else:
         mask = None

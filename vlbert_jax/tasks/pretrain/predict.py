@@ -21,6 +21,6 @@ def guesses(logits: Float[Array, "... c"]) -> tuple[Float[Array, "... k"], Int[A
 
 def guess_words(model: PretrainingModel, batch: Batch, states: Any, config) -> dict[str, tuple]:
     """Return `guesses` at the masked words: `words` from the states, `words_blind` without the image."""
-    alone = without_image(batch, config.model.encoder.vocab_size)
-    encoded = {"words": states, "words_blind": model.encode(alone, None, wanted=("text",))}
+    blind = model.encode(without_image(batch, config.model.encoder.vocab_size), None)
+    encoded = {"words": states, "words_blind": blind}
     return {name: guesses(model.mlm_logits(these, batch.targets.mlm_positions)) for name, these in encoded.items()}

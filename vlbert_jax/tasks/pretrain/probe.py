@@ -97,7 +97,7 @@ def states_without(model: PretrainingModel, batch: Batch, removed: Bool[Array, "
         changed = removed.any(1)[:, None] & ~_boxes_alone(batch)
         left = left.replace(region_features=jnp.where(changed[..., None], mean[:, None], batch.region_features))
     # Two streams without any region read all of the masked ones, which have features and geometry of zeros, as the one
-    # region has that text alone reads (two_stream_batch.encode); so the states are the same.
+    # region has that the blind baseline reads (two_stream_batch.encode); so the states are the same.
     return model.encode(left, model.region_states(left, model.appearance(left)))
 
 

@@ -29,8 +29,7 @@ def score(model: PretrainingModel, batch: Batch, config) -> dict[str, tuple[Arra
     if losses.mlm:
         words, words_by = masks[f"mlm_{kind}"], {"": states}
         if is_caption:
-            alone = without_image(batch, config.model.encoder.vocab_size)
-            words_by["_blind"] = model.encode(alone, None, wanted=("text",))
+            words_by["_blind"] = model.encode(without_image(batch, config.model.encoder.vocab_size), None)
         for suffix, element_states in words_by.items():
             logits = model.mlm_logits(element_states, targets.mlm_positions)
             hits = logits.argmax(-1) == targets.mlm_labels
