@@ -191,7 +191,11 @@ def test_only_matching_pairs_count(data_dir):
         ("lxmert", {"model.two_stream.layers": (9, 5)}, r"two_stream.layers is \(9, 5\); it must be 3 numbers"),
         ("vilbert", {"model.two_stream.layers": (2, 2, 4)}, "more connections than layers"),
         ("vilbert", {"model.two_stream.cross": (10, 3)}, "two_stream.cross: 3 heads do not divide a width of 10"),
-        ("vilbert", {"model.two_stream.task_number": 4}, "task_number is 4, but task_tokens is 0"),
+        ("vilbert", {"model.two_stream.task_number": 4}, "task_number is 4; with task_tokens=0 it must be below 1"),
+        ("lxmert", {"model.two_stream.visual": (24, 2, 32)}, "visual has a width of 24; lxmert shares cross-attention"),
+        ("lxmert", {"data.max_regions": 0}, "config.data.max_regions is 0, but lxmert reads regions alone"),
+        ("lxmert", {"model.switches.pool": "sum"}, "config.model.switches.pool is 'sum'; it must be one of text, mul"),
+        ("uniter", {"model.switches.hidden": "blank"}, "config.model.switches.hidden is 'blank'; it must be one of"),
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(architecture, fields, message, data_dir):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vlbert_jax.model.architectures import VLBERT, Architecture, get_architecture
+from vlbert_jax.model.architectures import ALLOWED, VLBERT, Architecture, get_architecture
 from vlbert_jax.model.resnet import EXPANSION
 
 BOX_NUMBERS = (4, 5, 6, 7)  # what geometry of numbers can have (geometry.py)
@@ -131,10 +131,14 @@ def architecture_of(config) -> Architecture:
     architecture = get_architecture(config.model.get("architecture", VLBERT.name))
     given = config.model.get("switches", {})
     changes: dict[str, Any] = {}
-    if given.get("pool", ""):
-        changes["pool"] = given["pool"]
-    if given.get("hidden", ""):
-        changes["hidden"] = given["hidden"]
+    for field in ("pool", "hidden"):
+        if value := given.get(field, ""):
+            if value not in ALLOWED[field]:
+                raise ValueError(
+                    f"config.model.switches.{field} is {value!r}; it must be one of {', '.join(ALLOWED[field])}, or "
+                    "empty for that of the architecture."
+                )
+            changes[field] = value
     if given.get("whole_image", False):
         changes["whole_image"] = True
     numbers = given.get("box_numbers", 0)

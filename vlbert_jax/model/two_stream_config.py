@@ -171,7 +171,7 @@ def two_stream_options(config) -> tuple[TwoStreamConfig, RegionHeadConfig]:
     `config.model.two_stream` has the others; empty values and zeros are those of the published model.
 
     Raises:
-        ValueError: The fields of the block have the wrong number of values.
+        ValueError: The fields of the block have the wrong number of values, or values that do not fit together.
     """
     architecture, encoder, given = architecture_of(config), config.model.encoder, config.model.get("two_stream", {})
     text = StreamConfig(encoder.hidden_size, encoder.num_heads, encoder.mlp_size)
@@ -192,6 +192,21 @@ def two_stream_options(config) -> tuple[TwoStreamConfig, RegionHeadConfig]:
     for name, (width, heads) in {"visual": visual[:2], "cross": cross}.items():
         if width % heads:
             raise ValueError(f"config.model.two_stream.{name}: {heads} heads do not divide a width of {width}.")
+    if not vilbert and visual[0] != text.hidden_size:
+        raise ValueError(
+            f"config.model.two_stream.visual has a width of {visual[0]}; {architecture.name} shares cross-attention "
+            f"between both streams, so it must be config.model.encoder.hidden_size, {text.hidden_size}."
+        )
+    number, tokens = given.get("task_number", 0), given.get("task_tokens", 0)
+    if not 0 <= number < max(tokens, 1):
+        raise ValueError(
+            f"config.model.two_stream.task_number is {number}; with task_tokens={tokens} it must be below "
+            f"{max(tokens, 1)}."
+        )
+    if not architecture.whole_image and config.get("data", {}).get("max_regions", 1) < 1:
+        raise ValueError(
+            f"config.data.max_regions is 0, but {architecture.name} reads regions alone: set it to 1 or more."
+        )
     if vilbert:
         num_text, num_visual, connections = layers
         if connections > min(num_text, num_visual):
@@ -210,8 +225,8 @@ def two_stream_options(config) -> tuple[TwoStreamConfig, RegionHeadConfig]:
         cross_heads=cross[1],
         shared_cross=not vilbert,
         still_rows=("token",) if vilbert else TABLES,
-        task_tokens=given.get("task_tokens", 0),
-        task_number=given.get("task_number", 0),
+        task_tokens=tokens,
+        task_number=number,
         feature_size=config.model.feature_size,
         geometry_size=architecture.geometry_size,
         visual_norm="each" if architecture.visual_norm == "each" else "sum",
