@@ -249,4 +249,7 @@ def _region_features(record: dict, hidden: np.ndarray | None, layout: ImageLayou
 def check_width(what: str, number: int, field: str, expected: int) -> None:
     """Raise ValueError where a box has another number of values than the config states."""
     if number != expected:
-        raise ValueError(f"a record has {number} {what} per box, but config.model.{field} is {expected}")
+        raise ValueError(
+            f"a record has {number} {what} per box, but config.model.{field} is {expected}: set it to {number}, or let "
+            "config.data name a table whose regions are from the detector of the model"
+        )

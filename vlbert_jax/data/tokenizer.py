@@ -94,7 +94,10 @@ def load_tokenizer(vocab: str, vocab_size: int) -> Tokenizer:
     pieces = backend.get_vocab()
     if len(pieces) != vocab_size:
         found = f"the vocabulary {vocab!r} has {len(pieces)} tokens"
-        raise ValueError(f"{found}, but config.model.encoder.vocab_size is {vocab_size}")
+        raise ValueError(
+            f"{found}, but config.model.encoder.vocab_size is {vocab_size}: set it to {len(pieces)} for a new model, "
+            "or config.data.vocab to the vocabulary of the weights"
+        )
     cased = sorted(piece for piece in pieces if re.search("[A-Z]", piece) and not piece.startswith("["))
     if cased and getattr(backend.normalizer, "lowercase", False):
         raise ValueError(
