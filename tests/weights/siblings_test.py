@@ -186,6 +186,24 @@ def test_copies_that_differ(tmp_path, capsys):
     assert "feat_regress.weight differs from bert.img_embeddings.img_linear.weight" in output
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "said"),
+    [
+        ("uniter_base_vcr", "choice", "object_head/classes"),
+        ("vilbert_multitask_12in1", "match", "matched"),
+        ("uniter_base", "caption", "matched"),
+        ("vilbert_multitask_12in1", "caption", "has two streams"),
+        ("uniter_base", "mixture", "give one of the other tasks with --task"),
+    ],
+)
+def test_a_start_for_every_task(name, task, said, tmp_path, capsys):
+    """Weights become the start of a model for any task, or one line says why not."""
+    file = save(tmp_path / "given.pt", small_tensors(name, layers=99 if "vil" in name else 1))
+    code = 0 if said in ("matched", "object_head/classes") else 2
+    output = convert(file, tmp_path / "folder", f"--task={task}", "--dry_run", *HEADS, code=code, capsys=capsys)
+    assert said in output and (code == 0 or output.count("\n") == 1)
+
+
 def test_no_class_of_hugging_face(tmp_path, capsys):
     file = save(tmp_path / "uniter.pt", small_tensors("uniter_base_vqa"))
     output = convert(file, tmp_path / "folder", "--format=hf", *HEADS, code=2, capsys=capsys)
