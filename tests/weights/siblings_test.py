@@ -172,11 +172,38 @@ def test_heads_that_nothing_says(name, tmp_path, capsys):
     assert output.count("\n") == 1 and not (tmp_path / "converted").exists()
 
 
-def test_a_config_of_another_model(tmp_path, capsys):
-    file = save(tmp_path / "pytorch_model.bin", small_tensors("visualbert_vqa"))
-    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, bypass_transformer=True)))
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("visualbert_vqa", dict(bypass_transformer=True), "bypass_transformer True, but the weights next to it, read"),
+        ("visualbert_vqa", dict(num_attention_heads="2"), "num_attention_heads '2'; it must be a whole number from 1"),
+        ("visualbert_vqa", dict(num_attention_heads=True), "num_attention_heads True; it must be a whole number"),
+        ("airsplay_lxmert_vqa", dict(num_attention_heads=[2]), "num_attention_heads [2]; it must be a whole number"),
+        ("airsplay_lxmert_vqa", dict(model_type="bert"), "model_type bert, but the weights next to it"),
+        ("airsplay_lxmert_vqa", dict(hidden_size=768), "hidden_size 768, but the weights"),
+        ("airsplay_lxmert_vqa", dict(l_layers=9), "l_layers 9, but the weights"),
+        ("vilbert_multitask_12in1", dict(v_num_attention_heads=2.0), "v_num_attention_heads 2.0; it must be"),
+        ("vilbert_multitask_12in1", dict(v_num_hidden_layers=4), "v_num_hidden_layers 4, but the weights"),
+        ("vilbert_multitask_12in1", dict(t_biattention_id=["10"]), "['10']; it must be a list of the numbers"),
+        ("vilbert_multitask_12in1", dict(v_biattention_id=[0]), "v_biattention_id 1: take the config.json of these"),
+        ("vilbert_multitask_12in1", dict(dynamic_attention=True), "dynamic_attention True; only False is supported"),
+        ("vilbert_multitask_12in1", dict(fusion_method="max"), "fusion_method max; only mul or sum is supported"),
+        ("vilbert_multitask_12in1", dict(fusion_method="sum"), "(config.json: fusion_method), but vilbert"),
+    ],
+)
+def test_a_config_of_another_model(name, fields, said, tmp_path, capsys):
+    file = save(tmp_path / "pytorch_model.bin", small_tensors(name, layers=99 if "vil" in name else 1))
+    heads = dict.fromkeys(("num_attention_heads", "v_num_attention_heads", "bi_num_attention_heads"), 1)
+    (tmp_path / "config.json").write_text(json.dumps(heads | fields))
     output = convert(file, tmp_path / "converted", code=2, capsys=capsys)
-    assert "config.json says bypass_transformer True" in output and "visualbert" in output
+    assert said in output and "config.json" in output and output.count("\n") == 1
+
+
+def test_dynamic_attention(tmp_path, capsys):
+    tensors = small_tensors("vilbert_beta_2layer_pretrain", layers=99)
+    tensors["bert.encoder.v_layer.0.attention.self.dyLinear_q.weight"] = np.zeros((2, 2), np.float32)
+    output = convert(save(tmp_path / "given.bin", tensors), tmp_path / "converted", *HEADS, code=2, capsys=capsys)
+    assert "has dynamic attention (bert.encoder.v_layer.0.attention.self.dyLinear_q.weight)" in output
 
 
 def test_copies_that_differ(tmp_path, capsys):
