@@ -11,6 +11,8 @@ from configs import pretrain as pretrain_recipes
 from configs import vqa as vqa_recipes
 from tests.helpers.siblings_case import HEADS, save, small_tensors
 from tests.helpers.weights_case import run as convert
+from vlbert_jax.convert import main
+from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import two_stream_names as names
 from vlbert_jax.weights.conversion import prepare_conversion
@@ -162,6 +164,32 @@ def test_other_architecture(tmp_path):
     with pytest.raises(ValueError, match=r"oscar.bin has weights of oscar, but config.model.architecture is 'vlbert': "
                                          "set --config.model.architecture=oscar"):  # fmt: skip
         started(recipe, file, "vlbert")
+
+
+def test_other_numbers_of_layers(tmp_path):
+    file = save(tmp_path / "vilbert.bin", small_tensors("vilbert_beta_2layer_pretrain", layers=99))
+
+    def recipe():
+        config = pretrain_recipes.get_config("vilbert_base")
+        config.model.two_stream.layers = (1, 1, 1)
+        return config
+
+    with pytest.raises(ValueError, match=r"layers are .*2 in encoder.c_layer \(here 1\).*: set config.model.two_"):
+        started(recipe, file, "vilbert")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "head"),
+    [("uniter_base_refcoco_mlp2", "region", "re_output"), ("uniter_base_vcr", "choice", "vcr_output")],
+)
+def test_a_head_that_no_model_reads(name, task, head, tmp_path, capsys):
+    """A conversion says that another head is initialized, and a prediction that nothing reads this one."""
+    file = save(tmp_path / "given.pt", small_tensors(name))
+    assert main([str(file), str(tmp_path / "folder"), f"--task={task}", "--dry_run", *HEADS]) == 0
+    assert f"a model for {task} does not read the head {head} of" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2)))
+    with pytest.raises(ValueError, match=rf"head {head}, which no model here reads; as config.init.checkpoint"):
+        load_trained(file, 1)
 
 
 @pytest.mark.parametrize("name", ["visualbert_original_vqa", "airsplay_lxmert_vqa"])
