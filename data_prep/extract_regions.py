@@ -180,7 +180,7 @@ def extract_tables(tables: Mapping[str, Source], source: pathlib.Path, weights: 
     Args:
       tables: split -> table (`open_tables`).
       source: folder of the tables.
-      weights: weights of the detector, with its usual settings.
+      weights: weights of the detector, which has its usual settings.
       num_threads: number of threads that read images.
 
     Raises:
@@ -189,7 +189,7 @@ def extract_tables(tables: Mapping[str, Source], source: pathlib.Path, weights: 
     """
     from vlbert_jax.detector.detect import load_detector
 
-    detector = load_detector(weights, Settings(), SELECTIONS["caffe"])
+    detector = load_detector(weights)
     for split, table in tables.items():
         store = extract(table, detector, source / f"{split}_frcnn", num_threads=num_threads)
         broken = [name for name, _ in broken_images(store.folder)]
@@ -217,7 +217,7 @@ def extract_images(
     from vlbert_jax.detector.detect import load_detector
 
     source = source_of(root, root, images)
-    detector = load_detector(weights, Settings(), SELECTIONS["caffe"])
+    detector = load_detector(weights)
     store = extract(source, detector, out, num_threads=num_threads)
     print(f"{store.folder}: {len(source.paths):,} images, extractor {store.extractor}")
 
@@ -243,8 +243,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--shard", type=share, default=(0, 1), metavar="i/n", help="the share of the images of this process")
     add(
-        "--rules", choices=tuple(RULES), default="caffe",
-        help="of boxes, pixels and selection; huggingface = those of its frcnn, for LXMERT (default: %(default)s)",
+        "--rules", choices=tuple(SELECTIONS), default="",
+        help="of boxes, pixels and selection; huggingface = those of its frcnn, for LXMERT (default: those that the "
+        "weights were made for)",
     )  # fmt: skip
     add(
         "--threshold", type=float,
@@ -273,6 +274,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _run(args: argparse.Namespace) -> None:
     """Check the options, and extract regions."""
+    from vlbert_jax.detector.weights import read_detector, rules_of
+
+    args.rules = args.rules or rules_of(read_detector(args.detector))
     given = {name: getattr(args, name) for name in ("threshold", "fewest", "most")}
     selection = dataclasses.replace(
         SELECTIONS[args.rules], **{name: value for name, value in given.items() if value is not None}

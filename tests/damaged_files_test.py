@@ -16,7 +16,7 @@ from vlbert_jax.data.records import extractor_of
 from vlbert_jax.tasks import get_task
 from vlbert_jax.training.description import facts_of
 from vlbert_jax.training.metrics import read_rows
-from vlbert_jax.weights import containers, read, two_stream_read
+from vlbert_jax.weights import containers, official_config, read, two_stream_read
 from vlbert_jax.weights.model_card import write_run_card
 
 DAMAGE = {"cut": '{"options": {"a', "empty": "", "a list": "[]", "not text": b"\xff\xfe\x00"}
@@ -50,10 +50,6 @@ def _questions(folder):
     next(questions.records())
 
 
-def _weights():
-    return read.Weights("", "bert", "pytorch", {"bert.embeddings.word_embeddings.weight": np.zeros((2, 2))})
-
-
 # File -> (what reads it in its folder, remedy).
 READERS = {
     "extraction.json": (region_store.store_extractor, "extract again"),
@@ -65,7 +61,7 @@ READERS = {
     "versions.json": (lambda folder: facts_of(folder, []), "the next start of the run writes it again"),
     "./versions.json": (lambda folder: write_run_card(folder, {}, 0, {}), "the next start of the run writes it again"),
     "config.json": (_companion, "config.companion"),
-    "./config.json": (lambda folder: read._check_bert_config(folder / "config.json", _weights()), "download it again"),
+    "./config.json": (lambda folder: official_config.read_official_config(folder / "config.json"), "download it again"),
     "././config.json": (lambda folder: two_stream_read._settings(folder, None), "download it again"),
     "m/config.json": (lambda folder: read._read_config(folder / "m"), "train or convert again"),
     "model.safetensors.index.json": (lambda folder: containers._weight_files(folder), "download it again"),

@@ -214,6 +214,7 @@ def convert_model(args: argparse.Namespace, form: str) -> None:
         prepare_conversion,
         write_conversion,
     )
+    from vlbert_jax.weights.family_heads import heads_not_read
     from vlbert_jax.weights.read import not_finite
 
     conversion = prepare_conversion(args.source, args.task, args.num_heads)
@@ -223,6 +224,13 @@ def convert_model(args: argparse.Namespace, form: str) -> None:
         hugging_face_class(args.source, conversion.task, conversion.architecture)
     print(conversion_table(conversion, form))
     warn_of_assumed_heads(conversion, args.num_heads)
+    heads = heads_not_read(conversion.found.unused, conversion.architecture)
+    if heads and conversion.found.missing:
+        print(
+            f"warning: a model for {conversion.task} does not read the head {name_some(heads)} of {args.source}; its "
+            "own is initialized, and needs fine-tuning",
+            file=sys.stderr,
+        )
     if conversion.absent and not args.partial:
         raise ValueError(
             f"{args.source} lacks {len(conversion.absent)} tensors: {name_some(conversion.absent)}; --partial "

@@ -18,9 +18,9 @@ from tests.helpers.golden_folders import golden_folders
 from tests.helpers.weights_case import official_shapes
 from vlbert_jax.detector import huggingface
 from vlbert_jax.detector.detect import Detector, PreparedImage
-from vlbert_jax.detector.options import HuggingFaceSettings, Selection
+from vlbert_jax.detector.options import HuggingFaceSettings, NetworkSettings, Selection, Settings
 from vlbert_jax.detector.proposals import base_anchors
-from vlbert_jax.detector.weights import detector_summary
+from vlbert_jax.detector.weights import detector_summary, read_detector, write_detector
 from vlbert_jax.weights import detector_names
 
 FILES = [path for folder in golden_folders("two_stream") for path in sorted(folder.glob("frcnn_hf_*.npz"))]
@@ -126,6 +126,19 @@ def test_a_batch_gives_what_each_image_gives_alone(recorded):
         (alone,) = d.detect([image])
         close(found.boxes, alone.boxes, 2 * recorded.noise["boxes"])
         close(found.features, alone.features)
+
+
+@pytest.mark.parametrize("form", ["orbax", "safetensors", "pt"])
+def test_the_weights_choose_the_rules_after_a_conversion(recorded, form, tmp_path):
+    """Settings of a class overrule them; weights with the anchors of Caffe have Caffe's rules."""
+    target = tmp_path / ("detector" if form == "orbax" else f"detector.{form}")
+    write_detector(recorded.tensors, {}, target, form)
+    found = Detector(read_detector(target), settings=NetworkSettings(proposals_after=7))
+    assert (found.rules, found.settings.proposals_after, found.selection.fewest) == ("huggingface", 7, 36)
+    assert Detector(recorded.tensors, settings=Settings()).rules == "caffe"
+    assert Detector(recorded.tensors | {detector_names.ANCHORS: base_anchors()}).rules == "caffe"
+    two_scores = {f"{detector_names.OBJECTNESS}.weight": recorded.tensors[f"{detector_names.OBJECTNESS}.weight"] + 1}
+    assert Detector(recorded.tensors | two_scores).rules == "caffe"
 
 
 # --- The rules by hand ----------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_answers_equal_evaluation(pair):
     assert [one.text for one in lists[0]] == [one.text for one in answers]
     without = expected(folder, config, (0, 1), "", "is it left")
     assert lists[1][0].probability == pytest.approx(without.max(), abs=1e-5)
-    with pytest.raises(ValueError, match="needs a second image: call classify"):
+    with pytest.raises(ValueError, match=r"needs a second image \(--image2 of the command\): call classify"):
         predictor.classify(pictures[0], "the red one")
 
 

@@ -132,13 +132,13 @@ def test_regions_of_a_detector(folder, capsys, tmp_path):
     argv = [f"--checkpoint={folder / 'model_vqa'}", "--image", CAT, f"--detector={path}", "--question", "what is red ?"]
     status, out, err = run(capsys, *argv, f"--out={tmp_path / 'o.png'}", "--json")
     (about,) = json.loads(out)
-    assert status == 0 and about["source"] == "the detector" and len(about["regions"]) == 9
+    assert status == 0 and about["source"] == "the detector with Caffe's rules" and len(about["regions"]) == 9
     assert "the model reads the best 9 of" in err  # the detector finds at least ten
     for row in about["regions"]:
         assert row["label"].startswith("class ") and 0 < row["score"] <= 1
         assert 0 <= row["box"][0] <= row["box"][2] <= 451 and 0 <= row["box"][1] <= row["box"][3] <= 300
     status, out, _ = run(capsys, "--image", CAT, f"--detector={path}", "--proposals=4")
-    assert status == 0 and "4 regions from the detector" in out
+    assert status == 0 and "4 regions from the detector with Caffe's rules" in out
 
 
 def test_json_and_pages_of_attention(folder, capsys, tmp_path):

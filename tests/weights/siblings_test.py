@@ -11,6 +11,8 @@ from configs import pretrain as pretrain_recipes
 from configs import vqa as vqa_recipes
 from tests.helpers.siblings_case import HEADS, save, small_tensors
 from tests.helpers.weights_case import run as convert
+from vlbert_jax.convert import main
+from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import two_stream_names as names
 from vlbert_jax.weights.conversion import prepare_conversion
@@ -164,6 +166,32 @@ def test_other_architecture(tmp_path):
         started(recipe, file, "vlbert")
 
 
+def test_other_numbers_of_layers(tmp_path):
+    file = save(tmp_path / "vilbert.bin", small_tensors("vilbert_beta_2layer_pretrain", layers=99))
+
+    def recipe():
+        config = pretrain_recipes.get_config("vilbert_base")
+        config.model.two_stream.layers = (1, 1, 1)
+        return config
+
+    with pytest.raises(ValueError, match=r"layers are .*2 in encoder.c_layer \(here 1\).*: set config.model.two_"):
+        started(recipe, file, "vilbert")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "head"),
+    [("uniter_base_refcoco_mlp2", "region", "re_output"), ("uniter_base_vcr", "choice", "vcr_output")],
+)
+def test_a_head_that_no_model_reads(name, task, head, tmp_path, capsys):
+    """A conversion says that another head is initialized, and a prediction that nothing reads this one."""
+    file = save(tmp_path / "given.pt", small_tensors(name))
+    assert main([str(file), str(tmp_path / "folder"), f"--task={task}", "--dry_run", *HEADS]) == 0
+    assert f"a model for {task} does not read the head {head} of" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2)))
+    with pytest.raises(ValueError, match=rf"head {head}, which no model here reads; as config.init.checkpoint"):
+        load_trained(file, 1)
+
+
 @pytest.mark.parametrize("name", ["visualbert_original_vqa", "airsplay_lxmert_vqa"])
 def test_heads_that_nothing_says(name, tmp_path, capsys):
     file = save(tmp_path / "given.th", small_tensors(name))
@@ -172,11 +200,38 @@ def test_heads_that_nothing_says(name, tmp_path, capsys):
     assert output.count("\n") == 1 and not (tmp_path / "converted").exists()
 
 
-def test_a_config_of_another_model(tmp_path, capsys):
-    file = save(tmp_path / "pytorch_model.bin", small_tensors("visualbert_vqa"))
-    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, bypass_transformer=True)))
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("visualbert_vqa", dict(bypass_transformer=True), "bypass_transformer True, but the weights next to it, read"),
+        ("visualbert_vqa", dict(num_attention_heads="2"), "num_attention_heads '2'; it must be a whole number from 1"),
+        ("visualbert_vqa", dict(num_attention_heads=True), "num_attention_heads True; it must be a whole number"),
+        ("airsplay_lxmert_vqa", dict(num_attention_heads=[2]), "num_attention_heads [2]; it must be a whole number"),
+        ("airsplay_lxmert_vqa", dict(model_type="bert"), "model_type bert, but the weights next to it"),
+        ("airsplay_lxmert_vqa", dict(hidden_size=768), "hidden_size 768, but the weights"),
+        ("airsplay_lxmert_vqa", dict(l_layers=9), "l_layers 9, but the weights"),
+        ("vilbert_multitask_12in1", dict(v_num_attention_heads=2.0), "v_num_attention_heads 2.0; it must be"),
+        ("vilbert_multitask_12in1", dict(v_num_hidden_layers=4), "v_num_hidden_layers 4, but the weights"),
+        ("vilbert_multitask_12in1", dict(t_biattention_id=["10"]), "['10']; it must be a list of the numbers"),
+        ("vilbert_multitask_12in1", dict(v_biattention_id=[0]), "v_biattention_id 1: take the config.json of these"),
+        ("vilbert_multitask_12in1", dict(dynamic_attention=True), "dynamic_attention True; only False is supported"),
+        ("vilbert_multitask_12in1", dict(fusion_method="max"), "fusion_method max; only mul or sum is supported"),
+        ("vilbert_multitask_12in1", dict(fusion_method="sum"), "(config.json: fusion_method), but vilbert"),
+    ],
+)
+def test_a_config_of_another_model(name, fields, said, tmp_path, capsys):
+    file = save(tmp_path / "pytorch_model.bin", small_tensors(name, layers=99 if "vil" in name else 1))
+    heads = dict.fromkeys(("num_attention_heads", "v_num_attention_heads", "bi_num_attention_heads"), 1)
+    (tmp_path / "config.json").write_text(json.dumps(heads | fields))
     output = convert(file, tmp_path / "converted", code=2, capsys=capsys)
-    assert "config.json says bypass_transformer True" in output and "visualbert" in output
+    assert said in output and "config.json" in output and output.count("\n") == 1
+
+
+def test_dynamic_attention(tmp_path, capsys):
+    tensors = small_tensors("vilbert_beta_2layer_pretrain", layers=99)
+    tensors["bert.encoder.v_layer.0.attention.self.dyLinear_q.weight"] = np.zeros((2, 2), np.float32)
+    output = convert(save(tmp_path / "given.bin", tensors), tmp_path / "converted", *HEADS, code=2, capsys=capsys)
+    assert "has dynamic attention (bert.encoder.v_layer.0.attention.self.dyLinear_q.weight)" in output
 
 
 def test_copies_that_differ(tmp_path, capsys):
@@ -184,6 +239,24 @@ def test_copies_that_differ(tmp_path, capsys):
     tensors["feat_regress.weight"] = tensors["feat_regress.weight"] + 1
     output = convert(save(tmp_path / "given.pt", tensors), tmp_path / "converted", *HEADS, code=2, capsys=capsys)
     assert "feat_regress.weight differs from bert.img_embeddings.img_linear.weight" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "said"),
+    [
+        ("uniter_base_vcr", "choice", "object_head/classes"),
+        ("vilbert_multitask_12in1", "match", "matched"),
+        ("uniter_base", "caption", "matched"),
+        ("vilbert_multitask_12in1", "caption", "has two streams"),
+        ("uniter_base", "mixture", "give one of the other tasks with --task"),
+    ],
+)
+def test_a_start_for_every_task(name, task, said, tmp_path, capsys):
+    """Weights become the start of a model for any task, or one line says why not."""
+    file = save(tmp_path / "given.pt", small_tensors(name, layers=99 if "vil" in name else 1))
+    code = 0 if said in ("matched", "object_head/classes") else 2
+    output = convert(file, tmp_path / "folder", f"--task={task}", "--dry_run", *HEADS, code=code, capsys=capsys)
+    assert said in output and (code == 0 or output.count("\n") == 1)
 
 
 def test_no_class_of_hugging_face(tmp_path, capsys):

@@ -167,7 +167,7 @@ def test_heads_and_connections_of_the_official_configuration():
     "settings, message",
     [
         (dict(num_attention_heads=7), "num_attention_heads is 7, which does not divide the width 768"),
-        (dict(t_biattention_id=[11]), "2 connections, t_biattention_id has 1"),
+        (dict(t_biattention_id=[11]), "2 connections, t_biattention_id of config.json has 1"),
     ],
 )
 def test_settings_that_contradict_the_weights_are_refused(settings, message):

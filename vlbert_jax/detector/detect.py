@@ -21,16 +21,17 @@ from vlbert_jax.data.images import caffe_pixels, caffe_scale, caffe_size
 from vlbert_jax.detector import huggingface
 from vlbert_jax.detector.fingerprint import extractor_fingerprint, extractor_id
 from vlbert_jax.detector.network import FasterRCNN, Proposals
-from vlbert_jax.detector.options import RULES, SELECTIONS, HuggingFaceSettings, NetworkSettings, Selection, Settings
+from vlbert_jax.detector.options import RULES, SELECTIONS, HuggingFaceSettings, NetworkSettings, Selection
 from vlbert_jax.detector.proposals import select_regions
 from vlbert_jax.detector.regions import Regions
-from vlbert_jax.detector.weights import detector_sizes, find_lists, read_detector
+from vlbert_jax.detector.weights import detector_sizes, find_lists, read_detector, rules_of
 from vlbert_jax.files import is_address, user_path
 from vlbert_jax.model.structure import structure_of
 from vlbert_jax.weights import detector_names
 from vlbert_jax.weights.shipped import locate_weights
 
 CANVASES = 10  # sizes to which a side of the network's input is rounded up; each pair of sizes is compiled once
+SOURCES = {"caffe": "the detector with Caffe's rules", "huggingface": "the detector with Hugging Face's rules"}
 MIN_ATTRIBUTE_SCORE = 0.2  # probability from which an attribute is reported
 
 
@@ -57,7 +58,8 @@ class Detector:
             lists: names of the classes and of the attributes, without an entry for "none". Without
                 a list the names are "class 7" and "attribute 7".
             settings: options of the network, None = those of the published extraction. Their class decides between
-                Caffe's rules and Hugging Face's (`huggingface.py`).
+                Caffe's rules and Hugging Face's (`huggingface.py`); None and a `NetworkSettings` itself have those
+                that the weights were made for (`rules_of`).
             selection: options that decide which proposals become regions, None = those of VL-BERT, or of the
                 demonstration of LXMERT with Hugging Face's rules.
             batch_size: images of one shape that are computed together.
@@ -66,11 +68,13 @@ class Detector:
         Raises:
             ValueError: The tensors are not a complete detector, or a list has the wrong length.
         """
-        self.settings, dtype = settings or Settings(), jnp.dtype(dtype)
-        self.rules = next(name for name, kind in RULES.items() if isinstance(self.settings, kind))
+        sizes, dtype = detector_sizes(tensors), jnp.dtype(dtype)
+        self.settings = settings or NetworkSettings()
+        if type(self.settings) is NetworkSettings:
+            self.settings = RULES[rules_of(tensors)](**dataclasses.asdict(self.settings))
+        self.rules = next(name for name, kind in RULES.items() if type(self.settings) is kind)
         self.selection = selection or SELECTIONS[self.rules]
-        self.batch_size = batch_size
-        sizes = self.sizes = detector_sizes(tensors)
+        self.sizes, self.batch_size = sizes, batch_size
         chosen = dataclasses.asdict(self.settings) | dataclasses.asdict(self.selection) | dict(dtype=dtype.name)
         del chosen["roi_chunk"]  # it changes only the speed
         if self.rules != "caffe":
@@ -144,7 +148,7 @@ class Detector:
             named = tuple(self.attribute_names[i] if score >= MIN_ATTRIBUTE_SCORE else "" for i, score in best)
         return Regions(
             boxes=np.minimum(boxes, np.tile(np.float32(prepared.original), 2)),  # without the padding of a thin image
-            source="the detector",
+            source=SOURCES[self.rules],
             labels=tuple(self.class_names[i] for i in class_ids),
             scores=tuple(map(float, scores)),
             attributes=named,

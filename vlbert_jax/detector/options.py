@@ -51,7 +51,7 @@ class Selection:
     most: int = 100
 
 
-RULES = {"caffe": Settings, "huggingface": HuggingFaceSettings}
+RULES = {"": NetworkSettings, "caffe": Settings, "huggingface": HuggingFaceSettings}  # "" = those of the weights
 SELECTIONS = {  # the selection of each set of rules
     "caffe": Selection(),
     "huggingface": Selection(image_scale=(800, 1333), threshold=0.0, fewest=36, most=36),
@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detector", type=user_path, metavar="PATH", help="weights of the detector that finds the regions"
     )
     parser.add_argument(
-        "--rules", choices=tuple(RULES), default="caffe", help="of the detector; huggingface: those of its frcnn"
-    )
+        "--rules", choices=tuple(SELECTIONS), default="",
+        help="of the detector; huggingface: those of its frcnn (default: those that the weights were made for)",
+    )  # fmt: skip
     usual = Settings().proposals_after
     parser.add_argument("--proposals", type=int, default=usual, metavar="N", help="proposals used (%(default)s)")

@@ -16,7 +16,7 @@ from flax import nnx
 from vlbert_jax.detector.network import FasterRCNN, Sizes
 from vlbert_jax.detector.options import Settings
 from vlbert_jax.detector.proposals import base_anchors
-from vlbert_jax.files import atomic_write, read_lines
+from vlbert_jax.files import atomic_write, is_address, read_lines
 from vlbert_jax.model.structure import structure_of
 from vlbert_jax.weights import detector_names, export
 from vlbert_jax.weights.containers import find_weights, read_files
@@ -31,7 +31,7 @@ LIST_FOLDERS = ("", "data/genome/1600-400-20")  # relative to the weights; the s
 
 
 def read_detector(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a detector's tensors from a file, a folder or a name at Hugging Face.
+    """Read a detector's tensors from a file, a folder, an address or a name at Hugging Face.
 
     Returns:
         Tensors with the names and the order of `detector_names.to_milvlg`, float32.
@@ -40,7 +40,7 @@ def read_detector(path: str | Path) -> dict[str, np.ndarray]:
         FileNotFoundError: Nothing is at `path`.
         ValueError: The source is not such a detector, is damaged, or would run code.
     """
-    file = find_weights(str(path), PUBLISHED)
+    file = find_weights(str(locate_weights(path) if is_address(path) else path), PUBLISHED)
     try:
         if is_detector_folder(file):
             tensors = detector_names.parameters_to_milvlg(flatten_tree(read_checkpoint(file)))
@@ -53,6 +53,11 @@ def read_detector(path: str | Path) -> dict[str, np.ndarray]:
     except ValueError as error:
         reason = str(error)
         raise ValueError(reason if str(file) in reason else f"{path}: {reason}") from error
+
+
+def rules_of(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the rules (`options.RULES`) that a detector's weights, as `read_detector` returns them, were made for."""
+    return "huggingface" if detector_names.is_hugging_face(tensors) else "caffe"
 
 
 def find_lists(

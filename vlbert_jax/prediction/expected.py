@@ -27,7 +27,7 @@ def check_features(path: str, config: ml_collections.ConfigDict, found: Regions)
         if found.extractor and expects not in ("", BOTTOM_UP):
             raise ValueError(
                 f"{path} reads features of {expects}, but those of {found.source} are of {BOTTOM_UP}: give a file of "
-                "boxes with features of the former (--boxes, boxes=)."
+                "boxes with features of the former: --boxes of the command, boxes in Python."
             )
         return
     given, own = found.features.shape[1], config.model.get("architecture", "vlbert")

@@ -14,6 +14,7 @@ from flax import nnx
 from vlbert_jax.tasks import PRETRAINING, get_task
 from vlbert_jax.weights import family_names, vlbert_names
 from vlbert_jax.weights.conversion import arrays_of, prepare_conversion
+from vlbert_jax.weights.family_heads import heads_not_read
 from vlbert_jax.weights.read import Weights, flatten_tree
 from vlbert_jax.weights.stored_config import own_vocabularies
 
@@ -51,6 +52,11 @@ def load_trained(
     source, config = conversion.source, conversion.config
     optional = {*vlbert_names.OF_PRETRAINING, *family_names.OWN_TOKENS.values()}
     lacking = [name for name in (*conversion.found.missing, *source.new) if name not in optional]
+    if lacking and (heads := heads_not_read(conversion.found.unused, conversion.architecture)):
+        raise ValueError(
+            f"{path} has weights of {source.architecture} with the head {', '.join(heads)}, which no model here reads; "
+            "as config.init.checkpoint its trunk starts fine-tuning."
+        )
     if lacking:
         raise ValueError(
             f"{path}: {source.description}; {len(lacking)} tensors of a trained model for {conversion.task} are "

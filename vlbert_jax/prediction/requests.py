@@ -33,7 +33,7 @@ def needs_of(request: Request, task: Registered, config) -> str:
         return "takes no second text"
     pairs = config.data.get("images_per_example", 1) == 2
     if pairs != (request.image2 is not None):
-        return "needs a second image" if pairs else "takes no second image"
+        return "needs a second image (--image2 of the command)" if pairs else "takes no second image"
     return ""
 
 

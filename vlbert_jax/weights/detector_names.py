@@ -55,6 +55,16 @@ def is_detector(names: Mapping[str, object]) -> bool:
     return "rpn_cls_score[0]" in names or any(strip_wrappers(name) == f"{OBJECTNESS}.weight" for name in names)
 
 
+def is_hugging_face(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Return whether tensors, as `to_milvlg` returns them, are of Hugging Face's `frcnn`.
+
+    Of the sources, only its files have one score for each anchor (the other half is 0) and store anchors, which are
+    centered on the corner of a cell. A conversion keeps both.
+    """
+    scores, anchors = tensors[f"{OBJECTNESS}.weight"], tensors[ANCHORS]
+    return not scores[: len(scores) // 2].any() and bool((np.abs(anchors[:, :2] + anchors[:, 2:]) < 1).all())
+
+
 def strip_wrappers(name: str) -> str:
     """Return a name without the prefixes of data parallelism and of a checkpoint."""
     return re.sub(r"^(model\.|module\.)+", "", name)

@@ -1,12 +1,25 @@
-"""The heads of VL-BERT's one-stream siblings that tensors have."""
+"""The heads of VL-BERT's siblings that tensors have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from vlbert_jax.model.architectures import Architecture
+from vlbert_jax.model.architectures import VLBERT, Architecture
 from vlbert_jax.model.one_stream_heads import HeadShape, OneStreamHeads
-from vlbert_jax.weights.family_names import family_modules
+from vlbert_jax.weights.family_names import family_modules, reason_not_used
+
+OF_PRETRAINING = (
+    "cls.predictions.", "cls.seq_relationship.", "cls.bi_seq_relationship.", "cls.imagePredictions.",
+    "obj_predict_head.", "answer_head.", "itm_output.", "region_classifier.", "feat_regress.",
+)  # fmt: skip
+
+
+def heads_not_read(unused: Iterable[str], architecture: Architecture) -> list[str]:
+    """Return the heads of a sibling for a task, not for pre-training, among the tensors that a model does not read."""
+    if architecture is VLBERT:
+        return []
+    heads = [name for name in unused if reason_not_used(name, architecture) == "head of another task"]
+    return sorted({name.partition(".")[0] for name in heads if not name.startswith(OF_PRETRAINING)})
 
 
 def one_stream_heads(shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> OneStreamHeads:

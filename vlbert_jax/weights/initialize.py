@@ -3,6 +3,7 @@
 import collections
 import logging
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from vlbert_jax.weights.read import Weights, not_finite, read_weights
 from vlbert_jax.weights.two_stream_names import plain_names_of_bert
 
 log = logging.getLogger(__name__)
+LAYER = re.compile(r"(.*encoder\.\w*layers?)\.(\d+)\.")
 
 FIELDS = ("bert", "resnet", "checkpoint")  # of config.init; the last one that has a tensor counts
 PUBLISHED = {"bert": ("google-bert/bert-base-uncased", "google-bert/bert-large-uncased"), "resnet": ()}  # at the hub
@@ -177,7 +179,8 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, ar
                 tensors = _without_other_answers(field, tensors, shapes)
         found = vlbert_names.match_tensors(tensors, shapes, vocab_size, family_names.table_of(architecture))
     except ValueError as error:
-        raise ValueError(f"init.{field}: {source.path}: {error}") from error
+        wanted = (entry.official for entry in family_names.table_of(architecture)(shapes, vocab_size))
+        raise ValueError(f"init.{field}: {source.path}: {_other_layers(source.tensors, wanted) or error}") from error
     if not found.matched:
         raise ValueError(f"init.{field}: nothing in {source.path} belongs to this model")
     required = vlbert_names.REQUIRED[source.kind]
@@ -187,6 +190,15 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, ar
     if absent:
         raise ValueError(f"init.{field}: {source.path} lacks {', '.join(absent[:8])} ({len(absent)} tensors)")
     return tensors, found
+
+
+def _other_layers(tensors: Iterable[str], wanted: Iterable[str]) -> str:
+    """Return which numbers of layers of a source are not those of the model, as a predicate; "" where all are."""
+    found = ({match.groups() for match in map(LAYER.match, names) if match} for names in (tensors, wanted))
+    known, own = (collections.Counter(module for module, _ in layers) for layers in found)
+    others = [f"{known[name]} in {name} (here {own[name]})" for name in own if known[name] not in (0, own[name])]
+    field = "two_stream.layers" if len(known) > 1 else "encoder.num_layers"
+    return f"its layers are {', '.join(others)}: set config.model.{field} as in these weights" if others else ""
 
 
 def _without_other_answers(field: str, tensors: dict[str, np.ndarray], shapes) -> dict[str, np.ndarray]:

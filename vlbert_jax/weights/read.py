@@ -21,13 +21,14 @@ from vlbert_jax.tasks import PRETRAINING, TASKS, part_config, task_of_family, ta
 from vlbert_jax.weights import detector_names, family_names, two_stream_names, vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files, stored_in_file
+from vlbert_jax.weights.official_config import check_official_config, read_official_config
 from vlbert_jax.weights.orbax import expected_reading, newest_step, read_checkpoint
 from vlbert_jax.weights.resnet_names import resnet_to_official
 from vlbert_jax.weights.stored_config import upgraded
 
 log = logging.getLogger(__name__)
 OTHER_FLOATS = (np.float16, np.float64, ml_dtypes.bfloat16)  # types that become float32
-DOWNLOAD_AGAIN, WRITE_AGAIN = "download it again", "train or convert again, or restore the file from a copy"
+WRITE_AGAIN = "train or convert again, or restore the file from a copy"
 TIED = (f"{vlbert_names.C5_AGAIN}.", "vlbert.mlm_head.predictions.decoder.")
 
 
@@ -94,11 +95,8 @@ def _read(given: str) -> Weights:
         weights.task = _stored_task(weights.task, weights.config)
         weights.num_heads = weights.config["model"]["encoder"]["num_heads"]
     folder = path if path.is_dir() else path.parent
-    beside = weights.config is None and (folder / "config.json").exists()
-    if beside and get_architecture(weights.architecture).streams == 2:
-        weights.settings = _two_stream_settings(folder / "config.json")
-    elif beside and weights.kind in ("bert", "sibling"):
-        weights.num_heads = _check_bert_config(folder / "config.json", weights)
+    if weights.config is None and weights.kind in ("bert", "sibling") and (folder / "config.json").exists():
+        _read_beside(folder / "config.json", weights)
     if weights.kind == "sibling" and (folder / "vocab.txt").exists():
         weights.vocab = str(folder / "vocab.txt")
     return weights
@@ -145,38 +143,15 @@ def is_detector_folder(path: Path) -> bool:
     return (path / "state").exists() and config.exists() and "detector" in read_json_object(config, WRITE_AGAIN)
 
 
-def _two_stream_settings(file: Path) -> dict[str, Any]:
-    """Return the fields of the official config of a two-stream model; raise ValueError for another activation."""
-    fields = read_json_object(file, DOWNLOAD_AGAIN)
-    if fields.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"{file} says hidden_act {fields['hidden_act']}; only gelu is supported")
-    return fields
-
-
-def _check_bert_config(file: Path, weights: Weights) -> int | None:
-    """Return the number of heads in a Hugging Face config, None if it has none.
-
-    Raises ValueError if the config is of another model than the tensors.
-    """
-    config, tensors = read_json_object(file, DOWNLOAD_AGAIN), weights.tensors
-    words = tensors[vlbert_names.WORDS if weights.kind == "bert" else family_names.WORDS].shape
-    expected = dict(
-        hidden_act="gelu",
-        position_embedding_type="absolute",
-        bypass_transformer=False,  # a layer of its own for both modalities, in VisualBERT
-        vocab_size=words[0],
-        hidden_size=words[1],
-        num_hidden_layers=sum(name.endswith("intermediate.dense.weight") for name in tensors),
-    )
-    if weights.kind == "bert":
-        expected |= dict(model_type="bert")
-    for field, value in expected.items():
-        if config.get(field, value) != value:
-            raise ValueError(
-                f"{file} says {field} {config[field]}, but the weights next to it, read as "
-                f"{'BERT' if weights.kind == 'bert' else weights.architecture}'s, have {value}"
-            )
-    return config.get("num_attention_heads")
+def _read_beside(file: Path, weights: Weights) -> None:
+    """Take what only the official config says; raise ValueError where it is of another model than the weights."""
+    fields, streams = read_official_config(file), get_architecture(weights.architecture).streams
+    kind = "BERT" if weights.kind == "bert" else weights.architecture
+    check_official_config(file, fields, {n: a.shape for n, a in weights.tensors.items()}, kind, streams)
+    if streams == 2:
+        weights.settings = fields
+    else:
+        weights.num_heads = fields.get("num_attention_heads")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -244,6 +219,10 @@ def _to_sibling(path: str, raw: Mapping[str, np.ndarray], container: str, archit
             weights.dropped.setdefault("optimizer state", {})[name] = array.size
         else:
             own[name] = array.astype(np.float32) if array.dtype in OTHER_FLOATS else array
+    if dynamic := next((name for name in own if ".dyLinear_" in name), ""):
+        raise ValueError(
+            f"{path} has dynamic attention ({dynamic}), which {architecture} here does not: choose weights without it"
+        )
     named = family_names.to_bert_names(own, get_architecture(architecture))
     weights.tensors, copies = family_names.untied(named, get_architecture(architecture))
     if copies:

@@ -146,9 +146,11 @@ def _two_stream_config(source: Weights, num_heads: int | None) -> dict[str, Any]
     built, _ = two_stream_options(ml_collections.ConfigDict(config))
     for field in ("layers", "geometry_size", "pool", "num_segments"):
         if getattr(built, field) != getattr(found, field):
+            said = {"pool": "fusion_method", "layers": "t_biattention_id, v_biattention_id"}.get(field)
+            said = f" (config.json: {said})" if said and source.settings else ""
             raise ValueError(
-                f"the model of these weights has {field}={getattr(found, field)}, but {source.architecture} here has "
-                f"{getattr(built, field)}"
+                f"the model of these weights has {field}={getattr(found, field)}{said}, but {source.architecture} here "
+                f"has {getattr(built, field)}"
             )
     return config
 

@@ -66,8 +66,8 @@ def config_from_tensors(
     visual_ids = settings.get("v_biattention_id", range(num_visual - connections, num_visual))
     if not len(text_ids) == len(visual_ids) == connections:
         raise ValueError(
-            f"the weights have {connections} connections, t_biattention_id has {len(text_ids)} and v_biattention_id "
-            f"{len(visual_ids)}"
+            f"the weights have {connections} connections, t_biattention_id of config.json has {len(text_ids)} and "
+            f"v_biattention_id {len(visual_ids)}: take the config.json of these weights"
         )
     visual_mlp = _rows(shapes, "encoder.v_layer.0.intermediate.dense")
     cross_size = _rows(shapes, "encoder.c_layer.0.biattention.query1")

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vlbert_jax.files import read_json_object
 from vlbert_jax.model.structure import structure_of
 from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.two_stream_heads import TwoStreamHeads, TwoStreamModel
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files
+from vlbert_jax.weights.official_config import read_official_config
 from vlbert_jax.weights.two_stream_names import match_two_stream, plain_tensors, reason_not_wanted, two_stream_family
 from vlbert_jax.weights.two_stream_options import config_from_tensors, heads_from_tensors
 
@@ -73,10 +73,7 @@ def _settings(source: Path, given: str | Path | None) -> dict[str, Any]:
     file = Path(given) if given else (source if source.is_dir() else source.parent) / "config.json"
     if not given and not file.exists():
         return {}
-    fields = read_json_object(file, "download it again")
-    if fields.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"{file} says hidden_act {fields['hidden_act']}; only gelu is supported")
-    return fields
+    return read_official_config(file)
 
 
 def two_stream_model(weights: TwoStreamWeights, **options) -> TwoStreamModel:

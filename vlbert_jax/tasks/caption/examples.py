@@ -35,14 +35,10 @@ class DescriptionLayout(ImageLayout):
         """Return the layout of a config.
 
         Raises:
-            ValueError: The architecture has two streams, or a sequence has no room for a caption and all regions.
+            ValueError: A sequence has no room for a caption and all regions, or as `check_architecture`.
         """
+        check_architecture(config)
         d, regions = config.data, region_layout(config)
-        if regions.apart:
-            raise ValueError(
-                f"config.model.architecture is {config.model.architecture!r}, which has two streams: its regions read "
-                "the words, also those that are not yet written. Captions require an architecture of one stream."
-            )
         rows = d.max_regions + 1 - regions.first_row
         if d.text_length < 3 or d.text_length + rows > d.sequence_length:
             raise ValueError(
@@ -53,6 +49,15 @@ class DescriptionLayout(ImageLayout):
             **cls.options(config, orientation, regions), sequence_length=d.sequence_length, text_length=d.text_length,
             mask_words=d.mask_words, max_mlm_targets=d.max_mlm_targets,
         )  # fmt: skip
+
+
+def check_architecture(config) -> None:
+    """Raise ValueError where the architecture has two streams."""
+    if region_layout(config).apart:
+        raise ValueError(
+            f"config.model.architecture is {config.model.architecture!r}, which has two streams: its regions read "
+            "the words, also those that are not yet written. Captions require an architecture of one stream."
+        )
 
 
 def caption_ids(text: str, flip: bool, tokenizer: Tokenizer, length: int) -> Int[np.ndarray, " t"]:

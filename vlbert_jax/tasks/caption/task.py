@@ -27,7 +27,7 @@ from vlbert_jax.tasks import report
 from vlbert_jax.tasks.answers import Answer, answer_fields
 from vlbert_jax.tasks.base import Task
 from vlbert_jax.tasks.caption import batches
-from vlbert_jax.tasks.caption.examples import DescriptionLayout, description_sequence
+from vlbert_jax.tasks.caption.examples import DescriptionLayout, check_architecture, description_sequence
 from vlbert_jax.tasks.caption.model import CaptionModel, write_captions
 from vlbert_jax.tasks.caption.scores import caption_scores, missing_programs
 from vlbert_jax.tasks.losses import counted, cross_entropy
@@ -57,7 +57,7 @@ class CaptionTask(Task):
 
     def build_model(self, config, rngs: nnx.Rngs) -> CaptionModel:
         """Return the model of a config."""
-        DescriptionLayout.of(config)
+        check_architecture(config)
         return CaptionModel(*model_options(config), rngs)
 
     def initialize_heads(self, model: CaptionModel, config, loaded: set[tuple]) -> None:

@@ -320,6 +320,10 @@ class ChoiceTask(TextImageTask):
         classes = shapes.get("cnn_loss_reg.2.weight", (81,))[0]
         return {"model.num_object_classes": classes, "model.encoder.pooler": True}
 
+    def config_from_family(self, architecture: str, shapes) -> dict:
+        """Return the fields as of weights of pre-training: no sibling classifies objects while it chooses."""
+        return self.config_from_weights({})
+
     # --- Answers to a user --------------------------------------------------------------------------
 
     method = "choose"

@@ -283,6 +283,9 @@ class MatchTask(Task):
         """Return the fields that the head needs; the pooler is initialized where the source has none."""
         return {"model.encoder.pooler": True, "model.relationship_classes": 2}
 
+    def config_from_family(self, architecture: str, shapes) -> dict:
+        """Return the fields that the head needs, as `config_from_weights` does."""
+        return self.config_from_weights(shapes)
 
     # --- Answers to a user --------------------------------------------------------------------------
 

@@ -82,7 +82,12 @@ class MixtureTask(Task):
     # --- Parts ----------------------------------------------------------------------------------------
 
     def build_model(self, config, rngs: nnx.Rngs) -> MixtureModel:
-        """Return the model; raise ValueError where parts of one task need different heads."""
+        """Return the model; raise ValueError without parts, or where parts of one task need different heads."""
+        if "parts" not in config:
+            raise ValueError(
+                "a model for several tasks at once (mixture) is trained from a config with parts, not converted; give "
+                "one of the other tasks with --task"
+            )
         models, shapes = {}, {}
         for name in sorted(config.parts):
             task, part = _part(config, name)
