@@ -58,6 +58,7 @@ def shrunk(variant: str, data_dir, **fields):
     config = shrunk_pretraining(variant, data_dir, **{"model.encoder.num_layers": 1, "model.num_attributes": 4})
     config.data.text_length, config.data.sequence_length = 17, 24
     config.data.max_regions = 0 if variant == "b2t2_large" else 6
+    config.losses.update(dict(attributes=False, answers=False))  # the corpus has neither
     return short(config, **fields)
 
 

@@ -14,6 +14,7 @@ from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, 
 from vlbert_jax.data.records import open_split
 from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of
 from vlbert_jax.tasks.pretrain.batches import train_batches
+from vlbert_jax.tasks.pretrain.examples import answers_of_record
 from vlbert_jax.tasks.pretrain.questions import normalized, sampled_answer
 
 
@@ -33,8 +34,6 @@ def asking(data_dir, variant="lxmert_base", **fields):
             class_names="scene_questions/objects_vocab.txt", answers="scene_questions/answers.json",
         )
     )  # fmt: skip
-    if variant == "lxmert_base":
-        config.losses.attributes = True
     config.update_from_flattened_dict(fields)
     return config
 
@@ -54,6 +53,11 @@ def test_an_answer_is_sampled_by_its_score():
     assert [found.count(number) for number in range(3)] == [200, 100, 100]
     assert sampled_answer([], [], known, 0.5) == sampled_answer(["crimson"], [1.0], known, 0.5) == -1
     assert sampled_answer(["red"], [0.0], known, 0.5) == -1
+
+
+def test_records_without_answers_name_the_remedies():
+    with pytest.raises(ValueError, match="with --answers, or set --config.losses.answers=False to train on captions"):
+        answers_of_record({})
 
 
 def test_targets_are_answers_of_matching_questions_and_attributes_of_regions(data_dir):
