@@ -15,6 +15,9 @@ DIGITS = {word: str(n) for n, word in enumerate("zero one two three four five si
 DIGITS["none"] = "0"
 # Number of LXMERT's answers -> the shipped list (vlbert_jax/assets/answers).
 LXMERT_ANSWERS = {3129: "lxmert_vqa.json", 1842: "lxmert_gqa.json", 9500: "lxmert_all.json"}
+LXMERT_PRETRAINING = 9500
+LXMERT_ARTICLES = ("a ", "an ", "the ")  # removed one after another, in this order
+LXMERT_WRITTEN = {word: digit for word, digit in DIGITS.items() if word not in ("none", "zero")} | {"grey": "gray"}
 SHIPPED_ANSWERS = Path(__file__).resolve().parents[1] / "assets/answers"
 
 
@@ -34,6 +37,14 @@ def vocabulary_entry(line: str) -> str:
     Digits of any script, spaces and `<unk>` stay.
     """
     return line if line == UNKNOWN else without_punctuation(line, re.UNICODE)
+
+
+def lxmert_spelling(answer: str) -> str:
+    """Return an answer as LXMERT's lists have it: lower case, without full stop and article, numbers as digits."""
+    found = answer.lower().removesuffix(".").strip()
+    for article in LXMERT_ARTICLES:
+        found = found.removeprefix(article).strip()
+    return LXMERT_WRITTEN.get(found, found)
 
 
 class AnswerVocabulary:

@@ -12,10 +12,10 @@ from data_prep.scenes import questions as corpus
 from data_prep.scenes.world import CLASS_NAMES
 from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, losses_and_gradients, shrunk
 from vlbert_jax.data.records import open_split
-from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of
+from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of, lxmert_spelling
 from vlbert_jax.tasks.pretrain.batches import train_batches
 from vlbert_jax.tasks.pretrain.examples import answers_of_record
-from vlbert_jax.tasks.pretrain.questions import normalized, sampled_answer
+from vlbert_jax.tasks.pretrain.questions import sampled_answer
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def asking(data_dir, variant="lxmert_base", **fields):
     ("an apple .", "apple"), ("a the dog", "dog"), ("at night", "at night"), ("zero", "zero"),
 ])  # fmt: skip
 def test_answers_are_written_as_in_the_list(given, expected):
-    assert normalized(given) == expected
+    assert lxmert_spelling(given) == expected
 
 
 def test_an_answer_is_sampled_by_its_score():
