@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers.pretrain_case import build, shrunk
+from vlbert_jax.tasks import get_task
 from vlbert_jax.training.optimizer import Groups, parameter_name
 
 # Of the spec of one stream (1.4, 2.2, 2.4, 5, 6) and of two streams (1.5 to 1.7, 2.6, 2.7): updates where they are
@@ -34,6 +35,9 @@ PUBLISHED = {
     "classify:nlvr2_visualbert": (None, 64, 2e-5, 0.1, VISUALBERT),
     "pretrain:uniter_base": (200_000, None, 5e-5, 0.05, UNITER | dict(clip_norm=5.0)),  # one stream, 2.2 and 2.4
     "pretrain:uniter_large": (500_000, None, 5e-5, 0.02, UNITER | dict(clip_norm=5.0)),
+    "vqa:visualbert_base": (None, 64, 2e-5, 0.1, VISUALBERT),
+    "vqa:uniter_base": (6_000, None, 8e-5, 0.1, UNITER | dict(clip_norm=2.0, rate_factors=("^answer_head/=10",))),
+    "classify:snli_ve_uniter": (4_000, None, 8e-5, 0.1, UNITER | dict(clip_norm=2.0)),
     "classify:nlvr2_uniter": (8_000, None, 3e-5, 0.1, UNITER | dict(clip_norm=2.0)),
     "pretrain:b2t2_large": (  # one stream, 5: BERT's own optimizer
         None, 32, 2e-5, 0.1, BERTADAM | dict(clip="global", clip_norm=1.0, no_decay=NORMS)
@@ -55,6 +59,18 @@ def test_recipes_have_the_published_values(recipe):
     assert config.optimizer.counts_from == (0 if fields["name"] == "bertadam" else 1)
     if file == "pretrain":  # each piece for itself; nine tenths of the chosen regions are hidden, in UNITER all
         assert config.data.mask_tokens and config.data.hidden_share == (1.0 if "uniter" in variant else 0.9)
+
+
+@pytest.mark.parametrize("variant, words", [("visualbert_base", 128), ("uniter_base", 62)])
+def test_questions_of_siblings_at_full_size(variant, words):
+    config, task = importlib.import_module("configs.vqa").get_config(variant), get_task("answer")
+    batch, key = task.batch_shapes(config), jax.eval_shape(lambda: jax.random.key(0))
+    assert batch.token_ids.shape[1:] == (1, words + 100)
+    sums, _ = nnx.eval_shape(
+        lambda batch, key: task.loss_sums(task.build_model(config, nnx.Rngs(0)), batch, key, config, ("answer",)),
+        batch, key,
+    )  # fmt: skip
+    assert sums["answer"].shape == ()
 
 
 def test_lxmert_learns_all_of_its_losses():  # two streams, 1.5
