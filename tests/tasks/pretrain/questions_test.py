@@ -77,7 +77,7 @@ def test_targets_are_answers_of_matching_questions_and_attributes_of_regions(dat
             count = int(batch.region_mask[row].sum()) - 1
             features = batch.region_features[row, 1 : 1 + count]
             same = next(x for key, x in records.items() if key[: features.nbytes] == features.tobytes())
-            given = {normalized(text) for record in same for text in record["answers"]}
+            given = {lxmert_spelling(text) for record in same for text in record["answers"]}
             asked += answer >= 0
             matched += int(batch.targets.relationship[row])
             assert answer < 0 or (batch.targets.relationship[row] == 1 and known.entries[answer] in given)
