@@ -74,7 +74,7 @@ def test_rows_of_the_head_of_lxmerts_pre_training(name, found, tmp_path):
     (tmp_path / "list.json").write_text('["A man.", "man", "<unk>"]')
     config.data.answers, config.model.num_answers = str(tmp_path / "list.json"), 3
     config.data.answers_have_unknown = True
-    man, same, unknown = ANSWER.answer_rows(config, 9_500)
+    man, same, unknown = np.asarray(ANSWER.answer_rows(config, 9_500))
     assert man == same >= 0 and unknown == -1
 
 
