@@ -4,6 +4,17 @@ import difflib
 
 import ml_collections
 
+NORMS_AND_BIASES = ("bias$", "norm/scale$")  # patterns of the parameters that do not decay in BERT's recipes
+# Fields of config.optimizer that siblings have in pre-training and in fine-tuning. VisualBERT's pooler stays that of
+# BERT. UNITER's norms of appearance and box, and those of its heads but for masked words, decay.
+OPTIMIZER_OF_VISUALBERT = dict(
+    name="bertadam", counts_from=0, clip="array", clip_norm=1.0, weight_decay=0.01, no_decay=NORMS_AND_BIASES,
+    rate_factors=("^vlbert/pooler/=0",),
+)  # fmt: skip
+OPTIMIZER_OF_UNITER = dict(
+    b2=0.98, weight_decay=0.01, no_decay=("bias$", "^(vlbert|mlm_head)/.*norm/scale$"), least_rate=1e-8
+)
+
 
 def trainer() -> ml_collections.ConfigDict:
     """Return the fields of every run, at the top level of its config."""
@@ -41,7 +52,7 @@ def trainer() -> ml_collections.ConfigDict:
             eps=1e-6,
             momentum=0.9,  # of sgd
             weight_decay=1e-4,
-            no_decay=(),  # patterns of parameters that do not decay, as ("bias$", "norm/scale$") in BERT's recipes
+            no_decay=(),  # patterns of parameters that do not decay, such as NORMS_AND_BIASES
             rate_factors=(),  # PATTERN=FACTOR, as "^answer_head/=10": these parameters have another rate
             clip_norm=10.0,
             clip="global",  # the norm of all gradients | array: that of each array (VisualBERT, ViLBERT)
@@ -246,7 +257,7 @@ def pretraining() -> ml_collections.ConfigDict:
             text_min_words=64,  # lines are joined until they have this many words
             mask_words=0.15,  # share of words, in captions and text; evaluation always masks 0.15
             mask_regions=0.15,  # share of regions
-            mask_tokens=False,  # True: each token for itself, not whole words (UNITER, VisualBERT, Oscar, B2T2)
+            mask_tokens=False,  # True: each token for itself, not whole words (VL-BERT's siblings)
             mask_least_one=False,  # at least the first word and one region of each caption (UNITER)
             hidden_share=0.9,  # of the regions that are predicted, share that is hidden (UNITER: 1)
             hide_pixels=True,  # zero hidden regions in the image; False = a learned vector replaces the feature

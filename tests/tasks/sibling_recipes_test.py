@@ -58,6 +58,7 @@ def shrunk(variant: str, data_dir, **fields):
     config = shrunk_pretraining(variant, data_dir, **{"model.encoder.num_layers": 1, "model.num_attributes": 4})
     config.data.text_length, config.data.sequence_length = 17, 24
     config.data.max_regions = 0 if variant == "b2t2_large" else 6
+    config.losses.update(dict(attributes=False, answers=False))  # the corpus has neither
     return short(config, **fields)
 
 
@@ -236,8 +237,8 @@ def test_questions_start_from_pre_training(lxmert, data_dir, caplog):
     assert "parameters of answer_head: 6 from scratch" in caplog.text
 
 
-def test_a_head_of_other_answers_is_initialized(data_dir, tmp_path, caplog):
-    """A file of pre-training has LXMERT's 9,500 answers, of which a run with 36 takes no part but its trunk."""
+def test_a_head_of_other_answers_has_their_rows(data_dir, tmp_path, caplog):
+    """A file of pre-training has LXMERT's 9,500 answers, of which a run with 36 takes its own, and zeros for others."""
     config = questions("lxmert_base", data_dir, **{"init.checkpoint": str(tmp_path / "model.safetensors")})
     state = nnx.state(nnx.eval_shape(lambda: get_task("answer").build_model(config, nnx.Rngs(0))))
     shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
@@ -254,10 +255,21 @@ def test_a_head_of_other_answers_is_initialized(data_dir, tmp_path, caplog):
     (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, hidden_act="gelu")))
     with caplog.at_level(logging.INFO, "vlbert_jax"):
         started = initial(config)
-    assert "its head has 9500 answers and that of the run 36, so it is initialized" in caplog.text
-    assert "parameters of answer_head: 6 from scratch" in caplog.text
+    rows = get_task("answer").answer_rows(config, 9_500)
+    assert rows.shape == (36,) and rows.min() == -1
+    assert f"its head has 9500 answers; {(rows >= 0).sum()} of the 36 of the run are among them" in caplog.text
+    assert "parameters of answer_head: 6 from init.checkpoint" in caplog.text
+    for name, array in (("kernel", "weight"), ("bias", "bias")):
+        last, given = started["answer_head", "classes", name].T, official[f"answer_head.logit_fc.3.{array}"]
+        np.testing.assert_array_equal(last, np.where((rows >= 0).reshape(-1, *[1] * (given.ndim - 1)), given[rows], 0))
+    kernel = started["answer_head", "transform", "kernel"]
+    np.testing.assert_array_equal(kernel.T, official["answer_head.logit_fc.0.weight"])
     words = official["lxmert.embeddings.word_embeddings.weight"]
     np.testing.assert_array_equal(started["two_stream", "token_embeddings"][:256], words)
+    config.model.answer_head = "mask"  # with another hidden layer
+    with caplog.at_level(logging.INFO, "vlbert_jax"):
+        initial(config)
+    assert "its head has 9500 answers and that of the run 36, so it is initialized" in caplog.text
 
 
 def test_the_words_stream_starts_from_bert(data_dir, tmp_path):

@@ -285,7 +285,7 @@ def test_order_of_restoring(tmp_path, monkeypatch):
     """A checkpoint of the run precedes the weights that `init` names, and these precede scratch."""
     calls = []
 
-    def load_into(params, constants, encoder, task, init, complete, extractor, architecture):
+    def load_into(params, constants, encoder, task, init, complete, extractor, architecture, answer_rows):
         calls.append(init)
         return jax.tree.map(lambda x: 2 * x, params), constants, set()
 

@@ -1,6 +1,7 @@
 """The lists of answers that models know, and how their entries are written."""
 
 import functools
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ DIGITS = {word: str(n) for n, word in enumerate("zero one two three four five si
 DIGITS["none"] = "0"
 # Number of LXMERT's answers -> the shipped list (vlbert_jax/assets/answers).
 LXMERT_ANSWERS = {3129: "lxmert_vqa.json", 1842: "lxmert_gqa.json", 9500: "lxmert_all.json"}
+LXMERT_PRETRAINING = 9500
+LXMERT_ARTICLES = ("a ", "an ", "the ")  # removed one after another, in this order
+LXMERT_WRITTEN = {word: digit for word, digit in DIGITS.items() if word not in ("none", "zero")} | {"grey": "gray"}
+JSON_FORM = "the file must hold a list of answers, or an object answer -> number with every number once"
 SHIPPED_ANSWERS = Path(__file__).resolve().parents[1] / "assets/answers"
 
 
@@ -36,6 +41,14 @@ def vocabulary_entry(line: str) -> str:
     return line if line == UNKNOWN else without_punctuation(line, re.UNICODE)
 
 
+def lxmert_spelling(answer: str) -> str:
+    """Return an answer as LXMERT's lists have it: lower case, without full stop and article, numbers as digits."""
+    found = answer.lower().removesuffix(".").strip()
+    for article in LXMERT_ARTICLES:
+        found = found.removeprefix(article).strip()
+    return LXMERT_WRITTEN.get(found, found)
+
+
 class AnswerVocabulary:
     """Answers by number. The first of repeated entries counts; `unknown` is the number of `<unk>`, -1 without it."""
 
@@ -43,7 +56,10 @@ class AnswerVocabulary:
         self.entries = tuple(entries)
         self._numbers = {entry: number for number, entry in reversed(list(enumerate(self.entries)))}
         if needs_unknown and UNKNOWN not in self._numbers:
-            raise ValueError(f"the answer vocabulary of {len(self.entries)} entries lacks {UNKNOWN}; add it as a line")
+            raise ValueError(
+                f"the answer vocabulary of {len(self.entries)} entries lacks {UNKNOWN}; add it as a line, or set "
+                "config.data.answers_have_unknown=False for a model that has no such answer"
+            )
         self.unknown = self._numbers.get(UNKNOWN, -1)
 
     def __len__(self) -> int:
@@ -54,32 +70,40 @@ class AnswerVocabulary:
         return self._numbers.get(answer, self.unknown)
 
 
-def load_answers(path: str | os.PathLike) -> AnswerVocabulary:
+def load_answers(path: str | os.PathLike, needs_unknown: bool = True) -> AnswerVocabulary:
     """Read one answer per line (UTF-8): lower case, stripped, without blank lines, then `vocabulary_entry`.
 
     A .json file is a list of answers, or an object answer -> number, as the siblings of VL-BERT have them; its entries
-    stay as they are, and `<unk>` need not be one of them.
+    stay as they are, and `<unk>` need not be one of them. Without `needs_unknown` the same holds for lines.
 
     An entry that the rule changes ("t-shirt", "what?") may differ from every answer that annotators gave; that is
     official. Raises FileNotFoundError, ValueError without `<unk>` or if it is not UTF-8.
     """
     try:
+        content = Path(path).read_bytes()
+        if content.startswith(b"\x80") or os.fspath(path).endswith(".pkl"):
+            raise ValueError("it is a pickle, which is not read here; save its list of answers as a .json file")
         if os.fspath(path).endswith(".json"):
-            return AnswerVocabulary(_json_answers(Path(path).read_text("utf-8")), needs_unknown=False)
-        with open(path, encoding="utf-8") as lines:
-            stripped = [line.lower().strip() for line in lines]
+            return AnswerVocabulary(_json_answers(content.decode()), needs_unknown=False)
+        lines = io.TextIOWrapper(io.BytesIO(content), "utf-8").readlines()
+        if not needs_unknown:
+            return AnswerVocabulary([line.removesuffix("\n") for line in lines], needs_unknown=False)
+        stripped = [line.lower().strip() for line in lines]
         return AnswerVocabulary([vocabulary_entry(line) for line in stripped if line])
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
 def _json_answers(text: str) -> list[str]:
-    content = parse_json(text)
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{JSON_FORM}, and is no JSON: {error}") from None
     numbers = list(content.values()) if isinstance(content, dict) else []
     if numbers and all(type(number) is int for number in numbers) and sorted(numbers) == list(range(len(numbers))):
         content = sorted(content, key=content.__getitem__)
     if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
-        raise ValueError("the file must hold a list of answers, or an object answer -> number with every number once")
+        raise ValueError(JSON_FORM)
     return content
 
 
@@ -108,11 +132,13 @@ def answers_of(config) -> AnswerVocabulary:
             f"no answer vocabulary at {local} (config.data.answers). Build again with --answers=3129, or with "
             "answers_vqa.txt in the download; existing tables are kept."
         )
-    answers = _load_answers(path)
-    if (answers.unknown >= 0) != config.data.get("answers_have_unknown", True):
+    have_unknown = config.data.get("answers_have_unknown", True)
+    answers = _load_answers(path, have_unknown)
+    if (answers.unknown >= 0) != have_unknown:
         raise ValueError(
             f"{path} is the answer list of another model: {UNKNOWN} is an answer of VL-BERT and VisualBERT "
-            f"alone. Give the list that the weights of {architecture} were trained with."
+            f"alone. Give the list that the weights of {architecture} were trained with; in a run that is to learn "
+            f"this list, set --config.data.answers_have_unknown={not have_unknown}."
         )
     if len(answers) != config.model.num_answers:
         raise ValueError(

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import ml_collections
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vlbert_jax.batch import Arrays, Batch, Example, NoTargets, Shapes
 from vlbert_jax.data import tables
@@ -138,6 +138,13 @@ class Task:
 
     def initialize_heads(self, model: Any, config: Config, loaded: set[tuple]) -> None:
         """Change the heads of a new model in place; `loaded` are the paths of parameters read from weights."""
+
+    def answer_rows(self, config: Config, count: int) -> Int[np.ndarray, "a"] | None:
+        """Return the rows of the run's answers in a head of pre-training over `count` answers.
+
+        -1 = pre-training does not know the answer; None = the task has no answers, or those of the head are unknown.
+        """
+        return None
 
     # --- Evaluation ---------------------------------------------------------------------------------
 

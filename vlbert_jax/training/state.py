@@ -1,6 +1,7 @@
 """The state of a run and how it is created, restored and initialized."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Callable
@@ -144,8 +145,9 @@ def initial_weights(
     if init := named_sources(config.init.to_dict()):
         encoder = config.model.encoder.to_dict()
         extractor, architecture = config.data.get("extractor", ""), config.model.get("architecture", "vlbert")
+        rows = functools.partial(task.answer_rows, config)
         params, constants, filled = load_into(
-            params, constants, encoder, config.task, init, complete, extractor, architecture
+            params, constants, encoder, config.task, init, complete, extractor, architecture, rows
         )
     else:
         log.info("all parameters: from scratch, seed %d", config.seed)

@@ -4,7 +4,7 @@ import collections
 import logging
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -75,6 +75,7 @@ def load_into(
     complete: bool = False,
     extractor: str = "",
     architecture: str = VLBERT.name,
+    answer_rows: Callable[[int], np.ndarray | None] | None = None,
 ) -> tuple[nnx.State, nnx.State, set[tuple]]:
     """Return the two states with the weights that `init` names, on the devices where they are.
 
@@ -90,6 +91,7 @@ def load_into(
         complete: Whether a tensor that no source has is an error.
         extractor: Extractor of the features of the corpus, "" if unknown.
         architecture: Name of the architecture of the model.
+        answer_rows: `Task.answer_rows` of the run's config, for heads of pre-training over another number of answers.
 
     Returns:
         The states, and the paths of the parameters that the sources fill.
@@ -119,7 +121,8 @@ def load_into(
                 f"init.{field}: {source.path} was trained on features of extractor {trained_on}, but the corpus has "
                 f"those of {extractor}. Features of different detectors, weights or settings cannot be mixed."
             )
-        tensors, found = _matched(field, source, shapes, vocab_size, task, switches)
+        # Answers that pre-training does not know get logits of 0, which fine-tuning changes: no weights to evaluate.
+        tensors, found = _matched(field, source, shapes, vocab_size, task, switches, None if complete else answer_rows)
         read.append((tensors, found))
         origin |= dict.fromkeys(found.matched, f"init.{field}")
         log.info("init.%s: %s, %s; %d tensors taken", field, init[field], source.description, len(found.matched))
@@ -151,7 +154,9 @@ def load_into(
     return place(params), place(constants), filled
 
 
-def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, architecture: Architecture):
+def _matched(
+    field: str, source: Weights, shapes, vocab_size: int, task: str, architecture: Architecture, answer_rows
+):
     if source.kind not in KINDS[field]:
         fields = [other for other in FIELDS if source.kind in KINDS[other]]
         raise ValueError(
@@ -176,7 +181,7 @@ def _matched(field: str, source: Weights, shapes, vocab_size: int, task: str, ar
             differs = _differs(field, source, source.task, task)
             tensors = family_names.without_heads(own, source.task, architecture.name) if differs else own
             if source.task == PRETRAINING:
-                tensors = _without_other_answers(field, tensors, shapes)
+                tensors = _with_answers_of_run(field, tensors, shapes, answer_rows)
         found = vlbert_names.match_tensors(tensors, shapes, vocab_size, family_names.table_of(architecture))
     except ValueError as error:
         wanted = (entry.official for entry in family_names.table_of(architecture)(shapes, vocab_size))
@@ -201,14 +206,31 @@ def _other_layers(tensors: Iterable[str], wanted: Iterable[str]) -> str:
     return f"its layers are {', '.join(others)}: set config.model.{field} as in these weights" if others else ""
 
 
-def _without_other_answers(field: str, tensors: dict[str, np.ndarray], shapes) -> dict[str, np.ndarray]:
-    """Return LXMERT's weights of pre-training without its head of answers, where that of the run has another number."""
+def _with_answers_of_run(field: str, tensors: dict[str, np.ndarray], shapes, answer_rows) -> dict[str, np.ndarray]:
+    """Return LXMERT's weights of pre-training with a head over the answers of the run, where their number differs.
+
+    As in the official code the last layer has the rows of the answers that pre-training knows, and zeros for the
+    others. Without a list of its answers, or where the head of the run has another hidden layer, there is no head.
+    """
     known = tensors.get("answer_head.logit_fc.3.weight")
     wanted = shapes.get(("answer_head", "classes", "kernel"), (0,))[-1]
     if known is None or wanted in (0, len(known)):
         return tensors
-    log.info("init.%s: its head has %d answers and that of the run %d, so it is initialized", field, len(known), wanted)
-    return {name: array for name, array in tensors.items() if not name.startswith("answer_head.")}
+    hidden = tensors["answer_head.logit_fc.0.weight"].shape[::-1]
+    same = shapes.get(("answer_head", "transform", "kernel")) == hidden
+    rows = answer_rows(len(known)) if same and answer_rows else None
+    if rows is None:
+        log.info(
+            "init.%s: its head has %d answers and that of the run %d, so it is initialized", field, len(known), wanted
+        )
+        return {name: array for name, array in tensors.items() if not name.startswith("answer_head.")}
+    log.info(
+        "init.%s: its head has %d answers; %d of the %d of the run are among them, and the others start from zeros",
+        field, len(known), int((rows >= 0).sum()), wanted,
+    )  # fmt: skip
+    last = {name: tensors[name] for name in ("answer_head.logit_fc.3.weight", "answer_head.logit_fc.3.bias")}
+    # Row -1 is the one of zeros.
+    return tensors | {name: np.concatenate([array, np.zeros_like(array[:1])])[rows] for name, array in last.items()}
 
 
 def _differs(field: str, source: Weights, other: str, task: str) -> bool:

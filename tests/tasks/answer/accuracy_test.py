@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.vqa import get_config
 from tests.helpers import ROOT
 from tests.helpers.golden_folders import golden_folders
 from vlbert_jax.tasks.answer.accuracy import (
@@ -23,7 +25,7 @@ from vlbert_jax.tasks.answer.accuracy import (
     soft_targets,
     summary,
 )
-from vlbert_jax.tasks.answer_lists import AnswerVocabulary, load_answers, vocabulary_entry
+from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of, load_answers, vocabulary_entry
 
 VARIANTS = {folder.name: folder for root in golden_folders("data") for folder in sorted(root.glob("vqa_*"))}
 
@@ -243,6 +245,25 @@ def test_bad_vocabularies(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"<unk>\ncaf\xe9\n")
     with pytest.raises(ValueError, match=r"latin.txt: .*utf-8"):
         load_answers(tmp_path / "latin.txt")
+    (tmp_path / "label2ans.pkl").write_bytes(pickle.dumps(["yes", "no"]))
+    with pytest.raises(ValueError, match=r"label2ans.pkl: it is a pickle, .* save its list of answers as a .json file"):
+        load_answers(tmp_path / "label2ans.pkl")
+    with pytest.raises(ValueError, match=r"broken.json: the file must hold a list of answers, .* is no JSON: "):
+        load_answers(write(tmp_path / "broken.json", "{yes: 0}"))
+
+
+def test_lists_of_siblings_stay_as_they_are(tmp_path):
+    """Without <unk> a line is a number; a run that reads such a list is told the field."""
+    place = write(tmp_path / "answers.txt", "\nT-Shirt\nno\n")
+    assert load_answers(place, needs_unknown=False).entries == ("", "T-Shirt", "no")
+    config = get_config("lxmert_base")
+    config.data.answers = "lxmert_vqa.json"
+    with pytest.raises(ValueError, match="in a run .* set --config.data.answers_have_unknown=False"):
+        answers_of(config)
+    config.data.answers_have_unknown = False
+    assert len(answers_of(config)) == 3_129
+    config.data.answers, config.model.num_answers = str(place), 3
+    assert answers_of(config).number("no") == 2
     with pytest.raises(ValueError, match="there are none"):
         answer_accuracy("yes", [])
     with pytest.raises(ValueError, match="no accuracy"):

@@ -15,6 +15,7 @@ from flax import nnx
 from configs import pretrain as pretrain_recipes
 from configs import vqa as recipes
 from data_prep.build import build_scene_tasks, run_vqa
+from tests.helpers import GOLDEN
 from tests.helpers.batch_case import fields_of
 from tests.helpers.golden_data_case import load_tokenizer
 from tests.helpers.tiny_recipes import shrink
@@ -59,6 +60,23 @@ def shrunk(variant: str, data_dir, **fields):
     config.batch_size = 8
     config.update_from_flattened_dict(fields)
     return config
+
+@pytest.mark.parametrize("name, found", [("vqa", 3_124), ("gqa", 1_736)])
+def test_rows_of_the_head_of_lxmerts_pre_training(name, found, tmp_path):
+    """Answers of LXMERT's lists are found in the rows that its code finds, and others as its code writes them."""
+    config = recipes.lxmert_gqa()
+    config.data.answers = f"lxmert_{name}.json"
+    config.model.num_answers = {"vqa": 3_129, "gqa": 1_842}[name]
+    rows = ANSWER.answer_rows(config, 9_500)
+    assert rows.tolist() == json.loads((GOLDEN / "names/lxmert_answer_rows.json").read_text())[name]
+    assert (rows >= 0).sum() == found
+    assert ANSWER.answer_rows(config, 41) is None
+    (tmp_path / "list.json").write_text('["A man.", "man", "<unk>"]')
+    config.data.answers, config.model.num_answers = str(tmp_path / "list.json"), 3
+    config.data.answers_have_unknown = True
+    man, same, unknown = np.asarray(ANSWER.answer_rows(config, 9_500))
+    assert man == same >= 0 and unknown == -1
+
 
 def test_a_share_of_a_split(data_dir):
     """The share is of each orientation, rounded up; it is the same in every run and a part of larger shares."""

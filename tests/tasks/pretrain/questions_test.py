@@ -12,9 +12,10 @@ from data_prep.scenes import questions as corpus
 from data_prep.scenes.world import CLASS_NAMES
 from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, losses_and_gradients, shrunk
 from vlbert_jax.data.records import open_split
-from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of
+from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of, lxmert_spelling
 from vlbert_jax.tasks.pretrain.batches import train_batches
-from vlbert_jax.tasks.pretrain.questions import normalized, sampled_answer
+from vlbert_jax.tasks.pretrain.examples import answers_of_record
+from vlbert_jax.tasks.pretrain.questions import sampled_answer
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,6 @@ def asking(data_dir, variant="lxmert_base", **fields):
             class_names="scene_questions/objects_vocab.txt", answers="scene_questions/answers.json",
         )
     )  # fmt: skip
-    if variant == "lxmert_base":
-        config.losses.attributes = True
     config.update_from_flattened_dict(fields)
     return config
 
@@ -44,7 +43,7 @@ def asking(data_dir, variant="lxmert_base", **fields):
     ("an apple .", "apple"), ("a the dog", "dog"), ("at night", "at night"), ("zero", "zero"),
 ])  # fmt: skip
 def test_answers_are_written_as_in_the_list(given, expected):
-    assert normalized(given) == expected
+    assert lxmert_spelling(given) == expected
 
 
 def test_an_answer_is_sampled_by_its_score():
@@ -54,6 +53,11 @@ def test_an_answer_is_sampled_by_its_score():
     assert [found.count(number) for number in range(3)] == [200, 100, 100]
     assert sampled_answer([], [], known, 0.5) == sampled_answer(["crimson"], [1.0], known, 0.5) == -1
     assert sampled_answer(["red"], [0.0], known, 0.5) == -1
+
+
+def test_records_without_answers_name_the_remedies():
+    with pytest.raises(ValueError, match="with --answers, or set --config.losses.answers=False to train on captions"):
+        answers_of_record({})
 
 
 def test_targets_are_answers_of_matching_questions_and_attributes_of_regions(data_dir):
@@ -73,7 +77,7 @@ def test_targets_are_answers_of_matching_questions_and_attributes_of_regions(dat
             count = int(batch.region_mask[row].sum()) - 1
             features = batch.region_features[row, 1 : 1 + count]
             same = next(x for key, x in records.items() if key[: features.nbytes] == features.tobytes())
-            given = {normalized(text) for record in same for text in record["answers"]}
+            given = {lxmert_spelling(text) for record in same for text in record["answers"]}
             asked += answer >= 0
             matched += int(batch.targets.relationship[row])
             assert answer < 0 or (batch.targets.relationship[row] == 1 and known.entries[answer] in given)

@@ -21,7 +21,14 @@ from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks.answer.accuracy import soft_targets
 from vlbert_jax.tasks.answer.examples import QuestionLayout, question_example
 from vlbert_jax.tasks.answer.results import conclude_split
-from vlbert_jax.tasks.answer_lists import LXMERT_ANSWERS, answers_of
+from vlbert_jax.tasks.answer_lists import (
+    LXMERT_ANSWERS,
+    LXMERT_PRETRAINING,
+    SHIPPED_ANSWERS,
+    answers_of,
+    load_answers,
+    lxmert_spelling,
+)
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
 from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.layouts import trunk_options
@@ -110,6 +117,13 @@ class AnswerTask(TextImageTask):
         means = jax.ops.segment_sum(words, owner, len(tokens)) / np.maximum([[len(ids)] for ids in tokens], 1)
         model.answer_head.classes.kernel.set_value(means.T)
         model.answer_head.classes.bias.set_value(jnp.zeros(len(tokens)))
+
+    def answer_rows(self, config, count: int) -> Int[np.ndarray, "a"] | None:
+        """Return the rows of the run's answers in LXMERT's head of pre-training, as its code writes answers there."""
+        if count != LXMERT_PRETRAINING:
+            return None
+        known = load_answers(SHIPPED_ANSWERS / LXMERT_ANSWERS[count])
+        return np.array([known.number(lxmert_spelling(answer)) for answer in answers_of(config).entries])
 
     def example_maker(self, config, orientation: str, train: bool) -> Callable[[dict, bool], Example]:
         """Return the function that makes the example of a question."""

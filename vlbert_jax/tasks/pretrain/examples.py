@@ -171,8 +171,10 @@ def caption_example(
         example |= _best("object", class_scores(record, slice(kept - 1))[:, 1:], rows)  # without the background
     if layout.attributes:
         if "attribute_scores" not in record:
-            remedy = "build them with --attributes"
-            raise ValueError(f"config.losses.attributes is True, but the records have no attribute_scores: {remedy}.")
+            raise ValueError(
+                "config.losses.attributes is True, but the records have no attribute_scores: build them with "
+                "--attributes, or set --config.losses.attributes=False."
+            )
         given = record["attribute_scores"]
         check_width("attribute scores", given.shape[1], "num_attributes", layout.num_attributes)
         example |= _best("attribute", given[: kept - 1], rows)
@@ -187,7 +189,10 @@ def caption_example(
 def answers_of_record(record: dict) -> tuple[Sequence[str], Sequence[float]]:
     """Return the answers of a record and their scores; raise ValueError where the records have no such fields."""
     if "answers" not in record:
-        raise ValueError("config.losses.answers is True, but the records have no answers: build them with --answers.")
+        raise ValueError(
+            "config.losses.answers is True, but the records have no answers: build them with --answers, or set "
+            "--config.losses.answers=False to train on captions alone."
+        )
     return record["answers"], record["answer_scores"].tolist()
 
 

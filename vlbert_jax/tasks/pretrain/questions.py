@@ -3,18 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from vlbert_jax.tasks.answer_lists import DIGITS, AnswerVocabulary
-
-ARTICLES = ("a ", "an ", "the ")  # removed one after another, in this order
-WRITTEN = {word: digit for word, digit in DIGITS.items() if word not in ("none", "zero")} | {"grey": "gray"}
-
-
-def normalized(answer: str) -> str:
-    """Return an answer as LXMERT's list has it: lower case, without full stop and article, numbers as digits."""
-    found = answer.lower().removesuffix(".").strip()
-    for article in ARTICLES:
-        found = found.removeprefix(article).strip()
-    return WRITTEN.get(found, found)
+from vlbert_jax.tasks.answer_lists import AnswerVocabulary, lxmert_spelling
 
 
 def sampled_answer(
@@ -28,7 +17,7 @@ def sampled_answer(
         vocabulary: Answers by number.
         uniform: Random number from 0 to 1.
     """
-    numbers = [vocabulary.number(normalized(answer)) for answer in answers]
+    numbers = [vocabulary.number(lxmert_spelling(answer)) for answer in answers]
     known = [(number, float(s)) for number, s in zip(numbers, scores, strict=True) if s > 0 and number >= 0]
     known = [pair for pair in known if pair[0] != vocabulary.unknown]
     if not known:
