@@ -246,7 +246,7 @@ def test_a_grid_covers_the_image():
     (["--image", __file__], "predict_test.py: the file is not an image"),
     (["--image", CAT, "--out", "x.docx"], "its suffix must be one of .png"),
     (["--image", CAT, "--out", "nowhere/x.png"], "there is no folder nowhere"),
-    (["--image", CAT, "--checkpoint", "x", "--question", "a", "--attention", "."], ". cannot be written: it is a folder"),
+    (["--image", CAT, "--checkpoint", "x", "--caption", "a", "--attention", "."], "it is a folder"),
     (["--image", CAT, "--boxes", "nowhere.json"], "nowhere.json"),
     (["--image", CAT, "--attention", "x.html"], "needs a text"),
     (["--image", CAT, "--choices", "a", "b"], "needs the --question"),
