@@ -116,6 +116,19 @@ def test_damaged_rows(change, message, tmp_path):
     assert str(error.value).startswith(str(path)) and path.read_bytes() == before
 
 
+@pytest.mark.parametrize(("cut", "kept"), [(0, [0, 1, 2]), (1, [0, 2])])
+def test_a_last_row_without_its_end(cut, kept, tmp_path):
+    """A row is kept if it is complete; the line of a process that was killed is replaced."""
+    path = tmp_path / "rows.jsonl"
+    for seed in range(2):
+        rows.add_row(path, ROW | dict(seed=seed))
+    path.write_bytes(path.read_bytes()[: -1 - cut])
+    assert [row["seed"] for row in rows.read_rows(path).values()] == kept[:-1]
+    rows.add_row(path, ROW | dict(seed=2))
+    assert [row["seed"] for row in rows.read_rows(path).values()] == kept
+    assert path.read_bytes().count(b"\n") == len(kept)
+
+
 def test_rows_of_workdirs(tmp_path):
     assert rows.row_in_workdir(tmp_path, RUN) is None
     rows.store_in_workdir(tmp_path, ROW)
