@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> None:
         plots.require_matplotlib()  # before hours of training
     trainer = jobs.Trainer(args.workdirs, args.data_dir)
     if not args.table:
+        for folder in (args.workdirs, args.results, *([args.pages] if writes_page else [])):
+            folder.mkdir(parents=True, exist_ok=True)  # an error comes before hours of training
         build_corpora(study, args.flag, args.data_dir)
     if args.slurm:
         submit(args)

@@ -83,6 +83,8 @@ def test_a_path_that_cannot_be_read_is_named(wrong, tmp_path, capsys):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert command.run_command(lambda: (tmp_path / wrong).read_bytes()) == 2
     error = capsys.readouterr().err
+    assert command.run_command((tmp_path / "folder/a").mkdir) == 2  # as of an option for a folder
+    assert capsys.readouterr().err.endswith("folder/a: File exists; check this path and its permissions\n")
     assert error.startswith(f"error: {tmp_path / wrong}: ") and "; check this path and its permissions\n" in error
 
 

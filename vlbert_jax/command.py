@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 # Other imports are inside the functions: until `end_at_ctrl_c` is called, Ctrl-C shows the code of what is imported.
 
 LONGEST = 1000  # characters of an error; a value of a file in it may be longer
-WRONG_PATH = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+WRONG_PATH = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST,
+)  # fmt: skip
 
 
 def end_at_ctrl_c() -> None:
