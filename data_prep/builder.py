@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_prep.manifest import Manifest
+from data_prep.manifest import Manifest, SourceError
 
 Note = tuple[str, str, int, str]  # arguments of `Manifest.note`: action, file, line, reason
 
@@ -124,7 +124,14 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           data_dir: folder of all corpora.
           source: the download, as the manifest names it.
           options: options that change the records; a build with other options is refused.
+
+        Raises SourceError where the name of the corpus is not the plain name of a folder.
         """
+        if corpus.strip() != corpus or corpus in ("", ".", "..") or "/" in corpus or not corpus.isprintable():
+            raise SourceError(
+                f"the name of the corpus is {corpus!r}, which would be outside of {data_dir} or hard to give; choose "
+                "--corpus=NAME without slashes, line breaks, and spaces at its ends"
+            )
         before = set(vars(self))
         with quiet_tfds():
             super().__init__(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -94,6 +95,7 @@ class OwnFolder:
         self.examples = {split: self._checked(split, found) for split, found in lines.items()}
         self.galleries = self._galleries() if self.form.name == "targets" else {}
         self._warn_of_shared()
+        self._warn_of_replaced()
 
     def files(self) -> list[pathlib.Path]:
         """Return the files that decide the examples."""
@@ -152,6 +154,17 @@ class OwnFolder:
                     f"{same:,} of {len(examples):,} examples of {split} have the image and text of one in train, so "
                     "its score is too high"
                 )
+
+
+    def _warn_of_replaced(self) -> None:
+        """Warn of further fields that the predictions have under the same name."""
+        own = {"value": (), "targets": (), "question": (), "texts": ("caption",), "choices": ("choice",)}
+        names = {*own.get(self.form.name, ()), *(() if "value" == self.form.name else ("probabilities",))}
+        for example in (example for examples in self.examples.values() for example in examples):
+            if replaced := sorted(names & example.extra.keys()):
+                self.warnings.append(f"{example.place}: the field {replaced[0]!r} does not come back: predictions have "
+                                     "one of this name; rename it")  # fmt: skip
+                return
 
 
 def _content(example: Example) -> tuple:
@@ -247,6 +260,11 @@ class _Checks:
             if has_target:
                 found["label"] = self._index(line, len(found[form.name]))
         extra = {name: value for name, value in fields.items() if name not in known}
+        extra |= {name: None for name in line.nulls if name not in FIELDS}
+        try:
+            json.dumps(extra, allow_nan=False)
+        except ValueError:
+            raise SourceError(f"{line.place}: a field is NaN or infinite, which JSON lacks; write null") from None
         return Example(line.place, self._name(line), images, found, extra)
 
     def _wrong(self, line: Line, name: str, wanted: str) -> SourceError:

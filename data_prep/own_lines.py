@@ -24,6 +24,7 @@ class Line(NamedTuple):
     place: str  # file and line, for messages
     number: int  # of the line in the file, from 1
     fields: dict[str, Any]
+    nulls: tuple[str, ...] = ()  # fields of JSON that are null, which count as missing
 
 
 def split_file(source: pathlib.Path, split: str) -> pathlib.Path | None:
@@ -43,7 +44,8 @@ def read_lines_of(path: pathlib.Path) -> Iterator[Line]:
 def _json_lines(path: pathlib.Path, text: str) -> Iterator[Line]:
     remedy = "each line must be one JSON object, such as {\"image\": \"a.jpg\", \"label\": \"red\"}"
     for place, number, fields in objects_of(path, text, remedy):
-        yield Line(place, number, {name: value for name, value in fields.items() if value is not None})
+        nulls = tuple(name for name, value in fields.items() if value is None)
+        yield Line(place, number, {name: value for name, value in fields.items() if value is not None}, nulls)
 
 
 def _table(path: pathlib.Path, text: str) -> Iterator[Line]:

@@ -21,7 +21,7 @@ WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def _order(label: str) -> tuple:
-    return (0, int(label), label) if label.lstrip("-").isdecimal() else (1, 0, label)
+    return (0, int(label), label) if re.fullmatch(r"-?\d{1,18}", label) else (1, 0, label)
 
 
 def given_labels(example: Example) -> list[str]:

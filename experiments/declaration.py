@@ -3,7 +3,8 @@
 A file STUDY.toml has these tables:
 
     title, about           heading and introduction of the page
-    [pretrain]             recipe; overrides (fields of its config); scores (column of the table -> metric)
+    [pretrain]             recipe (a name, or the path of a file); overrides (fields of its config, but for those that
+                           the study sets: `study.OF_STUDY`); scores (column of the table -> metric)
     [probe]                every pre-training is probed (--mode=probe): scores (column -> number in probes.json, as
                            visual_words.aligned.accuracy)
     [tasks.NAME]           fine-tuned after every pre-training: recipe, score (a metric), overrides
@@ -13,7 +14,8 @@ A file STUDY.toml has these tables:
                            is fine-tuned; without it, a fine-tuning has the seed of its pre-training)
     [[claims]]             what the study tests: text, paper (its figures), score (a column), better, worse (settings),
                            than (the column of the worse one, if it is another)
-    [plot]                 x (what the horizontal axis shows), positions and lines: setting -> its place, and its line
+    [plot]                 x (what the horizontal axis shows), positions and lines: setting -> its place, above 0, and
+                           its line
     [curves]               instead, of probes: x, and panels: title -> level on the axis -> number in probes.json;
                            a line joins the levels up to "all"
     [heat]                 instead, of probes: values and chance, numbers in probes.json; one map for each setting
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,18 +126,35 @@ def declared_scores(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {"pretrain.scores": content["pretrain"]["scores"], "probe.scores": probes, "tasks": tasks}
 
 
-def _check(content: dict[str, Any], path: Path) -> None:
-    """Raise ValueError for a field that is unknown, missing or of another type, and for a name that does not exist."""
+def _check(content: dict[str, Any], path: Path | str) -> None:
+    """Raise ValueError for a field that is unknown, missing or of another type, and for a name that does not exist.
+
+    Messages begin with `path`, which may say of which table some of the content is.
+    """
     _check_fields(content, "", str(path))
     _check_fields(content["pretrain"], "pretrain", f"{path}, [pretrain]")
     for kind in {"small", "real", "probe", "curves", "heat"} & set(content):
         _check_fields(content[kind], kind, f"{path}, [{kind}]")
-    figures = {"curves", "heat"} & set(content)
-    if figures and "probe" not in content:
-        raise ValueError(f"{path}: [{min(figures)}] draws numbers of probes; add [probe]")
+    figures = [name for name in ("plot", "curves", "heat") if name in content]
+    if len(figures) > 1:
+        raise ValueError(f"{path}: [{figures[0]}] and [{figures[1]}] are figures, of which a study has one; remove one")
+    if figures and figures != ["plot"] and "probe" not in content:
+        raise ValueError(f"{path}: [{figures[0]}] draws numbers of probes; add [probe]")
+    _check_texts(content["pretrain"]["scores"], f"{path}, [pretrain.scores]")
+    if "probe" in content:
+        _check_texts(content["probe"]["scores"], f"{path}, [probe.scores]", may_be_empty=False)
+    if "curves" in content:
+        panels = content["curves"]["panels"]
+        for title, levels in panels.items():
+            _check_texts(levels, f"{path}, [curves.panels.{title!r}]", may_be_empty=False)
+        if not panels:
+            raise ValueError(f"{path}, [curves.panels] is empty; add a panel")
     for kind in ("tasks", "settings"):
         for name, table in content.get(kind, {}).items():
             _check_fields(table, kind, f"{path}, [{kind}.{name!r}]")
+    for name in [*content["settings"], *(name for scores in declared_scores(content).values() for name in scores)]:
+        if not name.strip() or not name.isprintable():
+            raise ValueError(f"{path}: the name {name!r} is empty or has a line break; choose another one")
     for name, setting in content["settings"].items():
         for field in {"seeds", "tune_seeds"} & set(setting):
             if setting[field] < 1:
@@ -157,6 +177,18 @@ def _check(content: dict[str, Any], path: Path) -> None:
                 _check_name(name, [*content["settings"]], f"{path}, [plot]: {field}")
             if missing := set(content["settings"]) - set(content["plot"][field]):
                 raise ValueError(f"{path}, [plot]: {field} lacks the setting {min(missing)!r}; add it")
+        _check_texts(content["plot"]["lines"], f"{path}, [plot.lines]")
+        for name, place in content["plot"]["positions"].items():  # the axis is logarithmic
+            if isinstance(place, bool) or not isinstance(place, int | float) or not 0 < place < math.inf:
+                raise ValueError(f"{path}, [plot.positions]: {name} is {place!r}; it must be a number above 0")
+
+
+def _check_texts(table: Any, place: str, may_be_empty: bool = True) -> None:
+    if not isinstance(table, dict) or not (table or may_be_empty):
+        raise ValueError(f"{place} is {table!r}; it must be a table with texts")
+    for name, value in table.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{place}: {name} is {value!r}; it must be a text")
 
 
 def _check_fields(table: Any, kind: str, place: str) -> None:
@@ -182,9 +214,11 @@ def _reduced(content: dict[str, Any], form: str, path: Path) -> dict[str, Any]:
     """Return the tables of another form than the full one: some of the settings and tasks, with other fields."""
     chosen = content[form]
     for kind in ("settings", "tasks"):
-        for name in chosen.get("replace", {}).get(kind, {}):
+        replaced = chosen.get("replace", {}).get(kind, {})
+        for name in replaced if isinstance(replaced, dict) else ():
             _check_name(name, [*content.get(kind, {})], f"{path}, [{form}.replace.{kind}]")
     content = _merged(content, chosen.get("replace", {}))
+    _check(content, f"{path} with [{form}.replace]")
     for kind in ("settings", "tasks"):
         known = content.get(kind, {})
         for name in chosen.get(kind, ()):
@@ -202,7 +236,7 @@ def _reduced(content: dict[str, Any], form: str, path: Path) -> dict[str, Any]:
         if {claim["score"], claim.get("than", claim["score"])} <= columns
         and {claim["better"], claim["worse"]} <= set(content["settings"])
     ]  # fmt: skip
-    _check(content, path)  # `replace` may have added fields
+    _check(content, f"{path}, [{form}]")
     return content
 
 

@@ -82,8 +82,12 @@ def spread_table(study: Study, rows: Rows) -> list[str]:
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
+    """Return the lines of a Markdown table; a line break in a cell becomes a space, and `|` is escaped."""
+
+    def row(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return [row(cells) for cells in (head, ["---"] * len(head), *lines)]
 
 
 def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], str]) -> str:
@@ -104,7 +108,7 @@ def page_text(forms: Sequence[Study], rows: Rows, command_of: Callable[[Run], st
             "tables."
         ),
         "", "| setting | what it is |", "|---|---|",
-        *(f"| {name} | {about} |" for name, about in study.settings.items()), "",
+        *table((), list(study.settings.items()))[2:], "",
         "```", f"{run} --small   # the small form", f"{run}           # the full form",
         *([f"{run} --real    # on real data"] if len(forms) > 2 else []), "```", "",
     ]  # fmt: skip
@@ -205,6 +209,8 @@ def probed_scores(study: Study, rows: Rows) -> dict[str, dict[str, dict[tuple[in
     for setting in study.settings:
         for run in study.cells.get((setting, study.probes[0]), ()):
             for name, value in rows[run.key]["scores"].items() if run.key in rows else ():
+                if value is None:  # it was not finite
+                    continue
                 found.setdefault(name, {}).setdefault(setting, {})[run.seed, run.seed] = value
     return found
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from experiments.study import Curves, Heat, Study
 from vlbert_jax.files import atomic_write
 
 COLORS = ("#00796b", "#c2571a", "#5e4fa2", "#8a8d00", "#b0306a", "#3b6fb6")
+DASHES = ("-", "--", ":", "-.")  # after the last color the first one follows with other dashes
 STYLE = {"svg.hashsalt": "vlbert_jax", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
          "axes.axisbelow": True}  # fmt: skip
@@ -86,15 +90,20 @@ def _points(axis: Any, study: Study, found: Scores) -> None:
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
+def _looks() -> Iterator[tuple[str, str]]:
+    """Yield color and dashes of one line after the other, without an end."""
+    return itertools.cycle((color, dash) for dash in DASHES for color in COLORS)
+
+
 def _lines(axis: Any, study: Study, found: Scores) -> None:
     plot = study.plot
-    for color, line in zip(COLORS, dict.fromkeys(plot.lines.values()), strict=False):
+    for (color, dash), line in zip(_looks(), dict.fromkeys(plot.lines.values()), strict=False):
         of_line = [s for s in sorted(found, key=lambda s: plot.positions[s]) if plot.lines[s] == line]
         for setting in of_line:
             values = list(found[setting].values())
             axis.plot([plot.positions[setting]] * len(values), values, "o", color=color, alpha=0.4, markersize=4)
         means = [statistics.fmean(found[setting].values()) for setting in of_line]
-        axis.plot([plot.positions[setting] for setting in of_line], means, color=color, label=line)
+        axis.plot([plot.positions[setting] for setting in of_line], means, dash, color=color, label=line)
     axis.set_xscale("log")
     ticks = sorted(set(plot.positions.values()))
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -111,14 +120,14 @@ def _curves(pyplot: Any, study: Study, curves: Curves, scores: Mapping[str, Scor
     figure, axes = pyplot.subplots(1, count, squeeze=False, figsize=(3.4 * count, 2.8), layout="constrained")
     for axis, (title, levels) in zip(axes.flat, curves.panels.items(), strict=True):
         last = [*levels].index("all") if "all" in levels else len(levels)
-        for color, setting in zip(COLORS, study.settings, strict=False):
+        for (color, dash), setting in zip(_looks(), study.settings, strict=False):
             values = [list(scores.get(name, {}).get(setting, {}).values()) for name in levels.values()]
             places = [place for place, found in enumerate(values) if found]
             for place in places:
                 axis.plot([place] * len(values[place]), values[place], "o", color=color, alpha=0.4, markersize=3)
             means = {place: statistics.fmean(values[place]) for place in places}
             shares = [place for place in places if place <= last]
-            axis.plot(shares, [means[place] for place in shares], color=color, label=setting)
+            axis.plot(shares, [means[place] for place in shares], dash, color=color, label=setting)
             others = [place for place in places if place > last]
             axis.plot(others, [means[place] for place in others], "_", color=color, markersize=16, markeredgewidth=2)
         axis.set_xticks(range(len(levels)), list(levels), rotation=30, fontsize=8)
@@ -130,18 +139,24 @@ def _curves(pyplot: Any, study: Study, curves: Curves, scores: Mapping[str, Scor
 
 def _heat(pyplot: Any, study: Study, heat: Heat, scores: Mapping[str, Scores]) -> Any:
     """Return a figure with a map per setting: means over seeds, and the chance in the middle of the colors."""
+    cell = re.compile(rf"{re.escape(heat.values)}\.(\d+)\.(\d+)")
+    for field, name, is_there in (("chance", heat.chance, heat.chance in scores),
+                                  ("values", heat.values, any(map(cell.fullmatch, scores)))):  # fmt: skip
+        if not is_there:
+            raise ValueError(f"the study {study.name}: [heat] {field} is {name!r}, which is not in the probes; "
+                             f"their numbers are: {', '.join(scores)}")  # fmt: skip
     settings = [setting for setting in study.settings if setting in scores[heat.chance]]
     figure, axes = pyplot.subplots(1, len(settings), squeeze=False, figsize=(2.9 * len(settings), 2.6),
                                    layout="constrained")  # fmt: skip
     for axis, setting in zip(axes.flat, settings, strict=True):
         chance = statistics.fmean(scores[heat.chance][setting].values())
         cells = {
-            tuple(map(int, name.removeprefix(f"{heat.values}.").split("."))): statistics.fmean(found[setting].values())
+            (int(place[1]), int(place[2])): statistics.fmean(found[setting].values())
             for name, found in scores.items()
-            if name.startswith(f"{heat.values}.") and setting in found
+            if (place := cell.fullmatch(name)) and setting in found
         }
         layers, heads = (max(place[i] for place in cells) for i in (0, 1))
-        grid = [[cells[layer, head] for head in range(1, heads + 1)] for layer in range(1, layers + 1)]
+        grid = [[cells.get((layer, head), math.nan) for head in range(1, heads + 1)] for layer in range(1, layers + 1)]
         axis.imshow(grid, cmap="RdBu_r", vmin=chance - 0.5, vmax=chance + 0.5, aspect="auto")
         for (layer, head), value in cells.items():
             axis.text(head - 1, layer - 1, f"{value:.2f}", ha="center", va="center", fontsize=8)

@@ -28,23 +28,35 @@ Rows = dict[str, dict[str, Any]]  # key of a run -> its row
 def read_rows(path: Path) -> Rows:
     """Return the rows of a file by the keys of their runs; none where there is no file.
 
-    A last line without an end is left out: the process that wrote it was killed.
+    A last line without an end is left out unless it is a complete row: the process that wrote it was killed.
 
     Raises:
         ValueError: A line is damaged, or two lines have the same run; the message names file, line and remedy.
     """
     rows: Rows = {}
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), 1):
-        if not line.endswith(b"\n"):
+        if not line.endswith(b"\n") and not _is_row(line):
             continue
         place = f"{path}, line {number},"
-        row = json_object(line, place, REMEDY, *TYPES)
-        _check(row, place)
+        row = _row(line, place)
         key = _key_of_row(row)
         if key in rows:
             raise ValueError(f"{place} has the same run as an earlier line; remove one of both")
         rows[key] = row
     return rows
+
+
+def _row(line: bytes, place: str) -> dict[str, Any]:
+    row = json_object(line, place, REMEDY, *TYPES)
+    _check(row, place)
+    return row
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return bool(_row(line, ""))
+    except ValueError:
+        return False
 
 
 def _key_of_row(row: Mapping[str, Any]) -> str:
@@ -64,13 +76,17 @@ def add_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a file of results.
 
     An incomplete last line is removed first. Its run has `ROW` in its workdir, from which the row is written again.
+    A complete row without an end, such as of an editor, stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         file.seek(0)
         content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+        last = content[content.rfind(b"\n") + 1 :]
+        if last and _is_row(last):
+            file.write(b"\n")
+        elif last:
+            file.truncate(len(content) - len(last))
         file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
 
 

@@ -35,12 +35,13 @@ from pathlib import Path
 
 from benchmarks.runs import ROOT
 from experiments import jobs, page, plots, rows
-from experiments.declaration import declared_forms, study_path
+from experiments.declaration import STUDIES, declared_forms, study_path
 from experiments.study import Study, read_study
 from vlbert_jax.command import run_command
 from vlbert_jax.files import atomic_write, user_file
 
 WORKDIRS, DATA_DIR = ROOT / "workdirs/experiments", ROOT / "data"
+RESULTS, PAGES = ROOT / "experiments/results", ROOT / "docs/science"
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -61,8 +62,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="train this share; add no rows")
     parser.add_argument("--workdirs", type=user_file, default=WORKDIRS, metavar="DIR")
     parser.add_argument("--data_dir", type=user_file, default=DATA_DIR, metavar="DIR")
-    parser.add_argument("--results", type=user_file, default=ROOT / "experiments/results", metavar="DIR")
-    parser.add_argument("--pages", type=user_file, default=ROOT / "docs/science", metavar="DIR")
+    parser.add_argument("--results", type=user_file, default=RESULTS, metavar="DIR")
+    parser.add_argument("--pages", type=user_file, default=PAGES, metavar="DIR")
     return parser.parse_args(argv)
 
 
@@ -84,6 +85,10 @@ def shard(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> None:
     """Do what the command line asks for; see the docstring of the module."""
     path = study_path(args.study)
+    shipped = STUDIES / path.name
+    if shipped.exists() and not shipped.samefile(path) and (args.results == RESULTS or args.pages == PAGES):
+        raise ValueError(f"{path} has the name of the study {shipped}, whose results and page it would overwrite; "
+                         "rename it, or give --results=DIR and --pages=DIR")  # fmt: skip
     study = read_study(path, args.form, args.flag)
     results = args.results / f"{study.name}.jsonl"
     done = rows.read_rows(results)
@@ -92,6 +97,8 @@ def run(args: argparse.Namespace) -> None:
         plots.require_matplotlib()  # before hours of training
     trainer = jobs.Trainer(args.workdirs, args.data_dir)
     if not args.table:
+        for folder in (args.workdirs, args.results, *([args.pages] if writes_page else [])):
+            folder.mkdir(parents=True, exist_ok=True)  # an error comes before hours of training
         build_corpora(study, args.flag, args.data_dir)
     if args.slurm:
         submit(args)

@@ -12,17 +12,19 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from experiments.declaration import declared_scores, read_declaration
+
+OF_STUDY = ("seed", "data.data_dir", "init.checkpoint")  # fields that the runner sets
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A training, or a probe: recipe, fields that differ, seed, and the run from whose weights it starts."""
 
-    recipe: str  # as pretrain or vcr:demo_qa2r
+    recipe: str  # as pretrain or vcr:demo_qa2r, or an absolute path of another one
     overrides: tuple[tuple[str, Any], ...]  # (dotted field, value), by name
     seed: int
     after: Run | None = None
@@ -44,7 +46,8 @@ class Run:
         """Name of the workdir: the recipe, eight digits of a checksum of what identifies the run, and the seed."""
         digest = hashlib.sha256(self.key.encode()).hexdigest()[:8]
         kind = "" if self.mode == "train" else f"{self.mode}-"
-        return f"{kind}{self.recipe.replace(':', '_')}-{digest}-{self.seed}"
+        recipe = PurePath(self.recipe).name.replace(".py:", "_").removesuffix(".py").replace(":", "_")
+        return f"{kind}{recipe}-{digest}-{self.seed}"
 
     def flags(self) -> list[str]:
         """Return the flags of the command for the overrides and the seed."""
@@ -138,6 +141,8 @@ def read_study(path: Path, form: str = "full", flags: Sequence[str] = ()) -> Stu
     """
     content = read_declaration(path, form)
     common = [_override(flag) for flag in flags]
+    if not (cells := _cells(content, common, path)):
+        raise ValueError(f"{path}: the form {form!r} has no run; it needs a setting, and scores or a task for it")
     groups = declared_scores(content)
     columns = {column: metric for scores in groups.values() for column, metric in scores.items()}
     claims = [Claim(**claim) for claim in content.get("claims", ())]
@@ -147,7 +152,7 @@ def read_study(path: Path, form: str = "full", flags: Sequence[str] = ()) -> Stu
     return Study(
         path.stem, form, content["title"], content["about"].strip(),
         {name: setting["about"] for name, setting in content["settings"].items()},
-        columns, tuple(groups["probe.scores"]), tuple(content.get("tasks", {})), _cells(content, common, path), claims,
+        columns, tuple(groups["probe.scores"]), tuple(content.get("tasks", {})), cells, claims,
         plot, figure,
     )  # fmt: skip
 
@@ -163,7 +168,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _override(flag: str) -> tuple[str, str]:
     """Return field and value of a flag --config.FIELD=VALUE."""
     found = re.fullmatch(r"--config\.([\w.]+)=(.*)", flag, re.DOTALL)
-    if not found or found[1] in ("seed", "data.data_dir", "init.checkpoint"):
+    if not found or found[1] in OF_STUDY:
         raise ValueError(
             f"--flag={flag} is not usable; write --flag=--config.FIELD=VALUE. The study sets seed and init.checkpoint, "
             "and --data_dir the folder of the data."
@@ -178,7 +183,7 @@ def _cells(content: dict[str, Any], common: Sequence[tuple[str, str]], path: Pat
     checked = functools.cache(functools.partial(_checked, path))
     for name, setting in content["settings"].items():
 
-        def overrides(recipe: str, *tables: Mapping[str, Any], name: str = name) -> tuple[tuple[str, Any], ...]:
+        def overrides(recipe: str, *tables: Mapping[str, Any], name: str = name) -> tuple[str, tuple]:
             fields = {field: value for table in tables for field, value in _flat(table).items()} | dict(common)
             texts = tuple((field, str(tuple(v) if isinstance(v, list) else v)) for field, v in sorted(fields.items()))
             return checked(name, recipe, texts)
@@ -187,7 +192,7 @@ def _cells(content: dict[str, Any], common: Sequence[tuple[str, str]], path: Pat
         if not setting.get("scratch"):
             first = overrides(recipe, pretrain.get("overrides", {}), setting.get("pretrain", {}))
         for seed in range(setting["seeds"]):
-            root = None if first is None else Run(recipe, first, seed)
+            root = None if first is None else Run(*first, seed)
             for column in pretrain["scores"] if root else ():
                 cells.setdefault((name, column), []).append(root)
             for column in declared_scores(content)["probe.scores"] if root else ():
@@ -196,19 +201,31 @@ def _cells(content: dict[str, Any], common: Sequence[tuple[str, str]], path: Pat
             for column, task in content.get("tasks", {}).items():
                 tuned = overrides(task["recipe"], task.get("overrides", {}), setting.get("tune", {}))
                 seeds = range(setting["tune_seeds"]) if "tune_seeds" in setting else (seed,)
-                runs = [Run(task["recipe"], tuned, tune_seed, root) for tune_seed in seeds]
+                runs = [Run(*tuned, tune_seed, root) for tune_seed in seeds]
                 cells.setdefault((name, column), []).extend(runs)
     return cells
 
 
-def _checked(path: Path, setting: str, recipe: str, fields: tuple[tuple[str, str], ...]) -> tuple[tuple[str, Any], ...]:
-    """Return overrides with the values that the config has with them, so that 1e-3 and 0.001 are the same run."""
+def _checked(path: Path, setting: str, recipe: str, fields: tuple[tuple[str, str], ...]) -> tuple[str, tuple]:
+    """Return a recipe and its overrides as a run has them.
+
+    The values are those that the config has with them, so that 1e-3 and 0.001 are the same run. The path of a recipe
+    that is not of the package is absolute, because trainings start in another folder.
+    """
     from vlbert_jax.training.config import parse_command
+    from vlbert_jax.training.recipes import recipe_folder, recipe_path
     from vlbert_jax.weights.stored_config import flat_config
 
     try:
+        if not recipe.strip():
+            raise ValueError("the recipe is empty; name one")
+        if set_here := [name for name, _ in fields if name in OF_STUDY]:
+            raise ValueError(f"{set_here[0]} is no field to override: the study sets it; remove it")
+        file, colon, variant = recipe_path(recipe).partition(":")
+        if Path(file).resolve().parent != recipe_folder().resolve():
+            recipe = f"{Path(file).absolute()}{colon}{variant}"
         command = parse_command(["run", f"--config={recipe}", *(f"--config.{name}={value}" for name, value in fields)])
     except ValueError as error:
         raise ValueError(f"{path}, [settings.{setting!r}], {recipe}: {error}") from error
     values = flat_config(command.config.to_dict())
-    return tuple((name, list(v) if isinstance(v := values[name], tuple) else v) for name, _ in fields)
+    return recipe, tuple((name, list(v) if isinstance(v := values[name], tuple) else v) for name, _ in fields)

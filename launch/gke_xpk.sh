@@ -15,7 +15,7 @@ launch/gke_xpk.sh COMMAND --name=NAME --cluster=CLUSTER --image=IMAGE [options] 
   --slices=N               slices of that type                 (1)
   --zone=ZONE, --project=PROJECT                               (those of gcloud)
   --image=IMAGE            registry path of the image, e.g. europe-docker.pkg.dev/PROJECT/REPOSITORY/vlbert_jax:1
-  --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
+  --config=PATH[:VARIANT]  the recipe, or its name             (configs/pretrain.py:base_e2e)
   --bucket=gs://BUCKET     the workdir is BUCKET/<recipe>_<variant>
   --workdir=DIR            another address, or a folder of storage that is attached to the cluster, e.g. /share/base_e2e
   --restarts=N             maximum number of restarts          (10)

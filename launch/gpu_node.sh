@@ -7,7 +7,7 @@ usage() {
   cat <<'TEXT'
 launch/gpu_node.sh [options] [-- flags of vlbert_jax.main]
 
-  --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
+  --config=PATH[:VARIANT]  the recipe, or its name             (configs/pretrain.py:base_e2e)
   --bucket=ADDRESS         gs://BUCKET or s3://BUCKET: the workdir is BUCKET/<recipe>_<variant>
   --workdir=DIR            checkpoints, metrics, report; a folder or an address     (workdirs/<recipe>_<variant>)
   --gpus=N                 the first N GPUs                    (all)

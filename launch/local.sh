@@ -8,7 +8,7 @@ usage() {
 launch/local.sh N [options] [-- flags of vlbert_jax.main]
 
   N                        processes, e.g. 2 or 4
-  --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
+  --config=PATH[:VARIANT]  the recipe, or its name             (configs/pretrain.py:base_e2e)
   --bucket=ADDRESS         gs://BUCKET or s3://BUCKET: the workdir is BUCKET/<recipe>_<variant>
   --workdir=DIR            checkpoints, metrics, report; a folder or an address     (workdirs/<recipe>_<variant>)
   --devices=N              CPU devices of each process         (1)

@@ -43,7 +43,11 @@ shared_option() {
 settle() {
   is_number "$restarts" || fail "--restarts=$restarts is not a number"
   is_number "$restart_delay" || fail "--restart-delay=$restart_delay is not a number of seconds"
-  [[ -f ${config%%:*} ]] || fail "no config file ${config%%:*} in $PWD"
+  local file=${config%%:*}
+  if [[ ! -f $file && -f configs/$file.py ]]; then # a name of a recipe, as vlbert_jax.main takes it
+    config=configs/$file.py${config#"$file"}
+  fi
+  [[ -f ${config%%:*} ]] || fail "no config file $file in $PWD"
   [[ -z $bucket || $bucket =~ ^(gs|s3)://[^/] ]] || fail "--bucket=$bucket is not gs://BUCKET or s3://BUCKET"
   local recipe
   recipe=$(basename "${config%%:*}" .py)

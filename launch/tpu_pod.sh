@@ -17,7 +17,7 @@ launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of vlbert_
   --spot                   cheaper, but may be preempted at any time
   --project=PROJECT        of Google Cloud                     (that of gcloud)
   --setup=COMMAND          run on every worker first, e.g. to mount the folder with data and workdirs
-  --config=PATH[:VARIANT]  the recipe                          (configs/pretrain.py:base_e2e)
+  --config=PATH[:VARIANT]  the recipe, or its name             (configs/pretrain.py:base_e2e)
   --bucket=gs://BUCKET     the workdir is BUCKET/<recipe>_<variant>
   --workdir=DIR            another address, or a folder that all workers share, e.g. /share/base_e2e
   --restarts=N             maximum number of restarts          (10)

@@ -1,6 +1,7 @@
 """Test how commands end: at Ctrl-C while they are imported, at errors, and at Ctrl-C later."""
 
 import gc
+import importlib.util
 import os
 import signal
 import subprocess
@@ -82,6 +83,8 @@ def test_a_path_that_cannot_be_read_is_named(wrong, tmp_path, capsys):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert command.run_command(lambda: (tmp_path / wrong).read_bytes()) == 2
     error = capsys.readouterr().err
+    assert command.run_command((tmp_path / "folder/a").mkdir) == 2  # as of an option for a folder
+    assert capsys.readouterr().err.endswith("folder/a: File exists; check this path and its permissions\n")
     assert error.startswith(f"error: {tmp_path / wrong}: ") and "; check this path and its permissions\n" in error
 
 
@@ -137,3 +140,23 @@ def test_a_failed_write_is_reported_once():
     assert "never awaited" not in done.stderr
     assert "Event loop is closed" not in done.stderr and "No space left on device" not in done.stderr
     assert "RuntimeError: something else" in done.stderr and "ValueError: another reason" in done.stderr
+
+
+@pytest.mark.parametrize("platform", ["cuda", "cudaa"])
+def test_a_platform_without_its_plugin(platform, tmp_path):
+    if platform == "cuda" and importlib.util.find_spec("jax_cuda12_plugin"):
+        pytest.skip("JAX has its plugin for CUDA")
+    argv = [sys.executable, "-m", "vlbert_jax.main", "--config=vqa:demo", f"--workdir={tmp_path}/run"]
+    found = subprocess.run(argv, cwd=ROOT, env=os.environ | dict(JAX_PLATFORMS=platform), capture_output=True)
+    assert found.returncode == 2  # launch/gpu_node.sh starts it again after 1
+    assert found.stderr.startswith(f"error: JAX_PLATFORMS is {platform!r}, and JAX finds no such device".encode())
+    assert found.stderr.endswith(b"correct or unset JAX_PLATFORMS; for a GPU install vlbert_jax[cuda]\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_are_no_errors_of_the_platform(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for error in (AssertionError(), RuntimeError("other"), RuntimeError("Unable to initialize backend 'x'")):
+        with pytest.raises(type(error)) as caught, command.platforms_explained():
+            raise error
+        assert caught.value is error

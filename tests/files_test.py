@@ -29,6 +29,8 @@ def test_paths_of_a_user(monkeypatch):
     assert user_paths("~/a,b/,gs://c/d/") == "/home/someone/a,b,gs://c/d/" and user_paths("") == ""
     with pytest.raises(argparse.ArgumentTypeError, match="gs://c/d is an address; give a file or folder"):
         user_file("gs://c/d")
+    with pytest.raises(argparse.ArgumentTypeError, match="is empty; give a file or folder"):
+        user_file("")
     assert user_file("~/a") == pathlib.Path("/home/someone/a")
 
 
@@ -54,11 +56,18 @@ def test_the_target_is_replaced_atomically(tmp_path, old, new):
     if old is not None:
         target.parent.mkdir()
         write(target, old)
-    with atomic_write(target) as partial:
+    with atomic_write(target, replaces_folder=True) as partial:
         write(partial, new)
         assert (read(target) if target.exists() else None) == old
     assert read(target) == new
     assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path):
+    write(tmp_path / "target", {"a": "old"})
+    with pytest.raises(IsADirectoryError, match="target"), atomic_write(tmp_path / "target") as partial:
+        partial.write_text("new")
+    assert read(tmp_path / "target") == {"a": "old"} and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("content", ["half", {"a": "half"}])

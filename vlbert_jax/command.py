@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 # Other imports are inside the functions: until `end_at_ctrl_c` is called, Ctrl-C shows the code of what is imported.
 
 LONGEST = 1000  # characters of an error; a value of a file in it may be longer
-WRONG_PATH = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+WRONG_PATH = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST,
+)  # fmt: skip
 
 
 def end_at_ctrl_c() -> None:
@@ -97,7 +100,8 @@ def run_command(
         for module in needs:
             importlib.import_module(module)
         catch_ctrl_c()
-        work()
+        with platforms_explained():
+            work()
         return 0
     except errors as error:
         if os.environ.get("VLBERT_DEBUG"):
@@ -110,6 +114,33 @@ def run_command(
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     print(message, file=sys.stderr)  # now that the error, and with it the progress bars of its frames, is gone
     return status
+
+
+@contextlib.contextmanager
+def platforms_explained() -> Iterator[None]:
+    """Raise ValueError with a remedy where JAX cannot use a platform that JAX_PLATFORMS names.
+
+    JAX raises RuntimeError for a name that it does not know, and AssertionError without a text for `cuda` without a GPU
+    or without its plugin. A check before the work would start JAX before the processes of a run have joined.
+    """
+    try:
+        yield
+    except (AssertionError, RuntimeError) as error:
+        chosen, reason = os.environ.get("JAX_PLATFORMS"), str(error)
+        if not chosen or (reason and not reason.startswith("Unable to initialize backend")) or _has_devices():
+            raise
+        raise ValueError(
+            f"JAX_PLATFORMS is {chosen!r}, and JAX finds no such device{reason and f' ({reason})'}; correct or unset "
+            "JAX_PLATFORMS; for a GPU install vlbert_jax[cuda]"
+        ) from error
+
+
+def _has_devices() -> bool:
+    """Return whether JAX finds devices, or is not what failed because nothing has imported it."""
+    try:
+        return "jax" not in sys.modules or bool(sys.modules["jax"].devices())
+    except (AssertionError, RuntimeError):
+        return False
 
 
 def one_line(error: Exception) -> str:

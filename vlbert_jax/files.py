@@ -23,10 +23,12 @@ def user_path(text: str) -> str:
 
 
 def user_file(text: str) -> Path:
-    """Return `user_path` as a Path, for the parsers of commands. Raise ArgumentTypeError for an address."""
-    if is_address(text):
-        import argparse
+    """Return `user_path` as a Path, for the parsers of commands. Raise ArgumentTypeError for "" and for an address."""
+    import argparse
 
+    if not text.strip():  # such as a variable of the shell that is not set; Path("") would be the current folder
+        raise argparse.ArgumentTypeError("is empty; give a file or folder")
+    if is_address(text):
         raise argparse.ArgumentTypeError(f"{text} is an address; give a file or folder, and copy it from there")
     return Path(user_path(text))
 
@@ -57,12 +59,14 @@ def user_paths(text: str) -> str:
 
 
 @contextlib.contextmanager
-def atomic_write(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path, replaces_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `target`; it replaces `target` on success and is deleted on failure.
 
-    The path is the same each time, so what a killed process left is overwritten.
+    The path is the same each time, so what a killed process left is overwritten. A file replaces a folder only with
+    `replaces_folder`, since the folder of a mistyped path may hold anything; a folder replaces both.
 
     Raises:
+        IsADirectoryError: The target is a folder, and the new content is a file.
         OSError: The target cannot be written; the error names a file.
     """
     target = target.resolve()
@@ -71,6 +75,8 @@ def atomic_write(target: Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
+        if target.is_dir() and not (temporary.is_dir() or replaces_folder):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         if target.exists() and (target.is_dir() or temporary.is_dir()):  # a folder is replaced in two steps
             _remove(old)
             target.rename(old)

@@ -41,7 +41,7 @@ from typing import Any
 import ml_collections
 
 import vlbert_jax
-from vlbert_jax.command import catch_ctrl_c, one_line, report_once
+from vlbert_jax.command import catch_ctrl_c, one_line, platforms_explained, report_once
 from vlbert_jax.compiled import keep_programs
 from vlbert_jax.memory import keep_freed_memory
 
@@ -222,7 +222,9 @@ def _run_command(argv: list[str]) -> int:
 
             return compile_ahead.run(config, get_task(config.task))
         hosts.join(*place)
-        processes = dict(is_first=jax.process_index() == 0, of_first=hosts.of_first)
+        with platforms_explained():
+            is_first = jax.process_index() == 0
+        processes = dict(is_first=is_first, of_first=hosts.of_first)
         with local_workdir(workdir, mode == "train", damage_of, **processes) as folder:
             with disk_full(folder):  # rows and events, too
                 run(config, folder, mode)

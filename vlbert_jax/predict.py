@@ -205,6 +205,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for path in filter(None, (args.out, args.attention)):
         if not path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {path.parent}.")
+        if path.is_dir():
+            raise ValueError(f"{path} cannot be written: it is a folder; give the path of a file.")
 
 
 def with_flags(message: str) -> str:

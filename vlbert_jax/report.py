@@ -61,6 +61,8 @@ def read_run(workdir: Path, name: str) -> ComparedRun:
             )
     try:
         rows, stored = read_rows(workdir / "metrics.jsonl"), parse_json((workdir / "config.json").read_bytes())
+        if not isinstance(stored, dict):
+            raise ValueError("config.json is not a JSON object")
         facts = facts_of(workdir, rows)
         config = flat_config(upgraded(stored, stored.pop("schema", None), str(workdir)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -147,6 +147,16 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert not list((tmp_path / "data").rglob("1.0.0"))
 
 
+@pytest.mark.parametrize("corpus", ["", " ", ".", "..", "../x", "/x", "a/b", "a\nb"])
+def test_a_corpus_stays_in_its_folder(corpus, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a line\n")
+    corpus = corpus.replace("/x", f"{tmp_path}/x") if corpus[:1] == "/" else corpus
+    options = [f"--source={tmp_path}/a.txt", f"--corpus={corpus}", f"--data_dir={tmp_path}/data"]
+    assert build.main(["text", *options]) == 2
+    assert "--corpus=NAME without slashes" in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_dir() and path.name not in ("data", "text_corpus")]
+
+
 def test_another_build_under_the_same_name_is_refused(tmp_path, capsys):
     arguments = ["conceptual_captions", f"--source={OFFICIAL}/data_full/conceptual-captions", f"--data_dir={tmp_path}"]
     assert build.main(arguments) == 0

@@ -143,7 +143,7 @@ def tables(tmp_path):
 
 
 def test_command_prints_what_it_found(tmp_path, capsys):
-    test = [dict(image="c.jpg", text="what color?", id=7, shop="north")]
+    test = [dict(image="c.jpg", text="what color?", id=7, shop="north", price=None, label=None)]
     status, out, error = built(tmp_path, capsys, train=[RED, BLUE, RED | dict(image="c.jpg")], val=[BLUE], test=test)
     assert (status, error) == (0, "")
     for part in (
@@ -154,7 +154,7 @@ def test_command_prints_what_it_found(tmp_path, capsys):
     ):  # fmt: skip
         assert part in out
     (record,) = stored(tables(tmp_path), "test")
-    assert record["example_id"] == "7" and json.loads(record["extra"]) == {"shop": "north"}
+    assert record["example_id"] == "7" and json.loads(record["extra"]) == {"shop": "north", "price": None}
     assert record["labels"] == [] and not record["known"]
     assert stored(tables(tmp_path), "train")[1]["example_id"] == "2"  # the number of the line
     status, out, _ = built(tmp_path, capsys, train=[RED, BLUE, RED | dict(image="c.jpg")], val=[BLUE], test=test)
@@ -218,9 +218,9 @@ def test_many_labels_and_few_examples(tmp_path, capsys):
 
 
 def test_integers_are_sorted_by_value(tmp_path):
-    lines = [RED | dict(label=label) for label in (10, 9, 2)]
+    lines = [RED | dict(label=label) for label in ("10", "9", "2", "--5", "1" * 5000)]
     folder = OwnFolder(write(tmp_path / "photos", train=lines, val=lines))
-    assert describe_task(folder, "photos", 0, "")[1] == ["2", "9", "10"]
+    assert describe_task(folder, "photos", 0, "")[1] == ["2", "9", "10", "--5", "1" * 5000]
     assert describe_task(folder, "photos", 0, "9")[0]["positive"] == "9"
 
 
@@ -273,6 +273,7 @@ FAULTS = dict(
     not_json=([RED, "{'image': 'a.jpg'}"], "line 2: the line is not JSON"),
     not_an_object=([RED, "[1]"], "line 2: the line is a list of 1, not an object"),
     no_gallery=([SEARCH], "train_gallery.jsonl is missing: list the images"),
+    nan=([RED | dict(price=[float("nan")]), BLUE], "line 1: a field is NaN or infinite, which JSON lacks; write null"),
     empty=([""], "train.jsonl: there is no example"),
 )  # fmt: skip
 
@@ -300,8 +301,9 @@ def test_what_is_not_used_is_reported(tmp_path, capsys):
     assert status == 0 and "come back in the predictions: sentence" in out
     assert "train.jsonl, line 3: there is no text (1 of 3 examples of train)" in out
     assert "'--config.data.texts=own/my photos'" in out and "'--workdir=workdirs/my photos'" in out
-    train = [CHOICE, CHOICE | dict(choices=["a", "a"])]
+    train = [CHOICE | dict(probabilities=1), CHOICE | dict(choices=["a", "a"])]
     status, out, _ = built(tmp_path, capsys, "--corpus=b", train=train, val=[CHOICE])
+    assert "train.jsonl, line 1: the field 'probabilities' does not come back: predictions have one of this name" in out
     assert status == 0 and "train.jsonl, line 2: two choices are the same" in out
 
 

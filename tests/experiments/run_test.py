@@ -118,6 +118,13 @@ def test_several_seeds_of_fine_tuning(place, capsys):
     assert re.findall("# (low: .*)", written) == ["low: pre-training", "low: VQA"] * 2
 
 
+@pytest.mark.parametrize("name", ["results", "pages"])
+def test_a_folder_that_cannot_be_made_ends_the_command_before_trainings(place, name, capsys):
+    (place / "file").touch()
+    assert run.main(arguments(place, "--small", f"--{name}={place}/file/x")) == 2
+    assert "check this path and its permissions" in capsys.readouterr().err and not starts(place)
+
+
 def test_the_commit_of_a_row(tmp_path):
     """Results and pages do not count as changes: the runner writes them while the code stays the same."""
 

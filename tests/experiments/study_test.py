@@ -7,7 +7,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from experiments import compare, jobs, plots, rows, run
+from experiments import compare, jobs, page, plots, rows, run
 from experiments.declaration import STUDIES, declared_forms, study_path
 from experiments.study import Run, read_study
 from tests.helpers.experiments_case import CURVES, HEAT, PROBES, STUDY
@@ -40,6 +40,17 @@ ROW = RUN.declaration() | dict(
         ("scratch = true", "scratch = true\npretrain.total_steps = 4", r"'none'\] has no pre-training"),
         ("scratch = true", "scratch = true\ntune_seeds = 2", r"'none'\] .*; use seeds in place of tune_seeds"),
         ("seeds = 3", "seeds = 3\ntune_seeds = 0", r"tune_seeds is 0; it must be 1 or more"),
+        ("[small]", "[small.replace]\nsettings = 3\n[small]", r"with \[small.replace\]: settings is 3; it must"),
+        ("[small]", "[small.replace.settings]\nlow = 3\n[small]", r"with \[small.replace\], .* is 3; it must be a"),
+        ("[small]", "[small.replace.tasks.VQA]\nscore = 3\n[small]", r"with \[small.replace\], .*: score is 3"),
+        ("[small]", "[small.replace]\nclaims = [3]\n[small]", r"with \[small.replace\], claim 1 is 3; it must"),
+        ('"visual_word_accuracy"', "3", r"\[pretrain.scores\]: words is 3; it must be a text"),
+        ("[small]", "[probe]\nscores = {}\n[small]", r"\[probe.scores\] is {}; it must be a table with texts"),
+        ("[small]", "[probe]\nscores = { a = 1 }\n[small]", r"\[probe.scores\]: a is 1; it must be a text"),
+        ("total_steps = 8,", "seed = 8,", r"'low'\], pretrain:demo: seed is no field to override: the study sets it"),
+        ("total_steps = 8,", 'data.data_dir = "x",', r"data.data_dir is no field to override"),
+        ('recipe = "vqa:demo"', 'recipe = ""', r"\[settings.'low'\], : the recipe is empty; name one"),
+        ('settings."none"', 'settings."a\\nb"', r"the name 'a\\nb' is empty or has a line break"),
     ],
 )
 def test_mistakes_in_a_study(old, new, message, tmp_path):
@@ -116,6 +127,19 @@ def test_damaged_rows(change, message, tmp_path):
     assert str(error.value).startswith(str(path)) and path.read_bytes() == before
 
 
+@pytest.mark.parametrize(("cut", "kept"), [(0, [0, 1, 2]), (1, [0, 2])])
+def test_a_last_row_without_its_end(cut, kept, tmp_path):
+    """A row is kept if it is complete; the line of a process that was killed is replaced."""
+    path = tmp_path / "rows.jsonl"
+    for seed in range(2):
+        rows.add_row(path, ROW | dict(seed=seed))
+    path.write_bytes(path.read_bytes()[: -1 - cut])
+    assert [row["seed"] for row in rows.read_rows(path).values()] == kept[:-1]
+    rows.add_row(path, ROW | dict(seed=2))
+    assert [row["seed"] for row in rows.read_rows(path).values()] == kept
+    assert path.read_bytes().count(b"\n") == len(kept)
+
+
 def test_rows_of_workdirs(tmp_path):
     assert rows.row_in_workdir(tmp_path, RUN) is None
     rows.store_in_workdir(tmp_path, ROW)
@@ -174,6 +198,36 @@ def test_spread_of_pre_trainings_and_fine_tunings():
     assert compare.shown_spread(compare.spread({0: [1.0]})) == ["–", "–", "–"]
 
 
+def test_a_study_without_a_run(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(STUDY.replace('settings = ["low"]', "settings = []"))
+    with pytest.raises(ValueError, match=r"tiny.toml: the form 'small' has no run; it needs a setting"):
+        read_study(path, "small")
+
+
+def test_a_recipe_of_the_user(tmp_path, monkeypatch):
+    """Its path is absolute wherever the training starts, and its workdir is like that of other recipes."""
+    (tmp_path / "mine.py").write_text("from configs.pretrain import get_config\n")
+    (tmp_path / "tiny.toml").write_text(STUDY.replace('"pretrain:demo"', '"mine.py:demo"'))
+    monkeypatch.chdir(tmp_path)
+    (first, *_) = read_study(tmp_path / "tiny.toml", "small").runs()
+    assert first.recipe == f"{tmp_path}/mine.py:demo" and first.name.startswith("mine_demo-")
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    (first, *_) = read_study(tmp_path / "tiny.toml", "small").runs()
+    assert first.recipe == "pretrain:demo" and first.name.startswith("pretrain_demo-")
+
+
+def test_a_study_with_a_shipped_name_does_not_overwrite_its_results(tmp_path, capsys):
+    (tmp_path / "ablation.toml").write_text(STUDY)
+    for options in ([], [f"--results={tmp_path}"], [f"--pages={tmp_path}"]):
+        assert run.main([str(tmp_path / "ablation.toml"), "--table", *options]) == 2
+        assert "rename it, or give --results=DIR and --pages=DIR" in capsys.readouterr().err
+
+
+def test_cells_of_a_table_are_escaped():
+    assert page.table(["a|b"], [["c\nd"]]) == ["| a\\|b |", "| --- |", "| c d |"]
+
+
 PLOT = """
 [plot]
 x = "rate"
@@ -224,11 +278,47 @@ def test_figures_of_probes(figure, shown, tmp_path):
     assert shown <= texts
 
 
+def test_numbers_that_the_probes_lack(tmp_path):
+    pytest.importorskip("matplotlib")
+    for old, new, message in (
+        ("attention.chance", "attention.chanc", r"tiny: \[heat\] chance is 'attention.chanc', which is not in"),
+        ("attention.right", "words", r"the study tiny: \[heat\] values is 'words', which is not in the probes"),
+    ):
+        (tmp_path / "tiny.toml").write_text(STUDY.replace("[small]", f"{PROBES}{HEAT.replace(old, new)}[small]"))
+        study = read_study(tmp_path / "tiny.toml")
+        scores = {"words.none": 0.5, "words.all": None, "attention.chance": 0.5, "attention.right.1.1": 0.3}
+        done = {one.key: ROW | dict(scores=scores) for one in study.runs() if one.mode == "probe"}
+        assert "words.all" not in page.plotted_scores(study, done)  # it was not finite
+        with pytest.raises(ValueError, match=message):
+            plots.write_plot(study, done, tmp_path / "figure.svg")
+
+
+def test_more_lines_than_colors(tmp_path):
+    """Each setting has a line of its own, which the legend names."""
+    pytest.importorskip("matplotlib")
+    settings = {f"s{number}": number + 1 for number in range(8)}
+    table = '[settings.{0}]\nabout = "x"\nseeds = 1\npretrain.total_steps = {1}\n'
+    tables = "".join(table.format(*setting) for setting in settings.items())
+    positions = "".join(f"positions.{name} = {value}\nlines.{name} = '{name}'\n" for name, value in settings.items())
+    plot = f'[plot]\nx = "x"\n{positions}'
+    head, small = STUDY.partition("[settings")[0], '[small]\nsettings = ["s0"]\n'
+    (tmp_path / "tiny.toml").write_text(f"{head}{tables}{plot}{small}")
+    study = read_study(tmp_path / "tiny.toml")
+    done = {one.key: ROW | dict(scores=dict(answer_accuracy=0.5)) for one in study.runs()}
+    plots.write_plot(study, done, tmp_path / "figure.svg")
+    text = (tmp_path / "figure.svg").read_text()
+    assert all(f">{name}</text>" in text for name in settings)
+
+
 def test_mistakes_in_a_plot(tmp_path):
     path = tmp_path / "tiny.toml"
     for old, new, message in (
         ("low = 1, ", "", r"\[plot\]: positions lacks the setting 'low'; add it"),
         ("high = 10", "hihg = 10", r"\[plot\]: positions is 'hihg', did you mean 'high'\?"),
+        ("high = 10", "high = 0", r"\[plot.positions\]: high is 0; it must be a number above 0"),
+        ("high = 10", "high = inf", r"\[plot.positions\]: high is inf; it must be a number above 0"),
+        ("high = 10", 'high = "10"', r"\[plot.positions\]: high is '10'; it must be a number above 0"),
+        ('none = "without"', "none = 1", r"\[plot.lines\]: none is 1; it must be a text"),
     ):
         path.write_text(STUDY + PLOT.replace(old, new))
         with pytest.raises(ValueError, match=message):
@@ -236,5 +326,12 @@ def test_mistakes_in_a_plot(tmp_path):
     path.write_text(STUDY + HEAT)
     with pytest.raises(ValueError, match=r"\[heat\] draws numbers of probes; add \[probe\]"):
         read_study(path)
+    path.write_text(STUDY + PLOT + PROBES + HEAT)
+    with pytest.raises(ValueError, match=r"\[plot\] and \[heat\] are figures, of which a study has one; remove one"):
+        read_study(path)
+    for panels in ("{}", "{ words = {} }", "{ words = 3 }", "{ words = { a = 3 } }"):
+        path.write_text(f'{STUDY}{PROBES}[curves]\nx = "x"\npanels = {panels}\n')
+        with pytest.raises(ValueError, match=r"\[curves.panels.* is .*; (it must be a t|add a panel)"):
+            read_study(path)
     path.write_text(STUDY + PLOT)
     assert set(read_study(path, "small").plot.positions) == {"low"}

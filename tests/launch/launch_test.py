@@ -81,6 +81,7 @@ def test_the_default_workdir_does_not_depend_on_the_directory(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "--workdir=workdirs/pretrain_base_prec" in result.stdout
     assert "CUDA_VISIBLE_DEVICES" not in result.stdout  # all GPUs are visible
+    assert launch("--dry-run", "--config=pretrain:base_prec", cwd=tmp_path).stdout == result.stdout  # a name
 
 
 def test_environment_variables_take_precedence():

@@ -213,7 +213,7 @@ def test_boxes_of_an_official_file(tmp_path):
 @pytest.mark.parametrize("content, message", [
     ("{", "not valid JSON"), ('"boxes"', "must be rows of numbers"), ("[[1, 2, 3]]", "rows of 4 finite numbers"),
     ("[[1, 2, 3, 1e39]]", "rows of 4 finite numbers"),
-    ('[["a", 1, 2, 3]]', "must be rows of numbers"), ("[[1, 2, NaN, 4]]", "finite"), ("{}", "'boxes' must be rows"),
+    ('[["a", 1, 2, 3]]', "must be rows of numbers"), ("[[1, 2, NaN, 4]]", "finite"), ("{}", "the fields are none"),
     ("[[1, 2, 3, 4], [5, 5, 4, 9]]", "box 1 is .5, 5, 4, 9."), ("[[500, 2, 600, 4]]", "box 0 is .*outside the image"),
     ("[[1, 2, 3, 4], [0, 0, 999, 999]]", "box 1 is .*far beyond the image of 451 x 300"),
     ("[[-100, 0, 3, 4]]", "box 0 is .*far beyond the image"),
@@ -221,6 +221,9 @@ def test_boxes_of_an_official_file(tmp_path):
     ("[[0.1, 0.1, 0.5, 0.9], [0, 0, 1, 1]]", "within 0 and 1, but boxes are in pixels of the image of 451 x 300"),
     ('{"boxes": [[1, 2, 3, 4]], "labels": 5}', "must be lists"),
     ('{"boxes": [[1, 2, 3, 4]], "scores": ["x"]}', "scores must be numbers"),
+    ('{"boxes": [[1, 2, 3, 4]], "scores": [NaN]}', "scores must be finite numbers"),
+    ('{"boxs": [[1, 2, 3, 4]]}', "the field 'boxes' is missing; the fields are boxs"),
+    ('{"boxes": [[1, 2, 3, 4]], "boxes": []}', "the field 'boxes' is there twice"),
 ])  # fmt: skip
 def test_invalid_files_of_boxes_are_refused(content, message, tmp_path):
     path = tmp_path / "b.json"
@@ -228,6 +231,8 @@ def test_invalid_files_of_boxes_are_refused(content, message, tmp_path):
     with pytest.raises(ValueError, match=rf"b\.json: .*{message}"):
         given_regions(path, (451, 300))
     assert len(given_regions([], (451, 300))) == 0
+    path.write_text('{"boxes": [[1, 2, 3, 4]], "labels": [null]}')
+    assert given_regions(path, (451, 300)).labels == ("",)
 
 
 def test_a_grid_covers_the_image():
@@ -246,6 +251,7 @@ def test_a_grid_covers_the_image():
     (["--image", __file__], "predict_test.py: the file is not an image"),
     (["--image", CAT, "--out", "x.docx"], "its suffix must be one of .png"),
     (["--image", CAT, "--out", "nowhere/x.png"], "there is no folder nowhere"),
+    (["--image", CAT, "--checkpoint", "x", "--caption", "a", "--attention", "."], "it is a folder"),
     (["--image", CAT, "--boxes", "nowhere.json"], "nowhere.json"),
     (["--image", CAT, "--attention", "x.html"], "needs a text"),
     (["--image", CAT, "--choices", "a", "b"], "needs the --question"),

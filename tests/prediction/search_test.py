@@ -63,6 +63,13 @@ def test_scores_are_those_of_single_pairs(predictor, photos):
         assert fit.probability == pytest.approx(1 / (1 + np.exp(-fit.score)))
 
 
+def test_the_text_that_is_cut_is_named(predictor, photos, caplog):
+    predictor.similarity(str(photos / "a.png"), [TEXTS[0], "blue " * 99, TEXTS[1], "white " * 99])
+    assert [record.getMessage()[:8] for record in caplog.records] == ["'blue bl", "'white w"]
+    assert all("is longer than the sequence" in record.getMessage() for record in caplog.records)
+    assert max(len(record.getMessage()) for record in caplog.records) < 200
+
+
 def test_searches_in_both_directions(predictor, photos):
     scores = predictor.similarity([str(photos / f"{name}.png") for name in "abc"], TEXTS)
     found = predictor.search(TEXTS[0], photos, top=2)

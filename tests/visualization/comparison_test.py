@@ -73,6 +73,8 @@ def test_the_command(workdirs, tmp_path, capsys):
     ("metrics.jsonl", None, "holds no run, because it has no metrics.jsonl"),
     ("config.json", "{", r"is damaged \(Expecting property name.*\); leave this run out"),
     ("metrics.jsonl", "[]\n{\n", "is damaged"),
+    ("metrics.jsonl", '{"step": 1, "split": "val", "x": "high"}\n', "line 1, is damaged: x is .high.; remove"),
+    ("config.json", "[]", r"is damaged \(config.json is not a JSON object\)"),
 ])  # fmt: skip
 def test_a_folder_without_a_run_is_one_line(workdirs, tmp_path, capsys, file, content, message):
     (workdirs[1] / file).unlink()

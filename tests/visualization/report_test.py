@@ -211,6 +211,8 @@ def test_curves_of_incomplete_rows():
     page = report.curves(rows)
     parse(page)
     assert "nan" not in page and "<b>-1</b>" in page
+    huge = [{"step": s, "split": "val", "loss": loss} for s, loss in ((1, 1e308), (2, 3.0), (3, -1e308), (4, 2.0))]
+    assert "<b>2</b>" in report.curves(huge)  # points that no axis can hold are left out
     chosen = report.curves(history(), names=["mrc_accuracy", "absent"])
     assert chosen.count("<svg") == 1
     long = [{"step": s, "split": "train", "loss": 1.0 + s % 7} for s in range(1, 100_001)]

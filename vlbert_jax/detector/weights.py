@@ -164,7 +164,7 @@ def write_detector(tensors: Mapping[str, np.ndarray], lists: Mapping[str, Path],
         target: file or folder to write.
         form: "orbax" for a folder, "safetensors" or "pt" for a file with MILVLG's names.
     """
-    with atomic_write(target) as path:
+    with atomic_write(target, replaces_folder=True) as path:
         if form == "pt":
             export.write_torch(path, tensors, wrap=False)
         elif form == "safetensors":

@@ -43,7 +43,7 @@ from vlbert_jax.prediction.attention_maps import squares
 from vlbert_jax.prediction.expected import check_features, vocabulary_of
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import find_regions
-from vlbert_jax.prediction.requests import MOST, Request, in_batches, needs_of, requests_of
+from vlbert_jax.prediction.requests import MOST, Request, cut_texts, in_batches, needs_of, requests_of
 from vlbert_jax.prediction.search import Searching
 from vlbert_jax.prediction.seen import Attention, Encoded, Picture
 from vlbert_jax.tasks import TASKS, all_tasks, get_task
@@ -219,9 +219,11 @@ class Predictor(Searching):
         """Return the example of a request; log a warning where a part of its text is not read."""
         for unknown in self._unknown(self.task.plain_text(" ".join([request.text, request.text2, *request.choices]))):
             log.warning("%r is not in the model's vocabulary", unknown)
-        example = self._example([(picture.pixels, picture.regions) for picture in pictures], request)
-        if example.get("text_cut"):
-            log.warning("%r is longer than the sequence of the model; its end is not read", request.text)
+        example_of = functools.partial(self._example, [(picture.pixels, picture.regions) for picture in pictures])
+        example = example_of(request)
+        task, is_cut = TASKS[self.task.name], example.get("text_cut")
+        for text in cut_texts(request, task, example_of, self.tokenizer) if is_cut else ():
+            log.warning("%r is longer than the sequence of the model; its end is not read", text)
         return {name: value for name, value in example.items() if name not in ("pixels", "region_features")}
 
     def _results(self, program: Callable, requests: Sequence[Request]) -> Iterator[tuple[Picture, Batch, Any]]:

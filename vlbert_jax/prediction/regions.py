@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from vlbert_jax.data.region_files import GRID, Unusable, decode_regions, fractions_of, grid_boxes
 from vlbert_jax.detector.detect import Detector
 from vlbert_jax.detector.regions import Regions
-from vlbert_jax.files import parse_json
+from vlbert_jax.files import distinct_fields, parse_json
 
 BEYOND = 0.1  # share of the side of an image by which a box may be beyond it, as those of some detectors are
 
@@ -59,7 +59,7 @@ def given_regions(boxes: Any, size: tuple[int, int]) -> Regions:
     if not isinstance(boxes, str | Path):
         return _check_regions("boxes", dict(boxes=boxes), size)
     try:
-        content = parse_json(Path(boxes).read_bytes())
+        content = parse_json(Path(boxes).read_bytes(), pairs_hook=distinct_fields)
     except ValueError as error:
         raise ValueError(f"{boxes}: the file is not valid JSON: {error}") from None
     if not isinstance(content, dict):
@@ -87,6 +87,8 @@ def _decode_official(path: str, record: dict, size: tuple[int, int]) -> dict:
 
 
 def _check_regions(name: str, content: dict, size: tuple[int, int]) -> Regions:
+    if "boxes" not in content:
+        raise ValueError(f"{name}: the field 'boxes' is missing; the fields are {', '.join(content) or 'none'}")
     boxes = _number_rows(name, content, "boxes", width=4)
     _check_boxes(name, boxes, size)
     labels, scores = content.get("labels", [""] * len(boxes)), content.get("scores")
@@ -100,10 +102,12 @@ def _check_regions(name: str, content: dict, size: tuple[int, int]) -> Regions:
         scores = None if scores is None else tuple(map(float, scores))
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: scores must be numbers") from None
+    if not np.isfinite(scores or ()).all():
+        raise ValueError(f"{name}: scores must be finite numbers; leave the field out where there are none")
     return Regions(
         boxes=boxes,
         source=name,
-        labels=tuple(map(str, labels)),
+        labels=tuple("" if label is None else str(label) for label in labels),
         scores=scores,
         features=features,
         image_feature=content.get("image_feature"),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlbert_jax.batch import Arrays, Batch, Example, make_batch
+from vlbert_jax.data.tokenizer import Tokenizer
 from vlbert_jax.tasks import Registered
 
+LONGEST = 120  # characters of a text in a message
 MOST = 8  # examples of a batch; smaller batches have 1, 2 or 4, so that four programs answer any list
 
 
@@ -82,6 +84,21 @@ def requests_of(
     if not text_optional and not all(request.text.strip() for request in requests):
         raise ValueError("the text is empty")
     return requests, bool(lists.keys() & asked.keys())
+
+
+def cut_texts(
+    request: Request, task: Registered, example_of: Callable[[Request], Example], tokenizer: Tokenizer
+) -> list[str]:
+    """Return the texts of a request that were cut, shortened for a message.
+
+    The candidates of a search are in sequences of their own. Texts that share one are cut at the longest.
+    """
+    texts = [request.text, *filter(None, (request.text2, *request.choices))]
+    if request.choices and not task.takes_choices:
+        cut = [text for text in texts if example_of(request._replace(text=text, choices=()))["text_cut"]]
+    else:
+        cut = [max(texts, key=lambda text: len(tokenizer.encode(text).ids))]
+    return [text if len(text) <= LONGEST else f"{text[: LONGEST - 20]} ... {text[-15:]}" for text in cut]
 
 
 def _is_list(value: Any) -> bool:

@@ -54,4 +54,6 @@ def write_own(directory: Path, split: str, rows: Sequence[dict], probabilities: 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
         return "|".join(map(str, value))
+    if value is None:
+        return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -54,11 +54,10 @@ def read_rows(path: pathlib.Path) -> list[dict]:
         if line.endswith(b"\n") and line.strip():
             remedy = "remove this line; only curves and tables of the report are made of it"
             row = json_object(line, f"{path}, line {number},", remedy, "step", "split")
-            kinds = dict(step=int, split=str, step_time_ms=int | float | None)
-            for name, kind in kinds.items():
-                value = row.get(name)
-                is_number = isinstance(value, int | float)
-                if name in row and (not isinstance(value, kind) or (is_number and not abs(value) < 2**63)):
+            kinds, whole = dict(step=int, split=str), ("step", "step_time_ms")  # the others are metrics
+            for name, value in row.items():
+                is_kind = isinstance(value, kinds.get(name, int | float | None)) and not isinstance(value, bool)
+                if not is_kind or (name in whole and value is not None and not abs(value) < 2**63):
                     raise ValueError(f"{path}, line {number}, is damaged: {name} is {str(value)[:60]!r}; {remedy}")
             rows.append({current_metric(name): value for name, value in row.items()})
     return rows

@@ -9,7 +9,6 @@ this package knows a model or a task: labels of metrics are an argument.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -28,6 +27,7 @@ from vlbert_jax.visualization.metric_names import (
 from vlbert_jax.visualization.templates import Html, join, load_templates
 
 Labels = Mapping[str, str]  # metric, or kind of group -> label
+LARGEST = 1e300  # value in a chart; the axes of larger ones would overflow
 
 
 def write_page(directory: Path | str, title: str, sections: Iterable[tuple[str, Html]]) -> Path:
@@ -148,14 +148,14 @@ def chart_grid(charts: Mapping[str, Html], first: Sequence[str], labels: Labels)
 
 
 def series_of(rows: Iterable[Mapping]) -> dict[str, dict[tuple[str, bool], list]]:
-    """Return the finite values as metric -> (split, blind) -> list of (step, value).
+    """Return the values that a chart can show as metric -> (split, blind) -> list of (step, value).
 
     Metrics of groups are left out.
     """
     series: dict[str, dict[tuple[str, bool], list]] = {}
     for row in rows:
         for name, value in row.items():
-            if name in ("step", "split") or not isinstance(value, Real) or not math.isfinite(value):
+            if name in ("step", "split") or not isinstance(value, Real) or not abs(value) < LARGEST:
                 continue
             metric = parse_metric(name)
             if not metric.group:

@@ -259,7 +259,7 @@ def _some(items: list[str], most: int = 6) -> str:
 def write_conversion(
     conversion: Conversion, target: Path, form: str, dtype: str | None, add_files: Callable[[Path], None] | None = None
 ):
-    """Write the target atomically; it replaces what is there.
+    """Write the target atomically; it replaces what is there, a folder too (`export.may_replace` checks it before).
 
     An Orbax folder and a file with official names hold whole models: parameters that the source lacks are
     initialized. A file of a ResNet and a Hugging Face folder hold only what the source has.
@@ -275,7 +275,7 @@ def write_conversion(
         ValueError: The format cannot hold the source.
     """
     source, config = conversion.source, conversion.config
-    with atomic_write(target) as path:
+    with atomic_write(target, replaces_folder=True) as path:
         if form == "hf" and source.kind == "sibling":
             named = export.cast_tensors(official_tensors(conversion, target, kept=False), dtype)
             kind = hugging_face_class(source.path, conversion.task, conversion.architecture)
