@@ -109,6 +109,13 @@ def test_text_alone_trains_a_new_model(architecture, data_dir):
     captions, texts = gradients("mlm_caption"), gradients("mlm_text")
     assert optax.tree.norm(texts) < 10 * optax.tree.norm(captions)
     assert not optax.tree.norm(texts["two_stream"]["appearance"])
+    regions = model.region_states(batch, model.appearance(batch))
+    of_update = nnx.jit(lambda m: m.encode(batch, regions).of_sequence(1).text)(model)
+    nothing = dict.fromkeys(("boxes", "region_mask", "region_hidden", "region_features", "image_size", "box_geometry"))
+    words = ("token_ids", "region_ids", "segment_ids", "position_ids", "element_mask")
+    alone = batch.replace(**nothing, **{name: getattr(batch, name)[:, 1:] for name in words})
+    of_evaluation = nnx.jit(lambda m: m.encode(alone, None).text)(model)
+    np.testing.assert_allclose(of_update, of_evaluation, atol=1e-6)
 
 
 def test_the_losses_of_lxmert(data_dir):

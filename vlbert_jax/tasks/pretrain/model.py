@@ -85,6 +85,8 @@ class PretrainingModel(VisualLinguisticModel):
     def encode(self, batch: Batch, region_states, key=None, wanted=None):
         """Return the states of all elements; in two streams, only the first sequence of an example sees its image."""
         n = batch.token_ids.shape[1]
+        if batch.boxes is None:  # texts, which pass the layers that those of a training batch do
+            wanted = ("text",)
         if self.two_stream is None or region_states is None or n == 1:
             return super().encode(batch, region_states, key, wanted)
         keys = split_keys(key, 2)
