@@ -155,11 +155,10 @@ class OwnFolder:
                     "its score is too high"
                 )
 
-
     def _warn_of_replaced(self) -> None:
         """Warn of further fields that the predictions have under the same name."""
-        own = {"value": (), "targets": (), "question": (), "texts": ("caption",), "choices": ("choice",)}
-        names = {*own.get(self.form.name, ()), *(() if "value" == self.form.name else ("probabilities",))}
+        replaced_of = {"value": (), "texts": ("caption", "probabilities"), "choices": ("choice", "probabilities")}
+        names = {*replaced_of.get(self.form.name, ("probabilities",))}
         for example in (example for examples in self.examples.values() for example in examples):
             if replaced := sorted(names & example.extra.keys()):
                 self.warnings.append(f"{example.place}: the field {replaced[0]!r} does not come back: predictions have "

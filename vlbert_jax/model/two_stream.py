@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -77,7 +77,7 @@ class Group(nnx.Module):
         """
         collected = {}
         for kind, block_key in zip(self.kinds, split_keys(key, len(self.kinds)), strict=True):
-            if not states.keys() >= set(CHANGES[kind]):
+            if kind not in kinds_on(self.kinds, states):
                 continue
             changed, probabilities = {}, {}
             if kind == "x":
@@ -90,6 +90,11 @@ class Group(nnx.Module):
             states = states | changed
             collected[kind] = changed, probabilities
         return states, collected
+
+
+def kinds_on(kinds: str, streams: Collection[str]) -> str:
+    """Return those kinds of blocks whose streams are all among `streams`."""
+    return "".join(kind for kind in kinds if set(CHANGES[kind]) <= set(streams))
 
 
 def planned_runs(layers: Sequence[tuple[str, int]], wanted: Sequence[str]) -> list[tuple[int, int, int]]:
@@ -148,10 +153,7 @@ class TwoStreamEncoder(nnx.Module):
         config = self.config
         group_keys = split_keys(key, len(config.layers))
         found: dict[str, list] = {}
-        layers = [
-            ("".join(kind for kind in kinds if states.keys() >= set(CHANGES[kind])), times)
-            for kinds, times in config.layers
-        ]
+        layers = [(kinds_on(kinds, states), times) for kinds, times in config.layers]
         for group, start, stop in planned_runs(layers, STREAMS if collect else wanted):
             kinds, times = layers[group]
             if "x" in kinds or collect:
@@ -331,10 +333,10 @@ class TwoStream(nnx.Module):
         has_task = self.task_embeddings is not None
         mask = jnp.concatenate([word_mask[:, :, :1], word_mask], axis=2) if has_task else word_mask
         b, _, t = word_mask.shape
-        arrays = dict(text=words), dict(text=mask)
-        if regions is not None:
-            arrays = arrays[0] | dict(visual=regions), arrays[1] | dict(visual=region_mask)
-        flat_states, flat_masks = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
+        flat_states, flat_masks = (
+            {name: x.reshape(-1, *x.shape[2:]) for name, x in arrays.items() if x is not None}
+            for arrays in (dict(text=words, visual=regions), dict(text=mask, visual=region_mask))
+        )
         states, collected = self.encoder(flat_states, flat_masks, key, wanted, collect)
         states = {name: x.reshape(b, -1, *x.shape[1:]) for name, x in states.items()}
         text, visual = states.get("text"), states.get("visual")
