@@ -32,6 +32,7 @@ from vlbert_jax.tasks.answer import accuracy  # noqa: E402
 from vlbert_jax.tasks.answer_lists import answers_of  # noqa: E402
 from vlbert_jax.tasks.match.batches import Candidates, candidates_of  # noqa: E402
 from vlbert_jax.tasks.match.recall import AT  # noqa: E402
+from vlbert_jax.tasks.region import model as region_model  # noqa: E402
 from vlbert_jax.tasks.region import task as region_task  # noqa: E402
 
 REGION = region_task.RegionTask()
@@ -90,7 +91,7 @@ def chance(name: str, config) -> float:
     hits = []
     for batch in REGION.eval_batches(config, 0, 1)["expressions"]:
         real = batch.index >= 0
-        hits += list(batch.targets.region_hits[real].sum(1) / np.asarray(region_task.choosable(batch))[real].sum(1))
+        hits += list(batch.targets.region_hits[real].sum(1) / np.asarray(region_model.choosable(batch))[real].sum(1))
     return float(np.mean(hits))
 
 

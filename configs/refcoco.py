@@ -77,6 +77,9 @@ def base_detected() -> ml_collections.ConfigDict:
     config.optimizer.clip_norm = 1.0
     # sigmoid = each region for itself | softmax = the right regions of an example share its probability (VisualBERT)
     config.losses.grounding = "sigmoid"
+    # Head over the regions: hidden = VL-BERT's | linear = without a hidden layer (ViLBERT) | norm = with a layer norm
+    # behind it (UNITER).
+    config.model.grounding_head = "hidden"
     config.data.update(
         dict(
             # Regions to choose from: gt = annotations | detected | both | listed = of a table that lists the right ones

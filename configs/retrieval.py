@@ -85,7 +85,10 @@ def flickr30k() -> ml_collections.ConfigDict:
     config.losses.margin = 0.2  # of hinge
     config.model.train_region_head = False
     config.model.encoder.pooler = True
-    config.model.relationship_classes = 2  # of the head: the text does not belong, or belongs, to the image
+    # relationship = the head of pre-training: the text does not belong, or belongs, to the image | score = a new head
+    # with one output (UNITER, ViLBERT)
+    config.model.matching_head = "relationship"
+    config.model.relationship_classes = 2
     config.data.update(
         dict(
             texts="retrieval/flickr30k",

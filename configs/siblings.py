@@ -1,8 +1,7 @@
 """Pre-training of the systems that VL-BERT's paper compares itself with; variants of configs/pretrain.py.
 
 All of them run on precomputed features of a caption corpus. `config.model.architecture` exchanges the model of any
-of them, with the data and the losses of the recipe. What the original code does and these recipes do not: the feature
-of another image's region in place of a tenth of the chosen ones (LXMERT; here zeros, as for eight tenths), questions as
+of them, with the data and the losses of the recipe. What the original code does and these recipes do not: questions as
 captions (Oscar), batches by number of tokens (UNITER).
 """
 
@@ -54,7 +53,7 @@ def lxmert_base() -> ml_collections.ConfigDict:
     config.warmup_steps = 33_500
     config.optimizer.update(dict(name="bertadam", counts_from=0, clip_norm=1.0))
     config.losses.update(dict(objects=True, attributes=True, features=True, answers=True))
-    config.data.mask_tokens = True
+    config.data.update(dict(mask_tokens=True, hidden_share=0.8, swapped_share=0.1))
     return config
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -17,6 +18,7 @@ from vlbert_jax.predict import main
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.requests import Request
 from vlbert_jax.tasks import get_task
+from vlbert_jax.weights.two_stream_read import read_two_stream, two_stream_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -176,15 +178,99 @@ def test_refusals_and_what_the_weights_expect(oscar, image, capsys):
     assert f"has {len(WORDS)} tokens, but config.model.encoder.vocab_size is" in error and "--vocab" in error
 
 
+def write_vilbert(folder, name):
+    """Write a small file of ViLBERT with its config and a vocabulary."""
+    tensors = small_tensors(name, layers=99)
+    for key, array in tensors.items():  # so that elements do not end alike after many layers
+        if key.endswith("LayerNorm.weight"):
+            array += 1
+        elif ".encoder." in key:
+            array *= 0.3
+    write_words(folder, len(tensors["bert.embeddings.word_embeddings.weight"]))
+    heads = dict(num_attention_heads=2, v_num_attention_heads=1, bi_num_attention_heads=1)
+    (folder / "config.json").write_text(json.dumps(heads | dict(hidden_act="gelu")))
+    save(folder / "pytorch_model.bin", tensors)
+
+
+def their_scores(folder, content: dict, text: str, tasks) -> tuple[np.ndarray, float]:
+    """Return the scores of the rows of an image for a text and that of the pair, from inputs as the official code's."""
+    model = two_stream_model(read_two_stream(folder))
+    ids = [WORDS.index(word) for word in ["[CLS]", *text.split(), "[SEP]"]]
+    features, (width, height) = np.array(content["features"], np.float32), SIZE
+    x1, y1, x2, y2 = np.array(content["boxes"], np.float32).T
+    places = np.stack([x1 / width, y1 / height, x2 / width, y2 / height, (y2 - y1) * (x2 - x1) / (width * height)], 1)
+    rows = len(features) + 1
+    inputs = dict(
+        token_ids=np.array(ids)[None, None], segment_ids=np.zeros((1, 1, len(ids)), int),
+        position_ids=np.arange(len(ids))[None, None], word_mask=np.ones((1, 1, len(ids)), bool),
+        region_mask=np.ones((1, 1, rows), bool),
+        features=np.concatenate([features.mean(0, keepdims=True), features])[None, None],
+        geometry=np.concatenate([[[0, 0, 1, 1, 1]], places]).astype(np.float32)[None, None],
+    )  # fmt: skip
+
+    @nnx.jit
+    def scores(model, inputs):
+        of_regions, of_pair = (
+            model.two_stream(**inputs, **(dict(task=jnp.full((1, 1), task)) if task else {})) for task in tasks
+        )
+        positions = len(ids) + jnp.arange(rows)[None, None]
+        pair = model.choice_logits(model.two_stream.pool(of_pair))
+        return model.grounding_logits(of_regions, positions)[0, 0], pair[0, 0]
+
+    with matmul_precision("highest"):
+        regions, pair = scores(model, {name: jnp.asarray(value) for name, value in inputs.items()})
+    return np.asarray(regions), float(pair)
+
+
+@pytest.mark.parametrize("name, tasks", [
+    ("vilbert_multitask_12in1", (10, 8)), ("vilbert_beta_6layer_vcr_retrieval_refcoco", (0, 0)),
+])  # fmt: skip
+def test_vilbert_finds_regions_and_images(name, tasks, image, tmp_path):
+    """One file has heads for regions and for retrieval; 12-in-1 reads the number of the task."""
+    text, content = "the red ball", regions(2048)
+    write_vilbert(tmp_path, name)
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    logits, score = their_scores(tmp_path, content, text, tasks)
+    chances = 1 / (1 + np.exp(-logits))
+    assert chances.std() > 1e-3
+    places = vlbert_jax.load(tmp_path, task="region").ground(image, text, tmp_path / "boxes.json")
+    assert [place.region for place in places] == np.argsort(-chances).tolist()
+    np.testing.assert_allclose([place.probability for place in places], np.sort(chances)[::-1], atol=1e-5)
+    found = vlbert_jax.load(tmp_path, task="match").similarity([image], [text, "a cat"], [tmp_path / "boxes.json"])
+    np.testing.assert_allclose(found[0, 0], score, atol=1e-4)
+    assert found[0, 0] != found[0, 1]
+
+
+def test_pairs_of_pre_training_need_no_fine_tuning(image, tmp_path, capsys):
+    """The head of the relationship of UNITER base scores texts; the output says which detector it expects."""
+    tensors = small_tensors("uniter_base")
+    write_words(tmp_path, len(tensors["uniter.embeddings.word_embeddings.weight"]))
+    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2)))
+    save(tmp_path / "pytorch_model.bin", tensors)
+    (tmp_path / "boxes.json").write_text(json.dumps(regions(2048)))
+    (tmp_path / "texts.txt").write_text("the red ball\na cat\n")
+    options = ["--checkpoint", tmp_path, "--image", image, "--boxes", tmp_path / "boxes.json", "--json"]
+    assert main([str(option) for option in (*options, "--texts", tmp_path / "texts.txt")]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["features"].startswith("the weights expect features of the bottom-up-attention detector")
+    assert {row["text"] for row in found["texts"]} == {"the red ball", "a cat"}
+    assert main([str(option) for option in (*options, "--text", "a cat")]) == 0
+    (about,) = json.loads(capsys.readouterr().out)
+    score = next(row["score"] for row in found["texts"] if row["text"] == "a cat")
+    assert about["asked"][0]["fit"]["score"] == pytest.approx(score, abs=1e-4)
+    assert "takes --caption" in refused(*options, "--expression", "a cat", capsys=capsys)
+
+
 @pytest.mark.parametrize("name, detector", [("vinvl_base", "VinVL's"), ("vilbert_multitask_12in1", "12-in-1's")])
 def test_features_of_another_detector(name, detector, oscar, image, tmp_path, capsys):
     """Regions with an extractor are of this package's detector, which these weights do not know."""
-    vilbert = name.startswith("vilbert")
-    tensors = small_tensors(name, layers=99 if vilbert else 1)
-    write_words(tmp_path, len(tensors["bert.embeddings.word_embeddings.weight"]))
-    heads = dict(v_num_attention_heads=1, bi_num_attention_heads=1) if vilbert else {}
-    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, hidden_act="gelu") | heads))
-    save(tmp_path / "pytorch_model.bin", tensors)
+    if name.startswith("vilbert"):
+        write_vilbert(tmp_path, name)
+    else:
+        tensors = small_tensors(name)
+        write_words(tmp_path, len(tensors["bert.embeddings.word_embeddings.weight"]))
+        (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2, hidden_act="gelu")))
+        save(tmp_path / "pytorch_model.bin", tensors)
     (tmp_path / "boxes.json").write_text(json.dumps(regions(2048) | dict(extractor="0123456789abcdef")))
     options = ["--image", image, "--boxes", tmp_path / "boxes.json", "--caption", "a [MASK]"]
     logging.getLogger("vlbert_jax").setLevel(logging.INFO)  # as a run in the same process; its lines are no warnings

@@ -58,7 +58,8 @@ def test_recipes_have_the_published_values(recipe):
     assert {name: config.optimizer[name] for name in fields} == fields
     assert config.optimizer.counts_from == (0 if fields["name"] == "bertadam" else 1)
     if file == "pretrain":  # each piece for itself; nine tenths of the chosen regions are hidden, in UNITER all
-        assert config.data.mask_tokens and config.data.hidden_share == (1.0 if "uniter" in variant else 0.9)
+        shares = dict(uniter=(1.0, 0.0), lxmert=(0.8, 0.1)).get(variant.split("_")[0], (0.9, 0.0))
+        assert config.data.mask_tokens and (config.data.hidden_share, config.data.swapped_share) == shares
 
 
 @pytest.mark.parametrize("variant, words", [("visualbert_base", 128), ("uniter_base", 62)])

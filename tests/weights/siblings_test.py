@@ -180,7 +180,7 @@ def test_other_numbers_of_layers(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "task", "head"),
-    [("uniter_base_refcoco_mlp2", "region", "re_output"), ("uniter_base_vcr", "choice", "vcr_output")],
+    [("vinvl_base_nlvr2", "classify", "classifier"), ("uniter_base_vcr", "choice", "vcr_output")],
 )
 def test_a_head_that_no_model_reads(name, task, head, tmp_path, capsys):
     """A conversion says that another head is initialized, and a prediction that nothing reads this one."""

@@ -23,6 +23,8 @@ class Samples:
     replacements: Int[np.ndarray, "p"]  # a random token id per token of the text
     regions: Float64[np.ndarray, "n"]  # uniform, per box (not the whole image)
     region: float = 0.0  # uniform; the box that is selected where one must be, as a fraction of their number
+    # Uniform; the record and the box of it whose feature a box may get, as fractions of their numbers.
+    swaps: Float64[np.ndarray, "m 2"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
 
 
 def draw_samples(
@@ -45,6 +47,7 @@ def draw_samples(
         replacements=rng.choice(ordinary_ids, length),
         regions=rng.random(num_regions),
         region=rng.random(),
+        swaps=rng.random((num_regions, 2)),
     )
 
 
@@ -104,3 +107,15 @@ def mask_regions(
         forced = int(draws.region * len(asked))
         asked[forced] = hidden[forced] = True
     return asked, hidden
+
+
+def swapped_regions(
+    draws: Samples, probability: float, hidden_share: float, swapped_share: float
+) -> Int[np.ndarray, "k"]:
+    """Return the boxes that get the feature of another image's box: a share of the selected ones, besides the hidden.
+
+    LXMERT hides 80 % of the selected boxes, exchanges 10 % and leaves 10 % as they are.
+    """
+    place = draws.regions / max(probability, 1e-12)
+    selected = draws.regions < probability
+    return np.flatnonzero(selected & (place >= hidden_share) & (place < hidden_share + swapped_share))

@@ -38,14 +38,20 @@ def check_features(path: str, config: ml_collections.ConfigDict, found: Regions)
     )
 
 
+def expectation_of(config: ml_collections.ConfigDict) -> str:
+    """Return which detector published weights expect, as a sentence; "" where they read images, or nothing is known."""
+    expects = config.data.get("expects", "") if is_precomputed(config) else ""
+    return expects and f"the weights expect features of {expects}"
+
+
 def origin_of_features(config: ml_collections.ConfigDict, found: Regions) -> str:
     """Return which detector published weights expect and whether the features are its own, "" where nothing is known.
 
     Such weights carry no fingerprint, so the detector's kind is all that can be compared.
     """
-    expects = config.data.get("expects", "") if is_precomputed(config) else ""
-    if not expects or found.features is None:
+    expectation = expectation_of(config)
+    if not expectation or found.features is None:
         return ""
     if not found.extractor:
-        return f"the weights expect features of {expects}; which detector these are of is not known"
-    return f"the weights expect features of {expects}; these are of one of that kind"
+        return f"{expectation}; which detector these are of is not known"
+    return f"{expectation}; these are of one of that kind"

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlbert_jax.data.examples import images_per_example
 from vlbert_jax.files import read_lines
+from vlbert_jax.prediction.expected import expectation_of
 from vlbert_jax.prediction.output import load_models, say
 from vlbert_jax.prediction.search import Found, ranked
 from vlbert_jax.weights.shipped import notice_of
@@ -29,6 +30,8 @@ def search_images(args: argparse.Namespace) -> list[dict[str, Any]]:
     images = args.gallery or args.image
     texts = args.text if args.gallery else _lines(args.texts)
     model, _ = load_models(args)
+    notes = dict(notice=notice_of(args.checkpoint), features=expectation_of(model.config))
+    notes = {field: note for field, note in notes.items() if note}
     boxes, results = args.boxes or None, []
     if args.gallery and args.image:
         model.require("similarity")
@@ -43,7 +46,7 @@ def search_images(args: argparse.Namespace) -> list[dict[str, Any]]:
         for (image, picture), text in zip(asked * (len(texts) if count == 1 else 1), texts, strict=True):
             found = model.search((picture, text), images, args.top, of_gallery)
             results.append(dict(image=image, text=text, images=_rows("image", found)))
-        return _printed(results, args)
+        return _printed(results, notes, args)
     scores = model.similarity(images, texts, boxes)
     if args.gallery:
         for number, text in enumerate(texts):
@@ -53,15 +56,14 @@ def search_images(args: argparse.Namespace) -> list[dict[str, Any]]:
         for number, image in enumerate(images):
             best = ranked(texts, scores[number], args.top)
             results.append(dict(image=image, texts=_rows("text", best)))
-    return _printed(results, args)
+    return _printed(results, notes, args)
 
 
-def _printed(results: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Print what was found, unless --json is given; return it, with the notice about a shipped model."""
-    notice = notice_of(args.checkpoint)
+def _printed(results: list[dict[str, Any]], notes: dict[str, str], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print the notes about the model and what was found, unless --json is given; return it, with the notes."""
     if args.json:
-        return [result | (dict(notice=notice) if notice else {}) for result in results]
-    lines = [notice] if notice else []
+        return [result | notes for result in results]
+    lines = list(notes.values())
     for *asked, rows in (result.values() for result in results):
         lines.append(" + ".join(asked))
         lines += [f"{row['probability']:6.1%}  {row['score']:7.2f}  {next(iter(row.values()))}" for row in rows]

@@ -27,7 +27,7 @@ import PIL.Image
 from flax import nnx
 from jax import Array
 
-from vlbert_jax.batch import IMG, Batch, Example
+from vlbert_jax.batch import Batch, Example
 from vlbert_jax.data.examples import is_precomputed
 from vlbert_jax.data.image_files import read_image
 from vlbert_jax.data.region_files import GRID
@@ -35,17 +35,16 @@ from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.detector.detect import Detector, load_detector
 from vlbert_jax.detector.regions import Regions
 from vlbert_jax.files import user_path
-from vlbert_jax.model.config import architecture_of, matmul_precision
-from vlbert_jax.model.two_stream import TwoStreamStates
+from vlbert_jax.model.config import matmul_precision
 from vlbert_jax.model.two_stream_config import STREAMS
 from vlbert_jax.prediction.asked import describe_answers, draw_asked
-from vlbert_jax.prediction.attention_maps import squares
 from vlbert_jax.prediction.expected import check_features, vocabulary_of
+from vlbert_jax.prediction.inspection import Inspecting
 from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.prediction.regions import find_regions
 from vlbert_jax.prediction.requests import MOST, Request, cut_texts, in_batches, needs_of, requests_of
 from vlbert_jax.prediction.search import Searching
-from vlbert_jax.prediction.seen import Attention, Encoded, Picture
+from vlbert_jax.prediction.seen import Picture
 from vlbert_jax.tasks import TASKS, all_tasks, get_task
 
 log = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def load(
     return predictor
 
 
-class Predictor(Searching):
+class Predictor(Searching, Inspecting):
     """A model and what it needs to read an image and a text; `load` makes it.
 
     `image` is a path, uint8 pixels [y, x, 3], a PIL image, or what `look` returned; an http or https address where
@@ -348,51 +347,6 @@ class Predictor(Searching):
         texts = [text] if isinstance(text, str) else text
         answers = zip(texts, self.ask(picture, texts, choices), strict=True)
         return draw_asked(picture.pixels, picture.regions, [describe_answers(self.task, *pair) for pair in answers])
-
-    def encode(self, image: Any, text: Any, boxes: Any = None, choice: str = "") -> Any:
-        """Return the last states of the sequence of a text as `Encoded`.
-
-        `choice` is the choice of a task that takes choices. For lists the result is a list.
-        """
-        requests, several = requests_of(image, text, (choice,), boxes)
-        found = []
-        for _, batch, states in self._results(self._states, requests):
-            tokens, (first, end) = self._elements(batch)
-            if isinstance(states, TwoStreamStates):
-                found.append(Encoded(tokens, states.text[0, 0, :first], states.visual[0, 0, : end - first]))
-            else:
-                found.append(Encoded(tokens, states[0, 0, :first], states[0, 0, first:end]))
-        return found if several else found[0]
-
-    def attention(self, image: Any, text: Any, boxes: Any = None, choice: str = "") -> Any:
-        """Return the attention of every element of the sequence of a text to every other as `Attention`.
-
-        In two streams each layer is four maps: of words, of regions, and from one to the other. For lists the result
-        is a list.
-        """
-        requests, several = requests_of(image, text, (choice,), boxes)
-        found = []
-        for picture, batch, maps in self._results(self._attention, requests):
-            tokens, (first, end) = self._elements(batch)
-            names = tuple(map(picture.regions.name, range(len(picture.regions) + 1)))
-            maps = jax.tree.map(lambda rows: rows[0, :, 0], maps)
-            has_end = architecture_of(self.config).end_token
-            found.append(Attention(tokens, names, *squares(maps, len(tokens), len(names), end - first, has_end)))
-        return found if several else found[0]
-
-    def _elements(self, batch: Batch) -> tuple[tuple[str, ...], tuple[int, int]]:
-        """Return the tokens of the text, and where regions begin and end in the (first) sequence.
-
-        In two streams they end where a sequence with all of them would.
-        """
-        ids, real = batch.token_ids[0, 0], int(batch.element_mask[0, 0].sum())
-        architecture = architecture_of(self.config)
-        if architecture.streams == 2:
-            rows = int(batch.region_mask[0].sum()) - (not architecture.whole_image)
-            first, end = real, real + rows
-        else:
-            first, end = int(np.argmax(ids == self.tokenizer.vocab_size + IMG)), real - architecture.end_token
-        return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:first]), (first, end)
 
 
 def _joined(arrays: Sequence[Array], axis: int) -> Array:

@@ -130,6 +130,6 @@ def task_of_names(names: Iterable[str]) -> str:
     return next((name for name in TASKS if get_task(name).owns(found)), PRETRAINING)
 
 
-def task_of_family(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return the task whose heads are among tensors of a sibling; pre-training where no other task's are."""
-    return next((name for name in TASKS if get_task(name).owns_family(architecture, shapes)), PRETRAINING)
+def tasks_of_family(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the tasks whose heads are among tensors of a sibling, in the order of the registry; not pre-training."""
+    return [name for name in TASKS if get_task(name).owns_family(architecture, shapes)]

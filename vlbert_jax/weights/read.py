@@ -17,7 +17,7 @@ import numpy as np
 
 from vlbert_jax.files import read_json_object
 from vlbert_jax.model.architectures import VLBERT, get_architecture
-from vlbert_jax.tasks import PRETRAINING, TASKS, part_config, task_of_family, task_of_names
+from vlbert_jax.tasks import PRETRAINING, TASKS, part_config, task_of_names, tasks_of_family
 from vlbert_jax.weights import detector_names, family_names, two_stream_names, vlbert_names
 from vlbert_jax.weights.bert_names import bert_to_official
 from vlbert_jax.weights.containers import TRAINER, find_weights, read_files, stored_in_file
@@ -229,9 +229,9 @@ def _to_sibling(path: str, raw: Mapping[str, np.ndarray], container: str, archit
         weights.dropped["duplicate"] = copies
     if words not in weights.tensors:
         raise ValueError(f"{path} has tensors of {architecture}, but lacks {words}")
-    own_task = task_of_family(architecture, {name: array.shape for name, array in weights.tensors.items()})
-    masked_words = family_names.MLM_BIAS in weights.tensors
-    weights.tasks = tuple(dict.fromkeys((PRETRAINING, own_task) if masked_words else (own_task,)))
+    found = tasks_of_family(architecture, {name: array.shape for name, array in weights.tensors.items()})
+    pretraining = [PRETRAINING] if family_names.MLM_BIAS in weights.tensors or not found else []
+    weights.tasks = (*pretraining, *found)
     weights.task = weights.tasks[0]
     return weights
 

@@ -72,6 +72,7 @@ HEADS = {
         **_answers("gqa_head", "vil_prediction_gqa.logit_fc"),
         **_answers("pair_head", "vil_binary_prediction.logit_fc"),
         "choice_head": "vil_logit",
+        "matching_head": "vil_logit",  # of a file for retrieval
         "relation_head": "vil_tri_prediction",
         "label_head/classes": "vil_tri_prediction",
         "grounding_head": "vision_logit",

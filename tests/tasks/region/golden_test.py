@@ -20,6 +20,7 @@ from vlbert_jax.batch import END, IMG, Batch, make_batch
 from vlbert_jax.data.records import open_split
 from vlbert_jax.geometry import box_iou
 from vlbert_jax.model.region_head import prepare_pixels
+from vlbert_jax.tasks.region import model as region_model
 from vlbert_jax.tasks.region import task as region_task
 from vlbert_jax.tasks.region.examples import POSITIVE, ExpressionLayout, expression_example, original_boxes
 
@@ -196,7 +197,7 @@ def test_scoring(variant, tokenizer):
         logits = np.full(batch.region_mask.shape, 99.0, np.float32)  # padding has the largest logits
         logits[:, : len(scoring["logits"][0])] = scoring["logits"]
         logits = jnp.where(batch.region_mask, logits, -jnp.inf)
-        hits, count = region_task.choice_accuracy(logits, batch)
+        hits, count = region_model.choice_accuracy(logits, batch)
         assert (float(hits), float(count)) == (sum(right), len(records))
         if right == scoring["correct"]:
             assert np.isclose(float(hits) / float(count), scoring["accuracy"])
@@ -222,7 +223,7 @@ def test_metrics(variant):
         ),
     )
     logits = jnp.where(real, logits, -jnp.inf)
-    ours = region_task.accuracies(logits, batch)
+    ours = region_model.accuracies(logits, batch)
     official = dict(
         grounding_accuracy="RefAcc",
         region_accuracy="ClsAcc",

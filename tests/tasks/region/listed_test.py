@@ -15,6 +15,7 @@ from vlbert_jax.batch import Batch
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.tasks import get_task
+from vlbert_jax.tasks.region import model as region_model
 from vlbert_jax.tasks.region import task as region_task
 from vlbert_jax.tasks.region.entities import Phrase, phrase_recall
 from vlbert_jax.tasks.region.examples import ExpressionLayout
@@ -99,24 +100,24 @@ def known_batch():
 
 def test_losses_on_known_logits(data_dir):
     batch, z = known_batch(), np.array([[0.5, -1.0, 2.0, 9.0], [1.0, 2.0, 3.0, 4.0], [9.0, 1.0, -1.0, 9.0]])
-    logits = jnp.where(region_task.choosable(batch), z, -jnp.inf)
+    logits = jnp.where(region_model.choosable(batch), z, -jnp.inf)
     first, third = np.log(np.exp(z[0, :3]).sum()), np.log(np.exp(z[2, 1:3]).sum())
     # The divergence from targets of 1/m: of 1/2 each in the first, of 1 in the third; the second teaches nothing.
     expected = (first - z[0, 1:3].mean() - np.log(2)) + (third - z[2, 2])
-    total, count = region_task.summed_loss(logits, batch, "softmax")
+    total, count = region_model.summed_loss(logits, batch, "softmax")
     np.testing.assert_allclose((total, count), (expected, 2), rtol=1e-6)
-    gradient = jax.grad(lambda logits: region_task.summed_loss(logits, batch, "softmax")[0])(logits)
+    gradient = jax.grad(lambda logits: region_model.summed_loss(logits, batch, "softmax")[0])(logits)
     chosen = np.exp(z[0, :3]) / np.exp(z[0, :3]).sum() - [0, 0.5, 0.5]
     np.testing.assert_allclose(gradient[:2], [[*chosen, 0], [0] * 4], atol=1e-6)
-    total, count = region_task.summed_loss(logits, batch, "sigmoid")
+    total, count = region_model.summed_loss(logits, batch, "sigmoid")
     signs = np.array([[-1, 1, 1, 0], [-1, -1, -1, -1], [0, -1, 1, 0]])
     np.testing.assert_allclose((total, count), (np.log1p(np.exp(-signs * z))[signs != 0].sum(), 9), rtol=1e-6)
-    assert tuple(map(float, region_task.choice_accuracy(logits, batch))) == (1, 3)
+    assert tuple(map(float, region_model.choice_accuracy(logits, batch))) == (1, 3)
     # An example whose right region is not known has no part in any score.
     unknown = batch.replace(targets=batch.targets.replace(region_known=jnp.array([True, False, False])))
-    assert tuple(map(float, region_task.choice_accuracy(logits, unknown))) == (1, 1)
-    assert region_task.summed_loss(logits, unknown, "sigmoid")[1] == 3
-    assert region_task.accuracies(logits, unknown)["positive_region_fraction"] == (2, 3)
+    assert tuple(map(float, region_model.choice_accuracy(logits, unknown))) == (1, 1)
+    assert region_model.summed_loss(logits, unknown, "sigmoid")[1] == 3
+    assert region_model.accuracies(logits, unknown)["positive_region_fraction"] == (2, 3)
     config = shrunk("entities", data_dir)
     assert REGION.loss_counts(batch, config, ("region",))["region"] == 2
     config.losses.grounding = "hinge"

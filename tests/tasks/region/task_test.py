@@ -23,6 +23,7 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.geometry import box_iou
 from vlbert_jax.tasks import get_task
+from vlbert_jax.tasks.region import model as region_model
 from vlbert_jax.tasks.region import task as region_task
 from vlbert_jax.tasks.region.examples import (
     KINDS,
@@ -107,11 +108,11 @@ def test_loss_and_accuracies_on_known_logits(data_dir):
     logits = jnp.asarray([[0.5, -1.0, 2.0], [3.0, 1.0, -np.inf], [-np.inf] * 3])
     # The loss is -log sigmoid(z) of targets and -log sigmoid(-z) of the other regions, five in all.
     each = [np.log1p(np.exp(z)) for z in (0.5, 1.0, 2.0, 3.0, -1.0)]
-    losses = np.where(batch.region_mask, region_task.region_losses(logits, batch), 0)
+    losses = np.where(batch.region_mask, region_model.region_losses(logits, batch), 0)
     np.testing.assert_allclose(losses.sum(), sum(each), rtol=1e-6)
     assert REGION.loss_counts(batch, config, ("region",))["region"] == 5
     assert REGION.loss_weights(config) == {"region": 1.0} and REGION.active_losses(config, 0) == ("region",)
-    metrics = region_task.accuracies(logits, batch)
+    metrics = region_model.accuracies(logits, batch)
     assert {name: tuple(map(float, value)) for name, value in metrics.items()} == dict(
         grounding_accuracy=(1, 2),  # row 2 of the first is a hit, row 0 of the second is not
         region_accuracy=(1, 5),  # only row 1 of the second is right
@@ -130,7 +131,7 @@ def test_padding_is_never_chosen_and_has_no_gradient(data_dir):
         def loss(model):
             return REGION.loss_sums(model, batch, None, config, ("region",))[0]["region"]
 
-        return nnx.grad(loss)(model), region_task.region_logits(model, batch, model.appearance(batch))
+        return nnx.grad(loss)(model), region_model.region_logits(model, batch, model.appearance(batch))
 
     gradient, logits = gradient_and_logits(model, on_device(batch))
     assert (np.isinf(logits) == ~batch.region_mask).all() and not batch.region_mask.all()
@@ -154,8 +155,8 @@ def test_baselines_ignore_their_removed_inputs(data_dir):
 
     @nnx.jit
     def logits(model, batch):
-        trained_blind = region_task.region_logits(model, batch, region_task.appearance_of(model, batch, True))
-        return region_task.baseline_logits(model, batch, config) | dict(trained_blind=trained_blind)
+        trained_blind = region_model.region_logits(model, batch, region_model.appearance_of(model, batch, True))
+        return region_model.baseline_logits(model, batch, config) | dict(trained_blind=trained_blind)
 
     own = logits(model, batch)
     np.testing.assert_array_equal(own.pop("trained_blind"), own["_blind"])  # as with config.blind

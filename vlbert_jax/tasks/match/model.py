@@ -18,24 +18,35 @@ from vlbert_jax.tasks.match.batches import Candidates
 from vlbert_jax.tasks.match.examples import PairLayout, pair_on_device, query_on_device
 
 LOSSES = ("softmax", "hinge")
+HEADS = ("relationship", "score")  # values of config.model.matching_head
 
 
 class MatchModel(VisualLinguisticModel):
-    """VL-BERT or a sibling, and the head of pre-training that reads whether a text belongs to an image.
+    """VL-BERT or a sibling, and a head that reads whether a text belongs to an image.
 
-    The score of a pair is the logit of "belongs" minus that of "does not". So a model that was pre-trained
-    with the relationship loss scores pairs without fine-tuning.
+    "relationship" is the head of pre-training: the score of a pair is the logit of "belongs" minus that of "does
+    not". So a model that was pre-trained with the relationship loss scores pairs without fine-tuning. "score" is a
+    head with one output (UNITER, ViLBERT).
     """
 
     def __init__(
-        self, encoder: EncoderConfig | TwoStreamConfig, region_head: RegionHeadConfig, classes: int, rngs: nnx.Rngs
+        self,
+        encoder: EncoderConfig | TwoStreamConfig,
+        region_head: RegionHeadConfig,
+        classes: int,
+        rngs: nnx.Rngs,
+        kind: str = "relationship",
     ):
+        if kind not in HEADS:
+            raise ValueError(f"config.model.matching_head is {kind!r}; it must be one of {', '.join(HEADS)}.")
         if not encoder.pooler:
             raise ValueError("config.model.encoder.pooler is False, but the score of a pair is read from the pooler.")
         super().__init__(encoder, region_head, rngs)
         self.dropout_rate = encoder.dropout_rate
         exact = dataclasses.replace(encoder.encoder_config("text"), dtype=jnp.float32)  # scores must not tie
-        self.relationship_head = dense(encoder.pool_size, classes, ("embed", None), exact, rngs)
+        layer = dense(encoder.pool_size, 1 if kind == "score" else classes, ("embed", None), exact, rngs)
+        self.relationship_head = layer if kind == "relationship" else None
+        self.matching_head = layer if kind == "score" else None
         if isinstance(encoder, TwoStreamConfig):
             self.wanted = encoder.pooled_streams
 
@@ -58,8 +69,9 @@ class MatchModel(VisualLinguisticModel):
         """Return the score of every sequence with its image, in float32."""
         key_pool, key_head = split_keys(key, 2)
         pooled = self.pooled_each(states, key_pool, token_ids)
-        logits = self.relationship_head(dropout(pooled, self.dropout_rate, key_head)).astype(jnp.float32)
-        return logits[..., 1] - logits[..., 0]
+        head = self.matching_head if self.relationship_head is None else self.relationship_head
+        logits = head(dropout(pooled, self.dropout_rate, key_head)).astype(jnp.float32)  # pyright: ignore[reportOptionalCall]
+        return logits[..., 0] if self.relationship_head is None else logits[..., 1] - logits[..., 0]
 
 
 def score_candidates(

@@ -35,6 +35,11 @@ from vlbert_jax.tasks.match.recall import AT, TIES, retrieval_scores
 from vlbert_jax.tasks.scorers import scorer_of
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
+# Heads of published siblings: with one output, and of pre-training. Those of VisualBERT and Oscar do not read whether
+# one text belongs to an image: the first compares two captions, the second reads the names of the regions, too.
+FAMILY_SCORES = {"uniter": "rank_output", "vilbert": "vil_logit"}
+FAMILY_RELATIONSHIPS = {"uniter": "itm_output", "lxmert": "cls.seq_relationship", "vilbert": "cls.bi_seq_relationship"}
+FAMILY_LENGTHS = {"uniter": (100, 60), "lxmert": (36, 20), "vilbert": (100, 30)}  # regions of an image, and words
 SHOWN = 5  # texts of an image in the report
 BEST = 10  # candidates of each text and image in the file of predictions
 
@@ -42,7 +47,7 @@ BEST = 10  # candidates of each text and image in the file of predictions
 class Fit(NamedTuple):
     """How well a text fits an image."""
 
-    score: float  # logit of "they belong together" minus that of "they do not"
+    score: float  # logit of "they belong together" minus that of "they do not", or of a head with one output
     probability: float  # of the first, by the score
 
 
@@ -64,7 +69,8 @@ class MatchTask(Task):
 
     def build_model(self, config, rngs: nnx.Rngs) -> MatchModel:
         """Return the model of a config."""
-        return MatchModel(*trunk_options(config), config.model.relationship_classes, rngs)
+        kind = config.model.get("matching_head", "relationship")
+        return MatchModel(*trunk_options(config), config.model.relationship_classes, rngs, kind)
 
     def batch_shapes(self, config) -> Batch:
         """Return the global batch of an update as shapes alone."""
@@ -266,7 +272,11 @@ class MatchTask(Task):
 
     # --- Weights ------------------------------------------------------------------------------------
 
-    official_names = {"relationship_head": "vlbert.relationsip_head.caption_image_relationship"}
+    official_names = {
+        "relationship_head": "vlbert.relationsip_head.caption_image_relationship",
+        "matching_head": "matching_score",  # the released VL-BERTs have no such head: a name for files of this package
+    }
+    official_heads = ("matching_score.",)
     starts_from = {"vlbert.relationsip_head.": "vlbert.relationsip_head."}  # also where a run has several heads
     missing_remedy = (
         "Retrieval without fine-tuning reads the head of the relationship loss, which released VL-BERTs do not have: "
@@ -279,13 +289,34 @@ class MatchTask(Task):
         "model.relationship_classes": 2,
     }
 
+    def owns(self, names: set[str]) -> bool:
+        """Return whether these are weights with a head for retrieval alone."""
+        return "matching_score.weight" in names
+
     def config_from_weights(self, shapes) -> dict:
         """Return the fields that the head needs; the pooler is initialized where the source has none."""
-        return {"model.encoder.pooler": True, "model.relationship_classes": 2}
+        kind = "score" if "matching_score.weight" in shapes else "relationship"
+        return {"model.encoder.pooler": True, "model.relationship_classes": 2, "model.matching_head": kind}
+
+    def owns_family(self, architecture: str, shapes) -> bool:
+        """Return whether a sibling has a head for retrieval, or one of pre-training that scores pairs."""
+        heads = (FAMILY_SCORES.get(architecture), FAMILY_RELATIONSHIPS.get(architecture))
+        return any(f"{head}.weight" in shapes for head in heads)
 
     def config_from_family(self, architecture: str, shapes) -> dict:
-        """Return the fields that the head needs, as `config_from_weights` does."""
-        return self.config_from_weights(shapes)
+        """Return the head, and the lengths of the published recipe."""
+        regions, words = FAMILY_LENGTHS.get(architecture, (100, 60))
+        fields = {
+            "model.encoder.pooler": True,
+            "model.relationship_classes": 2,
+            "model.matching_head": "score" if f"{FAMILY_SCORES.get(architecture)}.weight" in shapes else "relationship",
+            "data.max_regions": regions,
+            "data.text_length": words,
+            "data.sequence_length": regions + 1 + words,
+        }
+        if shapes.get("embeddings.task_embeddings.weight"):
+            fields["model.two_stream.task_number"] = 8  # Flickr30k in 12-in-1
+        return fields
 
     # --- Answers to a user --------------------------------------------------------------------------
 

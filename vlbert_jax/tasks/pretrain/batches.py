@@ -14,7 +14,7 @@ from vlbert_jax.batch import Batch, Example, abstract_batch, empty_example
 from vlbert_jax.data import streams
 from vlbert_jax.data.class_scores import class_scores
 from vlbert_jax.data.examples import is_precomputed, remembered_images
-from vlbert_jax.data.masking import draw_samples
+from vlbert_jax.data.masking import Samples, draw_samples, swapped_regions
 from vlbert_jax.data.records import Records, Source, open_split
 from vlbert_jax.data.streams import (
     batch_bytes,
@@ -78,7 +78,18 @@ class _Captions(_Corpus):
             # Any record but this one; the whole record is read, although only its caption is used.
             other = int(draws.other * (len(self.records) - 1))
             other = self.records[other + (other >= number)]["caption"]
-        return caption_example(record, draws, self.tokenizer, self.layout, other, self.answers)
+        swaps = self._swaps(number, draws) if self.layout.swapped_share and self.layout.mrc else None
+        return caption_example(record, draws, self.tokenizer, self.layout, other, self.answers, swaps)
+
+    def _swaps(self, number: int, draws: Samples) -> dict[int, np.ndarray]:
+        """Return for each exchanged box the feature of a box of another record (LXMERT)."""
+        layout, found = self.layout, {}
+        for box in swapped_regions(draws, layout.mask_regions, layout.hidden_share, layout.swapped_share):
+            other = int(draws.swaps[box, 0] * (len(self.records) - 1))
+            features = self.records[other + (other >= number)]["features"] if len(self.records) > 1 else ()
+            if len(features):
+                found[int(box)] = features[int(draws.swaps[box, 1] * len(features))]
+        return found
 
 
 class _Text(_Corpus):

@@ -151,7 +151,7 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     if set(names) == {"region"}:
         return sums, metrics
 
-    states = model.encode(batch, model.region_states(batch, appearance, key_project), key_encode)
+    states = model.encode(batch, model.region_states(batch, exchanged(appearance, batch), key_project), key_encode)
     if "mlm_caption" in names or "mlm_text" in names:
         logits = model.mlm_logits(states, batch.targets.mlm_positions)
         losses, hits = cross_entropy(logits, batch.targets.mlm_labels), logits.argmax(-1) == batch.targets.mlm_labels
@@ -181,6 +181,15 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
         distances = signed_distances(model, states, batch)
         sums["transport"] = jnp.sum(jnp.where(weights["transport"] > 0, distances, 0) * weights["transport"])
     return sums, metrics
+
+
+def exchanged(appearance: Float[Array, "b r g"] | None, batch: Batch) -> Float[Array, "b r g"] | None:
+    """Return what the model sees of the regions: some have the appearance of another image's region (LXMERT)."""
+    rows = batch.targets.swap_rows
+    if rows is None or appearance is None:
+        return appearance
+    places = jnp.where(rows > 0, rows, appearance.shape[1])  # out of range: not written
+    return appearance.at[jnp.arange(len(rows))[:, None], places].set(batch.targets.swap_features, mode="drop")
 
 
 def regression_errors(model: PretrainingModel, states, batch: Batch, appearance) -> Float[Array, "b h"]:

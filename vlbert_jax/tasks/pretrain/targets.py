@@ -16,7 +16,7 @@ LOSSES = (*LOSSES, *VISUAL_LOSSES, "answers")
 class PretrainTargets(Arrays):
     """Masked words, hidden regions and the relationship; sparse, so that only these positions reach the heads.
 
-    Axes: `k` masked words per sequence, `h` hidden regions, `c` region classes.
+    Axes: `k` masked words per sequence, `h` hidden regions, `c` region classes, `w` exchanged regions.
     """
 
     mlm_positions: Int[Array | np.ndarray, "b n k"] | None = padding(0, default=None)  # elements of masked words
@@ -26,6 +26,9 @@ class PretrainTargets(Arrays):
     mrc_positions: Int[Array | np.ndarray, "b h"] | None = padding(0, default=None)  # their elements in sequence 0
     mrc_targets: Float[Array | np.ndarray, "b h c"] | None = padding(0, default=None)  # the detector's distribution
     mrc_mask: Bool[Array | np.ndarray, "b h"] | None = padding(False, default=None)
+    # Rows of regions that the model sees with the feature of another image's region, 0 = none, and these features.
+    swap_rows: Int[Array | np.ndarray, "b w"] | None = padding(0, default=None)
+    swap_features: Float[Array | np.ndarray, "b w g"] | None = padding(0, default=None)
     relationship: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # 1 = caption belongs to image
     region_classes: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)  # most probable class; -1 = none
     # Most probable object and attribute of each region, without the background, from 0; -1 = none. And their scores.

@@ -1,7 +1,7 @@
 """Referring expressions, phrases of a sentence and pointing questions: which region is meant (paper, section 4.3)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,20 +16,33 @@ from vlbert_jax.data.examples import image_shapes, is_precomputed, orientation_o
 from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tables import Split
-from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
-from vlbert_jax.model.config import RegionHeadConfig
-from vlbert_jax.model.layers import PredictionHead, split_keys, xavier_init
-from vlbert_jax.model.two_stream_config import TwoStreamConfig
-from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_words
+from vlbert_jax.data.tokenizer import tokenizer_of
+from vlbert_jax.model.layers import PredictionHead, xavier_init
 from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.layouts import trunk_options
-from vlbert_jax.tasks.losses import binary_cross_entropy, counted
+from vlbert_jax.tasks.losses import counted
 from vlbert_jax.tasks.region.examples import LISTED, ExpressionLayout, asked_example, expression_example, hits
 from vlbert_jax.tasks.region.listed import check_listed, is_labeled, listed_example, right_rows
+from vlbert_jax.tasks.region.model import (
+    LOSSES,
+    RegionModel,
+    accuracies,
+    appearance_of,
+    baseline_logits,
+    choice_accuracy,
+    choosable,
+    has_right_region,
+    is_judged,
+    loss_kind,
+    region_logits,
+    summed_loss,
+)
 from vlbert_jax.tasks.region.predictions import SCORERS, num_predicted, write_listed, write_referring
 from vlbert_jax.tasks.scorers import scorer_of
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
+FAMILY_HEADS = {"uniter": "re_output", "vilbert": "vision_logit"}  # of published siblings
+FAMILY_WORDS = {"vilbert": 20}  # elements of an expression
 CHECKED_IMAGES = 20  # so many first images without a detection are taken for a mistake
 
 
@@ -53,18 +66,16 @@ class RegionTargets(Arrays):
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # the expression was cut
 
 
-class RegionModel(VisualLinguisticModel):
-    """VL-BERT or a sibling, and a score per region; the head's hidden layer starts from that for hidden regions."""
+def _layers(name: str) -> dict[str, str]:
+    """Return the names of the head of siblings, of which `name` is that of one layer, and the prefix of several."""
+    layers = {"": "", "/transform": ".0", "/norm": ".2", "/classes": ".3"}
+    return {f"grounding_head{ours}": f"{name}{theirs}" for ours, theirs in layers.items()}
 
-    def __init__(self, encoder, region_head: RegionHeadConfig, rngs: nnx.Rngs):
-        super().__init__(encoder, region_head, rngs)
-        self.region_head = PredictionHead(encoder.encoder_config("visual"), 1, rngs)
-        if isinstance(encoder, TwoStreamConfig):
-            self.wanted = ("visual",)
 
-    def region_logits(self, states, positions: Int[Array, "b r"]) -> Float[Array, "b r"]:
-        """Return a logit per region; `positions` are those of the regions in the sequence."""
-        return self.region_head(self.first_regions_at(states, positions))[..., 0]
+def _kind_of_head(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return which of HEADS tensors have; "hidden" where `name` is none of theirs."""
+    kinds = {f"{name}.weight": "linear", f"{name}.3.weight": "norm"}
+    return next((kind for layer, kind in kinds.items() if layer in shapes), "hidden")
 
 
 class RegionTask(TextImageTask):
@@ -78,11 +89,11 @@ class RegionTask(TextImageTask):
 
     def build_model(self, config, rngs: nnx.Rngs) -> RegionModel:
         """Return the model of a config."""
-        return RegionModel(*trunk_options(config), rngs)
+        return RegionModel(*trunk_options(config), rngs, config.model.get("grounding_head", "hidden"))
 
     def initialize_heads(self, model: RegionModel, config, loaded: set[tuple]) -> None:
         """Initialize the layer that scores a region as the official code does."""
-        if ("region_head", "classes", "kernel") not in loaded:
+        if isinstance(model.region_head, PredictionHead) and ("region_head", "classes", "kernel") not in loaded:
             xavier_init(model.region_head.classes.kernel, config.seed)
 
     def example_maker(self, config, orientation: str, train: bool) -> Callable[[dict, bool], Example]:
@@ -205,22 +216,41 @@ class RegionTask(TextImageTask):
     official_names = {
         "region_head/transform": "final_mlp.0.dense",
         "region_head/classes": "final_mlp.2",
-    }
-    family_names = {
-        "uniter": {
-            "grounding_head": "re_output",
-            "grounding_head/transform": "re_output.0",
-            "grounding_head/norm": "re_output.2",
-            "grounding_head/classes": "re_output.3",
-        }
-    }
-    official_heads = ("final_mlp.",)
+    } | _layers("grounding_mlp")  # the released VL-BERTs have no such head: names for files of this package
+    family_names = {"uniter": _layers("re_output")}
+    official_heads = ("final_mlp.", "grounding_mlp.")
     starts_from = {"vlbert.mvrc_head.transform.": "final_mlp.0."}
     defaults = {"data.max_regions": 120, "data.sequence_length": 160, "data.eval_boxes": "gt"}
 
     def owns(self, names: set[str]) -> bool:
-        """Return whether these are weights for referring expressions: the head has no norm."""
-        return "final_mlp.2.weight" in names and "final_mlp.0.LayerNorm.weight" not in names
+        """Return whether these are weights for referring expressions: the head of VL-BERT has no norm."""
+        own = {"grounding_mlp.weight", "grounding_mlp.3.weight"} & names
+        return bool(own) or ("final_mlp.2.weight" in names and "final_mlp.0.LayerNorm.weight" not in names)
+
+    def config_from_weights(self, shapes) -> dict:
+        """Return the kind of the head."""
+        return {"model.grounding_head": _kind_of_head("grounding_mlp", shapes)}
+
+    def owns_family(self, architecture: str, shapes) -> bool:
+        """Return whether a sibling has a head that scores regions."""
+        return architecture in FAMILY_HEADS and _kind_of_head(FAMILY_HEADS[architecture], shapes) != "hidden"
+
+    def config_from_family(self, architecture: str, shapes) -> dict:
+        """Return the kind of the head, and the lengths of the published recipe; features belong to listed boxes."""
+        words = FAMILY_WORDS.get(architecture, 60)
+        fields = {
+            "model.grounding_head": _kind_of_head(FAMILY_HEADS.get(architecture, ""), shapes),
+            "data.train_boxes": LISTED,
+            "data.eval_boxes": LISTED,
+            "data.max_regions": 100,
+            "data.sequence_length": 101 + words,
+            "losses.grounding": "softmax" if architecture == "uniter" else "sigmoid",
+        }
+        if architecture in ("lxmert", "vilbert"):
+            fields["data.text_length"] = words
+        if shapes.get("embeddings.task_embeddings.weight"):
+            fields["model.two_stream.task_number"] = 10  # RefCOCO+ in 12-in-1
+        return fields
 
     # --- Answers to a user --------------------------------------------------------------------------
 
@@ -287,100 +317,3 @@ def _check_table(config, kind: str) -> None:
             f"{d.images} in {d.data_dir} has no detections: build it with --proposals, or choose among annotations "
             "(config.data.train_boxes=gt, config.data.eval_boxes=gt)"
         )
-
-
-def appearance_of(model: RegionModel, batch: Batch, blind: bool) -> Float[Array, "b r g"]:
-    """Return the appearance of the regions, or zeros if `blind`, so that only places and sizes are known."""
-    if not blind:
-        return model.appearance(batch)
-    rows = jax.eval_shape(model.appearance, batch)
-    return jnp.zeros(rows.shape, rows.dtype)
-
-
-def region_logits(model: RegionModel, batch: Batch, appearance, key=None) -> Float[Array, "b r"]:
-    """Return a logit per region, -inf in padding; in the official code padding can be chosen."""
-    key_project, key_encode = split_keys(key, 2)
-    states = model.encode(batch, model.region_states(batch, appearance, key_project), key_encode)
-    logits = model.region_logits(states, batch.targets.region_positions[:, 0])
-    return jnp.where(choosable(batch), logits, -jnp.inf)
-
-
-LOSSES = ("sigmoid", "softmax")  # values of config.losses.grounding
-
-
-def loss_kind(config) -> str:
-    """Return which loss is trained: each region for itself (sigmoid), or one of several right ones (softmax)."""
-    return config.losses.get("grounding", "sigmoid")
-
-
-def choosable(batch: Batch) -> Bool[Array, "b r"]:
-    """Return which rows may be chosen."""
-    choices = batch.targets.region_choices
-    return batch.region_mask if choices is None else batch.region_mask & choices
-
-
-def is_judged(batch: Batch) -> Bool[Array, "b"]:
-    """Return which rows are examples whose right region is known."""
-    known = batch.targets.region_known
-    return batch.region_mask.any(1) if known is None else batch.region_mask.any(1) & known
-
-
-def has_right_region(batch: Batch) -> Bool[Array, "b"]:
-    """Return which examples have a right region among those that may be chosen."""
-    return (batch.targets.region_targets & choosable(batch)).any(1)
-
-
-def region_losses(logits: Float[Array, "b r"], batch: Batch) -> Float[Array, "b r"]:
-    """Return the loss of each region for itself; the value of those that cannot be chosen is arbitrary."""
-    return binary_cross_entropy(jnp.where(choosable(batch), logits, 0), batch.targets.region_targets)
-
-
-def summed_loss(logits: Float[Array, "b r"], batch: Batch, kind: str) -> tuple[Array, Array]:
-    """Return (sum, count) of the loss: over regions (sigmoid), or over examples with a right region (softmax).
-
-    Softmax is the divergence of VisualBERT, whose target is 1/m for each of m right regions.
-    """
-    allowed = choosable(batch)
-    if kind == "sigmoid":
-        return counted(region_losses(logits, batch), allowed & is_judged(batch)[:, None])
-    finite = jnp.where(allowed, logits, 0)
-    right = batch.targets.region_targets & allowed
-    number = jnp.maximum(right.sum(1), 1)
-    log_total = jax.nn.logsumexp(finite, axis=-1, where=allowed)
-    mean_right = jnp.where(right, finite, 0).sum(1) / number
-    return counted(log_total - mean_right - jnp.log(number), right.any(1))
-
-
-def choice_accuracy(logits: Float[Array, "b r"], batch: Batch) -> tuple[Array, Array]:
-    """Return whether the best region is a hit, as (sum, count)."""
-    chosen = logits.argmax(-1)[:, None]
-    return counted(jnp.take_along_axis(batch.targets.region_hits, chosen, axis=1)[:, 0], is_judged(batch))
-
-
-def accuracies(logits: Float[Array, "b r"], batch: Batch) -> dict[str, tuple[Array, Array]]:
-    """Return the accuracy of the choice and of single regions.
-
-    The official code calls them RefAcc, ClsAcc, ClsPosAcc and ClsPosFrac.
-    """
-    correct = (logits > 0) == batch.targets.region_targets
-    judged = choosable(batch) & is_judged(batch)[:, None]
-    return dict(
-        grounding_accuracy=choice_accuracy(logits, batch),
-        region_accuracy=counted(correct, judged),
-        positive_region_accuracy=counted(correct, batch.targets.region_targets & judged),
-        positive_region_fraction=counted(batch.targets.region_targets, judged),
-    )
-
-
-def baseline_logits(model: RegionModel, batch: Batch, config) -> dict[str, Float[Array, "b r"]]:
-    """Return logits of the model ("") and of its baselines (`_blind`, `_wordless`).
-
-    Blind, the words and the places of the regions are known, not their appearance. Wordless, every word is
-    masked, because the most conspicuous region is often the one that is meant.
-    """
-    seen = appearance_of(model, batch, config.blind)
-    return {
-        "": region_logits(model, batch, seen),
-        "_blind": region_logits(model, batch, jnp.zeros_like(seen)),
-        "_wordless": region_logits(model, without_words(batch, *masking_ids(config)), seen),
-    }

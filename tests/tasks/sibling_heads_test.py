@@ -1,0 +1,143 @@
+"""The heads of published siblings that score regions and pairs, in the models of the tasks: recorded outputs, names.
+
+Tolerance: 1e-4 absolute, as for the trunk.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import refcoco, retrieval
+from tests.helpers.golden_case import Case, close
+from tests.helpers.golden_folders import golden_folders
+from tests.helpers.one_stream_case import encoder_of, joined, load_case, pack_case, region_head_of
+from tests.helpers.siblings_case import small_tensors
+from tests.helpers.tiny_recipes import shrink
+from tests.helpers.two_stream_case import TwoStreamCase, load, text_and_regions, two_stream_fixtures
+from vlbert_jax.batch import make_batch
+from vlbert_jax.model.architectures import get_architecture
+from vlbert_jax.model.config import RegionHeadConfig
+from vlbert_jax.tasks import get_task, task_of_names, tasks_of_family
+from vlbert_jax.tasks.match.model import MatchModel
+from vlbert_jax.tasks.region.model import RegionModel
+from vlbert_jax.weights import family_names
+from vlbert_jax.weights.family_names import to_bert_names
+
+REGION, MATCH = get_task("region"), get_task("match")
+ONE_STREAM = [
+    path
+    for folder in golden_folders("one_stream")
+    for path in sorted(folder.glob("*.json"))
+    if path.name.startswith(("uniter_refcoco_", "uniter_retrieval_"))
+]
+TWO_STREAMS = [path for path in two_stream_fixtures() if "_tasks_" in path.name]
+
+
+def kind_of(task, architecture, tensors) -> str:
+    """Return the kind of head that the task reads from tensors."""
+    shapes = {name: array.shape for name, array in tensors.items()}
+    assert task.owns_family(architecture, shapes)
+    fields = task.config_from_family(architecture, shapes)
+    return fields["model.grounding_head" if task is REGION else "model.matching_head"]
+
+
+@pytest.mark.parametrize("path", ONE_STREAM, ids=lambda path: path.stem)
+def test_uniter(path):
+    case = Case(path)
+    packed = pack_case(case)
+    task = REGION if "refcoco" in path.stem else MATCH
+    encoder, region_head = encoder_of(case), region_head_of(case, packed.feature_size)
+    kind = kind_of(task, "uniter", to_bert_names(case.sd, encoder.architecture))
+    if task is REGION:
+        assert kind == ("linear" if "mlp1" in path.stem else "norm")
+        model, _ = load_case(lambda: RegionModel(encoder, region_head, nnx.Rngs(0), kind), case)
+        ids = packed.fields["region_ids"][:, 0]
+        here = ids[:, None] == np.arange(packed.fields["region_mask"].shape[1])[:, None]
+        positions, real = jnp.asarray(here.argmax(-1).astype(np.int32)), here.any(-1)
+        scores = lambda model, batch: model.region_logits(model.states(batch), positions)  # noqa: E731
+    else:
+        packed = joined(packed, case.meta["scalars"]["in/sample_size"])
+        model, _ = load_case(lambda: MatchModel(encoder, region_head, 2, nnx.Rngs(0), kind), case)
+        real = np.ones(packed.fields["token_ids"].shape[:2], bool)
+        scores = lambda model, batch: model.pair_scores(model.states(batch), batch.token_ids)  # noqa: E731
+    found = nnx.jit(scores)(model, jax.tree.map(jnp.asarray, make_batch(packed.fields)))
+    expected = case.out["rank_scores" if task is MATCH else "scores"].reshape(real.shape)
+    close(np.asarray(found)[real], expected[real])
+
+
+@pytest.mark.parametrize("path", TWO_STREAMS, ids=lambda path: path.stem)
+def test_vilbert(path):
+    case = TwoStreamCase(path)
+    inputs = text_and_regions(case.inputs)
+    region_head = RegionHeadConfig(0, backbone=None, feature_size=8, architecture=get_architecture("vilbert"))
+
+    kinds = {task: kind_of(task, "vilbert", case.sd) for task in (REGION, MATCH)}
+    assert kinds == {REGION: "linear", MATCH: "score"}
+    of_regions = lambda: RegionModel(case.config, region_head, nnx.Rngs(0), "linear")  # noqa: E731
+    of_pairs = lambda: MatchModel(case.config, region_head, 2, nnx.Rngs(0), "score")  # noqa: E731
+    models = [load(build, case.sd, case.config)[0] for build in (of_regions, of_pairs)]
+
+    @nnx.jit
+    def compute(regions, pairs):
+        rows = inputs["region_mask"].shape[-1]
+        positions = jnp.broadcast_to(inputs["token_ids"].shape[-1] + jnp.arange(rows), (len(inputs["token_ids"]), rows))
+        scores = regions.region_logits(regions.two_stream(**inputs, wanted=("visual",)), positions)
+        return scores, pairs.pair_scores(pairs.two_stream(**inputs), inputs["token_ids"])
+
+    regions, pairs = compute(*models)
+    real = np.asarray(inputs["region_mask"][:, 0])
+    close(np.asarray(regions)[real], case.out["vision_logit"][..., 0][real])
+    close(pairs, case.out["vil_logit"])
+
+
+# List of names -> the tasks whose heads it has.
+OWNED = {
+    "uniter_base_refcoco_mlp1": ["region"],
+    "uniter_base_retrieval": ["match"],
+    "uniter_base": ["match"],  # by the head of pre-training
+    "hf_lxmert_base_uncased": ["answer", "match"],
+    "vilbert_beta_6layer_pretrain": ["match"],
+    "vilbert_beta_6layer_vcr_retrieval_refcoco": ["region", "match"],
+    "vilbert_multitask_12in1": ["answer", "region", "classify", "match"],
+    "visualbert_vqa_pre": [],
+    "oscar_base": [],
+}
+
+
+@pytest.mark.parametrize("name", OWNED)
+def test_tasks_of_published_names(name):
+    raw = small_tensors(name, layers=99 if "vilbert" in name else 1)
+    architecture = family_names.architecture_of_names(raw)
+    tensors = to_bert_names(raw, get_architecture(architecture))
+    assert tasks_of_family(architecture, {key: array.shape for key, array in tensors.items()}) == OWNED[name]
+
+
+@pytest.mark.parametrize("architecture", ["vlbert", "uniter", "oscar", "lxmert", "vilbert"])
+@pytest.mark.parametrize("task, recipe, field, kind", [
+    (REGION, refcoco.base_gt, "grounding_head", "linear"), (REGION, refcoco.base_gt, "grounding_head", "norm"),
+    (MATCH, retrieval.flickr30k, "matching_head", "score"),
+])  # fmt: skip
+def test_heads_have_names_in_every_architecture(architecture, task, recipe, field, kind):
+    """All parameters have different names, and those of VL-BERT say which task and which head it is."""
+    config = recipe()
+    shrink(config, config, "", 1, ())
+    config.model.update({"architecture": architecture, field: kind, "train_region_head": False})
+    config.data.features, config.data.hide_pixels = "precomputed", False
+    state = nnx.state(nnx.eval_shape(lambda: task.build_model(config, nnx.Rngs(0))))
+    shapes = {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
+    assert any(path[0] == field for path in shapes)
+    entries = list(family_names.table_of(get_architecture(architecture))(shapes, config.model.encoder.vocab_size))
+    names = {entry.official for entry in entries}
+    assert len(names) == len(entries)
+    if architecture == "vlbert":
+        assert task_of_names(names) == task.name
+        found = task.config_from_weights({
+            entry.official: entry.to_official(np.zeros(shapes[entry.path])).shape
+            for entry in entries if entry.path[0] == field
+        })  # fmt: skip
+        assert found[f"model.{field}"] == kind
+    config.model[field] = "other"
+    with pytest.raises(ValueError, match=f"config.model.{field} is 'other'; it must be one of"):
+        nnx.eval_shape(lambda: task.build_model(config, nnx.Rngs(0)))
