@@ -109,8 +109,8 @@ def lxmert_demo() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/pretrain.py:lxmert_demo --workdir=DIR
 
     Corpus: `scene_questions`, generated on first use: captions and questions, with the regions, features and attributes
-    of a simulated detector. The losses are those of `lxmert_base`, the sizes, the optimizer and the masking of whole
-    words those of `demo`. Reached after 16 minutes of updates on two cores of an Intel Xeon that did other work as well
+    of a simulated detector. The losses are those of `lxmert_base`, the sizes, the optimizer and the masking those
+    of `demo`. Reached after 16 minutes of updates on two cores of an Intel Xeon that did other work as well
     (0.2 to 0.4 s an update): val/answers_accuracy 0.45 (0.32 by the most frequent answer to each question),
     visual_word_accuracy 0.34 (blind 0.23), relationship_accuracy 0.64 (chance 0.5), objects_accuracy 0.83.
     """
@@ -134,6 +134,8 @@ def lxmert_demo() -> ml_collections.ConfigDict:
             answers="scene_questions/answers.json",
             text_length=20,
             mask_tokens=False,
+            hidden_share=0.9,
+            swapped_share=0.0,
             max_mlm_targets=14,
             visual_words=COLORS + CATEGORIES,
             group_words=CATEGORIES,
