@@ -29,7 +29,7 @@ from data_prep.build import build_scene_kinds, build_scene_tasks, build_scenes  
 from data_prep.scenes.corpus import detect  # noqa: E402
 from data_prep.scenes.crowded import draw_crowded  # noqa: E402
 from vlbert_jax import main as command  # noqa: E402
-from vlbert_jax.files import atomic_write, user_path  # noqa: E402
+from vlbert_jax.files import atomic_write, required_path  # noqa: E402
 from vlbert_jax.tasks import TASKS  # noqa: E402
 from vlbert_jax.training.metrics import read_rows  # noqa: E402
 from vlbert_jax.training.provenance import copy_vocabularies  # noqa: E402
@@ -235,8 +235,8 @@ def write_card(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(MODELS)}")
-    parser.add_argument("--data_dir", type=user_path, default="data", help="data of the runs, for the vocabularies")
-    parser.add_argument("--workdirs", type=user_path, default="workdirs", help="folder of the runs")
+    parser.add_argument("--data_dir", type=required_path, default="data", help="data of the runs, for the vocabularies")
+    parser.add_argument("--workdirs", type=required_path, default="workdirs", help="folder of the runs")
     args = parser.parse_args()
     if unknown := set(args.names) - set(MODELS):
         parser.error(f"there is no model {', '.join(sorted(unknown))}; the models are {', '.join(MODELS)}")

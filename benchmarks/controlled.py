@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import runs  # noqa: E402
-from vlbert_jax.files import user_file, user_path  # noqa: E402
+from vlbert_jax.files import required_path, user_file  # noqa: E402
 
 ARCHITECTURES = ("vlbert", "uniter", "visualbert", "vilbert", "lxmert")
 SCORES = {  # column -> (command, metric)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdirs", type=user_file, default=Path("workdirs/controlled"))
     parser.add_argument("--data_dir", type=user_file, default=Path("data"))
-    parser.add_argument("--results", type=user_path, default=ROOT / "benchmarks/results/controlled.jsonl")
+    parser.add_argument("--results", type=required_path, default=ROOT / "benchmarks/results/controlled.jsonl")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="rows (default: %(default)s)")
     parser.add_argument("--table", action="store_true", help="print the table of the rows that exist; train nothing")

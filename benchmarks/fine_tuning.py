@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import runs  # noqa: E402
 from vlbert_jax.data.tables import Split  # noqa: E402
-from vlbert_jax.files import user_file, user_path  # noqa: E402
+from vlbert_jax.files import required_path, user_file  # noqa: E402
 from vlbert_jax.tasks import get_task  # noqa: E402
 from vlbert_jax.tasks.answer import accuracy  # noqa: E402
 from vlbert_jax.tasks.answer_lists import answers_of  # noqa: E402
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=user_file, default=Path("workdirs/demo"))
     parser.add_argument("--workdirs", type=user_file, default=Path("workdirs/fine_tuning"))
     parser.add_argument("--data_dir", type=user_file, default=Path("data"))
-    parser.add_argument("--results", type=user_path, default=ROOT / "benchmarks/results/fine_tuning.jsonl")
+    parser.add_argument("--results", type=required_path, default=ROOT / "benchmarks/results/fine_tuning.jsonl")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--starts", default=",".join(STARTS), help="columns (default: %(default)s)")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated (default: %(default)s)")

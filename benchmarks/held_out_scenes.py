@@ -22,7 +22,7 @@ import vlbert_jax  # noqa: E402
 from vlbert_jax.data.image_files import open_image  # noqa: E402
 from vlbert_jax.data.records import Records, open_split  # noqa: E402
 from vlbert_jax.data.tables import Split  # noqa: E402
-from vlbert_jax.files import user_path  # noqa: E402
+from vlbert_jax.files import required_path, user_path  # noqa: E402
 from vlbert_jax.geometry import box_iou  # noqa: E402
 from vlbert_jax.tasks.answer import accuracy  # noqa: E402
 from vlbert_jax.tasks.region.examples import POSITIVE  # noqa: E402
@@ -83,7 +83,7 @@ def main() -> None:
     about = "vocabulary of the pre-trained model, if it has moved"
     parser.add_argument("--vocab", type=user_path, default="", help=about)
     for task, workdir in dict(pretrain="demo", vqa="vqa", refcoco="refcoco").items():
-        parser.add_argument(f"--{task}", type=user_path, default=f"workdirs/{workdir}")
+        parser.add_argument(f"--{task}", type=required_path, default=f"workdirs/{workdir}")
     args = parser.parse_args()
     captions = dict(data_dir=args.caption_data_dir or args.data_dir, vocab=args.vocab)
     model = vlbert_jax.load(args.pretrain, **captions)

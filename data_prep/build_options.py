@@ -8,7 +8,7 @@ import vlbert_jax
 from data_prep.parts import Workers, cores
 from data_prep.refcoco_files import SPLITS as REFER_SPLITS
 from data_prep.vcr_files import SPLITS as VCR_SPLITS
-from vlbert_jax.files import user_path, user_paths
+from vlbert_jax.files import required_path, user_path, user_paths
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -33,7 +33,7 @@ def listed(text: str) -> tuple[str, ...]:
 def _command(commands, name: str, description: str, *aliases: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=description, description=description, aliases=aliases)
     parser.add_argument(
-        "--data_dir", type=user_path, default="data", metavar="FOLDER",
+        "--data_dir", type=required_path, default="data", metavar="FOLDER",
         help="folder or address (gs://, s3://) of the records; files and folders that the command reads may be at "
         "addresses, too (default: %(default)s)",
     )  # fmt: skip
@@ -79,7 +79,7 @@ def workers_of(args: argparse.Namespace) -> Workers:
 
 def _download(parser: argparse.ArgumentParser, source: str, corpus: str, threads: str, default: str = "") -> None:
     """Add the options that all downloads with images share; `default` describes an empty `corpus`."""
-    parser.add_argument("--source", type=user_path, required=True, help=source)
+    parser.add_argument("--source", type=required_path, required=True, help=source)
     parser.add_argument("--corpus", default=corpus, help=f"name of the corpus (default: {corpus or default})")
     parser.add_argument(
         "--num_threads", type=int, default=4, help=f"threads of a process that read {threads} (default: 4)"
@@ -209,7 +209,7 @@ def _refcoco(commands) -> None:
     parser.add_argument("--split_by", choices=authors, default="unc", help="author of the split (default: %(default)s)")
     parser.add_argument("--splits", default="", help="comma-separated (default: all of the dataset)")
     parser.add_argument(
-        "--annotations", type=user_path, default="annotations/instances_train2014.json",
+        "--annotations", type=required_path, default="annotations/instances_train2014.json",
         help="file of all boxes, under the source (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

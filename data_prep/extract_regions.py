@@ -48,7 +48,7 @@ from vlbert_jax.data.image_files import open_image, passed_over
 from vlbert_jax.data.region_files import encode_regions
 from vlbert_jax.detector.options import RULES, SELECTIONS, Selection, Settings
 from vlbert_jax.detector.regions import Regions
-from vlbert_jax.files import atomic_write, user_path
+from vlbert_jax.files import atomic_write, required_path, user_path
 from vlbert_jax.memory import keep_freed_memory
 from vlbert_jax.storage.mirror import store_file, store_next_to
 
@@ -229,13 +229,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add, usual, other = parser.add_argument, SELECTIONS["caffe"], SELECTIONS["huggingface"]
     add("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
-    add("images", type=user_path, metavar="IMAGES", help="folder, zip archive, list (.txt) or table (.tsv)")
-    add("--detector", type=user_path, required=True, help="weights of the detector")
+    add("images", type=required_path, metavar="IMAGES", help="folder, zip archive, list (.txt) or table (.tsv)")
+    add("--detector", type=required_path, required=True, help="weights of the detector")
     add(
         "--lists", type=user_path,
         help="folder of objects_vocab.txt and attributes_vocab.txt (default: the folder of the weights)",
     )  # fmt: skip
-    add("--out", required=True, type=user_path, help="new folder or address, or that of this extraction")
+    add("--out", required=True, type=required_path, help="new folder or address, or that of this extraction")
     add("--format", choices=FORMATS, default=FORMATS[0], help="format of the regions (default: %(default)s)")
     add(
         "--images", dest="image_folder", type=user_path, default="",

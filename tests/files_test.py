@@ -12,9 +12,9 @@ import pytest
 from data_prep import build, extract_regions
 from data_prep.build_options import parse_options
 from tests.helpers import ROOT
-from vlbert_jax import convert, predict
+from vlbert_jax import convert, predict, report
 from vlbert_jax.data.records import open_split
-from vlbert_jax.files import atomic_write, disk_full, read_lines, user_file, user_path, user_paths
+from vlbert_jax.files import atomic_write, disk_full, read_lines, required_path, user_file, user_path, user_paths
 from vlbert_jax.tasks.answer import accuracy
 from vlbert_jax.training.config import parse_command
 
@@ -32,6 +32,19 @@ def test_paths_of_a_user(monkeypatch):
     with pytest.raises(argparse.ArgumentTypeError, match="is empty; give a file or folder"):
         user_file("")
     assert user_file("~/a") == pathlib.Path("/home/someone/a")
+    assert required_path("gs://bucket//x/") == "gs://bucket//x/" and required_path("~/a/") == "/home/someone/a"
+
+
+@pytest.mark.parametrize("command", [
+    [build.main, "scenes", "--data_dir="], [build.main, "vqa", "--source= ", "--data_dir=data"],
+    [extract_regions.main, "images", "--detector=d", "--out="], [convert.main, "", "target"], [report.main, ""],
+], ids=str)  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(command, capsys):
+    """Such as --data_dir=$DATA where the variable is not set."""
+    main, *arguments = command
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "is empty; give a file or folder" in capsys.readouterr().err
 
 
 def write(path, content):

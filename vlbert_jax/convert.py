@@ -56,7 +56,7 @@ from typing import TYPE_CHECKING
 
 import vlbert_jax
 from vlbert_jax.command import run_command
-from vlbert_jax.files import is_address, user_file, user_path, with_addresses
+from vlbert_jax.files import is_address, required_path, user_file, user_path, with_addresses
 from vlbert_jax.tasks import RENAMED, TASKS
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "python -m vlbert_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
-    parser.add_argument("source", type=user_path, metavar="SOURCE")
+    parser.add_argument("source", type=required_path, metavar="SOURCE")
     parser.add_argument("target", metavar="TARGET", type=target_path)
     models = (*TASKS, DETECTOR)
     parser.add_argument(

@@ -22,15 +22,22 @@ def user_path(text: str) -> str:
     return str(Path(os.path.expanduser(text))) if text and "://" not in text else text
 
 
-def user_file(text: str) -> Path:
-    """Return `user_path` as a Path, for the parsers of commands. Raise ArgumentTypeError for "" and for an address."""
+def required_path(text: str) -> str:
+    """Return `user_path`, for the parsers of commands; raise ArgumentTypeError for ""."""
     import argparse
 
     if not text.strip():  # such as a variable of the shell that is not set; Path("") would be the current folder
         raise argparse.ArgumentTypeError("is empty; give a file or folder")
+    return user_path(text)
+
+
+def user_file(text: str) -> Path:
+    """Return `required_path` as a Path; raise ArgumentTypeError for an address, too."""
+    import argparse
+
     if is_address(text):
         raise argparse.ArgumentTypeError(f"{text} is an address; give a file or folder, and copy it from there")
-    return Path(user_path(text))
+    return Path(required_path(text))
 
 
 def is_address(path: str | os.PathLike) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import vlbert_jax
 from vlbert_jax.command import run_command
-from vlbert_jax.files import is_address, parse_json, user_file, user_path
+from vlbert_jax.files import is_address, parse_json, required_path, user_file
 
 if TYPE_CHECKING:
     from vlbert_jax.visualization.comparison import ComparedRun
@@ -36,7 +36,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "python -m vlbert_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
-    parser.add_argument("runs", type=user_path, nargs="+", metavar="WORKDIR", help="folder, or gs:// or s3:// address")
+    about = "folder, or gs:// or s3:// address"
+    parser.add_argument("runs", type=required_path, nargs="+", metavar="WORKDIR", help=about)
     parser.add_argument(
         "--out", type=user_file, metavar="DIR", default=Path("comparison"), help="folder of the page (%(default)s)"
     )

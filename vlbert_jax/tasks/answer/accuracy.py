@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vlbert_jax.command import run_command
-from vlbert_jax.files import parse_json, user_path
+from vlbert_jax.files import parse_json, required_path
 from vlbert_jax.tasks.answer_lists import DIGITS, AnswerVocabulary, without_punctuation
 
 FEWEST_ANNOTATORS = 4  # with fewer, no answer has three matches among the others, so none can score 1
@@ -271,7 +271,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         ("--annotations", "v2_mscoco_SPLIT_annotations.json"),
         ("--results", 'predictions: [{"question_id": int, "answer": str}, ...]'),
     ):
-        parser.add_argument(name, type=user_path, required=True, help=what)
+        parser.add_argument(name, type=required_path, required=True, help=what)
     return parser.parse_args(argv)
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from vlbert_jax.command import run_command
-from vlbert_jax.files import parse_json, user_path
+from vlbert_jax.files import parse_json, required_path, user_path
 
 COMMON_CHOICES = ("color", "material", "shape")
 # Steps of a question's program that the official code does not count.
@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m vlbert_jax.tasks.answer.gqa", description="The official scores of GQA, in percent, as JSON"
     )
     for name, what in (("questions", "file, or folder with its parts"), ("predictions", "the file to score")):
-        parser.add_argument(f"--{name}", type=user_path, required=True, help=what)
+        parser.add_argument(f"--{name}", type=required_path, required=True, help=what)
     parser.add_argument("--choices", type=user_path, default="", help="val_choices.json, for validity, plausibility")
     parser.add_argument("--consistency", action="store_true", help="requires answers to all questions of the split")
     args = parser.parse_args(argv)

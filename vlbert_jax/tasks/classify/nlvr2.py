@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vlbert_jax.command import run_command
-from vlbert_jax.files import parse_json, read_lines, user_path
+from vlbert_jax.files import parse_json, read_lines, required_path, user_path
 
 WORDS = ("true", "false")
 LABELS = ("False", "True")  # of the data; the second is the positive one
@@ -186,8 +186,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vlbert_jax.tasks.classify.nlvr2", description="The official scores of NLVR2, as JSON"
     )
-    parser.add_argument("--examples", type=user_path, required=True, help="such as nlvr2/data/dev.json")
-    parser.add_argument("--predictions", type=user_path, required=True, help="lines `identifier,True`")
+    parser.add_argument("--examples", type=required_path, required=True, help="such as nlvr2/data/dev.json")
+    parser.add_argument("--predictions", type=required_path, required=True, help="lines `identifier,True`")
     subsets = ("balanced", "unbalanced")
     for name in subsets:
         parser.add_argument(f"--{name}", type=user_path, default="", help=f"such as {name}/{name}_dev.json")
