@@ -25,7 +25,7 @@ from vlbert_jax.weights.initialize import load_into
 
 CLASSIFY = get_task("classify")
 # Prefix of a recording -> whether it is of pairs.
-RECORDED = {"uniter_nlvr2_": True, "visualbert_nlvr2_": True, "uniter_ve_": False}
+RECORDED = {"uniter_nlvr2_": True, "visualbert_nlvr2_": True, "oscar_nlvr2_": True, "uniter_ve_": False}
 FIXTURES = [
     path
     for folder in golden_folders("one_stream")
@@ -39,7 +39,7 @@ def test_outputs_of_published_code(path):
     case = Case(path)
     packed = pack_case(case)
     width = packed.feature_size
-    name = path.stem.split("_")[0]
+    name = encoder_of(case).architecture.name
     shapes = {key: array.shape for key, array in to_bert_names(case.sd, encoder_of(case).architecture).items()}
     assert CLASSIFY.owns_family(name, shapes)
     fields = CLASSIFY.config_from_family(name, shapes)
@@ -47,7 +47,7 @@ def test_outputs_of_published_code(path):
     expected = next(case.out[key] for key in ("scores", "logits") if key in case.out)
     head = ClassHead(
         num_labels=fields["model.num_labels"], pair=fields["model.pair"], label_head=fields["model.label_head"],
-        num_images=fields["data.images_per_example"],
+        num_images=fields["data.images_per_example"], label_hidden=fields.get("model.label_hidden", 0),
     )  # fmt: skip
     packed = joined(packed, len(packed.fields["token_ids"]) // len(expected))
     model, _ = load_case(
@@ -69,6 +69,8 @@ LISTS = {
     "uniter_base_ve": ("each", 1, "snli_ve_uniter.txt", "hidden"),
     "visualbert_nlvr2": ("both", 2, "nlvr2.txt", "linear"),
     "airsplay_lxmert_nlvr2": ("each", 2, "nlvr2.txt", "hidden"),
+    "oscar_large_nlvr2": ("each", 2, "nlvr2.txt", "relu"),
+    "vinvl_base_nlvr2": ("each", 2, "nlvr2.txt", "relu_norm"),
 }
 
 

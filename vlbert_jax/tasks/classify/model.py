@@ -20,7 +20,7 @@ from vlbert_jax.tasks.layouts import trunk_options
 
 READS = ("cls", "mask")
 PAIRS = ("each", "both", "attention")
-HEADS = ("linear", "hidden")
+HEADS = ("linear", "hidden", "relu", "relu_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,10 @@ class ClassHead:
     # How two images are read. each: a sequence for each, whose vectors are joined | both: one sequence over both |
     # attention: a sequence for each, which then read each other (UNITER)
     pair: str = "each"
-    label_head: str = "linear"  # of [CLS]: linear, or hidden = with a hidden layer twice as wide, GELU and norm
+    # Of [CLS]. linear | hidden: with a hidden layer, GELU and norm | relu: with ReLU alone (Oscar) | relu_norm (VinVL)
+    label_head: str = "linear"
     num_images: int = 1
+    label_hidden: int = 0  # columns of the hidden layer; 0 = twice those of the pooled vector
 
     @property
     def num_sequences(self) -> int:
@@ -45,7 +47,7 @@ class ClassHead:
         model, images = config.model, images_per_example(config)
         found = cls(
             model.num_labels, model.get("read", "cls"), model.get("pair", "each"), model.get("label_head", "linear"),
-            images,
+            images, model.get("label_hidden", 0),
         )  # fmt: skip
         for name, allowed in dict(read=READS, pair=PAIRS, label_head=HEADS).items():
             if getattr(found, name) not in allowed:
@@ -114,8 +116,9 @@ class ClassifyModel(VisualLinguisticModel):
         if head.read == "cls" and head.label_head == "linear":
             layers = LinearHead(text, head.num_labels, rngs, inputs=width)
         elif head.read == "cls":
-            hidden = 2 * encoder.pool_size
-            layers = PredictionHead(text, head.num_labels, rngs, inputs=width, hidden=hidden, norm=True)
+            sizes = dict(inputs=width, hidden=head.label_hidden or 2 * encoder.pool_size)
+            kind = dict(norm=head.label_head != "relu", relu=head.label_head.startswith("relu"))
+            layers = PredictionHead(text, head.num_labels, rngs, **sizes, **kind)
         self.label_head = layers if head.num_images == 1 else None
         self.pair_head = layers if head.num_images == 2 else None
         if isinstance(encoder, TwoStreamConfig):

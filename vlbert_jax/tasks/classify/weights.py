@@ -43,13 +43,18 @@ SIBLINGS["visualbert"] |= {"pair_head/classes": "cls"}
 LAST = {
     "uniter": ("nlvr2_output", "vqa_output.3"),
     "visualbert": ("cls", ""),
+    "oscar": ("classifier.2", ""),
+    "vinvl": ("classifier.3", ""),
     "lxmert": ("logit_fc.3", ""),
     "vilbert": ("vil_binary_prediction.logit_fc.3", "vil_tri_prediction"),
 }
 MOST_CLASSES = 3  # of published heads; more are answers
 LABELS = {"uniter": "snli_ve_uniter.txt", "vilbert": "snli_ve.txt"}  # of one image; vlbert_jax/assets/labels
 # Regions of an image, and words.
-LENGTHS = {"uniter": (100, 60), "visualbert": (144, 128), "lxmert": (36, 20), "vilbert": (100, 40)}
+LENGTHS = {
+    "uniter": (100, 60), "visualbert": (144, 128), "oscar": (40, 55), "vinvl": (40, 55), "lxmert": (36, 20),
+    "vilbert": (100, 40),
+}  # fmt: skip
 
 
 def sibling_head(architecture: str, shapes: Shapes) -> tuple[str, bool]:
@@ -83,6 +88,9 @@ def fields_of_sibling(architecture: str, shapes: Shapes) -> dict[str, Any]:
         width = shapes["bert.embeddings.word_embeddings.weight"][1]
         joined = shapes["nlvr2_output.weight"][1] == 2 * width
         fields["model.pair"] = "attention" if "attn_pool.fc.0.weight" in shapes else "each" if joined else "both"
+    if pair and architecture in ("oscar", "vinvl"):
+        fields["model.label_head"] = "relu" if architecture == "oscar" else "relu_norm"
+        fields["model.label_hidden"] = shapes["classifier.0.weight"][0]
     if pair and architecture == "visualbert":
         fields["model.pair"] = "both"
     if fields["model.pair"] == "both":
