@@ -253,7 +253,7 @@ def test_bad_vocabularies(tmp_path):
 
 
 def test_lists_of_siblings_stay_as_they_are(tmp_path):
-    """Without <unk> a line is a number; a run that reads such a list is told the field."""
+    """Entries keep their spelling and the number of their line; a run whose list lacks <unk> is told the field."""
     place = write(tmp_path / "answers.txt", "\nT-Shirt\nno\n")
     assert load_answers(place, needs_unknown=False).entries == ("", "T-Shirt", "no")
     config = get_config("lxmert_base")
