@@ -27,9 +27,10 @@ def fields(images: int = 1) -> ml_collections.ConfigDict:
     # What the head reads: cls = the pooled [CLS], which is new or BERT's (init.bert) where pre-training had none |
     # mask = a [MASK] behind the text, whose hidden layer is that of the head for masked words.
     config.model.read = "cls"
-    # Of cls: linear | hidden = with a hidden layer twice as wide, GELU and norm | relu = with ReLU alone (Oscar) |
-    # relu_norm = with both (VinVL).
+    # Of cls: linear | hidden = a hidden layer with GELU and norm | relu = with ReLU (Oscar) | relu_norm = with ReLU and
+    # norm (VinVL).
     config.model.label_head = "hidden"
+    config.model.label_hidden = 0  # columns of the hidden layer; 0 = twice those of the pooler (Oscar base: 2304)
     # How two images are read: each = a sequence for each, whose vectors are joined | both = one sequence over both |
     # attention = a sequence for each, which read each other (UNITER).
     config.model.pair = "each"

@@ -77,8 +77,8 @@ def base_detected() -> ml_collections.ConfigDict:
     config.optimizer.clip_norm = 1.0
     # sigmoid = each region for itself | softmax = the right regions of an example share its probability (VisualBERT)
     config.losses.grounding = "sigmoid"
-    # Head over the regions: hidden = VL-BERT's | linear = without a hidden layer (ViLBERT) | norm = with a layer norm
-    # behind it (UNITER).
+    # Head over the regions: hidden = a hidden layer with GELU (VL-BERT) | norm = with GELU and a layer norm (UNITER) |
+    # linear = without a hidden layer (ViLBERT).
     config.model.grounding_head = "hidden"
     config.data.update(
         dict(

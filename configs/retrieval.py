@@ -85,8 +85,8 @@ def flickr30k() -> ml_collections.ConfigDict:
     config.losses.margin = 0.2  # of hinge
     config.model.train_region_head = False
     config.model.encoder.pooler = True
-    # relationship = the head of pre-training: the text does not belong, or belongs, to the image | score = a new head
-    # with one output (UNITER, ViLBERT)
+    # relationship = the head of pre-training: the text does not belong, or belongs, to the image | score = a head with
+    # one output (UNITER, where it starts from the class "belongs" of the former; ViLBERT)
     config.model.matching_head = "relationship"
     config.model.relationship_classes = 2
     config.data.update(

@@ -101,7 +101,7 @@ def test_the_pretrained_model_answers_and_fills(tmp_path, capsys):
     sizes = SMALL | dict(num_qa_labels=9500, num_object_labels=9, num_attr_labels=5)
     theirs = write_theirs(folder, "LxmertForPreTraining", sizes, 0.2)
     weights = read_weights(folder)
-    assert weights.architecture == "lxmert" and weights.tasks == ("pretrain", "answer")
+    assert weights.architecture == "lxmert" and weights.tasks == ("pretrain", "answer", "match")
     answers = json.loads((vlbert_jax.weights.shipped.ASSETS / "answers/lxmert_all.json").read_text())
     content = regions(20)
     (tmp_path / "boxes.json").write_text(json.dumps(content))

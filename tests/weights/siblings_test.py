@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from configs import pretrain as pretrain_recipes
+from configs import retrieval as retrieval_recipes
 from configs import vqa as vqa_recipes
 from tests.helpers.siblings_case import HEADS, save, small_tensors
 from tests.helpers.weights_case import run as convert
@@ -157,6 +158,16 @@ def test_pretraining_starts_answering(tmp_path):
     np.testing.assert_array_equal(loaded["fast_rcnn", "geometry_projection", "kernel"], given.T)
 
 
+def test_uniter_starts_retrieval_from_the_head_of_pre_training(tmp_path):
+    """A head with one output is the row "belongs"; the difference of both rows is not that score."""
+    tensors = small_tensors("uniter_base")
+    file = save(tmp_path / "uniter.pt", tensors)
+    loaded, filled = started(retrieval_recipes.flickr30k, file, "uniter", matching_head="score")[1:]
+    assert {("matching_head", "kernel"), ("matching_head", "bias")} <= filled
+    np.testing.assert_array_equal(loaded["matching_head", "kernel"], tensors["itm_output.weight"][1:].T)
+    np.testing.assert_array_equal(loaded["matching_head", "bias"], tensors["itm_output.bias"][1:])
+
+
 # --- Refusals -----------------------------------------------------------------------------------------------
 
 
@@ -265,3 +276,25 @@ def test_no_class_of_hugging_face(tmp_path, capsys):
     file = save(tmp_path / "uniter.pt", small_tensors("uniter_base_vqa"))
     output = convert(file, tmp_path / "folder", "--format=hf", *HEADS, code=2, capsys=capsys)
     assert "Hugging Face has no class of uniter for answer" in output and not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("question, field, value", [
+    ("choice", "task", "choice"), ("answer", "model.two_stream.task_number", 1),
+    ("region", "model.grounding_head", "linear"), ("match", "model.two_stream.task_number", 8),
+])  # fmt: skip
+def test_a_file_with_a_stored_config_answers_for_each_of_its_heads(question, field, value, tmp_path):
+    """The task of the run is read first; for another one, its head and the fields that depend on it are read."""
+    file = save(tmp_path / "given.bin", small_tensors("vilbert_multitask_12in1", layers=99))
+    (tmp_path / "config.json").write_text(json.dumps(
+        dict(num_attention_heads=2, v_num_attention_heads=1, bi_num_attention_heads=1)
+    ))  # fmt: skip
+    task = ("--task=choice", "--partial") if question == "choice" else ()
+    convert(file, tmp_path / "with.safetensors", *task)
+    source = read_weights(tmp_path / "with.safetensors")
+    assert source.task == (question if task else "pretrain")
+    config, graphdef, state = load_trained(tmp_path / "with.safetensors", 1, question)
+    assert config.task == question
+    block = config
+    for part in field.split("."):
+        block = block[part]
+    assert block == value

@@ -114,7 +114,7 @@ def swapped_regions(
 ) -> Int[np.ndarray, "k"]:
     """Return the boxes that get the feature of another image's box: a share of the selected ones, besides the hidden.
 
-    LXMERT hides 80 % of the selected boxes, exchanges 10 % and leaves 10 % as they are.
+    LXMERT hides 80 % of the selected boxes, swaps 10 % and leaves 10 % as they are.
     """
     place = draws.regions / max(probability, 1e-12)
     selected = draws.regions < probability

@@ -60,15 +60,14 @@ def search_images(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _printed(results: list[dict[str, Any]], notes: dict[str, str], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Print the notes about the model and what was found, unless --json is given; return it, with the notes."""
-    if args.json:
-        return [result | notes for result in results]
+    """Print the notes about the model and what was found, unless --json is given; return what was found with them."""
     lines = list(notes.values())
     for *asked, rows in (result.values() for result in results):
         lines.append(" + ".join(asked))
         lines += [f"{row['probability']:6.1%}  {row['score']:7.2f}  {next(iter(row.values()))}" for row in rows]
-    say("\n".join(lines))
-    return results
+    if not args.json:
+        say("\n".join(lines))
+    return [result | notes for result in results]
 
 
 def _lines(path: str) -> list[str]:

@@ -16,7 +16,7 @@ from vlbert_jax.prediction.seen import Attention, Encoded
 
 
 class Inspecting:
-    """The methods of `Predictor` that show what is inside of a model."""
+    """The methods of `Predictor` that return states and attention."""
 
     def encode(self: Any, image: Any, text: Any, boxes: Any = None, choice: str = "") -> Any:
         """Return the last states of the sequence of a text as `Encoded`.

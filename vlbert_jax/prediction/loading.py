@@ -79,7 +79,7 @@ def _completed(least_regions: int, model: ml_collections.ConfigDict, source: Wei
     task = model.task
     # The names of batch counters have dots, which a config rejects.
     run = {name: value for name, value in (source.config or {}).items() if name != "batch_counters"}
-    stored: dict[str, Any] = copy.deepcopy({"data": {}, "losses": {}} | model.to_dict() | run)
+    stored: dict[str, Any] = copy.deepcopy({"data": {}, "losses": {}} | run | model.to_dict())
     for name, value in (DEFAULTS | dict(get_task(task).defaults)).items():
         *blocks, field = name.split(".")
         block = stored

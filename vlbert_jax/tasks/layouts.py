@@ -5,6 +5,7 @@ from typing import Any
 
 from vlbert_jax.data.packing import RegionLayout
 from vlbert_jax.data.tokenizer import Tokenizer
+from vlbert_jax.model.architectures import get_architecture
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig, architecture_of, model_options
 from vlbert_jax.model.two_stream_config import TwoStreamConfig, two_stream_options
 
@@ -45,3 +46,23 @@ def text_length(config) -> int:
 def sequence_length(config) -> int:
     """Return the length of the sequences, without [END]: words and regions, or words alone if regions are apart."""
     return text_length(config) if architecture_of(config).streams == 2 else config.data.sequence_length
+
+
+def lengths_of_family(
+    architecture: str, shapes: Mapping[str, tuple[int, ...]], regions: int, words: int, number: int
+) -> dict[str, int]:
+    """Return the fields of a config, by dotted name, for the lengths of a published recipe of a sibling.
+
+    Args:
+        architecture: Name of the architecture.
+        shapes: Name of a tensor -> shape; they say whether the model is 12-in-1.
+        regions: Most regions of an image.
+        words: Most elements of a text.
+        number: Number of the task in 12-in-1.
+    """
+    fields = {"data.max_regions": regions, "data.sequence_length": regions + 1 + words}
+    if get_architecture(architecture).streams == 2:
+        fields["data.text_length"] = words
+    if shapes.get("embeddings.task_embeddings.weight"):
+        fields["model.two_stream.task_number"] = number
+    return fields

@@ -22,7 +22,7 @@ from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.model_card import stored_facts, write_card
 from vlbert_jax.weights.read import Weights, flatten_tree, of_task, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
-from vlbert_jax.weights.sibling_config import BOTTOM_UP, family_config, fields_of_task
+from vlbert_jax.weights.sibling_config import BOTTOM_UP, family_config
 from vlbert_jax.weights.stored_config import SCHEMA, VOCABULARIES, own_vocabularies
 
 BERT_NEEDS = (
@@ -66,8 +66,11 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
         if num_heads is not None:
             config.model.encoder.num_heads = num_heads
         config.task, config.opening = task, dict(steps=0)
-        sibling = source.kind == "sibling"
-        determined = fields_of_task(source, task) if sibling else get_task(task).config_from_weights(shapes)
+        determined = {}
+        if source.config is None or task != source.task:  # a stored config of the task says more than the tensors
+            family = source.kind == "sibling"
+            fields_of = functools.partial(get_task(task).config_from_family, source.architecture)
+            determined = (fields_of if family else get_task(task).config_from_weights)(shapes)
         for name, value in determined.items():
             block, _, field = name.rpartition(".")
             functools.reduce(getattr, filter(None, block.split(".")), config)[field] = value

@@ -310,6 +310,12 @@ def without_heads(tensors: Mapping[str, np.ndarray], task: str, architecture: st
     return {name: array for name, array in tensors.items() if not name.startswith(heads)}
 
 
+def with_start_of_retrieval(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return weights with a head for retrieval if they are UNITER's: the row "belongs" of that of pre-training."""
+    pairs = {f"rank_output.{leaf}": f"itm_output.{leaf}" for leaf in ("weight", "bias")}
+    return {new: tensors[old][1:] for new, old in pairs.items() if old in tensors} | dict(tensors)
+
+
 def table_of(architecture: Architecture) -> Callable[..., Iterator[Entry]]:
     """Return the table of the names of an architecture; it takes shapes by path and the size of the vocabulary.
 

@@ -182,6 +182,7 @@ def _matched(
             tensors = family_names.without_heads(own, source.task, architecture.name) if differs else own
             if source.task == PRETRAINING:
                 tensors = _with_answers_of_run(field, tensors, shapes, answer_rows)
+                tensors = family_names.with_start_of_retrieval(tensors)
         found = vlbert_names.match_tensors(tensors, shapes, vocab_size, family_names.table_of(architecture))
     except ValueError as error:
         wanted = (entry.official for entry in family_names.table_of(architecture)(shapes, vocab_size))

@@ -92,7 +92,11 @@ def _read(given: str) -> Weights:
     weights = _to_weights(given, raw, container)
     if container == "safetensors" and weights.kind in ("vlbert", "sibling") and (stored := stored_in_file(path)):
         weights.config = upgraded(stored, stored.pop("schema", None), given)
-        weights.task = _stored_task(weights.task, weights.config)
+        own = weights.config.get("task")
+        if weights.kind == "sibling" and own in TASKS:  # one head may be that of several tasks
+            weights.task, weights.tasks = own, tuple(dict.fromkeys((own, *weights.tasks)))
+        else:
+            weights.task = _stored_task(weights.task, weights.config)
         weights.num_heads = weights.config["model"]["encoder"]["num_heads"]
     folder = path if path.is_dir() else path.parent
     if weights.config is None and weights.kind in ("bert", "sibling") and (folder / "config.json").exists():

@@ -9,7 +9,6 @@ import ml_collections
 
 from vlbert_jax.model.architectures import get_architecture
 from vlbert_jax.model.two_stream_config import two_stream_options
-from vlbert_jax.tasks import get_task
 from vlbert_jax.weights.family_names import WORDS, family_of
 from vlbert_jax.weights.read import Weights
 from vlbert_jax.weights.two_stream_options import config_from_tensors
@@ -35,7 +34,7 @@ LAYER = "bert.encoder.layer.0.intermediate.dense.weight"
 
 
 def family_config(source: Weights, num_heads: int | None) -> dict[str, Any]:
-    """Return the config of the model that the tensors of `source` are of; the task adds its fields (`fields_of_task`).
+    """Return the config of the model that the tensors of `source` are of; `Task.config_from_family` has further fields.
 
     Raises:
         ValueError: A tensor that determines a size is missing, or nothing says how many heads there are.
@@ -159,11 +158,3 @@ def expected_detector(architecture: str, feature_size: int) -> str:
     """Return the detector whose features published weights were trained on, "" if unknown."""
     by_width = VISUALBERT_DETECTORS if architecture == "visualbert" else {}
     return by_width.get(feature_size) or DETECTORS.get(architecture.removesuffix("_positions"), "")
-
-
-def fields_of_task(source: Weights, task: str) -> dict[str, Any]:
-    """Return the fields of the config, by dotted name, that the heads of `source` determine for a task."""
-    if source.config is not None and task == source.task:
-        return {}
-    shapes = {name: array.shape for name, array in source.tensors.items()}
-    return get_task(task).config_from_family(source.architecture, shapes)

@@ -84,6 +84,15 @@ CHANGES = {
         added={},
         values={"task": lambda name: RENAMED.get(name, name), "best_metric": current_metric},
     ),
+    6: Change(
+        renamed={},
+        added={
+            "model.grounding_head": "hidden",
+            "model.matching_head": "relationship",
+            "model.label_hidden": 0,
+            "data.swapped_share": 0.0,
+        },
+    ),
 }
 SCHEMA = max(CHANGES)
 VOCABULARIES = "vocabularies"  # folder of a workdir with a copy of each file of words that its config names

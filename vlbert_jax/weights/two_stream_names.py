@@ -72,7 +72,7 @@ HEADS = {
         **_answers("gqa_head", "vil_prediction_gqa.logit_fc"),
         **_answers("pair_head", "vil_binary_prediction.logit_fc"),
         "choice_head": "vil_logit",
-        "matching_head": "vil_logit",  # of a file for retrieval
+        "matching_head": "vil_logit",  # the same layer; a file for retrieval trains it as this head
         "relation_head": "vil_tri_prediction",
         "label_head/classes": "vil_tri_prediction",
         "grounding_head": "vision_logit",

@@ -31,7 +31,7 @@ from vlbert_jax.tasks.answer_lists import (
 )
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
 from vlbert_jax.tasks.base import TextImageTask
-from vlbert_jax.tasks.layouts import trunk_options
+from vlbert_jax.tasks.layouts import lengths_of_family, trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy, divergence, soft_cross_entropy
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
@@ -265,15 +265,11 @@ class AnswerTask(TextImageTask):
         losses = {"losses.answer": "kl"} if architecture == "visualbert" else {}
         fields = {"model.num_answers": answers, "model.answer_head": kind} | losses
         regions, words = FAMILY_LENGTHS.get(architecture, (100, 60))
-        fields |= {"data.max_regions": regions, "data.sequence_length": regions + words}
+        fields |= lengths_of_family(architecture, shapes, regions, words, 1)  # VQA in 12-in-1
         if architecture in OWN_ANSWERS:
             fields |= {"data.answers": "", "data.answers_have_unknown": False}
         if architecture == "lxmert":
             fields |= {"data.answers": LXMERT_ANSWERS.get(answers, "")}
-        if architecture in ("lxmert", "vilbert"):
-            fields |= {"data.text_length": words}
-        if shapes.get("embeddings.task_embeddings.weight"):
-            fields |= {"model.two_stream.task_number": 1}  # of 12-in-1
         return fields | ({"model.encoder.pooler": True} if kind.startswith("pooler") else {})
 
     # --- Answers to a user --------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class ClassHead:
     # How two images are read. each: a sequence for each, whose vectors are joined | both: one sequence over both |
     # attention: a sequence for each, which then read each other (UNITER)
     pair: str = "each"
-    # Of [CLS]. linear | hidden: with a hidden layer, GELU and norm | relu: with ReLU alone (Oscar) | relu_norm (VinVL)
+    # Of [CLS]. linear | hidden: a hidden layer with GELU and norm | relu: with ReLU (Oscar) | relu_norm: with ReLU and
+    # norm (VinVL)
     label_head: str = "linear"
     num_images: int = 1
     label_hidden: int = 0  # columns of the hidden layer; 0 = twice those of the pooled vector

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlbert_jax.model.architectures import ONE_STREAM, VLBERT
+from vlbert_jax.tasks.layouts import lengths_of_family
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -78,25 +79,20 @@ def fields_of_sibling(architecture: str, shapes: Shapes) -> dict[str, Any]:
         "model.pair": "each",
         "data.images_per_example": 2 if pair else 1,
         "data.labels": ("nlvr2.txt" if pair else LABELS.get(architecture, "")) if head else "",
-        "data.max_regions": regions,
-        "data.sequence_length": regions + 1 + words,
         "losses.classify": "softmax",
-    }
-    if architecture in ("lxmert", "vilbert"):
-        fields["data.text_length"] = words
+    } | lengths_of_family(architecture, shapes, regions, words, 12 if pair else 13)  # of 12-in-1: NLVR2, SNLI-VE
     if pair and architecture == "uniter":
         width = shapes["bert.embeddings.word_embeddings.weight"][1]
         joined = shapes["nlvr2_output.weight"][1] == 2 * width
         fields["model.pair"] = "attention" if "attn_pool.fc.0.weight" in shapes else "each" if joined else "both"
     if pair and architecture in ("oscar", "vinvl"):
-        fields["model.label_head"] = "relu" if architecture == "oscar" else "relu_norm"
+        own = "pair_mlp.2.weight" in shapes  # of a run with a norm, which Oscar does not have
+        fields["model.label_head"] = "relu_norm" if architecture == "vinvl" else "hidden" if own else "relu"
         fields["model.label_hidden"] = shapes["classifier.0.weight"][0]
     if pair and architecture == "visualbert":
         fields["model.pair"] = "both"
     if fields["model.pair"] == "both":
         fields["data.sequence_length"] = 2 * (regions + 1) + words
-    if shapes.get("embeddings.task_embeddings.weight"):
-        fields["model.two_stream.task_number"] = 12 if pair else 13  # of 12-in-1
     return fields
 
 
@@ -108,14 +104,15 @@ def own_head(shapes: Shapes) -> str:
 def fields_of_own(shapes: Shapes) -> dict[str, Any]:
     """Return the fields of the config, by dotted name, that the tensors of this package determine.
 
-    They do not say whether one sequence is over one image or over both; a stored config does.
+    They do not say whether one sequence is over one image or over both, nor whether a hidden layer with a norm has a
+    GELU or a ReLU; a stored config does.
     """
     head = own_head(shapes)
-    hidden = any(f"{name}.0.weight" in shapes for name in ("label_mlp", "pair_mlp"))
+    hidden, norm = (any(f"{name}.{n}.weight" in shapes for name in ("label_mlp", "pair_mlp")) for n in (0, 2))
     fields: dict[str, Any] = {
         "model.num_labels": shapes[f"{head}.weight"][0] if head else 2,
         "model.read": "mask" if head == "mask_classes" else "cls",
-        "model.label_head": "hidden" if hidden else "linear",
+        "model.label_head": "linear" if not hidden else "hidden" if norm else "relu",
     }
     if "pair_attention.join.weight" in shapes:
         fields["model.pair"] = "attention"

@@ -42,7 +42,8 @@ class MatchModel(VisualLinguisticModel):
         if not encoder.pooler:
             raise ValueError("config.model.encoder.pooler is False, but the score of a pair is read from the pooler.")
         super().__init__(encoder, region_head, rngs)
-        self.dropout_rate = encoder.dropout_rate
+        is_uniter = encoder.encoder_config("text").architecture.name == "uniter"
+        self.dropout_rate = 0.0 if kind == "score" and is_uniter else encoder.dropout_rate  # UNITER has none there
         exact = dataclasses.replace(encoder.encoder_config("text"), dtype=jnp.float32)  # scores must not tie
         layer = dense(encoder.pool_size, 1 if kind == "score" else classes, ("embed", None), exact, rngs)
         self.relationship_head = layer if kind == "relationship" else None
@@ -69,8 +70,8 @@ class MatchModel(VisualLinguisticModel):
         """Return the score of every sequence with its image, in float32."""
         key_pool, key_head = split_keys(key, 2)
         pooled = self.pooled_each(states, key_pool, token_ids)
-        head = self.matching_head if self.relationship_head is None else self.relationship_head
-        logits = head(dropout(pooled, self.dropout_rate, key_head)).astype(jnp.float32)  # pyright: ignore[reportOptionalCall]
+        head: Any = self.relationship_head or self.matching_head
+        logits = head(dropout(pooled, self.dropout_rate, key_head)).astype(jnp.float32)
         return logits[..., 0] if self.relationship_head is None else logits[..., 1] - logits[..., 0]
 
 

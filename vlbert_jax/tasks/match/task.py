@@ -24,7 +24,7 @@ from vlbert_jax.files import atomic_write
 from vlbert_jax.model.layers import split_keys
 from vlbert_jax.tasks import report
 from vlbert_jax.tasks.base import Task
-from vlbert_jax.tasks.layouts import trunk_options
+from vlbert_jax.tasks.layouts import lengths_of_family, trunk_options
 from vlbert_jax.tasks.losses import counted
 from vlbert_jax.tasks.match import batches
 from vlbert_jax.tasks.match.batches import candidates_of
@@ -40,6 +40,7 @@ from vlbert_jax.visualization.cards import Card, RankedAnswer
 FAMILY_SCORES = {"uniter": "rank_output", "vilbert": "vil_logit"}
 FAMILY_RELATIONSHIPS = {"uniter": "itm_output", "lxmert": "cls.seq_relationship", "vilbert": "cls.bi_seq_relationship"}
 FAMILY_LENGTHS = {"uniter": (100, 60), "lxmert": (36, 20), "vilbert": (100, 30)}  # regions of an image, and words
+TASK_OF_12_IN_1 = 8  # Flickr30k
 SHOWN = 5  # texts of an image in the report
 BEST = 10  # candidates of each text and image in the file of predictions
 
@@ -48,7 +49,7 @@ class Fit(NamedTuple):
     """How well a text fits an image."""
 
     score: float  # logit of "they belong together" minus that of "they do not", or of a head with one output
-    probability: float  # of the first, by the score
+    probability: float  # sigmoid of the score: of the first; a head with one output is not trained to be calibrated
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -306,17 +307,12 @@ class MatchTask(Task):
     def config_from_family(self, architecture: str, shapes) -> dict:
         """Return the head, and the lengths of the published recipe."""
         regions, words = FAMILY_LENGTHS.get(architecture, (100, 60))
-        fields = {
+        return {
             "model.encoder.pooler": True,
             "model.relationship_classes": 2,
             "model.matching_head": "score" if f"{FAMILY_SCORES.get(architecture)}.weight" in shapes else "relationship",
-            "data.max_regions": regions,
             "data.text_length": words,
-            "data.sequence_length": regions + 1 + words,
-        }
-        if shapes.get("embeddings.task_embeddings.weight"):
-            fields["model.two_stream.task_number"] = 8  # Flickr30k in 12-in-1
-        return fields
+        } | lengths_of_family(architecture, shapes, regions, words, TASK_OF_12_IN_1)
 
     # --- Answers to a user --------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ class _Captions(_Corpus):
         return caption_example(record, draws, self.tokenizer, self.layout, other, self.answers, swaps)
 
     def _swaps(self, number: int, draws: Samples) -> dict[int, np.ndarray]:
-        """Return for each exchanged box the feature of a box of another record (LXMERT)."""
+        """Return for each swapped box the feature of a box of another record (LXMERT)."""
         layout, found = self.layout, {}
         for box in swapped_regions(draws, layout.mask_regions, layout.hidden_share, layout.swapped_share):
             other = int(draws.swaps[box, 0] * (len(self.records) - 1))

@@ -30,7 +30,7 @@ from vlbert_jax.tasks.answer_lists import AnswerVocabulary
 from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
 from vlbert_jax.tasks.pretrain.questions import sampled_answer
 
-MOST_SWAPS = 8  # exchanged regions of an image: LXMERT exchanges 0.54 on average
+MOST_SWAPS = 8  # swapped regions of an image: LXMERT swaps 0.54 on average
 EVAL_MASKED = 0.15  # share of words and of regions that evaluation masks, whatever training does
 # Fields with an axis n, which a caption and its text-only partner share.
 SEQUENCE_FIELDS = (
@@ -81,8 +81,13 @@ class CaptionLayout(ImageLayout):
         swapped = d.get("swapped_share", 0.0)
         if swapped and not is_precomputed(config):
             raise ValueError(
-                f"config.data.swapped_share is {swapped}, but regions of images have no stored features to exchange: "
+                f"config.data.swapped_share is {swapped}, but regions of images have no stored features to swap: "
                 "set config.data.features=precomputed, or config.data.swapped_share=0."
+            )
+        if (hidden := d.get("hidden_share", 0.9)) + swapped > 1:
+            raise ValueError(
+                f"config.data.hidden_share is {hidden} and config.data.swapped_share {swapped}: both are shares of the "
+                "regions that are predicted, so their sum must be at most 1."
             )
         return cls(
             **cls.options(config, orientation, region_layout(config)),
@@ -182,7 +187,7 @@ def caption_example(
             mrc_mask=np.arange(k) < len(targets),
         )
     if layout.swapped_share:
-        example |= _exchanged({box + 1: feature for box, feature in (swaps or {}).items() if box + 1 < kept}, layout)
+        example |= _swapped({box + 1: feature for box, feature in (swaps or {}).items() if box + 1 < kept}, layout)
     if layout.region_classes:
         seen = class_scores(record, slice(kept - 1))
         classes = np.where(is_distribution(seen), seen.argmax(axis=1), -1)
@@ -206,8 +211,8 @@ def caption_example(
     return example
 
 
-def _exchanged(features: Mapping[int, np.ndarray], layout: CaptionLayout) -> Example:
-    """Return the rows and the features of exchanged regions; beyond MOST_SWAPS, rows keep their own."""
+def _swapped(features: Mapping[int, np.ndarray], layout: CaptionLayout) -> Example:
+    """Return the rows and the features of swapped regions; beyond MOST_SWAPS, rows keep their own."""
     rows = sorted(features)[:MOST_SWAPS]
     filled = np.zeros((MOST_SWAPS, layout.feature_size), np.float32)
     for place, row in enumerate(rows):

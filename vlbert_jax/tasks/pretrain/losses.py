@@ -151,7 +151,7 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     if set(names) == {"region"}:
         return sums, metrics
 
-    states = model.encode(batch, model.region_states(batch, exchanged(appearance, batch), key_project), key_encode)
+    states = model.encode(batch, model.region_states(batch, with_swaps(appearance, batch), key_project), key_encode)
     if "mlm_caption" in names or "mlm_text" in names:
         logits = model.mlm_logits(states, batch.targets.mlm_positions)
         losses, hits = cross_entropy(logits, batch.targets.mlm_labels), logits.argmax(-1) == batch.targets.mlm_labels
@@ -183,7 +183,7 @@ def loss_sums(model: PretrainingModel, batch: Batch, key, config, names):
     return sums, metrics
 
 
-def exchanged(appearance: Float[Array, "b r g"] | None, batch: Batch) -> Float[Array, "b r g"] | None:
+def with_swaps(appearance: Float[Array, "b r g"] | None, batch: Batch) -> Float[Array, "b r g"] | None:
     """Return what the model sees of the regions: some have the appearance of another image's region (LXMERT)."""
     rows = batch.targets.swap_rows
     if rows is None or appearance is None:

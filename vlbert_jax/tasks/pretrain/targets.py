@@ -16,7 +16,7 @@ LOSSES = (*LOSSES, *VISUAL_LOSSES, "answers")
 class PretrainTargets(Arrays):
     """Masked words, hidden regions and the relationship; sparse, so that only these positions reach the heads.
 
-    Axes: `k` masked words per sequence, `h` hidden regions, `c` region classes, `w` exchanged regions.
+    Axes: `k` masked words per sequence, `h` hidden regions, `c` region classes, `w` swapped regions.
     """
 
     mlm_positions: Int[Array | np.ndarray, "b n k"] | None = padding(0, default=None)  # elements of masked words

@@ -1,6 +1,7 @@
 """The model that scores the regions of an image, its losses and its scores."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ HEADS = ("hidden", "linear", "norm")  # values of config.model.grounding_head
 class RegionModel(VisualLinguisticModel):
     """VL-BERT or a sibling, and a score per region.
 
-    "hidden" is VL-BERT's head, whose hidden layer starts from that for hidden regions; "linear" (ViLBERT, UNITER on
-    RefCOCO) has no hidden layer, "norm" (UNITER on RefCOCO+) has a layer norm behind it.
+    "hidden" is VL-BERT's head, whose hidden layer with GELU starts from that for hidden regions. "norm" has a layer
+    norm behind the GELU (UNITER on RefCOCO+). "linear" has no hidden layer (ViLBERT, UNITER on RefCOCO and RefCOCOg).
     """
 
     def __init__(self, encoder, region_head: RegionHeadConfig, rngs: nnx.Rngs, kind: str = "hidden"):
@@ -31,7 +32,8 @@ class RegionModel(VisualLinguisticModel):
             raise ValueError(f"config.model.grounding_head is {kind!r}; it must be one of {', '.join(HEADS)}.")
         super().__init__(encoder, region_head, rngs)
         visual = encoder.encoder_config("visual")
-        self.dropout_rate = visual.dropout_rate if kind == "linear" else 0.0
+        # UNITER has no dropout there.
+        self.dropout_rate = 0.0 if kind != "linear" or visual.architecture.name == "uniter" else visual.dropout_rate
         if kind == "linear":
             exact = dataclasses.replace(visual, dtype=jnp.float32)  # scores must not tie
             head = dense(visual.hidden_size, 1, ("embed", None), exact, rngs)
@@ -45,8 +47,8 @@ class RegionModel(VisualLinguisticModel):
     def region_logits(self, states, positions: Int[Array, "b r"], key=None) -> Float[Array, "b r"]:
         """Return a logit per region; `positions` are those of the regions in the sequence, `key` is for dropout."""
         read = dropout(self.first_regions_at(states, positions), self.dropout_rate, key)
-        head = self.grounding_head if self.region_head is None else self.region_head
-        return head(read)[..., 0].astype(jnp.float32)  # pyright: ignore[reportOptionalCall]
+        head: Any = self.region_head or self.grounding_head
+        return head(read)[..., 0].astype(jnp.float32)
 
 
 def appearance_of(model: RegionModel, batch: Batch, blind: bool) -> Float[Array, "b r g"]:
@@ -59,8 +61,7 @@ def appearance_of(model: RegionModel, batch: Batch, blind: bool) -> Float[Array,
 
 def region_logits(model: RegionModel, batch: Batch, appearance, key=None) -> Float[Array, "b r"]:
     """Return a logit per region, -inf in padding; in the official code padding can be chosen."""
-    key_project, key_encode = split_keys(key, 2)
-    key_head = None if key is None else jax.random.fold_in(key, 1)
+    key_project, key_encode, key_head = split_keys(key, 3)
     states = model.encode(batch, model.region_states(batch, appearance, key_project), key_encode)
     logits = model.region_logits(states, batch.targets.region_positions[:, 0], key_head)
     return jnp.where(choosable(batch), logits, -jnp.inf)

@@ -19,7 +19,7 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.layers import PredictionHead, xavier_init
 from vlbert_jax.tasks.base import TextImageTask
-from vlbert_jax.tasks.layouts import trunk_options
+from vlbert_jax.tasks.layouts import lengths_of_family, trunk_options
 from vlbert_jax.tasks.losses import counted
 from vlbert_jax.tasks.region.examples import LISTED, ExpressionLayout, asked_example, expression_example, hits
 from vlbert_jax.tasks.region.listed import check_listed, is_labeled, listed_example, right_rows
@@ -42,7 +42,8 @@ from vlbert_jax.tasks.scorers import scorer_of
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 FAMILY_HEADS = {"uniter": "re_output", "vilbert": "vision_logit"}  # of published siblings
-FAMILY_WORDS = {"vilbert": 20}  # elements of an expression
+FAMILY_LENGTHS = {"lxmert": (36, 20), "vilbert": (100, 20)}  # regions, and elements of an expression
+TASK_OF_12_IN_1 = 10  # RefCOCO+
 CHECKED_IMAGES = 20  # so many first images without a detection are taken for a mistake
 
 
@@ -50,7 +51,7 @@ class Place(NamedTuple):
     """A region that an expression may mean."""
 
     box: tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
-    probability: float  # that the expression means it; regions are independent
+    probability: float  # that the expression means it; regions are independent, with the softmax loss they share it
     region: int  # row; 0 is the whole image
 
 
@@ -67,13 +68,13 @@ class RegionTargets(Arrays):
 
 
 def _layers(name: str) -> dict[str, str]:
-    """Return the names of the head of siblings, of which `name` is that of one layer, and the prefix of several."""
+    """Return module -> tensor of a grounding head; `name` is the one layer, or the prefix of several layers."""
     layers = {"": "", "/transform": ".0", "/norm": ".2", "/classes": ".3"}
-    return {f"grounding_head{ours}": f"{name}{theirs}" for ours, theirs in layers.items()}
+    return {f"grounding_head{module}": f"{name}{suffix}" for module, suffix in layers.items()}
 
 
 def _kind_of_head(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return which of HEADS tensors have; "hidden" where `name` is none of theirs."""
+    """Return the kind of head (`HEADS` of model.py) that tensors have; "hidden" where `name` is none of theirs."""
     kinds = {f"{name}.weight": "linear", f"{name}.3.weight": "norm"}
     return next((kind for layer, kind in kinds.items() if layer in shapes), "hidden")
 
@@ -237,20 +238,12 @@ class RegionTask(TextImageTask):
 
     def config_from_family(self, architecture: str, shapes) -> dict:
         """Return the kind of the head, and the lengths of the published recipe; features belong to listed boxes."""
-        words = FAMILY_WORDS.get(architecture, 60)
-        fields = {
+        return {
             "model.grounding_head": _kind_of_head(FAMILY_HEADS.get(architecture, ""), shapes),
             "data.train_boxes": LISTED,
             "data.eval_boxes": LISTED,
-            "data.max_regions": 100,
-            "data.sequence_length": 101 + words,
             "losses.grounding": "softmax" if architecture == "uniter" else "sigmoid",
-        }
-        if architecture in ("lxmert", "vilbert"):
-            fields["data.text_length"] = words
-        if shapes.get("embeddings.task_embeddings.weight"):
-            fields["model.two_stream.task_number"] = 10  # RefCOCO+ in 12-in-1
-        return fields
+        } | lengths_of_family(architecture, shapes, *FAMILY_LENGTHS.get(architecture, (100, 60)), TASK_OF_12_IN_1)
 
     # --- Answers to a user --------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, shrunk
 from vlbert_jax.data.masking import Samples, mask_regions, swapped_regions
 from vlbert_jax.data.records import open_split
 from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches
-from vlbert_jax.tasks.pretrain.losses import exchanged, loss_sums
+from vlbert_jax.tasks.pretrain.losses import loss_sums, with_swaps
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,8 @@ def test_features_are_those_of_other_images(data_dir):
     assert next(evaluated).targets.swap_rows is None
     with pytest.raises(ValueError, match="swapped_share is 0.5, but regions of images have no stored features"):
         next(train_batches(recipe(data_dir, **{"data.features": "image"}), 0, 0, 1))
+    with pytest.raises(ValueError, match="hidden_share is 0.9 and config.data.swapped_share 0.5: both are shares of"):
+        next(train_batches(recipe(data_dir, **{"data.hidden_share": 0.9}), 0, 0, 1))
 
 
 def test_the_model_sees_them_and_predicts_the_own_ones(data_dir):
@@ -68,9 +70,9 @@ def test_the_model_sees_them_and_predicts_the_own_ones(data_dir):
         seen[example, batch.targets.swap_rows[example, row]] = batch.targets.swap_features[example, row]
     changed = np.abs(seen - batch.region_features).max(-1) > 0
     assert changed.sum() == (batch.targets.swap_rows > 0).sum()
-    np.testing.assert_array_equal(exchanged(batch.region_features, batch), seen)
+    np.testing.assert_array_equal(with_swaps(batch.region_features, batch), seen)
     plain = batch.replace(targets=batch.targets.replace(swap_rows=None, swap_features=None))
-    assert exchanged(plain.region_features, plain) is plain.region_features
+    assert with_swaps(plain.region_features, plain) is plain.region_features
 
     @jax.jit
     def predicted(batch):
