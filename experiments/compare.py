@@ -95,4 +95,5 @@ def shown_difference(difference: Difference) -> tuple[str, str]:
     if not difference.pairs:
         return "–", "–"
     error = "" if math.isnan(difference.error) else f" ± {difference.error:.3f}"
-    return f"{difference.mean:+.3f}{error}", "–" if math.isnan(difference.p) else f"{difference.p:.3f}"
+    p = "–" if math.isnan(difference.p) else "< 0.001" if difference.p < 0.0005 else f"{difference.p:.3f}"
+    return f"{difference.mean:+.3f}{error}", p
