@@ -35,13 +35,12 @@ def test_paths_of_a_user(monkeypatch):
     assert required_path("gs://bucket//x/") == "gs://bucket//x/" and required_path("~/a/") == "/home/someone/a"
 
 
-@pytest.mark.parametrize("command", [
-    [build.main, "scenes", "--data_dir="], [build.main, "vqa", "--source= ", "--data_dir=data"],
-    [extract_regions.main, "images", "--detector=d", "--out="], [convert.main, "", "target"], [report.main, ""],
-], ids=str)  # fmt: skip
-def test_an_empty_path_is_not_the_current_folder(command, capsys):
+@pytest.mark.parametrize("main, arguments", [
+    (build.main, ["scenes", "--data_dir="]), (build.main, ["vqa", "--source= ", "--data_dir=data"]),
+    (extract_regions.main, ["images", "--detector=d", "--out="]), (convert.main, ["", "target"]), (report.main, [""]),
+], ids=["build", "source", "extract_regions", "convert", "report"])  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(main, arguments, capsys):
     """Such as --data_dir=$DATA where the variable is not set."""
-    main, *arguments = command
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "is empty; give a file or folder" in capsys.readouterr().err
