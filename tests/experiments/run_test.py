@@ -66,7 +66,7 @@ def test_a_study_is_run_once(place, capsys):
     assert set(starts(place).values()) == {1}
     table = capsys.readouterr().out
     assert "| high | 0.310 ± 0.010 (3) | 0.327 ± 0.031 (3) |" in table and "| none | – | 0.050 (1) |" in table
-    assert "| A high rate helps | 1 to 2 | high − low, VQA | +0.200 ± 0.000 | 0.000 | 3 | shown |" in table
+    assert "| A high rate helps | 1 to 2 | high − low, VQA | +0.200 ± 0.000 | < 0.001 | 3 | shown |" in table
     written = (place / "pages/tiny.md").read_text()
     assert "2 of 2 trainings have a row." in written and "13 of 13 trainings have a row." in written
     assert "| high | 0.310 ± 0.010 (3) | 0.327 ± 0.031 (3) |" in written and str(place) not in written
@@ -111,7 +111,7 @@ def test_several_seeds_of_fine_tuning(place, capsys):
     assert pairs == {(start, seed) for start in range(3) for seed in range(2)}
     table = capsys.readouterr().out
     assert "| low | 0.110 ± 0.010 (3) | 0.115 ± 0.010 (3) |" in table
-    assert "| high − low, VQA | +0.200 ± 0.000 | 0.000 | 3 | shown |" in table
+    assert "| high − low, VQA | +0.200 ± 0.000 | < 0.001 | 3 | shown |" in table
     written = (place / "pages/tiny.md").read_text()
     assert "| low | VQA | 0.007 | 0.010 | 0.009 |" in written and "| none | VQA |" not in written
     assert "| low | words |" not in written
