@@ -260,7 +260,8 @@ def pretraining() -> ml_collections.ConfigDict:
             mask_tokens=False,  # True: each token for itself, not whole words (VL-BERT's siblings)
             mask_least_one=False,  # at least the first word and one region of each caption (UNITER)
             hidden_share=0.9,  # of the regions that are predicted, share that is hidden (UNITER: 1)
-            # Share of them that gets the feature of another image's region (LXMERT: 0.1 besides a hidden_share of 0.8).
+            # Of the regions that are predicted, share that the model sees with the feature of another image's region
+            # (LXMERT: 0.1, with a hidden_share of 0.8).
             swapped_share=0.0,
             hide_pixels=True,  # zero hidden regions in the image; False = a learned vector replaces the feature
             max_mlm_targets=24,  # per sequence; further masked words are not scored

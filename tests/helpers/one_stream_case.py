@@ -239,6 +239,13 @@ def pack_b2t2(case: Case) -> Packed:
     return with_image(Packed({name: value[:, None] for name, value in fields.items()}, rows), features, geometry)
 
 
+def positions_of_regions(packed):
+    """Return the position of each row of regions in sequence 0 [b, 1, k], 0 for padding, and which are real."""
+    ids, k = packed.fields["region_ids"][:, 0], packed.fields["region_mask"].shape[1]
+    here = ids[:, None] == np.arange(k)[:, None]
+    return jnp.asarray(here.argmax(-1)[:, None].astype(np.int32)), jnp.asarray(here.any(-1)[:, None])
+
+
 def joined(packed: Packed, n: int) -> Packed:
     """Return the batch whose examples have n sequences, each over an image of its own."""
     fields, b = packed.fields, len(packed.fields["token_ids"]) // n

@@ -22,6 +22,7 @@ from tests.helpers.one_stream_case import (
     joined,
     load_case,
     pack_case,
+    positions_of_regions,
     region_head_of,
 )
 from vlbert_jax.batch import make_batch
@@ -36,13 +37,6 @@ FIXTURES = [
     for path in sorted(folder.glob("*.json"))
     if path.name.startswith(HEADS_OF_TASKS)
 ]
-
-
-def positions_of_regions(packed):
-    """Return the position of each row of regions in sequence 0 [b, 1, k], 0 for padding, and which are real."""
-    ids, k = packed.fields["region_ids"][:, 0], packed.fields["region_mask"].shape[1]
-    here = ids[:, None] == np.arange(k)[:, None]
-    return jnp.asarray(here.argmax(-1)[:, None].astype(np.int32)), jnp.asarray(here.any(-1)[:, None])
 
 
 def labels_of(case):

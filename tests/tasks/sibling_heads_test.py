@@ -12,7 +12,7 @@ from flax import nnx
 from configs import refcoco, retrieval
 from tests.helpers.golden_case import Case, close
 from tests.helpers.golden_folders import golden_folders
-from tests.helpers.one_stream_case import encoder_of, joined, load_case, pack_case, region_head_of
+from tests.helpers.one_stream_case import encoder_of, joined, load_case, pack_case, positions_of_regions, region_head_of
 from tests.helpers.siblings_case import small_tensors
 from tests.helpers.tiny_recipes import shrink
 from tests.helpers.two_stream_case import TwoStreamCase, load, text_and_regions, two_stream_fixtures
@@ -53,9 +53,7 @@ def test_uniter(path):
     if task is REGION:
         assert kind == ("linear" if "mlp1" in path.stem else "norm")
         model, _ = load_case(lambda: RegionModel(encoder, region_head, nnx.Rngs(0), kind), case)
-        ids = packed.fields["region_ids"][:, 0]
-        here = ids[:, None] == np.arange(packed.fields["region_mask"].shape[1])[:, None]
-        positions, real = jnp.asarray(here.argmax(-1).astype(np.int32)), here.any(-1)
+        positions, real = (x[:, 0] for x in positions_of_regions(packed))
         scores = lambda model, batch: model.region_logits(model.states(batch), positions)  # noqa: E731
     else:
         packed = joined(packed, case.meta["scalars"]["in/sample_size"])

@@ -112,7 +112,7 @@ def mask_regions(
 def swapped_regions(
     draws: Samples, probability: float, hidden_share: float, swapped_share: float
 ) -> Int[np.ndarray, "k"]:
-    """Return the boxes that get the feature of another image's box: a share of the selected ones, besides the hidden.
+    """Return the selected boxes that get the feature of another image's box; hidden boxes do not.
 
     LXMERT hides 80 % of the selected boxes, swaps 10 % and leaves 10 % as they are.
     """

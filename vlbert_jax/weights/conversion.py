@@ -66,14 +66,12 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
         if num_heads is not None:
             config.model.encoder.num_heads = num_heads
         config.task, config.opening = task, dict(steps=0)
-        determined = {}
         if source.config is None or task != source.task:  # a stored config of the task says more than the tensors
-            family = source.kind == "sibling"
-            fields_of = functools.partial(get_task(task).config_from_family, source.architecture)
-            determined = (fields_of if family else get_task(task).config_from_weights)(shapes)
-        for name, value in determined.items():
-            block, _, field = name.rpartition(".")
-            functools.reduce(getattr, filter(None, block.split(".")), config)[field] = value
+            own, sibling = get_task(task), source.kind == "sibling"
+            fields = own.config_from_family(source.architecture, shapes) if sibling else own.config_from_weights(shapes)
+            for name, value in fields.items():
+                block, _, field = name.rpartition(".")
+                functools.reduce(getattr, filter(None, block.split(".")), config)[field] = value
     return config
 
 

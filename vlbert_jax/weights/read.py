@@ -92,11 +92,9 @@ def _read(given: str) -> Weights:
     weights = _to_weights(given, raw, container)
     if container == "safetensors" and weights.kind in ("vlbert", "sibling") and (stored := stored_in_file(path)):
         weights.config = upgraded(stored, stored.pop("schema", None), given)
-        own = weights.config.get("task")
-        if weights.kind == "sibling" and own in TASKS:  # one head may be that of several tasks
-            weights.task, weights.tasks = own, tuple(dict.fromkeys((own, *weights.tasks)))
-        else:
-            weights.task = _stored_task(weights.task, weights.config)
+        weights.task = _stored_task(weights, weights.config)
+        if weights.kind == "sibling":
+            weights.tasks = tuple(dict.fromkeys((weights.task, *weights.tasks)))
         weights.num_heads = weights.config["model"]["encoder"]["num_heads"]
     folder = path if path.is_dir() else path.parent
     if weights.config is None and weights.kind in ("bert", "sibling") and (folder / "config.json").exists():
@@ -118,7 +116,7 @@ def _read_checkpoint_folder(given: str, path: Path) -> Weights:
     if architecture is VLBERT:
         raw |= {name: np.asarray(count) for name, count in config.get("batch_counters", {}).items()}
         weights = _to_weights(given, raw, "orbax")
-        weights.task = _stored_task(weights.task, config)
+        weights.task = _stored_task(weights, config)
     else:
         own = dict(task=config.get("task", PRETRAINING), architecture=architecture.name)
         weights = Weights(given, "sibling", "orbax", raw, folder=path, **own)
@@ -126,10 +124,13 @@ def _read_checkpoint_folder(given: str, path: Path) -> Weights:
     return dataclasses.replace(weights, config=config, num_heads=encoder["num_heads"], new=new, segments=segments)
 
 
-def _stored_task(task: str, config: dict[str, Any]) -> str:
-    """Return the task of a stored config where the heads are those of pre-training, which other tasks have as well."""
-    stored = config.get("task", PRETRAINING)
-    return stored if task == PRETRAINING and stored in TASKS else task
+def _stored_task(weights: Weights, config: dict[str, Any]) -> str:
+    """Return the task of a stored config where the heads may be those of several tasks; else that of the heads.
+
+    Other tasks have the heads of pre-training as well, and in a sibling one head may serve several tasks.
+    """
+    stored, shared = config.get("task", PRETRAINING), weights.kind == "sibling" or weights.task == PRETRAINING
+    return stored if shared and stored in TASKS else weights.task
 
 
 def of_task(source: Weights, task: str) -> Weights:

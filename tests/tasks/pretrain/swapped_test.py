@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.build import build_scenes
-from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, shrunk
+from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, shrunk
 from vlbert_jax.data.masking import Samples, mask_regions, swapped_regions
 from vlbert_jax.data.records import open_split
 from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches
@@ -63,7 +63,7 @@ def test_features_are_those_of_other_images(data_dir):
 def test_the_model_sees_them_and_predicts_the_own_ones(data_dir):
     """The loss is that of a batch with these features whose targets are the own ones."""
     config = recipe(data_dir)
-    batch = jax.tree.map(jnp.asarray, next(train_batches(config, 0, 0, 1)))
+    batch = first_batch(config)
     model, names = build(config), PRETRAIN.active_losses(config, 0)
     seen = np.array(batch.region_features)
     for example, row in np.argwhere(np.asarray(batch.targets.swap_rows) > 0):

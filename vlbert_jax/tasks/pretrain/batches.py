@@ -75,18 +75,20 @@ class _Captions(_Corpus):
         draws = draw_samples(rng, self.layout.num_draws, len(record["boxes"]), self.tokenizer.ordinary_ids)
         other = None
         if self.layout.relationship and draws.relationship >= 0.5 and len(self.records) > 1:
-            # Any record but this one; the whole record is read, although only its caption is used.
-            other = int(draws.other * (len(self.records) - 1))
-            other = self.records[other + (other >= number)]["caption"]
+            other = self._another(number, draws.other)["caption"]
         swaps = self._swaps(number, draws) if self.layout.swapped_share and self.layout.mrc else None
         return caption_example(record, draws, self.tokenizer, self.layout, other, self.answers, swaps)
+
+    def _another(self, number: int, fraction: float) -> dict:
+        """Return a record other than `number`, of at least two; the whole record is read, whatever is used of it."""
+        other = int(fraction * (len(self.records) - 1))
+        return self.records[other + (other >= number)]
 
     def _swaps(self, number: int, draws: Samples) -> dict[int, np.ndarray]:
         """Return for each swapped box the feature of a box of another record (LXMERT)."""
         layout, found = self.layout, {}
         for box in swapped_regions(draws, layout.mask_regions, layout.hidden_share, layout.swapped_share):
-            other = int(draws.swaps[box, 0] * (len(self.records) - 1))
-            features = self.records[other + (other >= number)]["features"] if len(self.records) > 1 else ()
+            features = self._another(number, draws.swaps[box, 0])["features"] if len(self.records) > 1 else ()
             if len(features):
                 found[int(box)] = features[int(draws.swaps[box, 1] * len(features))]
         return found
