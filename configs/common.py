@@ -11,6 +11,10 @@ OPTIMIZER_OF_VISUALBERT = dict(
     name="bertadam", counts_from=0, clip="array", clip_norm=1.0, weight_decay=0.01, no_decay=NORMS_AND_BIASES,
     rate_factors=("^vlbert/pooler/=0",),
 )  # fmt: skip
+OPTIMIZER_OF_VILBERT = dict(  # of fine-tuning; biases and gains of norms decay, as in its code, and nothing else does
+    name="bertadam", counts_from=0, clip="array", clip_norm=1.0, weight_decay=0.01, schedule="steps", drops=(0.6, 0.8),
+    no_decay=(r"(?<!bias)(?<!norm/scale)$",),
+)  # fmt: skip
 OPTIMIZER_OF_UNITER = dict(
     b2=0.98, weight_decay=0.01, no_decay=("bias$", "^(vlbert|mlm_head)/.*norm/scale$"), least_rate=1e-8
 )

@@ -156,9 +156,7 @@ def vilbert_base() -> ml_collections.ConfigDict:
     config.learning_rate = 4e-5
     config.warmup_steps = 5_142
     config.eval_every_steps = 2_571
-    config.optimizer.update(dict(schedule="steps", drops=(0.6, 0.8), clip="array", clip_norm=1.0))
-    config.optimizer.no_decay = (r"(?<!bias)(?<!norm/scale)$",)
-    config.optimizer.rate_factors = ("^answer_head/=2.5",)
+    config.optimizer.update(common.OPTIMIZER_OF_VILBERT | dict(rate_factors=("^answer_head/=2.5",)))
     config.data.update(dict(text_length=16, max_regions=100, sequence_length=117))
     return config
 

@@ -9,7 +9,9 @@ def shrunk(variant: str, data_dir, **fields):
     config, demo = getattr(recipes, variant)(), recipes.demo()
     names = ("texts", "images", "vocab", "text_length", "max_regions", "sequence_length")
     shrink(config, demo, data_dir, num_layers=1, names=names)
-    config.model.num_object_classes = demo.model.num_object_classes
+    if config.model.num_object_classes:
+        config.model.num_object_classes = demo.model.num_object_classes
+    config.data.sequence_length += config.data.arrangement == "apart"  # it has one [SEP] more
     config.data.embedded, config.report = "", False
     config.batch_size, config.grad_accumulation_steps, config.init.scratch = 4, 1, True
     config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps = 1, 0, 0

@@ -192,16 +192,18 @@ def write_vilbert(folder, name):
     save(folder / "pytorch_model.bin", tensors)
 
 
-def their_scores(folder, content: dict, text: str, tasks) -> tuple[np.ndarray, float]:
+def their_scores(folder, content: dict, text: str, tasks, response: str = "") -> tuple[np.ndarray, float]:
     """Return the scores of the rows of an image for a text and that of the pair, from inputs as the official code's."""
     model = two_stream_model(read_two_stream(folder))
-    ids = [WORDS.index(word) for word in ["[CLS]", *text.split(), "[SEP]"]]
+    behind = [*response.split(), "[SEP]"] if response else []
+    ids = [WORDS.index(word) for word in ["[CLS]", *text.split(), "[SEP]", *behind]]
+    segments = np.repeat([0, 1], [len(ids) - len(behind), len(behind)])
     features, (width, height) = np.array(content["features"], np.float32), SIZE
     x1, y1, x2, y2 = np.array(content["boxes"], np.float32).T
     places = np.stack([x1 / width, y1 / height, x2 / width, y2 / height, (y2 - y1) * (x2 - x1) / (width * height)], 1)
     rows = len(features) + 1
     inputs = dict(
-        token_ids=np.array(ids)[None, None], segment_ids=np.zeros((1, 1, len(ids)), int),
+        token_ids=np.array(ids)[None, None], segment_ids=segments[None, None],
         position_ids=np.arange(len(ids))[None, None], word_mask=np.ones((1, 1, len(ids)), bool),
         region_mask=np.ones((1, 1, rows), bool),
         features=np.concatenate([features.mean(0, keepdims=True), features])[None, None],
@@ -239,6 +241,40 @@ def test_vilbert_finds_regions_and_images(name, tasks, image, tmp_path):
     found = vlbert_jax.load(tmp_path, task="match").similarity([image], [text, "a cat"], [tmp_path / "boxes.json"])
     np.testing.assert_allclose(found[0, 0], score, atol=1e-4)
     assert found[0, 0] != found[0, 1]
+
+
+def test_vilbert_chooses(image, tmp_path):
+    """The head for choices reads question and answer as two segments; its scores become probabilities."""
+    question, choices, content = "what is on the table ?", ["the red ball", "a cat", "a ball"], regions(2048)
+    write_vilbert(tmp_path, "vilbert_beta_6layer_vcr_retrieval_refcoco")
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    scores = np.array([their_scores(tmp_path, content, question, (0, 0), choice)[1] for choice in choices])
+    found = vlbert_jax.load(tmp_path, task="choice").choose(image, question, choices, tmp_path / "boxes.json")
+    expected = np.exp(scores) / np.exp(scores).sum()
+    assert expected.std() > 5e-4
+    np.testing.assert_allclose(found, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("name, heads", [("uniter_base_vcr", 2), ("visualbert_vcr", 2)])
+def test_heads_over_choices_answer(name, heads, image, tmp_path, capsys):
+    """A file for VCR chooses among texts; which way the texts are arranged, its architecture says."""
+    tensors = small_tensors(name)
+    words = next(key for key in tensors if key.endswith("word_embeddings.weight"))
+    write_words(tmp_path, len(tensors[words]))
+    (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=heads)))
+    save(tmp_path / "pytorch_model.bin", tensors)
+    features = tensors[next(key for key in tensors if key.endswith(("img_linear.weight", "visual_projection.weight")))]
+    (tmp_path / "boxes.json").write_text(json.dumps(regions(features.shape[1])))
+    options = ["--checkpoint", tmp_path, "--image", image, "--boxes", tmp_path / "boxes.json", "--json"]
+    asked = ["--question", "what is [1] ?", "--choices", "a cat", "[2] is a ball"]
+    assert main([str(option) for option in (*options, *asked)]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    chances = {row["text"]: row["probability"] for row in found["asked"][0]["answers"]}
+    assert chances.keys() == {"a cat", "[2] is a ball"} and sum(chances.values()) == pytest.approx(1, abs=1e-3)
+    predictor = vlbert_jax.load(tmp_path)
+    config = predictor.config
+    assert config.data.align_regions == (name == "visualbert_vcr") and config.model.num_object_classes == 0
+    assert config.data.arrangement == ("apart" if config.model.encoder.num_segments == 4 else "context")
 
 
 def test_pairs_of_pre_training_need_no_fine_tuning(image, tmp_path, capsys):

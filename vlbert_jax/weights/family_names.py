@@ -16,7 +16,7 @@ import numpy as np
 from vlbert_jax.batch import IMG, IMG_MASK
 from vlbert_jax.model.architectures import VLBERT, Architecture
 from vlbert_jax.model.two_stream_config import TWO_STREAM_MODELS
-from vlbert_jax.tasks import PRETRAINING, all_tasks, get_task
+from vlbert_jax.tasks import all_tasks
 from vlbert_jax.weights import two_stream_names
 from vlbert_jax.weights.entry import Entry
 from vlbert_jax.weights.vlbert_names import (
@@ -39,9 +39,10 @@ BERT = {  # modules of every family: the trunk of BERT
     "vlbert/encoder/layers/output": "bert.encoder.layer.{layer}.output.dense",
     "vlbert/encoder/layers/output_norm": "bert.encoder.layer.{layer}.output.LayerNorm",
 }
+SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
 TABLES = {  # parameters that are whole tensors
     "vlbert/position_embeddings": "bert.embeddings.position_embeddings.weight",
-    "vlbert/segment_embeddings": "bert.embeddings.token_type_embeddings.weight",
+    "vlbert/segment_embeddings": SEGMENTS,
 }
 PAIR_ATTENTION = {  # UNITER's head of a text and two images
     f"pair_attention/{ours}/{part}": f"{theirs}.{'out_proj' if part == 'output' else part}"
@@ -301,19 +302,6 @@ def family_table(
                 yield Entry(original.format(layer=layer), path, layout, layer, roll=roll, roll_axis=1 - of_relationship)
         else:
             raise KeyError(f"parameter {name} has no name in {architecture.name}; add it to `family_names` of its task")
-
-
-def without_heads(tensors: Mapping[str, np.ndarray], task: str, architecture: str) -> dict[str, np.ndarray]:
-    """Return weights of a sibling for `task` without its heads, but for those layers that pre-training has, too."""
-    names, shared = (get_task(name).family_names.get(architecture, {}).values() for name in (task, PRETRAINING))
-    heads = tuple(f"{name}." for name in names if name not in shared)
-    return {name: array for name, array in tensors.items() if not name.startswith(heads)}
-
-
-def with_start_of_retrieval(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return weights with a head for retrieval if they are UNITER's: the row "belongs" of that of pre-training."""
-    pairs = {f"rank_output.{leaf}": f"itm_output.{leaf}" for leaf in ("weight", "bias")}
-    return {new: tensors[old][1:] for new, old in pairs.items() if old in tensors} | dict(tensors)
 
 
 def table_of(architecture: Architecture) -> Callable[..., Iterator[Entry]]:

@@ -15,7 +15,7 @@ from jax.experimental.multihost_utils import process_allgather
 
 from vlbert_jax.model.architectures import VLBERT, Architecture, get_architecture
 from vlbert_jax.tasks import PRETRAINING, get_task, task_of_names
-from vlbert_jax.weights import family_names, vlbert_names
+from vlbert_jax.weights import family_names, family_start, vlbert_names
 from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.containers import find_weights
 from vlbert_jax.weights.entry import Entry
@@ -179,10 +179,12 @@ def _matched(
             tensors = vlbert_names.warm_start(own, task, source.kind == "vlbert")
         else:
             differs = _differs(field, source, source.task, task)
-            tensors = family_names.without_heads(own, source.task, architecture.name) if differs else own
+            tensors = family_start.without_heads(own, source.task, architecture.name) if differs else own
             if source.task == PRETRAINING:
                 tensors = _with_answers_of_run(field, tensors, shapes, answer_rows)
-                tensors = family_names.with_start_of_retrieval(tensors)
+                tensors = family_start.with_start_of_retrieval(tensors)
+            rows = shapes.get(("vlbert", "segment_embeddings"), (0,))[0]
+            tensors = family_start.with_new_segments(tensors, task, architecture.name, rows)
         found = vlbert_names.match_tensors(tensors, shapes, vocab_size, family_names.table_of(architecture))
     except ValueError as error:
         wanted = (entry.official for entry in family_names.table_of(architecture)(shapes, vocab_size))

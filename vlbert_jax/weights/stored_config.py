@@ -93,6 +93,10 @@ CHANGES = {
             "data.swapped_share": 0.0,
         },
     ),
+    7: Change(
+        renamed={},
+        added={"model.choice_head": "score", "data.arrangement": "context", "data.align_regions": False},
+    ),
 }
 SCHEMA = max(CHANGES)
 VOCABULARIES = "vocabularies"  # folder of a workdir with a copy of each file of words that its config names

@@ -8,16 +8,10 @@ import pytest
 
 from tests.helpers import GOLDEN
 from vlbert_jax.batch import END, IMG, NO_IMAGE
+from vlbert_jax.data.packing import RegionLayout
 from vlbert_jax.data.tokenizer import load_tokenizer
-from vlbert_jax.tasks.choice.examples import (
-    ChoiceLayout,
-    choice_example,
-    cut_answers,
-    cut_rationales,
-    first_name,
-    object_names,
-    on_rois,
-)
+from vlbert_jax.tasks.choice.examples import ChoiceLayout, choice_example, on_rois
+from vlbert_jax.tasks.choice.texts import ALIGNED, cut_answers, cut_rationales, first_name, object_names
 
 VOCAB = GOLDEN / "data/common/vocab.txt"
 
@@ -115,6 +109,51 @@ def test_rationales_follow_the_right_answer(tokenizer):
         text = [tokenizer.cls_id, *context, tokenizer.sep_id, *ids_of(tokenizer, word), tokenizer.sep_id]
         assert example["token_ids"][n, : len(text)].tolist() == text
     assert example["choice"] == 1
+
+
+@pytest.mark.parametrize("subtask", ["q2a", "qa2r"])
+@pytest.mark.parametrize("arrangement", ["context", "response", "apart"])
+def test_arrangements_of_siblings(arrangement, subtask, tokenizer):
+    parts = layout(subtask=subtask, arrangement=arrangement, regions=RegionLayout(segment=1, end_token=False))
+    example = choice_example(record(), False, tokenizer, parts, start=11)
+    q, a, r = (ids_of(tokenizer, *text.split()) for text in ("why is pat and quinn ?", "no .", "two"))
+    cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
+    if subtask == "q2a":
+        row, ids = 2, cls + q + sep + a + sep
+        opens = arrangement == "apart"
+        segments = [0] * (len(q) + 2 - opens) + [2 if opens else 1] * (len(a) + 1 + opens)
+    elif arrangement == "context":
+        row, ids = 1, cls + q + a + sep + r + sep
+        segments = [0] * (len(q + a) + 2) + [1] * (len(r) + 1)
+    elif arrangement == "response":
+        row, ids = 1, cls + q + sep + a + r + sep
+        segments = [0] * (len(q) + 2) + [1] * (len(a + r) + 1)
+    else:
+        row, ids = 1, cls + q + sep + a + sep + r + sep
+        segments = [0] * (len(q) + 1) + [2] * (len(a) + 1) + [3] * (len(r) + 2)
+    assert example["token_ids"][row, : len(ids)].tolist() == ids
+    assert example["segment_ids"][row, : len(ids) + 4].tolist() == segments + [1] * 4
+    assert example["region_positions"][row].tolist() == [len(ids) + k for k in range(4)]
+
+
+@pytest.mark.parametrize("subtask", ["q2a", "qa2r"])
+def test_regions_are_aligned_with_the_words_that_name_them(subtask, tokenizer):
+    """Positions are numbers of words, as in VisualBERT's code; those of words that were cut are left out."""
+    known = record(question=json.dumps(["W.", [0, 2], [0], "?"]), rationales=[json.dumps([[2], "x"])] * 4)
+    example = choice_example(known, False, tokenizer, layout(subtask=subtask, aligns=True), start=11)
+    words = example["region_words"]
+    assert words.shape == (4, 4, ALIGNED) and words.dtype == np.int32
+    found = [[[int(place) for place in row if place >= 0] for row in sequence] for sequence in words]
+    question = len(ids_of(tokenizer, "w.", "pat", "and", "quinn", "pat", "?"))
+    if subtask == "q2a":
+        assert found[0] == [[], [2, 4], [question + 2], [3]] and found[1] == [[], [2, 4], [], [3]]
+    else:
+        start = question + len(ids_of(tokenizer, "no", ".")) + 2
+        assert found == [[[], [2, 4], [], [3, start]]] * 4
+    cut = choice_example(known, False, tokenizer, layout(subtask="q2a", aligns=True, text_length=4), start=11)
+    assert cut["region_words"].max() < 4 + 3 and cut["text_cut"]
+    fewer = choice_example(known, False, tokenizer, layout(subtask="q2a", aligns=True, max_regions=1), start=11)
+    assert fewer["region_words"][0, :, 0].tolist() == [-1, 2]
 
 
 def test_without_labels_rationales_follow_every_answer(tokenizer):

@@ -20,7 +20,8 @@ from vlbert_jax.batch import END, IMG, NO_IMAGE
 from vlbert_jax.data.records import open_split
 from vlbert_jax.model.region_head import prepare_pixels
 from vlbert_jax.tasks.choice import task as choice_task
-from vlbert_jax.tasks.choice.examples import PERSON_NAMES, ChoiceLayout, choice_example, object_names, tagged_tokens
+from vlbert_jax.tasks.choice.examples import ChoiceLayout, choice_example
+from vlbert_jax.tasks.choice.texts import PERSON_NAMES, object_names, tagged_tokens
 
 CHOICE = choice_task.ChoiceTask()
 

@@ -5,8 +5,9 @@ import numpy as np
 from tests.helpers.golden_data_case import load_tokenizer
 from vlbert_jax.batch import IMG
 from vlbert_jax.data.packing import VLBERT_LAYOUT
-from vlbert_jax.tasks.choice.examples import ChoiceLayout, as_question, choice_example, is_answerable
+from vlbert_jax.tasks.choice.examples import ChoiceLayout, choice_example
 from vlbert_jax.tasks.choice.results import columns, probabilities
+from vlbert_jax.tasks.choice.texts import as_question, is_answerable
 
 RECORD = dict(
     example_id="7", text="what is left ?", choices=["the red one", "green", "the red one"], label=1, extra="",

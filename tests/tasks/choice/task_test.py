@@ -20,7 +20,8 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
 from vlbert_jax.tasks import get_task
 from vlbert_jax.tasks.choice import task as choice_task
-from vlbert_jax.tasks.choice.examples import readable
+from vlbert_jax.tasks.choice.model import choice_losses
+from vlbert_jax.tasks.choice.texts import readable
 from vlbert_jax.training import optimizer, sharding
 from vlbert_jax.training.evaluate import evaluate_run
 from vlbert_jax.training.loop import train
@@ -53,6 +54,9 @@ def one_device(config):
 @pytest.mark.parametrize(
     "fields, message",
     [
+        ({"data.arrangement": "other"}, "arrangement is 'other'; it must be one of context, response, apart"),
+        ({"data.arrangement": "apart"}, "num_segments is 3: set it to 4"),
+        ({"data.align_regions": True}, "align_regions is for VisualBERT, .* is vlbert: set"),
         ({"subtask": "q2ar"}, "config.subtask is 'q2ar', not one of q2a, qa2r"),
         ({"data.features": "precomputed"}, "have no stored features, as in VCR: set config.data.features=image"),
         ({"data.max_regions": 60}, "sequence_length is 38, but 28 tokens of text, 3 special ones, 60 regions"),
@@ -67,28 +71,37 @@ def test_inconsistent_configs_are_reported(fields, message, data_dir):
         next(CHOICE.train_batches(config, 0, 0, 1))
 
 
-def test_scores_need_the_pooler(data_dir):
-    with pytest.raises(ValueError, match="config.model.encoder.pooler is False"):
-        build(shrunk("demo_q2a", data_dir, **{"model.encoder.pooler": False}))
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"model.encoder.pooler": False}, "config.model.encoder.pooler is False"),
+        ({"model.choice_head": "other"}, "choice_head is 'other'; it must be one of score, classes, hidden"),
+        ({"model.num_object_classes": 0}, "config.losses.object is 1.0, but config.model.num_object_classes=0"),
+    ],
+)
+def test_fields_of_the_model_that_do_not_fit(fields, message, data_dir):
+    with pytest.raises(ValueError, match=message):
+        build(shrunk("demo_q2a", data_dir, **fields))
 
 
 # --- Losses and scores ----------------------------------------------------------------------------
 
 
-def test_losses_of_known_logits(data_dir):
-    config = shrunk("demo_q2a", data_dir)
-    logits = jnp.array([[0.0, 0, 0, 0], [10, -10, -10, -10], [2, 1, 0, -1]])
-    nothing = dict.fromkeys(("token_ids", "region_ids", "segment_ids", "position_ids"), jnp.zeros((3, 4, 2), int))
-    targets = choice_task.ChoiceTargets(choice=jnp.array([1, 0, 1]))
-    batch = Batch(**nothing, element_mask=jnp.ones((3, 4, 2), bool), targets=targets)
+def test_losses_of_known_logits():
+    logits = jnp.array([[0.0, 0, 0, 0], [10, -10, -10, -10], [2, 1, 0, -1]])[..., None]
+    choice = jnp.array([1, 0, 1])
     sigmoid = [np.log(2), np.log1p(np.exp(-10)), np.mean(np.log1p(np.exp([2, -1, 0, -1])))]
-    np.testing.assert_allclose(choice_task._choice_losses(logits, batch, config), sigmoid, rtol=1e-5)
-    config.losses.choice = "softmax"
+    np.testing.assert_allclose(choice_losses(logits, choice, "sigmoid"), sigmoid, rtol=1e-5)
     softmax = [np.log(4), np.log1p(3 * np.exp(-20)), np.log(np.sum(np.exp([2.0, 1, 0, -1]))) - 1]
-    np.testing.assert_allclose(choice_task._choice_losses(logits, batch, config), softmax, rtol=1e-5, atol=1e-7)
-    config.losses.choice = "hinge"
-    with pytest.raises(ValueError, match="it must be sigmoid or softmax"):
-        choice_task._choice_losses(logits, batch, config)
+    np.testing.assert_allclose(choice_losses(logits, choice, "softmax"), softmax, rtol=1e-5, atol=1e-7)
+    both = jnp.concatenate([jnp.full_like(logits, 3.0), logits + 3], axis=-1)  # the difference is the one output
+    np.testing.assert_allclose(choice_losses(both, choice, "classes"), sigmoid, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="choice is 'hinge'; it must be one of sigmoid, softmax, classes"):
+        choice_losses(logits, choice, "hinge")
+    with pytest.raises(ValueError, match="classes does not fit a head with 1 outputs .* one of sigmoid, softmax, or"):
+        choice_losses(logits, choice, "classes")
+    with pytest.raises(ValueError, match="softmax does not fit a head with 2 outputs .* one of classes, or choose"):
+        choice_losses(both, choice, "softmax")
 
 
 VARIANTS = [variant.__name__ for variant in recipes.VARIANTS if variant is not recipes.demo]
@@ -102,9 +115,14 @@ def test_shipped_recipes_have_valid_shapes(variant, data_dir):
     sums, metrics = nnx.eval_shape(
         lambda: CHOICE.loss_sums(CHOICE.build_model(config, nnx.Rngs(0)), batch, jax.random.key(0), config, names)
     )
-    assert set(sums) == set(names) == set(CHOICE.loss_weights(config)) == {"choice", "object"}
-    assert set(metrics) == {"choice_accuracy", "object_accuracy"}
-    assert CHOICE.loss_counts(batch, config, names) == dict(choice=4, object=4 * batch.region_mask.sum())
+    counts = dict(choice=4, object=4 * batch.region_mask.sum())
+    if config.model.architecture != "vlbert":  # no sibling classifies objects
+        counts.pop("object")
+        assert (batch.targets.region_classes == -1).all()
+    assert set(sums) == set(names) == set(counts) and set(CHOICE.loss_weights(config)) == {"choice", "object"}
+    assert set(metrics) == {f"{name}_accuracy" for name in counts}
+    assert CHOICE.loss_counts(batch, config, names) == counts
+    assert (batch.region_words is not None) == (config.model.architecture == "visualbert")
 
 
 def test_losses_start_at_chance_and_have_the_expected_gradients(data_dir):
@@ -140,7 +158,7 @@ def test_recipes_are_those_of_the_official_files():
     for variant in VARIANTS:
         config = recipes.get_config(variant)
         assert config.subtask == next(name for name in ("qa2r", "q2a") if name in variant)
-        if "demo" in variant:
+        if "demo" in variant or config.model.architecture != "vlbert":
             continue
         assert (config.batch_size, config.optimizer.name, config.learning_rate) == (64, "sgd", 4.48e-3)
         rate = optimizer.learning_rate_schedule(config)

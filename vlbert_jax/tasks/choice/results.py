@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vlbert_jax.files import atomic_write
-from vlbert_jax.tasks.choice.examples import SUBTASKS
+from vlbert_jax.tasks.choice.texts import SUBTASKS
 from vlbert_jax.tasks.own_predictions import own_row
 
 

@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,32 +24,52 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import read_json_object
-from vlbert_jax.model.config import RegionHeadConfig
-from vlbert_jax.model.layers import PredictionHead, dense, dropout, split_keys, xavier_init
-from vlbert_jax.model.two_stream_config import STREAMS, TwoStreamConfig
-from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
+from vlbert_jax.model.layers import split_keys, xavier_init
+from vlbert_jax.model.visual_linguistic import without_image
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
 from vlbert_jax.tasks.base import TextImageTask
-from vlbert_jax.tasks.choice.examples import (
+from vlbert_jax.tasks.choice.examples import ChoiceLayout, choice_example
+from vlbert_jax.tasks.choice.model import HEADS, ChoiceModel, choice_losses, object_losses, objects_of, states_of
+from vlbert_jax.tasks.choice.results import accuracies, own_rows, probabilities, write_table
+from vlbert_jax.tasks.choice.texts import (
+    ALIGNED,
     REGION,
+    SEGMENTS,
     SUBTASKS,
-    ChoiceLayout,
     as_question,
-    choice_example,
     first_name,
     is_answerable,
     object_names,
     readable,
     record_of_text,
 )
-from vlbert_jax.tasks.choice.results import accuracies, own_rows, probabilities, write_table
-from vlbert_jax.tasks.layouts import trunk_options
-from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy
+from vlbert_jax.tasks.layouts import lengths_of_family, trunk_options
+from vlbert_jax.tasks.losses import counted
 from vlbert_jax.tasks.own_predictions import write_own
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 log = logging.getLogger(__name__)
 CHOICE_COUNTS = (2, 4, 8, 16)  # numbers of sequences that a user's choices are filled up to
+
+
+class Sibling(NamedTuple):
+    """How a sibling of VL-BERT chooses: its head, and the sequences of its recipe."""
+
+    last: str  # last layer of the head
+    head: str  # config.model.choice_head
+    arrangement: str  # config.data.arrangement
+    regions: int  # most regions of an image
+    words: int  # most tokens of the texts, without [CLS] and [SEP]
+
+
+SIBLINGS = {
+    "visualbert": Sibling("cls", "score", "context", 100, 125),
+    "vilbert": Sibling("vil_logit", "score", "context", 100, 77),
+    "uniter": Sibling("vcr_output.3", "hidden", "apart", 100, 220),
+    "b2t2": Sibling("choice", "classes", "response", 20, 61),
+    "b2t2_positions": Sibling("choice", "classes", "response", 20, 61),
+}
+TASK_OF_12_IN_1 = 5  # VCR
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,31 +82,10 @@ class ChoiceTargets(Arrays):
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # a text was cut
 
 
-class ChoiceModel(VisualLinguisticModel):
-    """VL-BERT or a sibling with a pooler, a score per choice, and classes of the objects (official CNN_LOSS_TOP)."""
-
-    def __init__(self, encoder, region_head: RegionHeadConfig, num_object_classes: int, rngs: nnx.Rngs):
-        if not encoder.pooler:
-            raise ValueError("config.model.encoder.pooler is False, but a choice's score is computed from the pooler")
-        super().__init__(encoder, region_head, rngs)
-        self.dropout_rate = encoder.dropout_rate
-        exact = dataclasses.replace(encoder.encoder_config("text"), dtype=jnp.float32)  # four scores must not tie
-        self.choice_head = dense(encoder.pool_size, 1, ("embed", None), exact, rngs)
-        self.object_head = PredictionHead(encoder.encoder_config("visual"), num_object_classes, rngs)
-        if isinstance(encoder, TwoStreamConfig):
-            self.wanted = encoder.pooled_streams
-
-    def choice_logits(
-        self, states, key=None, token_ids: Int[Array, "b n s"] | None = None
-    ) -> Float[Array, "b n"]:
-        """Return a score per choice; a product of pooled vectors needs the ids of the elements."""
-        key_pool = None if key is None else jax.random.fold_in(key, 1)
-        pooled = self.pooled_each(states, key_pool, token_ids)
-        return self.choice_head(dropout(pooled, self.dropout_rate, key))[..., 0]
-
-    def object_logits(self, states, positions: Int[Array, "b n r"]) -> Float[Array, "b n r c"]:
-        """Return a logit per object class; `positions` are those of the regions in their sequences."""
-        return self.object_head(self.regions_at(states, positions))
+def _hidden_head(prefix: str) -> dict[str, str]:
+    """Return module -> tensor of a head with a hidden layer; `prefix` is that of its tensors."""
+    layers = dict(transform=0, norm=2, classes=3)
+    return {f"choice_head/{layer}": f"{prefix}.{number}" for layer, number in layers.items()}
 
 
 class ChoiceTask(TextImageTask):
@@ -98,12 +98,18 @@ class ChoiceTask(TextImageTask):
     # --- Training -----------------------------------------------------------------------------------
 
     def build_model(self, config, rngs: nnx.Rngs) -> ChoiceModel:
-        """Return the model of a config; config.model.num_object_classes includes the background."""
-        return ChoiceModel(*trunk_options(config), config.model.num_object_classes, rngs)
+        """Return the model of a config; config.model.num_object_classes includes the background, 0 = no classes."""
+        kind = config.model.get("choice_head", "score")
+        if config.losses.get("object", 0) and not config.model.num_object_classes:
+            raise ValueError(
+                f"config.losses.object is {config.losses.object}, but config.model.num_object_classes=0 is a model "
+                "without classes of the objects: set config.losses.object=0, or the number of classes."
+            )
+        return ChoiceModel(*trunk_options(config), config.model.num_object_classes, rngs, kind)
 
     def initialize_heads(self, model: ChoiceModel, config, loaded: set[tuple]) -> None:
         """Initialize the layer that scores a choice as the official code does."""
-        if ("choice_head", "kernel") not in loaded:
+        if isinstance(model.choice_head, nnx.Linear) and ("choice_head", "kernel") not in loaded:
             xavier_init(model.choice_head.kernel, config.seed)
         if ("vlbert", "pooler", "kernel") not in loaded and loaded:
             log.warning(
@@ -136,7 +142,8 @@ class ChoiceTask(TextImageTask):
         """Return shapes and dtypes of an example of most batches."""
         layout = ChoiceLayout.of(config, usual_orientation(config))
         n, rows, size = layout.num_choices, layout.max_regions + 1, layout.roi_size
-        return sequence_shapes(n, layout.sequence_length, layout.regions) | image_shapes(layout) | dict(
+        aligned = dict(region_words=((n, rows, ALIGNED), np.int32)) if layout.aligns else {}
+        return sequence_shapes(n, layout.sequence_length, layout.regions) | image_shapes(layout) | aligned | dict(
             region_positions=((n, rows), np.int32),
             region_shapes=((rows, size, size), np.float32),
             region_classes=((rows,), np.int32),
@@ -154,40 +161,40 @@ class ChoiceTask(TextImageTask):
 
     def loss_counts(self, batch: Batch, config, names) -> dict[str, Float[Array, ""]]:
         """Return the number of questions, and of regions in all sequences."""
-        targets = {"choice": batch.targets.choice >= 0, "object": _objects(batch)}
+        targets = {"choice": batch.targets.choice >= 0, "object": objects_of(batch)}
         return {name: jnp.maximum(targets[name].sum().astype(jnp.float32), 1.0) for name in names}
 
     def loss_sums(self, model: ChoiceModel, batch: Batch, key, config, names):
         """Return the summed losses and the training accuracies."""
         key_states, key_head = split_keys(key, 2)
-        states = _states(model, batch, config, key_states, objects="object" in names)
-        logits, known = model.choice_logits(states, key_head, batch.token_ids), batch.targets.choice >= 0
-        sums = {"choice": counted(_choice_losses(logits, batch, config), known)[0]}
-        metrics = {"choice_accuracy": counted(logits.argmax(-1) == batch.targets.choice, known)}
+        states = states_of(model, batch, config, key_states, objects="object" in names)
+        logits, choice = model.choice_logits(states, key_head, batch.token_ids), batch.targets.choice
+        sums = {"choice": counted(choice_losses(logits, choice, config.losses.choice), choice >= 0)[0]}
+        metrics = {"choice_accuracy": counted(logits[..., -1].argmax(-1) == choice, choice >= 0)}
         if "object" in names:
-            losses, hits = _object_losses(model, states, batch)
-            sums["object"] = counted(losses, _objects(batch))[0]
-            metrics["object_accuracy"] = counted(hits, _objects(batch))
+            losses, hits = object_losses(model, states, batch)
+            sums["object"] = counted(losses, objects_of(batch))[0]
+            metrics["object_accuracy"] = counted(hits, objects_of(batch))
         return sums, metrics
 
     def score(self, model: ChoiceModel, batch: Batch, config) -> dict[str, tuple[Array, Array]]:
         """Return losses and accuracies; `choice_accuracy_blind` is that of the same weights on the text alone."""
         classifies = "object" in self.active_losses(config, 0)
-        states, known = _states(model, batch, config, objects=classifies), batch.targets.choice >= 0
+        states, choice = states_of(model, batch, config, objects=classifies), batch.targets.choice
         logits = model.choice_logits(states, token_ids=batch.token_ids)
         metrics = dict(
-            choice_accuracy=counted(logits.argmax(-1) == batch.targets.choice, known),
-            choice_loss=counted(_choice_losses(logits, batch, config), known),
+            choice_accuracy=counted(logits[..., -1].argmax(-1) == choice, choice >= 0),
+            choice_loss=counted(choice_losses(logits, choice, config.losses.choice), choice >= 0),
             text_cut=counted(batch.targets.text_cut, batch.element_mask.any((1, 2))),
         )
         if not config.blind:
             text = model.encode(without_image(batch, model.vocab_size), None)
             blind = model.choice_logits(text, token_ids=batch.token_ids)
-            metrics["choice_accuracy_blind"] = counted(blind.argmax(-1) == batch.targets.choice, known)
+            metrics["choice_accuracy_blind"] = counted(blind[..., -1].argmax(-1) == choice, choice >= 0)
         if classifies:
-            losses, hits = _object_losses(model, states, batch)
-            metrics["object_loss"] = counted(losses, _objects(batch))
-            metrics["object_accuracy"] = counted(hits, _objects(batch))
+            losses, hits = object_losses(model, states, batch)
+            metrics["object_loss"] = counted(losses, objects_of(batch))
+            metrics["object_accuracy"] = counted(hits, objects_of(batch))
         return metrics
 
     # --- Evaluation ---------------------------------------------------------------------------------
@@ -216,7 +223,8 @@ class ChoiceTask(TextImageTask):
 
         For QA2R without labels they are [b, 16]: the rationales with answer 0, with answer 1, ...
         """
-        return dict(logits=model.choice_logits(_states(model, batch, config), token_ids=batch.token_ids))
+        logits = model.choice_logits(states_of(model, batch, config), token_ids=batch.token_ids)
+        return dict(logits=logits[..., -1])
 
     def conclude(self, directory: Path, predictions: dict, config) -> dict[str, float]:
         """Write SPLIT_SUBTASK.csv; with a companion, write SPLIT.csv (leaderboard), return the joint accuracy.
@@ -286,21 +294,18 @@ class ChoiceTask(TextImageTask):
         "choice_head": "final_mlp.1",
         "object_head/transform": "cnn_loss_reg.0.dense",
         "object_head/classes": "cnn_loss_reg.2",
-    }
+    } | _hidden_head("choice_mlp")  # the released VL-BERTs have no such head: names for files of this package
     family_names = {
-        "uniter": {
-            "choice_head/transform": "vcr_output.0",
-            "choice_head/norm": "vcr_output.2",
-            "choice_head/classes": "vcr_output.3",
-        },
+        "uniter": _hidden_head("vcr_output"),
         "visualbert": {"choice_head": "cls"},
         "b2t2": {"choice_head": "choice"},
         "b2t2_positions": {"choice_head": "choice"},
     }
-    official_heads = ("final_mlp.", "cnn_loss_reg.")
+    official_heads = ("final_mlp.", "cnn_loss_reg.", "choice_mlp.")
     official_prefix = "vlbert._module."
     starts_from = {"vlbert.mvrc_head.transform.": "cnn_loss_reg.0."}
     segments_from = {1: 0}  # `SEGMB_INIT` of the official code
+    family_segments_from = {"uniter": {2: 0, 3: 0}}
     defaults = {
         "subtask": "q2a",
         "data.max_regions": 59,
@@ -313,16 +318,44 @@ class ChoiceTask(TextImageTask):
 
     def owns(self, names: set[str]) -> bool:
         """Return whether these are weights for VCR: a score per choice, or the classes of the objects."""
-        return "final_mlp.1.weight" in names or "cnn_loss_reg.2.weight" in names
+        return bool({"final_mlp.1.weight", "choice_mlp.3.weight", "cnn_loss_reg.2.weight"} & names)
 
     def config_from_weights(self, shapes) -> dict:
-        """Return the number of object classes; the pooler is initialized where the source has none."""
-        classes = shapes.get("cnn_loss_reg.2.weight", (81,))[0]
-        return {"model.num_object_classes": classes, "model.encoder.pooler": True}
+        """Return the head and the number of object classes; the pooler is initialized where the source has none."""
+        outputs = shapes.get("final_mlp.1.weight", (0,))[0]
+        head = "hidden" if "choice_mlp.3.weight" in shapes else "classes" if outputs == 2 else "score"
+        classes = shapes.get("cnn_loss_reg.2.weight", (0 if outputs or head == "hidden" else 81,))[0]
+        return {
+            "model.choice_head": head,
+            "model.num_object_classes": classes,
+            "model.encoder.pooler": True,
+            "losses.choice": "sigmoid" if head == "score" else "classes",
+            "losses.object": float(classes > 0),
+        }
+
+    def owns_family(self, architecture: str, shapes) -> bool:
+        """Return whether a sibling has a head over choices; that of 12-in-1 was trained for retrieval."""
+        if architecture not in SIBLINGS or shapes.get("embeddings.task_embeddings.weight"):
+            return False
+        sibling = SIBLINGS[architecture]
+        return shapes.get(f"{sibling.last}.weight", (0,))[0] == HEADS[sibling.head]
 
     def config_from_family(self, architecture: str, shapes) -> dict:
-        """Return the fields as of weights of pre-training: no sibling classifies objects while it chooses."""
-        return self.config_from_weights({})
+        """Return the head and the arrangement of the texts; no sibling classifies objects while it chooses."""
+        sibling = SIBLINGS.get(architecture, Sibling("", "score", "context", 100, 60))
+        segments = shapes.get("bert.embeddings.token_type_embeddings.weight", (2,))[0]
+        fits = segments > max(SEGMENTS[sibling.arrangement])  # UNITER's pre-training has two
+        fields = lengths_of_family(architecture, shapes, sibling.regions, sibling.words + 4, TASK_OF_12_IN_1)
+        return fields | {
+            "model.choice_head": sibling.head,
+            "model.num_object_classes": 0,
+            "model.encoder.pooler": True,
+            "losses.choice": "softmax" if sibling.head == "score" else "classes",
+            "losses.object": 0.0,
+            "data.arrangement": sibling.arrangement if fits else "context",
+            "data.align_regions": architecture == "visualbert",
+            "data.text_length": sibling.words,
+        }
 
     # --- Answers to a user --------------------------------------------------------------------------
 
@@ -358,33 +391,3 @@ class ChoiceTask(TextImageTask):
     def lines(self, described) -> list[str]:
         """Return the choices in one line."""
         return [answer_line(described["answers"])]
-
-
-def _objects(batch: Batch) -> Bool[Array, "b n r"]:
-    """Return which regions have a class, for every sequence; the whole image counts."""
-    real = batch.region_mask & (batch.targets.region_classes >= 0)
-    return jnp.broadcast_to(real[:, None], batch.targets.region_positions.shape)
-
-
-def _states(model: ChoiceModel, batch: Batch, config, key=None, objects: bool = False):
-    """Return the states of all elements; `objects` says whether those of the regions are read, too."""
-    key_project, key_encode = split_keys(key, 2)
-    return model.states(batch, key_project, key_encode, config.blind, STREAMS if objects else None)
-
-
-def _choice_losses(logits: Float[Array, "b n"], batch: Batch, config) -> Float[Array, " b"]:
-    """Return the mean binary loss over the choices (official code), or the cross-entropy of the right one (paper)."""
-    right = jnp.maximum(batch.targets.choice, 0)
-    if config.losses.choice == "sigmoid":
-        return binary_cross_entropy(logits, jax.nn.one_hot(right, logits.shape[1])).mean(-1)
-    if config.losses.choice == "softmax":
-        return cross_entropy(logits, right)
-    raise ValueError(f"config.losses.choice is {config.losses.choice!r}, it must be sigmoid or softmax.")
-
-
-def _object_losses(model: ChoiceModel, states, batch: Batch):
-    """Return the cross-entropy and whether the class is right, [b n r] each, of every region in every sequence."""
-    logits = model.object_logits(states, batch.targets.region_positions)
-    classes = jnp.maximum(batch.targets.region_classes, 0)[:, None]
-    classes = jnp.broadcast_to(classes, batch.targets.region_positions.shape)
-    return cross_entropy(logits, classes), logits.argmax(-1) == classes

@@ -210,6 +210,7 @@ class ClassifyTask(TextImageTask):
 
     official_names = OWN_NAMES | MASK_OF_VLBERT
     family_names = SIBLINGS
+    family_segments_from = {"uniter": {2: 1}}
     official_heads = ("label_mlp.", "pair_mlp.", "pair_attention.", "mask_classes.")
 
     def owns(self, names: set[str]) -> bool:
