@@ -216,6 +216,7 @@ def convert_model(args: argparse.Namespace, form: str) -> None:
     )
     from vlbert_jax.weights.family_heads import heads_not_read
     from vlbert_jax.weights.read import not_finite
+    from vlbert_jax.weights.unstated import unstated
 
     conversion = prepare_conversion(args.source, args.task, args.num_heads)
     if form == "hf" and conversion.source.kind == "resnet":
@@ -229,6 +230,12 @@ def convert_model(args: argparse.Namespace, form: str) -> None:
         print(
             f"warning: a model for {conversion.task} does not read the head {name_some(heads)} of {args.source}; its "
             "own is initialized, and needs fine-tuning",
+            file=sys.stderr,
+        )
+    if form == "pt" and (lost := unstated(conversion)):
+        print(
+            f"warning: a PyTorch file has no config, so {args.target} will be read without {name_some(lost)}; write "
+            ".safetensors or a folder, which keep the config",
             file=sys.stderr,
         )
     if conversion.absent and not args.partial:

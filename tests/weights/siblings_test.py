@@ -118,6 +118,32 @@ def test_a_folder_keeps_its_vocabulary(tmp_path):
     assert (tmp_path / "converted/vocabularies/vocab/vocab.txt").read_text().split() == vocab
 
 
+def rewritten(tmp_path, name, path, value, capsys) -> str:
+    """Return what `convert` says as a folder becomes a .bin after a field of its config was given a value."""
+    folder = tmp_path / f"{name}_{value}"
+    convert(save(tmp_path / "given.bin", small_tensors(name)), folder, *HEADS)
+    config = json.loads((folder / "config.json").read_text())
+    *blocks, field = path.split(".")
+    block = config
+    for part in blocks:
+        block = block.setdefault(part, {})
+    block[field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main([str(folder), str(tmp_path / "back.bin"), "--dry_run"]) == 0
+    return capsys.readouterr().err
+
+
+def test_what_a_file_without_a_config_loses(tmp_path, capsys):
+    """The kind of a head whose tensors have the same names, and the switches of an architecture, are named."""
+    same = rewritten(tmp_path, "vinvl_base_nlvr2", "model.label_head", "relu_norm", capsys)
+    assert "warning" not in same
+    lost = rewritten(tmp_path, "vinvl_base_nlvr2", "model.label_head", "hidden", capsys)
+    assert "back.bin will be read without config.model.label_head=hidden; write .safetensors or a folder" in lost
+    lost = rewritten(tmp_path, "uniter_base_refcoco_mlp2", "model.switches.hidden", "zeros", capsys)
+    assert "without config.model.switches.hidden=zeros;" in lost
+
+
 # --- Start of a run -----------------------------------------------------------------------------------------
 
 
