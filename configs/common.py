@@ -15,6 +15,7 @@ OPTIMIZER_OF_VILBERT = dict(  # of fine-tuning; biases and gains of norms decay,
     name="bertadam", counts_from=0, clip="array", clip_norm=1.0, weight_decay=0.01, schedule="steps", drops=(0.6, 0.8),
     no_decay=(r"(?<!bias)(?<!norm/scale)$",),
 )  # fmt: skip
+OPTIMIZER_OF_B2T2 = dict(name="bertadam", counts_from=0, weight_decay=0.01, no_decay=NORMS_AND_BIASES, clip_norm=1.0)
 OPTIMIZER_OF_UNITER = dict(
     b2=0.98, weight_decay=0.01, no_decay=("bias$", "^(vlbert|mlm_head)/.*norm/scale$"), least_rate=1e-8
 )

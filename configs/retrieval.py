@@ -52,6 +52,7 @@ def demo() -> ml_collections.ConfigDict:
             images="retrieval_images/scenes",
             vocab="scene_kinds/vocab.txt",
             features="image",
+            flip_probability=0.5,
             text_length=21,
             sequence_length=28,
             eval_candidates=100,
@@ -94,6 +95,7 @@ def flickr30k() -> ml_collections.ConfigDict:
             texts="retrieval/flickr30k",
             images="retrieval_images/flickr30k",
             features="precomputed",
+            flip_probability=0.0,  # stored features are not mirrored
             images_per_example=1,  # 2: queries of an image and a text, for which an image of a gallery is sought
             max_regions=36,
             text_length=30,  # with [CLS] and [SEP]; longer texts are cut
@@ -144,9 +146,9 @@ def flickr30k_uniter() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/retrieval.py:flickr30k_uniter --workdir=DIR \\
             --config.init.checkpoint=UNITER_BASE
 
-    The settings without hard negatives: batches of 40 texts on each of 8 GPUs, of which four are accumulated, with one
-    wrong image and one wrong text each. Reached by the paper, with hard negatives, on test: 72.52 for images, 85.90 for
-    texts.
+    Corpus as flickr30k; UNITER_BASE is pre-trained by configs/pretrain.py:uniter_base. These are the settings without
+    hard negatives: four batches of 40 texts on each of 8 GPUs are accumulated; a text has one wrong image, and an image
+    one wrong text. Reached by the paper, with hard negatives, on test: 72.52 for images, 85.90 for texts.
     """
     config = flickr30k()
     config.model.architecture = "uniter"
@@ -159,7 +161,7 @@ def flickr30k_uniter() -> ml_collections.ConfigDict:
     config.warmup_steps = 2_000
     config.eval_every_steps = 1_000
     config.optimizer.update(common.OPTIMIZER_OF_UNITER | dict(clip_norm=2.0))
-    config.data.update(dict(vocab="bert-base-cased", max_regions=100, text_length=62, sequence_length=163))
+    config.data.update(dict(vocab="bert-base-cased", max_regions=100, text_length=62, sequence_length=162))
     config.data.negative_texts = 1
     return config
 
@@ -170,8 +172,9 @@ def flickr30k_vilbert() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/retrieval.py:flickr30k_vilbert --workdir=DIR \\
             --config.init.checkpoint=VILBERT_BASE
 
-    A text is compared with a wrong image and two wrong texts, one of them of a similar image (`data.hard_negatives`).
-    The authors name two rates, 2e-5 and 4e-5. Reached by the paper on test: 58.20 / 84.90 / 91.52 for images.
+    Corpus as flickr30k; VILBERT_BASE is pre-trained by configs/pretrain.py:vilbert_base. Both wrong texts of an image
+    are random; the official code takes one of a similar image, as --config.data.hard_negatives=FILE does. The authors
+    name two rates, 2e-5 and 4e-5. Reached by the paper on test: 58.20 / 84.90 / 91.52 for images.
     """
     config = flickr30k()
     config.model.architecture, config.model.matching_head = "vilbert", "score"

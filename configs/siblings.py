@@ -176,7 +176,7 @@ def b2t2_large() -> ml_collections.ConfigDict:
     config.batch_size = 32
     config.learning_rate = 2e-5
     config.warmup_steps = 9_750
-    config.optimizer.update(dict(name="bertadam", counts_from=0, no_decay=common.NORMS_AND_BIASES, clip_norm=1.0))
+    config.optimizer.update(common.OPTIMIZER_OF_B2T2)
     config.losses.only_matched = True
     config.data.mask_tokens = True
     return config

@@ -21,16 +21,18 @@ right answer given); on test it writes SPLIT.csv for the leaderboard, with the r
 The paper describes a softmax over the choices (losses.choice="softmax"); this code follows the official code, which
 has a sigmoid for each.
 
-The recipes of the siblings have their published settings, heads, losses and order of the texts. Three things differ in
-all of them: the features of the regions come from VL-BERT's region head, which is trained along, where theirs come
-from other networks; only the annotated regions are read; and texts are cut as in VL-BERT.
+The recipes of the siblings have their published settings, heads, losses and order of the texts. In all of them the
+features of the regions come from VL-BERT's region head (RESNET is its ResNet-101), which is trained along, where theirs
+come from other networks; only the annotated regions are read; texts are cut as in VL-BERT. The docstrings say what else
+differs. Their cost is not published.
 """
 
 import ml_collections
 
 from vlbert_jax.configs import common
 
-EPOCH = 3_327  # updates: 212,923 questions / 64
+QUESTIONS = 212_923  # of training
+EPOCH = 3_327  # updates of 64 questions
 
 
 def demo() -> ml_collections.ConfigDict:
@@ -113,18 +115,18 @@ def q2a_base() -> ml_collections.ConfigDict:
     config.losses.object = 1.0  # weight of classifying every region, from its last state; 0 = off
     config.model.encoder.pooler = True
     config.model.num_object_classes = 81  # those of COCO, and 0 for the whole image; 0 = no classes
-    # Head over each choice: score = one output | classes = wrong and right (B2T2) | hidden = these two behind a hidden
+    # Head over each choice: score = one output | classes = wrong and right (B2T2) | hidden = these two after a hidden
     # layer (UNITER).
     config.model.choice_head = "score"
     config.data.update(
         dict(
-            # Texts that [SEP] separates. context: the rationale from the others | response: the question from the
-            # others (B2T2) | apart: all (UNITER)
+            # Which texts share a part; [SEP] ends each part. context: question and answer | response: answer and
+            # rationale (B2T2) | apart: none (UNITER)
             arrangement="context",
             align_regions=False,  # whether a region has the positions of the words that name it (VisualBERT)
             image_scale=(600, 1200),
             even_regions=True,
-            text_length=64,  # tokens of question and response, without [CLS] and two [SEP]
+            text_length=64,  # tokens of all texts of a sequence, without [CLS] and [SEP]
             max_regions=59,  # then a sequence with [END] has 128 elements
             sequence_length=127,
         )
@@ -180,21 +182,30 @@ def q2a_visualbert() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/vcr.py:q2a_visualbert --workdir=DIR \\
             --config.init.checkpoint=VISUALBERT_BASE --config.init.resnet=RESNET
 
-    Eight epochs of 32 questions. The official run continues from a pre-training on the questions. The pooler stays that
-    of the checkpoint. Reached by the paper: val 70.8, test 71.6; with qa2r_visualbert Q->AR 52.2, 52.4.
+    Eight epochs of 32 questions. VISUALBERT_BASE is pre-trained by configs/pretrain.py:visualbert_base; the official
+    run continues from a pre-training on the questions. The first region is the whole image. All annotated regions are
+    read, there those that the texts name, or else all persons. The pooler stays that of the checkpoint. Reached by the
+    paper: val 70.8, test 71.6; with qa2r_visualbert Q->AR 52.2, 52.4.
     """
-    config = _sibling("visualbert", updates=8 * 2 * EPOCH, questions=32, words=125)
+    config = _sibling("visualbert", epochs=8, questions=32, words=125)
     config.learning_rate = 2e-5
     config.optimizer.update(common.OPTIMIZER_OF_VISUALBERT)
+    config.model.switches.whole_image = True
     config.data.align_regions = True
     return config
 
 
 def qa2r_visualbert() -> ml_collections.ConfigDict:
-    """VisualBERT, question and right answer to rationale: twelve epochs. Reached by the paper: val 73.2, test 73.2."""
-    config = _to_rationale(q2a_visualbert())
-    config.total_steps = 12 * 2 * EPOCH
-    config.warmup_steps = config.total_steps // 10
+    """VisualBERT, question and right answer to rationale: as q2a_visualbert, twelve epochs.
+
+        python -m vlbert_jax.main --config=configs/vcr.py:qa2r_visualbert --workdir=DIR \\
+            --config.init.checkpoint=VISUALBERT_BASE --config.init.resnet=RESNET
+
+    Reached by the paper: val 73.2, test 73.2.
+    """
+    config = q2a_visualbert()
+    config.subtask = "qa2r"
+    _train(config, epochs=12, questions=32)
     return config
 
 
@@ -204,19 +215,27 @@ def q2a_vilbert() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/vcr.py:q2a_vilbert --workdir=DIR \\
             --config.init.checkpoint=VILBERT_BASE --config.init.resnet=RESNET
 
-    Twenty epochs of 64 questions; the official run learns answers and rationales together. What decays is as in
-    vqa:vilbert_base. Reached by the paper on test: 73.3; with qa2r_vilbert Q->AR 54.8.
+    Twenty epochs of 64 questions. VILBERT_BASE is pre-trained by configs/pretrain.py:vilbert_base. The official run
+    learns answers and rationales together, and its feature of the whole image is the mean over the regions. What decays
+    is as in vqa:vilbert_base. Reached by the paper on test: 73.3; with qa2r_vilbert Q->AR 54.8.
     """
-    config = _sibling("vilbert", updates=20 * EPOCH, questions=64, words=57)
+    config = _sibling("vilbert", epochs=20, questions=64, words=57)
     config.learning_rate = 2e-5
     config.optimizer.update(common.OPTIMIZER_OF_VILBERT)
     return config
 
 
 def qa2r_vilbert() -> ml_collections.ConfigDict:
-    """ViLBERT, question and right answer to rationale. Reached by the paper on test: 74.6."""
-    config = _to_rationale(q2a_vilbert())
-    _set_words(config, 77)
+    """ViLBERT, question and right answer to rationale: as q2a_vilbert.
+
+        python -m vlbert_jax.main --config=configs/vcr.py:qa2r_vilbert --workdir=DIR \\
+            --config.init.checkpoint=VILBERT_BASE --config.init.resnet=RESNET
+
+    Reached by the paper on test: 74.6.
+    """
+    config = q2a_vilbert()
+    config.subtask = "qa2r"
+    _set_lengths(config, words=77)
     return config
 
 
@@ -226,24 +245,35 @@ def q2a_uniter() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/vcr.py:q2a_uniter --workdir=DIR \\
             --config.init.checkpoint=UNITER_BASE --config.init.resnet=RESNET
 
-    8,000 updates; the official batches have 80,000 words and regions, about 140 questions, of both subtasks. Segments 2
-    and 3 start as copies of segment 0. Its second pre-training, on the questions, and its words for the objects are not
-    here. Reached by the paper on test: 75.0; with qa2r_uniter Q->AR 58.2 (val 57.76, without the second pre-training
-    54.94).
+    8,000 updates. UNITER_BASE is pre-trained by configs/pretrain.py:uniter_base. The official batches have 80,000 words
+    and regions, about 144 questions, of both subtasks. Segments 2 and 3 start as copies of segment 0. Texts are cut
+    after 120 tokens; the official code leaves those above 220 out. The second pre-training, on the questions, and its
+    81 words for objects are not implemented. Reached by the paper on test: 75.0; with qa2r_uniter Q->AR 58.2 (val
+    57.76, without the second pre-training 54.94).
     """
-    config = _sibling("uniter", updates=8_000, questions=140, words=120)
-    config.learning_rate = 6e-5
+    config = _sibling("uniter", epochs=0, questions=144, words=120)
+    config.total_steps = 8_000
+    config.warmup_steps = 800
     config.eval_every_steps = 1_000
+    config.learning_rate = 6e-5
     config.model.choice_head, config.losses.choice = "hidden", "classes"
     config.model.encoder.update(dict(vocab_size=28_996, num_segments=4))
-    config.optimizer.update(common.OPTIMIZER_OF_UNITER | dict(clip_norm=2.0))
+    config.optimizer.update(common.OPTIMIZER_OF_UNITER | dict(name="adamw", schedule="triangle", clip_norm=2.0))
     config.data.update(dict(vocab="bert-base-cased", arrangement="apart"))
     return config
 
 
 def qa2r_uniter() -> ml_collections.ConfigDict:
-    """UNITER, question and right answer to rationale. Reached by the paper on test: 77.2."""
-    return _to_rationale(q2a_uniter())
+    """UNITER, question and right answer to rationale: as q2a_uniter.
+
+        python -m vlbert_jax.main --config=configs/vcr.py:qa2r_uniter --workdir=DIR \\
+            --config.init.checkpoint=UNITER_BASE --config.init.resnet=RESNET
+
+    Reached by the paper on test: 77.2.
+    """
+    config = q2a_uniter()
+    config.subtask = "qa2r"
+    return config
 
 
 def q2a_b2t2() -> ml_collections.ConfigDict:
@@ -252,47 +282,60 @@ def q2a_b2t2() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/vcr.py:q2a_b2t2 --workdir=DIR \\
             --config.init.checkpoint=B2T2_LARGE --config.init.resnet=RESNET
 
-    Five epochs of 8 questions, 32 sequences. Up to 20 regions are read, where B2T2 reads the first four. Reached by the
-    paper: val 71.9, test 72.6; with qa2r_b2t2 Q->AR 54.9, 55.0.
+    Five epochs of 8 questions, 32 sequences. B2T2_LARGE is pre-trained by configs/pretrain.py:b2t2_large. Up to 20
+    regions are read, where B2T2 reads the first four. Reached by the paper: val 71.9, test 72.6; with qa2r_b2t2 Q->AR
+    54.9, 55.0.
     """
-    config = _sibling("b2t2", updates=5 * 8 * EPOCH, questions=8, words=61)
+    config = _sibling("b2t2", epochs=5, questions=8, words=61, regions=20)
+    config.grad_accumulation_steps = 1
     config.learning_rate = 2e-5
     config.model.encoder = common.encoder("large")
     config.model.encoder.pooler = True
     config.model.choice_head, config.losses.choice = "classes", "classes"
-    config.optimizer.update(dict(name="bertadam", counts_from=0, no_decay=common.NORMS_AND_BIASES, clip_norm=1.0))
-    config.optimizer.weight_decay = 0.01
+    config.optimizer.update(common.OPTIMIZER_OF_B2T2 | dict(schedule="triangle"))
     config.data.arrangement = "response"
-    _set_words(config, 61, regions=20)
     return config
 
 
 def qa2r_b2t2() -> ml_collections.ConfigDict:
-    """B2T2 large, question and right answer to rationale. Reached by the paper: val 76.0, test 75.7."""
-    return _to_rationale(q2a_b2t2())
+    """B2T2 large, question and right answer to rationale: as q2a_b2t2.
+
+        python -m vlbert_jax.main --config=configs/vcr.py:qa2r_b2t2 --workdir=DIR \\
+            --config.init.checkpoint=B2T2_LARGE --config.init.resnet=RESNET
+
+    Reached by the paper: val 76.0, test 75.7.
+    """
+    config = q2a_b2t2()
+    config.subtask = "qa2r"
+    return config
 
 
-def _sibling(architecture: str, updates: int, questions: int, words: int) -> ml_collections.ConfigDict:
-    """Return the fields that the recipes of siblings share: AdamW, a tenth of the updates for the warm-up."""
+def _sibling(
+    architecture: str, epochs: int, questions: int, words: int, regions: int = 59
+) -> ml_collections.ConfigDict:
+    """Return the fields that the recipes of siblings share; a head with one output, and the softmax of four scores."""
     config = q2a_base()
     config.model.architecture = architecture
     config.model.num_object_classes, config.losses.object = 0, 0.0
     config.losses.choice = "softmax"
-    config.total_steps, config.warmup_steps, config.batch_size = updates, updates // 10, questions
-    config.optimizer.update(dict(name="adamw", schedule="triangle", drops=()))
+    config.optimizer.update(dict(schedule="triangle", drops=()))
     config.data.flip_probability = 0.0
-    _set_words(config, words)
+    _train(config, epochs, questions)
+    _set_lengths(config, words, regions)
     return config
 
 
-def _set_words(config: ml_collections.ConfigDict, words: int, regions: int = 59) -> None:
+def _train(config: ml_collections.ConfigDict, epochs: int, questions: int) -> None:
+    """Set batch, updates and warm-up, a tenth of the updates; an evaluation follows every epoch."""
+    config.batch_size = questions
+    config.eval_every_steps = QUESTIONS // questions
+    config.total_steps = epochs * config.eval_every_steps
+    config.warmup_steps = config.total_steps // 10
+
+
+def _set_lengths(config: ml_collections.ConfigDict, words: int, regions: int = 59) -> None:
     """Set the lengths: tokens of the texts, up to four special ones, regions and the whole image."""
     config.data.update(dict(text_length=words, max_regions=regions, sequence_length=words + regions + 5))
-
-
-def _to_rationale(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    config.subtask = "qa2r"
-    return config
 
 
 VARIANTS = (

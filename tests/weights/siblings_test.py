@@ -205,9 +205,16 @@ def test_uniter_starts_retrieval_from_the_head_of_pre_training(tmp_path):
     [(classify_recipes.nlvr2_uniter, [0, 1, 1]), (vcr_recipes.q2a_uniter, [0, 1, 0, 0])],
     ids=["nlvr2", "vcr"],
 )
-def test_new_segments_of_uniter_start_as_copies(recipe, origins, tmp_path):
-    """NLVR2 has a segment for the second image; VCR has one for answers and one for rationales."""
+@pytest.mark.parametrize("rows", [2, 3])
+def test_new_segments_of_uniter_start_as_copies(recipe, origins, rows, tmp_path):
+    """NLVR2 has a segment for the second image; VCR has one for answers and one for rationales.
+
+    A run of pre-training here has three rows, of which the last one is not trained.
+    """
     tensors = small_tensors("uniter_base")
+    tensors["uniter.embeddings.token_type_embeddings.weight"] = np.random.default_rng(0).normal(
+        size=(rows, tensors["uniter.embeddings.word_embeddings.weight"].shape[1])
+    ).astype(np.float32)
     file = save(tmp_path / "uniter.pt", tensors)
     loaded, filled = started(recipe, file, "uniter", segments=len(origins))[1:]
     table = tensors["uniter.embeddings.token_type_embeddings.weight"]

@@ -268,7 +268,7 @@ class Task:
     starts_from: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
     # Row of the segment table -> row of the pre-trained table that it starts from.
     segments_from: ClassVar[Mapping[int, int]] = {}
-    # The same for a sibling: architecture -> row that pre-training does not have -> row of the pre-trained table.
+    # The same for a sibling: architecture -> row that pre-training does not train -> row of the pre-trained table.
     family_segments_from: ClassVar[Mapping[str, Mapping[int, int]]] = {}
 
     # What to do where weights that are evaluated lack tensors of the model.

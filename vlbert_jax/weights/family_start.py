@@ -23,12 +23,22 @@ def with_start_of_retrieval(tensors: Mapping[str, np.ndarray]) -> dict[str, np.n
     return {new: tensors[old][1:] for new, old in pairs.items() if old in tensors} | dict(tensors)
 
 
-def with_new_segments(
+def with_segments(
     tensors: Mapping[str, np.ndarray], task: str, architecture: str, rows: int
 ) -> dict[str, np.ndarray]:
-    """Return weights whose table of segments has `rows` rows if the task says which rows the new ones start from."""
+    """Return weights of pre-training or of a BERT with the segments that a task adds, as copies of other segments.
+
+    A table of pre-training may have rows for them already, which it did not train.
+
+    Args:
+        tensors: Name, as `to_bert_names` has it, -> tensor.
+        task: Name of the task.
+        architecture: Name of the architecture.
+        rows: Segments of the model; those that the task does not name and the table lacks are left to the model.
+    """
     table, sources = tensors.get(SEGMENTS), get_task(task).family_segments_from.get(architecture, {})
-    if table is None or not all(row in sources for row in range(len(table), rows)):
-        return dict(tensors)
-    new = [table[sources[row]] for row in range(len(table), rows)]
-    return dict(tensors) | {SEGMENTS: np.stack([*table, *new])}
+    found = [] if table is None else [*table]
+    for row in sorted(sources):
+        if row < rows and row <= len(found):
+            found[row : row + 1] = [found[sources[row]]]
+    return dict(tensors) | ({SEGMENTS: np.stack(found)} if found else {})

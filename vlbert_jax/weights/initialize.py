@@ -183,8 +183,9 @@ def _matched(
             if source.task == PRETRAINING:
                 tensors = _with_answers_of_run(field, tensors, shapes, answer_rows)
                 tensors = family_start.with_start_of_retrieval(tensors)
-            rows = shapes.get(("vlbert", "segment_embeddings"), (0,))[0]
-            tensors = family_start.with_new_segments(tensors, task, architecture.name, rows)
+        rows = shapes.get(("vlbert", "segment_embeddings"), (0,))[0]
+        if rows and (source.kind == "bert" or source.task == PRETRAINING):
+            tensors = family_start.with_segments(tensors, task, architecture.name, rows)
         found = vlbert_names.match_tensors(tensors, shapes, vocab_size, family_names.table_of(architecture))
     except ValueError as error:
         wanted = (entry.official for entry in family_names.table_of(architecture)(shapes, vocab_size))

@@ -12,13 +12,15 @@ from vlbert_jax.tasks import PRETRAINING, get_task, task_of_names, tasks_of_fami
 from vlbert_jax.weights import family_names
 from vlbert_jax.weights.conversion import Conversion
 
-OF_THE_WEIGHTS = ("encoder.pooler", "switches.product_size")  # fields that are set where the weights are read
+OF_THE_TEXTS = ("data.arrangement", "data.align_regions")
+OF_THE_WEIGHTS = ("model.encoder.pooler", "model.switches.product_size")  # set where the weights are read
 
 
 def unstated(conversion: Conversion) -> list[str]:
     """Return the settings of a run's model that weights without a config are not read with, as "config.NAME=VALUE".
 
-    These are the task, the kind of its head, and the switches of the architecture. A source without a config has none.
+    These are the task, the kind of its head, the switches of the architecture, and how texts are arranged. A source
+    without a config has none.
     """
     if conversion.source.config is None:
         return []
@@ -34,11 +36,13 @@ def unstated(conversion: Conversion) -> list[str]:
         fields = task.config_from_family(architecture.name, shapes)
     known = task.name in tasks or (task.name == PRETRAINING and family_names.MLM_BIAS in shapes)
     lost = [] if known else [f"config.task={task.name}"]
-    own = {f"switches.{name}": type(value)() for name, value in config.model.get("switches", {}).items()}
-    own |= {name.removeprefix("model."): value for name, value in fields.items() if name.startswith("model.")}
-    for name, value in own.items():
+    known_switches = fields.pop("model.switches", {})
+    switches = {name: known_switches.get(name, type(v)()) for name, v in config.model.get("switches", {}).items()}
+    read = {f"model.switches.{name}": value for name, value in switches.items()}
+    read |= {name: value for name, value in fields.items() if name.startswith("model.") or name in OF_THE_TEXTS}
+    for name, value in read.items():
         *blocks, field = name.split(".")
-        block = functools.reduce(lambda block, part: block.get(part, {}), blocks, config.model)
+        block = functools.reduce(lambda block, part: block.get(part, {}), blocks, config)
         if name not in OF_THE_WEIGHTS and field in block and block[field] != value:
-            lost.append(f"config.model.{name}={block[field]}")
+            lost.append(f"config.{name}={block[field]}")
     return lost

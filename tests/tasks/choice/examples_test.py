@@ -140,7 +140,7 @@ def test_arrangements_of_siblings(arrangement, subtask, tokenizer):
 def test_regions_are_aligned_with_the_words_that_name_them(subtask, tokenizer):
     """Positions are numbers of words, as in VisualBERT's code; those of words that were cut are left out."""
     known = record(question=json.dumps(["W.", [0, 2], [0], "?"]), rationales=[json.dumps([[2], "x"])] * 4)
-    example = choice_example(known, False, tokenizer, layout(subtask=subtask, aligns=True), start=11)
+    example = choice_example(known, False, tokenizer, layout(subtask=subtask, align_regions=True), start=11)
     words = example["region_words"]
     assert words.shape == (4, 4, ALIGNED) and words.dtype == np.int32
     found = [[[int(place) for place in row if place >= 0] for row in sequence] for sequence in words]
@@ -150,9 +150,9 @@ def test_regions_are_aligned_with_the_words_that_name_them(subtask, tokenizer):
     else:
         start = question + len(ids_of(tokenizer, "no", ".")) + 2
         assert found == [[[], [2, 4], [], [3, start]]] * 4
-    cut = choice_example(known, False, tokenizer, layout(subtask="q2a", aligns=True, text_length=4), start=11)
+    cut = choice_example(known, False, tokenizer, layout(subtask="q2a", align_regions=True, text_length=4), start=11)
     assert cut["region_words"].max() < 4 + 3 and cut["text_cut"]
-    fewer = choice_example(known, False, tokenizer, layout(subtask="q2a", aligns=True, max_regions=1), start=11)
+    fewer = choice_example(known, False, tokenizer, layout(subtask="q2a", align_regions=True, max_regions=1), start=11)
     assert fewer["region_words"][0, :, 0].tolist() == [-1, 2]
 
 

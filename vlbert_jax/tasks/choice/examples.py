@@ -1,7 +1,8 @@
-"""VCR examples: `[CLS] question [SEP] response [SEP]` and the regions, one sequence per response.
+"""VCR examples: one sequence per response, of the text and the regions.
 
-A word that names an object carries the visual feature of that object, other words that of the whole image.
-`texts.py` has the texts, also of VL-BERT's siblings. NumPy, without the model.
+In VL-BERT the text is `[CLS] question [SEP] response [SEP]`, a word that names an object carries the visual feature of
+that object, and other words carry that of the whole image. `texts.py` has the texts of all architectures. NumPy,
+without the model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vlbert_jax.tasks.choice.texts import (
     ARRANGEMENTS,
     SEGMENTS,
     SUBTASKS,
-    contexts,
+    cut_texts,
     first_name,
     joined,
     segments_of,
@@ -36,12 +37,12 @@ class ChoiceLayout(ImageLayout):
     """Fields of a config that determine the example of a question with its choices."""
     subtask: str
     sequence_length: int
-    text_length: int  # tokens of question and response, without [CLS] and [SEP]
+    text_length: int  # tokens of all texts of a sequence, without [CLS] and [SEP]
     roi_size: int
     num_classes: int
     num_choices: int = 4
     arrangement: str = "context"  # of `ARRANGEMENTS`
-    aligns: bool = False  # whether a region has the positions of the words that refer to it (VisualBERT)
+    align_regions: bool = False  # whether a region has the positions of the words that refer to it (VisualBERT)
 
     @classmethod
     def of(cls, config, orientation: str = "landscape", train: bool = True) -> ChoiceLayout:
@@ -58,6 +59,11 @@ class ChoiceLayout(ImageLayout):
             raise ValueError(
                 f"config.data.arrangement={arrangement} has the segments {segments}, but "
                 f"config.model.encoder.num_segments is {rows}: set it to {max(segments) + 1}."
+            )
+        if arrangement == "apart" and regions.segment in segments:
+            raise ValueError(
+                f"config.data.arrangement=apart has the segments {segments}, but the regions of "
+                f"{architecture_of(config).name} have segment {regions.segment}: choose another arrangement."
             )
         if aligns and architecture_of(config).region_position != "own":
             raise ValueError(
@@ -81,7 +87,7 @@ class ChoiceLayout(ImageLayout):
             num_classes=config.model.num_object_classes,
             num_choices=d.get("num_choices", 4),
             arrangement=arrangement,
-            aligns=aligns,
+            align_regions=aligns,
         )
 
 
@@ -116,7 +122,7 @@ def choice_example(
     num_regions, rows = int(image["region_mask"].sum()), layout.max_regions + 1
     is_read = image["region_mask"] & (np.arange(rows) >= layout.regions.first_row)
     start = first_name(record["annot_id"]) if start is None else start
-    found, cut = contexts(record, start, layout.subtask, tokenizer, layout.text_length)
+    found, cut = cut_texts(record, start, layout.subtask, tokenizer, layout.text_length)
     sequences, positions, aligned = [], [], []
     for tokens, texts in zip(found, texts_of(record, layout.subtask), strict=True):
         parts = joined(tokens, layout.arrangement)
@@ -135,14 +141,14 @@ def choice_example(
         )  # fmt: skip
         places = layout.regions.place_of(np.arange(rows), len(ids), layout.sequence_length)
         positions.append(np.where(is_read, places, 0).astype(np.int32))
-        if layout.aligns:
+        if layout.align_regions:
             aligned.append(words_of_rows(texts, parts, layout.arrangement, rows))
     label = int(record["answer_label" if layout.subtask == "q2a" else "rationale_label"])
     has_class = is_read & (layout.num_classes > 0)
     whole = np.ones((1, *record["shapes"].shape[1:]), np.uint8)
     shapes = np.concatenate([whole, record["shapes"]])[:num_regions]
     classes = np.append(0, record["classes"]).astype(np.int32)
-    words = dict(region_words=np.stack(aligned)) if layout.aligns else {}
+    words = dict(region_words=np.stack(aligned)) if layout.align_regions else {}
     return image | words | {name: np.stack([s[name] for s in sequences]) for name in sequences[0]} | dict(
         region_positions=np.stack(positions),
         region_shapes=padded(on_rois(shapes, layout.roi_size, flip), rows),

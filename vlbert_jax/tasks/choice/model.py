@@ -14,15 +14,15 @@ from vlbert_jax.model.two_stream_config import STREAMS, TwoStreamConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel
 from vlbert_jax.tasks.losses import binary_cross_entropy, cross_entropy
 
-HEADS = {"score": 1, "classes": 2, "hidden": 2}  # value of config.model.choice_head -> outputs for each choice
-LOSSES = {"sigmoid": 1, "softmax": 1, "classes": 2}  # value of config.losses.choice -> outputs that it reads
+HEADS = {"score": 1, "classes": 2, "hidden": 2}  # config.model.choice_head -> number of outputs for each choice
+LOSSES = {"sigmoid": 1, "softmax": 1, "classes": 2}  # config.losses.choice -> number of outputs for each choice
 
 
 class ChoiceModel(VisualLinguisticModel):
     """VL-BERT or a sibling with a pooler, a head over each choice, and classes of the objects (official CNN_LOSS_TOP).
 
     "score" is a head with one output (VL-BERT, VisualBERT, ViLBERT). "classes" has two, for a wrong and a right choice
-    (B2T2), and "hidden" has them behind a hidden layer with ReLU and layer norm (UNITER). Without object classes
+    (B2T2), and "hidden" has them after a hidden layer with ReLU and layer norm (UNITER). Without object classes
     (`num_object_classes` 0) there is no head of the objects.
     """
 
@@ -73,10 +73,15 @@ def states_of(model: ChoiceModel, batch: Batch, config, key=None, objects: bool 
 
 
 def choice_losses(logits: Float[Array, "b n c"], choice: Int[Array, " b"], kind: str) -> Float[Array, " b"]:
-    """Return the loss of each question whose right choice is `choice`; where it is -1, that of choice 0.
+    """Return the loss of each question.
 
     sigmoid: the mean binary loss over the choices (official code). softmax: the cross-entropy of the right choice
     (paper, VisualBERT, ViLBERT). classes: the mean cross-entropy of the classes wrong and right (UNITER, B2T2).
+
+    Args:
+        logits: Outputs of the head.
+        choice: The right choice; -1 = unknown, for which callers mask the loss.
+        kind: Key of `LOSSES`.
 
     Raises:
         ValueError: `kind` is another word, or it reads another number of outputs than the head has.

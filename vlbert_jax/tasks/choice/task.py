@@ -24,6 +24,8 @@ from vlbert_jax.data.packing import sequence_shapes
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import read_json_object
+from vlbert_jax.model.architectures import VLBERT
+from vlbert_jax.model.config import architecture_of
 from vlbert_jax.model.layers import split_keys, xavier_init
 from vlbert_jax.model.visual_linguistic import without_image
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
@@ -55,15 +57,17 @@ CHOICE_COUNTS = (2, 4, 8, 16)  # numbers of sequences that a user's choices are 
 class Sibling(NamedTuple):
     """How a sibling of VL-BERT chooses: its head, and the sequences of its recipe."""
 
-    last: str  # last layer of the head
+    last_layer: str  # of the head
     head: str  # config.model.choice_head
     arrangement: str  # config.data.arrangement
     regions: int  # most regions of an image
     words: int  # most tokens of the texts, without [CLS] and [SEP]
+    align_regions: bool = False  # config.data.align_regions
+    whole_image: bool = False  # config.model.switches.whole_image
 
 
 SIBLINGS = {
-    "visualbert": Sibling("cls", "score", "context", 100, 125),
+    "visualbert": Sibling("cls", "score", "context", 100, 125, align_regions=True, whole_image=True),
     "vilbert": Sibling("vil_logit", "score", "context", 100, 77),
     "uniter": Sibling("vcr_output.3", "hidden", "apart", 100, 220),
     "b2t2": Sibling("choice", "classes", "response", 20, 61),
@@ -108,9 +112,10 @@ class ChoiceTask(TextImageTask):
         return ChoiceModel(*trunk_options(config), config.model.num_object_classes, rngs, kind)
 
     def initialize_heads(self, model: ChoiceModel, config, loaded: set[tuple]) -> None:
-        """Initialize the layer that scores a choice as the official code does."""
-        if isinstance(model.choice_head, nnx.Linear) and ("choice_head", "kernel") not in loaded:
-            xavier_init(model.choice_head.kernel, config.seed)
+        """Initialize the layer that scores a choice as the official code of VL-BERT does."""
+        head, is_vlbert = model.choice_head, architecture_of(config).name == VLBERT.name
+        if is_vlbert and isinstance(head, nnx.Linear) and ("choice_head", "kernel") not in loaded:
+            xavier_init(head.kernel, config.seed)
         if ("vlbert", "pooler", "kernel") not in loaded and loaded:
             log.warning(
                 "The pooler after [CLS] is new: pre-training has none. The official code takes that of BERT: set "
@@ -142,7 +147,7 @@ class ChoiceTask(TextImageTask):
         """Return shapes and dtypes of an example of most batches."""
         layout = ChoiceLayout.of(config, usual_orientation(config))
         n, rows, size = layout.num_choices, layout.max_regions + 1, layout.roi_size
-        aligned = dict(region_words=((n, rows, ALIGNED), np.int32)) if layout.aligns else {}
+        aligned = dict(region_words=((n, rows, ALIGNED), np.int32)) if layout.align_regions else {}
         return sequence_shapes(n, layout.sequence_length, layout.regions) | image_shapes(layout) | aligned | dict(
             region_positions=((n, rows), np.int32),
             region_shapes=((rows, size, size), np.float32),
@@ -331,6 +336,8 @@ class ChoiceTask(TextImageTask):
             "model.encoder.pooler": True,
             "losses.choice": "sigmoid" if head == "score" else "classes",
             "losses.object": float(classes > 0),
+            "data.arrangement": "context",
+            "data.align_regions": False,
         }
 
     def owns_family(self, architecture: str, shapes) -> bool:
@@ -338,22 +345,23 @@ class ChoiceTask(TextImageTask):
         if architecture not in SIBLINGS or shapes.get("embeddings.task_embeddings.weight"):
             return False
         sibling = SIBLINGS[architecture]
-        return shapes.get(f"{sibling.last}.weight", (0,))[0] == HEADS[sibling.head]
+        return shapes.get(f"{sibling.last_layer}.weight", (0,))[0] == HEADS[sibling.head]
 
     def config_from_family(self, architecture: str, shapes) -> dict:
         """Return the head and the arrangement of the texts; no sibling classifies objects while it chooses."""
         sibling = SIBLINGS.get(architecture, Sibling("", "score", "context", 100, 60))
         segments = shapes.get("bert.embeddings.token_type_embeddings.weight", (2,))[0]
-        fits = segments > max(SEGMENTS[sibling.arrangement])  # UNITER's pre-training has two
+        has_segments = segments > max(SEGMENTS[sibling.arrangement])  # UNITER's pre-training has two
         fields = lengths_of_family(architecture, shapes, sibling.regions, sibling.words + 4, TASK_OF_12_IN_1)
+        fields |= {"model.switches": dict(whole_image=True)} if sibling.whole_image else {}
         return fields | {
             "model.choice_head": sibling.head,
             "model.num_object_classes": 0,
             "model.encoder.pooler": True,
             "losses.choice": "softmax" if sibling.head == "score" else "classes",
             "losses.object": 0.0,
-            "data.arrangement": sibling.arrangement if fits else "context",
-            "data.align_regions": architecture == "visualbert",
+            "data.arrangement": sibling.arrangement if has_segments else "context",
+            "data.align_regions": sibling.align_regions,
             "data.text_length": sibling.words,
         }
 

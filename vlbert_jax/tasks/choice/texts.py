@@ -160,7 +160,7 @@ def cut_rationales(question: int, answer: int, rationales: Sequence[int], limit:
     return question, answer, kept
 
 
-def contexts(
+def cut_texts(
     record: dict, start: int, subtask: str, tokenizer: Tokenizer, limit: int
 ) -> tuple[list[list[Tokens]], bool]:
     """Return the texts of each sequence as tokens, and whether any was cut.
@@ -183,7 +183,6 @@ def contexts(
     def tokens(texts: Sequence[str]) -> list[Tokens]:
         return [tagged_tokens(text, names, tokenizer) for text in texts]
 
-    found, before = [], 0
     (question,), answers = tokens([record["question"]]), list(record["answers"])
     if subtask == "q2a":
         answers = tokens(answers)
@@ -192,6 +191,7 @@ def contexts(
         before = sum(len(question) + len(answer) for answer in answers)
     else:
         label, rationales = int(record["answer_label"]), tokens(record["rationales"])
+        found, before = [], 0
         for answer in tokens(answers if label < 0 else [answers[label]]):
             q, a, lengths = cut_rationales(len(question), len(answer), [len(r) for r in rationales], limit)
             found += [[question[:q], answer[:a], r[:n]] for r, n in zip(rationales, lengths, strict=True)]
@@ -200,7 +200,7 @@ def contexts(
 
 
 def texts_of(record: dict, subtask: str) -> list[list[str]]:
-    """Return the texts of each sequence in the form of the builder, in the order of `contexts`."""
+    """Return the texts of each sequence in the form of the builder, in the order of `cut_texts`."""
     question, answers = record["question"], list(record["answers"])
     if subtask == "q2a":
         return [[question, answer] for answer in answers]
@@ -212,7 +212,12 @@ def texts_of(record: dict, subtask: str) -> list[list[str]]:
 
 
 def joined(texts: Sequence[Sequence], arrangement: str) -> list[list]:
-    """Return the parts of a sequence, in which its texts (lists of words or tokens) are in an arrangement."""
+    """Join the texts of a sequence to the parts that [SEP] separates.
+
+    Args:
+        texts: Question and answer, perhaps rationale, each a list of words or tokens.
+        arrangement: Key of `ARRANGEMENTS`; of two texts each is a part.
+    """
     parts: list[list] = []
     for text, part in zip(texts, ARRANGEMENTS[arrangement] if len(texts) == 3 else (0, 1), strict=True):
         parts += [[]] if part == len(parts) else []
@@ -224,6 +229,10 @@ def segments_of(parts: Sequence[Tokens], arrangement: str) -> Int32[np.ndarray, 
     """Return the segment of each element of a text: [CLS], and the parts with a [SEP] behind each.
 
     A [SEP] between two parts has the segment of the first; in the arrangement "apart", that of the second.
+
+    Args:
+        parts: As `joined` returns them.
+        arrangement: Key of `SEGMENTS`.
     """
     lengths = [len(part) + 1 for part in parts]  # each with one special token
     lengths[-1 if arrangement == "apart" else 0] += 1
@@ -235,7 +244,14 @@ def words_of_rows(
 ) -> Int32[np.ndarray, "r a"]:
     """Return the positions of the words that refer to each row of the regions, -1 = none (VisualBERT).
 
-    They are the words' numbers, as `words_of_regions` says; those of words that were cut are left out.
+    They are the words' numbers, as `words_of_regions` says. Those of words that were cut, and all after the first a =
+    `ALIGNED` of a region, are left out.
+
+    Args:
+        texts: Texts of the sequence in the form of the builder.
+        parts: Their tokens, as `joined` returns them.
+        arrangement: Key of `ARRANGEMENTS`.
+        rows: r, the rows of the regions with that of the whole image.
     """
     of_rows, offset = collections.defaultdict(list), 1
     for words, part in zip(joined([json.loads(text) for text in texts], arrangement), parts, strict=True):
