@@ -117,9 +117,10 @@ def build_corpora(study: Study, flags: Sequence[str], data_dir: Path) -> None:
     from data_prep.build import draw_missing
     from vlbert_jax.training.config import parse_command
 
-    for recipe in sorted({(run.recipe, run.overrides) for run in study.runs()}, key=str):
-        fields = [f"--config.{name}={tuple(v) if isinstance(v, list) else v}" for name, v in recipe[1]]
-        data = parse_command(["run", f"--config={recipe[0]}", *fields]).config.data
+    recipes = {str(recipe): recipe for run in study.runs() for recipe in [(run.recipe, run.overrides)]}
+    for _, (recipe, overrides) in sorted(recipes.items()):
+        fields = [f"--config.{name}={tuple(v) if isinstance(v, list) else v}" for name, v in overrides]
+        data = parse_command(["run", f"--config={recipe}", *fields]).config.data
         if data.embedded:
             draw_missing(data.embedded, dict(data) | dict(data_dir=str(data_dir)))
 

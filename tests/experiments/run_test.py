@@ -305,3 +305,10 @@ def test_the_controlled_page_follows_from_its_results(capsys):
     controlled.main(["--table"])
     written = (ROOT / "docs/science/controlled.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out in written, "copy the output of: python benchmarks/controlled.py --table"
+
+
+def test_real_forms_draw_nothing(tmp_path):
+    """Fields of a study may be lists, as sizes of two streams are; the forms for real data have no synthetic corpus."""
+    for path in sorted(STUDIES.glob("*.toml")):
+        run.build_corpora(read_study(path, "real", []), [], tmp_path)
+    assert not list(tmp_path.iterdir())
