@@ -123,9 +123,9 @@ def choice_example(
     is_read = image["region_mask"] & (np.arange(rows) >= layout.regions.first_row)
     start = first_name(record["annot_id"]) if start is None else start
     found, cut = cut_texts(record, start, layout.subtask, tokenizer, layout.text_length)
-    sequences, positions, aligned = [], [], []
-    for tokens, texts in zip(found, texts_of(record, layout.subtask), strict=True):
-        parts = joined(tokens, layout.arrangement)
+    arranged = [joined(tokens, layout.arrangement) for tokens in found]
+    sequences, positions = [], []
+    for parts in arranged:
         ids, carried = [tokenizer.cls_id], [0]
         for part in parts:
             ids += [*(i for i, _ in part), tokenizer.sep_id]
@@ -141,14 +141,16 @@ def choice_example(
         )  # fmt: skip
         places = layout.regions.place_of(np.arange(rows), len(ids), layout.sequence_length)
         positions.append(np.where(is_read, places, 0).astype(np.int32))
-        if layout.align_regions:
-            aligned.append(words_of_rows(texts, parts, layout.arrangement, rows))
+    words = {}
+    if layout.align_regions:
+        pairs = zip(texts_of(record, layout.subtask), arranged, strict=True)
+        aligned = [words_of_rows(texts, parts, layout.arrangement, rows) for texts, parts in pairs]
+        words = dict(region_words=np.stack(aligned))
     label = int(record["answer_label" if layout.subtask == "q2a" else "rationale_label"])
     has_class = is_read & (layout.num_classes > 0)
     whole = np.ones((1, *record["shapes"].shape[1:]), np.uint8)
     shapes = np.concatenate([whole, record["shapes"]])[:num_regions]
     classes = np.append(0, record["classes"]).astype(np.int32)
-    words = dict(region_words=np.stack(aligned)) if layout.align_regions else {}
     return image | words | {name: np.stack([s[name] for s in sequences]) for name in sequences[0]} | dict(
         region_positions=np.stack(positions),
         region_shapes=padded(on_rois(shapes, layout.roi_size, flip), rows),

@@ -45,6 +45,7 @@ from vlbert_jax.tasks.choice.texts import (
     readable,
     record_of_text,
 )
+from vlbert_jax.tasks.head_names import hidden_head
 from vlbert_jax.tasks.layouts import lengths_of_family, trunk_options
 from vlbert_jax.tasks.losses import counted
 from vlbert_jax.tasks.own_predictions import write_own
@@ -84,12 +85,6 @@ class ChoiceTargets(Arrays):
     region_classes: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)  # class of each region; -1 = none
     choice: Int[Array | np.ndarray, "b"] | None = padding(-1, default=None)  # the right sequence; -1 = unknown
     text_cut: Bool[Array | np.ndarray, "b"] | None = padding(False, default=None)  # a text was cut
-
-
-def _hidden_head(prefix: str) -> dict[str, str]:
-    """Return module -> tensor of a head with a hidden layer; `prefix` is that of its tensors."""
-    layers = dict(transform=0, norm=2, classes=3)
-    return {f"choice_head/{layer}": f"{prefix}.{number}" for layer, number in layers.items()}
 
 
 class ChoiceTask(TextImageTask):
@@ -299,9 +294,10 @@ class ChoiceTask(TextImageTask):
         "choice_head": "final_mlp.1",
         "object_head/transform": "cnn_loss_reg.0.dense",
         "object_head/classes": "cnn_loss_reg.2",
-    } | _hidden_head("choice_mlp")  # the released VL-BERTs have no such head: names for files of this package
+        **hidden_head("choice_head", "choice_mlp"),  # released VL-BERTs have none: names for files of this package
+    }
     family_names = {
-        "uniter": _hidden_head("vcr_output"),
+        "uniter": hidden_head("choice_head", "vcr_output"),
         "visualbert": {"choice_head": "cls"},
         "b2t2": {"choice_head": "choice"},
         "b2t2_positions": {"choice_head": "choice"},

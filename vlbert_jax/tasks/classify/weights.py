@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlbert_jax.model.architectures import ONE_STREAM, VLBERT
+from vlbert_jax.tasks.head_names import hidden_head
 from vlbert_jax.tasks.layouts import lengths_of_family
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # The released VL-BERTs have no such heads: names for files of this package.
 OWN_NAMES = {
-    **{
-        f"{head}/{layer}": f"{name}.{number}"
-        for head, name in (("label_head", "label_mlp"), ("pair_head", "pair_mlp"))
-        for layer, number in (("transform", 0), ("norm", 2), ("classes", 3))
-    },
+    **hidden_head("label_head", "label_mlp"),
+    **hidden_head("pair_head", "pair_mlp"),
     **{
         f"pair_attention/{side}/{part}": f"pair_attention.{side}.{part}"
         for side in ("first", "second")

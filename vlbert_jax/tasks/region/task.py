@@ -19,6 +19,7 @@ from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.model.layers import PredictionHead, xavier_init
 from vlbert_jax.tasks.base import TextImageTask
+from vlbert_jax.tasks.head_names import hidden_head
 from vlbert_jax.tasks.layouts import lengths_of_family, trunk_options
 from vlbert_jax.tasks.losses import counted
 from vlbert_jax.tasks.region.examples import LISTED, ExpressionLayout, asked_example, expression_example, hits
@@ -69,8 +70,7 @@ class RegionTargets(Arrays):
 
 def _layers(name: str) -> dict[str, str]:
     """Return module -> tensor of a grounding head; `name` is the one layer, or the prefix of several layers."""
-    layers = {"": "", "/transform": ".0", "/norm": ".2", "/classes": ".3"}
-    return {f"grounding_head{module}": f"{name}{suffix}" for module, suffix in layers.items()}
+    return {"grounding_head": name} | hidden_head("grounding_head", name)
 
 
 def _kind_of_head(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
