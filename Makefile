@@ -12,7 +12,7 @@
 # make fuzz          gives damaged files to every reader: tests/faults/fuzz.jsonl (FUZZ_FLAGS="--inputs=2000 --seed=1")
 # make bench         installs PyTorch and torchvision into .venv-bench and compares the speed with theirs
 #                    (BENCH_FLAGS="--recipes=base_prec --rounds=3")
-# make test-science  runs the small form of the ablation (experiments/): docs/science/ablation.md
+# make test-science  trains the small form of the ablation (experiments/), 12 minutes: workdirs/science/ablation.md
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
 #
@@ -80,7 +80,7 @@ bench:
 	.venv-bench/bin/python benchmarks/peers.py $(BENCH_FLAGS)
 
 test-science: $(VENV)/.installed-experiments
-	$(RUN) -m experiments.run ablation --small --jobs=2
+	$(RUN) -m experiments.run ablation --small $(foreach folder,results pages workdirs,--$(folder)=workdirs/science)
 
 # NO_MKDOCS_2_WARNING: the theme prints an advertisement otherwise.
 docs: export NO_MKDOCS_2_WARNING = 1

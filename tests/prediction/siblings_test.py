@@ -192,8 +192,8 @@ def write_vilbert(folder, name):
     save(folder / "pytorch_model.bin", tensors)
 
 
-def their_scores(folder, content: dict, text: str, tasks, response: str = "") -> tuple[np.ndarray, float]:
-    """Return the scores of the rows of an image for a text and that of the pair, from inputs as the official code's."""
+def their_outputs(folder, content: dict, text: str, response: str, tasks, head):
+    """Return head(model, states) for the number of each task, from inputs as the official code's."""
     model = two_stream_model(read_two_stream(folder))
     behind = [*response.split(), "[SEP]"] if response else []
     ids = [WORDS.index(word) for word in ["[CLS]", *text.split(), "[SEP]", *behind]]
@@ -211,16 +211,24 @@ def their_scores(folder, content: dict, text: str, tasks, response: str = "") ->
     )  # fmt: skip
 
     @nnx.jit
-    def scores(model, inputs):
-        of_regions, of_pair = (
-            model.two_stream(**inputs, **(dict(task=jnp.full((1, 1), task)) if task else {})) for task in tasks
-        )
-        positions = len(ids) + jnp.arange(rows)[None, None]
-        pair = model.choice_logits(model.two_stream.pool(of_pair))
-        return model.grounding_logits(of_regions, positions)[0, 0], pair[0, 0]
+    def outputs(model, inputs):
+        numbers = [dict(task=jnp.full((1, 1), task)) if task else {} for task in tasks]
+        return [head(model, model.two_stream(**inputs, **number), len(ids)) for number in numbers]
 
     with matmul_precision("highest"):
-        regions, pair = scores(model, {name: jnp.asarray(value) for name, value in inputs.items()})
+        return outputs(model, {name: jnp.asarray(value) for name, value in inputs.items()})
+
+
+def their_scores(folder, content: dict, text: str, tasks, response: str = "") -> tuple[np.ndarray, float]:
+    """Return the scores of the rows of an image for a text and that of the pair; `tasks` are the numbers of both."""
+    rows = len(content["features"]) + 1
+
+    def scores(model, states, words):
+        positions = words + jnp.arange(rows)[None, None]
+        pair = model.choice_logits(model.two_stream.pool(states))
+        return model.grounding_logits(states, positions)[0, 0], pair[0, 0]
+
+    (regions, _), (_, pair) = their_outputs(folder, content, text, response, tasks, scores)
     return np.asarray(regions), float(pair)
 
 
@@ -241,6 +249,40 @@ def test_vilbert_finds_regions_and_images(name, tasks, image, tmp_path):
     found = vlbert_jax.load(tmp_path, task="match").similarity([image], [text, "a cat"], [tmp_path / "boxes.json"])
     np.testing.assert_allclose(found[0, 0], score, atol=1e-4)
     assert found[0, 0] != found[0, 1]
+
+
+def test_second_heads_of_12_in_1(image, tmp_path, capsys):
+    """`head` reads GQA in place of VQA, and SNLI-VE in place of NLVR2, with the numbers of their tasks."""
+    name, content, text = "vilbert_multitask_12in1", regions(2048), "the red ball"
+    write_vilbert(tmp_path, name)
+    boxes, answers = tmp_path / "boxes.json", tmp_path / "answers.json"
+    boxes.write_text(json.dumps(content))
+
+    def outputs(model, states, _):
+        pooled = model.two_stream.pool(states)
+        return model.gqa_logits(pooled)[0, 0], model.relation_logits(pooled)[0, 0]
+
+    ((gqa, _), (_, relations)) = their_outputs(tmp_path, content, text, "", (15, 13), outputs)
+    entries = [f"answer{i}" for i in range(len(gqa))]
+    answers.write_text(json.dumps(entries))
+    found = vlbert_jax.load(tmp_path, head="gqa", answers=answers).answer(image, text, boxes)
+    best = np.argsort(-gqa)[: len(found)]
+    assert [answer.text for answer in found] == [entries[i] for i in best]
+    expected = np.asarray(jax.nn.sigmoid(gqa))[best]
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose([answer.probability for answer in found], expected, atol=1e-5)
+
+    options = ["--checkpoint", tmp_path, "--image", image, "--boxes", boxes, "--text", text, "--json"]
+    assert main([str(option) for option in (*options, "--head=snli_ve")]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    classes = {each["text"]: each["probability"] for each in row["asked"][0]["answers"]}
+    chances = np.sort(np.asarray(jax.nn.softmax(relations)))
+    np.testing.assert_allclose(sorted(classes.values()), chances, atol=1e-4)
+    assert classes.keys() == {"contradiction", "neutral", "entailment"}
+    assert "needs a second image" in refused(*options, capsys=capsys)
+    assert "must be one of gqa, snli_ve" in refused(*options, "--head=vqa", capsys=capsys)
+    write_vilbert(tmp_path, "vilbert_beta_6layer_vcr_retrieval_refcoco")
+    assert "has no second head gqa" in refused(*options, "--head=gqa", capsys=capsys)
 
 
 def test_vilbert_chooses(image, tmp_path):

@@ -34,7 +34,7 @@ CPU_CHUNK = 4
 
 
 def load_trained(
-    path: str | Path, least_regions: int, task: str = ""
+    path: str | Path, least_regions: int, task: str = "", head: str = ""
 ) -> tuple[ml_collections.ConfigDict, nnx.GraphDef, nnx.State]:
     """Return the config in float32, the structure of the model, and its state on the default device.
 
@@ -42,13 +42,14 @@ def load_trained(
         path: Workdir, checkpoint or other weights.
         least_regions: Number of regions that a sequence must have room for.
         task: Task of which weights with heads of several tasks are read.
+        head: The second of two heads of a task in 12-in-1; "" = the first.
 
     Raises:
         FileNotFoundError: There are no weights at `path`.
         ValueError: The weights lack a part of the model, or the run did not read images.
     """
     complete = functools.partial(_completed, least_regions)
-    conversion = prepare_conversion(path, preferred=task, complete=complete)
+    conversion = prepare_conversion(path, preferred=task, head=head, complete=complete)
     source, config = conversion.source, conversion.config
     optional = {*vlbert_names.OF_PRETRAINING, *family_names.OWN_TOKENS.values()}
     lacking = [name for name in (*conversion.found.missing, *source.new) if name not in optional]

@@ -77,7 +77,7 @@ def load_models(args: argparse.Namespace):
         asked = [name for name, task in TASKS.items() if getattr(args, task.option.removeprefix("--"), None)]
         searching = [name for name, task in TASKS.items() if task.searches]
         task = next(iter(searching if args.gallery or args.texts else asked), "")
-        options = dict(vocab=args.vocab, answers=args.answers, data_dir=args.data_dir, task=task)
+        options = dict(vocab=args.vocab, answers=args.answers, data_dir=args.data_dir, task=task, head=args.head)
         model = load(args.checkpoint, detector=finder, addresses=True, **options)
         check_texts(model, args)
     return model, finder

@@ -59,6 +59,7 @@ def load(
     data_dir: str | Path = "",
     addresses: bool = False,
     task: str = "",
+    head: str = "",
 ) -> Predictor:
     """Return the model in a workdir, a checkpoint folder, or other weights that `vlbert_jax.convert` reads.
 
@@ -75,13 +76,15 @@ def load(
         addresses: Whether images may be http or https addresses. Leave it out where others choose the images.
         task: Task of which weights with heads of several tasks are read, such as those of LXMERT base or of a run of
             several tasks.
+        head: A head of 12-in-1 in place of another one for the same task: "gqa" in place of that for VQA, "snli_ve" in
+            place of that for NLVR2.
 
     Raises:
         FileNotFoundError: There are no weights or no vocabulary.
         ValueError: The weights are incomplete.
     """
     path = user_path(str(path))
-    config, graphdef, state = load_trained(path, GRID**2, task)
+    config, graphdef, state = load_trained(path, GRID**2, task, head)
     for name, value in dict(vocab=vocab, answers=answers, data_dir=data_dir).items():
         config.data[name] = user_path(str(value)) or config.data.get(name, "")
     predictor = Predictor(path, config, graphdef, state, detector)

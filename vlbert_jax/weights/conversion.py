@@ -22,6 +22,7 @@ from vlbert_jax.weights.bert_names import official_to_bert
 from vlbert_jax.weights.model_card import stored_facts, write_card
 from vlbert_jax.weights.read import Weights, flatten_tree, of_task, read_weights
 from vlbert_jax.weights.resnet_names import official_to_resnet
+from vlbert_jax.weights.second_heads import with_second_head
 from vlbert_jax.weights.sibling_config import BOTTOM_UP, family_config
 from vlbert_jax.weights.stored_config import SCHEMA, VOCABULARIES, own_vocabularies
 
@@ -69,7 +70,7 @@ def model_config(source: Weights, task: str, num_heads: int | None = None) -> ml
         if source.config is None or task != source.task:  # a stored config of the task says more than the tensors
             own, sibling = get_task(task), source.kind == "sibling"
             fields = own.config_from_family(source.architecture, shapes) if sibling else own.config_from_weights(shapes)
-            for name, value in fields.items():
+            for name, value in (fields | source.fields).items():
                 block, _, field = name.rpartition(".")
                 functools.reduce(getattr, filter(None, block.split(".")), config)[field] = value
     return config
@@ -177,6 +178,7 @@ def prepare_conversion(
     task: str | None = None,
     num_heads: int | None = None,
     preferred: str = "",
+    head: str = "",
     complete: Callable[[ml_collections.ConfigDict, Weights], ml_collections.ConfigDict] | None = None,
 ) -> Conversion:
     """Read weights and match them with a model.
@@ -187,6 +189,7 @@ def prepare_conversion(
         num_heads: Attention heads, where the source does not state them.
         preferred: Task of which a source with heads of several tasks is read, where `task` is None; one with the
             same option of the prediction command takes its place.
+        head: The second of two heads of a task in 12-in-1 (weights/second_heads.py); "" = the first.
         complete: Function (config, source) that returns the config with which the model is built; None = the fields
             that the weights determine are enough.
 
@@ -194,6 +197,8 @@ def prepare_conversion(
         FileNotFoundError, ValueError: As `read_weights`, or shapes do not fit together.
     """
     source = read_weights(path)
+    if head:
+        source, preferred = with_second_head(source, head)
     several = vlbert_names.tasks_of_heads(source.tensors)
     available, own = (*source.tasks, *several), several[0] if several else source.task
     # Several tasks have one option: the weights decide which of them is meant.

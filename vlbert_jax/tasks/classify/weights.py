@@ -69,6 +69,7 @@ def fields_of_sibling(architecture: str, shapes: Shapes) -> dict[str, Any]:
     """Return the fields of the config, by dotted name, that a published sibling and its tensors determine."""
     head, pair = sibling_head(architecture, shapes)
     regions, words = LENGTHS.get(architecture, (100, 60))
+    words = 56 if architecture == "vilbert" and not pair else words  # SNLI-VE in 12-in-1
     fields: dict[str, Any] = {
         "model.read": "cls",
         "model.encoder.pooler": True,
