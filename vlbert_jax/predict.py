@@ -58,7 +58,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     several = dict(action="extend", nargs="+", default=[])
     parser.add_argument("--checkpoint", type=user_path, help=f"the model; shipped: {', '.join(shipped_names())}")
-    parser.add_argument("--head", default="", help="of 12-in-1: gqa in place of VQA, snli_ve in place of NLVR2")
+    parser.add_argument("--head", default="", help="of 12-in-1, a second head of a task: gqa, snli_ve")
     parser.add_argument("--image", type=user_path, metavar="FILE", **several)
     for option in text_options():
         uses = [f"{task.title}: {task.help}" for task in TASKS.values() if task.option == option]

@@ -76,8 +76,7 @@ def load(
         addresses: Whether images may be http or https addresses. Leave it out where others choose the images.
         task: Task of which weights with heads of several tasks are read, such as those of LXMERT base or of a run of
             several tasks.
-        head: A head of 12-in-1 in place of another one for the same task: "gqa" in place of that for VQA, "snli_ve" in
-            place of that for NLVR2.
+        head: "gqa" or "snli_ve", which 12-in-1 has as a second head for a task (docs/weights.md); "" = the first.
 
     Raises:
         FileNotFoundError: There are no weights or no vocabulary.
