@@ -81,14 +81,17 @@ def flickr30k() -> ml_collections.ConfigDict:
     config.eval_every_steps = 2_266
     config.best_metric = "mean_recall"
     config.optimizer.clip_norm = 1.0
-    # softmax: the right pair among all (ViLBERT) | hinge: of the sigmoids of right and wrong pairs (UNITER)
+    # softmax: the right pair among all (ViLBERT) | hinge: of the sigmoids of right and wrong pairs (UNITER) | sigmoid:
+    # each pair for itself (Oscar)
     config.losses.match = "softmax"
     config.losses.margin = 0.2  # of hinge
     config.model.train_region_head = False
     config.model.encoder.pooler = True
     # relationship = the head of pre-training: the text does not belong, or belongs, to the image | score = a head with
-    # one output (UNITER, where it starts from the class "belongs" of the former; ViLBERT)
+    # one output (UNITER, where it starts from the class "belongs" of the former; ViLBERT) | classes = a new head with
+    # the outputs of relationship (Oscar, VinVL) | hidden = these after a hidden layer (the same, classifier mlp)
     config.model.matching_head = "relationship"
+    config.model.matching_hidden = 0  # columns of the hidden layer; 0 = twice those of the pooler
     config.model.relationship_classes = 2
     config.data.update(
         dict(

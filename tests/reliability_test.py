@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.faults import full_disk, soak, two_processes
+from tests.faults import full_disk, kills, soak, two_processes
 from tests.faults.fuzz import KINDS
 from tests.faults.readers import BY_NAME
 from tests.helpers import ROOT
@@ -43,6 +43,10 @@ def test_the_figures_of_the_page_are_those_of_the_rows():
     rows = stored("full_disk")
     full = sum(row["status"] == 2 for row in rows)
     assert all(map(full_disk.is_expected, rows)) and f"in {full} of {len(rows)} the disk was full" in page
+
+    rows = stored("results")
+    assert all(map(kills.is_expected, rows))
+    assert f"The {len(rows)} rows of one process have {sum(len(row['kills']) for row in rows)} kills" in page
 
     rows = stored("two_processes")
     events = [event for row in rows for event in row["events"]]

@@ -178,14 +178,19 @@ def test_refusals_and_what_the_weights_expect(oscar, image, capsys):
     assert f"has {len(WORDS)} tokens, but config.model.encoder.vocab_size is" in error and "--vocab" in error
 
 
-def write_vilbert(folder, name):
-    """Write a small file of ViLBERT with its config and a vocabulary."""
-    tensors = small_tensors(name, layers=99)
-    for key, array in tensors.items():  # so that elements do not end alike after many layers
+def kept_apart(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors of a model whose elements do not end alike after its layers."""
+    for key, array in tensors.items():
         if key.endswith("LayerNorm.weight"):
             array += 1
         elif ".encoder." in key:
             array *= 0.3
+    return tensors
+
+
+def write_vilbert(folder, name):
+    """Write a small file of ViLBERT with its config and a vocabulary."""
+    tensors = kept_apart(small_tensors(name, layers=99))
     write_words(folder, len(tensors["bert.embeddings.word_embeddings.weight"]))
     heads = dict(num_attention_heads=2, v_num_attention_heads=1, bi_num_attention_heads=1)
     (folder / "config.json").write_text(json.dumps(heads | dict(hidden_act="gelu")))
@@ -338,6 +343,38 @@ def test_pairs_of_pre_training_need_no_fine_tuning(image, tmp_path, capsys):
     score = next(row["score"] for row in found["texts"] if row["text"] == "a cat")
     assert about["asked"][0]["fit"]["score"] == pytest.approx(score, abs=1e-4)
     assert "takes --caption" in refused(*options, "--expression", "a cat", capsys=capsys)
+
+
+@pytest.mark.parametrize("layers", ["linear", "mlp"])
+def test_retrieval_reads_the_names_of_the_regions(layers, oscar, image, tmp_path, capsys):
+    """Oscar's head with two outputs scores pairs; the names that the boxes have are the second part of the text."""
+    rng, tensors = np.random.default_rng(0), kept_apart(small_tensors("oscar_base_vqa"))
+    width = tensors.pop("classifier.weight").shape[1]
+    del tensors["classifier.bias"]
+    sizes = {"": (2, width)} if layers == "linear" else {".0": (5, width), ".2": (2, 5)}
+    for name, size in sizes.items():
+        tensors[f"classifier{name}.weight"] = rng.standard_normal(size, np.float32)
+        tensors[f"classifier{name}.bias"] = rng.standard_normal(size[0], np.float32)
+    for name in ("vocab.txt", "config.json"):
+        (tmp_path / name).write_bytes((oscar / name).read_bytes())
+    save(tmp_path / "pytorch_model.bin", tensors)
+    predictor, text, scores = vlbert_jax.load(tmp_path), "a ball", []
+    assert predictor.config.model.matching_head == ("classes" if layers == "linear" else "hidden")
+    for names in ((), ("cat", "red ball", "table", "cat")):
+        (tmp_path / "boxes.json").write_text(json.dumps(regions(2048, labels=names)))
+        request = Request(image, text, (), tmp_path / "boxes.json")
+        example = predictor._example_of(predictor._look([request]), request)
+        second = [*" ".join(names).split(), "[SEP]"] if names else []
+        words = [WORDS.index(word) for word in ["[CLS]", "a", "ball", "[SEP]", *second]]
+        assert example["token_ids"][0, : len(words)].tolist() == words
+        assert example["segment_ids"][0, : len(words)].tolist() == [0] * 4 + [1] * len(second)
+        scores.append(predictor.similarity(image, text, boxes=tmp_path / "boxes.json")[0, 0])
+    assert abs(scores[0] - scores[1]) > 1e-3
+    options = ["--checkpoint", tmp_path, "--image", image, "--boxes", tmp_path / "boxes.json", "--json"]
+    assert main([str(option) for option in (*options, "--text", text)]) == 0
+    (about,) = json.loads(capsys.readouterr().out)
+    assert about["asked"][0]["fit"]["score"] == pytest.approx(float(scores[1]), abs=1e-4)
+    assert "takes --text" in refused(*options, "--question", text, capsys=capsys)
 
 
 @pytest.mark.parametrize("name, detector", [("vinvl_base", "VinVL's"), ("vilbert_multitask_12in1", "12-in-1's")])

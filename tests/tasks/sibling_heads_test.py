@@ -21,7 +21,7 @@ from vlbert_jax.model.architectures import get_architecture
 from vlbert_jax.model.config import RegionHeadConfig
 from vlbert_jax.tasks import get_task, task_of_names, tasks_of_family
 from vlbert_jax.tasks.choice.model import ChoiceModel, choice_losses
-from vlbert_jax.tasks.match.model import MatchModel
+from vlbert_jax.tasks.match.model import MatchModel, match_losses
 from vlbert_jax.tasks.region.model import RegionModel
 from vlbert_jax.weights import family_names
 from vlbert_jax.weights.family_names import to_bert_names
@@ -32,7 +32,7 @@ ONE_STREAM = [
     path
     for folder in golden_folders("one_stream")
     for path in sorted(folder.glob("*.json"))
-    if path.name.startswith(("uniter_refcoco_", "uniter_retrieval_"))
+    if path.name.startswith(("uniter_refcoco_", "uniter_retrieval_", "oscar_retrieval_"))
 ]
 CHOICES = [
     path
@@ -52,23 +52,33 @@ def kind_of(task, architecture, tensors) -> str:
 
 
 @pytest.mark.parametrize("path", ONE_STREAM, ids=lambda path: path.stem)
-def test_uniter(path):
+def test_one_stream(path):
     case = Case(path)
     packed = pack_case(case)
     task = REGION if "refcoco" in path.stem else MATCH
     encoder, region_head = encoder_of(case), region_head_of(case, packed.feature_size)
-    kind = kind_of(task, "uniter", to_bert_names(case.sd, encoder.architecture))
+    tensors = to_bert_names(case.sd, encoder.architecture)
+    kind = kind_of(task, encoder.architecture.name, tensors)
     if task is REGION:
         assert kind == ("linear" if "mlp1" in path.stem else "norm")
         model, _ = load_case(lambda: RegionModel(encoder, region_head, nnx.Rngs(0), kind), case)
         positions, real = (x[:, 0] for x in positions_of_regions(packed))
         scores = lambda model, batch: model.region_logits(model.states(batch), positions)  # noqa: E731
     else:
-        packed = joined(packed, case.meta["scalars"]["in/sample_size"])
-        model, _ = load_case(lambda: MatchModel(encoder, region_head, 2, nnx.Rngs(0), kind), case)
+        uniter = kind == "score"
+        assert uniter or kind == "hidden"
+        packed = joined(packed, case.meta["scalars"]["in/sample_size"]) if uniter else packed
+        hidden = 0 if uniter else len(tensors["classifier.0.bias"])
+        model, _ = load_case(lambda: MatchModel(encoder, region_head, 2, nnx.Rngs(0), kind, hidden), case)
         real = np.ones(packed.fields["token_ids"].shape[:2], bool)
         scores = lambda model, batch: model.pair_scores(model.states(batch), batch.token_ids)  # noqa: E731
     found = nnx.jit(scores)(model, jax.tree.map(jnp.asarray, make_batch(packed.fields)))
+    if task is MATCH and not uniter:  # recorded are the logits of "does not belong" and "belongs"
+        close(found[:, 0], case.out["logits"][:, 1] - case.out["logits"][:, 0])
+        labels = jnp.asarray(case.inputs["labels"])
+        losses = jnp.where(labels == 1, *(match_losses(found * sign, 0 * labels, "sigmoid", 0.0) for sign in (1, -1)))
+        close(losses.mean(), case.out["loss"])
+        return
     expected = case.out["rank_scores" if task is MATCH else "scores"].reshape(real.shape)
     close(np.asarray(found)[real], expected[real])
 
@@ -159,7 +169,8 @@ def test_tasks_of_published_names(name):
 @pytest.mark.parametrize("architecture", ["vlbert", "uniter", "oscar", "lxmert", "vilbert"])
 @pytest.mark.parametrize("task, recipe, field, kind", [
     (REGION, refcoco.base_gt, "grounding_head", "linear"), (REGION, refcoco.base_gt, "grounding_head", "norm"),
-    (MATCH, retrieval.flickr30k, "matching_head", "score"), (CHOICE, vcr.q2a_base, "choice_head", "classes"),
+    (MATCH, retrieval.flickr30k, "matching_head", "score"), (MATCH, retrieval.flickr30k, "matching_head", "classes"),
+    (MATCH, retrieval.flickr30k, "matching_head", "hidden"), (CHOICE, vcr.q2a_base, "choice_head", "classes"),
     (CHOICE, vcr.q2a_base, "choice_head", "hidden"),
 ])  # fmt: skip
 def test_heads_have_names_in_every_architecture(architecture, task, recipe, field, kind):

@@ -249,8 +249,8 @@ def test_a_head_that_no_model_reads(tmp_path, capsys):
     """A conversion says that another head is initialized, and a prediction that nothing reads this one."""
     tensors = {name: array for name, array in small_tensors("oscar_base").items() if not name.startswith("cls.")}
     width = tensors["bert.pooler.dense.bias"].shape[0]
-    tensors |= {"classifier.weight": np.zeros((2, width), np.float32), "classifier.bias": np.zeros(2, np.float32)}
-    file = save(tmp_path / "given.pt", tensors)  # Oscar's head for retrieval
+    tensors |= {"classifier.weight": np.zeros((3, width), np.float32), "classifier.bias": np.zeros(3, np.float32)}
+    file = save(tmp_path / "given.pt", tensors)  # of three classes, as visual entailment has
     assert main([str(file), str(tmp_path / "folder"), "--task=match", "--dry_run", *HEADS]) == 0
     assert "a model for match does not read the head classifier of" in capsys.readouterr().err
     (tmp_path / "config.json").write_text(json.dumps(dict(num_attention_heads=2)))

@@ -97,6 +97,7 @@ CHANGES = {
         renamed={},
         added={"model.choice_head": "score", "data.arrangement": "context", "data.align_regions": False},
     ),
+    8: Change(renamed={}, added={"model.matching_hidden": 0}),
 }
 SCHEMA = max(CHANGES)
 VOCABULARIES = "vocabularies"  # folder of a workdir with a copy of each file of words that its config names

@@ -60,6 +60,8 @@ def sibling_head(architecture: str, shapes: Shapes) -> tuple[str, bool]:
     """Return the last layer of a head of a published sibling, "" without one, and whether it is of two images."""
     pair, single = (f"{name}.weight" for name in LAST.get(architecture, ("", "")))
     classes = shapes.get(pair, (0,))[0]
+    if architecture == "oscar" and classes == 2:  # the same layers over one image are a head for retrieval
+        classes *= shapes["classifier.0.weight"][1] != shapes["bert.embeddings.word_embeddings.weight"][1]
     if classes == 2:
         return pair.removesuffix(".weight"), True
     return (single.removesuffix(".weight"), False) if 1 < shapes.get(single, (0,))[0] <= MOST_CLASSES else ("", False)

@@ -1,6 +1,7 @@
 """Examples of retrieval: pairs of a text and an image, for training on the host, for evaluation on the device.
 
-A pair is `[CLS] text [SEP]`, the regions of the image, and [END] where the architecture has it. In training
+A pair is `[CLS] text [SEP]`, the regions of the image, and [END] where the architecture has it. Names of regions that
+a file of boxes has, with [SEP], are the second text of an architecture that reads them; tables have none. In training
 an example is a text with its image, the image with texts of other images, and the text with other images.
 In evaluation every text is paired with every image, so the device joins them: each image is sent once.
 
@@ -21,7 +22,7 @@ from vlbert_jax.batch import END, IMG, NO_IMAGE, Example
 from vlbert_jax.data.examples import ImageLayout, image_fields, images_per_example
 from vlbert_jax.data.packing import RegionLayout, further_segment, pack_images
 from vlbert_jax.data.tokenizer import Tokenizer, mirrored
-from vlbert_jax.tasks.layouts import region_layout, sequence_length, text_length
+from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,15 @@ def text_ids(text: str, tokenizer: Tokenizer, length: int) -> tuple[list[int], b
     return [tokenizer.cls_id, *ids[: length - 2], tokenizer.sep_id], len(ids) > length - 2
 
 
+def with_names(
+    ids: list[int], names: list[int], tokenizer: Tokenizer, length: int
+) -> tuple[list[int], Int[np.ndarray, " t"]]:
+    """Return `ids`, as many of `names` as there is room for and [SEP], at most `length` ids; and their segments."""
+    more = names[: max(length - len(ids) - 1, 0)]
+    behind = [*more, tokenizer.sep_id] if more else []
+    return ids + behind, np.repeat(np.array([0, 1], np.int32), [len(ids), len(behind)])
+
+
 def choice_of_pairs(
     texts: Sequence[str],
     images: Sequence[dict],
@@ -97,11 +107,12 @@ def choice_of_pairs(
         written = [(mirrored(ids, tokenizer), cut) for ids, cut in written]
     right, asked = layout.asked, range(layout.asked)
     pairs = [(ids, right) for ids, _ in written] + [(written[0][0], image) for image in range(right + 1, len(images))]
+    names = [[] if layout.asked else names_of_regions(record, tokenizer, layout.regions) for record in images]
     rows_of = [image * rows + np.flatnonzero(one["region_mask"]) for image, one in enumerate(fields)]
     sequences = [
         pack_images(
-            ids, np.zeros(len(ids), np.int32), [rows_of[k] for k in (*asked, image)], layout.sequence_length,
-            tokenizer.vocab_size, layout.num_segments, layout.regions,
+            *with_names(ids, names[image], tokenizer, layout.text_length), [rows_of[k] for k in (*asked, image)],
+            layout.sequence_length, tokenizer.vocab_size, layout.num_segments, layout.regions,
         )
         for ids, image in pairs
     ]  # fmt: skip

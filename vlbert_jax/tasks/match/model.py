@@ -10,15 +10,15 @@ from jaxtyping import Array, Float, Int
 
 from vlbert_jax.batch import Batch
 from vlbert_jax.model.config import EncoderConfig, RegionHeadConfig
-from vlbert_jax.model.layers import dense, dropout, split_keys
+from vlbert_jax.model.layers import PredictionHead, dense, dropout, split_keys
 from vlbert_jax.model.two_stream_config import TwoStreamConfig
 from vlbert_jax.model.visual_linguistic import VisualLinguisticModel, without_image
-from vlbert_jax.tasks.losses import cross_entropy
+from vlbert_jax.tasks.losses import binary_cross_entropy, cross_entropy
 from vlbert_jax.tasks.match.batches import Candidates
 from vlbert_jax.tasks.match.examples import PairLayout, pair_on_device, query_on_device
 
-LOSSES = ("softmax", "hinge")
-HEADS = ("relationship", "score")  # values of config.model.matching_head
+LOSSES = ("softmax", "hinge", "sigmoid")
+HEADS = ("relationship", "score", "classes", "hidden")  # values of config.model.matching_head
 
 
 class MatchModel(VisualLinguisticModel):
@@ -26,7 +26,8 @@ class MatchModel(VisualLinguisticModel):
 
     "relationship" is the head of pre-training: the score of a pair is the logit of "belongs" minus that of "does
     not". So a model that was pre-trained with the relationship loss scores pairs without fine-tuning. "score" is a
-    head with one output (UNITER, ViLBERT).
+    head with one output (UNITER, ViLBERT), "classes" one with the two outputs of "relationship" (Oscar, VinVL),
+    "hidden" has them after a hidden layer with ReLU (the same, with `classifier` mlp in their config).
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class MatchModel(VisualLinguisticModel):
         classes: int,
         rngs: nnx.Rngs,
         kind: str = "relationship",
+        hidden: int = 0,
     ):
+        """Make the model; `hidden` is the width of the hidden layer, 0 = twice that of the pooled vector."""
         if kind not in HEADS:
             raise ValueError(f"config.model.matching_head is {kind!r}; it must be one of {', '.join(HEADS)}.")
         if not encoder.pooler:
@@ -45,9 +48,13 @@ class MatchModel(VisualLinguisticModel):
         is_uniter = encoder.encoder_config("text").architecture.name == "uniter"
         self.dropout_rate = 0.0 if kind == "score" and is_uniter else encoder.dropout_rate  # UNITER has none there
         exact = dataclasses.replace(encoder.encoder_config("text"), dtype=jnp.float32)  # scores must not tie
-        layer = dense(encoder.pool_size, 1 if kind == "score" else classes, ("embed", None), exact, rngs)
+        width, outputs = encoder.pool_size, {"score": 1, "relationship": classes}.get(kind, 2)
+        if kind == "hidden":
+            layer = PredictionHead(exact, outputs, rngs, inputs=width, hidden=hidden or 2 * width, relu=True)
+        else:
+            layer = dense(width, outputs, ("embed", None), exact, rngs)
         self.relationship_head = layer if kind == "relationship" else None
-        self.matching_head = layer if kind == "score" else None
+        self.matching_head = None if kind == "relationship" else layer
         if isinstance(encoder, TwoStreamConfig):
             self.wanted = encoder.pooled_streams
 
@@ -72,7 +79,7 @@ class MatchModel(VisualLinguisticModel):
         pooled = self.pooled_each(states, key_pool, token_ids)
         head: Any = self.relationship_head or self.matching_head
         logits = head(dropout(pooled, self.dropout_rate, key_head)).astype(jnp.float32)
-        return logits[..., 0] if self.relationship_head is None else logits[..., 1] - logits[..., 0]
+        return logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
 
 
 def score_candidates(
@@ -154,7 +161,8 @@ def match_losses(
     """Return the loss of each choice among n pairs.
 
     softmax: the cross-entropy of the right pair (ViLBERT). hinge: the mean over the other pairs of
-    max(0, margin + sigmoid of their score - sigmoid of the right one) (UNITER).
+    max(0, margin + sigmoid of their score - sigmoid of the right one) (UNITER). sigmoid: the mean binary loss of the
+    pairs, each for itself (Oscar).
 
     Raises:
         ValueError: `kind` is another word.
@@ -162,6 +170,8 @@ def match_losses(
     right = jnp.maximum(choice, 0)
     if kind == "softmax":
         return cross_entropy(scores, right)
+    if kind == "sigmoid":
+        return binary_cross_entropy(scores, jax.nn.one_hot(right, scores.shape[1])).mean(-1)
     if kind == "hinge":
         chances = jax.nn.sigmoid(scores)
         of_right = jnp.take_along_axis(chances, right[:, None], axis=1, mode="clip")

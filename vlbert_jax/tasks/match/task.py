@@ -24,7 +24,7 @@ from vlbert_jax.files import atomic_write
 from vlbert_jax.model.layers import split_keys
 from vlbert_jax.tasks import report
 from vlbert_jax.tasks.base import Task
-from vlbert_jax.tasks.layouts import lengths_of_family, trunk_options
+from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import counted
 from vlbert_jax.tasks.match import batches
 from vlbert_jax.tasks.match.batches import candidates_of
@@ -32,15 +32,10 @@ from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs
 from vlbert_jax.tasks.match.model import MatchModel, match_losses, score_candidates, score_queries
 from vlbert_jax.tasks.match.queries import queries_of, query_batches, query_scores, report_batch
 from vlbert_jax.tasks.match.recall import AT, TIES, retrieval_scores
+from vlbert_jax.tasks.match.weights import OWN_NAMES, fields_of_own, fields_of_sibling, sibling_head
 from vlbert_jax.tasks.scorers import scorer_of
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
-# Heads of published siblings: with one output, and of pre-training. Those of VisualBERT and Oscar do not read whether
-# one text belongs to an image: the first compares two captions, the second reads the names of the regions, too.
-FAMILY_SCORES = {"uniter": "rank_output", "vilbert": "vil_logit"}
-FAMILY_RELATIONSHIPS = {"uniter": "itm_output", "lxmert": "cls.seq_relationship", "vilbert": "cls.bi_seq_relationship"}
-FAMILY_LENGTHS = {"uniter": (100, 60), "lxmert": (36, 20), "vilbert": (100, 30)}  # regions of an image, and words
-TASK_OF_12_IN_1 = 8  # Flickr30k
 SHOWN = 5  # texts of an image in the report
 BEST = 10  # candidates of each text and image in the file of predictions
 
@@ -70,8 +65,8 @@ class MatchTask(Task):
 
     def build_model(self, config, rngs: nnx.Rngs) -> MatchModel:
         """Return the model of a config."""
-        kind = config.model.get("matching_head", "relationship")
-        return MatchModel(*trunk_options(config), config.model.relationship_classes, rngs, kind)
+        kind, hidden = config.model.get("matching_head", "relationship"), config.model.get("matching_hidden", 0)
+        return MatchModel(*trunk_options(config), config.model.relationship_classes, rngs, kind, hidden)
 
     def batch_shapes(self, config) -> Batch:
         """Return the global batch of an update as shapes alone."""
@@ -273,11 +268,8 @@ class MatchTask(Task):
 
     # --- Weights ------------------------------------------------------------------------------------
 
-    official_names = {
-        "relationship_head": "vlbert.relationsip_head.caption_image_relationship",
-        "matching_head": "matching_score",  # the released VL-BERTs have no such head: a name for files of this package
-    }
-    official_heads = ("matching_score.",)
+    official_names = OWN_NAMES
+    official_heads = ("matching_score.", "matching_mlp.")
     starts_from = {"vlbert.relationsip_head.": "vlbert.relationsip_head."}  # also where a run has several heads
     missing_remedy = (
         "Retrieval without fine-tuning reads the head of the relationship loss, which released VL-BERTs do not have: "
@@ -292,27 +284,19 @@ class MatchTask(Task):
 
     def owns(self, names: set[str]) -> bool:
         """Return whether these are weights with a head for retrieval alone."""
-        return "matching_score.weight" in names
+        return not names.isdisjoint({"matching_score.weight", "matching_mlp.2.weight"})
 
     def config_from_weights(self, shapes) -> dict:
         """Return the fields that the head needs; the pooler is initialized where the source has none."""
-        kind = "score" if "matching_score.weight" in shapes else "relationship"
-        return {"model.encoder.pooler": True, "model.relationship_classes": 2, "model.matching_head": kind}
+        return fields_of_own(shapes)
 
     def owns_family(self, architecture: str, shapes) -> bool:
         """Return whether a sibling has a head for retrieval, or one of pre-training that scores pairs."""
-        heads = (FAMILY_SCORES.get(architecture), FAMILY_RELATIONSHIPS.get(architecture))
-        return any(f"{head}.weight" in shapes for head in heads)
+        return sibling_head(architecture, shapes)[0] != ""
 
     def config_from_family(self, architecture: str, shapes) -> dict:
         """Return the head, and the lengths of the published recipe."""
-        regions, words = FAMILY_LENGTHS.get(architecture, (100, 60))
-        return {
-            "model.encoder.pooler": True,
-            "model.relationship_classes": 2,
-            "model.matching_head": "score" if f"{FAMILY_SCORES.get(architecture)}.weight" in shapes else "relationship",
-            "data.text_length": words,
-        } | lengths_of_family(architecture, shapes, regions, words, TASK_OF_12_IN_1)
+        return fields_of_sibling(architecture, shapes)
 
     # --- Answers to a user --------------------------------------------------------------------------
 
