@@ -10,7 +10,6 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +30,11 @@ from vlbert_jax.model.visual_linguistic import without_image
 from vlbert_jax.tasks.answers import Answer, answer_fields, answer_line
 from vlbert_jax.tasks.base import TextImageTask
 from vlbert_jax.tasks.choice.examples import ChoiceLayout, choice_example
-from vlbert_jax.tasks.choice.model import HEADS, ChoiceModel, choice_losses, object_losses, objects_of, states_of
+from vlbert_jax.tasks.choice.model import ChoiceModel, choice_losses, object_losses, objects_of, states_of
 from vlbert_jax.tasks.choice.results import accuracies, own_rows, probabilities, write_table
 from vlbert_jax.tasks.choice.texts import (
     ALIGNED,
     REGION,
-    SEGMENTS,
     SUBTASKS,
     as_question,
     first_name,
@@ -45,36 +43,20 @@ from vlbert_jax.tasks.choice.texts import (
     readable,
     record_of_text,
 )
-from vlbert_jax.tasks.head_names import hidden_head
-from vlbert_jax.tasks.layouts import lengths_of_family, trunk_options
+from vlbert_jax.tasks.choice.weights import (
+    FAMILY_NAMES,
+    OWN_NAMES,
+    fields_of_own,
+    fields_of_sibling,
+    is_of_sibling,
+)
+from vlbert_jax.tasks.layouts import trunk_options
 from vlbert_jax.tasks.losses import counted
 from vlbert_jax.tasks.own_predictions import write_own
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
 log = logging.getLogger(__name__)
 CHOICE_COUNTS = (2, 4, 8, 16)  # numbers of sequences that a user's choices are filled up to
-
-
-class Sibling(NamedTuple):
-    """How a sibling of VL-BERT chooses: its head, and the sequences of its recipe."""
-
-    last_layer: str  # of the head
-    head: str  # config.model.choice_head
-    arrangement: str  # config.data.arrangement
-    regions: int  # most regions of an image
-    words: int  # most tokens of the texts, without [CLS] and [SEP]
-    align_regions: bool = False  # config.data.align_regions
-    whole_image: bool = False  # config.model.switches.whole_image
-
-
-SIBLINGS = {
-    "visualbert": Sibling("cls", "score", "context", 100, 125, align_regions=True, whole_image=True),
-    "vilbert": Sibling("vil_logit", "score", "context", 100, 77),
-    "uniter": Sibling("vcr_output.3", "hidden", "apart", 100, 220),
-    "b2t2": Sibling("choice", "classes", "response", 20, 61),
-    "b2t2_positions": Sibling("choice", "classes", "response", 20, 61),
-}
-TASK_OF_12_IN_1 = 5  # VCR
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -290,18 +272,8 @@ class ChoiceTask(TextImageTask):
 
     # --- Weights ------------------------------------------------------------------------------------
 
-    official_names = {
-        "choice_head": "final_mlp.1",
-        "object_head/transform": "cnn_loss_reg.0.dense",
-        "object_head/classes": "cnn_loss_reg.2",
-        **hidden_head("choice_head", "choice_mlp"),  # released VL-BERTs have none: names for files of this package
-    }
-    family_names = {
-        "uniter": hidden_head("choice_head", "vcr_output"),
-        "visualbert": {"choice_head": "cls"},
-        "b2t2": {"choice_head": "choice"},
-        "b2t2_positions": {"choice_head": "choice"},
-    }
+    official_names = OWN_NAMES
+    family_names = FAMILY_NAMES
     official_heads = ("final_mlp.", "cnn_loss_reg.", "choice_mlp.")
     official_prefix = "vlbert._module."
     starts_from = {"vlbert.mvrc_head.transform.": "cnn_loss_reg.0."}
@@ -323,43 +295,15 @@ class ChoiceTask(TextImageTask):
 
     def config_from_weights(self, shapes) -> dict:
         """Return the head and the number of object classes; the pooler is initialized where the source has none."""
-        outputs = shapes.get("final_mlp.1.weight", (0,))[0]
-        head = "hidden" if "choice_mlp.3.weight" in shapes else "classes" if outputs == 2 else "score"
-        classes = shapes.get("cnn_loss_reg.2.weight", (0 if outputs or head == "hidden" else 81,))[0]
-        return {
-            "model.choice_head": head,
-            "model.num_object_classes": classes,
-            "model.encoder.pooler": True,
-            "losses.choice": "sigmoid" if head == "score" else "classes",
-            "losses.object": float(classes > 0),
-            "data.arrangement": "context",
-            "data.align_regions": False,
-        }
+        return fields_of_own(shapes)
 
     def owns_family(self, architecture: str, shapes) -> bool:
         """Return whether a sibling has a head over choices; that of 12-in-1 was trained for retrieval."""
-        if architecture not in SIBLINGS or shapes.get("embeddings.task_embeddings.weight"):
-            return False
-        sibling = SIBLINGS[architecture]
-        return shapes.get(f"{sibling.last_layer}.weight", (0,))[0] == HEADS[sibling.head]
+        return is_of_sibling(architecture, shapes)
 
     def config_from_family(self, architecture: str, shapes) -> dict:
         """Return the head and the arrangement of the texts; no sibling classifies objects while it chooses."""
-        sibling = SIBLINGS.get(architecture, Sibling("", "score", "context", 100, 60))
-        segments = shapes.get("bert.embeddings.token_type_embeddings.weight", (2,))[0]
-        has_segments = segments > max(SEGMENTS[sibling.arrangement])  # UNITER's pre-training has two
-        fields = lengths_of_family(architecture, shapes, sibling.regions, sibling.words + 4, TASK_OF_12_IN_1)
-        fields |= {"model.switches": dict(whole_image=True)} if sibling.whole_image else {}
-        return fields | {
-            "model.choice_head": sibling.head,
-            "model.num_object_classes": 0,
-            "model.encoder.pooler": True,
-            "losses.choice": "softmax" if sibling.head == "score" else "classes",
-            "losses.object": 0.0,
-            "data.arrangement": sibling.arrangement if has_segments else "context",
-            "data.align_regions": sibling.align_regions,
-            "data.text_length": sibling.words,
-        }
+        return fields_of_sibling(architecture, shapes)
 
     # --- Answers to a user --------------------------------------------------------------------------
 
