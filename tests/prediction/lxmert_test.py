@@ -9,6 +9,7 @@ import vlbert_jax
 from tests.helpers.siblings_case import WORDS, regions, write_image, write_words
 from tests.helpers.weights_case import run as convert
 from vlbert_jax.predict import main
+from vlbert_jax.tasks.answer_lists import check_replaced
 from vlbert_jax.weights.read import read_weights
 
 torch = pytest.importorskip("torch")
@@ -128,3 +129,23 @@ def test_another_list_is_refused(tmp_path, capsys):
     options = ["--checkpoint", folder, "--image", image, "--boxes", tmp_path / "boxes.json", "--question", QUESTION]
     assert main([str(option) for option in (*options, "--answers", tmp_path / "list.txt")]) == 2
     assert "is the answer list of another model: <unk>" in capsys.readouterr().err
+
+
+def test_another_list_of_the_same_length_is_named(tmp_path, capsys, caplog):
+    """A model may have been trained with it, so it answers; of weights without a list, LXMERT's is another model's."""
+    folder, image = tmp_path / "theirs", write_image(tmp_path, SIZE)
+    write_theirs(folder, "LxmertForQuestionAnswering", SMALL | dict(num_qa_labels=3129), 0.2)
+    boxes, shipped = tmp_path / "boxes.json", vlbert_jax.weights.shipped.ASSETS / "answers/lxmert_vqa.json"
+    boxes.write_text(json.dumps(regions(20)))
+    entries = json.loads(shipped.read_text())
+    for name, own in dict(copy=entries, turned=entries[::-1]).items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(own))
+        caplog.clear()
+        predictor = vlbert_jax.load(folder, answers=tmp_path / f"{name}.json")
+        assert predictor.answer(image, QUESTION, boxes)[0].text in entries
+        said = "has other answers, or another order, than lxmert_vqa.json, the list of the weights"
+        assert (said in caplog.text) == (name == "turned")
+    predictor.config.model.architecture = "vilbert"
+    for name, said in dict(copy=True, turned=False).items():
+        predictor.config.data.answers = str(tmp_path / f"{name}.json")
+        assert ("is the answer list of LXMERT" in check_replaced(predictor.config, "", "data")) == said

@@ -84,10 +84,12 @@ def load(
     """
     path = user_path(str(path))
     config, graphdef, state = load_trained(path, GRID**2, task, head)
+    stored = config.data.copy_and_resolve_references()
     for name, value in dict(vocab=vocab, answers=answers, data_dir=data_dir).items():
         config.data[name] = user_path(str(value)) or config.data.get(name, "")
     predictor = Predictor(path, config, graphdef, state, detector)
     predictor.addresses = addresses
+    predictor.task.warn_of_lists(config, stored)
     return predictor
 
 

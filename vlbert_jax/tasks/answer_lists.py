@@ -110,6 +110,33 @@ def _json_answers(text: str) -> list[str]:
 _load_answers = functools.cache(load_answers)
 
 
+def path_of_list(data_dir: str, name: str) -> str:
+    """Return the path of an answer list: below `data_dir`, elsewhere, or of those that ship; else the first one."""
+    local = os.path.join(data_dir, name)
+    return next((path for path in (local, name, str(SHIPPED_ANSWERS / name)) if os.path.exists(path)), local)
+
+
+def check_replaced(config, own: str, data_dir: str) -> str:
+    """Return what is wrong with `config.data.answers` in place of the list of the weights, as a sentence; "" = nothing.
+
+    Lists of several models have the same length, and the order of each is its own.
+
+    Args:
+        config: Config with the list that is given.
+        own: `config.data.answers` of the weights, "" where they have none.
+        data_dir: Folder of the data of the weights.
+    """
+    given, path = answers_of(config).entries, path_of_list(data_dir, own)
+    if own and os.path.exists(path):
+        if _load_answers(path, config.data.get("answers_have_unknown", True)).entries == given:
+            return ""
+        return f"{config.data.answers} has other answers, or another order, than {own}, the list of the weights."
+    architecture, lxmert = config.model.get("architecture", "vlbert"), LXMERT_ANSWERS.get(len(given), "")
+    if architecture != "lxmert" and lxmert and _load_answers(str(SHIPPED_ANSWERS / lxmert)).entries == given:
+        return f"{config.data.answers} is the answer list of LXMERT; weights of {architecture} have another order."
+    return ""
+
+
 def answers_of(config) -> AnswerVocabulary:
     """Return the answer vocabulary of a run; it is read once.
 
@@ -123,13 +150,10 @@ def answers_of(config) -> AnswerVocabulary:
             f"no answer list: the weights of {architecture} do not hold theirs, and each model has its own order; "
             "take the list of its code (a .json list, or an object answer -> number)"
         )
-    local = os.path.join(config.data.data_dir, config.data.answers)
-    path = local if os.path.exists(local) else config.data.answers
-    if not os.path.exists(path) and (SHIPPED_ANSWERS / path).exists():
-        path = str(SHIPPED_ANSWERS / path)
+    path = path_of_list(config.data.data_dir, config.data.answers)
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"no answer vocabulary at {local} (config.data.answers). Build again with --answers=3129, or with "
+            f"no answer vocabulary at {path} (config.data.answers). Build again with --answers=3129, or with "
             "answers_vqa.txt in the download; existing tables are kept."
         )
     have_unknown = config.data.get("answers_have_unknown", True)

@@ -302,6 +302,9 @@ class Task:
     def load_vocabularies(self, config: Config) -> None:
         """Load what answers are read from; raise FileNotFoundError or ValueError where it is missing."""
 
+    def warn_of_lists(self, config: Config, stored: Config) -> None:
+        """Log a warning where a list is not that of `stored`, the `config.data` of the weights."""
+
     def example_from_text(self, record: dict, text: str, choices: Sequence[str], config: Config) -> Example:
         """Return the example of a user's text about an image.
 

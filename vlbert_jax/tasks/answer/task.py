@@ -1,6 +1,7 @@
 """Visual question answering: the answer is read at a [MASK] after the question (paper, section 4.2)."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from vlbert_jax.tasks.answer_lists import (
     LXMERT_PRETRAINING,
     SHIPPED_ANSWERS,
     answers_of,
+    check_replaced,
     load_answers,
     lxmert_spelling,
 )
@@ -35,6 +37,7 @@ from vlbert_jax.tasks.layouts import lengths_of_family, trunk_options
 from vlbert_jax.tasks.losses import binary_cross_entropy, counted, cross_entropy, divergence, soft_cross_entropy
 from vlbert_jax.visualization.cards import Card, RankedAnswer
 
+log = logging.getLogger(__name__)
 TOP = 5  # answers of a prediction
 ANSWER_HEADS = ("mask", "mask_linear", "pooler", "pooler_linear")
 # Head of the published models of an architecture.
@@ -279,6 +282,11 @@ class AnswerTask(TextImageTask):
     def load_vocabularies(self, config) -> None:
         """Load the answer vocabulary."""
         answers_of(config)
+
+    def warn_of_lists(self, config, stored) -> None:
+        """Log a warning where the answers are not those of the weights."""
+        if config.data.answers != stored.answers and (wrong := check_replaced(config, stored.answers, stored.data_dir)):
+            log.warning("%s Answers are wrong unless the model was trained with the given list.", wrong)
 
     def example_from_text(self, record: dict, text: str, choices: Sequence[str], config) -> Example:
         """Return the example of a question without known answers."""
