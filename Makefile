@@ -12,7 +12,8 @@
 # make fuzz          gives damaged files to every reader: tests/faults/fuzz.jsonl (FUZZ_FLAGS="--inputs=2000 --seed=1")
 # make bench         installs PyTorch and torchvision into .venv-bench and compares the speed with theirs
 #                    (BENCH_FLAGS="--recipes=base_prec --rounds=3")
-# make test-science  trains the small form of the ablation (experiments/), 12 minutes: workdirs/science/ablation.md
+# make test-science  trains the small form of the ablation (experiments/) in workdirs/science, 12 minutes; remove that
+#                    folder to train again
 # make docs          builds the documentation into site/; every warning is an error
 # make clean         removes the environments and what was built
 #

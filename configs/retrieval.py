@@ -82,16 +82,17 @@ def flickr30k() -> ml_collections.ConfigDict:
     config.best_metric = "mean_recall"
     config.optimizer.clip_norm = 1.0
     # softmax: the right pair among all (ViLBERT) | hinge: of the sigmoids of right and wrong pairs (UNITER) | sigmoid:
-    # each pair for itself (Oscar)
+    # the binary cross-entropy of each pair (Oscar)
     config.losses.match = "softmax"
     config.losses.margin = 0.2  # of hinge
     config.model.train_region_head = False
     config.model.encoder.pooler = True
     # relationship = the head of pre-training: the text does not belong, or belongs, to the image | score = a head with
-    # one output (UNITER, where it starts from the class "belongs" of the former; ViLBERT) | classes = a new head with
-    # the outputs of relationship (Oscar, VinVL) | hidden = these after a hidden layer (the same, classifier mlp)
+    # one output (UNITER, where it starts from the class "belongs" of the former; ViLBERT) | classes = a linear
+    # head with two outputs, does not belong and belongs (Oscar, VinVL) | hidden = the two outputs after a hidden layer
+    # with ReLU (Oscar and VinVL with "classifier": "mlp" in config.json)
     config.model.matching_head = "relationship"
-    config.model.matching_hidden = 0  # columns of the hidden layer; 0 = twice those of the pooler
+    config.model.matching_hidden = 0  # width of the hidden layer; 0 = twice the width of the pooled vector
     config.model.relationship_classes = 2
     config.data.update(
         dict(

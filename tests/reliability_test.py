@@ -52,7 +52,7 @@ def test_the_figures_of_the_page_are_those_of_the_rows():
     events = [event for row in rows for event in row["events"] if event["hit"]]  # not those after the end of the run
     stalls = sum(event["stall_s"] > 0 for event in events)
     assert all(map(two_processes.is_expected, rows))
-    assert f"{len(rows)} rows have {len(events) - stalls} kills and {stalls} stalls" in page
+    assert f"The {len(rows)} rows of two processes have {len(events) - stalls} kills and {stalls} stalls" in page
 
     (row,) = stored("soak")
     assert row["growth_mb"] <= soak.GROWTH and f"it grew by at most {row['growth_mb']} MB" in page

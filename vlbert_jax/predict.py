@@ -58,7 +58,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"vlbert_jax {vlbert_jax.__version__}")
     several = dict(action="extend", nargs="+", default=[])
     parser.add_argument("--checkpoint", type=user_path, help=f"the model; shipped: {', '.join(shipped_names())}")
-    parser.add_argument("--head", default="", help="of 12-in-1, a second head of a task: gqa, snli_ve")
+    parser.add_argument("--head", default="", help="second head of a task in 12-in-1: gqa (questions), snli_ve (texts)")
     parser.add_argument("--image", type=user_path, metavar="FILE", **several)
     for option in text_options():
         uses = [f"{task.title}: {task.help}" for task in TASKS.values() if task.option == option]
@@ -177,6 +177,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--top is {args.top}; it must be at least 1.")
     if (texts or args.texts) and not args.checkpoint:
         raise ValueError("A text needs --checkpoint; without it only the regions are found.")
+    if args.head and not args.checkpoint:
+        raise ValueError("--head needs the --checkpoint whose head it names.")
     images = images_of(args)
     if args.boxes and len(args.boxes) != len(images):
         raise ValueError(

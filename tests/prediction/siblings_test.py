@@ -286,6 +286,9 @@ def test_second_heads_of_12_in_1(image, tmp_path, capsys):
     assert classes.keys() == {"contradiction", "neutral", "entailment"}
     assert "needs a second image" in refused(*options, capsys=capsys)
     assert "must be one of gqa, snli_ve" in refused(*options, "--head=vqa", capsys=capsys)
+    assert "is for visual question answering (--question), not for" in refused(*options, "--head=gqa", capsys=capsys)
+    assert "--head needs the --checkpoint" in refused("--image", image, "--head=gqa", capsys=capsys)
+    assert "not from a run" in refused("--checkpoint=demo-vqa", *options[2:-3], "--head=gqa", capsys=capsys)
     write_vilbert(tmp_path, "vilbert_beta_6layer_vcr_retrieval_refcoco")
     assert "has no second head gqa" in refused(*options, "--head=gqa", capsys=capsys)
 

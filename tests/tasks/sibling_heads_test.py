@@ -195,3 +195,18 @@ def test_heads_have_names_in_every_architecture(architecture, task, recipe, fiel
     config.model[field] = "other"
     with pytest.raises(ValueError, match=f"config.model.{field} is 'other'; it must be one of"):
         nnx.eval_shape(lambda: task.build_model(config, nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("shapes", [
+    {"classifier.2.weight": (2, 5)}, {"classifier.2.weight": (2, 5), "classifier.0.weight": (5,)},
+    {"classifier.weight": ()}, {"classifier.weight": (7,)},
+])  # fmt: skip
+def test_a_part_of_a_head_is_no_head_for_retrieval(shapes):
+    shapes = shapes | {"bert.embeddings.word_embeddings.weight": (9, 4)}
+    assert not MATCH.owns_family("oscar", shapes)
+    assert MATCH.config_from_family("oscar", shapes)["model.matching_head"] == "classes"  # a new one
+    assert get_task("classify").config_from_family("oscar", shapes)["model.num_labels"] == 2
+
+
+def test_a_head_with_another_number_of_outputs_is_named_by_its_shape():
+    assert MATCH.config_from_weights({"matching_score.weight": (3, 4)})["model.matching_head"] == "score"

@@ -19,6 +19,7 @@ from vlbert_jax.prediction.loading import load_trained
 from vlbert_jax.tasks import get_task
 from vlbert_jax.weights import two_stream_names as names
 from vlbert_jax.weights.conversion import prepare_conversion
+from vlbert_jax.weights.family_start import with_start_of_retrieval
 from vlbert_jax.weights.initialize import load_into
 from vlbert_jax.weights.read import read_weights
 
@@ -198,6 +199,24 @@ def test_uniter_starts_retrieval_from_the_head_of_pre_training(tmp_path):
     assert {("matching_head", "kernel"), ("matching_head", "bias")} <= filled
     np.testing.assert_array_equal(loaded["matching_head", "kernel"], tensors["itm_output.weight"][1:].T)
     np.testing.assert_array_equal(loaded["matching_head", "bias"], tensors["itm_output.bias"][1:])
+    loaded = started(retrieval_recipes.flickr30k, file, "uniter", matching_head="classes")[1]
+    np.testing.assert_array_equal(loaded["matching_head", "kernel"], tensors["itm_output.weight"].T)
+
+
+def test_a_head_with_another_number_of_outputs_is_left_out():
+    """All files of ViLBERT have a head with one output."""
+    tensors = {"vil_logit.weight": np.zeros((1, 4)), "vil_logit.bias": np.zeros(1), "v_pooler.dense.bias": np.zeros(4)}
+    assert with_start_of_retrieval(tensors, 1).keys() == tensors.keys()
+    assert with_start_of_retrieval(tensors, 2).keys() == {"v_pooler.dense.bias"}
+
+
+@pytest.mark.parametrize("name", ["oscar_base_nlvr2", "vinvl_base_nlvr2", "oscar_base_vqa"])
+@pytest.mark.parametrize("head", ["classes", "hidden"])
+def test_a_run_of_retrieval_leaves_out_other_heads(head, name, tmp_path):
+    """All heads of Oscar have the same names; that of the run is new."""
+    file, architecture = save(tmp_path / "given.bin", small_tensors(name)), name.partition("_")[0]
+    loaded, filled = started(retrieval_recipes.flickr30k, file, architecture, matching_head=head)[1:]
+    assert {path[0] for path in loaded} - {path[0] for path in filled} == {"matching_head"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Names of the tensors of heads that several tasks have."""
+"""Names and sizes of the tensors of heads that several tasks have."""
+
+from collections.abc import Mapping
 
 
 def hidden_head(module: str, original: str) -> dict[str, str]:
@@ -10,3 +12,9 @@ def hidden_head(module: str, original: str) -> dict[str, str]:
     """
     layers = dict(transform=0, norm=2, classes=3)
     return {f"{module}/{layer}": f"{original}.{number}" for layer, number in layers.items()}
+
+
+def size_of(shapes: Mapping[str, tuple[int, ...]], layer: str) -> tuple[int, int]:
+    """Return the outputs and the inputs of a linear layer of PyTorch; (0, 0) where there is none."""
+    shape = shapes.get(f"{layer}.weight", ())
+    return (shape[0], shape[1]) if len(shape) == 2 else (0, 0)

@@ -198,7 +198,7 @@ def prepare_conversion(
     """
     source = read_weights(path)
     if head:
-        source, preferred = with_second_head(source, head)
+        source, preferred = with_second_head(source, head, preferred)
     several = vlbert_names.tasks_of_heads(source.tensors)
     available, own = (*source.tasks, *several), several[0] if several else source.task
     # Several tasks have one option: the weights decide which of them is meant.

@@ -6,21 +6,32 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vlbert_jax.model.architectures import get_architecture
 from vlbert_jax.tasks import PRETRAINING, get_task
-from vlbert_jax.weights.family_names import SEGMENTS
+from vlbert_jax.weights.family_names import SEGMENTS, family_of
 
 
 def without_heads(tensors: Mapping[str, np.ndarray], task: str, architecture: str) -> dict[str, np.ndarray]:
     """Return weights of a sibling for `task` without its heads, but for those layers that pre-training has, too."""
     names, shared = (get_task(name).family_names.get(architecture, {}).values() for name in (task, PRETRAINING))
-    heads = tuple(f"{name}." for name in names if name not in shared)
+    modules = family_of(get_architecture(architecture)).modules if get_architecture(architecture).streams == 1 else {}
+    own = [name for module, name in modules.items() if module.startswith(("pair_", "matching_"))]
+    heads = tuple(f"{name}." for name in (*names, *own) if name not in shared)
     return {name: array for name, array in tensors.items() if not name.startswith(heads)}
 
 
-def with_start_of_retrieval(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return weights with a head for retrieval if they are UNITER's: the row "belongs" of that of pre-training."""
+def with_start_of_retrieval(tensors: Mapping[str, np.ndarray], outputs: int) -> dict[str, np.ndarray]:
+    """Return weights of pre-training with the start of a head for retrieval: UNITER's is the head of pre-training.
+
+    Args:
+        tensors: Name, as `to_bert_names` has it, -> tensor.
+        outputs: Outputs of the run's head: one is the row "belongs", two are both rows. Heads with another number of
+            outputs are left out.
+    """
+    heads = ("rank_output.", "vil_logit.")
+    kept = {name: a for name, a in tensors.items() if not name.startswith(heads) or len(a) == outputs}
     pairs = {f"rank_output.{leaf}": f"itm_output.{leaf}" for leaf in ("weight", "bias")}
-    return {new: tensors[old][1:] for new, old in pairs.items() if old in tensors} | dict(tensors)
+    return {new: tensors[old][2 - outputs :] for new, old in pairs.items() if old in tensors} | kept
 
 
 def with_segments(

@@ -182,7 +182,8 @@ def _matched(
             tensors = family_start.without_heads(own, source.task, architecture.name) if differs else own
             if source.task == PRETRAINING:
                 tensors = _with_answers_of_run(field, tensors, shapes, answer_rows)
-                tensors = family_start.with_start_of_retrieval(tensors)
+                if kernel := shapes.get(("matching_head", "kernel")):
+                    tensors = family_start.with_start_of_retrieval(tensors, kernel[1])
         rows = shapes.get(("vlbert", "segment_embeddings"), (0,))[0]
         if rows and (source.kind == "bert" or source.task == PRETRAINING):
             tensors = family_start.with_segments(tensors, task, architecture.name, rows)

@@ -47,7 +47,7 @@ class Weights:
     new: tuple[str, ...] = ()  # tensors that an earlier conversion initialized
     num_heads: int | None = None  # attention heads, None = the source does not say
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # config.json next to the weights of two streams
-    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the config, that a chosen head determines
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the config, of a chosen head
     tasks: tuple[str, ...] = ()  # every task whose heads a file of a sibling has
     task: str = PRETRAINING
     architecture: str = VLBERT.name

@@ -1,8 +1,9 @@
-"""The heads of 12-in-1 that are read only where they are asked for, because it has two for one task."""
+"""12-in-1 has two heads for one task; the second one is read on request."""
 
 import dataclasses
 from typing import NamedTuple
 
+from vlbert_jax.tasks import TASKS
 from vlbert_jax.weights.read import Weights
 
 
@@ -13,7 +14,7 @@ class SecondHead(NamedTuple):
     tensors: str  # prefix of its tensors
     first: str  # prefix of the head that is read otherwise
     renamed: bool  # whether both have the same layers, so that it takes the name of the first
-    fields: dict[str, int]  # of the config, by dotted name, where the published recipe differs from that of the first
+    fields: dict[str, int]  # of the config, by dotted name, whose published value differs from that of the first head
 
 
 SECOND_HEADS = {
@@ -25,23 +26,33 @@ SECOND_HEADS = {
 }  # fmt: skip
 
 
-def with_second_head(source: Weights, name: str) -> tuple[Weights, str]:
+def with_second_head(source: Weights, name: str, task: str = "") -> tuple[Weights, str]:
     """Return the weights without the first head of a task, so that the second one is read in its place, and the task.
 
     Args:
         source: Weights in the form of their authors.
         name: Key of `SECOND_HEADS`.
+        task: Task that is asked for, "" = that of the head.
 
     Raises:
-        ValueError: `name` is another word, or the weights lack that head.
+        ValueError: `name` is another word, the weights lack that head, or it is of another task.
     """
     if name not in SECOND_HEADS:
         raise ValueError(f"{source.path}: the head {name!r} is unknown; it must be one of {', '.join(SECOND_HEADS)}")
     second = SECOND_HEADS[name]
-    if source.config or not any(key.startswith(second.tensors) for key in source.tensors):
+    if source.config:
         raise ValueError(
-            f"{source.path}: {source.description} has no second head {name}; only the authors' file of 12-in-1 has it "
-            f"({second.tensors}*)"
+            f"{source.path}: the head {name} is read from the authors' file of 12-in-1 (.bin) alone, not from a run or "
+            "a folder of this package: give that file"
+        )
+    if not any(key.startswith(second.tensors) for key in source.tensors):
+        raise ValueError(
+            f"{source.path}: {source.description}, has no second head {name} ({second.tensors}*); 12-in-1 has it"
+        )
+    if task not in ("", second.task):
+        raise ValueError(
+            f"{source.path}: the head {name} is for {TASKS[second.task].title} ({TASKS[second.task].option}), not for "
+            f"{TASKS[task].title}: leave it out"
         )
     tensors = {key: array for key, array in source.tensors.items() if not key.startswith(second.first)}
     if second.renamed:

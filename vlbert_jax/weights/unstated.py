@@ -13,7 +13,10 @@ from vlbert_jax.weights import family_names
 from vlbert_jax.weights.conversion import Conversion
 
 OF_THE_TEXTS = ("data.arrangement", "data.align_regions")
-OF_THE_WEIGHTS = ("model.encoder.pooler", "model.switches.product_size")  # set where the weights are read
+# These are set where the weights are read.
+OF_THE_WEIGHTS = (
+    "model.encoder.pooler", "model.switches.product_size", "model.label_hidden", "model.matching_hidden",
+)  # fmt: skip
 
 
 def unstated(conversion: Conversion) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlbert_jax.model.architectures import ONE_STREAM, VLBERT
-from vlbert_jax.tasks.head_names import hidden_head
+from vlbert_jax.tasks.head_names import hidden_head, size_of
 from vlbert_jax.tasks.layouts import lengths_of_family
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -47,6 +47,7 @@ LAST = {
     "lxmert": ("logit_fc.3", ""),
     "vilbert": ("vil_binary_prediction.logit_fc.3", "vil_tri_prediction"),
 }
+WORDS = "bert.embeddings.word_embeddings"
 MOST_CLASSES = 3  # of published heads; more are answers
 LABELS = {"uniter": "snli_ve_uniter.txt", "vilbert": "snli_ve.txt"}  # of one image; vlbert_jax/assets/labels
 # Regions of an image, and words.
@@ -58,20 +59,19 @@ LENGTHS = {
 
 def sibling_head(architecture: str, shapes: Shapes) -> tuple[str, bool]:
     """Return the last layer of a head of a published sibling, "" without one, and whether it is of two images."""
-    pair, single = (f"{name}.weight" for name in LAST.get(architecture, ("", "")))
-    classes = shapes.get(pair, (0,))[0]
-    if architecture == "oscar" and classes == 2:  # the same layers over one image are a head for retrieval
-        classes *= shapes["classifier.0.weight"][1] != shapes["bert.embeddings.word_embeddings.weight"][1]
-    if classes == 2:
-        return pair.removesuffix(".weight"), True
-    return (single.removesuffix(".weight"), False) if 1 < shapes.get(single, (0,))[0] <= MOST_CLASSES else ("", False)
+    pair, single = LAST.get(architecture, ("", ""))
+    if size_of(shapes, pair)[0] == 2:
+        # Oscar's layers over one image are a head for retrieval.
+        of_one = architecture == "oscar" and size_of(shapes, "classifier.0")[1] == size_of(shapes, WORDS)[1]
+        return ("", False) if of_one else (pair, True)
+    return (single, False) if 1 < size_of(shapes, single)[0] <= MOST_CLASSES else ("", False)
 
 
 def fields_of_sibling(architecture: str, shapes: Shapes) -> dict[str, Any]:
     """Return the fields of the config, by dotted name, that a published sibling and its tensors determine."""
     head, pair = sibling_head(architecture, shapes)
     regions, words = LENGTHS.get(architecture, (100, 60))
-    words = 56 if architecture == "vilbert" and not pair else words  # SNLI-VE in 12-in-1
+    words = 56 if head == "vil_tri_prediction" else words  # SNLI-VE in 12-in-1
     fields: dict[str, Any] = {
         "model.read": "cls",
         "model.encoder.pooler": True,
@@ -89,7 +89,7 @@ def fields_of_sibling(architecture: str, shapes: Shapes) -> dict[str, Any]:
     if pair and architecture in ("oscar", "vinvl"):
         own = "pair_mlp.2.weight" in shapes  # of a run with a norm, which Oscar does not have
         fields["model.label_head"] = "relu_norm" if architecture == "vinvl" else "hidden" if own else "relu"
-        fields["model.label_hidden"] = shapes["classifier.0.weight"][0]
+        fields["model.label_hidden"] = size_of(shapes, "classifier.0")[0]
     if pair and architecture == "visualbert":
         fields["model.pair"] = "both"
     if fields["model.pair"] == "both":

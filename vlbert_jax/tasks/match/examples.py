@@ -1,9 +1,10 @@
 """Examples of retrieval: pairs of a text and an image, for training on the host, for evaluation on the device.
 
-A pair is `[CLS] text [SEP]`, the regions of the image, and [END] where the architecture has it. Names of regions that
-a file of boxes has, with [SEP], are the second text of an architecture that reads them; tables have none. In training
-an example is a text with its image, the image with texts of other images, and the text with other images.
-In evaluation every text is paired with every image, so the device joins them: each image is sent once.
+A pair is `[CLS] text [SEP]`, the regions of the image, and [END] where the architecture has it. Names of regions,
+which a file of boxes or a detector gives, are with [SEP] the second text of an architecture that reads them. The tables
+of images have no names, so training and evaluation have no second text. In training an example is a text with its
+image, the image with texts of other images, and the text with other images. In evaluation every text is paired with
+every image, so the device joins them: each image is sent once.
 
 A query of an image and a text has one more image, the first of the example: a pair is then the text, the
 regions of the image of the query, and those of the image that it is compared with.

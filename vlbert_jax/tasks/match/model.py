@@ -27,7 +27,7 @@ class MatchModel(VisualLinguisticModel):
     "relationship" is the head of pre-training: the score of a pair is the logit of "belongs" minus that of "does
     not". So a model that was pre-trained with the relationship loss scores pairs without fine-tuning. "score" is a
     head with one output (UNITER, ViLBERT), "classes" one with the two outputs of "relationship" (Oscar, VinVL),
-    "hidden" has them after a hidden layer with ReLU (the same, with `classifier` mlp in their config).
+    "hidden" has them after a hidden layer with ReLU (Oscar and VinVL with "classifier": "mlp" in config.json).
     """
 
     def __init__(
@@ -161,8 +161,8 @@ def match_losses(
     """Return the loss of each choice among n pairs.
 
     softmax: the cross-entropy of the right pair (ViLBERT). hinge: the mean over the other pairs of
-    max(0, margin + sigmoid of their score - sigmoid of the right one) (UNITER). sigmoid: the mean binary loss of the
-    pairs, each for itself (Oscar).
+    max(0, margin + sigmoid of their score - sigmoid of the right one) (UNITER). sigmoid: the mean binary cross-entropy
+    of the pairs (Oscar).
 
     Raises:
         ValueError: `kind` is another word.
