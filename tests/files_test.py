@@ -136,7 +136,7 @@ PARSERS = {
     "convert": (convert.parse_arguments, ["a", "b"], ["push"]),
     "predict": (
         predict.parse_arguments, ["--image=a"],
-        ["choices", "phrases", "text2", *(option.lstrip("-") for option in predict.text_options())],
+        ["choices", "head", "phrases", "text2", *(option.lstrip("-") for option in predict.text_options())],
     ),
     "extract_regions": (extract_regions.parse_arguments, ["i", "--detector=d", "--out=o"], []),
     "answer_accuracy": (accuracy.parse_arguments, ["--questions=q", "--annotations=a", "--results=r"], []),
