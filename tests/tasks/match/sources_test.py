@@ -55,7 +55,7 @@ def test_scores_without_fine_tuning_are_the_difference_of_the_two_logits(data_di
 def test_weights_without_the_head_are_refused(data_dir, tmp_path):
     path, _ = pretrained(tmp_path / "weights", data_dir, False)
     config = shrunk(retrieval.flickr30k(), data_dir, **{"init.checkpoint": str(path), "init.scratch": False})
-    with pytest.raises(ValueError, match="such as .*reads the head of the relationship loss"):
+    with pytest.raises(ValueError, match="such as .*reads the head of the relationship loss, which released VL-BERTs"):
         evaluate_run(config, MATCH, tmp_path, sharding.make_mesh(config.mesh, jax.devices()[:1]))
 
 

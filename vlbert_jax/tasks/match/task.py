@@ -272,8 +272,9 @@ class MatchTask(Task):
     official_heads = ("matching_score.", "matching_mlp.")
     starts_from = {"vlbert.relationsip_head.": "vlbert.relationsip_head."}  # also where a run has several heads
     missing_remedy = (
-        "Retrieval without fine-tuning reads the head of the relationship loss (config.model.matching_head="
-        "relationship), which released VL-BERTs lack: pre-train with config.losses.relationship=True, or fine-tune."
+        "Retrieval without fine-tuning reads the head of the relationship loss, which released VL-BERTs do not have: "
+        "pre-train with config.losses.relationship=True and keep config.model.matching_head=relationship, or fine-tune "
+        "(--mode=train)."
     )
     defaults = {
         "data.max_regions": 36,
