@@ -1,6 +1,6 @@
 """From the architecture of a model to its options and to the layout of its sequences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlbert_jax.data.packing import RegionLayout
@@ -36,6 +36,12 @@ def region_layout(config) -> RegionLayout:
 def names_of_regions(record: Mapping[str, Any], tokenizer: Tokenizer, layout: RegionLayout) -> list[int]:
     """Return the ids of the names of the regions in their order, where the text has them; [] where none is known."""
     return sum(tokenizer.words(" ".join(record.get("labels", ()))), []) if layout.names else []
+
+
+def closed(ids: Sequence[int], room: int, tokenizer: Tokenizer) -> list[int]:
+    """Return as many ids as there is room for with [SEP] behind them; [] where that is none."""
+    kept = ids[: max(room - 1, 0)]
+    return [*kept, tokenizer.sep_id] if kept else []
 
 
 def text_length(config) -> int:

@@ -11,7 +11,7 @@ from vlbert_jax.data.packing import pack
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
 from vlbert_jax.tasks.answer import accuracy
 from vlbert_jax.tasks.answer_lists import AnswerVocabulary
-from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
+from vlbert_jax.tasks.layouts import closed, names_of_regions, region_layout, sequence_length, text_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def _question_text(
         inside = [*mark, tokenizer.mask_id]
     kept = ids[: room - 2 - len(inside) - len(behind)]
     first = [tokenizer.cls_id, *kept, *inside, tokenizer.sep_id]
-    if layout.answer_head.startswith("pooler") and (more := names[: max(room - len(first) - 1, 0)]):
-        behind = [*more, tokenizer.sep_id]
+    if layout.answer_head.startswith("pooler"):
+        behind = closed(names, room - len(first), tokenizer)
     segments = np.repeat(np.array([0, 1], np.int32), [len(first), len(behind)])
     return first + behind, segments, len(kept) < len(ids)

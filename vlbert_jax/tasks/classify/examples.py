@@ -22,7 +22,7 @@ from vlbert_jax.data.packing import pack_images
 from vlbert_jax.data.tokenizer import MIRROR, Tokenizer, mirrored
 from vlbert_jax.files import read_lines
 from vlbert_jax.tasks.classify.model import ClassHead
-from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
+from vlbert_jax.tasks.layouts import closed, names_of_regions, region_layout, sequence_length, text_length
 
 SHIPPED_LABELS = Path(__file__).resolve().parents[2] / "assets/labels"
 LOSSES = ("softmax", "sigmoid", "squared")  # one label | any number of labels | numbers
@@ -211,9 +211,7 @@ def _text(
     one, two = _cut(len(first), len(second), room - special)
     ids = [tokenizer.cls_id, *first[:one], tokenizer.sep_id]
     after = [*second[:two], tokenizer.sep_id] if second else []
-    if left := names[: max(room - len(ids) - len(after) - len(behind) - 1, 0)]:
-        after += [*left, tokenizer.sep_id]
-    after += behind
+    after += closed(names, room - len(ids) - len(after) - len(behind), tokenizer) + behind
     segments = np.repeat(np.array([0, 1], np.int32), [len(ids), len(after)])
     return ids + after, segments, one + two < len(first) + len(second)
 

@@ -23,7 +23,7 @@ from vlbert_jax.batch import END, IMG, NO_IMAGE, Example
 from vlbert_jax.data.examples import ImageLayout, image_fields, images_per_example
 from vlbert_jax.data.packing import RegionLayout, further_segment, pack_images
 from vlbert_jax.data.tokenizer import Tokenizer, mirrored
-from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
+from vlbert_jax.tasks.layouts import closed, names_of_regions, region_layout, sequence_length, text_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,7 @@ def with_names(
     ids: list[int], names: list[int], tokenizer: Tokenizer, length: int
 ) -> tuple[list[int], Int[np.ndarray, " t"]]:
     """Return `ids`, as many of `names` as there is room for and [SEP], at most `length` ids; and their segments."""
-    more = names[: max(length - len(ids) - 1, 0)]
-    behind = [*more, tokenizer.sep_id] if more else []
+    behind = closed(names, length - len(ids), tokenizer)
     return ids + behind, np.repeat(np.array([0, 1], np.int32), [len(ids), len(behind)])
 
 

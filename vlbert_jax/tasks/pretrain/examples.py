@@ -27,7 +27,7 @@ from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import pack, padded, sequence_shapes, truncate
 from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
 from vlbert_jax.tasks.answer_lists import AnswerVocabulary
-from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
+from vlbert_jax.tasks.layouts import closed, names_of_regions, region_layout, sequence_length, text_length
 from vlbert_jax.tasks.pretrain.questions import sampled_answer
 
 MOST_SWAPS = 8  # swapped regions of an image: LXMERT swaps 0.54 on average
@@ -272,8 +272,7 @@ def _with_image(
     if num_text < len(ids):  # [SEP], the last one, stays
         ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
     image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
-    second = list(names)[: max(layout.sequence_length - num_text - (kept - first) - 1, 0)]
-    second = np.array([*second, tokenizer.sep_id] if second else [], np.int32)
+    second = np.array(closed(names, layout.sequence_length - num_text - (kept - first), tokenizer), np.int32)
     ids, labels = np.concatenate([ids, second]), np.concatenate([labels, np.full(len(second), -1)])
     segments = np.repeat(np.array([0, 1], np.int32), [num_text, len(second)])
     num_text = len(ids)

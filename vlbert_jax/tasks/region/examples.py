@@ -11,7 +11,7 @@ from vlbert_jax.data.images import place_boxes, resize_ratios, resized
 from vlbert_jax.data.packing import pack, padded
 from vlbert_jax.data.tokenizer import Tokenizer, mirrored
 from vlbert_jax.geometry import box_iou
-from vlbert_jax.tasks.layouts import names_of_regions, region_layout, sequence_length, text_length
+from vlbert_jax.tasks.layouts import closed, names_of_regions, region_layout, sequence_length, text_length
 
 KINDS = ("gt", "detected", "both")  # of regions to choose from
 LISTED = "listed"  # or those of a table that lists the right ones; see listed.py
@@ -153,10 +153,8 @@ def asked_example(
     is_cut = len(context) + len(ids) > room
     text += [*ids[: max(room, 0)], tokenizer.sep_id]
     segments += [int(bool(context))] * (len(text) - len(segments))
-    names = names_of_regions(record, tokenizer, regions)[: max(room - len(context) - len(ids) - 1, 0)]
-    if names:
-        text += [*names, tokenizer.sep_id]
-        segments += [1] * (len(text) - len(segments))
+    text += closed(names_of_regions(record, tokenizer, regions), room - len(context) - len(ids), tokenizer)
+    segments += [1] * (len(text) - len(segments))
     zeros = np.zeros(len(text), np.int32)
     nothing_hidden = np.zeros(num_regions, bool)
     packed = pack(
