@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlbert_jax.model.architectures import ONE_STREAM, VLBERT
-from vlbert_jax.tasks.head_names import hidden_head, size_of
+from vlbert_jax.tasks.head_names import hidden_head, reads_one_image, size_of
 from vlbert_jax.tasks.layouts import lengths_of_family
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -47,7 +47,6 @@ LAST = {
     "lxmert": ("logit_fc.3", ""),
     "vilbert": ("vil_binary_prediction.logit_fc.3", "vil_tri_prediction"),
 }
-WORDS = "bert.embeddings.word_embeddings"
 MOST_CLASSES = 3  # of published heads; more are answers
 LABELS = {"uniter": "snli_ve_uniter.txt", "vilbert": "snli_ve.txt"}  # of one image; vlbert_jax/assets/labels
 # Regions of an image, and words.
@@ -61,9 +60,8 @@ def sibling_head(architecture: str, shapes: Shapes) -> tuple[str, bool]:
     """Return the last layer of a head of a published sibling, "" without one, and whether it is of two images."""
     pair, single = LAST.get(architecture, ("", ""))
     if size_of(shapes, pair)[0] == 2:
-        # Oscar's layers over one image are a head for retrieval.
-        of_one = architecture == "oscar" and size_of(shapes, "classifier.0")[1] == size_of(shapes, WORDS)[1]
-        return ("", False) if of_one else (pair, True)
+        is_retrieval = architecture == "oscar" and reads_one_image(shapes, "classifier.0")
+        return ("", False) if is_retrieval else (pair, True)
     return (single, False) if 1 < size_of(shapes, single)[0] <= MOST_CLASSES else ("", False)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vlbert_jax.tasks.head_names import size_of
+from vlbert_jax.tasks.head_names import reads_one_image, size_of
 from vlbert_jax.tasks.layouts import lengths_of_family
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -20,7 +20,6 @@ OWN_NAMES = {
 # regions.
 SCORES = {"uniter": "rank_output", "vilbert": "vil_logit"}
 CLASSES = {"oscar": "classifier", "vinvl": "classifier"}
-WORDS = "bert.embeddings.word_embeddings"
 RELATIONSHIPS = {"uniter": "itm_output", "lxmert": "cls.seq_relationship", "vilbert": "cls.bi_seq_relationship"}
 # Regions of an image, and words; those of Oscar and VinVL with the names of the regions.
 LENGTHS = {"uniter": (100, 60), "lxmert": (36, 20), "vilbert": (100, 30), "oscar": (70, 70), "vinvl": (70, 70)}
@@ -44,12 +43,10 @@ def sibling_head(architecture: str, shapes: Shapes) -> tuple[str, int]:
     if size_of(shapes, SCORES.get(architecture, ""))[0]:
         return "score", 0
     if layer := CLASSES.get(architecture, ""):
-        hidden, width = size_of(shapes, f"{layer}.0")
         if size_of(shapes, layer)[0] == 2:
             return "classes", 0
-        # A head of two images, for NLVR2, is twice as wide.
-        if size_of(shapes, f"{layer}.2")[0] == 2 and width == size_of(shapes, WORDS)[1]:
-            return "hidden", hidden
+        if size_of(shapes, f"{layer}.2")[0] == 2 and reads_one_image(shapes, f"{layer}.0"):
+            return "hidden", size_of(shapes, f"{layer}.0")[0]
     return ("relationship" if size_of(shapes, RELATIONSHIPS.get(architecture, ""))[0] else ""), 0
 
 
