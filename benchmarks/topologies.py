@@ -77,7 +77,7 @@ def compiled(recipe: str, name: str, fields: dict) -> dict:
         total_steps=config.total_steps,
         compile_seconds=round(time.perf_counter() - began),
     )
-    print("\n".join(compile_ahead.described(found, config)), flush=True)
+    print("\n".join(compile_ahead.described(found, config, config.total_steps)), flush=True)
     return row
 
 
