@@ -109,10 +109,11 @@ def _forward(x, kernel):
 def _backward(residuals, gradient):
     x, kernel = residuals
 
+    # A transposed function does not compute the convolution itself again, as a vjp would until XLA removes it.
     def of_kernel(x, gradient):
-        return jax.vjp(lambda kernel: _convolution(x, kernel, 1, 1, 1), kernel)[1](gradient)[0]
+        return jax.linear_transpose(lambda kernel: _convolution(x, kernel, 1, 1, 1), kernel)(gradient)[0]
 
-    of_x = jax.vjp(lambda x: _convolution(x, kernel, 1, 1, 1), x)[1](gradient)[0]
+    of_x = jax.linear_transpose(lambda x: _convolution(x, kernel, 1, 1, 1), x)(gradient)[0]
     return of_x, jax.lax.platform_dependent(x, gradient, cpu=_kernel_gradient, default=of_kernel)
 
 
