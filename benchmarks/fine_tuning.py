@@ -99,7 +99,7 @@ def chance_of_recall(candidates: Candidates) -> float:
     """Return the expected mean recall of random scores."""
     images, texts = len(candidates.images), len(candidates.lengths)
     own = np.bincount(candidates.image_of_text)
-    of_texts = [np.mean([1 - math.comb(texts - n, k) / math.comb(texts, k) for n in own.tolist()]) for k in AT]
+    of_texts = [float(np.mean([1 - math.comb(texts - n, k) / math.comb(texts, k) for n in own.tolist()])) for k in AT]
     return float(np.mean([*(min(k / images, 1) for k in AT), *of_texts]))
 
 

@@ -240,7 +240,7 @@ def open_baseline(name: str, args: argparse.Namespace):
     for key, parameter in model.named_parameters():
         frozen = (".backbone.conv1.", ".backbone.layer1.")
         parameter.requires_grad_(not any(part in key for part in frozen))
-    model = model.to(args.device, memory_format=torch.channels_last)
+    model = model.to(args.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     batch = {key: torch.from_numpy(array).to(args.device) for key, array in np.load(args.folder / BATCH).items()}
     batch = {key: tensor.long() if tensor.dtype == torch.int32 else tensor for key, tensor in batch.items()}
     return model, batch, sum(tensor.numel() for tensor in tensors.values())

@@ -133,25 +133,26 @@ def in_one_process(model: Path, image: Path, count: int, detector: Path | None, 
         nonlocal began
         times[name], began = time.perf_counter() - began, time.perf_counter()
 
-    def ask(image: Image.Image) -> None:
+    def ask(image: Image.Image):
         file = boxes_of(model.parent / "some.json", count, image.size)
-        nonlocal looked
-        looked = predictor.look(image, None if detector else file)
-        predictor.answer(looked, QUESTION)
+        seen = predictor.look(image, None if detector else file)
+        predictor.answer(seen, QUESTION)
+        return seen
 
     finder = load_detector(detector, Settings(proposals_after=proposals)) if detector else None
-    predictor, looked = vlbert_jax.load(model, detector=finder), None
+    predictor = vlbert_jax.load(model, detector=finder)
     lap("load")
     first = Image.open(image).convert("RGB")
     other = first.resize((first.width * 5 // 4, first.height))
-    for name, image in (("first", first), ("another size", other), ("rotated", first.transpose(Image.ROTATE_90)),
-                        ("again", other.transpose(Image.ROTATE_90))):  # fmt: skip
-        ask(image)
+    turn = Image.Transpose.ROTATE_90
+    for name, picture in (("first", first), ("another size", other), ("rotated", first.transpose(turn)),
+                          ("again", other.transpose(turn))):  # fmt: skip
+        seen = ask(picture)
         lap(name)
         if name == "first":
-            predictor.answer(looked, QUESTION + " ?")
+            predictor.answer(seen, QUESTION + " ?")
             lap("another question")
-    print(f"{len(looked.regions)} regions in the last image", file=sys.stderr)
+    print(f"{len(seen.regions)} regions in the last image", file=sys.stderr)
     return times
 
 

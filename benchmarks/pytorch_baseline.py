@@ -5,6 +5,9 @@ RoIAlign of torchvision, in channels-last memory. Parameters have the names of t
 vlbert_jax writes load without a table.
 """
 
+# PyTorch states that every part of a module is a tensor or a module.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false
+
 import math
 
 import torch
@@ -42,7 +45,7 @@ class Regions(nn.Module):
         self.obj_downsample = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * 2048, size), nn.ReLU())
         if blocks is None:
             return
-        import torchvision  # base_prec runs without it
+        import torchvision  # pyright: ignore[reportMissingImports]  # base_prec runs without it
 
         self.roi_align = torchvision.ops.roi_align
         norm = torchvision.ops.FrozenBatchNorm2d
