@@ -11,7 +11,8 @@ from flax import nnx
 from vlbert_jax.batch import PIXEL_MEANS
 from vlbert_jax.model.config import BackboneConfig, RegionHeadConfig, RoIOptions
 from vlbert_jax.model.region_head import RegionHead, prepare_pixels
-from vlbert_jax.model.resnet import WIDE, ConvNorm, max_pool
+from vlbert_jax.model.resnet import WIDE, ConvNorm, Stage, max_pool, relu
+from vlbert_jax.model.roi import roi_align
 
 B, R = 8, 5
 
@@ -91,6 +92,42 @@ def test_gradients_of_a_wide_convolution(monkeypatch):
         assert a.dtype == jnp.float64
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
     assert not np.array_equal(found[1], expected[1])  # another order of sums: the products were used
+
+
+def test_a_stage_keeps_two_arrays_of_each_convolution_at_most():
+    """The backward pass of 12 blocks needs 18 maps of their size and 11 for gradients of kernels.
+
+    With the products of earlier blocks, or the nine shifted maps of each 3x3 convolution, there would be 47 or more.
+    """
+    graphdef, state = nnx.split(
+        Stage(4 * WIDE, WIDE, 12, stride_in_1x1=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    )
+    x = jnp.ones((1, 24, 24, 4 * WIDE))
+    gradient = jax.jit(jax.grad(lambda state, x: nnx.merge(graphdef, state)(x).sum()))
+    assert gradient.lower(state, x).compile().memory_analysis().temp_size_in_bytes < 40 * x.nbytes
+
+
+@pytest.mark.parametrize("never", [None, jnp.array(False)])
+def test_relu(never):
+    """Outputs and gradients are those of jax.nn.relu, at zero and for NaN, too."""
+    x = jnp.array([-1.0, 0.0, 2.0, jnp.nan, 3.0, -jnp.inf, jnp.inf, 1.0]).reshape(1, 2, 2, 2)
+    for start in (x, x[:, ::-1], -x):
+        np.testing.assert_array_equal(relu(start, never), jax.nn.relu(start))
+        ours, theirs = (jax.vjp(f, start)[1](3 * jnp.ones_like(x))[0] for f in (lambda x: relu(x, never), jax.nn.relu))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_regions_of_one_image_and_of_several():
+    """One map is multiplied without a copy for each region; values and gradients are those among several maps."""
+    rng = np.random.default_rng(0)
+    maps, boxes = rng.normal(size=(2, 9, 12, 8)).astype(np.float32), jnp.array([[3.0, 5, 90, 70], [40, 0, 180, 140]])
+
+    def pooled(maps):
+        return roi_align(maps, boxes, jnp.zeros(2, jnp.int32), (4, 4))
+
+    (alone, of_one), (among, of_two) = (jax.vjp(pooled, x) for x in (maps[:1], maps))
+    np.testing.assert_allclose(alone, among, atol=1e-6)
+    np.testing.assert_allclose(of_one(alone)[0][0], of_two(alone)[0][0], atol=1e-5)
 
 
 @pytest.mark.parametrize("sides", [(8, 6), (7, 6), (8, 5), (1, 3)], ids=str)

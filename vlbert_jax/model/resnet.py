@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 EXPANSION = 4  # channels of the output of a bottleneck, relative to its width
 BATCH_NORM_EPSILON = 1e-5
@@ -73,6 +73,31 @@ class ConvNorm(nnx.Module):
         return product(x, kernel)
 
 
+@jax.custom_jvp
+def relu(x: Float[Array, "b h w c"], never: Bool[Array, ""] | None = None) -> Float[Array, "b h w c"]:
+    """Return max(x, 0), whose backward pass reads the output, as that of the next convolution does, and not the input.
+
+    `never` is given for outputs that a later sum reads again. It is false, which the compiler does not know.
+    """
+    y = jnp.maximum(x, 0)
+    return y if never is None else jax.lax.platform_dependent(y, never, cpu=_kept, default=lambda y, _: y)
+
+
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    y = relu(*primals)
+    return y, jnp.where(y > 0, tangents[0], 0)
+
+
+def _kept(y: Float[Array, "b h w c"], never: Bool[Array, ""]) -> Float[Array, "b h w c"]:
+    """Return y, which XLA's CPU backend then computes once and keeps.
+
+    It would compute the output of every earlier block again for the sum of each block, and keep the products of all of
+    them. It removes optimization barriers, but no conditional with a branch, which never runs, that is not elementwise.
+    """
+    return jax.lax.cond(never, lambda y: jax.lax.rev(y, (1,)), lambda y: y, y)
+
+
 def _product(x: Float[Array, "b h w i"], kernel: Float[Array, "i o"]) -> Float[Array, "b h w o"]:
     """Return the product of two dimensions.
 
@@ -127,9 +152,13 @@ def _kernel_gradient(x: Float[Array, "b h w i"], gradient: Float[Array, "b h w o
     row = width + 2
     x = jnp.pad(x, ((0, 0), (1, 2), (1, 1), (0, 0))).reshape(batch, -1, inputs)  # the last shifts overhang by a row
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, 2), (0, 0))).reshape(-1, gradient.shape[-1])
-    shifts = [top * row + left for top in range(3) for left in range(3)]
-    taps = [x[:, shift : shift + height * row].reshape(-1, inputs).T @ gradient for shift in shifts]
-    return jnp.stack(taps).reshape(3, 3, inputs, -1)
+    shifts = jnp.asarray([top * row + left for top in range(3) for left in range(3)])
+
+    def tap(shift):
+        return jax.lax.dynamic_slice_in_dim(x, shift, height * row, 1).reshape(-1, inputs).T @ gradient
+
+    # Outside a loop XLA makes the shifted maps in the forward pass and keeps them, nine for each convolution.
+    return jax.lax.map(tap, shifts).reshape(3, 3, inputs, -1)
 
 
 wide_convolution.defvjp(_forward, _backward)
@@ -152,11 +181,11 @@ class Bottleneck(nnx.Module):
     ) -> Float[Array, "b p q o"]:
         """Return the output; only `cells` (rows, columns) of x are of the image, others are zeros for the 3x3."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        x = jax.nn.relu(self.conv1(x))
+        x = relu(self.conv1(x))
         if cells is not None:
             x = zero_beyond(x, -(-cells // self.conv1.stride))
-        x = jax.nn.relu(self.conv2(x))
-        return jax.nn.relu(self.conv3(x) + shortcut)
+        x = relu(self.conv2(x))
+        return relu(self.conv3(x) + shortcut, self.conv3.variance[...][0] < 0)
 
 
 class Stage(nnx.Module):
@@ -251,7 +280,7 @@ class Backbone(nnx.Module):
         With `image_size` (width, height), the part of the map that belongs to an image is what the image alone would
         give: every convolution reads zeros beyond it. Without it, as in the official code, padding has any value.
         """
-        x, cells = jax.nn.relu(self.stem(pixels)), None
+        x, cells = relu(self.stem(pixels)), None
         if image_size is not None:
             cells = self._stem_cells(image_size)
             x = zero_beyond(x, cells)

@@ -37,7 +37,10 @@ def roi_align(
     x1, y1, x2, y2 = jnp.split(jax.lax.stop_gradient(boxes.astype(jnp.float32)) * scale, 4, axis=-1)
     rows = _interpolation(y1[:, 0], y2[:, 0], size[0], samples, height, ends[:, 0]).astype(features.dtype)
     columns = _interpolation(x1[:, 0], x2[:, 0], size[1], samples, width, ends[:, 1]).astype(features.dtype)
-    pooled = jnp.einsum("kph,khwc->kpwc", rows, features[image_index])
+    if len(features) == 1:  # one matrix product, and no copy of the map for each region
+        pooled = jnp.einsum("kph,hwc->kpwc", rows, features[0])
+    else:
+        pooled = jnp.einsum("kph,khwc->kpwc", rows, features[image_index])
     return jnp.einsum("kqw,kpwc->kpqc", columns, pooled)
 
 
