@@ -23,8 +23,8 @@ has a sigmoid for each.
 
 The recipes of the siblings have their published settings, heads, losses and order of the texts. In all of them the
 features of the regions come from VL-BERT's region head (RESNET is its ResNet-101), which is trained along, where theirs
-come from other networks; only the annotated regions are read; texts are cut as in VL-BERT. The docstrings say what else
-differs. Their cost is not published.
+come from other networks; only the annotated regions are read; texts are cut as in VL-BERT, except those of B2T2. The
+docstrings say what else differs. Their cost is not published.
 """
 
 import ml_collections
@@ -121,7 +121,8 @@ def q2a_base() -> ml_collections.ConfigDict:
     config.data.update(
         dict(
             # Which texts share a part; [SEP] ends each part. context: question and answer | response: answer and
-            # rationale (B2T2) | apart: none (UNITER)
+            # rationale | inline: these, and the whole image and objects are words of the text (B2T2) | apart: none
+            # (UNITER)
             arrangement="context",
             align_regions=False,  # whether a region has the positions of the words that name it (VisualBERT)
             image_scale=(600, 1200),
@@ -282,18 +283,20 @@ def q2a_b2t2() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/vcr.py:q2a_b2t2 --workdir=DIR \\
             --config.init.checkpoint=B2T2_LARGE --config.init.resnet=RESNET
 
-    Five epochs of 8 questions, 32 sequences. B2T2_LARGE is pre-trained by configs/pretrain.py:b2t2_large. Up to 20
-    regions are read, where B2T2 reads the first four. Reached by the paper: val 71.9, test 72.6; with qa2r_b2t2 Q->AR
-    54.9, 55.0.
+    Five epochs of 8 questions, 32 sequences. B2T2_LARGE is pre-trained by configs/pretrain.py:b2t2_large, whose [IMG]
+    behind the text becomes [IMAGE] behind [CLS]. An object is the tokens of its class and [OBJ-k], the token [unused k]
+    of BERT unless the vocabulary has it. A sequence has the boxes of the first four objects that it names, as in the
+    official code; objects of an image beyond 59 have their name alone. Reached by the paper: val 71.9, test 72.6; with
+    qa2r_b2t2 Q->AR 54.9, 55.0.
     """
-    config = _sibling("b2t2", epochs=5, questions=8, words=61, regions=20)
+    config = _sibling("b2t2", epochs=5, questions=8, words=59)
     config.grad_accumulation_steps = 1
     config.learning_rate = 2e-5
     config.model.encoder = common.encoder("large")
     config.model.encoder.pooler = True
     config.model.choice_head, config.losses.choice = "classes", "classes"
     config.optimizer.update(common.OPTIMIZER_OF_B2T2 | dict(schedule="triangle"))
-    config.data.arrangement = "response"
+    config.data.arrangement = "inline"
     return config
 
 

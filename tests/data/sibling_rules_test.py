@@ -1,4 +1,4 @@
-"""The recorded data rules of UNITER, VisualBERT and B2T2: masking with their random numbers, sequences, regions."""
+"""The recorded data rules of UNITER and VisualBERT: masking with their random numbers, sequences, regions."""
 
 import json
 
@@ -94,21 +94,3 @@ def test_alignment_of_visualbert(case):
         found = rules.words_of_regions(item["raw"], item["offset"])
         rows = item["old_det_to_new_ind"]
         assert {str(rows[obj]): places for obj, places in found.items()} == item["positions_by_box"]
-
-
-def tokenize(word: str) -> list[str]:
-    """Split as the recording did: after three letters where there are more than four."""
-    word = word.lower()
-    return [word] if len(word) <= 4 else [word[:3], f"##{word[3:]}"]
-
-
-@recordings("b2t2")
-def test_sequences_of_b2t2(case):
-    for item in case["rows"]:
-        parts = [rules.b2t2_tokens(item[name], item["objects"], tokenize) for name in ("question", "answer")]
-        assert parts == [item["question_tokens"], item["answer_tokens"]]
-        tokens, segments = rules.b2t2_sequence(parts, item["length"])
-        assert (tokens, segments) == (item["tokens"], item["segment_ids"])
-        objects, slots = rules.box_slots(tokens)
-        assert slots == item["bbox_idx"]
-        assert rules.box_pixels(np.array(item["boxes"])[objects]).ravel().tolist() == item["bbox_pos"]

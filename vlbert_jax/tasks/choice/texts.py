@@ -25,10 +25,12 @@ PERSON_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall 
 # config.data.arrangement -> the part in which question, answer and rationale are. [SEP] follows every part.
 ARRANGEMENTS = {
     "context": (0, 0, 1),  # a rationale responds to question and answer: VL-BERT, VisualBERT, ViLBERT
-    "response": (0, 1, 1),  # answer and rationale respond to the question: B2T2
+    "response": (0, 1, 1),  # answer and rationale respond to the question
+    "inline": (0, 1, 1),  # as response, and regions are words of the text (inline.py): B2T2
     "apart": (0, 1, 2),  # UNITER
 }
-SEGMENTS = {"context": (0, 1), "response": (0, 1), "apart": (0, 2, 3)}  # of the parts; UNITER's regions have 1
+# Segments of the parts; UNITER's regions have 1.
+SEGMENTS = {"context": (0, 1), "response": (0, 1), "inline": (0, 1), "apart": (0, 2, 3)}
 ALIGNED = 8  # most words of a sequence that a region is aligned with
 
 Tokens = list[tuple[int, int]]  # (token id, region whose feature it carries)
