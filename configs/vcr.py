@@ -23,8 +23,8 @@ has a sigmoid for each.
 
 The recipes of the siblings have their published settings, heads, losses and order of the texts. In all of them the
 features of the regions come from VL-BERT's region head (RESNET is its ResNet-101), which is trained along, where theirs
-come from other networks; only the annotated regions are read; texts are cut as in VL-BERT, except those of B2T2. The
-docstrings say what else differs. Their cost is not published.
+come from other networks; only the annotated regions are read; the texts of ViLBERT and UNITER are cut as in VL-BERT.
+The docstrings say what else differs. Their cost is not published.
 """
 
 import ml_collections
@@ -120,9 +120,9 @@ def q2a_base() -> ml_collections.ConfigDict:
     config.model.choice_head = "score"
     config.data.update(
         dict(
-            # Which texts share a part; [SEP] ends each part. context: question and answer | response: answer and
-            # rationale | inline: these, and the whole image and objects are words of the text (B2T2) | apart: none
-            # (UNITER)
+            # Which texts share a part; [SEP] ends each part. context: question and answer | context_tail: these, and a
+            # response that is too long keeps its end (VisualBERT) | response: answer and rationale | inline: these, and
+            # the whole image and objects are words of the text (B2T2) | apart: none (UNITER)
             arrangement="context",
             align_regions=False,  # whether a region has the positions of the words that name it (VisualBERT)
             image_scale=(600, 1200),
@@ -192,7 +192,7 @@ def q2a_visualbert() -> ml_collections.ConfigDict:
     config.learning_rate = 2e-5
     config.optimizer.update(common.OPTIMIZER_OF_VISUALBERT)
     config.model.switches.whole_image = True
-    config.data.align_regions = True
+    config.data.update(dict(align_regions=True, arrangement="context_tail"))
     return config
 
 

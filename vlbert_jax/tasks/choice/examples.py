@@ -145,10 +145,9 @@ def choice_example(
     is_read = image["region_mask"] & (np.arange(rows) >= layout.regions.first_row)
     start = first_name(record["annot_id"]) if start is None else start
     if layout.arrangement == "inline":
-        limits = layout.text_length, layout.max_regions
-        found, cut = inline_texts(record, tokenizer, layout.subtask, *limits)
+        found, cut = inline_texts(record, tokenizer, layout.subtask, layout.text_length, layout.max_regions)
     else:
-        tokens, cut = cut_texts(record, start, layout.subtask, tokenizer, layout.text_length)
+        tokens, cut = cut_texts(record, start, layout.subtask, tokenizer, layout.text_length, layout.arrangement)
         arranged = [joined(texts, layout.arrangement) for texts in tokens]
         found = [_with_special(parts, tokenizer, layout.arrangement) for parts in arranged]
     sequences, positions = [], []

@@ -37,7 +37,7 @@ class Sibling(NamedTuple):
 
 
 SIBLINGS = {
-    "visualbert": Sibling("cls", "score", "context", 100, 125, align_regions=True, whole_image=True),
+    "visualbert": Sibling("cls", "score", "context_tail", 100, 125, align_regions=True, whole_image=True),
     "vilbert": Sibling("vil_logit", "score", "context", 100, 77),
     "uniter": Sibling("vcr_output.3", "hidden", "apart", 100, 220),
     "b2t2": Sibling("choice", "classes", "inline", 59, 59),
