@@ -248,9 +248,10 @@ def q2a_uniter() -> ml_collections.ConfigDict:
 
     8,000 updates. UNITER_BASE is pre-trained by configs/pretrain.py:uniter_base. The official batches have 80,000 words
     and regions, about 144 questions, of both subtasks. Segments 2 and 3 start as copies of segment 0. Texts are cut
-    after 120 tokens; the official code leaves those above 220 out. The second pre-training, on the questions, and its
-    81 words for objects are not implemented. Reached by the paper on test: 75.0; with qa2r_uniter Q->AR 58.2 (val
-    57.76, without the second pre-training 54.94).
+    after 120 tokens; the official code leaves those above 220 out. UNITER_BASE may be uniter-base-vcr_2nd_stage.pt,
+    which was pre-trained on the questions as well; that is not implemented here. Its segments are kept. Its 81 words
+    for objects, whose order is not published, are left out, and objects are read by their names. Reached by the paper
+    on test: 75.0; with qa2r_uniter Q->AR 58.2 (val 57.76, without the second pre-training 54.94).
     """
     config = _sibling("uniter", epochs=0, questions=144, words=120)
     config.total_steps = 8_000
