@@ -185,7 +185,8 @@ def q2a_visualbert() -> ml_collections.ConfigDict:
 
     Eight epochs of 32 questions. VISUALBERT_BASE is pre-trained by configs/pretrain.py:visualbert_base; the official
     run continues from a pre-training on the questions. The first region is the whole image. All annotated regions are
-    read, there those that the texts name, or else all persons. The pooler stays that of the checkpoint. Reached by the
+    read, there those that the texts name, or else all persons. Persons have the names of VL-BERT, and "and" joins
+    several objects, which the official code does not write. The pooler stays that of the checkpoint. Reached by the
     paper: val 70.8, test 71.6; with qa2r_visualbert Q->AR 52.2, 52.4.
     """
     config = _sibling("visualbert", epochs=8, questions=32, words=125)
@@ -314,9 +315,7 @@ def qa2r_b2t2() -> ml_collections.ConfigDict:
     return config
 
 
-def _sibling(
-    architecture: str, epochs: int, questions: int, words: int, regions: int = 59
-) -> ml_collections.ConfigDict:
+def _sibling(architecture: str, epochs: int, questions: int, words: int) -> ml_collections.ConfigDict:
     """Return the fields that the recipes of siblings share; a head with one output, and the softmax of four scores."""
     config = q2a_base()
     config.model.architecture = architecture
@@ -325,7 +324,7 @@ def _sibling(
     config.optimizer.update(dict(schedule="triangle", drops=()))
     config.data.flip_probability = 0.0
     _train(config, epochs, questions)
-    _set_lengths(config, words, regions)
+    _set_lengths(config, words)
     return config
 
 
@@ -337,9 +336,9 @@ def _train(config: ml_collections.ConfigDict, epochs: int, questions: int) -> No
     config.warmup_steps = config.total_steps // 10
 
 
-def _set_lengths(config: ml_collections.ConfigDict, words: int, regions: int = 59) -> None:
+def _set_lengths(config: ml_collections.ConfigDict, words: int) -> None:
     """Set the lengths: tokens of the texts, up to four special ones, regions and the whole image."""
-    config.data.update(dict(text_length=words, max_regions=regions, sequence_length=words + regions + 5))
+    config.data.update(dict(text_length=words, sequence_length=words + config.data.max_regions + 5))
 
 
 VARIANTS = (

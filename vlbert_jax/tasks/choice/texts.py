@@ -265,8 +265,8 @@ def words_of_rows(
 ) -> Int32[np.ndarray, "r a"]:
     """Return the positions of the words that refer to each row of the regions, -1 = none (VisualBERT).
 
-    They are the words' numbers, as `words_of_regions` says. Those of words that were cut, and all after the first a =
-    `ALIGNED` of a region, are left out.
+    They are the words' numbers, as `words_of_regions` says. Those behind the tokens that are kept of a part, and all
+    after the first a = `ALIGNED` of a region, are left out.
 
     Args:
         texts: Texts of the sequence in the form of the builder.
