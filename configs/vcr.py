@@ -23,8 +23,8 @@ has a sigmoid for each.
 
 The recipes of the siblings have their published settings, heads, losses and order of the texts. In all of them the
 features of the regions come from VL-BERT's region head (RESNET is its ResNet-101), which is trained along, where theirs
-come from other networks; only the annotated regions are read; texts are cut as in VL-BERT. The docstrings say what else
-differs. Their cost is not published.
+come from other networks; only the annotated regions are read; the texts of ViLBERT and UNITER are cut as in VL-BERT.
+The docstrings say what else differs. Their cost is not published.
 """
 
 import ml_collections
@@ -120,8 +120,9 @@ def q2a_base() -> ml_collections.ConfigDict:
     config.model.choice_head = "score"
     config.data.update(
         dict(
-            # Which texts share a part; [SEP] ends each part. context: question and answer | response: answer and
-            # rationale (B2T2) | apart: none (UNITER)
+            # Which texts share a part; [SEP] ends each part. context: question and answer | context_tail: these, and a
+            # response that is too long keeps its end (VisualBERT) | response: answer and rationale | inline: these, and
+            # the whole image and objects are words of the text (B2T2) | apart: none (UNITER)
             arrangement="context",
             align_regions=False,  # whether a region has the positions of the words that name it (VisualBERT)
             image_scale=(600, 1200),
@@ -184,14 +185,15 @@ def q2a_visualbert() -> ml_collections.ConfigDict:
 
     Eight epochs of 32 questions. VISUALBERT_BASE is pre-trained by configs/pretrain.py:visualbert_base; the official
     run continues from a pre-training on the questions. The first region is the whole image. All annotated regions are
-    read, there those that the texts name, or else all persons. The pooler stays that of the checkpoint. Reached by the
+    read, there those that the texts name, or else all persons. Persons have the names of VL-BERT, and "and" joins
+    several objects, which the official code does not write. The pooler stays that of the checkpoint. Reached by the
     paper: val 70.8, test 71.6; with qa2r_visualbert Q->AR 52.2, 52.4.
     """
     config = _sibling("visualbert", epochs=8, questions=32, words=125)
     config.learning_rate = 2e-5
     config.optimizer.update(common.OPTIMIZER_OF_VISUALBERT)
     config.model.switches.whole_image = True
-    config.data.align_regions = True
+    config.data.update(dict(align_regions=True, arrangement="context_tail"))
     return config
 
 
@@ -247,9 +249,10 @@ def q2a_uniter() -> ml_collections.ConfigDict:
 
     8,000 updates. UNITER_BASE is pre-trained by configs/pretrain.py:uniter_base. The official batches have 80,000 words
     and regions, about 144 questions, of both subtasks. Segments 2 and 3 start as copies of segment 0. Texts are cut
-    after 120 tokens; the official code leaves those above 220 out. The second pre-training, on the questions, and its
-    81 words for objects are not implemented. Reached by the paper on test: 75.0; with qa2r_uniter Q->AR 58.2 (val
-    57.76, without the second pre-training 54.94).
+    after 120 tokens; the official code leaves those above 220 out. UNITER_BASE may be uniter-base-vcr_2nd_stage.pt,
+    which was pre-trained on the questions as well; that is not implemented here. Its segments are kept. Its 81 words
+    for objects, whose order is not published, are left out, and objects are read by their names. Reached by the paper
+    on test: 75.0; with qa2r_uniter Q->AR 58.2 (val 57.76, without the second pre-training 54.94).
     """
     config = _sibling("uniter", epochs=0, questions=144, words=120)
     config.total_steps = 8_000
@@ -282,18 +285,20 @@ def q2a_b2t2() -> ml_collections.ConfigDict:
         python -m vlbert_jax.main --config=configs/vcr.py:q2a_b2t2 --workdir=DIR \\
             --config.init.checkpoint=B2T2_LARGE --config.init.resnet=RESNET
 
-    Five epochs of 8 questions, 32 sequences. B2T2_LARGE is pre-trained by configs/pretrain.py:b2t2_large. Up to 20
-    regions are read, where B2T2 reads the first four. Reached by the paper: val 71.9, test 72.6; with qa2r_b2t2 Q->AR
-    54.9, 55.0.
+    Five epochs of 8 questions, 32 sequences. B2T2_LARGE is pre-trained by configs/pretrain.py:b2t2_large, whose [IMG]
+    behind the text becomes [IMAGE] behind [CLS]. An object is the tokens of its class and [OBJ-k], the token [unused k]
+    of BERT unless the vocabulary has it. A sequence has the boxes of the first four objects that it names, as in the
+    official code; objects of an image beyond 59 have their name alone. Reached by the paper: val 71.9, test 72.6; with
+    qa2r_b2t2 Q->AR 54.9, 55.0.
     """
-    config = _sibling("b2t2", epochs=5, questions=8, words=61, regions=20)
+    config = _sibling("b2t2", epochs=5, questions=8, words=59)
     config.grad_accumulation_steps = 1
     config.learning_rate = 2e-5
     config.model.encoder = common.encoder("large")
     config.model.encoder.pooler = True
     config.model.choice_head, config.losses.choice = "classes", "classes"
     config.optimizer.update(common.OPTIMIZER_OF_B2T2 | dict(schedule="triangle"))
-    config.data.arrangement = "response"
+    config.data.arrangement = "inline"
     return config
 
 
@@ -310,9 +315,7 @@ def qa2r_b2t2() -> ml_collections.ConfigDict:
     return config
 
 
-def _sibling(
-    architecture: str, epochs: int, questions: int, words: int, regions: int = 59
-) -> ml_collections.ConfigDict:
+def _sibling(architecture: str, epochs: int, questions: int, words: int) -> ml_collections.ConfigDict:
     """Return the fields that the recipes of siblings share; a head with one output, and the softmax of four scores."""
     config = q2a_base()
     config.model.architecture = architecture
@@ -321,7 +324,7 @@ def _sibling(
     config.optimizer.update(dict(schedule="triangle", drops=()))
     config.data.flip_probability = 0.0
     _train(config, epochs, questions)
-    _set_lengths(config, words, regions)
+    _set_lengths(config, words)
     return config
 
 
@@ -333,9 +336,9 @@ def _train(config: ml_collections.ConfigDict, epochs: int, questions: int) -> No
     config.warmup_steps = config.total_steps // 10
 
 
-def _set_lengths(config: ml_collections.ConfigDict, words: int, regions: int = 59) -> None:
+def _set_lengths(config: ml_collections.ConfigDict, words: int) -> None:
     """Set the lengths: tokens of the texts, up to four special ones, regions and the whole image."""
-    config.data.update(dict(text_length=words, max_regions=regions, sequence_length=words + regions + 5))
+    config.data.update(dict(text_length=words, sequence_length=words + config.data.max_regions + 5))
 
 
 VARIANTS = (

@@ -1,4 +1,4 @@
-"""The recorded data rules of UNITER, VisualBERT and B2T2: masking with their random numbers, sequences, regions."""
+"""The recorded data rules of UNITER and VisualBERT: masking with their random numbers, sequences, regions."""
 
 import json
 
@@ -9,6 +9,7 @@ from tests.helpers.golden_folders import golden_folders
 from vlbert_jax.data import sibling_rules as rules
 from vlbert_jax.data.masking import Samples, mask_regions, mask_words
 from vlbert_jax.data.packing import RegionLayout, pack
+from vlbert_jax.detector.proposals import select_regions
 
 NO_END = RegionLayout(whole_image=True, words_carry="none", segment=1, positions="zero", end_token=False)
 MASK = 4  # of VisualBERT's recorded vocabulary: [PAD] [UNK] [CLS] [SEP] [MASK] w0 w1 ...
@@ -58,8 +59,8 @@ def test_masking_of_uniter(case):
 @recordings("uniter")
 def test_regions_and_sequences_of_uniter(case):
     for item in case["kept_boxes"]:
-        limits = (item[name] for name in ("conf_th", "min_bb", "max_bb"))
-        assert rules.kept_regions(np.array(item["confs"]), *limits) == item["num_bb"]
+        limits = [item[name] for name in ("conf_th", "min_bb", "max_bb")]
+        assert len(select_regions(np.array(item["confs"]), *limits)) == item["num_bb"]
     lengths = case["packing"]
     for t, k, index in zip(*(lengths[name] for name in ("txt_lens", "num_bbs", "gather_index")), strict=True):
         packed = pack(range(1, t + 1), [0] * t, k, [False] * k, [0] * t, lengths["out_size"], 1000, layout=NO_END)
@@ -94,21 +95,3 @@ def test_alignment_of_visualbert(case):
         found = rules.words_of_regions(item["raw"], item["offset"])
         rows = item["old_det_to_new_ind"]
         assert {str(rows[obj]): places for obj, places in found.items()} == item["positions_by_box"]
-
-
-def tokenize(word: str) -> list[str]:
-    """Split as the recording did: after three letters where there are more than four."""
-    word = word.lower()
-    return [word] if len(word) <= 4 else [word[:3], f"##{word[3:]}"]
-
-
-@recordings("b2t2")
-def test_sequences_of_b2t2(case):
-    for item in case["rows"]:
-        parts = [rules.b2t2_tokens(item[name], item["objects"], tokenize) for name in ("question", "answer")]
-        assert parts == [item["question_tokens"], item["answer_tokens"]]
-        tokens, segments = rules.b2t2_sequence(parts, item["length"])
-        assert (tokens, segments) == (item["tokens"], item["segment_ids"])
-        objects, slots = rules.box_slots(tokens)
-        assert slots == item["bbox_idx"]
-        assert rules.box_pixels(np.array(item["boxes"])[objects]).ravel().tolist() == item["bbox_pos"]

@@ -324,7 +324,7 @@ def test_heads_over_choices_answer(name, image, tmp_path, capsys):
     predictor = vlbert_jax.load(tmp_path)
     config = predictor.config
     assert config.data.align_regions == (name == "visualbert_vcr") and config.model.num_object_classes == 0
-    assert config.data.arrangement == ("apart" if name == "uniter_base_vcr" else "context")
+    assert config.data.arrangement == ("apart" if name == "uniter_base_vcr" else "context_tail")
     assert bool(config.model.get("switches", {}).get("whole_image")) == (name == "visualbert_vcr")
 
 

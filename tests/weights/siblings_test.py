@@ -241,6 +241,22 @@ def test_new_segments_of_uniter_start_as_copies(recipe, origins, rows, tmp_path)
     assert ("vlbert", "segment_embeddings") in filled
 
 
+def test_the_second_stage_of_uniter_starts_questions_with_choices(tmp_path):
+    """Its four segments are trained ones; its words for objects, of unknown order, are left out."""
+    tensors, words = small_tensors("uniter_base_vcr_2nd_stage"), 28_996
+    rng, table = np.random.default_rng(0), "uniter.embeddings.word_embeddings.weight"
+    tensors[table] = rng.normal(size=(words + 81, 16)).astype(np.float32)
+    tensors["cls.predictions.decoder.weight"] = tensors[table]
+    tensors["cls.predictions.bias"] = rng.normal(size=words + 81).astype(np.float32)
+    file = save(tmp_path / "uniter.pt", tensors)
+    loaded, filled = started(vcr_recipes.q2a_uniter, file, "uniter", encoder=dict(vocab_size=words))[1:]
+    np.testing.assert_array_equal(loaded["vlbert", "token_embeddings"][:words], tensors[table][:words])
+    segments = tensors["uniter.embeddings.token_type_embeddings.weight"]
+    np.testing.assert_array_equal(loaded["vlbert", "segment_embeddings"], segments)
+    assert ("vlbert", "token_embeddings") in filled
+    assert prepare_conversion(file, num_heads=2).config.data.vocab == "bert-base-cased"
+
+
 # --- Refusals -----------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,8 @@ class RegionLayout:
     positions: str = "shared"  # shared (the one after the text), running (from there on) or zero
     end_token: bool = True  # whether [END] follows the regions
     names: bool = False  # whether the names of the regions are the second part of the text
-    apart: bool = False  # whether the regions are a stream of their own: sequences have words alone
+    # Whether sequences have words alone: regions are a stream of their own, or words (B2T2).
+    apart: bool = False
     geometry_size: int = 8 * DIM  # values of `box_geometry` per region; 0 = none
 
     @property

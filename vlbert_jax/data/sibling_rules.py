@@ -1,4 +1,4 @@
-"""Rules by which VL-BERT's siblings made sequences and chose regions, as in their code.
+"""Rules by which VL-BERT's siblings made sequences, as in their code.
 
 Masking is in `vlbert_jax/data/masking.py`, box geometry in `vlbert_jax/geometry.py`. A text with references
 is a list of words and of lists of objects.
@@ -9,17 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from jaxtyping import Float, Int
-
 Mixed = Sequence[str | Sequence[int]]  # words, and numbers of the objects that are referred to
+IMAGE = "[IMAGE]"  # B2T2's token of the whole image
 OBJECT = re.compile(r"\[OBJ-(\d+)\]")  # B2T2's token behind the name of an object
 SLOTS = 4  # boxes of a B2T2 sequence
-
-
-def kept_regions(confidences: Float[np.ndarray, "n"], threshold: float = 0.2, least: int = 10, most: int = 100) -> int:
-    """Return how many of the regions, in falling order of confidence, UNITER keeps."""
-    return min(max(least, int((confidences > threshold).sum())), most)
 
 
 def cut_for_visualbert(first: list, second: list | None, length: int) -> tuple[list, list | None]:
@@ -66,15 +59,20 @@ def b2t2_tokens(text: Mixed, names: Sequence[str], tokenize: Callable[[str], lis
     return tokens
 
 
-def b2t2_sequence(parts: Sequence[list[str]], length: int) -> tuple[list[str], list[int]]:
-    """Return the tokens of a sequence and their segments: [CLS] [IMAGE] question [SEP] answer, rationale [SEP].
+def b2t2_cut(parts: Sequence[list[str]], limit: int) -> list[list[str]]:
+    """Return the tokens of question, answer and perhaps rationale that B2T2 keeps, at most `limit` together.
 
-    The parts together have fewer than `length` tokens: the longest one loses its end, the last one at ties.
+    The longest part loses its end, the last one at ties.
     """
     parts = [list(part) for part in parts]
-    while sum(map(len, parts)) >= length:
+    while sum(map(len, parts)) > limit:
         max(reversed(parts), key=len).pop()
-    first = ["[CLS]", "[IMAGE]", *parts[0], "[SEP]"]
+    return parts
+
+
+def b2t2_sequence(parts: Sequence[list[str]]) -> tuple[list[str], list[int]]:
+    """Return the tokens of a sequence and their segments: [CLS] [IMAGE] question [SEP] answer, rationale [SEP]."""
+    first = ["[CLS]", IMAGE, *parts[0], "[SEP]"]
     second = [*(token for part in parts[1:] for token in part), "[SEP]"]
     return first + second, [0] * len(first) + [1] * len(second)
 
@@ -96,12 +94,3 @@ def box_slots(tokens: Sequence[str]) -> tuple[list[int], list[int]]:
             objects.append(obj)
         slots[place] = objects.index(obj)
     return objects, slots
-
-
-def box_pixels(boxes: Float[np.ndarray, "k 4"]) -> Int[np.ndarray, "4 4"]:
-    """Return y, x, height and width of the boxes of the slots in whole pixels; an empty slot has 0, 0, 1, 1."""
-    found = np.tile(np.array([0, 0, 1, 1]), (SLOTS, 1))
-    if len(boxes):
-        x1, y1, x2, y2 = boxes.T
-        found[: len(boxes)] = np.stack([y1, x1, y2 - y1, x2 - x1], axis=1).astype(int)
-    return found

@@ -114,7 +114,8 @@ UNITER = Architecture(
 OSCAR = Architecture(name="oscar", geometry="joint", geometry_size=6, region_norm="none", region_names=True)
 VINVL = dataclasses.replace(OSCAR, name="vinvl", region_norm="own")
 # In the original code the elements with a feature are words of the vocabulary, [IMAGE] and [OBJ-k], so that they have
-# all parts of a word. Here they are the token [IMG], behind the text.
+# all parts of a word. Questions with choices have them here, too; elsewhere they are the token [IMG], behind
+# the text.
 B2T2 = Architecture(
     name="b2t2",
     word_visual="after_norm",

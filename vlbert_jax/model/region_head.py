@@ -182,12 +182,13 @@ class RegionHead(nnx.Module):
     def _position_features(self, geometry: Float[Array, "b r 4"]) -> Float[Array, "b r g"]:
         """Return the rows of the tables for both sides of the boxes; zeros for the far border and beyond it.
 
-        As in the original code, the far side is the bin of the near side and the number of bins of the size.
+        As in the original code, the far side is the bin of the near side and the number of bins of the size, and the
+        whole image, row 0, has zeros.
         """
         low, high = geometry[..., :2].astype(jnp.float32), geometry[..., 2:].astype(jnp.float32)
         near, size = (jnp.floor(x * NUM_BINS).astype(jnp.int32) for x in (low, high - low))
         bins = jnp.stack([near, near + size], axis=-1)  # b r 2 2: x and y, near and far
-        bins = jnp.where(bins < 0, NUM_BINS, bins)
+        bins = jnp.where(bins < 0, NUM_BINS, bins).at[:, 0].set(NUM_BINS)
 
         def read(table, bins):
             rows = replicate(table[...]).at[bins].get(mode="fill", fill_value=0)

@@ -52,7 +52,8 @@ class Inspecting:
     def _elements(self: Any, batch: Batch) -> tuple[tuple[str, ...], tuple[int, int]]:
         """Return the tokens of the text, and where regions begin and end in the (first) sequence.
 
-        In two streams they end where a sequence with all of them would.
+        In two streams they end where a sequence with all of them would. [IMG] in a text is the whole image (B2T2),
+        whose sequences end with words.
         """
         ids, real = batch.token_ids[0, 0], int(batch.element_mask[0, 0].sum())
         architecture = architecture_of(self.config)
@@ -60,5 +61,7 @@ class Inspecting:
             rows = int(batch.region_mask[0].sum()) - (not architecture.whole_image)
             first, end = real, real + rows
         else:
-            first, end = int(np.argmax(ids == self.tokenizer.vocab_size + IMG)), real - architecture.end_token
-        return tuple(self.tokenizer.backend.id_to_token(int(i)) for i in ids[:first]), (first, end)
+            end = real - architecture.end_token
+            words = np.flatnonzero(ids[:end] != self.tokenizer.vocab_size + IMG)
+            first = int(words[-1]) + 1
+        return tuple(self.tokenizer.backend.id_to_token(int(i)) or "[IMAGE]" for i in ids[:first]), (first, end)

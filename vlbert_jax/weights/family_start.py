@@ -8,7 +8,9 @@ import numpy as np
 
 from vlbert_jax.model.architectures import get_architecture
 from vlbert_jax.tasks import PRETRAINING, get_task
-from vlbert_jax.weights.family_names import SEGMENTS, family_of
+from vlbert_jax.weights.family_names import MLM_BIAS, SEGMENTS, WORDS, family_of
+
+OBJECT_WORDS = 81  # words for objects that UNITER's second stage of pre-training adds; their order is not published
 
 
 def without_heads(tensors: Mapping[str, np.ndarray], task: str, architecture: str) -> dict[str, np.ndarray]:
@@ -39,7 +41,8 @@ def with_segments(
 ) -> dict[str, np.ndarray]:
     """Return weights of pre-training or of a BERT with the segments that a task adds, as copies of other segments.
 
-    A table of pre-training may have rows for them already, which it did not train.
+    A table of pre-training may have rows for them already, which it did not train; one with more than three rows is of
+    UNITER's second stage, which did.
 
     Args:
         tensors: Name, as `to_bert_names` has it, -> tensor.
@@ -49,7 +52,20 @@ def with_segments(
     """
     table, sources = tensors.get(SEGMENTS), get_task(task).family_segments_from.get(architecture, {})
     found = [] if table is None else [*table]
-    for row in sorted(sources):
+    for row in sorted(sources) if len(found) <= 3 else ():
         if row < rows and row <= len(found):
             found[row : row + 1] = [found[sources[row]]]
     return dict(tensors) | ({SEGMENTS: np.stack(found)} if found else {})
+
+
+def without_object_words(tensors: Mapping[str, np.ndarray], vocab_size: int) -> dict[str, np.ndarray]:
+    """Return weights without the words that UNITER's second stage adds, for a model of the vocabulary alone.
+
+    Args:
+        tensors: Name, as `to_bert_names` has it, -> tensor.
+        vocab_size: Words of the model.
+    """
+    return {
+        name: array[:vocab_size] if name in (WORDS, MLM_BIAS) and len(array) == vocab_size + OBJECT_WORDS else array
+        for name, array in tensors.items()
+    }

@@ -181,6 +181,7 @@ def _matched(
             differs = _differs(field, source, source.task, task)
             tensors = family_start.without_heads(own, source.task, architecture.name) if differs else own
             if source.task == PRETRAINING:
+                tensors = family_start.without_object_words(tensors, vocab_size)
                 tensors = _with_answers_of_run(field, tensors, shapes, answer_rows)
                 if kernel := shapes.get(("matching_head", "kernel")):
                     tensors = family_start.with_start_of_retrieval(tensors, kernel[1])

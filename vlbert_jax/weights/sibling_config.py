@@ -10,11 +10,13 @@ import ml_collections
 from vlbert_jax.model.architectures import get_architecture
 from vlbert_jax.model.two_stream_config import two_stream_options
 from vlbert_jax.weights.family_names import WORDS, family_of
+from vlbert_jax.weights.family_start import OBJECT_WORDS
 from vlbert_jax.weights.read import Weights
 from vlbert_jax.weights.two_stream_options import config_from_tensors
 
 PUBLISHED_HEADS = {768: 12, 1024: 16}  # width of every published model -> its attention heads
-TOKENIZERS = {28996: "bert-base-cased", 30522: "bert-base-uncased"}  # size of a vocabulary -> name of it
+# Size of a vocabulary -> name of it; that with words for objects is UNITER's, which are not published.
+TOKENIZERS = {28996: "bert-base-cased", 28996 + OBJECT_WORDS: "bert-base-cased", 30522: "bert-base-uncased"}
 BOTTOM_UP = "the bottom-up-attention detector (ResNet-101, Visual Genome)"  # the one of this package
 DETECTORS = {
     "uniter": BOTTOM_UP,

@@ -137,6 +137,30 @@ def test_arrangements_of_siblings(arrangement, subtask, tokenizer):
 
 
 @pytest.mark.parametrize("subtask", ["q2a", "qa2r"])
+def test_the_tail_of_a_response_is_kept(subtask, tokenizer):
+    """VisualBERT cuts the beginning of the response; only a context that is too long by itself loses its end."""
+    responses = ["yes", "one two no .", "W.", "dog"]
+    texts = [json.dumps(text.split()) for text in responses]
+    known = record(answer_label=np.int64(0), rationales=texts) | dict(answers=texts)
+    context = ids_of(tokenizer, "why", "is", "pat", "and", "quinn", "?", *["yes"] * (subtask == "qa2r"))
+
+    def sequences(limit):
+        parts = layout(subtask=subtask, arrangement="context_tail", text_length=limit)
+        example = choice_example(known, False, tokenizer, parts, start=11)
+        ends = [ids.tolist().index(tokenizer.vocab_size + IMG) for ids in example["token_ids"]]
+        return [ids[:end].tolist() for ids, end in zip(example["token_ids"], ends, strict=True)], example["text_cut"]
+
+    for room in (20, 2, 0, -1):
+        found, was_cut = sequences(len(context) + room)
+        lengths = [len(ids_of(tokenizer, *response.split())) for response in responses]
+        assert was_cut == (max(lengths) > room)
+        for ids, response, length in zip(found, responses, lengths, strict=True):
+            kept = ids_of(tokenizer, *response.split())[max(length - max(room, 0), 0) :]
+            first = context[: len(context) + min(room, 0)]
+            assert ids == [tokenizer.cls_id, *first, tokenizer.sep_id, *kept, tokenizer.sep_id]
+
+
+@pytest.mark.parametrize("subtask", ["q2a", "qa2r"])
 def test_regions_are_aligned_with_the_words_that_name_them(subtask, tokenizer):
     """Positions are numbers of words, as in VisualBERT's code; those of words that were cut are left out."""
     known = record(question=json.dumps(["W.", [0, 2], [0], "?"]), rationales=[json.dumps([[2], "x"])] * 4)

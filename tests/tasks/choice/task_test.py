@@ -54,7 +54,7 @@ def one_device(config):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"data.arrangement": "other"}, "arrangement is 'other'; it must be one of context, response, apart"),
+        ({"data.arrangement": "other"}, "'other'; it must be one of context, context_tail, response, inline, apart"),
         ({"data.arrangement": "apart"}, "num_segments is 3: set it to 4"),
         ({"data.align_regions": True}, "align_regions is for VisualBERT, .* is vlbert: set"),
         ({"subtask": "q2ar"}, "config.subtask is 'q2ar', not one of q2a, qa2r"),

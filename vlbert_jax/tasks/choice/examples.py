@@ -1,13 +1,14 @@
 """VCR examples: one sequence per response, of the text and the regions.
 
 In VL-BERT the text is `[CLS] question [SEP] response [SEP]`, a word that names an object carries the visual feature of
-that object, and other words carry that of the whole image. `texts.py` has the texts of all architectures. NumPy,
-without the model.
+that object, and other words carry that of the whole image. `texts.py` has the texts of all architectures, and
+`inline.py` those of B2T2, whose words are the regions. NumPy, without the model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,13 +16,15 @@ from jaxtyping import Float32, UInt8
 
 from vlbert_jax.batch import Example
 from vlbert_jax.data.examples import ImageLayout, image_fields
-from vlbert_jax.data.packing import pack, padded
+from vlbert_jax.data.packing import RegionLayout, pack, padded
 from vlbert_jax.data.tokenizer import Tokenizer
 from vlbert_jax.model.config import architecture_of
+from vlbert_jax.tasks.choice.inline import SPECIAL, inline_texts
 from vlbert_jax.tasks.choice.texts import (
     ARRANGEMENTS,
     SEGMENTS,
     SUBTASKS,
+    Tokens,
     cut_texts,
     first_name,
     joined,
@@ -71,6 +74,9 @@ class ChoiceLayout(ImageLayout):
                 f"config.model.architecture is {architecture_of(config).name}: set config.data.align_regions=False."
             )
         special = 1 + len(joined([[]] * (3 if config.subtask == "qa2r" else 2), arrangement))  # [CLS], and [SEP]s
+        if arrangement == "inline":
+            special = SPECIAL
+            regions = _regions_as_words(config, regions)
         needed = d.text_length + special
         length = needed if regions.apart else d.sequence_length
         if not regions.apart and needed + d.max_regions + 1 > length:
@@ -91,13 +97,28 @@ class ChoiceLayout(ImageLayout):
         )
 
 
+def _regions_as_words(config, regions: RegionLayout) -> RegionLayout:
+    """Return the layout of the arrangement "inline"; raise ValueError where the model does not fit."""
+    if regions.words_carry != "named":
+        raise ValueError(
+            f"config.data.arrangement=inline is for B2T2, in which a word is its region, too; "
+            f"config.model.architecture is {architecture_of(config).name}: choose another arrangement."
+        )
+    if config.model.num_object_classes:
+        raise ValueError(
+            f"config.data.arrangement=inline has no regions to classify, but config.model.num_object_classes is "
+            f"{config.model.num_object_classes}: set it to 0, and config.losses.object to 0."
+        )
+    return dataclasses.replace(regions, words_carry="all", apart=True)
+
+
 def choice_example(
     record: dict, flip: bool, tokenizer: Tokenizer, layout: ChoiceLayout, start: int | None = None
 ) -> Example:
     """Return a question with its choices: n = 4, or 16 for QA2R without labels.
 
     All sequences share the image. Objects beyond `max_regions` are left out, and words that name them carry
-    the feature of the whole image. Without labels `choice` is -1.
+    the feature of the whole image, in B2T2 none. Without labels `choice` is -1.
 
     Args:
         record: A row of `vcr` joined with its row of `vcr_images`.
@@ -107,7 +128,8 @@ def choice_example(
         start: Replaces `first_name`.
 
     Raises:
-        ValueError: An object has a class that the model does not have, or no stored features.
+        ValueError: An object has a class that the model does not have, or no stored features; or the vocabulary has
+            too few tokens for objects.
     """
     if layout.precomputed and "features" not in record:
         raise ValueError(
@@ -122,21 +144,21 @@ def choice_example(
     num_regions, rows = int(image["region_mask"].sum()), layout.max_regions + 1
     is_read = image["region_mask"] & (np.arange(rows) >= layout.regions.first_row)
     start = first_name(record["annot_id"]) if start is None else start
-    found, cut = cut_texts(record, start, layout.subtask, tokenizer, layout.text_length)
-    arranged = [joined(tokens, layout.arrangement) for tokens in found]
+    if layout.arrangement == "inline":
+        found, cut = inline_texts(record, tokenizer, layout.subtask, layout.text_length, layout.max_regions)
+    else:
+        tokens, cut = cut_texts(record, start, layout.subtask, tokenizer, layout.text_length, layout.arrangement)
+        arranged = [joined(texts, layout.arrangement) for texts in tokens]
+        found = [_with_special(parts, tokenizer, layout.arrangement) for parts in arranged]
     sequences, positions = [], []
-    for parts in arranged:
-        ids, carried = [tokenizer.cls_id], [0]
-        for part in parts:
-            ids += [*(i for i, _ in part), tokenizer.sep_id]
-            carried += [*(r for _, r in part), 0]
+    for ids, segments, carried in found:
         regions = np.array(carried, np.int32)
         regions[regions >= num_regions] = 0
         shown = np.zeros(num_regions, bool)
         sequences.append(
             pack(
-                ids, segments_of(parts, layout.arrangement), num_regions, shown, regions, layout.sequence_length,
-                tokenizer.vocab_size, layout=layout.regions,
+                ids, segments, num_regions, shown, regions, layout.sequence_length, tokenizer.vocab_size,
+                layout=layout.regions,
             )
         )  # fmt: skip
         places = layout.regions.place_of(np.arange(rows), len(ids), layout.sequence_length)
@@ -158,6 +180,15 @@ def choice_example(
         choice=np.int32(label if len(found) == layout.num_choices else -1),
         text_cut=np.bool_(cut),
     )
+
+
+def _with_special(parts: list[Tokens], tokenizer: Tokenizer, arrangement: str) -> tuple[list[int], Any, list[int]]:
+    """Return the ids, segments and regions of a text whose parts are as `joined` returns them."""
+    ids, carried = [tokenizer.cls_id], [0]
+    for part in parts:
+        ids += [*(i for i, _ in part), tokenizer.sep_id]
+        carried += [*(r for _, r in part), 0]
+    return ids, segments_of(parts, arrangement), carried
 
 
 def on_rois(shapes: UInt8[np.ndarray, "k g g"], size: int, flip: bool) -> Float32[np.ndarray, "k p p"]:

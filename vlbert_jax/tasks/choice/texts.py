@@ -24,11 +24,14 @@ PERSON = "person"  # the category whose objects get names
 PERSON_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall Frankie Pat Quinn".split()
 # config.data.arrangement -> the part in which question, answer and rationale are. [SEP] follows every part.
 ARRANGEMENTS = {
-    "context": (0, 0, 1),  # a rationale responds to question and answer: VL-BERT, VisualBERT, ViLBERT
-    "response": (0, 1, 1),  # answer and rationale respond to the question: B2T2
+    "context": (0, 0, 1),  # a rationale responds to question and answer: VL-BERT, ViLBERT
+    "context_tail": (0, 0, 1),  # as context, and of a response that is too long the tail is kept: VisualBERT
+    "response": (0, 1, 1),  # answer and rationale respond to the question
+    "inline": (0, 1, 1),  # as response, and regions are words of the text (inline.py): B2T2
     "apart": (0, 1, 2),  # UNITER
 }
-SEGMENTS = {"context": (0, 1), "response": (0, 1), "apart": (0, 2, 3)}  # of the parts; UNITER's regions have 1
+# Segments of the parts; UNITER's regions have 1.
+SEGMENTS = dict.fromkeys(ARRANGEMENTS, (0, 1)) | {"apart": (0, 2, 3)}
 ALIGNED = 8  # most words of a sequence that a region is aligned with
 
 Tokens = list[tuple[int, int]]  # (token id, region whose feature it carries)
@@ -160,8 +163,21 @@ def cut_rationales(question: int, answer: int, rationales: Sequence[int], limit:
     return question, answer, kept
 
 
+def cut_response(texts: Sequence[list], limit: int) -> list[list]:
+    """Return what is kept of the texts of a sequence whose last one loses its beginning (VisualBERT).
+
+    The original code fails where the texts before it are longer than `limit`; here they lose their end.
+    """
+    *context, response = texts
+    kept, room = [], limit
+    for text in context:
+        kept.append(text[:room])
+        room -= len(kept[-1])
+    return [*kept, response[max(len(response) - room, 0) :]]
+
+
 def cut_texts(
-    record: dict, start: int, subtask: str, tokenizer: Tokenizer, limit: int
+    record: dict, start: int, subtask: str, tokenizer: Tokenizer, limit: int, arrangement: str = "context"
 ) -> tuple[list[list[Tokens]], bool]:
     """Return the texts of each sequence as tokens, and whether any was cut.
 
@@ -174,6 +190,7 @@ def cut_texts(
         subtask: q2a or qa2r.
         tokenizer: Tokenizer of the run.
         limit: Largest number of tokens of all texts of a sequence.
+        arrangement: Key of `ARRANGEMENTS`; "context_tail" has a cut of its own.
 
     Returns:
         Question and answer, for QA2R also the rationale, of each sequence of `texts_of`; and whether a text was cut.
@@ -183,6 +200,10 @@ def cut_texts(
     def tokens(texts: Sequence[str]) -> list[Tokens]:
         return [tagged_tokens(text, names, tokenizer) for text in texts]
 
+    if arrangement == "context_tail":
+        whole = [tokens(texts) for texts in texts_of(record, subtask)]
+        found = [cut_response(texts, limit) for texts in whole]
+        return found, found != whole
     (question,), answers = tokens([record["question"]]), list(record["answers"])
     if subtask == "q2a":
         answers = tokens(answers)
@@ -244,8 +265,8 @@ def words_of_rows(
 ) -> Int32[np.ndarray, "r a"]:
     """Return the positions of the words that refer to each row of the regions, -1 = none (VisualBERT).
 
-    They are the words' numbers, as `words_of_regions` says. Those of words that were cut, and all after the first a =
-    `ALIGNED` of a region, are left out.
+    They are the words' numbers, as `words_of_regions` says. Those behind the tokens that are kept of a part, and all
+    after the first a = `ALIGNED` of a region, are left out.
 
     Args:
         texts: Texts of the sequence in the form of the builder.

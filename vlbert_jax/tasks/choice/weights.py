@@ -37,11 +37,11 @@ class Sibling(NamedTuple):
 
 
 SIBLINGS = {
-    "visualbert": Sibling("cls", "score", "context", 100, 125, align_regions=True, whole_image=True),
+    "visualbert": Sibling("cls", "score", "context_tail", 100, 125, align_regions=True, whole_image=True),
     "vilbert": Sibling("vil_logit", "score", "context", 100, 77),
     "uniter": Sibling("vcr_output.3", "hidden", "apart", 100, 220),
-    "b2t2": Sibling("choice", "classes", "response", 20, 61),
-    "b2t2_positions": Sibling("choice", "classes", "response", 20, 61),
+    "b2t2": Sibling("choice", "classes", "inline", 59, 59),
+    "b2t2_positions": Sibling("choice", "classes", "inline", 59, 59),
 }
 TASK_OF_12_IN_1 = 5  # VCR
 
