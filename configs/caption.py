@@ -14,6 +14,9 @@ which needs the extra `captions` and Java:
     python -m vlbert_jax.main --config=configs/caption.py:coco --workdir=DIR --mode=evaluate \\
         --config.data.eval_split=test
 
+Oscar and VinVL also read the names of the regions, as many as `data.sequence_length` leaves room for behind
+`data.text_length` tokens and the regions (official: 30), from images that were built with --classes.
+
 Optimization of CIDEr after this training, which the best published numbers include, is not a part of this recipe.
 """
 

@@ -19,6 +19,7 @@ OPTIMIZER_OF_B2T2 = dict(name="bertadam", counts_from=0, weight_decay=0.01, no_d
 OPTIMIZER_OF_UNITER = dict(
     b2=0.98, weight_decay=0.01, no_decay=("bias$", "^(vlbert|mlm_head)/.*norm/scale$"), least_rate=1e-8
 )
+OPTIMIZER_OF_OSCAR = dict(eps=1e-8, weight_decay=0.05, no_decay=NORMS_AND_BIASES, clip_norm=1.0)  # of fine-tuning
 
 
 def trainer() -> ml_collections.ConfigDict:
@@ -310,6 +311,10 @@ def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
             eval_split="val",
             features="image",  # image | precomputed
             vocab="bert-base-uncased",
+            # Under data_dir: names of the detector's classes, which Oscar and VinVL read; "" = they read no names.
+            class_names="objects_vocab.txt",
+            # Regions of more confidence are read, at least ten (UNITER: 0.2); 0, or a table without confidences = all.
+            region_confidence=0.0,
         )
     )
     return config

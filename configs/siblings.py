@@ -2,7 +2,7 @@
 
 All of them run on precomputed features of a caption corpus. `config.model.architecture` exchanges the model of any
 of them, with the data and the losses of the recipe. What the original code does and these recipes do not: questions as
-captions (Oscar), batches by number of tokens (UNITER).
+captions, and names of regions behind them (Oscar), batches by number of tokens (UNITER).
 """
 
 import ml_collections

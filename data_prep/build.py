@@ -279,7 +279,7 @@ def _vqa(args: argparse.Namespace) -> None:
         run_vqa(
             args.source, pathlib.Path(args.data_dir), args.corpus, listed(args.splits), args.answers, workers_of(args),
             regions=args.regions, features_tsv=listed(args.features_tsv), features=args.features,
-            images=args.images, num_threads=args.num_threads,
+            images=args.images, num_threads=args.num_threads, classes=args.classes,
         )  # fmt: skip
 
 
@@ -313,6 +313,7 @@ def _own(args: argparse.Namespace) -> None:
         build_own(
             args.source, args.data_dir, args.corpus, args.images, args.regions, args.detector, args.features,
             args.answers, args.positive, not args.no_images, args.num_threads, workers=workers_of(args),
+            classes=args.classes,
         )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from data_prep.refcoco_files import SPLITS as REFER_SPLITS
 from data_prep.vcr_files import SPLITS as VCR_SPLITS
 from vlbert_jax.files import required_path, user_path, user_paths
 
+CLASSES = "store the best class of each region and its score, by which Oscar names regions and UNITER chooses them"
+
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """Return the options; `name` is the command. Exits with status 2 after a usage error."""
@@ -176,6 +178,7 @@ def _vqa(commands) -> None:
     _download(parser, "folder with vqa/, regions and images; see data_prep/vqa.py", "vqa_v2", "regions and images")
     parser.add_argument("--splits", default="", help="of train,val,test_dev,test (default: all with a question file)")
     parser.add_argument("--features", action="store_true", help="store the region features of the detector")
+    parser.add_argument("--classes", action="store_true", help=CLASSES)
     parser.add_argument("--images", action="store_true", help="store the images of train2014, val2014, test2015")
     parser.add_argument(
         "--regions", type=user_paths, default="10-100ada",
@@ -301,4 +304,5 @@ def regions(parser: argparse.ArgumentParser) -> None:
     )
     choice.add_argument("--detector", type=user_path, default="", help="or weights of a detector, to find them now")
     parser.add_argument("--features", action="store_true", help="store the region features of the detector")
+    parser.add_argument("--classes", action="store_true", help=CLASSES)
     parser.add_argument("--no_images", action="store_true", help="omit the images (with --features)")

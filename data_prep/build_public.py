@@ -22,7 +22,7 @@ def _build(args: argparse.Namespace, source: Corpus) -> pathlib.Path:
 
     run_public(
         source, args.corpus, args.data_dir, args.regions, args.detector, args.features, not args.no_images,
-        args.num_threads, args.drop_missing, workers_of(args),
+        args.num_threads, args.drop_missing, workers_of(args), args.classes,
     )  # fmt: skip
     return pathlib.Path(args.data_dir) / source.name / args.corpus
 

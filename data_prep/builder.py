@@ -94,6 +94,11 @@ def region_feature(is_stored: bool) -> tfds.features.Tensor:
     return array_feature(None, None) if is_stored else array_feature(0, 0)
 
 
+def class_features(are_stored: bool) -> dict[str, Any]:
+    """Return the features of the best class of each region and its score; none if they are not stored."""
+    return dict(best_class=array_feature(None, dtype=np.int32), best_score=array_feature(None)) if are_stored else {}
+
+
 def oriented(split: str, width: int, height: int) -> str:
     """Return the part of a split for images of this orientation; a batch holds one orientation."""
     return f"{split}_{'landscape' if width >= height else 'portrait'}"

@@ -5,7 +5,7 @@ texts there are about it. Images are files, in folders or zip archives (`images.
 regions are one of:
 
     GridRegions     the cells of a 3 x 3 grid; no detector is needed
-    FolderRegions   a folder that `data_prep.extract_regions` wrote, with features if requested
+    FolderRegions   a folder that `data_prep.extract_regions` wrote, with features and classes if requested
     NoRegions       none, because the texts have their own boxes
 
 The whole image is not among the regions: models that see it add it to them.
@@ -18,6 +18,8 @@ Record (n regions):
     boxes            float32 n 4    x1 y1 x2 y2 in pixels of the image
     features         float32 n g    (0, 0) without features
     image_feature    float32 g      feature of the whole image; empty in most files
+    best_class       int32 n        with classes: the best one of the detector, from 1; its line in objects_vocab.txt
+    best_score       float32 n      with classes: its score
 
 Next to the records, `sizes.json` lists the path, width, height and number of regions of each image,
 for the builders of texts (`placed_images`).
@@ -36,7 +38,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_features, region_feature
+from data_prep.builder import Made, Note, OrderedBuilder, array_feature, class_features, image_features, region_feature
 from data_prep.manifest import SourceError
 from data_prep.region_store import open_records, read_extraction
 from data_prep.sources import ArchiveFolder, bad_boxes, name_of
@@ -55,6 +57,7 @@ class RegionSource(Protocol):
 
     options: dict[str, Any]  # for the manifest: what decides the regions besides files
     features: bool  # whether the regions have features
+    classes: bool  # whether they have best classes
 
     def inputs(self) -> list[pathlib.Path]:
         """Return the files and folders that decide the regions."""
@@ -75,7 +78,7 @@ class RegionSource(Protocol):
 class _BoxesAlone:
     """Regions without features and files."""
 
-    features = False
+    features = classes = False
     options: dict[str, Any] = {}
 
     def inputs(self) -> list[pathlib.Path]:
@@ -121,18 +124,19 @@ class FolderRegions:
     The regions of `img/a.jpg` are named `img/a`, or `a` if the regions of the folder img were
     extracted."""
 
-    def __init__(self, folder: str | pathlib.Path, features: bool = False):
+    def __init__(self, folder: str | pathlib.Path, features: bool = False, classes: bool = False):
         """Open the folder.
 
         Args:
           folder: the folder.
           features: read the features, too.
+          classes: read the best class of each region and its score, too.
 
         Raises:
           SourceError: there is no such folder, or it has tables, which have no names of images.
         """
-        self.folder, self.features = pathlib.Path(folder), features
-        self.options = dict(regions="of files")
+        self.folder, self.features, self.classes = pathlib.Path(folder), features, classes
+        self.options = dict(regions="of files") | (dict(classes=True) if classes else {})
         if not self.folder.is_dir():
             raise SourceError(f"{self.folder}: there is no such folder; python -m data_prep.extract_regions writes it")
         is_store = (self.folder / "extraction.json").is_file()
@@ -179,7 +183,7 @@ class FolderRegions:
         except OSError as error:
             raise Unusable(f"the regions {name} cannot be read ({error})") from None
         record = parse_record(content)
-        found = decode_regions(record, self.features)
+        found = decode_regions(record, self.features, self.classes)
         if size and found.size != size:
             raise Unusable(f"its size is {size}, but the regions {name} were found in an image of {found.size}")
         return str(record.get("extractor", "")), found
@@ -192,6 +196,7 @@ def chosen_regions(
     detector: str = "",
     features: bool = False,
     num_threads: int = 4,
+    classes: bool = False,
 ) -> RegionSource:
     """Return the regions that the options of a command choose; a grid without options.
 
@@ -204,6 +209,7 @@ def chosen_regions(
       detector: or weights of a detector.
       features: read the features of the regions, too.
       num_threads: number of threads that read images.
+      classes: read the best class of each region and its score, too.
 
     Raises:
       SourceError: an image is missing, or the options contradict each other.
@@ -218,9 +224,10 @@ def chosen_regions(
         folder = root / "regions"
         extract_images(root, list(images), detector, folder, num_threads)
     if folder:
-        return FolderRegions(folder, features)
-    if features:
-        raise SourceError("--features requires the regions of a detector; give --regions=FOLDER or --detector=WEIGHTS")
+        return FolderRegions(folder, features, classes)
+    if features or classes:
+        option = "--features" if features else "--classes"
+        raise SourceError(f"{option} requires the regions of a detector; give --regions=FOLDER or --detector=WEIGHTS")
     return GridRegions()
 
 
@@ -275,6 +282,7 @@ class ImageTable(OrderedBuilder, skip_registration=True):
             boxes=array_feature(None, 4),
             features=region_feature(self.regions.features),
             image_feature=array_feature(None),
+            **class_features(self.regions.classes),
         )
 
     def check(self) -> None:
@@ -338,6 +346,8 @@ class ImageTable(OrderedBuilder, skip_registration=True):
             boxes=found.boxes[~bad], features=found.features[~bad] if len(found.features) else found.features,
             image_feature=found.image_feature,
         )  # fmt: skip
+        if self.regions.classes:
+            record |= dict(best_class=found.best_class[~bad], best_score=found.best_score[~bad])
         shape = [path, *record["image_size"].tolist(), len(record["boxes"])]
         return Made("images", record, notes, fact=(record["features"].shape[-1], shape))
 

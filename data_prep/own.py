@@ -193,6 +193,7 @@ def build_own(
     num_threads: int = 4,
     suggest: bool = True,
     workers: Workers = ONE,
+    classes: bool = False,
 ) -> dict[str, Any]:
     """Build the tables of user-supplied data, and print what they are and the command that trains.
 
@@ -210,6 +211,7 @@ def build_own(
       num_threads: number of threads that read images.
       suggest: print the command that trains.
       workers: the processes that make the records.
+      classes: store the best class of each region and its score.
 
     Returns:
       The paths `texts` and `images` (directories of records), and `task`, as the manifest has it.
@@ -229,14 +231,14 @@ def build_own(
             "--detector=WEIGHTS or --regions=FOLDER, or the candidates in 'boxes'"
         )
     if folder.form.name == "boxes":
-        if regions or detector or features:
+        if regions or detector or features or classes:
             raise SourceError(
                 f"{folder.examples['train'][0].place}: the regions are the 'boxes' of each line; give none of "
-                "--detector, --regions and --features"
+                "--detector, --regions, --features and --classes"
             )
         chosen = NoRegions()
     else:
-        chosen = chosen_regions(root, folder.images, regions, detector, features, num_threads)
+        chosen = chosen_regions(root, folder.images, regions, detector, features, num_threads, classes)
     table = ImageTable("own_images", corpus, data_dir, root, folder.images, chosen, store_images, num_threads)
     if not is_built(table):
         table.check()

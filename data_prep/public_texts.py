@@ -190,6 +190,7 @@ def run_public(
     num_threads: int = 4,
     drop_missing: bool = False,
     workers: Workers = ONE,
+    classes: bool = False,
 ) -> dict[str, pathlib.Path]:
     """Build the two tables of a public task and its list of labels.
 
@@ -204,6 +205,7 @@ def run_public(
       num_threads: number of threads that read images.
       drop_missing: skip texts of which an image is missing, instead of raising SourceError.
       workers: the processes that make the records.
+      classes: store the best class of each region and its score.
 
     Returns:
       The paths `images` and `texts` (directories of records).
@@ -213,8 +215,9 @@ def run_public(
       ValueError: the weights of the detector cannot be used.
     """
     data_dir, paths = pathlib.Path(data_dir), source.images()
-    if source.has_boxes and (regions or detector or features):
-        raise SourceError(f"the texts of {source.name} have their own boxes; omit --regions, --detector and --features")
+    if source.has_boxes and (regions or detector or features or classes):
+        given = "--regions, --detector, --features and --classes"
+        raise SourceError(f"the texts of {source.name} have their own boxes; omit {given}")
     missing: set[str] = set()
     if drop_missing:
         if not store_images:
@@ -226,7 +229,7 @@ def run_public(
             path = next(iter(paths))
             raise SourceError(f"{paths[path]}: {path} and all other images are missing in {source.root}")
         paths = {path: place for path, place in paths.items() if path not in missing}
-    options = regions, detector, features, num_threads
+    options = regions, detector, features, num_threads, classes
     chosen = NoRegions() if source.has_boxes else chosen_regions(source.root, paths, *options)
     where = f"{source.name}_images", corpus, data_dir, source.root, paths, chosen
     images = ImageTable(*where, store_images=store_images, num_threads=num_threads)

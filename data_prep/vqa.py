@@ -36,6 +36,8 @@ Record of `vqa_images` (n regions in the order of the file):
     boxes            float32 n 4    x1 y1 x2 y2 in pixels of the image, not clipped
     features         float32 n g    (0, 0) without --features
     image_feature    float32 g      `image_box_feature` of the whole image; empty in most files
+    best_class       int32 n        with --classes: the best one of the detector, from 1; its line in objects_vocab.txt
+    best_score       float32 n      with --classes: its score
 
 Record of `vqa`:
 
@@ -71,13 +73,22 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_features, oriented, region_feature
+from data_prep.builder import (
+    Made,
+    Note,
+    OrderedBuilder,
+    array_feature,
+    class_features,
+    image_features,
+    oriented,
+    region_feature,
+)  # fmt: skip
 from data_prep.image_table import placed_images
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder
 from data_prep.vqa_files import VQADownload
 from data_prep.vqa_regions import RegionFiles, RegionTable, path_prefix, region_folders
-from vlbert_jax.data.region_files import Unusable, decode_regions
+from vlbert_jax.data.region_files import NO_CLASSES, Unusable, decode_regions
 
 
 class VQAImages(OrderedBuilder, skip_registration=True):
@@ -96,6 +107,7 @@ class VQAImages(OrderedBuilder, skip_registration=True):
         features: bool = False,
         images: bool = False,
         num_threads: int = 4,
+        classes: bool = False,
     ):
         """Create the builder.
 
@@ -108,15 +120,22 @@ class VQAImages(OrderedBuilder, skip_registration=True):
           features: store the region features.
           images: store the images.
           num_threads: number of threads that read regions and images.
+          classes: store the best class of each region and its score.
+
+        Raises:
+          SourceError: `classes` are asked of tables, which have none.
         """
         self.download, self.files = download, ArchiveFolder(download.root)
         self.regions, self.tables = regions, [pathlib.Path(path) for path in features_tsv]
         self.features, self.images, self.num_threads = features, images, num_threads
+        self.classes = classes
+        if classes and self.tables:
+            raise SourceError(f"{self.tables[0]}: tables of regions have no class scores; {NO_CLASSES}")
         self._sizes: list[list[int]] = []
         self._width = 0  # of the features so far
         options = dict(splits=list(download.questions), features=features, images=images)
         options |= dict(features_tsv=[path.name for path in self.tables]) if self.tables else dict(regions=regions)
-        super().__init__(corpus, data_dir, str(download.root), options)
+        super().__init__(corpus, data_dir, str(download.root), options | (dict(classes=True) if classes else {}))
 
     def inputs(self) -> list[pathlib.Path]:
         """Return the questions, the regions and, if they are stored, the images."""
@@ -128,8 +147,9 @@ class VQAImages(OrderedBuilder, skip_registration=True):
     def record_features(self) -> dict[str, Any]:
         """Return the features; see the docstring of the module."""
         return image_features() | dict(
-            boxes=array_feature(None, 4), features=region_feature(self.features), image_feature=array_feature(None)
-        )
+            boxes=array_feature(None, 4), features=region_feature(self.features), image_feature=array_feature(None),
+            **class_features(self.classes),
+        )  # fmt: skip
 
     def number_of_items(self) -> int:
         """Return the number of images."""
@@ -170,13 +190,16 @@ class VQAImages(OrderedBuilder, skip_registration=True):
         if not self.tables:
             self.manifest.extracted(str(content.get("extractor", "")), file)
         try:
-            found = decode_regions(content, self.features)
+            found = decode_regions(content, self.features, self.classes)
         except Unusable as error:
-            raise SourceError(f"{file}: image {image_id}: {error}; download it again") from None
+            remedy = "" if self.classes and "classes" not in content else "; download it again"
+            raise SourceError(f"{file}: image {image_id}: {error}{remedy}") from None
         record: dict[str, Any] = dict(
             index=number, image_id=str(image_id), image=b"", image_size=np.array(found.size, np.int32),
             boxes=found.boxes, features=found.features, image_feature=found.image_feature,
         )  # fmt: skip
+        if self.classes:
+            record |= dict(best_class=found.best_class, best_score=found.best_score)
         notes: list[Note] = []
         if self.images:
             path = f"{self._prefixes[image_set]}COCO_{image_set}_{image_id:012d}.jpg"

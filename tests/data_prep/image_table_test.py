@@ -110,6 +110,54 @@ def test_boxes_outside_are_dropped_and_listed(photos):
     assert "[300.0, 300.0" in json.loads((directory / "manifest.json").read_text())["problems"][0]["reason"]
 
 
+SCORES = encode([(0.6, 0.1, 0.3, 0.0), (0.2, 0.0, 0.1, 0.7)])  # of the background, which is never best, and of 1 to 3
+
+
+def with_scores(photos, **changes):
+    """Write the regions of both images with the class scores of two regions."""
+    (photos / "regions").mkdir()
+    for i, name in enumerate("ab"):
+        content = regions(i, tuple(SIZES.values())[i], classes=SCORES) | changes
+        (photos / f"regions/{name}.json").write_text(json.dumps(content))
+    return photos / "regions"
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_the_best_class_of_each_region_and_its_score(photos, features):
+    boxes = encode([(300, 300, 400, 400), (1, 2, 30, 30)])  # the first is outside
+    folder = with_scores(photos, boxes=boxes)
+    directory = run_builder(table(photos, regions=FolderRegions(folder, features, classes=True)))
+    for record in read_all(directory, "images"):
+        assert record["best_class"].dtype == np.int32 and record["best_class"].tolist() == [3]
+        assert record["best_score"].dtype == np.float32 and record["best_score"] == pytest.approx([0.7])
+        assert record["boxes"].tolist() == [[1, 2, 30, 30]]
+    with pytest.raises(SourceError, match="was built with .*'classes': True"):
+        run_builder(table(photos, regions=FolderRegions(folder, features)))
+
+
+def test_without_the_option_no_classes_are_stored(photos):
+    directory = run_builder(table(photos, regions=FolderRegions(with_scores(photos))))
+    assert not {"best_class", "best_score"} & read_all(directory, "images")[0].keys()
+    assert "classes" not in json.loads((directory / "manifest.json").read_text())["options"]
+
+
+@pytest.mark.parametrize("changes, reason", [
+    (dict(classes=None), "no class scores .*; give regions of data_prep.extract_regions, or omit --classes"),
+    (dict(classes=encode([(1.0,), (1.0,)])), "no class next to column 0"),
+    (dict(classes=encode([(0, 1, 0), (0, np.nan, 1)])), "classes: some values are not finite"),
+    (dict(classes=encode([(0, 1, 0)])), "classes: 3 values do not fit 2 boxes"),
+])  # fmt: skip
+def test_classes_that_cannot_be_used(photos, changes, reason):
+    folder = with_scores(photos)
+    for path in folder.iterdir():
+        content = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    with pytest.raises(SourceError, match=f"train.jsonl, line 1: the image img/a.jpg cannot be used: .*{reason}"):
+        run_builder(table(photos, regions=FolderRegions(folder, classes=True)))
+    with pytest.raises(SourceError, match="--classes requires the regions of a detector"):
+        chosen_regions(photos, {}, classes=True)
+
+
 def refused(photos, *parts, **options):
     """Assert that the build ends with a message that has some parts, and leaves no table."""
     with pytest.raises(SourceError) as error:

@@ -16,7 +16,7 @@ from data_prep import build
 from data_prep.manifest import SourceError
 from data_prep.vqa_files import SPLITS, Question, VQADownload, covered_answers, frequent_answers, write_answers
 from tests.helpers.golden_folders import golden_folders
-from tests.helpers.vqa_case import FOLDER, Download, annotation, jpeg, put, read_all, zip_folder
+from tests.helpers.vqa_case import FOLDER, Download, annotation, encode, jpeg, put, read_all, zip_folder
 from vlbert_jax.tasks import answer_lists
 
 VARIANTS = {path.name: path / "data/coco" for folder in golden_folders("data") for path in sorted(folder.glob("vqa_*"))}
@@ -124,6 +124,21 @@ def test_images_without_features(tmp_path):
     (problem,) = manifest["problems"]
     assert (problem["action"], problem["line"]) == ("kept", 2) and "the detector saw (60, 40)" in problem["reason"]
     assert manifest["converted"] == {"JPEG in mode L encoded as an RGB JPEG": 1}
+
+
+def test_the_best_class_of_each_region(tmp_path):
+    download = Download()
+    scores = encode([(0.6, 0.1, 0.3), (0.2, 0.7, 0.1)])
+    download.regions = {number: record | dict(classes=scores) for number, record in download.regions.items()}
+    built = build.run_vqa(download.write(tmp_path), tmp_path / "out", features=True, classes=True)
+    for record in read_all(built["images"], "images"):
+        assert record["best_class"].tolist() == [2, 1] and record["best_score"] == pytest.approx([0.3, 0.7])
+    tables = download.write_tables(tmp_path)
+    with pytest.raises(SourceError, match="a.tsv: tables of regions have no class scores; give .* or omit --classes"):
+        build.run_vqa(tmp_path, tmp_path / "out", "tables", features=True, features_tsv=tables, classes=True)
+    del download.regions[9]["classes"]
+    with pytest.raises(SourceError, match="9.json: image 9: .* no class scores .* or omit --classes$"):
+        build.run_vqa(download.write(tmp_path), tmp_path / "out", "other", features=True, classes=True)
 
 
 def test_tables_and_files_give_the_same_records(tmp_path):

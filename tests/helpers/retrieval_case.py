@@ -10,7 +10,7 @@ import PIL.Image
 import tensorflow_datasets as tfds
 
 from configs import vqa
-from data_prep.builder import OrderedBuilder, array_feature, image_features, oriented, region_feature
+from data_prep.builder import OrderedBuilder, array_feature, class_features, image_features, oriented, region_feature
 from data_prep.tables import run_builder
 from tests.helpers.tiny_recipes import shrink
 
@@ -40,14 +40,14 @@ class Images(OrderedBuilder, skip_registration=True):
 
     name = "retrieval_images"
 
-    def __init__(self, data_dir, number: int):
-        self.number = number
+    def __init__(self, data_dir, number: int, classes: bool):
+        self.number, self.classes = number, classes
         super().__init__("squares", data_dir, "squares", {})
 
     def record_features(self):
-        return image_features() | dict(
+        return image_features() | class_features(self.classes) | dict(
             boxes=array_feature(None, 4), features=region_feature(True), image_feature=array_feature(None)
-        )
+        )  # fmt: skip
 
     def inputs(self):
         return []
@@ -63,7 +63,11 @@ class Images(OrderedBuilder, skip_registration=True):
                 PIL.Image.fromarray(pixels).save(file, "PNG")
                 kept = 1 + (number % 4 > 0)
                 features = np.array([COLORS[color] for color in colors], np.float32) / 100 - 1
-                yield "images", dict(
+                of_detector = dict(
+                    best_class=np.array([1 + list(COLORS).index(color) for color in colors[:kept]], np.int32),
+                    best_score=np.array([0.9, 0.1], np.float32)[:kept],
+                )
+                yield "images", (of_detector if self.classes else {}) | dict(
                     index=number, image_id=f"{number}.png", image=file.getvalue(),
                     image_size=np.array([width, height], np.int32), boxes=boxes[:kept], features=features[:kept],
                     image_feature=np.zeros(0, np.float32),
@@ -100,9 +104,12 @@ class Texts(OrderedBuilder, skip_registration=True):
                     )  # fmt: skip
 
 
-def build_tables(folder: pathlib.Path, number: int = 8) -> pathlib.Path:
-    """Write the tables of `number` images in each split, and their vocabulary, to a folder; return it."""
-    for builder in (Images(folder, number), Texts(folder, number)):
+def build_tables(folder: pathlib.Path, number: int = 8, classes: bool = False) -> pathlib.Path:
+    """Write the tables of `number` images in each split, and their vocabulary, to a folder; return it.
+
+    With `classes` the class of a region is the number of its color, from 1.
+    """
+    for builder in (Images(folder, number, classes), Texts(folder, number)):
         run_builder(builder)
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in (*SPECIAL, *WORDS)))
     return folder

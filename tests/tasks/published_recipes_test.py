@@ -19,6 +19,8 @@ LXMERT = BERTADAM | dict(clip="global", no_decay=ALL)
 VISUALBERT = BERTADAM | dict(clip="array", clip_norm=1.0, no_decay=NORMS, rate_factors=("^vlbert/pooler/=0",))
 UNITER = dict(name="adamw", b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, schedule="triangle", clip="global",
               no_decay=NORMS_OF_UNITER, least_rate=1e-8)  # fmt: skip
+OSCAR = dict(name="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.05, schedule="triangle", clip="global",
+             clip_norm=1.0, no_decay=NORMS)  # fmt: skip
 PUBLISHED = {
     "pretrain:lxmert_base": (670_000, 256, 1e-4, 0.05, LXMERT | dict(clip_norm=1.0)),  # two streams, 1.7
     "vqa:lxmert_base": (None, 32, 5e-5, 0.1, LXMERT | dict(clip_norm=5.0)),
@@ -45,6 +47,10 @@ PUBLISHED = {
     "pretrain:oscar_base": (  # one stream, 6: Oscar+
         2_000_000, 1_024, 5e-5, 0.0, dict(name="adamw", eps=1e-8, weight_decay=0.01, clip="global", clip_norm=10.0)
     ),
+    "vqa:oscar_base": (None, 128, 5e-5, 0.0, OSCAR),  # one stream, 6: 32 on each GPU
+    "classify:nlvr2_oscar": (None, 72, 3e-5, 10_000 / 24_000, OSCAR),
+    "retrieval:coco_oscar": (None, 256, 2e-5, 0.0, OSCAR),  # 64 on each of four GPUs
+    "retrieval:coco_vinvl": (None, 128, 2e-5, 0.0, OSCAR),  # 16 on each of eight
 }  # fmt: skip
 
 
@@ -62,16 +68,30 @@ def test_recipes_have_the_published_values(recipe):
         assert config.data.mask_tokens and (config.data.hidden_share, config.data.swapped_share) == shares
 
 
-@pytest.mark.parametrize("variant, words", [("visualbert_base", 128), ("uniter_base", 62)])
-def test_questions_of_siblings_at_full_size(variant, words):
+@pytest.mark.parametrize("variant, words, regions", [
+    ("visualbert_base", 128, 100), ("uniter_base", 62, 100), ("oscar_base", 128, 50),
+])  # fmt: skip
+def test_questions_of_siblings_at_full_size(variant, words, regions):
     config, task = importlib.import_module("configs.vqa").get_config(variant), get_task("answer")
     batch, key = task.batch_shapes(config), jax.eval_shape(lambda: jax.random.key(0))
-    assert batch.token_ids.shape[1:] == (1, words + 100)
+    assert batch.token_ids.shape[1:] == (1, words + regions)
     sums, _ = nnx.eval_shape(
         lambda batch, key: task.loss_sums(task.build_model(config, nnx.Rngs(0)), batch, key, config, ("answer",)),
         batch, key,
     )  # fmt: skip
     assert sums["answer"].shape == ()
+
+
+def test_confidences_and_dropout():
+    """One stream, 2.1: UNITER keeps regions of more confidence than 0.2, but all in RefCOCO. 6: dropout of Oscar."""
+    confidences, rates = {}, {}
+    for file in ("vqa", "classify", "retrieval", "refcoco", "vcr"):
+        for variant in importlib.import_module(f"configs.{file}").VARIANTS:
+            config, name = variant(), f"{file}:{variant.__name__}"
+            confidences[name], rates[name] = config.data.region_confidence, config.model.encoder.dropout_rate
+    uniter = ("vqa:uniter_base", "classify:nlvr2_uniter", "classify:snli_ve_uniter", "retrieval:flickr30k_uniter")
+    assert {name: value for name, value in confidences.items() if value} == dict.fromkeys(uniter, 0.2)
+    assert {name for name, rate in rates.items() if rate == 0.3} == {"vqa:oscar_base", "classify:nlvr2_oscar"}
 
 
 def test_lxmert_learns_all_of_its_losses():  # two streams, 1.5

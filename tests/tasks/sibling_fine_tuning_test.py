@@ -22,11 +22,15 @@ WANTED = {
     refcoco.vilbert_detected: ("vilbert", 256, 9_390, 4e-5, "linear", "sigmoid"),
     retrieval.flickr30k_uniter: ("uniter", 1_280, 20_000, 5e-5, "score", "hinge"),
     retrieval.flickr30k_vilbert: ("vilbert", 64, 45_312, 4e-5, "score", "softmax"),
+    retrieval.coco_oscar: ("oscar", 256, 20 * 2_214, 2e-5, "classes", "sigmoid"),
+    retrieval.coco_vinvl: ("vinvl", 128, 30 * 4_428, 2e-5, "classes", "sigmoid"),
 }
 FIELDS = dict(
     choice=("choice_head", "choice"), region=("grounding_head", "grounding"), match=("matching_head", "match")
 )
-OPTIMIZERS = dict(visualbert="bertadam", vilbert="bertadam", uniter="adamw", b2t2="bertadam")
+# Architecture -> optimizer, share of warm-up, decay.
+OPTIMIZERS = dict.fromkeys(("visualbert", "vilbert", "b2t2"), ("bertadam", 10, 0.01)) | dict(uniter=("adamw", 10, 0.01))
+OPTIMIZERS |= dict.fromkeys(("oscar", "vinvl"), ("adamw", 0, 0.05))
 
 
 def test_every_recipe_is_checked():
@@ -40,8 +44,9 @@ def test_settings_and_shapes(recipe):
     head, loss = FIELDS[config.task]
     found = (config.model.architecture, config.batch_size, config.total_steps, config.learning_rate)
     assert (*found, config.model[head], config.losses[loss]) == WANTED[recipe]
-    assert config.optimizer.name == OPTIMIZERS[config.model.architecture] and config.data.flip_probability == 0
-    assert config.warmup_steps == config.total_steps // 10 and config.optimizer.weight_decay == 0.01
+    name, percent, decay = OPTIMIZERS[config.model.architecture]
+    assert config.optimizer.name == name and config.data.flip_probability == 0
+    assert config.warmup_steps == config.total_steps * percent // 100 and config.optimizer.weight_decay == decay
     if config.task == "choice":
         assert config.subtask == recipe.__name__.split("_")[0] and not config.losses.object
     for devices in (1, 2, 4):
@@ -51,7 +56,7 @@ def test_settings_and_shapes(recipe):
 
 
 LOSSES = (vcr.qa2r_uniter, vcr.qa2r_b2t2, refcoco.uniter_detected, refcoco.vilbert_detected,
-          retrieval.flickr30k_uniter, retrieval.flickr30k_vilbert)  # fmt: skip
+          retrieval.flickr30k_uniter, retrieval.flickr30k_vilbert, retrieval.coco_vinvl)  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", LOSSES, ids=lambda recipe: recipe.__name__)

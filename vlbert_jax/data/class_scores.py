@@ -1,14 +1,17 @@
-"""Class scores of regions in records: all of them, or the largest few and the mean of the others.
+"""Class scores of regions in records: all of them, or the largest few and the mean of the others; names of classes.
 
 A record with the field `class_ids` is of the second form, whose other fields are in `largest_scores`.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int32
+
+from vlbert_jax.files import read_lines
 
 
 def largest_scores(scores: Float[np.ndarray, "n c"], number: int) -> dict[str, Any]:
@@ -37,6 +40,18 @@ def largest_scores(scores: Float[np.ndarray, "n c"], number: int) -> dict[str, A
         other_score=others.astype(np.float32),
         num_classes=scores.shape[1],
     )
+
+
+def best_classes(scores: Float[np.ndarray, "n c"]) -> tuple[Int32[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
+    """Return the number of the best class of each region besides the background, which is column 0, and its score."""
+    best = 1 + scores[:, 1:].argmax(1)
+    return best.astype(np.int32), np.take_along_axis(scores, best[:, None], 1)[:, 0].astype(np.float32)
+
+
+@functools.cache
+def read_class_names(path: str) -> tuple[str, ...]:
+    """Return the names of a detector's classes 1, 2, ...: of each line of a file what precedes the first comma."""
+    return tuple(line.partition(",")[0].strip() for line in read_lines(path))
 
 
 def number_of_classes(record: dict) -> int:

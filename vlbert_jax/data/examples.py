@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Sequence
 
 import ml_dtypes
@@ -44,6 +45,7 @@ class ImageLayout:
     hide_pixels: bool = False  # zero hidden regions; only used with caffe_resize, else the device does it
     regions: RegionLayout = VLBERT_LAYOUT
     num_images: int = 1  # images of an example
+    class_names: str = ""  # file with the names of the detector's classes; "" where the text has no names of regions
 
     @staticmethod
     def options(config, orientation: str, regions: RegionLayout = VLBERT_LAYOUT) -> dict:
@@ -52,6 +54,7 @@ class ImageLayout:
         dtype = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(config.compute_dtype, config.compute_dtype))
         if regions.geometry_size != VLBERT_LAYOUT.geometry_size:
             dtype = np.dtype(np.float32)  # a few numbers; bfloat16 would move a box by some pixels
+        names = d.get("class_names", "") if regions.names and not config.get("blind", False) else ""
         return dict(
             precomputed=is_precomputed(config),
             image_scale=tuple(d.image_scale),
@@ -63,6 +66,7 @@ class ImageLayout:
             caffe_resize=d.get("caffe_resize", False),
             hide_pixels=d.get("hide_pixels", False),
             num_images=images_per_example(config),
+            class_names=os.path.join(d.data_dir, names) if names else "",
         )
 
 

@@ -22,10 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlbert_jax.data.class_scores import best_classes
 from vlbert_jax.files import parse_json
 
 ARRAYS = ("boxes", "classes", "attrs", "features")  # float32 arrays with a row per region
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")  # of the tables
+NO_CLASSES = "give regions of data_prep.extract_regions, or omit --classes"  # remedy where a file has no class scores
 GRID = 3  # cells along each side of an image for which no regions are known
 
 
@@ -40,6 +42,8 @@ class ImageRegions(NamedTuple):
     boxes: np.ndarray  # float32 [n, 4], x1 y1 x2 y2 in pixels
     features: np.ndarray  # float32 [n, g]; [0, 0] where features were not requested
     image_feature: np.ndarray  # float32 [g], feature of the whole image; [0] where there is none
+    best_class: np.ndarray = np.zeros(0, np.int32)  # int32 [n], from 1; [0] where classes were not requested
+    best_score: np.ndarray = np.zeros(0, np.float32)  # float32 [n], the score of that class; [0] as well
 
 
 class Detections(NamedTuple):
@@ -161,9 +165,19 @@ def fractions_of(boxes: np.ndarray, size: tuple[int, int]) -> str:
     return ""
 
 
-def decode_regions(record: Mapping[str, Any], with_features: bool) -> ImageRegions:
-    """Return the regions of a JSON object; features only if requested. Raises Unusable."""
+def decode_regions(record: Mapping[str, Any], with_features: bool, with_classes: bool = False) -> ImageRegions:
+    """Return the regions of a JSON object; features and the best classes only if requested. Raises Unusable."""
     record, size = _counted(record)
+    classes: tuple[np.ndarray, ...] = ()
+    if with_classes:
+        if "classes" not in record:
+            raise Unusable(f"the region file has no class scores (field 'classes'); {NO_CLASSES}")
+        scores = decode_floats(record, "classes")
+        if scores.shape[1] < 2:
+            raise Unusable("classes: there is no class next to column 0, the background")
+        if not np.isfinite(scores).all():
+            raise Unusable("classes: some values are not finite")
+        classes = best_classes(scores)
     boxes, features, image_feature = decode_floats(record, "boxes"), np.zeros((0, 0), "f4"), np.zeros(0, "f4")
     if with_features:
         features = decode_floats(record, "features")
@@ -176,7 +190,7 @@ def decode_regions(record: Mapping[str, Any], with_features: bool) -> ImageRegio
             raise Unusable(f"{field}: some values are not finite")
     if reason := fractions_of(boxes, size):
         raise Unusable(reason)
-    return ImageRegions(size, boxes, features, image_feature)
+    return ImageRegions(size, boxes, features, image_feature, *classes)
 
 
 def decode_detections(record: Mapping[str, Any], with_features: bool, with_attributes: bool = False) -> Detections:

@@ -8,7 +8,9 @@ example in its split, -1 in padding.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,9 +19,12 @@ from vlbert_jax.batch import Arrays, Batch, Example, Shapes, abstract_batch, emp
 from vlbert_jax.data import streams
 from vlbert_jax.data.examples import has_orientations, images_per_example, is_precomputed, remembered_images
 from vlbert_jax.data.records import Records, Source, open_split
+from vlbert_jax.data.sibling_rules import kept_regions
 from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, per_host, stream_seed
 
 CHECKED = 256  # records of a split whose targets are checked
+ROWS = ("boxes", "features", "best_class", "best_score")  # fields of an image with a row per region, or none
+log = logging.getLogger(__name__)
 
 # (config, orientation, train) -> (record, mirrored) -> example
 ExampleMaker = Callable[..., Callable[[dict, bool], Example]]
@@ -55,7 +60,9 @@ class Split:
                 f"{d.images} in {d.data_dir} was built without images, but config.data.features is image. Build the "
                 "images, or set config.data.features=precomputed."
             )
-        self.images = Records(images, remembered=d.remember_records, prepared=remembered_images(config))
+        decoded, confident = remembered_images(config), confident_regions(config)
+        prepared = (lambda record: decoded(confident(record))) if decoded and confident else decoded or confident
+        self.images = Records(images, remembered=d.remember_records, prepared=prepared)
         self.num_landscape = sum(map(len, by_orientation[0]))
 
     def __len__(self) -> int:
@@ -73,6 +80,35 @@ class Split:
             return {"square": range(len(self))}
         numbers = dict(landscape=range(self.num_landscape), portrait=range(self.num_landscape, len(self)))
         return {orientation: part for orientation, part in numbers.items() if part}
+
+
+def confident_regions(config) -> Callable[[dict], dict] | None:
+    """Return a function that leaves in the record of an image the regions that UNITER keeps; None = all are kept.
+
+    These are the regions of more confidence than `config.data.region_confidence`, at least ten and at most
+    `max_regions` (`kept_regions`). They keep their order. A record without confidences keeps all: published tables have
+    none, and their detector has applied the same rule.
+    """
+    threshold, most = config.data.get("region_confidence", 0.0), config.data.max_regions
+
+    def confident(record: dict) -> dict:
+        scores = record.get("best_score", ())
+        if not len(scores):
+            _warn_of_no_scores()
+            return record
+        best = np.argsort(-scores, kind="stable")[: kept_regions(scores, threshold, most=most)]
+        return record | {name: record[name][np.sort(best)] for name in ROWS if len(record[name])}
+
+    return confident if threshold > 0 else None
+
+
+@functools.cache
+def _warn_of_no_scores() -> None:
+    """Log once that all regions are read although the recipe chooses some."""
+    log.warning(
+        "config.data.region_confidence chooses regions, but the table of images has no confidences: all are read; "
+        "build the table with --classes, or set it to 0"
+    )
 
 
 def check_targets(config, split: str, is_usable: Callable[[dict], bool] | None, remedy: str) -> None:

@@ -72,18 +72,18 @@ def given_regions(boxes: Any, size: tuple[int, int]) -> Regions:
 def _decode_official(path: str, record: dict, size: tuple[int, int]) -> dict:
     """Return the fields of a record of the official code, with arrays in place of base64."""
     try:
-        made_for, boxes, features, image_feature = decode_regions(record, with_features="features" in record)
+        found = decode_regions(record, with_features="features" in record)
     except Unusable as error:
         raise ValueError(f"{path}: {error}") from None
-    if made_for != size:
+    if found.size != size:
         raise ValueError(
-            f"{path}: the boxes are of an image of {made_for[0]} x {made_for[1]} pixels, but this image has {size[0]} "
-            f"x {size[1]}; give the file that belongs to the image"
+            f"{path}: the boxes are of an image of {found.size[0]} x {found.size[1]} pixels, but this image has "
+            f"{size[0]} x {size[1]}; give the file that belongs to the image"
         )
-    content = dict(boxes=boxes, extractor=record.get("extractor", ""))
+    content = dict(boxes=found.boxes, extractor=record.get("extractor", ""))
     if "features" in record:
-        content["features"] = features
-    return content | (dict(image_feature=image_feature) if len(image_feature) else {})
+        content["features"] = found.features
+    return content | (dict(image_feature=found.image_feature) if len(found.image_feature) else {})
 
 
 def _check_regions(name: str, content: dict, size: tuple[int, int]) -> Regions:

@@ -23,7 +23,7 @@ COUNTS += tuple(f"model.encoder.{x}" for x in ("hidden_size", "num_layers", "num
 AMOUNTS = ("learning_rate", "warmup_steps", "opening.steps", "opening.learning_rate", "log_every_steps")
 AMOUNTS += ("eval_every_steps", "checkpoint_every_steps", "data.num_threads", "data.prefetch", "data.remember_records")
 SHARES = ("model.encoder.dropout_rate", "model.region_head.dropout_rate", "data.flip_probability")
-SHARES += ("data.mask_words", "data.mask_regions")
+SHARES += ("data.mask_words", "data.mask_regions", "data.region_confidence")
 LIMITS = dict.fromkeys(COUNTS, (1, math.inf)) | dict.fromkeys(AMOUNTS, (0, math.inf)) | dict.fromkeys(SHARES, (0, 1))
 CHOICES = {"compute_dtype": ("bfloat16", "float32"), "matmul_precision": ("default", "high", "highest")}
 

@@ -13,6 +13,7 @@ import ml_collections
 from vlbert_jax.data.records import corpus_fingerprint
 from vlbert_jax.data.tokenizer import tokenizer_of, write_tokenizer
 from vlbert_jax.files import atomic_write
+from vlbert_jax.model.config import architecture_of
 from vlbert_jax.weights.stored_config import VOCABULARIES, own_vocabularies
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,6 @@ PACKAGES = ("jax", "jaxlib", "grain")  # sampling, arithmetic and the order of t
 # Texts in config.data that name no file, though a folder next to the data may have the same name.
 NO_PATHS = ("data_dir", "embedded", "extractor", "features", "train_split", "eval_split", "train_boxes", "eval_boxes",
             "positive", "scorer")  # fmt: skip
-UNUSED_IN_TRAINING = ("class_names",)  # only reports read it
 
 
 def data_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
@@ -69,9 +69,11 @@ def with_own_vocabularies(config: ml_collections.ConfigDict, workdir: pathlib.Pa
 def provenance_of(config: ml_collections.ConfigDict) -> dict[str, dict[str, str]]:
     """Return `data`: field -> fingerprint of the content, wherever it is, and `versions`: package -> version.
 
-    Names and sizes of all files count, and samples of the content (`corpus_fingerprint`).
+    Names and sizes of all files count, and samples of the content (`corpus_fingerprint`). Of the names of the
+    detector's classes only architectures that read them depend; others have them in reports.
     """
-    paths = {name: path for name, path in data_paths(config).items() if name not in UNUSED_IN_TRAINING}
+    unused = () if architecture_of(config).region_names else ("class_names",)
+    paths = {name: path for name, path in data_paths(config).items() if name.rpartition(".")[2] not in unused}
     marks = {name: corpus_fingerprint(path) for name, path in paths.items()}
     data = {name: mark for name, mark in marks.items() if mark}
     return dict(data=data, versions={name: importlib.metadata.version(name) for name in PACKAGES})

@@ -63,8 +63,9 @@ def question_example(
     ids = sum(tokenizer.words(record["question"]), [])
     if flip:
         ids = mirrored(ids, tokenizer)
-    names = names_of_regions(record, tokenizer, layout.regions)
-    room = min(layout.sequence_length - (0 if layout.regions.apart else num_regions), layout.text_length)
+    names = names_of_regions(record, tokenizer, layout)
+    elements = 0 if layout.regions.apart else num_regions - layout.regions.first_row
+    room = min(layout.sequence_length - elements, layout.text_length)
     text, segments, cut = _question_text(ids, names, room, tokenizer, layout)
     packed = pack(
         text, segments, num_regions, np.zeros(num_regions, bool), np.zeros(len(text), np.int32),

@@ -1,8 +1,8 @@
 """Examples of captioning: the regions of an image, and a caption of which some tokens are masked.
 
-A sequence has a place for each token of the longest caption, then the regions and [END]. So the regions have the
-same position whatever the length of the caption is, which is not known while it is written. (In the other
-tasks they follow the text directly.)
+A sequence has a place for each token of the longest caption, then the names of the regions where an architecture reads
+them, the regions and [END]. So the regions have the same position whatever the length of the caption is, which is not
+known while it is written. (In the other tasks they follow the text directly.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vlbert_jax.batch import Example, Shapes
 from vlbert_jax.data.examples import ImageLayout, image_fields, image_shapes
 from vlbert_jax.data.packing import pack, padded, sequence_shapes
 from vlbert_jax.data.tokenizer import Tokenizer, mirrored
-from vlbert_jax.tasks.layouts import region_layout
+from vlbert_jax.tasks.layouts import closed, names_of_regions, region_layout
 
 KEPT_SHARE, RANDOM_SHARE = 0.1, 0.1  # of the tokens that are predicted: unchanged, or replaced by a random one
 
@@ -89,14 +89,20 @@ def masked_caption(
 
 
 def description_sequence(
-    ids: Int[np.ndarray, " t"], num_rows: int, tokenizer: Tokenizer, layout: DescriptionLayout
+    ids: Int[np.ndarray, " t"], record: dict, num_rows: int, tokenizer: Tokenizer, layout: DescriptionLayout
 ) -> dict[str, np.ndarray]:
-    """Return the sequence of a caption, padded to `text_length` places, and of regions, without the axis n."""
+    """Return the sequence of a caption, padded to `text_length` places, and of regions, without the axis n.
+
+    As many names of the regions as there is room for are between both, with segment 1 and [SEP] behind them.
+    """
     t, words = layout.text_length, len(ids)
-    zeros = np.zeros(t, np.int32)
+    room = layout.sequence_length - t - (layout.max_regions + 1 - layout.regions.first_row)
+    names = closed(names_of_regions(record, tokenizer, layout), room, tokenizer)
+    text = np.append(padded(ids, t), np.array(names, np.int32))
+    segments = np.repeat(np.array([0, 1], np.int32), [t, len(names)])
     sequence = pack(
-        padded(ids, t), zeros, num_rows, np.zeros(num_rows, bool), zeros, layout.sequence_length, tokenizer.vocab_size,
-        layout=layout.regions,
+        text, segments, num_rows, np.zeros(num_rows, bool), np.zeros(len(text), np.int32), layout.sequence_length,
+        tokenizer.vocab_size, layout=layout.regions,
     )  # fmt: skip
     sequence["element_mask"][words:t] = False
     return sequence
@@ -118,7 +124,7 @@ def description_example(
     ids = caption_ids(record["text"], flip, tokenizer, layout.text_length)
     masked, labels = masked_caption(ids, layout.mask_words, layout.max_mlm_targets, rng, tokenizer)
     positions, m = np.flatnonzero(labels >= 0).astype(np.int32), layout.max_mlm_targets
-    sequence = description_sequence(masked, int(image["region_mask"].sum()), tokenizer, layout) | dict(
+    sequence = description_sequence(masked, record, int(image["region_mask"].sum()), tokenizer, layout) | dict(
         mlm_positions=padded(positions, m),
         mlm_labels=padded(labels[positions], m),
         mlm_mask=np.arange(m) < len(positions),

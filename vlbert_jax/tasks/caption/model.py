@@ -18,8 +18,8 @@ LEAST = -1e30  # score of what cannot be written
 class CaptionModel(VisualLinguisticModel):
     """VL-BERT or a sibling of one stream, with the head for masked words of pre-training.
 
-    A word reads itself, the words before it, the regions and [END]; regions and [END] read each other, but
-    no word. So states of the image do not depend on the caption, and no word depends on a later one.
+    A word reads itself, the words before it, the regions, their names and [END]; regions, names and [END] read each
+    other, but no word. So states of the image do not depend on the caption, and no word depends on a later one.
     """
 
     def __init__(self, encoder: EncoderConfig, region_head: RegionHeadConfig, rngs: nnx.Rngs):
@@ -28,7 +28,7 @@ class CaptionModel(VisualLinguisticModel):
 
     def reads(self, batch: Batch) -> Bool[Array, "b n s s"]:
         """Return which elements (last axis) each element reads."""
-        is_word = batch.token_ids < self.vocab_size
+        is_word = (batch.token_ids < self.vocab_size) & (batch.segment_ids == 0)  # names have segment 1
         place = jnp.arange(batch.token_ids.shape[-1])
         before = (place[None] <= place[:, None])[None, None]
         return ~is_word[..., None, :] | (is_word[..., :, None] & is_word[..., None, :] & before)

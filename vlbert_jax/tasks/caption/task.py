@@ -200,7 +200,7 @@ class CaptionTask(Task):
         tokenizer, layout = tokenizer_of(config), DescriptionLayout.of(config, orientation_of(record))
         image = image_fields(record, record["boxes"], layout, False)
         first = np.array([tokenizer.cls_id], np.int32)
-        sequence = description_sequence(first, int(image["region_mask"].sum()), tokenizer, layout)
+        sequence = description_sequence(first, record, int(image["region_mask"].sum()), tokenizer, layout)
         beams = len(choices) or config.data.beams
         return {name: np.repeat(value[None], beams, axis=0) for name, value in sequence.items()} | image
 

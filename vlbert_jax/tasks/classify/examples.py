@@ -172,7 +172,7 @@ def class_example(
         groups = [[image] for image in groups[0]]
     sequences, positions, cuts = [], [], []
     for group in groups:
-        names = sum((names_of_regions(images[k], tokenizer, layout.regions) for k in group), [])
+        names = sum((names_of_regions(images[k], tokenizer, layout) for k in group), [])
         ids, segments, cut = _text(texts, names, _room(group, counts, layout), tokenizer, layout)
         rows = [image * (layout.max_regions + 1) + np.arange(counts[image]) for image in group]
         sequences.append(

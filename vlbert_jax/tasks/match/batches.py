@@ -22,6 +22,7 @@ from vlbert_jax.data.streams import batch_bytes, batches_of, log_ahead, mixed, s
 from vlbert_jax.data.tables import Split, host_share
 from vlbert_jax.data.tokenizer import tokenizer_of
 from vlbert_jax.files import parse_json, read_json_object
+from vlbert_jax.tasks.layouts import names_of_regions
 from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs, text_ids
 
 ATTEMPTS = 200  # records that are drawn for one of another image before the split is taken to have one image
@@ -290,18 +291,20 @@ def eval_parts(
     """Return this process's part of the images of the evaluation split, one iterator per orientation.
 
     Each image comes once over all processes; `index` is its place in `Candidates.images`. The sequences
-    are padding, because the device makes them.
+    have the names of the regions, where the model reads them, and padding: the device makes the pairs.
     """
     candidates, split = candidates_of(config), Split(config, config.data.eval_split)
-    share = host_share(config, process_index, process_count)
+    share, tokenizer = host_share(config, process_index, process_count), tokenizer_of(config)
 
     def part(orientation: str, places: Sequence[int]) -> Iterator[Batch]:
         layout = PairLayout.of(config, orientation)
-        shapes = sequence_shapes(1, 1, layout.regions)
+        shapes = sequence_shapes(1, layout.text_length if layout.class_names else 1, layout.regions)
 
         def example(number: int) -> Example:
             record = split.images[candidates.images[places[number]]]
             sequences = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+            names = names_of_regions(record, tokenizer, layout)[: layout.text_length]
+            sequences["token_ids"][0, : len(names)], sequences["element_mask"][0, : len(names)] = names, True
             fields = image_fields(record, record["boxes"], layout, False)
             return sequences | fields | dict(index=np.int32(places[number]))
 

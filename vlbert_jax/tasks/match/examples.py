@@ -1,9 +1,8 @@
 """Examples of retrieval: pairs of a text and an image, for training on the host, for evaluation on the device.
 
-A pair is `[CLS] text [SEP]`, the regions of the image, and [END] where the architecture has it. Names of regions,
-which a file of boxes or a detector gives, are with [SEP] the second text of an architecture that reads them. The tables
-of images have no names, so training and evaluation have no second text. In training an example is a text with its
-image, the image with texts of other images, and the text with other images. In evaluation every text is paired with
+A pair is `[CLS] text [SEP]`, the regions of the image, and [END] where the architecture has it. Names of the regions
+are with [SEP] the second text of an architecture that reads them. In training an example is a text with its image, the
+image with texts of other images, and the text with other images. In evaluation every text is paired with
 every image, so the device joins them: each image is sent once.
 
 A query of an image and a text has one more image, the first of the example: a pair is then the text, the
@@ -79,6 +78,31 @@ def with_names(
     return ids + behind, np.repeat(np.array([0, 1], np.int32), [len(ids), len(behind)])
 
 
+def with_names_on_device(
+    ids: Int[Array, "n t"],
+    lengths: Int[Array, " n"],
+    names: Int[Array, "b k"],
+    counts: Int[Array, " b"],
+    length: int,
+) -> tuple[Int[Array, "b n l"], Int[Array, "b n"]]:
+    """Return every text with the names of the regions of every image, as `with_names` joins them, and their lengths.
+
+    Args:
+        ids: Texts with [CLS] and [SEP].
+        lengths: Number of real ids of each text.
+        names: Ids of the names of each image.
+        counts: Number of real ids of these.
+        length: Largest number of ids of both, at least t.
+    """
+    starts = lengths[None, :, None]
+    kept = jnp.minimum(counts[:, None, None], jnp.maximum(length - 1 - starts, 0))  # b n 1
+    place = jnp.arange(length)[None, None] - starts  # among the names
+    texts = jnp.pad(ids, ((0, 0), (0, length - ids.shape[1])))
+    named = jnp.take_along_axis(names[:, None], jnp.clip(place, 0, names.shape[1] - 1), axis=2)
+    behind = jnp.where(place < kept, named, jnp.where((place == kept) & (kept > 0), ids[0, lengths[0] - 1], 0))
+    return jnp.where(place < 0, texts[None], behind), (starts + kept + (kept > 0))[..., 0]
+
+
 def choice_of_pairs(
     texts: Sequence[str],
     images: Sequence[dict],
@@ -107,7 +131,7 @@ def choice_of_pairs(
         written = [(mirrored(ids, tokenizer), cut) for ids, cut in written]
     right, asked = layout.asked, range(layout.asked)
     pairs = [(ids, right) for ids, _ in written] + [(written[0][0], image) for image in range(right + 1, len(images))]
-    names = [[] if layout.asked else names_of_regions(record, tokenizer, layout.regions) for record in images]
+    names = [[] if layout.asked else names_of_regions(record, tokenizer, layout) for record in images]
     rows_of = [image * rows + np.flatnonzero(one["region_mask"]) for image, one in enumerate(fields)]
     sequences = [
         pack_images(
@@ -130,6 +154,7 @@ def pair_on_device(
     length: int,
     vocab_size: int,
     layout: RegionLayout,
+    names: tuple[Int[Array, "b k"], Int[Array, " b"], int] | None = None,
 ) -> dict[str, Array]:
     """Return the sequences of every text with every image, [b, n, s] each, as `pack` makes them.
 
@@ -140,10 +165,15 @@ def pair_on_device(
         length: Largest number of text elements and regions of a sequence.
         vocab_size: Size of the vocabulary.
         layout: How regions enter a sequence.
+        names: Where the text has the names of the regions, the last arguments of `with_names_on_device`.
     """
+    firsts = lengths[None, :, None]
+    words, texts = firsts, ids[None]
+    if names is not None:
+        texts, words = with_names_on_device(ids, lengths, *names)
+        words = words[..., None]
     number = 0 * num_rows if layout.apart else jnp.maximum(num_rows - layout.first_row, 0)
-    return _on_device(ids[None], lengths[None, :, None], [number[:, None, None]], [0], [layout.segment], length,
-                      vocab_size, layout)  # fmt: skip
+    return _on_device(texts, firsts, words, [number[:, None, None]], [0], [layout.segment], length, vocab_size, layout)
 
 
 def query_on_device(
@@ -170,22 +200,27 @@ def query_on_device(
     """
     number = jnp.maximum(num_rows - layout.first_row, 0)[:, None, :, None]
     segments = [layout.segment, further_segment(1, num_segments, layout)]
-    return _on_device(ids[:, None], lengths[:, None, None], [number[:, :, 0], number[:, :, 1]], [0, rows], segments,
-                      length, vocab_size, layout)  # fmt: skip
+    words = lengths[:, None, None]
+    return _on_device(ids[:, None], words, words, [number[:, :, 0], number[:, :, 1]], [0, rows], segments, length,
+                      vocab_size, layout)  # fmt: skip
 
 
 def _on_device(
-    ids: Int[Array, "#b n t"], words: Int[Array, "#b n 1"], numbers: Sequence[Int[Array, "b #n 1"]],
-    first_rows: Sequence[int], segments: Sequence[int], length: int, vocab_size: int, layout: RegionLayout,
+    ids: Int[Array, "#b n t"], firsts: Int[Array, "#b n 1"], words: Int[Array, "#b n 1"],
+    numbers: Sequence[Int[Array, "b #n 1"]], first_rows: Sequence[int], segments: Sequence[int], length: int,
+    vocab_size: int, layout: RegionLayout,
 ) -> dict[str, Array]:  # fmt: skip
-    """Return sequences of texts of `words` ids, over images with `numbers` of elements; axes b and n broadcast."""
+    """Return sequences of texts of `words` ids, over images with `numbers` of elements; axes b and n broadcast.
+
+    The first `firsts` ids of a text have segment 0, further ones segment 1.
+    """
     s = length + layout.end_token
     place = jnp.arange(s)[None, None]
     texts = jnp.pad(ids, ((0, 0), (0, 0), (0, max(s - ids.shape[2], 0))))[..., :s]
     is_text, start = place < words, words
     tokens, positions = jnp.where(is_text, texts, 0), jnp.where(is_text, place, 0)
     region_ids = jnp.where(is_text & (layout.words_carry == "all"), 0, NO_IMAGE)
-    segment_ids = 0 * tokens
+    segment_ids = jnp.where(is_text & (place >= firsts), 1, 0 * tokens)
     behind = words  # the position behind the text, from which those of regions are counted
     for image, (number, first_row, segment) in enumerate(zip(numbers, first_rows, segments, strict=True)):
         here = (place >= start) & (place < start + number)

@@ -92,7 +92,7 @@ def score_candidates(
 
     Args:
         model: The model.
-        batch: Images; their sequences are not read.
+        batch: Images; of their sequences the names of the regions are read, where `eval_parts` has written them.
         candidates: The texts.
         layout: Layout of a pair.
         per_pass: Texts that are paired with every image of the batch at once.
@@ -100,6 +100,7 @@ def score_candidates(
     """
     regions = None if blind else model.region_states(batch, model.appearance(batch))
     num_rows, number = batch.region_mask.sum(1), len(candidates.ids)
+    names = batch.token_ids[:, 0], batch.element_mask[:, 0].sum(1), layout.text_length
     per_pass = min(per_pass, number)
     passes = -(-number // per_pass)
     rows = jnp.resize(jnp.arange(number), passes * per_pass).reshape(passes, per_pass)  # some texts fill the last pass
@@ -107,7 +108,10 @@ def score_candidates(
 
     def scores(texts):
         ids, lengths = texts
-        pairs = pair_on_device(ids, lengths, num_rows, layout.sequence_length, model.vocab_size, layout.regions)
+        pairs = pair_on_device(
+            ids, lengths, num_rows, layout.sequence_length, model.vocab_size, layout.regions,
+            names if layout.class_names else None,
+        )  # fmt: skip
         pairs = batch.replace(**pairs)
         if blind:
             pairs = without_image(pairs, model.vocab_size)

@@ -243,7 +243,7 @@ def fill_example(record: dict, tokenizer: Tokenizer, layout: CaptionLayout) -> E
     """Return an image with a `caption` (one string) whose [MASK] are predicted, n = 1; no region is hidden."""
     ids = np.array(sum(tokenizer.words(record["caption"]), []), np.int32)
     labels = np.where(ids == tokenizer.mask_id, ids, -1)
-    names = names_of_regions(record, tokenizer, layout.regions)
+    names = names_of_regions(record, tokenizer, layout)
     return _with_image(record, ids, labels, False, None, tokenizer, layout, names)[0]
 
 

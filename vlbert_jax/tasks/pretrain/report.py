@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from vlbert_jax.batch import Batch
+from vlbert_jax.data.class_scores import read_class_names
 from vlbert_jax.data.images import as_rgb
 from vlbert_jax.data.tokenizer import masking_ids, tokenizer_of
-from vlbert_jax.files import read_lines
 from vlbert_jax.model.visual_linguistic import without_words
 from vlbert_jax.tasks.pretrain import predict
 from vlbert_jax.tasks.pretrain.batches import eval_parts
@@ -124,12 +124,12 @@ def _cards(batch: Batch, guesses: dict, config) -> list[Card]:
 def class_names(config):
     """Return the function number -> name, from the detector's list (synonyms after commas, background not listed)."""
     listed = Path(config.data.data_dir, config.data.class_names)
-    lines = read_lines(listed) if config.data.class_names and listed.exists() else []
+    names = read_class_names(str(listed)) if config.data.class_names and listed.exists() else ()
 
     def name(number: int) -> str:
         if number <= 0:
             return "background" if number == 0 else ""
-        return lines[number - 1].split(",")[0] if number <= len(lines) else f"class {number}"
+        return names[number - 1] if number <= len(names) else f"class {number}"
 
     return name
 

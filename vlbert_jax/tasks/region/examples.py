@@ -153,7 +153,7 @@ def asked_example(
     is_cut = len(context) + len(ids) > room
     text += [*ids[: max(room, 0)], tokenizer.sep_id]
     segments += [int(bool(context))] * (len(text) - len(segments))
-    text += closed(names_of_regions(record, tokenizer, regions), room - len(context) - len(ids), tokenizer)
+    text += closed(names_of_regions(record, tokenizer, layout), room - len(context) - len(ids), tokenizer)
     segments += [1] * (len(text) - len(segments))
     zeros = np.zeros(len(text), np.int32)
     nothing_hidden = np.zeros(num_regions, bool)
