@@ -9,7 +9,6 @@ from tests.helpers.golden_folders import golden_folders
 from vlbert_jax.data import sibling_rules as rules
 from vlbert_jax.data.masking import Samples, mask_regions, mask_words
 from vlbert_jax.data.packing import RegionLayout, pack
-from vlbert_jax.detector.proposals import select_regions
 
 NO_END = RegionLayout(whole_image=True, words_carry="none", segment=1, positions="zero", end_token=False)
 MASK = 4  # of VisualBERT's recorded vocabulary: [PAD] [UNK] [CLS] [SEP] [MASK] w0 w1 ...
@@ -59,8 +58,8 @@ def test_masking_of_uniter(case):
 @recordings("uniter")
 def test_regions_and_sequences_of_uniter(case):
     for item in case["kept_boxes"]:
-        limits = [item[name] for name in ("conf_th", "min_bb", "max_bb")]
-        assert len(select_regions(np.array(item["confs"]), *limits)) == item["num_bb"]
+        limits = (item[name] for name in ("conf_th", "min_bb", "max_bb"))
+        assert rules.kept_regions(np.array(item["confs"]), *limits) == item["num_bb"]
     lengths = case["packing"]
     for t, k, index in zip(*(lengths[name] for name in ("txt_lens", "num_bbs", "gather_index")), strict=True):
         packed = pack(range(1, t + 1), [0] * t, k, [False] * k, [0] * t, lengths["out_size"], 1000, layout=NO_END)

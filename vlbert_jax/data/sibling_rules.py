@@ -1,4 +1,4 @@
-"""Rules by which VL-BERT's siblings made sequences, as in their code.
+"""Rules by which VL-BERT's siblings made sequences and chose regions, as in their code.
 
 Masking is in `vlbert_jax/data/masking.py`, box geometry in `vlbert_jax/geometry.py`. A text with references
 is a list of words and of lists of objects.
@@ -9,10 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from jaxtyping import Float
+
 Mixed = Sequence[str | Sequence[int]]  # words, and numbers of the objects that are referred to
 IMAGE = "[IMAGE]"  # B2T2's token of the whole image
 OBJECT = re.compile(r"\[OBJ-(\d+)\]")  # B2T2's token behind the name of an object
 SLOTS = 4  # boxes of a B2T2 sequence
+
+
+def kept_regions(confidences: Float[np.ndarray, "n"], threshold: float = 0.2, least: int = 10, most: int = 100) -> int:
+    """Return how many of the regions, in falling order of confidence, UNITER keeps."""
+    return min(max(least, int((confidences > threshold).sum())), most)
 
 
 def cut_for_visualbert(first: list, second: list | None, length: int) -> tuple[list, list | None]:
