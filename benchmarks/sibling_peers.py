@@ -74,6 +74,7 @@ def questions_here(name: str, folder: Path, small: bool, captions: int | None) -
     from vlbert_jax.model.architectures import get_architecture
     from vlbert_jax.tasks import get_task
     from vlbert_jax.training.compile_ahead import matmul_flops
+    from vlbert_jax.training.step import LEAST_MEMORY
     from vlbert_jax.weights import export, family_names, vlbert_names
 
     config, shape, task = recipe_of(name, small), question_shape(small, captions), get_task("answer")
@@ -105,7 +106,7 @@ def questions_here(name: str, folder: Path, small: bool, captions: int | None) -
 
     key, made = jax.random.key(0, impl=config.prng_impl), 0
     gradient = jax.jit(jax.value_and_grad(loss_of)).trace(params, key)
-    compiled = gradient.lower().compile()
+    compiled = gradient.lower().compile(LEAST_MEMORY if jax.default_backend() == "cpu" else None)
 
     def step():
         nonlocal made

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+Folded = tuple[Float[Array, "_ _ _ _"], Float[Array, "_"]]  # kernel and shift of a convolution with its norm
 EXPANSION = 4  # channels of the output of a bottleneck, relative to its width
 BATCH_NORM_EPSILON = 1e-5
 # In a model from scratch these keep activations near unit variance, as batch statistics would.
@@ -36,12 +38,15 @@ class ConvNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(outputs), axes=("conv_out",))
         self.variance = nnx.BatchStat(jnp.full(outputs, variance, jnp.float32), axes=("conv_out",))
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
+    def folded(self) -> Folded:
+        """Return the kernel times the scale of the norm, and what the norm adds, in float32."""
         # XLA approximates rsqrt, and computes 1 / sqrt(x) as rsqrt; an error of the scale is the same in every pixel.
         scale = self.gain[...] * jnp.sqrt(1 / (self.variance[...] + BATCH_NORM_EPSILON))
-        shift = self.offset[...] - self.mean[...] * scale
-        x = x.astype(self.dtype)
-        kernel = (self.kernel[...] * scale[None, None, None]).astype(self.dtype)
+        return self.kernel[...] * scale[None, None, None], self.offset[...] - self.mean[...] * scale
+
+    def __call__(self, x: Float[Array, "b h w i"], folded: Folded | None = None) -> Float[Array, "b p q o"]:
+        kernel, shift = self.folded() if folded is None else folded
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if kernel.shape[:2] == (1, 1):  # a matrix product is several times faster in the backward pass on a CPU
             x = _product(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         elif self.dilation > 1 and self.stride == 1:
@@ -176,16 +181,25 @@ class Bottleneck(nnx.Module):
         project = stride != 1 or inputs != outputs
         self.shortcut = ConvNorm(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs) if project else None
 
+    def folded(self) -> dict[str, Folded]:
+        """Return the folded convolutions by their names."""
+        names = ("conv1", "conv2", "conv3", *(() if self.shortcut is None else ("shortcut",)))
+        return {name: getattr(self, name).folded() for name in names}
+
     def __call__(
-        self, x: Float[Array, "b h w i"], cells: Int[Array, "b 2"] | None = None
+        self,
+        x: Float[Array, "b h w i"],
+        cells: Int[Array, "b 2"] | None = None,
+        folded: Mapping[str, Folded] | None = None,
     ) -> Float[Array, "b p q o"]:
         """Return the output; only `cells` (rows, columns) of x are of the image, others are zeros for the 3x3."""
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        x = relu(self.conv1(x))
+        folded = folded or self.folded()
+        shortcut = x if self.shortcut is None else self.shortcut(x, folded["shortcut"])
+        x = relu(self.conv1(x, folded["conv1"]))
         if cells is not None:
             x = zero_beyond(x, -(-cells // self.conv1.stride))
-        x = relu(self.conv2(x))
-        return relu(self.conv3(x) + shortcut, self.conv3.variance[...][0] < 0)
+        x = relu(self.conv2(x, folded["conv2"]))
+        return relu(self.conv3(x, folded["conv3"]) + shortcut, self.conv3.variance[...][0] < 0)
 
 
 class Stage(nnx.Module):
@@ -207,11 +221,18 @@ class Stage(nnx.Module):
                 )
             )
 
+    def folded(self) -> list[dict[str, Folded]]:
+        """Return the folded convolutions of each block, for a loop that reads them many times."""
+        return [block.folded() for block in self.blocks]
+
     def __call__(
-        self, x: Float[Array, "b h w i"], cells: Int[Array, "b 2"] | None = None
+        self,
+        x: Float[Array, "b h w i"],
+        cells: Int[Array, "b 2"] | None = None,
+        folded: Sequence[Mapping[str, Folded]] | None = None,
     ) -> Float[Array, "b p q o"]:
         for i, block in enumerate(self.blocks):
-            x = block(x, cells)
+            x = block(x, cells, folded and folded[i])
             if cells is not None and i == 0:
                 cells = -(-cells // self.stride)
         return x

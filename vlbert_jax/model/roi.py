@@ -92,6 +92,7 @@ def pool_regions(
     """
     size, chunk = (options.size, options.size), options.chunk
     c5 = nnx.merge(graphdef, c5_state)
+    folded = c5.folded()  # once, not for every chunk
     # Padding shares chunks with real regions: a NaN in it would reach the gradients of C5 as 0 * NaN.
     boxes = jnp.where(region_mask[..., None], boxes, 0)
     if region_shapes is not None:
@@ -114,7 +115,7 @@ def pool_regions(
         pool = functools.partial(roi_align, feature_map, **align)
 
     def head(index):
-        x = c5(pool(flat_boxes[index], index // r))
+        x = c5(pool(flat_boxes[index], index // r), folded=folded)
         if flat_shapes is not None:
             x = x * flat_shapes[index][..., None].astype(x.dtype)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
