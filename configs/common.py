@@ -212,8 +212,8 @@ def pretraining() -> ml_collections.ConfigDict:
             num_region_classes=1601,  # 1600 + background
             num_attributes=400,  # of the detector, without "no attribute"
             num_answers=9_500,  # to questions among the captions
-            # Of the relationship: another image's caption, its own; 3 = also another image's object names, which
-            # Oscar's weights have and this data does not sample.
+            # Of the relationship: another image's caption, its own; 3 = also another image's names of regions, where
+            # the architecture reads names (Oscar).
             relationship_classes=2,
         )
     )
@@ -259,7 +259,7 @@ def pretraining() -> ml_collections.ConfigDict:
             features="image",  # image | precomputed
             even_regions=True,
             vocab="bert-base-uncased",
-            class_names="objects_vocab.txt",  # under data_dir; names of the detector's classes, for reports
+            class_names="objects_vocab.txt",  # under data_dir; names of the detector's classes, for reports and Oscar
             text_min_words=64,  # lines are joined until they have this many words
             mask_words=0.15,  # share of words, in captions and text; evaluation always masks 0.15
             mask_regions=0.15,  # share of regions

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import caption, classify, retrieval, vqa
+from configs import caption, classify, pretrain, retrieval, vqa
 from data_prep.build import build_scene_kinds, main
 from data_prep.scenes.world import CLASS_NAMES
 from tests.helpers.retrieval_case import SPECIAL, VOCAB_SIZE, WORDS, build_tables, shrunk
 from tests.helpers.tiny_recipes import shrink
 from vlbert_jax.batch import make_batch
+from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.packing import RegionLayout, pack
 from vlbert_jax.data.tables import Split
 from vlbert_jax.data.tokenizer import tokenizer_of
@@ -25,6 +26,7 @@ from vlbert_jax.tasks.caption.examples import DescriptionLayout, description_exa
 from vlbert_jax.tasks.caption.model import CaptionModel
 from vlbert_jax.tasks.classify.examples import ClassLayout, class_example
 from vlbert_jax.tasks.match.examples import PairLayout, choice_of_pairs, pair_on_device, with_names
+from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
 from vlbert_jax.training import sharding
 from vlbert_jax.training.evaluate import evaluate, evaluate_run, make_score
 from vlbert_jax.training.loop import train
@@ -145,6 +147,61 @@ def test_a_caption_reads_the_names_and_they_do_not_read_it(folder):
     assert reads[:, T:].all()  # names and regions are read by all
     np.testing.assert_array_equal(reads[:T, :T], np.tril(np.ones((T, T), bool)))
     assert not reads[T:, :T].any()
+
+
+# --- Pre-training: names are masked, and may be those of another image -------------------------------
+
+
+def pretrained(folder, relationship=0.2, words=0.9, **fields):
+    """Return the example of a caption, whose masking draws are `words`, with another record at hand."""
+    config = pretrain.get_config("oscar_base")
+    config.model.encoder.vocab_size = VOCAB_SIZE
+    config.model.update(dict(num_region_classes=4, feature_size=3))
+    config.data.update(dict(data_dir=str(folder), vocab=str(folder / "vocab.txt"), features="precomputed"))
+    config.data.update(dict(max_regions=3, text_length=14, sequence_length=17))
+    config.update_from_flattened_dict(fields)
+    scores = np.full((3, 4), 0.1, np.float16)
+    scores[np.arange(3), [3, 2, 1]] = 0.7
+    draws = Samples(
+        flip=0.9, relationship=relationship, other=0.0, words=np.resize(words, 32), replacements=np.full(32, 7),
+        regions=np.full(3, 0.9),
+    )  # fmt: skip
+    record = record_of(caption=["a", "red", "square"], class_scores=scores)
+    other = ["black", "square"], None, None, scores[:, [0, 2, 1, 3]][1:]  # its regions are of classes 1 and 2
+    return caption_example(record, draws, tokenizer_of(config), CaptionLayout.of(config), *other)
+
+
+@pytest.mark.parametrize(
+    ("relationship", "target", "words", "names"),
+    [(0.49, 1, "a red square", "blue square green white"), (0.5, 2, "a red square", "white green"),
+     (0.74, 2, "a red square", "white green"), (0.75, 0, "black square", "blue square green white")],
+)  # fmt: skip
+def test_pairs_of_pre_training(folder, relationship, target, words, names):
+    """Half are right, a quarter have another image's names, a quarter another caption (Oscar+)."""
+    example = pretrained(folder, relationship)
+    assert read(example) == (["[CLS]", *words.split(), "[SEP]"], [*names.split(), "[SEP]"])
+    assert example["relationship"] == target and not example["mlm_mask"].any()
+
+
+def test_two_classes_keep_the_names_of_the_image(folder):
+    example = pretrained(folder, 0.6, **{"model.relationship_classes": 2})
+    assert read(example)[1] == ["blue", "square", "green", "white", "[SEP]"] and example["relationship"] == 0
+
+
+def test_names_are_masked_as_words_are(folder):
+    """Of three words and four names, the second word and the second name are masked; [SEP] is never."""
+    example = pretrained(folder, words=np.array([0.9, 0.1, 0.9, 0.9, 0.1, 0.9, 0.9]))
+    assert read(example) == (["[CLS]", "a", "[MASK]", "square", "[SEP]"], ["blue", "[MASK]", "green", "white", "[SEP]"])
+    labels = [[*SPECIAL, *WORDS][i] for i in example["mlm_labels"][0][example["mlm_mask"][0]]]
+    assert labels == ["red", "square"] and example["mlm_positions"][0, :2].tolist() == [2, 6]
+
+
+@pytest.mark.parametrize(("length", "names"), [(8, ["blue", "square", "[SEP]"]), (6, []), (4, [])])
+def test_names_have_the_room_that_the_caption_leaves(folder, length, names):
+    example = pretrained(folder, words=0.1, **{"data.text_length": length})
+    assert len(read(example)[1]) == len(names)
+    assert example["mlm_mask"].sum() == min(3, length - 2) + max(len(names) - 1, 0)  # what is cut is not predicted
+    assert (example["token_ids"][0] == VOCAB_SIZE).sum() == 3
 
 
 # --- Retrieval: the device joins texts and names ----------------------------------------------------

@@ -73,11 +73,12 @@ class _Captions(_Corpus):
     def example(self, number: int, rng: np.random.Generator) -> Example:
         record = self.records[number]
         draws = draw_samples(rng, self.layout.num_draws, len(record["boxes"]), self.tokenizer.ordinary_ids)
-        other = None
+        caption = scores = None
         if self.layout.relationship and draws.relationship >= 0.5 and len(self.records) > 1:
-            other = self._another(number, draws.other)["caption"]
+            other = self._another(number, draws.other)
+            caption, scores = other["caption"], class_scores(other) if self.layout.wrong_names else None
         swaps = self._swaps(number, draws) if self.layout.swapped_share and self.layout.mrc else None
-        return caption_example(record, draws, self.tokenizer, self.layout, other, self.answers, swaps)
+        return caption_example(record, draws, self.tokenizer, self.layout, caption, self.answers, swaps, scores)
 
     def _another(self, number: int, fraction: float) -> dict:
         """Return a record other than `number`, of at least two; the whole record is read, whatever is used of it."""

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from vlbert_jax.batch import NO_IMAGE, Example, Shapes
 from vlbert_jax.data import masking
-from vlbert_jax.data.class_scores import class_scores, number_of_classes
+from vlbert_jax.data.class_scores import best_classes, class_scores, number_of_classes
 from vlbert_jax.data.examples import (
     ImageLayout,
     check_width,
@@ -51,6 +51,7 @@ class CaptionLayout(ImageLayout):
     mlm: bool
     mrc: bool
     relationship: bool
+    wrong_names: bool = False  # whether half of the wrong pairs have the names of another image's regions instead
     region_classes: bool
     mask_words: float
     mask_regions: float
@@ -89,8 +90,9 @@ class CaptionLayout(ImageLayout):
                 f"config.data.hidden_share is {hidden} and config.data.swapped_share {swapped}: both are shares of the "
                 "regions that are predicted, so their sum must be at most 1."
             )
+        options = cls.options(config, orientation, region_layout(config))
         return cls(
-            **cls.options(config, orientation, region_layout(config)),
+            **options,
             flip_probability=d.flip_probability if train else 0.0,  # evaluation does not mirror
             mask_words=mask_words if objective in ("", "mlm") else 0.0,
             mask_regions=mask_regions if objective in ("", "mrc", "regression") else 0.0,
@@ -106,6 +108,7 @@ class CaptionLayout(ImageLayout):
             mrc=any(losses.get(name, False) for name in ("mrc", "regression", "features")),
             mlm=losses.mlm,
             relationship=losses.relationship and objective in ("", "relationship"),
+            wrong_names=config.model.get("relationship_classes", 2) == 3 and bool(options["class_names"]),
             sequence_length=sequence_length(config),
             text_length=text_length(config),
             num_draws=max(d.sequence_length, text_length(config)),
@@ -132,8 +135,13 @@ def caption_example(
     other_caption: Sequence[str] | None = None,
     vocabulary: AnswerVocabulary | None = None,
     swaps: Mapping[int, np.ndarray] | None = None,
+    other_scores: Float[np.ndarray, "k c"] | None = None,
 ) -> Example:
     """Return an image with its caption, or with `other_caption` where the relationship is sampled as wrong; n = 1.
+
+    Where the architecture reads names of regions, those of the best classes follow the caption, and are masked as words
+    are. With `layout.wrong_names` half of the wrong pairs keep the caption and have the names of `other_scores`: their
+    relationship is 2 (Oscar).
 
     Boxes beyond `max_regions` are not regions of the model, but count in the mean that is the precomputed
     feature of the whole image. `region_mask` is True for rows that the sequence holds. Hidden rows beyond
@@ -148,6 +156,7 @@ def caption_example(
         other_caption: Caption of another record.
         vocabulary: Answers by number, where `layout.answers`.
         swaps: Box -> feature of another image's box that the model sees in its place.
+        other_scores: Class scores of the record of `other_caption`.
 
     Raises:
         ValueError: Classes or features differ in number from the config, or the records lack a field.
@@ -162,14 +171,20 @@ def caption_example(
         asked, hidden = masking.mask_regions(draws, layout.mask_regions, *rule)
 
     own = other_caption is None or not layout.relationship or draws.relationship < 0.5
-    caption = record["caption"] if own else other_caption
+    renamed = not own and layout.wrong_names and draws.relationship < 0.75
+    caption = record["caption"] if own or renamed else other_caption
     words = tokenizer.words(" ".join(caption), layout.sequence_length)  # pyright: ignore[reportCallIssue]
-    ids, labels = _masked(words, draws, tokenizer, layout)
+    names = []
+    if layout.class_names:
+        names = _names(other_scores if renamed else class_scores(record), tokenizer, layout)
+    num_words = min(sum(map(len, words)), layout.sequence_length)
+    ids, labels = _masked([*words, *([name] for name in names)], draws, tokenizer, layout)
     flip = draws.flip < layout.flip_probability
-    example, num_text = _with_image(record, ids, labels, flip, hidden, tokenizer, layout)
+    (ids, names), (labels, of_names) = (np.split(x, [num_words]) for x in (ids, labels))
+    example, num_text = _with_image(record, ids, labels, flip, hidden, tokenizer, layout, names, of_names)
     kept = int(example["region_mask"].sum())
     example.update(
-        relationship=np.int32(own),
+        relationship=np.int32(2 if renamed else own),
         group=np.int32(sum(word.lower() in layout.group_words for word in caption)),
     )
     if layout.mrc:
@@ -209,6 +224,12 @@ def caption_example(
             answer = sampled_answer(*answers_of_record(record), vocabulary, draws.other)
         example["answer"] = np.int32(answer)
     return example
+
+
+def _names(scores: Float[np.ndarray, "n c"], tokenizer: Tokenizer, layout: CaptionLayout) -> list[int]:
+    """Return the ids of the names of the best classes of regions, without those that have no distribution."""
+    known = scores[is_distribution(scores)]
+    return names_of_regions(dict(best_class=best_classes(known)[0] if len(known) else ()), tokenizer, layout)
 
 
 def _swapped(features: Mapping[int, np.ndarray], layout: CaptionLayout) -> Example:
@@ -255,11 +276,13 @@ def _with_image(
     hidden: Bool[np.ndarray, "n"] | None,
     tokenizer: Tokenizer,
     layout: CaptionLayout,
-    names: Sequence[int] = (),
+    names: Sequence[int] | Int[np.ndarray, "q"] = (),
+    name_labels: Int[np.ndarray, "q"] | None = None,
 ) -> tuple[Example, int]:
     """Return `[CLS] caption [SEP]` and the regions, as many of both as fit, and the number of text elements.
 
-    `names`, of the regions, follow as a second part of the text: those for which there is room.
+    `names`, of the regions, follow as a second part of the text: those for which there is room; `name_labels` are their
+    tokens where they are masked, else -1.
     """
     ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
     labels = np.concatenate([[-1], labels, [-1]])
@@ -272,8 +295,13 @@ def _with_image(
     if num_text < len(ids):  # [SEP], the last one, stays
         ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
     image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
-    second = np.array(closed(names, layout.sequence_length - num_text - (kept - first), tokenizer), np.int32)
-    ids, labels = np.concatenate([ids, second]), np.concatenate([labels, np.full(len(second), -1)])
+    room = layout.sequence_length if layout.regions.apart else layout.sequence_length - (kept - first)
+    room = min(room, layout.text_length) - num_text
+    second = np.array(closed(np.asarray(names, np.int32).tolist(), room, tokenizer), np.int32)
+    second_labels = np.full(len(second), -1)
+    if name_labels is not None and len(second):
+        second_labels[:-1] = name_labels[: len(second) - 1]
+    ids, labels = np.concatenate([ids, second]), np.concatenate([labels, second_labels])
     segments = np.repeat(np.array([0, 1], np.int32), [num_text, len(second)])
     num_text = len(ids)
     zeros = np.zeros(num_text, np.int32)

@@ -29,7 +29,8 @@ class PretrainTargets(Arrays):
     # Rows of regions that the model sees with the feature of another image's region, 0 = none, and these features.
     swap_rows: Int[Array | np.ndarray, "b w"] | None = padding(0, default=None)
     swap_features: Float[Array | np.ndarray, "b w g"] | None = padding(0, default=None)
-    relationship: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)  # 1 = caption belongs to image
+    # 1 = caption belongs to image, 0 = it does not, 2 = the names of regions do not.
+    relationship: Int[Array | np.ndarray, "b"] | None = padding(0, default=None)
     region_classes: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)  # most probable class; -1 = none
     # Most probable object and attribute of each region, without the background, from 0; -1 = none. And their scores.
     objects: Int[Array | np.ndarray, "b r"] | None = padding(-1, default=None)
