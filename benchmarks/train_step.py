@@ -17,6 +17,7 @@ the measurement. At most two models are in memory.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -94,6 +95,7 @@ def synthetic_batch(config: ml_collections.ConfigDict, shape: dict, seed: int = 
     rng, regions, (width, height) = np.random.default_rng(seed), shape["boxes"] - 1, shape["image"]
     tokenizer = synthetic_tokenizer(config.model.encoder.vocab_size)
     layout = CaptionLayout.of(config, usual_orientation(config))
+    layout = dataclasses.replace(layout, class_names="")  # the caption fills the text, without names of regions
     words = [token for token in invented_tokens(tokenizer.vocab_size) if token.startswith("word")]
 
     def record() -> dict:

@@ -69,10 +69,10 @@ def test_few_regions_of_padding_are_computed(models, monkeypatch):
     """The four boxes and the whole image take two chunks of four; the size of a chunk changes no feature."""
     counted, stage = [], Stage.__call__
 
-    def counting(self, x, *rest):
+    def counting(self, x, *rest, **options):
         if x.shape[1:3] == (2, 2):  # the regions of the tiny recipe; feature maps are larger
             jax.debug.callback(lambda: counted.append(len(x)))
-        return stage(self, x, *rest)
+        return stage(self, x, *rest, **options)
 
     monkeypatch.setattr(Stage, "__call__", counting)
     boxes = [[10 * i, 5 * i, 10 * i + 40, 5 * i + 60] for i in range(4)]
