@@ -168,16 +168,13 @@ def fractions_of(boxes: np.ndarray, size: tuple[int, int]) -> str:
 def decode_regions(record: Mapping[str, Any], with_features: bool, with_classes: bool = False) -> ImageRegions:
     """Return the regions of a JSON object; features and the best classes only if requested. Raises Unusable."""
     record, size = _counted(record)
-    classes: tuple[np.ndarray, ...] = ()
+    scores = np.zeros((0, 0), "f4")
     if with_classes:
         if "classes" not in record:
             raise Unusable(f"the region file has no class scores (field 'classes'); {NO_CLASSES}")
         scores = decode_floats(record, "classes")
         if scores.shape[1] < 2:
             raise Unusable("classes: there is no class next to column 0, the background")
-        if not np.isfinite(scores).all():
-            raise Unusable("classes: some values are not finite")
-        classes = best_classes(scores)
     boxes, features, image_feature = decode_floats(record, "boxes"), np.zeros((0, 0), "f4"), np.zeros(0, "f4")
     if with_features:
         features = decode_floats(record, "features")
@@ -185,12 +182,13 @@ def decode_regions(record: Mapping[str, Any], with_features: bool, with_classes:
             raise Unusable("features: the array is empty")
         if "image_box_feature" in record:
             image_feature = decode_floats(record | dict(num_boxes=1), "image_box_feature")[0]
-    for field, array in (("boxes", boxes), ("features", features), ("image_box_feature", image_feature)):
+    arrays = dict(classes=scores, boxes=boxes, features=features, image_box_feature=image_feature)
+    for field, array in arrays.items():
         if not np.isfinite(array).all():
             raise Unusable(f"{field}: some values are not finite")
     if reason := fractions_of(boxes, size):
         raise Unusable(reason)
-    return ImageRegions(size, boxes, features, image_feature, *classes)
+    return ImageRegions(size, boxes, features, image_feature, *(best_classes(scores) if with_classes else ()))
 
 
 def decode_detections(record: Mapping[str, Any], with_features: bool, with_attributes: bool = False) -> Detections:

@@ -189,11 +189,10 @@ class Bottleneck(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b h w i"],
+        folded: Mapping[str, Folded],
         cells: Int[Array, "b 2"] | None = None,
-        folded: Mapping[str, Folded] | None = None,
     ) -> Float[Array, "b p q o"]:
         """Return the output; only `cells` (rows, columns) of x are of the image, others are zeros for the 3x3."""
-        folded = folded or self.folded()
         shortcut = x if self.shortcut is None else self.shortcut(x, folded["shortcut"])
         x = relu(self.conv1(x, folded["conv1"]))
         if cells is not None:
@@ -231,8 +230,8 @@ class Stage(nnx.Module):
         cells: Int[Array, "b 2"] | None = None,
         folded: Sequence[Mapping[str, Folded]] | None = None,
     ) -> Float[Array, "b p q o"]:
-        for i, block in enumerate(self.blocks):
-            x = block(x, cells, folded and folded[i])
+        for i, (block, of_block) in enumerate(zip(self.blocks, folded or self.folded(), strict=True)):
+            x = block(x, of_block, cells)
             if cells is not None and i == 0:
                 cells = -(-cells // self.stride)
         return x
