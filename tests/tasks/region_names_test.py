@@ -152,8 +152,11 @@ def test_a_caption_reads_the_names_and_they_do_not_read_it(folder):
 # --- Pre-training: names are masked, and may be those of another image -------------------------------
 
 
-def pretrained(folder, relationship=0.2, words=0.9, **fields):
-    """Return the example of a caption, whose masking draws are `words`, with another record at hand."""
+def pretrained(folder, relationship=0.2, words=0.9, unknown=(), **fields):
+    """Return the example of a caption, whose masking draws are `words`, with another record at hand.
+
+    Regions `unknown` have no class.
+    """
     config = pretrain.get_config("oscar_base")
     config.model.encoder.vocab_size = VOCAB_SIZE
     config.model.update(dict(num_region_classes=4, feature_size=3))
@@ -162,6 +165,7 @@ def pretrained(folder, relationship=0.2, words=0.9, **fields):
     config.update_from_flattened_dict(fields)
     scores = np.full((3, 4), 0.1, np.float16)
     scores[np.arange(3), [3, 2, 1]] = 0.7
+    scores[list(unknown)] = 0
     draws = Samples(
         flip=0.9, relationship=relationship, other=0.0, words=np.resize(words, 32), replacements=np.full(32, 7),
         regions=np.full(3, 0.9),
@@ -186,6 +190,11 @@ def test_pairs_of_pre_training(folder, relationship, target, words, names):
 def test_two_classes_keep_the_names_of_the_image(folder):
     example = pretrained(folder, 0.6, **{"model.relationship_classes": 2})
     assert read(example)[1] == ["blue", "square", "green", "white", "[SEP]"] and example["relationship"] == 0
+
+
+def test_a_region_without_a_class_gives_its_name_to_no_region_beyond_the_limit(folder):
+    example = pretrained(folder, unknown=[0], **{"data.max_regions": 2})
+    assert read(example)[1] == ["green", "[SEP]"]
 
 
 def test_names_are_masked_as_words_are(folder):

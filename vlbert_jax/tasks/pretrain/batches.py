@@ -76,7 +76,8 @@ class _Captions(_Corpus):
         caption = scores = None
         if self.layout.relationship and draws.relationship >= 0.5 and len(self.records) > 1:
             other = self._another(number, draws.other)
-            caption, scores = other["caption"], class_scores(other) if self.layout.wrong_names else None
+            caption = other["caption"]
+            scores = class_scores(other, slice(self.layout.max_regions)) if self.layout.wrong_names else None
         swaps = self._swaps(number, draws) if self.layout.swapped_share and self.layout.mrc else None
         return caption_example(record, draws, self.tokenizer, self.layout, caption, self.answers, swaps, scores)
 

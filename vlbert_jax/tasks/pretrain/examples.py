@@ -156,7 +156,7 @@ def caption_example(
         other_caption: Caption of another record.
         vocabulary: Answers by number, where `layout.answers`.
         swaps: Box -> feature of another image's box that the model sees in its place.
-        other_scores: Class scores of the record of `other_caption`.
+        other_scores: Class scores of the regions of `other_caption`'s record, at most `max_regions`.
 
     Raises:
         ValueError: Classes or features differ in number from the config, or the records lack a field.
@@ -176,7 +176,8 @@ def caption_example(
     words = tokenizer.words(" ".join(caption), layout.sequence_length)  # pyright: ignore[reportCallIssue]
     names = []
     if layout.class_names:
-        names = _names(other_scores if renamed else class_scores(record), tokenizer, layout)
+        scores = other_scores if renamed else class_scores(record, slice(layout.max_regions))
+        names = _names(scores, tokenizer, layout)
     num_words = min(sum(map(len, words)), layout.sequence_length)
     ids, labels = _masked([*words, *([name] for name in names)], draws, tokenizer, layout)
     flip = draws.flip < layout.flip_probability
@@ -295,8 +296,8 @@ def _with_image(
     if num_text < len(ids):  # [SEP], the last one, stays
         ids, labels = (np.append(x[: num_text - 1], x[-1]) for x in (ids, labels))
     image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
-    room = layout.sequence_length if layout.regions.apart else layout.sequence_length - (kept - first)
-    room = min(room, layout.text_length) - num_text
+    regions = 0 if layout.regions.apart else kept - first
+    room = min(layout.sequence_length - regions, layout.text_length) - num_text
     second = np.array(closed(np.asarray(names, np.int32).tolist(), room, tokenizer), np.int32)
     second_labels = np.full(len(second), -1)
     if name_labels is not None and len(second):
