@@ -14,7 +14,7 @@ SCORES = np.array([0.9, 0.1, 0.8, 0.3, 0.15, 0.7, 0.2, 0.6, 0.5, 0.4, 0.35, 0.25
 
 
 def record_of(scores, features=True):
-    """Return regions whose number stands in their box, features and class."""
+    """Return regions; the box, the features and the class of each contain its number."""
     numbers = np.arange(len(scores))
     record = dict(boxes=np.tile(numbers[:, None], 4), best_score=scores, best_class=numbers, image_size=(9, 9))
     return record | dict(features=numbers[:, None] if features else np.zeros((0, 0)))
