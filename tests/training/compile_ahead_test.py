@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import importlib.util
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 
 from configs import pretrain as recipes
 from tests.helpers.pretrain_case import shrunk
-from vlbert_jax.model.resnet import wide_convolution
+from vlbert_jax.model.resnet import tiled_convolution
 from vlbert_jax.tasks.pretrain import task as pretrain
 from vlbert_jax.training import compile_ahead, sharding
 
@@ -168,11 +169,13 @@ def test_flops_of_loops_branches_and_devices():
     convolution = jax.lax.conv_general_dilated
     image, kernel = jnp.ones((1, 3, 6, 6)), jnp.ones((5, 3, 3, 3))
     assert count(lambda a, b: convolution(a, b, (1, 1), "SAME"), image, kernel) == 2 * 5 * 36 * 27
-    # The gradients of a wide convolution compute two more, and not the convolution itself again. The products of the
-    # CPU also count two columns of padding in a row of 16.
+    # The gradients of a convolution compute two more, and not the convolution itself again. The tiles of a CPU, which
+    # need fewer products, do not count.
     image, kernel = jnp.ones((1, 16, 16, 128)), jnp.ones((3, 3, 128, 128))
-    gradients = jax.value_and_grad(lambda a, b: wide_convolution(a, b).sum(), argnums=(0, 1))
-    assert count(gradients, image, kernel) == pytest.approx((2 + 18 / 16) * count(wide_convolution, image, kernel))
+    gradients = jax.value_and_grad(lambda a, b: tiled_convolution(a, b, 1).sum(), argnums=(0, 1))
+    direct = 2 * 16 * 16 * 128 * 9 * 128
+    assert count(functools.partial(tiled_convolution, dilation=1), image, kernel) == direct
+    assert count(gradients, image, kernel) == 3 * direct
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         own = jax.shard_map(jnp.matmul, in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data"))

@@ -2,13 +2,14 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+
+from vlbert_jax.model import winograd
 
 Folded = tuple[Float[Array, "_ _ _ _"], Float[Array, "_"]]  # kernel and shift of a convolution with its norm
 EXPANSION = 4  # channels of the output of a bottleneck, relative to its width
@@ -16,7 +17,7 @@ BATCH_NORM_EPSILON = 1e-5
 # In a model from scratch these keep activations near unit variance, as batch statistics would.
 PIXEL_VARIANCE = 60.0**2
 BRANCH_GAIN = 0.3
-WIDE = 128  # input channels from which the gradient of a 3x3 kernel is a sum of products on a CPU
+WIDE = 128  # input channels from which a 3x3 convolution is Winograd's on a CPU
 
 
 class ConvNorm(nnx.Module):
@@ -45,37 +46,16 @@ class ConvNorm(nnx.Module):
         return self.kernel[...] * scale[None, None, None], self.offset[...] - self.mean[...] * scale
 
     def __call__(self, x: Float[Array, "b h w i"], folded: Folded | None = None) -> Float[Array, "b p q o"]:
-        kernel, shift = self.folded() if folded is None else folded
+        kernel, shift = folded or self.folded()
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if kernel.shape[:2] == (1, 1):  # a matrix product is several times faster in the backward pass on a CPU
+        size, _, inputs, _ = kernel.shape
+        if size == 1:  # a matrix product is several times faster in the backward pass on a CPU
             x = _product(x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        elif self.dilation > 1 and self.stride == 1:
-            x = jax.lax.platform_dependent(x, kernel, cpu=self._gathered_product, default=self._convolution)
+        elif size == winograd.TAPS and self.stride == 1 and (self.dilation > 1 or inputs >= WIDE):
+            x = tiled_convolution(x, kernel, self.dilation)
         else:
-            x = self._convolution(x, kernel)
+            x = _convolution(x, kernel, self.stride, self.padding, self.dilation)
         return x + shift.astype(self.dtype)[None, None, None]
-
-    def _convolution(self, x, kernel):
-        if kernel.shape[:2] == (3, 3) and kernel.shape[2] >= WIDE and self.stride == self.dilation == 1:
-            return wide_convolution(x, kernel)
-        return _convolution(x, kernel, self.stride, self.padding, self.dilation)
-
-    def _gathered_product(self, x, kernel):
-        """Return the same as one matrix product over gathered taps, for C5, which runs under `scan` and `cond`.
-
-        There the CPU backend of XLA compiles the gradient of a convolution to a naive loop, 200 times slower.
-        """
-        _, height, width, _ = x.shape
-        pad = (self.padding, self.padding)
-
-        @jax.checkpoint  # store x, as a convolution does, instead of its copies
-        def product(x, kernel):
-            padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-            corners = [(row * self.dilation, column * self.dilation) for row, column in np.ndindex(kernel.shape[:2])]
-            taps = [padded[:, top : top + height, left : left + width] for top, left in corners]
-            return _product(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
-
-        return product(x, kernel)
 
 
 @jax.custom_jvp
@@ -122,51 +102,42 @@ def _convolution(x, kernel, stride: int, padding: int, dilation: int):
     )
 
 
-@jax.custom_vjp
-def wide_convolution(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
-    """Return the 3x3 convolution with padding 1.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def tiled_convolution(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"], dilation: int
+) -> Float[Array, "b h w o"]:
+    """Return the 3x3 convolution with stride 1 and a padding of `dilation` zeros, on a CPU by tiles.
 
-    XLA's CPU backend computes the gradient of a kernel as a convolution whose window is the whole map. From `WIDE`
-    channels on, nine matrix products take 40 to 70 % of its time; with fewer channels they are slower.
+    The gradients of XLA's CPU backend are slower still: that of a kernel is a convolution whose window is the whole
+    map, and in a loop (C5) it compiles a naive one, 200 times slower.
     """
-    return _convolution(x, kernel, 1, 1, 1)
+    by_tiles, direct = (functools.partial(way, dilation=dilation) for way in (winograd.convolution, _dilated))
+    return jax.lax.platform_dependent(x, kernel, cpu=by_tiles, default=direct)
 
 
-def _forward(x, kernel):
-    return wide_convolution(x, kernel), (x, kernel)
+def _dilated(x, kernel, dilation: int):
+    return _convolution(x, kernel, 1, dilation, dilation)
 
 
-def _backward(residuals, gradient):
-    x, kernel = residuals
-
-    # A transposed function does not compute the convolution itself again, as a vjp would until XLA removes it.
-    def of_kernel(x, gradient):
-        return jax.linear_transpose(lambda kernel: _convolution(x, kernel, 1, 1, 1), kernel)(gradient)[0]
-
-    of_x = jax.linear_transpose(lambda x: _convolution(x, kernel, 1, 1, 1), x)(gradient)[0]
-    return of_x, jax.lax.platform_dependent(x, gradient, cpu=_kernel_gradient, default=of_kernel)
+def _forward(x, kernel, dilation: int):
+    return tiled_convolution(x, kernel, dilation), (x, kernel)
 
 
-def _kernel_gradient(x: Float[Array, "b h w i"], gradient: Float[Array, "b h w o"]) -> Float[Array, "3 3 i o"]:
-    """Return the gradient of a 3x3 kernel: for each tap, the product of the shifted input with the gradient.
+def _backward(dilation: int, residuals, gradient):
+    def by(way: Callable, x, kernel, gradient):
+        # A transposed function does not compute the convolution itself again, as a vjp would until XLA removes it.
+        of_x = jax.linear_transpose(lambda x: way(x, kernel, dilation), x)
+        of_kernel = jax.linear_transpose(lambda kernel: way(x, kernel, dilation), kernel)
+        return *of_x(gradient), *of_kernel(gradient)
 
-    Rows of the padded maps follow each other, so a shifted map is one piece of memory. It has two columns of padding in
-    each row, which meet zeros of the gradient.
-    """
-    batch, height, width, inputs = x.shape
-    row = width + 2
-    x = jnp.pad(x, ((0, 0), (1, 2), (1, 1), (0, 0))).reshape(batch, -1, inputs)  # the last shifts overhang by a row
-    gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, 2), (0, 0))).reshape(-1, gradient.shape[-1])
-    shifts = jnp.asarray([top * row + left for top in range(3) for left in range(3)])
+    def by_tiles(x, kernel, gradient):
+        never = jnp.isnan(kernel[0, 0, 0, 0])  # XLA would keep the tiles of the forward pass
+        return by(winograd.convolution, _kept(x, never), _kept(kernel, never), gradient)
 
-    def tap(shift):
-        return jax.lax.dynamic_slice_in_dim(x, shift, height * row, 1).reshape(-1, inputs).T @ gradient
-
-    # Outside a loop XLA makes the shifted maps in the forward pass and keeps them, nine for each convolution.
-    return jax.lax.map(tap, shifts).reshape(3, 3, inputs, -1)
+    return jax.lax.platform_dependent(*residuals, gradient, cpu=by_tiles, default=functools.partial(by, _dilated))
 
 
-wide_convolution.defvjp(_forward, _backward)
+tiled_convolution.defvjp(_forward, _backward)
 
 
 class Bottleneck(nnx.Module):

@@ -92,7 +92,6 @@ def pool_regions(
     """
     size, chunk = (options.size, options.size), options.chunk
     c5 = nnx.merge(graphdef, c5_state)
-    folded = c5.folded()  # once, not for every chunk
     # Padding shares chunks with real regions: a NaN in it would reach the gradients of C5 as 0 * NaN.
     boxes = jnp.where(region_mask[..., None], boxes, 0)
     if region_shapes is not None:
@@ -114,23 +113,24 @@ def pool_regions(
         align = dict(size=size, samples=options.samples, scale=scale, cells=cells)
         pool = functools.partial(roi_align, feature_map, **align)
 
-    def head(index):
+    def head(folded, index):
         x = c5(pool(flat_boxes[index], index // r), folded=folded)
         if flat_shapes is not None:
             x = x * flat_shapes[index][..., None].astype(x.dtype)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
-    if options.remat:
-        head = jax.checkpoint(head)
+    # Without a policy the `cond` would store the kernels for the backward pass, again for each chunk.
+    policies = jax.checkpoint_policies
+    policy = policies.nothing_saveable if options.remat else policies.everything_saveable
 
-    def pool_chunk(_, index):
-        shape = jax.eval_shape(head, index)
-        pooled = jax.lax.cond(
-            flat_mask[index].any(), head, lambda _: jnp.zeros(shape.shape, shape.dtype), index
-        )
-        return None, pooled
+    @functools.partial(jax.checkpoint, policy=policy)
+    def pool_chunk(folded, index):
+        shape = jax.eval_shape(head, folded, index)
+        zeros = jnp.zeros(shape.shape, shape.dtype)
+        return jax.lax.cond(flat_mask[index].any(), head, lambda *_: zeros, folded, index)
 
-    _, pooled = jax.lax.scan(pool_chunk, None, order.reshape(-1, chunk))
+    folded = c5.folded()  # once, not for every chunk
+    _, pooled = jax.lax.scan(lambda _, index: (None, pool_chunk(folded, index)), None, order.reshape(-1, chunk))
     pooled = pooled.reshape(-1, pooled.shape[-1])[place].reshape(b, r, -1)
     pooled = jax.lax.stop_gradient(pooled) if options.frozen else pooled
     return jnp.where(region_mask[..., None], pooled, 0)
