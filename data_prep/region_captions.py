@@ -68,7 +68,7 @@ from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_f
 from data_prep.caption_answers import answer_scores
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder, bad_boxes
-from vlbert_jax.data.class_scores import class_scores, largest_scores
+from vlbert_jax.data.class_scores import class_scores, largest_scores, rounded
 from vlbert_jax.data.region_files import Detections, Unusable, decode_detections, grid_boxes, parse_record
 from vlbert_jax.files import parse_json
 
@@ -275,7 +275,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             regions = _of_rows(regions, order)
         record = dict(
             index=number, image_id=entry.image_id, image=image, image_size=np.array(size, np.int32),
-            caption=words, boxes=regions.boxes, class_scores=regions.scores.astype(self.dtype),
+            caption=words, boxes=regions.boxes, class_scores=rounded(regions.scores, self.dtype),
             features=regions.features,
         )  # fmt: skip
         if self.top_scores:
@@ -284,7 +284,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
                 raise SourceError(f"{has}, fewer than --scores=top{self.top_scores}; choose a smaller number")
             record |= largest_scores(record["class_scores"], self.top_scores)
         if self.attributes:
-            record["attribute_scores"] = regions.attributes.astype(self.dtype)
+            record["attribute_scores"] = rounded(regions.attributes, self.dtype)
         if self.answers:
             record |= dict(answers=list(answers), answer_scores=np.array([*answers.values()], np.float32))
         return record, notes

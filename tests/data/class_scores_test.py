@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from vlbert_jax.data.class_scores import class_scores, largest_scores, number_of_classes
+from vlbert_jax.data.class_scores import class_scores, largest_scores, number_of_classes, rounded
 from vlbert_jax.tasks.pretrain.examples import is_distribution
 
 NUM, CLASSES = 40, 300
@@ -17,6 +17,20 @@ def scores_of(dtype=np.float16, seed=0) -> np.ndarray:
     scores[0], scores[1, :100], scores[1, 100:] = 1 / CLASSES, 0.01, 0
     scores[2] /= 2
     return scores.astype(dtype)
+
+
+def test_scores_are_rounded_as_numpy_does():
+    """All numbers of float16, the middles between them, and their neighbors in float32; infinity and NaN, too."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = np.sort(halves[np.isfinite(halves)]).astype(np.float32)
+    points = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2])
+    numbers = np.concatenate([points, np.nextafter(points, np.float32(-1e9)), np.nextafter(points, np.float32(1e9))])
+    scores = numbers[np.abs(numbers) < np.finfo(np.float16).max][None]
+    found = rounded(scores, np.dtype(np.float16))
+    np.testing.assert_array_equal(found.view(np.uint16), scores.astype(np.float16).view(np.uint16))
+    special = np.array([[np.inf, -np.inf, np.nan, 65504, 1e-7]], np.float32)
+    np.testing.assert_array_equal(rounded(special, np.dtype(np.float16)), special.astype(np.float16))
+    assert rounded(special, np.dtype(np.float32)).dtype == np.float32
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

@@ -13,6 +13,25 @@ from jaxtyping import Float, Float32, Int32
 
 from vlbert_jax.files import read_lines
 
+LEAST_NORMAL = np.float32(2**-14)  # of float16
+
+
+def rounded(scores: Float32[np.ndarray, "n c"], dtype: np.dtype) -> Float[np.ndarray, "n c"]:
+    """Return `scores.astype(dtype)`, ten times as fast where float16 has many numbers below its least normal one.
+
+    Most scores of a detector that is sure of its classes are such numbers. NumPy converts each of them by itself.
+    """
+    size = np.abs(scores)
+    if dtype != np.float16 or not (size < np.finfo(np.float16).max).all():
+        return scores.astype(dtype)
+    bits = scores.view(np.uint32)
+    # Below it, a float16 counts the smallest one. Above, its bits are those of float32 with another bias.
+    small = np.rint(np.minimum(size, LEAST_NORMAL) * np.float32(2**24)).astype(np.uint16)
+    magnitude = (bits & 0x7FFFFFFF) - (112 << 23)
+    large = (magnitude + 0xFFF + (magnitude >> 13 & 1)) >> 13  # ties become even
+    found = np.where(size < LEAST_NORMAL, small, large.astype(np.uint16)) | (bits >> 16 & 0x8000).astype(np.uint16)
+    return found.view(np.float16)
+
 
 def largest_scores(scores: Float[np.ndarray, "n c"], number: int) -> dict[str, Any]:
     """Return the fields of a record that keep the largest scores of each region.
