@@ -8,7 +8,8 @@ base_prec with its base model; for vqa, the answers to a question about an image
 
 1. Each matrix product and convolution of the step is timed alone, at the size and in the form in which it occurs. Their
    sum is the time that the step would take if it did nothing else; the rate is that of the machine at these sizes.
-   Those of vqa are counted without padding, which the step does compute.
+   Those of vqa are counted without padding, which the step does compute. A convolution that a CPU computes by tiles
+   (vlbert_jax/model/winograd.py) counts as a convolution, so a step can take less than their sum.
 2. The step is timed, with its page faults and the time that the system spends (it clears the pages).
 3. One step is traced. Every operation of the compiled program is of one kind, and of the forward pass, the backward
    pass, or the optimizer, by the operations of its fusion and by the name that JAX gives it. The table has the time of

@@ -68,12 +68,9 @@ from data_prep.builder import Made, Note, OrderedBuilder, array_feature, image_f
 from data_prep.caption_answers import answer_scores
 from data_prep.manifest import SourceError
 from data_prep.sources import ArchiveFolder, bad_boxes
-from vlbert_jax.data.class_scores import class_scores, largest_scores, rounded
+from vlbert_jax.data.class_scores import are_distributions, class_scores, largest_scores, rounded
 from vlbert_jax.data.region_files import Detections, Unusable, decode_detections, grid_boxes, parse_record
 from vlbert_jax.files import parse_json
-
-# In the official code, a region whose class scores do not sum to 1 within this is never a target.
-SUM_TOLERANCE = 0.1
 
 
 @dataclasses.dataclass
@@ -330,11 +327,6 @@ def _parse_line(number: int, line: bytes, notes: list[Note], has_regions: bool) 
     except (KeyError, TypeError, ValueError) as error:
         raise Unusable(f"the line of the index cannot be used: {type(error).__name__} {error}") from None
     return _Item(number, image_id, detections, caption, entry.get("answers"), notes)
-
-
-def are_distributions(scores: np.ndarray) -> np.ndarray:
-    """Return which rows of class scores [n, c] sum to 1, bool [n]; the others are never a target."""
-    return np.abs(scores.sum(1, dtype=np.float32) - 1) < SUM_TOLERANCE
 
 
 def _words(caption: Any) -> list[str]:

@@ -4,8 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from vlbert_jax.data.class_scores import class_scores, largest_scores, number_of_classes, rounded
-from vlbert_jax.tasks.pretrain.examples import is_distribution
+from vlbert_jax.data.class_scores import (
+    are_distributions,
+    class_scores,
+    largest_scores,
+    number_of_classes,
+    rounded,
+    widened,
+)
 
 NUM, CLASSES = 40, 300
 
@@ -22,6 +28,7 @@ def scores_of(dtype=np.float16, seed=0) -> np.ndarray:
 def test_scores_are_rounded_as_numpy_does():
     """All numbers of float16, the middles between them, and their neighbors in float32; infinity and NaN, too."""
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    np.testing.assert_array_equal(widened(halves[None])[0], halves.astype(np.float32))
     halves = np.sort(halves[np.isfinite(halves)]).astype(np.float32)
     points = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2])
     numbers = np.concatenate([points, np.nextafter(points, np.float32(-1e9)), np.nextafter(points, np.float32(1e9))])
@@ -54,7 +61,7 @@ def test_the_largest_scores_are_exact_and_the_sum_stays(dtype, number):
     best = np.argsort(-scores.astype(np.float32), axis=1, kind="stable")[:, :number]
     np.testing.assert_array_equal(np.take_along_axis(read, best, 1), np.take_along_axis(scores, best, 1))
     np.testing.assert_allclose(read.sum(1), scores.sum(1, dtype=np.float32), atol=1e-6)  # rounding of float32
-    np.testing.assert_array_equal(is_distribution(read), is_distribution(scores))
+    np.testing.assert_array_equal(are_distributions(read), are_distributions(scores))
     for first in (0, 1):  # the most probable class, with and without the background, and its score
         np.testing.assert_array_equal(read[:, first:].argmax(1), scores[:, first:].argmax(1))
         np.testing.assert_array_equal(read[:, first:].max(1), scores[:, first:].max(1))

