@@ -23,8 +23,10 @@ def rounded(scores: Float32[np.ndarray, "n c"], dtype: np.dtype) -> Float[np.nda
 
     Most scores of a detector that is sure of its classes are such numbers. NumPy converts each of them by itself.
     """
+    if dtype != np.float16:
+        return scores.astype(dtype)
     size = np.abs(scores)
-    if dtype != np.float16 or not (size < np.finfo(np.float16).max).all():
+    if not (size < np.finfo(np.float16).max).all():
         return scores.astype(dtype)
     bits = scores.view(np.uint32)
     # Below it, a float16 counts the smallest one. Above, its bits are those of float32 with another bias.
@@ -36,8 +38,8 @@ def rounded(scores: Float32[np.ndarray, "n c"], dtype: np.dtype) -> Float[np.nda
 
 
 def widened(scores: Float[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
-    """Return `scores.astype(np.float32)`, ten times as fast for float16, each of which NumPy converts by itself."""
-    return np.take(FLOATS, scores.view(np.uint16)) if scores.dtype == np.float16 else scores.astype(np.float32)
+    """Return the scores in float32, for float16 ten times as fast as NumPy, which converts each by itself."""
+    return np.take(FLOATS, scores.view(np.uint16)) if scores.dtype == np.float16 else np.asarray(scores, np.float32)
 
 
 def are_distributions(scores: Float[np.ndarray, "n c"]) -> Bool[np.ndarray, "n"]:

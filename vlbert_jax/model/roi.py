@@ -119,7 +119,7 @@ def pool_regions(
             x = x * flat_shapes[index][..., None].astype(x.dtype)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
-    # Without a policy the `cond` would store the kernels for the backward pass, again for each chunk.
+    # Without `jax.checkpoint` the `cond` would store the kernels for the backward pass, again for each chunk.
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if options.remat else policies.everything_saveable
 
