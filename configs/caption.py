@@ -2,8 +2,8 @@
 
     python -m vlbert_jax.main --config=configs/caption.py:VARIANT --workdir=DIR --config.init.checkpoint=PRETRAINED
 
-Variants: demo (default), coco. PRETRAINED is the workdir of a pre-training run, a step's folder in it, or what
-`python -m vlbert_jax.convert` made of a released `.model`.
+Variants: demo (default), coco, coco_oscar. PRETRAINED is the workdir of a pre-training run, a step's folder in it, or
+what `python -m vlbert_jax.convert` made of a released `.model`.
 
 Some tokens of a caption are masked; each word reads only the words before it and the image. A caption is then written
 word by word, by beam search. Evaluation reports the loss and the accuracy of masked tokens of one caption per image;
@@ -91,7 +91,23 @@ def coco() -> ml_collections.ConfigDict:
     return config
 
 
-VARIANTS = (demo, coco)
+def coco_oscar() -> ml_collections.ConfigDict:
+    """Oscar base on 50 precomputed regions and 30 tokens of their names, with the updates of coco.
+
+        python -m vlbert_jax.main --config=configs/caption.py:coco_oscar --workdir=DIR \\
+            --config.init.checkpoint=OSCAR_BASE
+
+    Images are built with --classes; OSCAR_BASE is pre-trained by configs/pretrain.py:oscar_base. Reached by the paper
+    with the optimization of CIDEr: BLEU-4 40.5, METEOR 29.7, CIDEr 137.6 on test.
+    """
+    config = coco()
+    config.model.architecture = "oscar"
+    config.optimizer.update(common.OPTIMIZER_OF_OSCAR)
+    config.data.update(dict(text_length=40, sequence_length=120, flip_probability=0.0))
+    return config
+
+
+VARIANTS = (demo, coco, coco_oscar)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:

@@ -102,6 +102,12 @@ def encoder(size: str) -> ml_collections.ConfigDict:
     )
 
 
+def enlarge(config: ml_collections.ConfigDict) -> None:
+    """Give the encoder of a recipe the sizes of `large`; its other fields stay."""
+    large, sizes = encoder("large"), ("hidden_size", "num_layers", "num_heads", "mlp_size")
+    config.model.encoder.update({name: large[name] for name in sizes})
+
+
 def two_stream() -> ml_collections.ConfigDict:
     """Return the sizes of two-stream architectures (lxmert, vilbert); empty values and zeros are the published ones.
 
@@ -261,6 +267,7 @@ def pretraining() -> ml_collections.ConfigDict:
             vocab="bert-base-uncased",
             class_names="objects_vocab.txt",  # under data_dir; names of the detector's classes, for reports and Oscar
             text_min_words=64,  # lines are joined until they have this many words
+            second_caption=False,  # read another caption too, of the image or, as a wrong pair, of another (VisualBERT)
             mask_words=0.15,  # share of words, in captions and text; evaluation always masks 0.15
             mask_regions=0.15,  # share of regions
             mask_tokens=False,  # True: each token for itself, not whole words (VL-BERT's siblings)

@@ -201,7 +201,7 @@ def large_e2e() -> ml_collections.ConfigDict:
     days on 16 V100 of 16 GB.
     """
     config = base_e2e()
-    config.model.encoder = common.encoder("large")
+    common.enlarge(config)
     config.grad_accumulation_steps = 2
     return config
 
@@ -215,7 +215,7 @@ def large_prec() -> ml_collections.ConfigDict:
     The authors used 4 V100 of 16 GB; their time is not published.
     """
     config = base_prec()
-    config.model.encoder = common.encoder("large")
+    common.enlarge(config)
     return config
 
 

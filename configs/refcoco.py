@@ -119,7 +119,7 @@ def large_detected() -> ml_collections.ConfigDict:
     paper: val 72.59, testA 78.57, testB 62.30. The authors used 4 V100 of 16 GB; their time is not published.
     """
     config = base_detected()
-    config.model.encoder = common.encoder("large")
+    common.enlarge(config)
     config.grad_accumulation_steps = 4
     return config
 

@@ -81,14 +81,15 @@ def vilbert_base() -> ml_collections.ConfigDict:
 
 
 def visualbert_base() -> ml_collections.ConfigDict:
-    """VisualBERT on captions of COCO: words and matching, no region is hidden.
+    """VisualBERT on pairs of captions of COCO: words and matching, no region is hidden.
 
         python -m vlbert_jax.main --config=configs/pretrain.py:visualbert_base --workdir=DIR \\
             --config.init.bert=bert-base-uncased/
 
-    Ten epochs of 48 pairs. The official code reads a second caption of the image, or of another, behind the first
-    one; here matching compares the one caption. The pooler stays that of BERT, as in the official code; a run from
-    scratch takes --config.optimizer.rate_factors="()". Reached by the paper after fine-tuning: VQA test-std 71.00, VCR
+    The corpus is built with --other_captions. Behind a caption follows another one of the image, or one of another
+    image, which matching tells apart; --config.data.second_caption=False reads one. Ten epochs of 48 captions. The
+    pooler stays that of BERT, as in the official code; a run from scratch takes
+    --config.optimizer.rate_factors="()". Reached by the paper after fine-tuning: VQA test-std 71.00, VCR
     test Q->AR 52.4, NLVR2 test-P 67.0.
     """
     config = _from_captions("visualbert", "coco", text_length=128, max_regions=100)
@@ -97,7 +98,7 @@ def visualbert_base() -> ml_collections.ConfigDict:
     config.learning_rate = 5e-5
     config.warmup_steps = 12_300
     config.optimizer.update(common.OPTIMIZER_OF_VISUALBERT)
-    config.data.mask_tokens = True
+    config.data.update(dict(mask_tokens=True, second_caption=True))
     return config
 
 
@@ -134,8 +135,7 @@ def uniter_large() -> ml_collections.ConfigDict:
     detected val 75.90.
     """
     config = uniter_base()
-    config.model.encoder.update(common.encoder("large"))
-    config.model.encoder.update(dict(vocab_size=28_996, pooler=True))
+    common.enlarge(config)
     config.total_steps = 500_000
     config.batch_size = 6_144
     config.grad_accumulation_steps = 4
@@ -170,8 +170,7 @@ def b2t2_large() -> ml_collections.ConfigDict:
     fine-tuning, and the updates are one epoch. Reached by the paper after fine-tuning: VCR test Q->AR 55.0.
     """
     config = _from_captions("b2t2", "conceptual_captions", text_length=64, max_regions=0)
-    config.model.encoder.update(common.encoder("large"))
-    config.model.encoder.pooler = True
+    common.enlarge(config)
     config.total_steps = 97_500
     config.batch_size = 32
     config.learning_rate = 2e-5

@@ -159,7 +159,7 @@ def q2a_large() -> ml_collections.ConfigDict:
     precision.
     """
     config = q2a_base()
-    config.model.encoder = common.encoder("large")
+    common.enlarge(config)
     config.model.encoder.pooler = True
     return config
 
@@ -294,7 +294,7 @@ def q2a_b2t2() -> ml_collections.ConfigDict:
     config = _sibling("b2t2", epochs=5, questions=8, words=59)
     config.grad_accumulation_steps = 1
     config.learning_rate = 2e-5
-    config.model.encoder = common.encoder("large")
+    common.enlarge(config)
     config.model.encoder.pooler = True
     config.model.choice_head, config.losses.choice = "classes", "classes"
     config.optimizer.update(common.OPTIMIZER_OF_B2T2 | dict(schedule="triangle"))

@@ -264,7 +264,7 @@ def _captions(args: argparse.Namespace) -> None:
     builder = RegionCaptions(
         args.corpus, args.data_dir, args.source, tuple(args.splits.split(",")), args.dtype,
         args.features, not args.no_images, args.drop_unreadable, args.num_threads, index, args.attributes, args.answers,
-        args.scores,
+        args.scores, args.other_captions,
     )  # fmt: skip
     with only_builder(pathlib.Path(args.data_dir), workers_of(args)):
         run_builder(builder, workers_of(args))

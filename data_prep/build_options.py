@@ -169,6 +169,8 @@ def _captions(commands) -> None:
     parser.add_argument("--attributes", action="store_true", help="store the scores of the detector's attributes")
     about = "store the answers of captions that are questions: a third column of the tables"
     parser.add_argument("--answers", action="store_true", help=about)
+    about = "store with a caption the other captions of its image, for models that read two (VisualBERT)"
+    parser.add_argument("--other_captions", action="store_true", help=about)
     parser.add_argument("--no_images", action="store_true", help="omit the images (with --features)")
     parser.add_argument("--drop_unreadable", action="store_true", help="skip items whose image cannot be read")
 

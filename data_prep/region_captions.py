@@ -43,6 +43,8 @@ the file's order):
     answers       bytes *   with --answers: those of the question that the caption is, and
     answer_scores float32 * their scores; none for a caption. The field "answers" of a line of the
                             index is an object answer -> score, as {"red": 1, "pink": 0.3}
+    other_captions bytes *  with --other_captions: those of the other lines of its split with the same
+                            image, words separated by spaces, without those of questions
 
 With --detector, --grid or --regions the command makes the index from SPLIT.tsv: SPLIT_frcnn.json,
 SPLIT_grid.json or SPLIT_regions.json. A third column there has the answers. The regions of a grid
@@ -108,6 +110,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         attributes: bool = False,
         answers: bool = False,
         top_scores: int = 0,
+        other_captions: bool = False,
     ):
         """Create the builder.
 
@@ -125,6 +128,7 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
           attributes: store the scores of the detector's attributes.
           answers: store the answers of captions that are questions.
           top_scores: number of class scores of a region that are stored, the largest; 0 = all.
+          other_captions: store with a caption the other captions of its image.
         """
         self.indices = {split: f"{split}_{index}.json" for split in splits}
         self.has_scores = index != "grid"
@@ -132,12 +136,13 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
         self.splits, self.dtype, self.num_threads = splits, np.dtype(dtype), num_threads
         self.features, self.images, self.drop_unreadable = features, images, drop_unreadable
         self.attributes, self.answers, self.top_scores = attributes, answers, top_scores
+        self.other_captions = other_captions
         self._without: collections.Counter[tuple[str, str]] = collections.Counter()
         self._first: dict[tuple[str, str], str] = {}  # reason
         options = dict(splits=list(splits), dtype=dtype, features=features, images=images)
         options |= dict(drop_unreadable=drop_unreadable)
         options |= dict(index=index) if index != "frcnn" else {}
-        options |= {name: True for name in ("attributes", "answers") if getattr(self, name)}
+        options |= {name: True for name in ("attributes", "answers", "other_captions") if getattr(self, name)}
         options |= dict(scores=f"top{top_scores}") if top_scores else {}
         super().__init__(corpus, data_dir, str(source), options)
 
@@ -156,6 +161,8 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             found["attribute_scores"] = array_feature(None, None, dtype=self.dtype)
         if self.answers:
             found |= dict(answers=tfds.features.Sequence(tfds.features.Text()), answer_scores=array_feature(None))
+        if self.other_captions:
+            found["other_captions"] = tfds.features.Sequence(tfds.features.Text())
         return found
 
     def inputs(self) -> list[pathlib.Path]:
@@ -284,7 +291,23 @@ class RegionCaptions(OrderedBuilder, skip_registration=True):
             record["attribute_scores"] = rounded(regions.attributes, self.dtype)
         if self.answers:
             record |= dict(answers=list(answers), answer_scores=np.array([*answers.values()], np.float32))
+        if self.other_captions:
+            captions = self._captions[split][entry.image_id]
+            record["other_captions"] = [caption for line, caption in captions if line != number]
         return record, notes
+
+    @functools.cached_property
+    def _captions(self) -> dict[str, dict[str, list[tuple[int, str]]]]:
+        """Read for each split and image the lines with its captions, without questions and unusable lines."""
+        found = {split: collections.defaultdict(list) for split in self.splits}
+        for split, number, line in self.items():
+            try:
+                entry = _parse_line(number, line, [], self.has_scores)
+                if entry.answers is None:
+                    found[split][entry.image_id].append((number, " ".join(_words(entry.caption))))
+            except Unusable:
+                continue  # the manifest will list this line
+        return found
 
     def _with_grid(self, item: _Item) -> tuple[bytes, tuple[int, int], Detections]:
         """Return the image, its size and the regions of a grid. Raises Unusable if it cannot be read."""

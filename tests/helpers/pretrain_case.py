@@ -25,7 +25,7 @@ def shrunk(variant: str, data_dir, **fields):
     shrink(config, demo, data_dir, num_layers=2, names=names)
     config.model.feature_size, config.model.num_region_classes = FEATURES, 81
     config.data.update(dict(max_regions=6, sequence_length=24, text_min_words=22, max_mlm_targets=12))
-    config.data.max_mrc_targets = 4
+    config.data.max_mrc_targets, config.data.second_caption = 4, False  # the corpus has one caption for an image
     config.batch_size, config.init.scratch = 16, True
     config.update_from_flattened_dict(fields)
     return config

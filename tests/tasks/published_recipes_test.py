@@ -39,6 +39,9 @@ PUBLISHED = {
     "pretrain:uniter_large": (500_000, None, 5e-5, 0.02, UNITER | dict(clip_norm=5.0)),
     "vqa:visualbert_base": (None, 64, 2e-5, 0.1, VISUALBERT),
     "vqa:uniter_base": (6_000, None, 8e-5, 0.1, UNITER | dict(clip_norm=2.0, rate_factors=("^answer_head/=10",))),
+    "vqa:uniter_large": (5_000, None, 5e-5, 0.1, UNITER | dict(clip_norm=2.0, rate_factors=("^answer_head/=10",))),
+    "classify:snli_ve_uniter_large": (4_000, None, 3e-5, 0.1, UNITER | dict(clip_norm=2.0)),
+    "classify:nlvr2_uniter_large": (5_000, None, 2e-5, 0.1, UNITER | dict(clip_norm=2.0)),
     "classify:snli_ve_uniter": (4_000, None, 8e-5, 0.1, UNITER | dict(clip_norm=2.0)),
     "classify:nlvr2_uniter": (8_000, None, 3e-5, 0.1, UNITER | dict(clip_norm=2.0)),
     "pretrain:b2t2_large": (  # one stream, 5: BERT's own optimizer
@@ -48,6 +51,11 @@ PUBLISHED = {
         2_000_000, 1_024, 5e-5, 0.0, dict(name="adamw", eps=1e-8, weight_decay=0.01, clip="global", clip_norm=10.0)
     ),
     "vqa:oscar_base": (None, 128, 5e-5, 0.0, OSCAR),  # one stream, 6: 32 on each GPU
+    "vqa:oscar_large": (None, 96, 3e-5, 0.0, OSCAR),  # 24 on each
+    "vqa:oscar_gqa": (None, 192, 5e-5, 0.0, OSCAR),  # Oscar's MODEL_ZOO.md, as the next lines: 48 on each GPU
+    "caption:coco_oscar": (None, 256, 3e-5, 0.0, OSCAR),  # 64 on each of four
+    "classify:nlvr2_oscar_large": (None, 24, 3e-5, 5_000 / 71_980, OSCAR),
+    "retrieval:coco_oscar_large": (None, 128, 1e-5, 0.0, OSCAR),  # 16 on each of eight
     "classify:nlvr2_oscar": (None, 72, 3e-5, 10_000 / 24_000, OSCAR),
     "retrieval:coco_oscar": (None, 256, 2e-5, 0.0, OSCAR),  # 64 on each of four GPUs
     "retrieval:coco_vinvl": (None, 128, 2e-5, 0.0, OSCAR),  # 16 on each of eight
@@ -69,7 +77,8 @@ def test_recipes_have_the_published_values(recipe):
 
 
 @pytest.mark.parametrize("variant, words, regions", [
-    ("visualbert_base", 128, 100), ("uniter_base", 62, 100), ("oscar_base", 128, 50),
+    ("visualbert_base", 128, 100), ("uniter_base", 62, 100), ("oscar_base", 128, 50), ("oscar_large", 128, 50),
+    ("uniter_large", 62, 100), ("oscar_gqa", 165, 45),
 ])  # fmt: skip
 def test_questions_of_siblings_at_full_size(variant, words, regions):
     config, task = importlib.import_module("configs.vqa").get_config(variant), get_task("answer")
@@ -89,9 +98,12 @@ def test_confidences_and_dropout():
         for variant in importlib.import_module(f"configs.{file}").VARIANTS:
             config, name = variant(), f"{file}:{variant.__name__}"
             confidences[name], rates[name] = config.data.region_confidence, config.model.encoder.dropout_rate
-    uniter = ("vqa:uniter_base", "classify:nlvr2_uniter", "classify:snli_ve_uniter", "retrieval:flickr30k_uniter")
+    uniter = ("vqa:uniter_base", "classify:nlvr2_uniter", "classify:snli_ve_uniter", "retrieval:flickr30k_uniter",
+              "vqa:uniter_large", "classify:nlvr2_uniter_large", "classify:snli_ve_uniter_large")  # fmt: skip
     assert {name: value for name, value in confidences.items() if value} == dict.fromkeys(uniter, 0.2)
-    assert {name for name, rate in rates.items() if rate == 0.3} == {"vqa:oscar_base", "classify:nlvr2_oscar"}
+    assert {name for name, rate in rates.items() if rate == 0.3} == {
+        "vqa:oscar_base", "vqa:oscar_large", "vqa:oscar_gqa", "classify:nlvr2_oscar", "classify:nlvr2_oscar_large",
+    }  # fmt: skip
 
 
 def test_lxmert_learns_all_of_its_losses():  # two streams, 1.5

@@ -23,6 +23,7 @@ WANTED = {
     retrieval.flickr30k_uniter: ("uniter", 1_280, 20_000, 5e-5, "score", "hinge"),
     retrieval.flickr30k_vilbert: ("vilbert", 64, 45_312, 4e-5, "score", "softmax"),
     retrieval.coco_oscar: ("oscar", 256, 20 * 2_214, 2e-5, "classes", "sigmoid"),
+    retrieval.coco_oscar_large: ("oscar", 128, 30 * 4_428, 1e-5, "classes", "sigmoid"),
     retrieval.coco_vinvl: ("vinvl", 128, 30 * 4_428, 2e-5, "classes", "sigmoid"),
 }
 FIELDS = dict(

@@ -75,8 +75,9 @@ class _Captions(_Corpus):
         caption = scores = None
         if self.layout.relationship and draws.relationship >= 0.5 and len(self.records) > 1:
             other = self._another(number, draws.other)
-            caption = other["caption"]
-            scores = class_scores(other, slice(self.layout.max_regions)) if self.layout.wrong_names else None
+            if other["image_id"] != record["image_id"]:  # another caption of the same image belongs to it
+                caption = other["caption"]
+                scores = class_scores(other, slice(self.layout.max_regions)) if self.layout.wrong_names else None
         swaps = self._swaps(number, draws) if self.layout.swapped_share and self.layout.mrc else None
         return caption_example(record, draws, self.tokenizer, self.layout, caption, self.answers, swaps, scores)
 

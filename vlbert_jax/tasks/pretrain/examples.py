@@ -16,7 +16,6 @@ from vlbert_jax.batch import NO_IMAGE, Example, Shapes
 from vlbert_jax.data import masking
 from vlbert_jax.data.class_scores import (
     are_distributions,
-    best_classes,
     class_scores,
     number_of_classes,
     widened,
@@ -35,6 +34,7 @@ from vlbert_jax.data.tokenizer import Tokenizer, tokenizer_of
 from vlbert_jax.tasks.answer_lists import AnswerVocabulary
 from vlbert_jax.tasks.layouts import closed, names_of_regions, region_layout, sequence_length, text_length
 from vlbert_jax.tasks.pretrain.questions import sampled_answer
+from vlbert_jax.tasks.pretrain.second_texts import cut_together, names_of_classes, two_captions
 
 MOST_SWAPS = 8  # swapped regions of an image: LXMERT swaps 0.54 on average
 EVAL_MASKED = 0.15  # share of words and of regions that evaluation masks, whatever training does
@@ -58,6 +58,7 @@ class CaptionLayout(ImageLayout):
     mrc: bool
     relationship: bool
     wrong_names: bool = False  # whether half of the wrong pairs have the names of another image's regions instead
+    second_caption: bool = False
     region_classes: bool
     mask_words: float
     mask_regions: float
@@ -97,8 +98,14 @@ class CaptionLayout(ImageLayout):
                 "regions that are predicted, so their sum must be at most 1."
             )
         options = cls.options(config, orientation, region_layout(config))
+        if (second := d.get("second_caption", False)) and options["class_names"]:
+            raise ValueError(
+                f"config.data.second_caption is True, but config.model.architecture={config.model.architecture} reads "
+                "names of regions as its second text: set config.data.second_caption=False, or class_names=''."
+            )
         return cls(
             **options,
+            second_caption=second,
             flip_probability=d.flip_probability if train else 0.0,  # evaluation does not mirror
             mask_words=mask_words if objective in ("", "mlm") else 0.0,
             mask_regions=mask_regions if objective in ("", "mrc", "regression") else 0.0,
@@ -147,7 +154,8 @@ def caption_example(
 
     Where the architecture reads names of regions, those of the best classes follow the caption, and are masked as words
     are. With `layout.wrong_names` half of the wrong pairs keep the caption and have the names of `other_scores`: their
-    relationship is 2 (Oscar).
+    relationship is 2 (Oscar). With `layout.second_caption` the image keeps its caption, and a second one follows, which
+    is another of its own or, where the relationship is sampled as wrong, `other_caption` (VisualBERT).
 
     Boxes beyond `max_regions` are not regions of the model, but count in the mean that is the precomputed
     feature of the whole image. `region_mask` is True for rows that the sequence holds. Hidden rows beyond
@@ -155,7 +163,8 @@ def caption_example(
 
     Args:
         record: As for `image_fields`, with `caption` (words), `boxes` [n, 4] and class scores (`class_scores.py`),
-            in order of descending score; (0, 0) without a detector.
+            in order of descending score; (0, 0) without a detector. With `layout.second_caption` also `other_captions`,
+            the further captions of the image; where there is none, the sequence has one caption.
         draws: Random numbers of the example.
         tokenizer: Tokenizer of the run.
         layout: Shapes and options.
@@ -178,17 +187,22 @@ def caption_example(
 
     own = other_caption is None or not layout.relationship or draws.relationship < 0.5
     renamed = not own and layout.wrong_names and draws.relationship < 0.75
-    caption = record["caption"] if own or renamed else other_caption
-    words = tokenizer.words(" ".join(caption), layout.sequence_length)  # pyright: ignore[reportCallIssue]
-    names = []
+    caption, text = record["caption"] if own or renamed else other_caption, ""
+    if layout.second_caption:
+        caption, text = two_captions(record, caption, draws)
+    limit = None if text else layout.sequence_length  # of two captions the first loses its beginning
+    words = tokenizer.words(" ".join(caption), limit)  # pyright: ignore[reportCallIssue]
+    second = []
     if layout.class_names:
         scores = other_scores if renamed else class_scores(record, slice(layout.max_regions))
-        names = _names(scores, tokenizer, layout)
+        second = [[name] for name in names_of_classes(scores, tokenizer, layout)]
+    elif text:
+        words, second = cut_together(words, tokenizer.words(text), layout.text_length)
     num_words = min(sum(map(len, words)), layout.sequence_length)
-    ids, labels = _masked([*words, *([name] for name in names)], draws, tokenizer, layout)
+    ids, labels = _masked([*words, *second], draws, tokenizer, layout)
     flip = draws.flip < layout.flip_probability
-    (ids, names), (labels, of_names) = (np.split(x, [num_words]) for x in (ids, labels))
-    example, num_text = _with_image(record, ids, labels, flip, hidden, tokenizer, layout, names, of_names)
+    (ids, second), (labels, of_second) = (np.split(x, [num_words]) for x in (ids, labels))
+    example, num_text = _with_image(record, ids, labels, flip, hidden, tokenizer, layout, second, of_second)
     kept = int(example["region_mask"].sum())
     example.update(
         relationship=np.int32(2 if renamed else own),
@@ -231,12 +245,6 @@ def caption_example(
             answer = sampled_answer(*answers_of_record(record), vocabulary, draws.other)
         example["answer"] = np.int32(answer)
     return example
-
-
-def _names(scores: Float[np.ndarray, "n c"], tokenizer: Tokenizer, layout: CaptionLayout) -> list[int]:
-    """Return the ids of the names of the best classes of regions, without those that have no distribution."""
-    known = scores[are_distributions(scores)]
-    return names_of_regions(dict(best_class=best_classes(known)[0] if len(known) else ()), tokenizer, layout)
 
 
 def _swapped(features: Mapping[int, np.ndarray], layout: CaptionLayout) -> Example:
@@ -283,13 +291,13 @@ def _with_image(
     hidden: Bool[np.ndarray, "n"] | None,
     tokenizer: Tokenizer,
     layout: CaptionLayout,
-    names: Sequence[int] | Int[np.ndarray, "q"] = (),
-    name_labels: Int[np.ndarray, "q"] | None = None,
+    second: Sequence[int] | Int[np.ndarray, "q"] = (),
+    labels_of_second: Int[np.ndarray, "q"] | None = None,
 ) -> tuple[Example, int]:
     """Return `[CLS] caption [SEP]` and the regions, as many of both as fit, and the number of text elements.
 
-    `names`, of the regions, follow as a second part of the text: those for which there is room; `name_labels` are their
-    tokens where they are masked, else -1.
+    `second`, the names of the regions or a second caption, follows as a second part of the text, as far as there is
+    room; `labels_of_second` are its tokens where they are masked, else -1.
     """
     ids = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
     labels = np.concatenate([[-1], labels, [-1]])
@@ -304,12 +312,12 @@ def _with_image(
     image = image_fields(record, record["boxes"], layout, flip, kept, hidden)
     regions = 0 if layout.regions.apart else kept - first
     room = min(layout.sequence_length - regions, layout.text_length) - num_text
-    second = np.array(closed(np.asarray(names, np.int32).tolist(), room, tokenizer), np.int32)
-    second_labels = np.full(len(second), -1)
-    if name_labels is not None and len(second):
-        second_labels[:-1] = name_labels[: len(second) - 1]
-    ids, labels = np.concatenate([ids, second]), np.concatenate([labels, second_labels])
-    segments = np.repeat(np.array([0, 1], np.int32), [num_text, len(second)])
+    part = np.array(closed(np.asarray(second, np.int32).tolist(), room, tokenizer), np.int32)
+    labels_of_part = np.full(len(part), -1)
+    if labels_of_second is not None and len(part):
+        labels_of_part[:-1] = labels_of_second[: len(part) - 1]
+    ids, labels = np.concatenate([ids, part]), np.concatenate([labels, labels_of_part])
+    segments = np.repeat(np.array([0, 1], np.int32), [num_text, len(part)])
     num_text = len(ids)
     zeros = np.zeros(num_text, np.int32)
     length, vocab_size = layout.sequence_length, tokenizer.vocab_size

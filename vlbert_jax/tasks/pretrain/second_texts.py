@@ -1,0 +1,50 @@
+"""The second part of a text in pre-training: names of the regions (Oscar), or a second caption (VisualBERT)."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from vlbert_jax.data.class_scores import are_distributions, best_classes
+from vlbert_jax.data.examples import ImageLayout
+from vlbert_jax.data.masking import Samples
+from vlbert_jax.data.sibling_rules import cut_for_visualbert
+from vlbert_jax.data.tokenizer import Tokenizer
+from vlbert_jax.tasks.layouts import names_of_regions
+
+
+def names_of_classes(scores: Float[np.ndarray, "n c"], tokenizer: Tokenizer, layout: ImageLayout) -> list[int]:
+    """Return the ids of the names of the best classes of regions, without those that have no distribution."""
+    known = scores[are_distributions(scores)]
+    return names_of_regions(dict(best_class=best_classes(known)[0] if len(known) else ()), tokenizer, layout)
+
+
+def two_captions(record: dict, caption: Sequence[str], draws: Samples) -> tuple[Sequence[str], str]:
+    """Return the first and the second caption; "" where the image has no other one.
+
+    `caption` is that of the record, then the second is another one of the image; or it is that of another record, and
+    then it is the second. Raises ValueError where the records have no such field.
+    """
+    if "other_captions" not in record:
+        raise ValueError(
+            "config.data.second_caption is True, but the records have no other_captions: build them with "
+            "--other_captions, or set --config.data.second_caption=False to read one caption."
+        )
+    if not len(others := record["other_captions"]):
+        return caption, ""
+    if caption is record["caption"]:
+        return caption, others[int(draws.other * len(others))]  # no other record is chosen, so this number is free
+    return record["caption"], " ".join(caption)
+
+
+def cut_together(first: list[list[int]], second: list[list[int]], length: int) -> list[list[list[int]]]:
+    """Return the words of two captions that VisualBERT keeps of a text of `length` with its three special tokens."""
+    numbered = ([(number, token) for number, word in enumerate(words) for token in word] for words in (first, second))
+    return [
+        [[token for _, token in word] for _, word in itertools.groupby(part or (), key=operator.itemgetter(0))]
+        for part in cut_for_visualbert(*numbered, length)
+    ]
