@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data_prep import build
-from tests.data.sibling_rules_test import recordings, samples_of
 from tests.helpers.pretrain_case import FEATURES, first_batch, shrunk
+from tests.helpers.sibling_rules_case import recordings, samples_of
 from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tokenizer import load_tokenizer
 from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches

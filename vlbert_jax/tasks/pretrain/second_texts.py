@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,10 +39,21 @@ def two_captions(record: dict, caption: Sequence[str], draws: Samples) -> tuple[
     return record["caption"], " ".join(caption)
 
 
-def cut_together(first: list[list[int]], second: list[list[int]], length: int) -> list[list[list[int]]]:
+def cut_together(
+    first: list[list[int]], second: list[list[int]], length: int
+) -> tuple[list[list[int]], list[list[int]]]:
     """Return the words of two captions that VisualBERT keeps of a text of `length` with its three special tokens."""
-    numbered = ([(number, token) for number, word in enumerate(words) for token in word] for words in (first, second))
-    return [
-        [[token for _, token in word] for _, word in itertools.groupby(part or (), key=operator.itemgetter(0))]
-        for part in cut_for_visualbert(*numbered, length)
-    ]
+    kept = cut_for_visualbert(_numbered(first), _numbered(second), length)
+    return _by_word(kept[0]), _by_word(kept[1] or [])
+
+
+def _numbered(words: list[list[int]]) -> list[tuple[int, int]]:
+    """Return each token with the number of its word."""
+    return [(number, token) for number, word in enumerate(words) for token in word]
+
+
+def _by_word(numbered: list[tuple[int, int]]) -> list[list[int]]:
+    words: dict[int, list[int]] = {}
+    for number, token in numbered:
+        words.setdefault(number, []).append(token)
+    return list(words.values())
