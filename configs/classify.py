@@ -128,7 +128,7 @@ def nlvr2_uniter_large() -> ml_collections.ConfigDict:
     config = nlvr2_uniter()
     common.enlarge(config)
     config.total_steps = 5_000
-    config.batch_size = 300
+    config.batch_size = 304
     config.grad_accumulation_steps = 2
     config.learning_rate = 2e-5
     config.warmup_steps = 500

@@ -324,10 +324,10 @@ def oscar_gqa() -> ml_collections.ConfigDict:
 
         python -m vlbert_jax.main --config=configs/vqa.py:oscar_gqa --workdir=DIR --config.init.checkpoint=OSCAR_BASE
 
-    Corpus: all 14.3 million questions of train, balanced or not, with images that were built with --classes. The
-    official batches have 48 questions on each GPU, of a number that is not stated; here it is four. Its answers are
-    1,853; here they are LXMERT's 1,842. --config.model.architecture=vinvl is VinVL, with the same settings. Reached by
-    the papers: test-std 61.62, VinVL 64.65.
+    Corpus: all 14.3 million questions of train, balanced or not, built with --splits=train_all,testdev, and images that
+    were built with --classes. The official batches have 48 questions on each GPU, of a number that is not stated; here
+    it is four. Its answers are 1,853; here they are LXMERT's 1,842. --config.model.architecture=vinvl is VinVL, with
+    the same settings. Reached by the papers: test-std 61.62, VinVL 64.65.
     """
     config = oscar_base()
     config.total_steps = 372_535
