@@ -12,9 +12,9 @@ CLASSIFY = get_task("classify")
 # Recipe -> images, sequences and elements of an example.
 SHAPES = {
     "demo": (1, 1, 32), "demo_pairs": (2, 2, 32), "nlvr2": (2, 2, 78), "nlvr2_controlled": (2, 2, 78),
-    "nlvr2_uniter": (2, 2, 161),
+    "nlvr2_uniter": (2, 2, 161), "nlvr2_uniter_large": (2, 2, 161), "nlvr2_oscar_large": (2, 2, 95),
     "nlvr2_lxmert": (2, 2, 20), "nlvr2_visualbert": (2, 1, 418), "nlvr2_oscar": (2, 2, 95), "snli_ve": (1, 1, 158),
-    "snli_ve_uniter": (1, 1, 162), "hateful_memes": (1, 1, 230),
+    "snli_ve_uniter": (1, 1, 162), "snli_ve_uniter_large": (1, 1, 162), "hateful_memes": (1, 1, 230),
 }  # fmt: skip
 
 
@@ -31,7 +31,9 @@ def test_shapes(variant):
     assert batch.image_size.shape[1] == images and batch.token_ids.shape[1:] == (sequences, elements)
 
 
-@pytest.mark.parametrize("variant", ["nlvr2_uniter", "nlvr2_lxmert", "nlvr2_oscar", "snli_ve_uniter"])
+@pytest.mark.parametrize(
+    "variant", ["nlvr2_uniter", "nlvr2_lxmert", "nlvr2_oscar", "nlvr2_oscar_large", "snli_ve_uniter"]
+)
 def test_losses(variant):
     config = recipes.get_config(variant)
     key, batch = jax.eval_shape(lambda: jax.random.key(0)), CLASSIFY.batch_shapes(config)
