@@ -1,9 +1,11 @@
 """Checkpoints are kept by score, refuse other configs and data, and survive a full disk."""
 
+import asyncio
 import errno
 import json
 import re
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -53,6 +55,23 @@ def test_restores_onto_another_mesh(state, tmp_path):
     assert jax.tree.map(lambda x: x.sharding, restored) == shardings
     assert checkpoints.meta()["window"] == {"loss": [0.1, 3.0]}
     checkpoints.close()
+
+
+def test_what_a_run_adds_while_a_checkpoint_is_written_is_not_in_it(state, tmp_path, monkeypatch):
+    """Orbax writes in another thread; the sums of the next updates are added to the same lists meanwhile."""
+    write, changed = ocp.JsonCheckpointHandler._save_fn, threading.Event()
+
+    async def late(*arguments):
+        await asyncio.to_thread(changed.wait, 10)
+        await write(*arguments)
+
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", late)
+    checkpoints, window = checkpoint.Checkpoints(tmp_path, toy_task.make_config()), {"loss": [0.1, 3.0]}
+    checkpoints.save(1, state, {"window": window})
+    window["loss"][0], window["other"] = 9.0, [1.0, 1.0]
+    changed.set()
+    checkpoints.close()
+    assert json.loads((tmp_path / "checkpoints/1/meta/metadata").read_text())["window"] == {"loss": [0.1, 3.0]}
 
 
 @pytest.mark.parametrize("metric, best", [("val_accuracy", 2), ("val_loss", 3)])

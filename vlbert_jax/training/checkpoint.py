@@ -8,6 +8,7 @@ Several processes write to one folder that they share. Where each has its own co
 alone writes the whole state, and each process reads its parts from its copy.
 """
 
+import copy
 import json
 import logging
 import math
@@ -179,10 +180,9 @@ class Checkpoints:
                 return
         if step in self.manager.all_steps():  # Orbax raises for it
             return
-        stored = {"config": self.config, "schema": SCHEMA, "provenance": self.provenance}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta | stored)
-        )
+        # A copy, because Orbax writes it in another thread while the run adds to its sums.
+        stored = copy.deepcopy(meta) | {"config": self.config, "schema": SCHEMA, "provenance": self.provenance}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(stored))
         with disk_full(self.directory):
             self.manager.wait_until_finished()
             self.saving = step
