@@ -79,16 +79,15 @@ def trainer() -> ml_collections.ConfigDict:
     return config
 
 
-def encoder(size: str) -> ml_collections.ConfigDict:
-    """Return the BERT-style encoder: `base` or `large` (paper, section 3)."""
-    hidden, layers, heads, mlp = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}[size]
+def encoder() -> ml_collections.ConfigDict:
+    """Return the BERT-style encoder in the sizes of `base` (paper, section 3)."""
     return ml_collections.ConfigDict(
         dict(
             vocab_size=30522,
-            hidden_size=hidden,
-            num_layers=layers,
-            num_heads=heads,
-            mlp_size=mlp,
+            hidden_size=768,
+            num_layers=12,
+            num_heads=12,
+            mlp_size=3072,
             max_positions=512,
             num_segments=3,
             dropout_rate=0.1,
@@ -103,9 +102,8 @@ def encoder(size: str) -> ml_collections.ConfigDict:
 
 
 def enlarge(config: ml_collections.ConfigDict) -> None:
-    """Give the encoder of a recipe the sizes of `large`; its other fields stay."""
-    large, sizes = encoder("large"), ("hidden_size", "num_layers", "num_heads", "mlp_size")
-    config.model.encoder.update({name: large[name] for name in sizes})
+    """Give the encoder of a recipe the sizes of `large` (paper, section 3); its other fields stay."""
+    config.model.encoder.update(dict(hidden_size=1024, num_layers=24, num_heads=16, mlp_size=4096))
 
 
 def two_stream() -> ml_collections.ConfigDict:
@@ -209,7 +207,7 @@ def pretraining() -> ml_collections.ConfigDict:
             # vlbert, or with the same data and losses a sibling: visualbert, uniter, oscar, vinvl, b2t2,
             # b2t2_positions, unicoder_vl, lxmert, vilbert (vlbert_jax/model/architectures.py).
             architecture="vlbert",
-            encoder=encoder("base"),
+            encoder=encoder(),
             two_stream=two_stream(),
             switches=switches(),
             region_head=region_head(),
@@ -299,7 +297,7 @@ def fine_tuning(task: str, corpus: str) -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict(
         dict(
             architecture="vlbert",  # of vlbert_jax/model/architectures.py
-            encoder=encoder("base"),
+            encoder=encoder(),
             two_stream=two_stream(),
             switches=switches(),
             region_head=region_head(),

@@ -87,10 +87,10 @@ def visualbert_base() -> ml_collections.ConfigDict:
             --config.init.bert=bert-base-uncased/
 
     The corpus is built with --other_captions. Behind a caption follows another one of the image, or one of another
-    image, which matching tells apart; --config.data.second_caption=False reads one. Ten epochs of 48 captions. The
-    pooler stays that of BERT, as in the official code; a run from scratch takes
-    --config.optimizer.rate_factors="()". Reached by the paper after fine-tuning: VQA test-std 71.00, VCR
-    test Q->AR 52.4, NLVR2 test-P 67.0.
+    image, and the relationship loss learns which of both it is. With --config.data.second_caption=False the model reads
+    one caption. The run has ten epochs of 48 captions. The pooler stays that of BERT, as in the official code; a run
+    from scratch takes --config.optimizer.rate_factors="()". Reached by the paper after fine-tuning: VQA test-std 71.00,
+    VCR test Q->AR 52.4, NLVR2 test-P 67.0.
     """
     config = _from_captions("visualbert", "coco", text_length=128, max_regions=100)
     config.total_steps = 123_000

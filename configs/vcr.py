@@ -160,7 +160,6 @@ def q2a_large() -> ml_collections.ConfigDict:
     """
     config = q2a_base()
     common.enlarge(config)
-    config.model.encoder.pooler = True
     return config
 
 
@@ -295,7 +294,6 @@ def q2a_b2t2() -> ml_collections.ConfigDict:
     config.grad_accumulation_steps = 1
     config.learning_rate = 2e-5
     common.enlarge(config)
-    config.model.encoder.pooler = True
     config.model.choice_head, config.losses.choice = "classes", "classes"
     config.optimizer.update(common.OPTIMIZER_OF_B2T2 | dict(schedule="triangle"))
     config.data.arrangement = "inline"

@@ -283,15 +283,9 @@ def gqa() -> ml_collections.ConfigDict:
     config.learning_rate = 4e-5
     config.warmup_steps = 8_400
     config.eval_every_steps = 4_200
-    config.model.num_answers = 1842
+    _ask_gqa(config)
     config.data.update(
         dict(
-            texts="gqa/gqa",
-            images="gqa_images/gqa",
-            eval_split="testdev",
-            answers="lxmert_gqa.json",
-            answers_have_unknown=False,
-            scorer="gqa",
             flip_probability=0.0,  # answers and programs say left and right
             max_regions=36,
             sequence_length=65,  # 36 regions, the whole image, and questions of 26 tokens
@@ -312,10 +306,7 @@ def lxmert_gqa() -> ml_collections.ConfigDict:
     config.learning_rate = 1e-5
     config.warmup_steps = 13_438
     config.eval_every_steps = 33_595
-    config.model.num_answers = 1842
-    other = gqa().data
-    config.data.update({name: other[name] for name in ("texts", "images", "eval_split", "answers", "scorer")})
-    config.data.answers_have_unknown = False
+    _ask_gqa(config)
     return config
 
 
@@ -334,12 +325,24 @@ def oscar_gqa() -> ml_collections.ConfigDict:
     config.batch_size = 192
     config.eval_every_steps = 74_507
     config.losses.answer = "softmax"
-    config.model.num_answers = 1842
-    other = gqa().data
-    config.data.update({name: other[name] for name in ("texts", "images", "eval_split", "answers", "scorer")})
-    config.data.update(dict(train_split="train_all", answers_have_unknown=False))
-    config.data.update(dict(text_length=165, max_regions=45, sequence_length=210))
+    _ask_gqa(config)
+    config.data.update(dict(train_split="train_all", text_length=165, max_regions=45, sequence_length=210))
     return config
+
+
+def _ask_gqa(config: ml_collections.ConfigDict) -> None:
+    """Read the questions of GQA, with LXMERT's list of answers."""
+    config.model.num_answers = 1842
+    config.data.update(
+        dict(
+            texts="gqa/gqa",
+            images="gqa_images/gqa",
+            eval_split="testdev",
+            answers="lxmert_gqa.json",
+            answers_have_unknown=False,
+            scorer="gqa",
+        )
+    )
 
 
 def vizwiz() -> ml_collections.ConfigDict:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from configs import pretrain as recipes
 from tests.helpers.tiny_recipes import shrink
+from vlbert_jax.data.records import open_split
 from vlbert_jax.model.visual_linguistic import region_head_is_frozen
 from vlbert_jax.tasks.pretrain import task as pretrain
 from vlbert_jax.tasks.pretrain.batches import train_batches
@@ -29,6 +30,12 @@ def shrunk(variant: str, data_dir, **fields):
     config.batch_size, config.init.scratch = 16, True
     config.update_from_flattened_dict(fields)
     return config
+
+
+def records_of_train(data_dir, captions):
+    """Return all records of the split train of a corpus of captions."""
+    splits = [open_split(data_dir, captions, f"train_{side}", optional=True) for side in ("landscape", "portrait")]
+    return [split[number] for split in splits for number in range(len(split))]
 
 
 def first_batch(config):

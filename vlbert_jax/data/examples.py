@@ -250,6 +250,15 @@ def _region_features(record: dict, hidden: np.ndarray | None, layout: ImageLayou
     return out
 
 
+def check_stored(record: dict, name: str, option: str, setting: str, otherwise: str = "") -> None:
+    """Raise ValueError where a setting reads a field that the builder stores with an option, and it was not stored."""
+    if name not in record:
+        raise ValueError(
+            f"config.{setting} is True, but the records have no {name}: build them with --{option}, or set "
+            f"--config.{setting}=False{otherwise}."
+        )
+
+
 def check_width(what: str, number: int, field: str, expected: int) -> None:
     """Raise ValueError where a box has another number of values than the config states."""
     if number != expected:

@@ -10,8 +10,15 @@ from configs import pretrain as recipes
 from data_prep.scene_kinds import build_scene_questions
 from data_prep.scenes import questions as corpus
 from data_prep.scenes.world import CLASS_NAMES
-from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, losses_and_gradients, shrunk
-from vlbert_jax.data.records import open_split
+from tests.helpers.pretrain_case import (
+    FEATURES,
+    PRETRAIN,
+    build,
+    first_batch,
+    losses_and_gradients,
+    records_of_train,
+    shrunk,
+)
 from vlbert_jax.tasks.answer_lists import AnswerVocabulary, answers_of, lxmert_spelling
 from vlbert_jax.tasks.pretrain.batches import train_batches
 from vlbert_jax.tasks.pretrain.examples import answers_of_record
@@ -64,11 +71,8 @@ def test_targets_are_answers_of_matching_questions_and_attributes_of_regions(dat
     config = asking(data_dir)
     known, patterns = answers_of(config), set()
     records = {}
-    for side in ("landscape", "portrait"):
-        split = open_split(data_dir, config.data.captions, f"train_{side}", optional=True)
-        for number in range(len(split)):
-            record = split[number]
-            records.setdefault(np.float32(record["features"]).tobytes(), []).append(record)
+    for record in records_of_train(data_dir, config.data.captions):
+        records.setdefault(np.float32(record["features"]).tobytes(), []).append(record)
     asked = matched = 0
     batches = train_batches(config, 0, 0, 1)
     for _ in range(4):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from data_prep import build
-from tests.helpers.pretrain_case import FEATURES, first_batch, shrunk
+from tests.helpers.pretrain_case import FEATURES, first_batch, records_of_train, shrunk
 from tests.helpers.sibling_rules_case import recordings, samples_of
-from vlbert_jax.data.records import open_split
 from vlbert_jax.data.tokenizer import load_tokenizer
 from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches
 from vlbert_jax.tasks.pretrain.examples import CaptionLayout, caption_example
@@ -41,13 +40,8 @@ def paired(data_dir, **fields):
     return shrunk("visualbert_base", data_dir, **chosen | {"data.sequence_length": 47} | fields)
 
 
-def records_of(data_dir):
-    splits = [open_split(data_dir, CAPTIONS, f"train_{side}", optional=True) for side in ("landscape", "portrait")]
-    return [split[number] for split in splits for number in range(len(split))]
-
-
 def test_a_record_has_the_other_captions_of_its_image(data_dir):
-    records = records_of(data_dir)
+    records = records_of_train(data_dir, CAPTIONS)
     assert len(records) == 7 * 3 + 1 and sorted(len(record["other_captions"]) for record in records) == [0] + [2] * 21
     for record in records:
         same = [other for other in records if other["image_id"] == record["image_id"]]
@@ -102,7 +96,7 @@ def test_recorded_examples(case, data_dir, tmp_path):
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(known + 1))]))
     tokenizer = load_tokenizer(str(vocab), known + 6)
-    record = records_of(data_dir)[0]
+    record = records_of_train(data_dir, CAPTIONS)[0]
     for item in case["examples"]:
         length = item["max_seq_length"]
         config = paired(data_dir, **{"data.text_length": length, "data.sequence_length": length + 7})

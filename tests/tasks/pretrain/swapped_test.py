@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from data_prep.build import build_scenes
-from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, shrunk
+from tests.helpers.pretrain_case import FEATURES, PRETRAIN, build, first_batch, records_of_train, shrunk
 from vlbert_jax.data.masking import Samples, mask_regions, swapped_regions
-from vlbert_jax.data.records import open_split
 from vlbert_jax.tasks.pretrain.batches import eval_batches, train_batches
 from vlbert_jax.tasks.pretrain.losses import loss_sums, with_swaps
 
@@ -37,9 +36,8 @@ def test_the_shares_of_the_selected_regions():
 
 def test_features_are_those_of_other_images(data_dir):
     config = recipe(data_dir)
-    splits = [open_split(data_dir, config.data.captions, f"train_{o}", True) for o in ("landscape", "portrait")]
     known = {}
-    for number, record in enumerate(record for split in splits for record in map(split.__getitem__, range(len(split)))):
+    for number, record in enumerate(records_of_train(data_dir, config.data.captions)):
         known |= {np.asarray(feature, np.float32).tobytes(): number for feature in record["features"]}
     batch = next(train_batches(config, 0, 0, 1))
     rows, features, count = batch.targets.swap_rows, batch.targets.swap_features, 0

@@ -22,6 +22,7 @@ from vlbert_jax.data.class_scores import (
 )
 from vlbert_jax.data.examples import (
     ImageLayout,
+    check_stored,
     check_width,
     image_fields,
     image_shapes,
@@ -231,11 +232,7 @@ def caption_example(
     if layout.objects:
         example |= _best("object", class_scores(record, slice(kept - 1))[:, 1:], rows)  # without the background
     if layout.attributes:
-        if "attribute_scores" not in record:
-            raise ValueError(
-                "config.losses.attributes is True, but the records have no attribute_scores: build them with "
-                "--attributes, or set --config.losses.attributes=False."
-            )
+        check_stored(record, "attribute_scores", "attributes", "losses.attributes")
         given = record["attribute_scores"]
         check_width("attribute scores", given.shape[1], "num_attributes", layout.num_attributes)
         example |= _best("attribute", given[: kept - 1], rows)
@@ -258,11 +255,7 @@ def _swapped(features: Mapping[int, np.ndarray], layout: CaptionLayout) -> Examp
 
 def answers_of_record(record: dict) -> tuple[Sequence[str], Sequence[float]]:
     """Return the answers of a record and their scores; raise ValueError where the records have no such fields."""
-    if "answers" not in record:
-        raise ValueError(
-            "config.losses.answers is True, but the records have no answers: build them with --answers, or set "
-            "--config.losses.answers=False to train on captions alone."
-        )
+    check_stored(record, "answers", "answers", "losses.answers", " to train on captions alone")
     return record["answers"], record["answer_scores"].tolist()
 
 

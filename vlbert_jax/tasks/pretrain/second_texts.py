@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vlbert_jax.data.class_scores import are_distributions, best_classes
-from vlbert_jax.data.examples import ImageLayout
+from vlbert_jax.data.examples import ImageLayout, check_stored
 from vlbert_jax.data.masking import Samples
 from vlbert_jax.data.sibling_rules import cut_for_visualbert
 from vlbert_jax.data.tokenizer import Tokenizer
@@ -27,11 +27,7 @@ def two_captions(record: dict, caption: Sequence[str], draws: Samples) -> tuple[
     `caption` is that of the record, then the second is another one of the image; or it is that of another record, and
     then it is the second. Raises ValueError where the records have no such field.
     """
-    if "other_captions" not in record:
-        raise ValueError(
-            "config.data.second_caption is True, but the records have no other_captions: build them with "
-            "--other_captions, or set --config.data.second_caption=False to read one caption."
-        )
+    check_stored(record, "other_captions", "other_captions", "data.second_caption", " to read one caption")
     if not len(others := record["other_captions"]):
         return caption, ""
     if caption is record["caption"]:
